@@ -4,12 +4,7 @@
 //! Each name has one spelling, [`as_str`](Forgery::as_str), which is the name
 //! on command lines, in results and in metric labels.
 
-use std::fmt;
 use std::io;
-use std::str::FromStr;
-
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 /// A closed set of names: the enum, its spelling, its list.
 macro_rules! names {
@@ -18,7 +13,10 @@ macro_rules! names {
         pub enum $name:ident { $( $(#[$vmeta:meta])* $variant:ident = $text:literal, )+ }
     ) => {
         $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
+            serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+        )]
         pub enum $name { $( $(#[$vmeta])* #[serde(rename = $text)] $variant, )+ }
 
         impl $name {
@@ -32,16 +30,16 @@ macro_rules! names {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.pad(self.as_str())
             }
         }
 
-        impl FromStr for $name {
-            type Err = UnknownName;
-            fn from_str(s: &str) -> Result<Self, UnknownName> {
-                Self::ALL.iter().copied().find(|v| v.as_str() == s).ok_or_else(|| UnknownName {
+        impl std::str::FromStr for $name {
+            type Err = $crate::outcome::UnknownName;
+            fn from_str(s: &str) -> Result<Self, $crate::outcome::UnknownName> {
+                Self::ALL.iter().copied().find(|v| v.as_str() == s).ok_or_else(|| $crate::outcome::UnknownName {
                     name: s.to_owned(),
                     known: Self::ALL.iter().map(|v| v.as_str()).collect(),
                 })
@@ -50,12 +48,14 @@ macro_rules! names {
     };
 }
 
+pub(crate) use names;
+
 /// A name outside its closed set.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown name '{name}': use one of {}", known.join(", "))]
 pub struct UnknownName {
-    name: String,
-    known: Vec<&'static str>,
+    pub(crate) name: String,
+    pub(crate) known: Vec<&'static str>,
 }
 
 names! {
@@ -334,6 +334,8 @@ names! {
         Connections = "connections",
         /// An attributed reset with `--on-reset exit`.
         Reset = "reset",
+        /// Everything that was asked for is done.
+        Completed = "completed",
         /// SIGTERM.
         Sigterm = "sigterm",
         /// SIGINT.
