@@ -1,0 +1,39 @@
+# shellcheck shell=bash
+# What get, run and all share. Sourced, never run.
+
+# Everything that lasts is below one folder; deleting it undoes every script here.
+STATE=${LAB_KERNELS_STATE:-${XDG_CACHE_HOME:-$HOME/.cache}/conntrack-canary/kernels}
+TOOLS=$STATE/tools
+export PATH=$PATH:/usr/sbin:/sbin
+
+# fail STATUS TEXT: one clear line, and the end.
+fail() {
+    local status=$1
+    shift
+    echo "${0##*/}: $*" >&2
+    exit "$status"
+}
+
+# need COMMAND...: each is installed, or one line says what is missing.
+need() {
+    local command missing=
+    for command; do
+        command -v "$command" >/dev/null || missing+=" $command"
+    done
+    [ -z "$missing" ] || fail 1 "missing:$missing (tools/setup kernels installs them)"
+}
+
+# A kernel's name is a folder's name.
+check_name() {
+    [[ $1 =~ ^[A-Za-z0-9][A-Za-z0-9._+-]*$ ]] ||
+        fail 2 "'$1' cannot name a kernel: use letters, digits, dots and dashes"
+}
+
+# qemu: the one that is installed, or else the one that get unpacked.
+find_qemu() {
+    if [ -n "${LAB_KERNELS_QEMU-}" ]; then
+        command -v "$LAB_KERNELS_QEMU" || fail 2 "LAB_KERNELS_QEMU: no program '$LAB_KERNELS_QEMU'"
+    else
+        command -v qemu-system-x86_64 || echo "$TOOLS/usr/bin/qemu-system-x86_64"
+    fi
+}
