@@ -1,2 +1,7 @@
-//! Under construction.
-fn main() {}
+//! The load-client program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    load_client::program::main()
+}

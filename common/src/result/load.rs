@@ -32,6 +32,13 @@ pub struct LoadResult {
     pub connect_latency: LatencySummary,
     /// From the intended start to the end of the exchange.
     pub total_latency: LatencySummary,
+    /// Octets of answers that were read.
+    #[serde(default)]
+    pub bytes_received: u64,
+    /// Connections that this program itself closed with RST (`--close rst`); never counted as
+    /// the network's resets.
+    #[serde(default)]
+    pub own_resets: u64,
 }
 
 /// Connections of one class of failure.

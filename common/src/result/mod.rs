@@ -5,7 +5,9 @@
 //! in UTC; durations carry their unit in the name.
 
 pub mod boom;
+pub mod lab;
 pub mod load;
+pub mod observe;
 
 use std::collections::BTreeMap;
 

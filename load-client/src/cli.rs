@@ -1,0 +1,183 @@
+//! The command line.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use canary_common::cli::{duration, positive_duration, size};
+use canary_common::telemetry::LogFormat;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::target::Target;
+
+/// Makes TCP connections at a rate, holds them open or probes them, and accounts for every one.
+///
+/// Exit codes: 0 within thresholds; 1 could not do its job; 2 wrong usage; 10 a threshold was
+/// crossed; 11 the run proved nothing.
+#[derive(Debug, Parser)]
+#[command(name = "load-client", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// A new connection for every request, in a closed loop or at a rate
+    Churn(ChurnArgs),
+    /// Opens connections to boom-server and tells how each one ended
+    Probe(ProbeArgs),
+    /// The HTTP and TCP target of churn and hold, on one port
+    Serve(ServeArgs),
+    /// Conntrack count, limit and statistics of this network namespace
+    Observe(ObserveArgs),
+}
+
+/// Options of every subcommand.
+#[derive(Clone, Debug, Args)]
+pub struct CommonArgs {
+    /// Writes the result document to this file
+    #[arg(long, value_name = "FILE", env = "LOAD_OUTPUT")]
+    pub output: Option<PathBuf>,
+    /// How events are written (default: text on a terminal, otherwise json)
+    #[arg(long, value_name = "FORMAT", env = "LOAD_LOG")]
+    pub log: Option<LogFormat>,
+}
+
+/// How a connection is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Close {
+    /// With FIN, as applications do.
+    Fin,
+    /// With RST (linger 0): leaves no TIME_WAIT; counted as this program's own resets.
+    Rst,
+}
+
+/// Options of `churn`.
+#[derive(Clone, Debug, Args)]
+pub struct ChurnArgs {
+    /// tcp://HOST:PORT (connect and close) or http://HOST:PORT/PATH (one request each)
+    #[arg(long, value_name = "URL", env = "LOAD_TARGET")]
+    pub target: Target,
+    /// Open loop: new connections a second, by a schedule computed from the start
+    #[arg(long, value_name = "N", env = "LOAD_RATE", value_parser = rate)]
+    pub rate: Option<f64>,
+    /// Closed loop: connections in progress at once; with --rate the most allowed
+    #[arg(long, value_name = "N", env = "LOAD_CONCURRENCY", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub concurrency: Option<u32>,
+    /// Ends after this time
+    #[arg(long, value_name = "D", env = "LOAD_DURATION", value_parser = positive_duration)]
+    pub duration: Option<Duration>,
+    /// Ends after this many connections
+    #[arg(long, value_name = "N", env = "LOAD_CONNECTIONS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub connections: Option<u64>,
+    /// Longest time without progress in each phase: connect, send, receive
+    #[arg(long, value_name = "D", env = "LOAD_TIMEOUT", default_value = "10s", value_parser = positive_duration)]
+    pub timeout: Duration,
+    /// How this side closes
+    #[arg(long, env = "LOAD_CLOSE", default_value = "fin")]
+    pub close: Close,
+    /// Local address to connect from; several are used by turns
+    #[arg(long, value_name = "IP", env = "LOAD_SOURCE_IP", value_delimiter = ',')]
+    pub source_ip: Vec<IpAddr>,
+    /// Worker threads (default: one for each CPU)
+    #[arg(long, value_name = "N", env = "LOAD_WORKERS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub workers: Option<u16>,
+    /// Options of every subcommand.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// What an application does with its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Pattern {
+    /// Nothing for the delay, then one tiny request.
+    Idle,
+    /// One request, answered at once.
+    Request,
+    /// One request, answered after --answer-delay.
+    SlowAnswer,
+    /// A body of --body-size from the server.
+    Download,
+    /// A body of --body-size to the server.
+    Upload,
+}
+
+/// Options of `probe`.
+#[derive(Clone, Debug, Args)]
+pub struct ProbeArgs {
+    /// boom-server: tcp://HOST:PORT
+    #[arg(long, value_name = "URL", env = "LOAD_TARGET")]
+    pub target: Target,
+    /// Connections, all opened at once
+    #[arg(long, value_name = "N", env = "LOAD_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub connections: u32,
+    /// What is done on each
+    #[arg(long, env = "LOAD_PATTERN", default_value = "request")]
+    pub pattern: Pattern,
+    /// From the connect to the exchange: time for the forged segment and what follows it
+    #[arg(long, value_name = "D", env = "LOAD_DELAY", default_value = "2s", value_parser = duration)]
+    pub delay: Duration,
+    /// Longest time without progress in each phase: connect, send, receive
+    #[arg(long, value_name = "D", env = "LOAD_TIMEOUT", default_value = "10s", value_parser = positive_duration)]
+    pub timeout: Duration,
+    /// How long boom-server is told to wait (slow-answer)
+    #[arg(long, value_name = "D", env = "LOAD_ANSWER_DELAY", default_value = "3s", value_parser = duration)]
+    pub answer_delay: Duration,
+    /// Length of the body (download, upload)
+    #[arg(long, value_name = "SIZE", env = "LOAD_BODY_SIZE", default_value = "1MiB", value_parser = size)]
+    pub body_size: usize,
+    /// Local address to connect from; several are used by turns
+    #[arg(long, value_name = "IP", env = "LOAD_SOURCE_IP", value_delimiter = ',')]
+    pub source_ip: Vec<IpAddr>,
+    /// Options of every subcommand.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Options of `serve`.
+#[derive(Clone, Debug, Args)]
+pub struct ServeArgs {
+    /// Where to listen; may be given several times
+    #[arg(
+        long,
+        value_name = "ADDR",
+        env = "LOAD_LISTEN",
+        default_value = "[::]:8080",
+        value_delimiter = ','
+    )]
+    pub listen: Vec<SocketAddr>,
+    /// Length of the body of every HTTP answer
+    #[arg(long, value_name = "SIZE", env = "LOAD_BODY_SIZE", default_value = "1KiB", value_parser = size)]
+    pub body_size: usize,
+    /// Worker threads (default: one for each CPU)
+    #[arg(long, value_name = "N", env = "LOAD_WORKERS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub workers: Option<u16>,
+    /// Options of every subcommand.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Options of `observe`.
+#[derive(Clone, Debug, Args)]
+pub struct ObserveArgs {
+    /// Between two samples
+    #[arg(long, value_name = "D", env = "LOAD_INTERVAL", default_value = "1s", value_parser = positive_duration)]
+    pub interval: Duration,
+    /// Ends after this time (default: at SIGTERM or SIGINT)
+    #[arg(long, value_name = "D", env = "LOAD_DURATION", value_parser = positive_duration)]
+    pub duration: Option<Duration>,
+    /// Options of every subcommand.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// A rate above zero.
+fn rate(s: &str) -> Result<f64, String> {
+    match s.parse::<f64>() {
+        Ok(r) if r.is_finite() && r > 0.0 && r <= 10_000_000.0 => Ok(r),
+        _ => Err("write connections a second, above 0 and at most 10000000".to_owned()),
+    }
+}

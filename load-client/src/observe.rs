@@ -1,0 +1,328 @@
+//! Samples conntrack in this network namespace.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use canary_common::outcome::EndedBy;
+use canary_common::result::SCHEMA_VERSION;
+use canary_common::result::observe::{
+    ConntrackCounters, ConntrackSample, CpuCounters, ObserveResult, SourceState,
+};
+use canary_common::shutdown::Shutdown;
+use rustix::net::netlink::{self, SocketAddrNetlink};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
+
+use crate::cli::ObserveArgs;
+use crate::conntrack::{self, Ask};
+use crate::report::Report;
+
+const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
+const LIMIT: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+const STAT: &str = "/proc/net/stat/nf_conntrack";
+/// The most samples that the result carries.
+const SERIES: usize = 1024;
+
+/// The names of the sources in the result.
+const PROCFS: &str = "procfs";
+const PROCFS_STAT: &str = "procfs-stat";
+const CTNETLINK: &str = "ctnetlink";
+
+/// One look at conntrack.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Look {
+    /// Sums.
+    pub sample: ConntrackSample,
+    /// By CPU.
+    pub cpus: Vec<CpuCounters>,
+}
+
+/// Reads conntrack, from whatever source can be read.
+#[derive(Debug)]
+pub struct Reader {
+    netlink: Option<OwnedFd>,
+    seq: u32,
+    /// Which source could be read.
+    pub sources: BTreeMap<String, SourceState>,
+}
+
+impl Default for Reader {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Reader {
+    /// Opens the netlink socket if that is allowed.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut sources = BTreeMap::new();
+        let netlink = open_netlink()
+            .map_err(|e| {
+                sources.insert(CTNETLINK.to_owned(), SourceState::Unreadable(e.to_string()))
+            })
+            .ok();
+        Self { netlink, seq: 0, sources }
+    }
+
+    fn note(&mut self, source: &str, failure: Option<String>) {
+        // A source that failed once stays named: its numbers have a gap.
+        match failure {
+            Some(why) => {
+                if !matches!(self.sources.get(source), Some(SourceState::Unreadable(_))) {
+                    tracing::warn!(source, why, "cannot read this source");
+                    self.sources.insert(source.to_owned(), SourceState::Unreadable(why));
+                }
+            }
+            None => {
+                self.sources.entry(source.to_owned()).or_insert(SourceState::Read);
+            }
+        }
+    }
+
+    /// One look at time `t`; none when no source gave both count and counters.
+    pub fn look(&mut self, t: f64) -> Option<Look> {
+        let counts = read_number(COUNT).and_then(|c| Ok((c, read_number(LIMIT)?)));
+        self.note(PROCFS, counts.as_ref().err().cloned());
+        let stat = fs::read_to_string(STAT)
+            .map_err(|e| format!("{STAT}: {e}"))
+            .and_then(|s| conntrack::stat(&s).map_err(|e| format!("{STAT}: {e}")));
+        self.note(PROCFS_STAT, stat.as_ref().err().cloned());
+        let (mut global, mut cpus) = (None, None);
+        if self.netlink.is_some() {
+            let asked = self.ask(Ask::Global).and_then(|g| Ok((g, self.ask(Ask::Cpus)?)));
+            self.note(CTNETLINK, asked.as_ref().err().cloned());
+            match asked {
+                Ok((g, c)) => {
+                    global = g.entries.zip(g.limit);
+                    cpus = Some(c.cpus).filter(|c| !c.is_empty());
+                }
+                Err(_) => self.netlink = None,
+            }
+        }
+        let (entries, limit) = counts.ok().or(global)?;
+        let cpus = stat.ok().or(cpus)?;
+        let counters =
+            cpus.iter().fold(ConntrackCounters::default(), |sum, cpu| sum.plus(cpu.counters));
+        Some(Look { sample: ConntrackSample { t, entries, limit, counters }, cpus })
+    }
+
+    fn ask(&mut self, ask: Ask) -> Result<conntrack::Answer, String> {
+        let socket = self.netlink.as_ref().ok_or("not open")?;
+        self.seq = self.seq.wrapping_add(1);
+        let say = |e: rustix::io::Errno| io::Error::from(e).to_string();
+        let message = conntrack::request(ask, self.seq);
+        rustix::net::send(socket, &message, rustix::net::SendFlags::empty()).map_err(say)?;
+        let mut whole = conntrack::Answer::default();
+        let mut buffer = vec![0; 32 << 10];
+        loop {
+            let (n, _) =
+                rustix::net::recv(socket, &mut buffer[..], RecvFlags::empty()).map_err(say)?;
+            let part = conntrack::answer(&buffer[..n], self.seq).map_err(|e| e.to_string())?;
+            whole.cpus.extend(part.cpus);
+            whole.entries = whole.entries.or(part.entries);
+            whole.limit = whole.limit.or(part.limit);
+            let complete = match ask {
+                Ask::Global => whole.entries.is_some(),
+                Ask::Cpus => part.done,
+            };
+            if complete {
+                return Ok(whole);
+            }
+        }
+    }
+}
+
+fn open_netlink() -> io::Result<OwnedFd> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        Some(netlink::NETFILTER),
+    )?;
+    rustix::net::bind(&socket, &SocketAddrNetlink::new(0, 0))?;
+    rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0))?;
+    // The kernel answers at once or never.
+    rustix::net::sockopt::set_socket_timeout(
+        &socket,
+        rustix::net::sockopt::Timeout::Recv,
+        Some(Duration::from_secs(1)),
+    )?;
+    Ok(socket)
+}
+
+fn read_number(path: &str) -> Result<u64, String> {
+    let text = fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
+    conntrack::number(&text).map_err(|e| format!("{path}: {e}"))
+}
+
+/// A series of samples, bounded: when full, every second one goes.
+#[derive(Clone, Debug)]
+pub struct Series {
+    samples: Vec<ConntrackSample>,
+    /// One of so many is kept.
+    stride: u64,
+    seen: u64,
+}
+
+impl Default for Series {
+    fn default() -> Self {
+        Self { samples: Vec::new(), stride: 1, seen: 0 }
+    }
+}
+
+impl Series {
+    /// Adds a sample.
+    pub fn push(&mut self, sample: ConntrackSample) {
+        if self.seen.is_multiple_of(self.stride) {
+            if self.samples.len() == SERIES {
+                let mut n = 0;
+                self.samples.retain(|_| {
+                    n += 1;
+                    n % 2 == 1
+                });
+                self.stride *= 2;
+            }
+            if self.seen.is_multiple_of(self.stride) {
+                self.samples.push(sample);
+            }
+        }
+        self.seen += 1;
+    }
+}
+
+/// Observes until the end; none when nothing can be read at all.
+pub async fn run(
+    args: &ObserveArgs,
+    report: &Report,
+    shutdown: &mut Shutdown,
+) -> Result<ObserveResult, String> {
+    let start = Instant::now();
+    let mut reader = Reader::new();
+    let Some(first) = reader.look(0.0) else {
+        return Err(format!(
+            "cannot read conntrack here: {}",
+            unreadable(&reader.sources).join("; ")
+        ));
+    };
+    tracing::info!(
+        entries = first.sample.entries,
+        limit = first.sample.limit,
+        sources = ?reader.sources,
+        "ready"
+    );
+    let mut series = Series::default();
+    series.push(first.sample);
+    let (mut last, mut most) = (first.clone(), first.sample.entries);
+    let mut reasons = Vec::new();
+    let mut gaps = 0u64;
+    let mut ticks = tokio::time::interval_at((start + args.interval).into(), args.interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let end = args.duration.map(|d| start + d);
+    let mut logged = start;
+    let ended_by = loop {
+        let ended = tokio::select! {
+            biased;
+            signal = shutdown.signalled() => Some(signal),
+            () = until(end) => Some(EndedBy::Duration),
+            _ = ticks.tick() => None,
+        };
+        // One last look at the end, so that `last` is the end.
+        match reader.look(start.elapsed().as_secs_f64()) {
+            Some(look) => {
+                series.push(look.sample);
+                most = most.max(look.sample.entries);
+                if logged.elapsed() >= Duration::from_secs(1) {
+                    logged = Instant::now();
+                    log(&last, &look);
+                }
+                last = look;
+            }
+            None => gaps += 1,
+        }
+        if let Some(ended_by) = ended {
+            break ended_by;
+        }
+    };
+    reasons.extend(unreadable(&reader.sources));
+    if gaps > 0 {
+        reasons.push(format!("{gaps} samples could not be read"));
+    }
+    let difference_by_cpu: Vec<_> = last
+        .cpus
+        .iter()
+        .filter_map(|now| {
+            let then = first.cpus.iter().find(|c| c.cpu == now.cpu)?;
+            Some(CpuCounters { cpu: now.cpu, counters: now.counters.since(then.counters) })
+        })
+        .collect();
+    Ok(ObserveResult {
+        schema_version: SCHEMA_VERSION,
+        run: report.run(ended_by),
+        reasons,
+        sources: reader.sources,
+        first: first.sample,
+        last: last.sample,
+        difference: difference_by_cpu
+            .iter()
+            .fold(ConntrackCounters::default(), |sum, c| sum.plus(c.counters)),
+        difference_by_cpu,
+        most_entries: most,
+        samples_taken: series.seen,
+        series_interval_s: args.interval.as_secs_f64() * series.stride as f64,
+        samples: series.samples,
+    })
+}
+
+/// At most one event a second, however short the interval.
+fn log(before: &Look, now: &Look) {
+    let (s, d) = (now.sample, now.sample.counters.since(before.sample.counters));
+    tracing::info!(
+        entries = s.entries,
+        limit = s.limit,
+        drop = s.counters.drop,
+        early_drop = s.counters.early_drop,
+        insert_failed = s.counters.insert_failed,
+        invalid = s.counters.invalid,
+        invalid_grew = d.invalid,
+        drop_grew = d.drop,
+        "conntrack"
+    );
+}
+
+fn unreadable(sources: &BTreeMap<String, SourceState>) -> Vec<String> {
+    let say = |(name, state): (&String, &SourceState)| match state {
+        SourceState::Read => None,
+        SourceState::Unreadable(why) => Some(format!("{name} could not be read: {why}")),
+    };
+    sources.iter().filter_map(say).collect()
+}
+
+async fn until(end: Option<Instant>) {
+    match end {
+        Some(t) => tokio::time::sleep_until(t.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However long the run, the series is bounded and evenly spaced.
+    #[test]
+    fn the_series_is_bounded() {
+        let mut series = Series::default();
+        for n in 0..10_000 {
+            series.push(ConntrackSample { t: f64::from(n), ..ConntrackSample::default() });
+        }
+        assert!(series.samples.len() <= SERIES && series.samples.len() >= SERIES / 2);
+        let stride = series.stride as f64;
+        for (i, s) in series.samples.iter().enumerate() {
+            assert!((s.t - i as f64 * stride).abs() < 0.5, "{i} {}", s.t);
+        }
+        assert_eq!(series.seen, 10_000);
+    }
+}

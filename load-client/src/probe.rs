@@ -1,0 +1,272 @@
+//! Connections to boom-server, and how each one ended as an application sees it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use canary_common::outcome::{EndedBy, Errno, Phase, ProbeEnd, Verdict};
+use canary_common::probe::{Body, BodyHash, Request};
+use canary_common::result::load::Cause;
+use canary_common::shutdown::Shutdown;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::{JoinSet, LocalSet};
+
+use crate::cli::{Pattern, ProbeArgs};
+use crate::log::FailureLog;
+use crate::socket;
+use crate::tally::{Ends, Failure, Tally, probe_end};
+
+/// Octets of the answers of `idle` and of the others.
+const TINY: u64 = 16;
+const SMALL: u64 = 1024;
+/// How long connections in progress may go on after a signal.
+const DRAIN: Duration = Duration::from_millis(500);
+/// How long the server's own FIN is waited for.
+const CLOSE: Duration = Duration::from_secs(1);
+
+/// What probing found.
+#[derive(Debug)]
+pub struct Probed {
+    /// One record for each connection.
+    pub tally: Tally,
+    /// The same as ends.
+    pub ends: Ends,
+    /// Why it ended.
+    pub ended_by: EndedBy,
+}
+
+/// One connection's success: how long the connect and everything took.
+struct Survived {
+    connect: Duration,
+    bytes: u64,
+}
+
+/// Probes with `args` the address `target`.
+pub async fn run(args: &ProbeArgs, target: SocketAddr, shutdown: &mut Shutdown) -> Probed {
+    let local = LocalSet::new();
+    local.run_until(all(args, target, shutdown)).await
+}
+
+async fn all(args: &ProbeArgs, target: SocketAddr, shutdown: &mut Shutdown) -> Probed {
+    let args = Rc::new(args.clone());
+    let mut tally = Tally::default();
+    let mut ends: Ends = BTreeMap::new();
+    let mut log = FailureLog::new(Instant::now());
+    let mut tasks = JoinSet::new();
+    for n in 0..u64::from(args.connections) {
+        let args = Rc::clone(&args);
+        tally.attempts += 1;
+        tasks.spawn_local(async move {
+            let started = Instant::now();
+            let end = one(&args, target, n).await;
+            (end, started.elapsed())
+        });
+    }
+    let mut ended_by = EndedBy::Connections;
+    let mut record = |end: Result<Survived, Failure>, took: Duration| match end {
+        Ok(s) => {
+            tally.ok(took);
+            tally.bytes += s.bytes;
+            tally.connect.record(s.connect);
+            *ends.entry(ProbeEnd::Survived).or_default() += 1;
+        }
+        Err(failure) => {
+            tally.fail(failure);
+            log.failure(Instant::now(), failure);
+            *ends.entry(probe_end(failure)).or_default() += 1;
+        }
+    };
+    loop {
+        let deadline = match ended_by {
+            EndedBy::Connections => Duration::MAX,
+            _ => DRAIN,
+        };
+        tokio::select! {
+            joined = tasks.join_next() => match joined {
+                Some(Ok((end, took))) => record(end, took),
+                // Never: no task panics or is aborted; counted so that the sum holds.
+                Some(Err(_)) => record(Err((Phase::Receive, Cause::Interrupted)), Duration::ZERO),
+                None => break,
+            },
+            signal = shutdown.signalled(), if ended_by == EndedBy::Connections => ended_by = signal,
+            () = tokio::time::sleep(deadline), if deadline != Duration::MAX => break,
+        }
+    }
+    for _ in 0..tasks.len() {
+        record(Err((Phase::Receive, Cause::Interrupted)), Duration::ZERO);
+    }
+    log.finish();
+    Probed { tally, ends, ended_by }
+}
+
+/// The verdict on ends, with its reasons.
+#[must_use]
+pub fn judge(ends: &Ends) -> (Verdict, Vec<String>) {
+    let count = |e| ends.get(&e).copied().unwrap_or(0);
+    let mut reasons = Vec::new();
+    let broken = [
+        (ProbeEnd::Reset, "reset: Connection reset by peer"),
+        (ProbeEnd::Hung, "hung: no answer within the deadline"),
+        (ProbeEnd::Corrupted, "corrupted: an answer with a wrong length or hash"),
+        (ProbeEnd::EarlyEof, "closed before the answer's end"),
+    ];
+    for (end, what) in broken {
+        if count(end) > 0 {
+            reasons.push(format!("{} connections {what}", count(end)));
+        }
+    }
+    let vulnerable = !reasons.is_empty();
+    let unmade = [ProbeEnd::Refused, ProbeEnd::TimedOut, ProbeEnd::LocalLimit, ProbeEnd::Failed];
+    for end in unmade {
+        if count(end) > 0 {
+            reasons.push(format!("{} connections proved nothing: {end}", count(end)));
+        }
+    }
+    let verdict = if vulnerable {
+        Verdict::Vulnerable
+    } else if count(ProbeEnd::Survived) > 0 {
+        reasons.insert(0, format!("{} connections survived", count(ProbeEnd::Survived)));
+        Verdict::Protected
+    } else {
+        reasons.insert(0, "no connection was made".to_owned());
+        Verdict::Inconclusive
+    };
+    (verdict, reasons)
+}
+
+fn cause(e: &io::Error) -> Cause {
+    match e.kind() {
+        io::ErrorKind::UnexpectedEof => Cause::EarlyEof,
+        _ => Cause::Errno(Errno::of(e)),
+    }
+}
+
+/// `step` under a deadline, as an end of `phase`.
+async fn within<T>(
+    limit: Duration,
+    phase: Phase,
+    step: impl Future<Output = io::Result<T>>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(limit, step).await {
+        Ok(Ok(v)) => Ok(v),
+        Ok(Err(e)) => Err((phase, cause(&e))),
+        Err(_) => Err((phase, Cause::Stall)),
+    }
+}
+
+async fn connect(target: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+    let socket = socket::open(target, source)?;
+    let socket = tokio::net::TcpSocket::from_std_stream(std::net::TcpStream::from(socket));
+    let stream = socket.connect(target).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+async fn one(args: &ProbeArgs, target: SocketAddr, n: u64) -> Result<Survived, Failure> {
+    let source = crate::pick(&args.source_ip, n);
+    let started = Instant::now();
+    let mut stream = within(args.timeout, Phase::Connect, connect(target, source)).await?;
+    let connect = started.elapsed();
+    tokio::time::sleep(args.delay).await;
+    // Bodies differ between connections, so that no answer can pass for another's.
+    let seed = n ^ (u64::from(std::process::id()) << 32);
+    let size = args.body_size as u64;
+    let bytes = match args.pattern {
+        Pattern::Idle => answer(&mut stream, args, Duration::ZERO, TINY, seed).await?,
+        Pattern::Request => answer(&mut stream, args, Duration::ZERO, SMALL, seed).await?,
+        Pattern::SlowAnswer => answer(&mut stream, args, args.answer_delay, SMALL, seed).await?,
+        Pattern::Download => answer(&mut stream, args, Duration::ZERO, size, seed).await?,
+        Pattern::Upload => upload(&mut stream, args, size, seed).await?,
+    };
+    close(&mut stream).await?;
+    Ok(Survived { connect, bytes })
+}
+
+/// Asks for a body and checks every octet.
+async fn answer(
+    stream: &mut TcpStream,
+    args: &ProbeArgs,
+    delay: Duration,
+    length: u64,
+    seed: u64,
+) -> Result<u64, Failure> {
+    let request = Request::Answer { delay, length, seed }.to_string();
+    within(args.timeout, Phase::Send, stream.write_all(request.as_bytes())).await?;
+    let mut expected = Body::new(seed);
+    let mut left = length;
+    let (mut got, mut want) = (vec![0; 16 << 10], vec![0; 16 << 10]);
+    // The server's own delay is no stall.
+    let mut limit = args.timeout + delay;
+    while left > 0 {
+        let room = got.len().min(left as usize);
+        let n = within(limit, Phase::Receive, stream.read(&mut got[..room])).await?;
+        limit = args.timeout;
+        if n == 0 {
+            return Err((Phase::Receive, Cause::EarlyEof));
+        }
+        expected.fill(&mut want[..n]);
+        if got[..n] != want[..n] {
+            return Err((Phase::Receive, Cause::BadAnswer));
+        }
+        left -= n as u64;
+    }
+    Ok(length)
+}
+
+/// Sends a body and checks the hash that the server saw.
+async fn upload(
+    stream: &mut TcpStream,
+    args: &ProbeArgs,
+    length: u64,
+    seed: u64,
+) -> Result<u64, Failure> {
+    let request = Request::Take { length, seed }.to_string();
+    within(args.timeout, Phase::Send, stream.write_all(request.as_bytes())).await?;
+    let (mut body, mut hash) = (Body::new(seed), BodyHash::default());
+    let mut chunk = vec![0; 16 << 10];
+    let mut left = length;
+    while left > 0 {
+        let n = chunk.len().min(left as usize);
+        body.fill(&mut chunk[..n]);
+        hash.update(&chunk[..n]);
+        let mut sent = 0;
+        while sent < n {
+            // Each write is progress of its own: a slow path is not a stalled one.
+            let wrote = within(args.timeout, Phase::Send, stream.write(&chunk[sent..n])).await?;
+            if wrote == 0 {
+                return Err((Phase::Send, Cause::Errno(Errno::Unknown)));
+            }
+            sent += wrote;
+        }
+        left -= n as u64;
+    }
+    let expected = format!("ok {}", hash.hex());
+    let mut line = Vec::with_capacity(expected.len() + 1);
+    while line.last() != Some(&b'\n') {
+        if line.len() > expected.len() + 1 {
+            return Err((Phase::Receive, Cause::BadAnswer));
+        }
+        let byte = within(args.timeout, Phase::Receive, stream.read_u8()).await?;
+        line.push(byte);
+    }
+    if line.trim_ascii_end() == expected.as_bytes() {
+        Ok(line.len() as u64)
+    } else {
+        Err((Phase::Receive, Cause::BadAnswer))
+    }
+}
+
+/// FIN, and the server's answer to it if that comes soon. The exchange was
+/// complete: a server that keeps its side open is not a failure, a reset is.
+async fn close(stream: &mut TcpStream) -> Result<(), Failure> {
+    within(CLOSE, Phase::Close, stream.shutdown()).await?;
+    let mut rest = [0; 64];
+    match within(CLOSE, Phase::Close, stream.read(&mut rest)).await {
+        Ok(0) | Err((_, Cause::Stall)) => Ok(()),
+        Ok(_) => Err((Phase::Close, Cause::BadAnswer)),
+        Err(e) => Err(e),
+    }
+}

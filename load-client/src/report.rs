@@ -1,0 +1,124 @@
+//! From counts to the result document, and out.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::Path;
+
+use anyhow::Context;
+use canary_common::exit::Exit;
+use canary_common::outcome::{EndedBy, Verdict};
+use canary_common::output::{ResultFile, print_line};
+use canary_common::result::load::LoadResult;
+use canary_common::result::{Clock, Run, SCHEMA_VERSION};
+use serde::Serialize;
+
+pub use crate::tally::Ends;
+use crate::tally::Tally;
+
+/// The effective configuration, as the command line would spell it.
+pub type Config = BTreeMap<String, String>;
+
+/// Where a run's result goes, opened before the run begins.
+#[derive(Debug)]
+pub struct Report {
+    clock: Clock,
+    program: &'static str,
+    config: Config,
+    file: Option<ResultFile>,
+}
+
+impl Report {
+    /// Shows that `output` can be written, and starts the clock.
+    pub fn begin(
+        program: &'static str,
+        config: Config,
+        output: Option<&Path>,
+    ) -> Result<Self, String> {
+        let file = output.map(ResultFile::prepare).transpose().map_err(|e| {
+            format!("--output: {e}; name a file in a directory that can be written")
+        })?;
+        Ok(Self { clock: Clock::start(), program, config, file })
+    }
+
+    /// Who, where, when, how.
+    #[must_use]
+    pub fn run(&self, ended_by: EndedBy) -> Run {
+        self.clock.run(self.program, env!("CARGO_PKG_VERSION"), ended_by, self.config.clone())
+    }
+
+    /// The document of churn, hold and probe.
+    #[must_use]
+    pub fn load_result(
+        &self,
+        tally: &Tally,
+        probe: Ends,
+        ended_by: EndedBy,
+        (verdict, reasons): (Verdict, Vec<String>),
+    ) -> LoadResult {
+        LoadResult {
+            schema_version: SCHEMA_VERSION,
+            run: self.run(ended_by),
+            verdict,
+            reasons,
+            attempts: tally.attempts,
+            ok: tally.ok,
+            failures: tally.failures(),
+            probe,
+            connect_latency: tally.connect.summary(),
+            total_latency: tally.total.summary(),
+            bytes_received: tally.bytes,
+            own_resets: tally.own_resets,
+        }
+    }
+
+    /// Writes the document to the file and as the last line of stdout; on a
+    /// terminal `summary` stands there instead.
+    pub fn finish<T: Serialize>(&self, result: &T, summary: &str) -> anyhow::Result<()> {
+        if let Some(file) = &self.file {
+            file.write(result)?;
+        }
+        if std::io::stdout().is_terminal() {
+            println!("{summary}");
+        } else {
+            print_line(result).context("cannot write the result to stdout")?;
+        }
+        Ok(())
+    }
+}
+
+/// The exit code of a verdict and of how the run ended.
+#[must_use]
+pub fn exit(verdict: Verdict, ended_by: EndedBy) -> Exit {
+    match ended_by {
+        EndedBy::Error => Exit::Failed,
+        _ => verdict.into(),
+    }
+}
+
+/// A few lines for a person.
+#[must_use]
+pub fn summary(r: &LoadResult) -> String {
+    use std::fmt::Write as _;
+    let mut s = format!(
+        "{}: {} ({} connections in {:.1} s, {:.0}/s; {} ok)",
+        r.run.program,
+        r.verdict,
+        r.attempts,
+        r.run.seconds,
+        r.attempts as f64 / r.run.seconds.max(1e-9),
+        r.ok
+    );
+    for (end, n) in &r.probe {
+        let _ = write!(s, "\n  {end:<12} {n}");
+    }
+    for f in &r.failures {
+        let _ = write!(s, "\n  {} in {}: {}", crate::cause_name(f.cause), f.phase, f.count);
+        if f.local {
+            s.push_str(" (a limit of this host)");
+        }
+    }
+    for reason in &r.reasons {
+        let _ = write!(s, "\n  {reason}");
+    }
+    s
+}

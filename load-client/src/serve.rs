@@ -1,0 +1,368 @@
+//! The target of churn and hold: HTTP and plain lines on one port. Each worker
+//! has its own listener (SO_REUSEPORT) and its own epoll instance.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::event::epoll;
+use rustix::io::Errno;
+use rustix::net::{SendFlags, SocketFlags};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// The longest head of a request.
+const MAX_HEAD: usize = 8 << 10;
+/// The data of a listener's event; connections count from zero.
+const LISTENER: u64 = 1 << 63;
+/// Connections accepted between two looks at the others.
+const BATCH: usize = 256;
+/// How often a worker looks whether it is to end.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What was served.
+#[derive(Debug, Default)]
+pub struct Served {
+    /// Connections.
+    pub accepted: AtomicU64,
+    /// HTTP answers.
+    pub answers: AtomicU64,
+    /// accept() errors.
+    pub accept_errors: AtomicU64,
+}
+
+/// The answers, made once.
+#[derive(Debug)]
+struct Answers {
+    keep: Vec<u8>,
+    close: Vec<u8>,
+    /// Where the body begins: HEAD gets what is before.
+    keep_head: usize,
+    close_head: usize,
+}
+
+impl Answers {
+    fn new(body: usize) -> Self {
+        let make = |connection: &str| {
+            let mut a = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {body}\r\nconnection: {connection}\r\n\r\n"
+            )
+            .into_bytes();
+            let head = a.len();
+            a.resize(head + body, b'x');
+            (a, head)
+        };
+        let ((keep, keep_head), (close, close_head)) = (make("keep-alive"), make("close"));
+        Self { keep, close, keep_head, close_head }
+    }
+}
+
+const BAD_REQUEST: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+
+/// Opens one listener of `addr`, shared by port with the other workers'.
+pub fn listen(addr: SocketAddr) -> io::Result<OwnedFd> {
+    let domain = if addr.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = Socket::new(domain, kind, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if addr.is_ipv6() {
+        // [::] serves both families.
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_port(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(i32::from(u16::MAX))?;
+    Ok(socket.into())
+}
+
+/// What to send on a connection.
+enum Out {
+    Nothing,
+    /// A prepared answer from an offset, up to an end.
+    Answer {
+        keep: bool,
+        at: usize,
+        end: usize,
+    },
+    Bytes {
+        bytes: Vec<u8>,
+        at: usize,
+    },
+}
+
+struct Connection {
+    fd: OwnedFd,
+    head: Vec<u8>,
+    echo: bool,
+    out: Out,
+    close_after: bool,
+}
+
+enum Next {
+    Keep,
+    Close,
+}
+
+/// Serves until `stop`.
+pub fn run(
+    listeners: &[OwnedFd],
+    body: usize,
+    stop: &AtomicBool,
+    served: &Arc<Served>,
+) -> io::Result<()> {
+    let mut worker = Worker {
+        epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+        connections: Vec::new(),
+        free: Vec::new(),
+        answers: Answers::new(body),
+        buffer: vec![0; 64 << 10],
+        served: Arc::clone(served),
+    };
+    for (n, listener) in listeners.iter().enumerate() {
+        let data = epoll::EventData::new_u64(LISTENER | n as u64);
+        epoll::add(&worker.epoll, listener, data, epoll::EventFlags::IN)?;
+    }
+    let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: i64::from(TICK.subsec_nanos()) };
+    let mut events = Vec::with_capacity(512);
+    while !stop.load(Ordering::Relaxed) {
+        events.clear();
+        match epoll::wait(
+            &worker.epoll,
+            rustix::buffer::spare_capacity(&mut events),
+            Some(&timeout),
+        ) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        for event in &events {
+            let data = event.data.u64();
+            if data & LISTENER == 0 {
+                worker.ready(data as usize);
+            } else if let Some(listener) = listeners.get((data & !LISTENER) as usize) {
+                worker.accept(listener);
+            }
+        }
+    }
+    Ok(())
+}
+
+struct Worker {
+    epoll: OwnedFd,
+    connections: Vec<Option<Connection>>,
+    free: Vec<usize>,
+    answers: Answers,
+    buffer: Vec<u8>,
+    served: Arc<Served>,
+}
+
+impl Worker {
+    fn accept(&mut self, listener: &OwnedFd) {
+        for _ in 0..BATCH {
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            let fd = match rustix::net::accept_with(listener, flags) {
+                Ok(fd) => fd,
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR | Errno::CONNABORTED) => continue,
+                Err(e) => {
+                    let n = self.served.accept_errors.fetch_add(1, Ordering::Relaxed);
+                    if n.is_power_of_two() {
+                        tracing::warn!(error = %io::Error::from(e), errors = n + 1, "accept failed");
+                    }
+                    // EMFILE and its like pass; a tight loop would make them worse.
+                    std::thread::sleep(Duration::from_millis(5));
+                    return;
+                }
+            };
+            self.served.accepted.fetch_add(1, Ordering::Relaxed);
+            let mut connection = Connection {
+                fd,
+                head: Vec::new(),
+                echo: false,
+                out: Out::Nothing,
+                close_after: false,
+            };
+            // Often all is here already: the request, or the end.
+            if matches!(self.go_on(&mut connection), Next::Keep) {
+                self.keep(connection);
+            }
+        }
+    }
+
+    fn keep(&mut self, connection: Connection) {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.connections.push(None);
+            self.connections.len() - 1
+        });
+        let flags = epoll::EventFlags::IN
+            | epoll::EventFlags::OUT
+            | epoll::EventFlags::RDHUP
+            | epoll::EventFlags::ET;
+        let data = epoll::EventData::new_u64(index as u64);
+        match epoll::add(&self.epoll, &connection.fd, data, flags) {
+            Ok(()) => self.connections[index] = Some(connection),
+            Err(e) => {
+                tracing::warn!(error = %io::Error::from(e), "epoll_ctl failed: connection closed");
+                self.free.push(index);
+            }
+        }
+    }
+
+    fn ready(&mut self, index: usize) {
+        let Some(mut connection) = self.connections.get_mut(index).and_then(Option::take) else {
+            return;
+        };
+        match self.go_on(&mut connection) {
+            Next::Keep => self.connections[index] = Some(connection),
+            Next::Close => self.free.push(index),
+        }
+    }
+
+    /// Reads and answers as far as the socket allows.
+    fn go_on(&mut self, c: &mut Connection) -> Next {
+        loop {
+            match self.flush(c) {
+                Ok(true) if c.close_after => return Next::Close,
+                Ok(true) => {}
+                Ok(false) => return Next::Keep,
+                Err(_) => return Next::Close,
+            }
+            match rustix::io::read(&c.fd, &mut self.buffer[..]) {
+                Ok(0) => return Next::Close,
+                Ok(n) => self.take(c, n),
+                Err(Errno::AGAIN) => return Next::Keep,
+                Err(Errno::INTR) => {}
+                Err(_) => return Next::Close,
+            }
+        }
+    }
+
+    /// Sends what is to be sent; true when all of it is.
+    fn flush(&self, c: &mut Connection) -> io::Result<bool> {
+        loop {
+            let rest = match &c.out {
+                Out::Nothing => return Ok(true),
+                Out::Answer { keep, at, end } => {
+                    &(if *keep { &self.answers.keep } else { &self.answers.close })[*at..*end]
+                }
+                Out::Bytes { bytes, at } => &bytes[*at..],
+            };
+            if rest.is_empty() {
+                c.out = Out::Nothing;
+                return Ok(true);
+            }
+            match rustix::net::send(&c.fd, rest, SendFlags::NOSIGNAL) {
+                Ok(n) => match &mut c.out {
+                    Out::Answer { at, .. } | Out::Bytes { at, .. } => *at += n,
+                    Out::Nothing => {}
+                },
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Decides the answer to the first `n` octets of the buffer.
+    fn take(&mut self, c: &mut Connection, n: usize) {
+        let got = &self.buffer[..n];
+        if c.echo {
+            c.out = Out::Bytes { bytes: got.to_vec(), at: 0 };
+            return;
+        }
+        c.head.extend_from_slice(got);
+        match parse(&c.head) {
+            Parsed::Partial => {}
+            Parsed::Lines => {
+                c.echo = true;
+                c.out = Out::Bytes { bytes: std::mem::take(&mut c.head), at: 0 };
+            }
+            Parsed::Bad => {
+                c.close_after = true;
+                c.out = Out::Bytes { bytes: BAD_REQUEST.to_vec(), at: 0 };
+            }
+            Parsed::Get { keep, head_only, length } => {
+                self.served.answers.fetch_add(1, Ordering::Relaxed);
+                c.head.drain(..length);
+                c.close_after = !keep;
+                let a = &self.answers;
+                let end = match (keep, head_only) {
+                    (true, true) => a.keep_head,
+                    (true, false) => a.keep.len(),
+                    (false, true) => a.close_head,
+                    (false, false) => a.close.len(),
+                };
+                c.out = Out::Answer { keep, at: 0, end };
+            }
+        }
+    }
+}
+
+/// What the first octets of a connection are.
+#[derive(Debug, PartialEq, Eq)]
+enum Parsed {
+    Partial,
+    Lines,
+    Bad,
+    Get { keep: bool, head_only: bool, length: usize },
+}
+
+fn parse(head: &[u8]) -> Parsed {
+    let begins = |method: &[u8]| {
+        let n = head.len().min(method.len());
+        head[..n] == method[..n]
+    };
+    if ![&b"GET /"[..], b"HEAD /", b"POST /", b"PUT /"].iter().any(|m| begins(m)) {
+        return Parsed::Lines;
+    }
+    let mut fields = [httparse::EMPTY_HEADER; 32];
+    let mut request = httparse::Request::new(&mut fields);
+    match request.parse(head) {
+        Ok(httparse::Status::Complete(length)) => {
+            let head_only = match request.method {
+                Some("GET") => false,
+                Some("HEAD") => true,
+                _ => return Parsed::Bad,
+            };
+            let asks = |what: &[u8]| {
+                request.headers.iter().any(|h| {
+                    h.name.eq_ignore_ascii_case("connection") && h.value.eq_ignore_ascii_case(what)
+                })
+            };
+            // RFC 9112, section 9.3.
+            let keep = match request.version {
+                Some(1) => !asks(b"close"),
+                _ => asks(b"keep-alive"),
+            };
+            Parsed::Get { keep, head_only, length }
+        }
+        Ok(httparse::Status::Partial) if head.len() < MAX_HEAD => Parsed::Partial,
+        Ok(httparse::Status::Partial) | Err(_) => Parsed::Bad,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Requests, lines and what is neither are told apart from the first octets on.
+    #[test]
+    fn tells_requests_from_lines() {
+        assert_eq!(parse(b"ping\n"), Parsed::Lines);
+        assert_eq!(parse(b"G"), Parsed::Partial);
+        assert_eq!(parse(b"GET / HTTP/1.1\r\nhost: a\r\n"), Parsed::Partial);
+        let get = b"GET /x HTTP/1.1\r\nhost: a\r\nConnection: close\r\n\r\n";
+        assert_eq!(parse(get), Parsed::Get { keep: false, head_only: false, length: get.len() });
+        let head = b"HEAD / HTTP/1.1\r\n\r\nrest";
+        assert_eq!(
+            parse(head),
+            Parsed::Get { keep: true, head_only: true, length: head.len() - 4 }
+        );
+        assert_eq!(parse(b"POST / HTTP/1.1\r\n\r\n"), Parsed::Bad);
+        assert_eq!(parse(b"GET / HTTP/9\r\n\r\n"), Parsed::Bad);
+        let long = [&b"GET / HTTP/1.1\r\na: "[..], &[b'x'; MAX_HEAD]].concat();
+        assert_eq!(parse(&long), Parsed::Bad);
+    }
+}

@@ -1,0 +1,50 @@
+//! One outgoing non-blocking socket.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+/// Opens a non-blocking TCP socket towards `target`'s family, bound to `source`
+/// if there is one.
+pub fn open(target: SocketAddr, source: Option<IpAddr>) -> io::Result<OwnedFd> {
+    let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    if let Some(ip) = source {
+        // IP_BIND_ADDRESS_NO_PORT: the port is chosen at connect(), when the whole 4-tuple
+        // is known, so that each (source, target) pair has the full port range.
+        nix::sys::socket::setsockopt(
+            &socket,
+            nix::sys::socket::sockopt::IpBindAddressNoPort,
+            &true,
+        )?;
+        rustix::net::bind(&socket, &SocketAddr::new(ip, 0))?;
+    }
+    Ok(socket)
+}
+
+/// Makes close() send RST instead of FIN.
+pub fn close_with_reset(socket: &OwnedFd) -> io::Result<()> {
+    sockopt::set_socket_linger(socket, Some(std::time::Duration::ZERO))?;
+    Ok(())
+}
+
+/// The error that a socket holds, cleared by reading it.
+pub fn take_error(socket: &OwnedFd) -> io::Result<()> {
+    sockopt::socket_error(socket)?.map_err(io::Error::from)
+}
+
+/// Checks that `ip` is this host's and of the target's family.
+pub fn check_source(ip: IpAddr, target: SocketAddr) -> Result<(), String> {
+    if ip.is_ipv4() != target.is_ipv4() {
+        return Err(format!("--source-ip {ip}: not of the target's family ({})", target.ip()));
+    }
+    if ip.is_unspecified() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        return Err(format!("--source-ip {ip}: name one of this host's addresses"));
+    }
+    open(target, Some(ip)).map(drop).map_err(|e| {
+        format!("--source-ip {ip}: cannot bind: {e}; name one of this host's addresses")
+    })
+}

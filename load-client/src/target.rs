@@ -1,0 +1,171 @@
+//! What is loaded: `tcp://HOST:PORT` or `http://HOST[:PORT]/PATH`.
+
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::str::FromStr;
+
+/// A target as the command line names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Connect alone, or also a request.
+    pub protocol: Protocol,
+    /// A name or an address; IPv6 addresses without their brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+/// What is said on a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Plain TCP.
+    Tcp,
+    /// HTTP/1.1, with the path (and query) of its requests.
+    Http(String),
+}
+
+/// A target that is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    /// Neither of the schemes.
+    #[error("'{0}' is not a target: write tcp://HOST:PORT or http://HOST:PORT/PATH")]
+    Malformed(String),
+    /// TLS is not spoken here.
+    #[error("https is not supported: write http://HOST:PORT/PATH")]
+    Https,
+    /// The name has no address.
+    #[error("cannot resolve {host}: {why}")]
+    Unresolved {
+        /// The name.
+        host: String,
+        /// What the resolver said.
+        why: String,
+    },
+}
+
+impl FromStr for Target {
+    type Err = TargetError;
+
+    fn from_str(s: &str) -> Result<Self, TargetError> {
+        let malformed = || TargetError::Malformed(s.to_owned());
+        if s.starts_with("https://") {
+            return Err(TargetError::Https);
+        }
+        let (protocol, authority, default_port) = if let Some(rest) = s.strip_prefix("tcp://") {
+            (Protocol::Tcp, rest.strip_suffix('/').unwrap_or(rest), None)
+        } else if let Some(rest) = s.strip_prefix("http://") {
+            let (authority, path) = match rest.find('/') {
+                Some(i) => (&rest[..i], &rest[i..]),
+                None => (rest, "/"),
+            };
+            // RFC 9112, section 3.2.1: origin-form has neither spaces nor a fragment.
+            if path.bytes().any(|b| !b.is_ascii_graphic() || b == b'#') {
+                return Err(malformed());
+            }
+            (Protocol::Http(path.to_owned()), authority, Some(80))
+        } else {
+            return Err(malformed());
+        };
+        let (host, port) = split_port(authority).ok_or_else(malformed)?;
+        let port = port.or(default_port).filter(|p| *p != 0).ok_or_else(malformed)?;
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | ':' | '%');
+        if host.is_empty() || !host.chars().all(legal) {
+            return Err(malformed());
+        }
+        Ok(Self { protocol, host: host.to_owned(), port })
+    }
+}
+
+/// `HOST:PORT`, `HOST`, `[V6]:PORT` or `[V6]`.
+fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
+    let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
+        let (host, after) = rest.split_once(']')?;
+        match after.strip_prefix(':') {
+            Some(port) => (host, Some(port)),
+            None if after.is_empty() => (host, None),
+            None => return None,
+        }
+    } else {
+        match authority.split_once(':') {
+            Some((_, port)) if port.contains(':') => return None,
+            Some((host, port)) => (host, Some(port)),
+            None => (authority, None),
+        }
+    };
+    Some((host, port.map(str::parse).transpose().ok()?))
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.protocol {
+            Protocol::Tcp => write!(f, "tcp://{}", self.authority()),
+            Protocol::Http(path) => write!(f, "http://{}{path}", self.authority()),
+        }
+    }
+}
+
+impl Target {
+    /// `HOST:PORT`, with brackets where the host is an IPv6 address.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
+    /// The target's first address. Blocks while the resolver works.
+    pub fn resolve(&self) -> Result<SocketAddr, TargetError> {
+        let unresolved = |why: String| TargetError::Unresolved { host: self.host.clone(), why };
+        (self.host.as_str(), self.port)
+            .to_socket_addrs()
+            .map_err(|e| unresolved(e.to_string()))?
+            .next()
+            .ok_or_else(|| unresolved("no address".to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every form that is legal is read and spelled again in full.
+    #[test]
+    fn reads_every_legal_form() {
+        for (text, full) in [
+            ("tcp://server:9000", "tcp://server:9000"),
+            ("tcp://[fd00::1]:9000/", "tcp://[fd00::1]:9000"),
+            ("http://198.18.0.1", "http://198.18.0.1:80/"),
+            ("http://a.b:81/x?y=1", "http://a.b:81/x?y=1"),
+            ("http://[fd00::1]/x", "http://[fd00::1]:80/x"),
+        ] {
+            assert_eq!(text.parse::<Target>().unwrap().to_string(), full);
+        }
+    }
+
+    /// What is no target is refused with the right form.
+    #[test]
+    fn refuses_what_is_no_target() {
+        for bad in [
+            "",
+            "server:9000",
+            "tcp://server",
+            "tcp://:9000",
+            "tcp://server:0",
+            "tcp://a:b:1",
+            "tcp://[fd00::1",
+            "tcp://[fd00::1]9",
+            "http://a b/",
+            "http://a/x y",
+            "udp://a:1",
+            "http://a/#x",
+            "tcp://a:70000",
+            "tcp://a/b:1",
+        ] {
+            let e = bad.parse::<Target>().unwrap_err().to_string();
+            assert!(e.contains("is not a target: write tcp://HOST:PORT"), "{bad}: {e}");
+        }
+        assert_eq!("https://a/".parse::<Target>(), Err(TargetError::Https));
+    }
+}

@@ -1,0 +1,422 @@
+//! One worker of churn: a thread with an epoll instance of its own. A
+//! connection on a path without delay costs socket(), connect(), connect(),
+//! close(): nothing is registered unless something has to be waited for.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use canary_common::outcome::{Errno, Phase};
+use canary_common::result::load::Cause;
+use http_body_util::Empty;
+use hyper::Request;
+use hyper::header::{CONNECTION, HOST, HeaderValue};
+use rustix::event::epoll;
+use rustix::io::Errno as Raw;
+
+use crate::cli::Close;
+use crate::http::{Exchange, Step};
+use crate::log::FailureLog;
+use crate::socket;
+use crate::tally::{Failure, Tally, is_local};
+
+/// Connections begun between two looks at the sockets that wait.
+const BATCH: u32 = 64;
+/// How often deadlines are looked at.
+const SCAN: Duration = Duration::from_millis(50);
+/// The pause after failures in a row: a refused connection must not become a busy loop.
+const PAUSE: Duration = Duration::from_millis(20);
+/// How many failures in a row bring a pause; a local limit brings one at once.
+const FAILURES_IN_A_ROW: u32 = 64;
+
+/// What one worker is to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where to.
+    pub target: SocketAddr,
+    /// The request, if there is one.
+    pub request: Option<HttpRequest>,
+    /// How to close.
+    pub close: Close,
+    /// Local addresses, by turns.
+    pub sources: Vec<IpAddr>,
+    /// Longest time without progress in a phase.
+    pub timeout: Duration,
+    /// Connections in progress at once.
+    pub concurrency: u32,
+    /// How many to make; none means until stopped.
+    pub connections: Option<u64>,
+    /// When to begin the last one.
+    pub until: Option<Instant>,
+    /// Connections a second of this worker.
+    pub rate: Option<f64>,
+}
+
+/// An HTTP request as data.
+#[derive(Clone, Debug)]
+pub struct HttpRequest {
+    /// Path and query.
+    pub uri: hyper::Uri,
+    /// The Host field.
+    pub host: HeaderValue,
+}
+
+impl HttpRequest {
+    fn build(&self) -> Request<Empty<Bytes>> {
+        let mut request = Request::new(Empty::new());
+        *request.uri_mut() = self.uri.clone();
+        let headers = request.headers_mut();
+        headers.insert(HOST, self.host.clone());
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        request
+    }
+}
+
+/// How a run is ended from outside.
+#[derive(Debug, Default)]
+pub struct Stop {
+    /// No new connections.
+    pub begin: AtomicBool,
+    /// Those in progress are given up.
+    pub now: AtomicBool,
+}
+
+enum State {
+    Free,
+    Connecting(OwnedFd),
+    Exchanging(Box<Exchange>),
+}
+
+struct Slot {
+    state: State,
+    /// Tells a late event of an earlier connection in this slot apart.
+    generation: u32,
+    registered: bool,
+    intended: Instant,
+    began: Instant,
+    deadline: Instant,
+}
+
+/// Runs until the plan is done or `stop` says so.
+pub fn run(plan: &Plan, start: Instant, stop: &Stop) -> std::io::Result<Tally> {
+    Worker::new(plan, start)?.run(stop)
+}
+
+struct Worker<'a> {
+    plan: &'a Plan,
+    epoll: OwnedFd,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    tally: Tally,
+    log: FailureLog,
+    start: Instant,
+    paused_until: Option<Instant>,
+    failed_in_a_row: u32,
+}
+
+impl<'a> Worker<'a> {
+    fn new(plan: &'a Plan, start: Instant) -> std::io::Result<Self> {
+        Ok(Self {
+            plan,
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            slots: Vec::new(),
+            free: Vec::new(),
+            tally: Tally::default(),
+            log: FailureLog::new(start),
+            start,
+            paused_until: None,
+            failed_in_a_row: 0,
+        })
+    }
+
+    fn run(mut self, stop: &Stop) -> std::io::Result<Tally> {
+        let mut events = Vec::with_capacity(256);
+        let mut scan_at = self.start + SCAN;
+        loop {
+            let now = Instant::now();
+            let done = stop.begin.load(Ordering::Relaxed) || self.plan_is_done(now);
+            let wait = if done { SCAN } else { self.begin_some(now) };
+            let in_progress = self.slots.len() - self.free.len();
+            if done && (in_progress == 0 || stop.now.load(Ordering::Relaxed)) {
+                break;
+            }
+            let timeout = rustix::event::Timespec {
+                tv_sec: wait.as_secs().cast_signed(),
+                tv_nsec: i64::from(wait.subsec_nanos()),
+            };
+            // Nothing to wait for and nothing registered needs no system call.
+            if !wait.is_zero() || in_progress > 0 {
+                events.clear();
+                match epoll::wait(
+                    &self.epoll,
+                    rustix::buffer::spare_capacity(&mut events),
+                    Some(&timeout),
+                ) {
+                    Ok(_) | Err(Raw::INTR) => {}
+                    Err(e) => return Err(e.into()),
+                }
+                let now = Instant::now();
+                for event in &events {
+                    self.on_event(event.data.u64(), now);
+                }
+                if now >= scan_at {
+                    self.expire(now);
+                    scan_at = now + SCAN;
+                }
+            }
+        }
+        self.interrupt();
+        self.log.finish();
+        Ok(self.tally)
+    }
+
+    fn plan_is_done(&self, now: Instant) -> bool {
+        self.plan.until.is_some_and(|t| now >= t)
+            || self.plan.connections.is_some_and(|n| self.tally.attempts >= n)
+    }
+
+    /// Begins what may begin now; says how long nothing more may.
+    fn begin_some(&mut self, now: Instant) -> Duration {
+        if let Some(t) = self.paused_until {
+            if now < t {
+                return t - now;
+            }
+            self.paused_until = None;
+        }
+        for _ in 0..BATCH {
+            if self.plan.connections.is_some_and(|n| self.tally.attempts >= n) {
+                return SCAN;
+            }
+            if (self.slots.len() - self.free.len()) as u32 >= self.plan.concurrency {
+                return SCAN;
+            }
+            let intended = match self.plan.rate {
+                None => Instant::now(),
+                Some(rate) => {
+                    let t = self.start + Duration::from_secs_f64(self.tally.attempts as f64 / rate);
+                    let now = Instant::now();
+                    if t > now {
+                        return (t - now).min(SCAN);
+                    }
+                    t
+                }
+            };
+            self.begin(intended);
+            if self.paused_until.is_some() {
+                return PAUSE;
+            }
+        }
+        Duration::ZERO
+    }
+
+    fn begin(&mut self, intended: Instant) {
+        let n = self.tally.attempts;
+        self.tally.attempts += 1;
+        let began = Instant::now();
+        let fd = match self.open(n) {
+            Ok(fd) => fd,
+            Err(e) => return self.failed((Phase::Connect, Cause::Errno(Errno::of(&e)))),
+        };
+        let connected = match rustix::net::connect(&fd, &self.plan.target) {
+            Ok(()) => true,
+            // Where the path has no delay the answer is here already, and asking costs less
+            // than waiting.
+            Err(Raw::INPROGRESS) => match rustix::net::connect(&fd, &self.plan.target) {
+                Ok(()) | Err(Raw::ISCONN) => true,
+                Err(Raw::ALREADY | Raw::INPROGRESS) => false,
+                Err(e) => return self.failed(raw(Phase::Connect, e)),
+            },
+            Err(e) => return self.failed(raw(Phase::Connect, e)),
+        };
+        let slot = Slot {
+            state: State::Free,
+            generation: 0,
+            registered: false,
+            intended,
+            began,
+            deadline: began + self.plan.timeout,
+        };
+        if connected && self.plan.request.is_none() {
+            return self.connected_tcp(fd, &slot);
+        }
+        let index = self.place(slot);
+        if connected {
+            self.connected(index, fd);
+        } else {
+            self.wait_for(index, &fd);
+            self.slots[index as usize].state = State::Connecting(fd);
+        }
+    }
+
+    fn open(&self, n: u64) -> std::io::Result<OwnedFd> {
+        let fd = socket::open(self.plan.target, crate::pick(&self.plan.sources, n))?;
+        if self.plan.close == Close::Rst {
+            socket::close_with_reset(&fd)?;
+        }
+        Ok(fd)
+    }
+
+    fn place(&mut self, slot: Slot) -> u32 {
+        if let Some(index) = self.free.pop() {
+            let generation = self.slots[index as usize].generation;
+            self.slots[index as usize] = Slot { generation, ..slot };
+            index
+        } else {
+            self.slots.push(slot);
+            self.slots.len() as u32 - 1
+        }
+    }
+
+    fn release(&mut self, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        slot.state = State::Free;
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(index);
+    }
+
+    fn wait_for(&mut self, index: u32, fd: &OwnedFd) {
+        let slot = &mut self.slots[index as usize];
+        if slot.registered {
+            return;
+        }
+        slot.registered = true;
+        let data = epoll::EventData::new_u64(u64::from(index) << 32 | u64::from(slot.generation));
+        let flags = epoll::EventFlags::IN
+            | epoll::EventFlags::OUT
+            | epoll::EventFlags::RDHUP
+            | epoll::EventFlags::ET;
+        // A failure here (ENOMEM, ENOSPC) shows as a stall at the deadline, never as success.
+        if let Err(e) = epoll::add(&self.epoll, fd, data, flags) {
+            tracing::error!(error = %e, "epoll_ctl failed: this connection will count as stalled");
+        }
+    }
+
+    fn connected_tcp(&mut self, fd: OwnedFd, slot: &Slot) {
+        let now = Instant::now();
+        self.tally.connect.record(now - slot.began);
+        if self.plan.close == Close::Rst {
+            self.tally.own_resets += 1;
+        }
+        drop(fd);
+        self.tally.ok(now - slot.intended);
+        self.failed_in_a_row = 0;
+    }
+
+    fn connected(&mut self, index: u32, fd: OwnedFd) {
+        let now = Instant::now();
+        let slot = &mut self.slots[index as usize];
+        slot.deadline = now + self.plan.timeout;
+        self.tally.connect.record(now - slot.began);
+        let Some(request) = &self.plan.request else { return };
+        if !slot.registered {
+            self.wait_for(index, &fd);
+        }
+        match Exchange::begin(fd, request.build()) {
+            Ok(exchange) => {
+                self.slots[index as usize].state = State::Exchanging(Box::new(exchange));
+                self.advance(index, now);
+            }
+            Err(failure) => {
+                self.release(index);
+                self.failed(failure);
+            }
+        }
+    }
+
+    fn on_event(&mut self, data: u64, now: Instant) {
+        let (index, generation) = ((data >> 32) as u32, data as u32);
+        let slot = &mut self.slots[index as usize];
+        if slot.generation != generation {
+            return;
+        }
+        match std::mem::replace(&mut slot.state, State::Free) {
+            State::Free => {}
+            State::Connecting(fd) => match rustix::net::connect(&fd, &self.plan.target) {
+                Ok(()) | Err(Raw::ISCONN) if self.plan.request.is_none() => {
+                    let slot = Slot { state: State::Free, ..*slot };
+                    self.release(index);
+                    self.connected_tcp(fd, &slot);
+                }
+                Ok(()) | Err(Raw::ISCONN) => self.connected(index, fd),
+                Err(Raw::ALREADY | Raw::INPROGRESS) => slot.state = State::Connecting(fd),
+                Err(e) => {
+                    self.release(index);
+                    self.failed(raw(Phase::Connect, e));
+                }
+            },
+            exchanging @ State::Exchanging(_) => {
+                slot.state = exchanging;
+                self.advance(index, now);
+            }
+        }
+    }
+
+    fn advance(&mut self, index: u32, now: Instant) {
+        let slot = &mut self.slots[index as usize];
+        let State::Exchanging(exchange) = &mut slot.state else { return };
+        match exchange.advance() {
+            Step::Waiting => slot.deadline = now + self.plan.timeout,
+            Step::Done(bytes) => {
+                let intended = slot.intended;
+                self.tally.bytes += bytes;
+                if self.plan.close == Close::Rst {
+                    self.tally.own_resets += 1;
+                }
+                self.release(index);
+                self.tally.ok(intended.elapsed());
+                self.failed_in_a_row = 0;
+            }
+            Step::Failed(failure) => {
+                self.release(index);
+                self.failed(failure);
+            }
+        }
+    }
+
+    fn failed(&mut self, failure: Failure) {
+        let now = Instant::now();
+        self.tally.fail(failure);
+        self.log.failure(now, failure);
+        self.failed_in_a_row += 1;
+        if is_local(failure.1) || self.failed_in_a_row >= FAILURES_IN_A_ROW {
+            self.paused_until = Some(now + PAUSE);
+        }
+    }
+
+    fn phase(state: &State) -> Option<Phase> {
+        match state {
+            State::Free => None,
+            State::Connecting(_) => Some(Phase::Connect),
+            State::Exchanging(exchange) => Some(exchange.phase()),
+        }
+    }
+
+    /// Ends what made no progress in time.
+    fn expire(&mut self, now: Instant) {
+        for index in 0..self.slots.len() {
+            let slot = &self.slots[index];
+            if let Some(phase) = Self::phase(&slot.state)
+                && slot.deadline <= now
+            {
+                self.release(index as u32);
+                self.failed((phase, Cause::Stall));
+            }
+        }
+    }
+
+    /// Ends what is still in progress at the end of the run.
+    fn interrupt(&mut self) {
+        for index in 0..self.slots.len() {
+            if let Some(phase) = Self::phase(&self.slots[index].state) {
+                self.release(index as u32);
+                self.tally.fail((phase, Cause::Interrupted));
+            }
+        }
+    }
+}
+
+fn raw(phase: Phase, e: Raw) -> Failure {
+    (phase, Cause::Errno(Errno::from_raw(e.raw_os_error())))
+}
