@@ -5,6 +5,7 @@
 //! in UTC; durations carry their unit in the name.
 
 pub mod boom;
+pub mod kernels;
 pub mod lab;
 pub mod load;
 pub mod observe;
