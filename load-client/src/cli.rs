@@ -114,6 +114,12 @@ pub struct ProbeArgs {
     /// Connections, all opened at once
     #[arg(long, value_name = "N", env = "LOAD_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub connections: u32,
+    /// Opens that many again, this often, until --duration or a signal
+    #[arg(long, value_name = "D", env = "LOAD_EVERY", value_parser = positive_duration)]
+    pub every: Option<Duration>,
+    /// With --every: opens no more after this time (default: until SIGTERM or SIGINT)
+    #[arg(long, value_name = "D", env = "LOAD_DURATION", requires = "every", value_parser = positive_duration)]
+    pub duration: Option<Duration>,
     /// What is done on each
     #[arg(long, env = "LOAD_PATTERN", default_value = "request")]
     pub pattern: Pattern,

@@ -50,22 +50,33 @@ pub async fn run(args: &ProbeArgs, target: SocketAddr, shutdown: &mut Shutdown) 
     local.run_until(all(args, target, shutdown)).await
 }
 
+/// When the connections of `wave` are opened, by a schedule computed from the
+/// start; none when there is no such wave.
+fn wave_at(
+    began: Instant,
+    every: Option<Duration>,
+    duration: Option<Duration>,
+    wave: u32,
+) -> Option<Instant> {
+    let after = match wave {
+        0 => Duration::ZERO,
+        n => every? * n,
+    };
+    duration.is_none_or(|d| after < d).then(|| began + after)
+}
+
 async fn all(args: &ProbeArgs, target: SocketAddr, shutdown: &mut Shutdown) -> Probed {
     let args = Rc::new(args.clone());
     let mut tally = Tally::default();
+    let mut attempts: u64 = 0;
     let mut ends: Ends = BTreeMap::new();
-    let mut log = FailureLog::new(Instant::now());
     let mut tasks = JoinSet::new();
-    for n in 0..u64::from(args.connections) {
-        let args = Rc::clone(&args);
-        tally.attempts += 1;
-        tasks.spawn_local(async move {
-            let started = Instant::now();
-            let end = one(&args, target, n).await;
-            (end, started.elapsed())
-        });
-    }
-    let mut ended_by = EndedBy::Connections;
+    let began = Instant::now();
+    let mut log = FailureLog::new(began);
+    let mut waves: u32 = 0;
+    let planned = if args.every.is_some() { EndedBy::Duration } else { EndedBy::Connections };
+    let mut ended_by = planned;
+    let mut drained = None;
     let mut record = |end: Result<Survived, Failure>, took: Duration| match end {
         Ok(s) => {
             tally.ok(took);
@@ -80,25 +91,41 @@ async fn all(args: &ProbeArgs, target: SocketAddr, shutdown: &mut Shutdown) -> P
         }
     };
     loop {
-        let deadline = match ended_by {
-            EndedBy::Connections => Duration::MAX,
-            _ => DRAIN,
-        };
+        let next =
+            if drained.is_none() { wave_at(began, args.every, args.duration, waves) } else { None };
+        if next.is_some_and(|at| at <= Instant::now()) {
+            waves += 1;
+            for _ in 0..args.connections {
+                let (args, n) = (Rc::clone(&args), attempts);
+                attempts += 1;
+                tasks.spawn_local(async move {
+                    let started = Instant::now();
+                    let end = one(&args, target, n).await;
+                    (end, started.elapsed())
+                });
+            }
+            continue;
+        }
         tokio::select! {
-            joined = tasks.join_next() => match joined {
+            () = tokio::time::sleep_until(next.unwrap_or(began).into()), if next.is_some() => {}
+            joined = tasks.join_next(), if next.is_none() || !tasks.is_empty() => match joined {
                 Some(Ok((end, took))) => record(end, took),
                 // Never: no task panics or is aborted; counted so that the sum holds.
                 Some(Err(_)) => record(Err((Phase::Receive, Cause::Interrupted)), Duration::ZERO),
                 None => break,
             },
-            signal = shutdown.signalled(), if ended_by == EndedBy::Connections => ended_by = signal,
-            () = tokio::time::sleep(deadline), if deadline != Duration::MAX => break,
+            signal = shutdown.signalled(), if drained.is_none() => {
+                ended_by = signal;
+                drained = Some(Instant::now() + DRAIN);
+            }
+            () = tokio::time::sleep_until(drained.unwrap_or(began).into()), if drained.is_some() => break,
         }
     }
     for _ in 0..tasks.len() {
         record(Err((Phase::Receive, Cause::Interrupted)), Duration::ZERO);
     }
     log.finish();
+    tally.attempts = attempts;
     Probed { tally, ends, ended_by }
 }
 
@@ -268,5 +295,22 @@ async fn close(stream: &mut TcpStream) -> Result<(), Failure> {
         Ok(0) | Err((_, Cause::Stall)) => Ok(()),
         Ok(_) => Err((Phase::Close, Cause::BadAnswer)),
         Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Waves come at multiples of the interval, and none at or after the end.
+    #[test]
+    fn waves_follow_the_schedule() {
+        let t = Instant::now();
+        let s = Duration::from_secs;
+        assert_eq!(wave_at(t, None, None, 0), Some(t));
+        assert_eq!(wave_at(t, None, None, 1), None);
+        assert_eq!(wave_at(t, Some(s(2)), None, 3), Some(t + s(6)));
+        assert_eq!(wave_at(t, Some(s(2)), Some(s(6)), 2), Some(t + s(4)));
+        assert_eq!(wave_at(t, Some(s(2)), Some(s(6)), 3), None);
     }
 }

@@ -150,6 +150,8 @@ async fn run_probe(args: ProbeArgs) -> Result<Exit, End> {
         ("target", Some(args.target.to_string())),
         ("address", Some(target.to_string())),
         ("connections", Some(args.connections.to_string())),
+        ("every", args.every.map(spell)),
+        ("duration", args.duration.map(spell)),
         ("pattern", Some(name(&args.pattern))),
         ("delay", Some(spell(args.delay))),
         ("timeout", Some(spell(args.timeout))),

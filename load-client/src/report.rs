@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context;
 use canary_common::exit::Exit;
 use canary_common::outcome::{EndedBy, Verdict};
-use canary_common::output::{ResultFile, print_line};
+use canary_common::output::{ResultFile, print_line, termination_message};
 use canary_common::result::load::LoadResult;
 use canary_common::result::{Clock, Run, SCHEMA_VERSION};
 use serde::Serialize;
@@ -76,6 +76,11 @@ impl Report {
     pub fn finish<T: Serialize>(&self, result: &T, summary: &str) -> anyhow::Result<()> {
         if let Some(file) = &self.file {
             file.write(result)?;
+        }
+        // In a pod, what `kubectl describe` shows: one line.
+        let line: Vec<_> = summary.lines().map(str::trim).collect();
+        if let Err(e) = termination_message(None, &line.join("; ")) {
+            tracing::warn!(error = %e, "no termination message");
         }
         if std::io::stdout().is_terminal() {
             println!("{summary}");
