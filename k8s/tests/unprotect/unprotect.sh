@@ -1,0 +1,34 @@
+#!/bin/sh
+# unprotect.sh: accepts INVALID packets ahead of kube-proxy's drop until SIGTERM.
+#
+# kube-proxy (iptables mode) drops INVALID in KUBE-FORWARD and puts that rule back
+# at every sync when somebody removes it. This leaves kube-proxy's rules alone: an
+# ACCEPT at the top of FORWARD ends the walk before the jump to KUBE-FORWARD, and
+# kube-proxy, whose own jump is still there, does not move it. The drop of
+# kube-proxy's nftables mode cannot be held off like this: a drop in one table
+# stands, whatever another accepts.
+set -u
+rule() {
+    for tables in iptables ip6tables; do
+        nsenter -t 1 -m -n -- "$tables" -w "$@" -m conntrack --ctstate INVALID \
+            -m comment --comment conntrack-canary-unprotect -j ACCEPT 2>/tmp/error || [ "$tables" = ip6tables ] || return 1
+    done
+}
+stop() {
+    trap '' TERM INT
+    rm -f /tmp/ready
+    rule -D FORWARD && echo "restored: kube-proxy's drop is in force again"
+    exit 0
+}
+trap stop TERM INT
+rule -C FORWARD 2>/dev/null || rule -I FORWARD 1 || {
+    cat /tmp/error >&2
+    echo "cannot insert the rule" >&2
+    exit 1
+}
+: >/tmp/ready
+echo "ready: INVALID packets are accepted ahead of kube-proxy's drop"
+while :; do
+    sleep 3600 &
+    wait $!
+done
