@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Run;
+use super::timeline::Timeline;
 use crate::outcome::{Diagnosis, Forgery, OldSegments, ProbeEnd, UnknownReason, names};
 use crate::segment::Family;
 
@@ -258,6 +259,9 @@ pub struct ScenarioResult {
     pub cells: Vec<CellResult>,
     /// What to type as root to build the same by hand.
     pub commands: Vec<CommandList>,
+    /// What it showed over time, where the scenario has steps.
+    #[serde(default)]
+    pub timeline: Option<Timeline>,
 }
 
 /// Commands to repeat a set-up, in order.

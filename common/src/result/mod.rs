@@ -9,6 +9,7 @@ pub mod kernels;
 pub mod lab;
 pub mod load;
 pub mod observe;
+pub mod timeline;
 
 use std::collections::BTreeMap;
 
