@@ -1,2 +1,7 @@
-//! Under construction.
-fn main() {}
+//! boom-server: see the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    boom_server::main()
+}

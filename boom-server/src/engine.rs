@@ -1,0 +1,291 @@
+//! The thread that sniffs, forges and judges: raw sockets on one side, the state
+//! machine on the other.
+
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use canary_common::outcome::{ClientClass, Outcome};
+use canary_common::result::boom::Sniffer as SnifferResult;
+use canary_common::segment::{Emit, FourTuple};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::sync::Notify;
+
+use crate::config::{Cidr, Events};
+use crate::events::Log;
+use crate::flow::{Action, Flows, Judgement, Settings};
+use crate::forge::Spec;
+use crate::raw::{Sender, Sniffer};
+use crate::tally::Tally;
+
+/// How long the thread sleeps at most: it looks for the end of the run then.
+const NAP: Duration = Duration::from_millis(50);
+/// Batches read from one socket before timers and the other socket get a turn.
+const ROUNDS: usize = 16;
+/// The window that forged segments offer, as Linux does at the start of a
+/// connection; none of the answers depends on it.
+const WINDOW: u16 = 502;
+
+/// Which class a peer's address belongs to.
+#[derive(Clone, Debug, Default)]
+pub struct Classes {
+    /// Pod networks.
+    pub pods: Vec<Cidr>,
+    /// Nodes.
+    pub nodes: Vec<Cidr>,
+}
+
+impl Classes {
+    /// The class of `ip`; a node's address inside a pod network is a node's.
+    #[must_use]
+    pub fn of(&self, ip: IpAddr) -> ClientClass {
+        if self.nodes.iter().any(|n| n.contains(ip)) {
+            ClientClass::Node
+        } else if self.pods.iter().any(|n| n.contains(ip)) {
+            ClientClass::Pod
+        } else if self.pods.is_empty() && self.nodes.is_empty() {
+            ClientClass::Unclassified
+        } else {
+            ClientClass::Outside
+        }
+    }
+}
+
+/// What the engine tells while it runs.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Counts.
+    pub tally: Tally,
+    /// The raw sockets.
+    pub sniffer: SnifferResult,
+    /// Connections forgotten before their judgement.
+    pub evicted: u64,
+    /// Not judged when the run ended.
+    pub unjudged: u64,
+    /// The first leak that was judged.
+    pub first_leak: Option<Judgement>,
+}
+
+/// What the engine and the rest of the program share.
+#[derive(Debug, Default)]
+pub struct Shared {
+    state: Mutex<State>,
+    /// Wakes whoever waits for a change of the counts.
+    pub changed: Notify,
+    stop: AtomicBool,
+}
+
+impl Shared {
+    /// The state as it is now.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere does not make counts wrong.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the engine to end.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+    }
+}
+
+/// Sockets, state machine and counts.
+#[derive(Debug)]
+pub struct Engine {
+    sniffers: Vec<Sniffer>,
+    sender: Sender,
+    flows: Flows,
+    classes: Classes,
+    shared: Arc<Shared>,
+    log: Log,
+    start: Instant,
+    packet: Vec<u8>,
+}
+
+impl Engine {
+    /// An engine over open sockets.
+    #[must_use]
+    pub fn new(
+        sniffers: Vec<Sniffer>,
+        sender: Sender,
+        settings: Settings,
+        classes: Classes,
+        events: Events,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            sniffers,
+            sender,
+            flows: Flows::new(settings),
+            classes,
+            shared,
+            log: Log::new(events),
+            start: Instant::now(),
+            packet: Vec::with_capacity(128),
+        }
+    }
+
+    /// Works until asked to stop, or until a socket fails, which the state says.
+    pub fn run(mut self) {
+        let mut actions = Vec::new();
+        let mut failed = None;
+        while !self.shared.stop.load(Ordering::Acquire) && failed.is_none() {
+            failed = self.wait().and_then(|()| self.turn(&mut actions)).err();
+        }
+        let now = self.start.elapsed();
+        let unjudged = self.flows.finish(now, &mut actions);
+        let shared = Arc::clone(&self.shared);
+        let mut state = shared.state();
+        for action in actions.drain(..) {
+            self.note(action, now, &mut state);
+        }
+        state.unjudged = unjudged;
+        state.sniffer.failed = failed.map(|e| e.to_string());
+        drop(state);
+        self.log.flush(now);
+        shared.changed.notify_one();
+    }
+
+    fn wait(&self) -> std::io::Result<()> {
+        let due =
+            self.flows.next_deadline().map_or(NAP, |d| d.saturating_sub(self.start.elapsed()));
+        // A millisecond is what poll() can wait; less would be a busy loop.
+        let millis = due.min(NAP).as_micros().div_ceil(1000) as u16;
+        let mut fds: Vec<PollFd<'_>> =
+            self.sniffers.iter().map(|s| PollFd::new(s.as_fd(), PollFlags::POLLIN)).collect();
+        match poll(&mut fds, PollTimeout::from(millis)) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn turn(&mut self, actions: &mut Vec<Action>) -> std::io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let mut sniffers = std::mem::take(&mut self.sniffers);
+        let mut result = Ok(());
+        for sniffer in &mut sniffers {
+            for _ in 0..ROUNDS {
+                let mut state = shared.state();
+                let read = sniffer.receive(|r| {
+                    let now = self.start.elapsed();
+                    self.flows.segment(now, &r.segment, actions);
+                    for action in actions.drain(..) {
+                        self.perform(action, now, r.at, &mut state);
+                    }
+                });
+                drop(state);
+                match read {
+                    Ok(n) if n > 0 => {}
+                    Ok(_) => break,
+                    Err(e) => {
+                        result = Err(e);
+                        break;
+                    }
+                }
+            }
+        }
+        let now = self.start.elapsed();
+        self.flows.tick(now, actions);
+        let mut state = shared.state();
+        for action in actions.drain(..) {
+            self.perform(action, now, None, &mut state);
+        }
+        state.evicted = self.flows.evicted();
+        state.sniffer.received = sniffers.iter().map(Sniffer::received).sum();
+        state.sniffer.dropped = sniffers.iter().map(|s| u64::from(s.dropped())).sum();
+        state.sniffer.malformed = sniffers.iter().map(Sniffer::malformed).sum();
+        drop(state);
+        self.sniffers = sniffers;
+        self.log.flush(now);
+        shared.changed.notify_one();
+        result
+    }
+
+    /// Sends what is to be sent, and notes the rest.
+    fn perform(
+        &mut self,
+        action: Action,
+        now: Duration,
+        at: Option<SystemTime>,
+        state: &mut State,
+    ) {
+        match action {
+            Action::Forge { tuple, forgery, spec, timestamps, at_once } => {
+                let class = self.classes.of(tuple.remote.ip());
+                let sent = self.send(&tuple, &spec, timestamps);
+                let latency = at.filter(|_| at_once).and_then(|at| at.elapsed().ok());
+                match sent {
+                    Ok(()) => {
+                        state.tally.forged(&tuple, class, forgery, latency);
+                        self.log.forged(now, &tuple, forgery, &spec);
+                    }
+                    Err(e) => {
+                        self.log.send_failed(now, &tuple, &e);
+                        state.tally.send_errors += 1;
+                        let mut after = Vec::new();
+                        self.flows.send_failed(now, &tuple, &mut after);
+                        for action in after {
+                            self.note(action, now, state);
+                        }
+                    }
+                }
+            }
+            Action::Probe { tuple, spec, timestamps } => {
+                if let Err(e) = self.send(&tuple, &spec, timestamps) {
+                    // Without a probe there is no proof of life: unknown, in its time.
+                    self.log.send_failed(now, &tuple, &e);
+                    state.tally.send_errors += 1;
+                }
+            }
+            other => self.note(other, now, state),
+        }
+    }
+
+    fn note(&mut self, action: Action, now: Duration, state: &mut State) {
+        match action {
+            Action::Handshake => state.tally.handshakes += 1,
+            Action::NotForged => state.tally.settled += 1,
+            Action::Judged(j) => {
+                state.tally.judged(&j, self.classes.of(j.tuple.remote.ip()));
+                if j.outcome == Outcome::Leaked && state.first_leak.is_none() {
+                    state.first_leak = Some(j);
+                }
+                self.log.judged(now, &j);
+            }
+            Action::Reset(r) => {
+                state.tally.reset(&r);
+                self.log.reset(now, &r);
+            }
+            Action::Forge { .. } | Action::Probe { .. } => {}
+        }
+    }
+
+    fn send(
+        &mut self,
+        tuple: &FourTuple,
+        spec: &Spec,
+        timestamps: Option<(u32, u32)>,
+    ) -> std::io::Result<()> {
+        // RFC 7323, section 3.2: once negotiated, every segment carries timestamps.
+        // Ours repeat what the client echoed last, which is never too old.
+        let mut options = [1, 1, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0];
+        let options = timestamps.map_or(&[][..], |(value, echo)| {
+            options[4..8].copy_from_slice(&echo.to_be_bytes());
+            options[8..].copy_from_slice(&value.to_be_bytes());
+            &options[..]
+        });
+        let emit = Emit {
+            src: tuple.local,
+            dst: tuple.remote,
+            seq: spec.seq,
+            ack: spec.ack,
+            flags: spec.flags,
+            window: WINDOW,
+            options,
+            payload: spec.payload,
+        };
+        emit.packet(&mut self.packet);
+        self.sender.send(&self.packet, tuple.remote.ip())
+    }
+}

@@ -1,0 +1,473 @@
+//! The state machine of every connection, from its handshake to the judgement
+//! of the one segment that is forged on it.
+//!
+//! It sees inbound segments alone, as a raw socket does. Times are durations
+//! since the program began. Nothing here sends or logs: what is to be done
+//! comes back as [`Action`]s.
+
+mod judge;
+mod table;
+
+use std::time::Duration;
+
+use canary_common::outcome::{Forgery, Outcome, UnknownReason};
+use canary_common::segment::{Flags, FourTuple, Segment};
+use canary_common::seq::Seq;
+
+use crate::forge::{self, Numbers, Spec};
+use table::{Key, Table};
+
+/// A handshake that takes longer may have drawn a second SYN-ACK (the first
+/// retransmission comes after 1 s, RFC 6298 section 2.1), and a second answer to
+/// it looks like the answer to a forged segment.
+const CALM_HANDSHAKE: Duration = Duration::from_millis(900);
+/// How long an unanswered SYN is remembered.
+const EMBRYO_LIFE: Duration = Duration::from_secs(10);
+/// How long a judged connection is remembered while it is open and silent.
+const JUDGED_LIFE: Duration = Duration::from_secs(60);
+/// How long one is remembered that has been closed or reset.
+const CLOSED_LIFE: Duration = Duration::from_secs(1);
+/// Sequence numbers further from the expected one belong to no living connection
+/// (RFC 7323, section 2.3: windows are smaller than 2^30).
+const PLAUSIBLE: u32 = 1 << 30;
+/// The longest time that is given to an answer, however slow the path.
+const MAX_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the state machine needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What to forge, by turns over the connections. Never empty.
+    pub forgeries: Vec<Forgery>,
+    /// How long an answer may take; stretched on slow paths.
+    pub outcome_timeout: Duration,
+    /// How long after the handshake to forge.
+    pub forge_delay: Duration,
+    /// How many connections are remembered at most.
+    pub capacity: usize,
+}
+
+/// What is to be done, or has become known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// A handshake is complete.
+    Handshake,
+    /// Send this segment; it is the forged one.
+    Forge {
+        /// On which connection.
+        tuple: FourTuple,
+        /// What it is called.
+        forgery: Forgery,
+        /// Its numbers.
+        spec: Spec,
+        /// The client's timestamps option as last seen, (value, echo).
+        timestamps: Option<(u32, u32)>,
+        /// True when the segment just handled completed the handshake.
+        at_once: bool,
+    },
+    /// Send this segment to see whether the connection lives.
+    Probe {
+        /// On which connection.
+        tuple: FourTuple,
+        /// Its numbers.
+        spec: Spec,
+        /// The client's timestamps option as last seen, (value, echo).
+        timestamps: Option<(u32, u32)>,
+    },
+    /// The outcome of a forged segment is known.
+    Judged(Judgement),
+    /// A connection ended before anything was forged on it.
+    NotForged,
+    /// An RST came.
+    Reset(Reset),
+}
+
+/// What became of one forged segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// On which connection.
+    pub tuple: FourTuple,
+    /// What was forged.
+    pub forgery: Forgery,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// Why nothing is known, where that is the outcome.
+    pub reason: Option<UnknownReason>,
+    /// True when the RST of a leaked segment was one that the server must accept.
+    pub killed: bool,
+    /// From the forged segment's departure to the judgement.
+    pub after: Duration,
+    /// An earlier judgement that this one replaces.
+    pub replaces: Option<(Outcome, Option<UnknownReason>)>,
+}
+
+/// An RST and what it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reset {
+    /// On which connection.
+    pub tuple: FourTuple,
+    /// Its sequence number.
+    pub seq: Seq,
+    /// Its acknowledgment number.
+    pub ack: Seq,
+    /// Its control bits.
+    pub flags: Flags,
+    /// What provoked it.
+    pub cause: ResetCause,
+}
+
+/// What an RST belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetCause {
+    /// The segment forged on its connection.
+    Forged(Forgery),
+    /// Something else on a known connection, where this number was expected.
+    Other {
+        /// RCV.NXT
+        expected: Seq,
+    },
+    /// No known connection.
+    UnknownConnection,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// SYN seen.
+    Embryo,
+    /// Handshake complete, nothing forged yet.
+    Waiting,
+    /// Forged, no answer yet.
+    Forged,
+    /// No answer in time; probed for life.
+    Probed,
+    /// Judged, or never forged.
+    Settled,
+}
+
+#[derive(Clone, Debug)]
+struct Flow {
+    tuple: FourTuple,
+    state: State,
+    isn: Seq,
+    rcv: Seq,
+    snd: Seq,
+    /// When the first SYN came.
+    syn_at: Duration,
+    syns: u8,
+    rtt: Duration,
+    scale: u8,
+    scaled: bool,
+    max_window: u32,
+    timestamps: Option<(u32, u32)>,
+    /// A FIN of the client was seen.
+    fin: bool,
+    /// An RST that the server must accept was seen.
+    dead: bool,
+    forged: Option<Forged>,
+    outcome: Option<(Outcome, Option<UnknownReason>)>,
+    deadline: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Forged {
+    forgery: Forgery,
+    spec: Spec,
+    at: Duration,
+    /// Acknowledgments moved between the forged segment and the life probe while
+    /// the server may have had data in flight: they may hide the answer.
+    busy: bool,
+    /// Whether data may have been in flight when it was sent.
+    in_stream: bool,
+    probe: Option<Spec>,
+    answers: u8,
+    alive: bool,
+}
+
+/// Every connection at once.
+#[derive(Debug)]
+pub struct Flows {
+    settings: Settings,
+    table: Table,
+    turn: usize,
+    evicted: u64,
+}
+
+impl Flows {
+    /// No connections yet.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        let table = Table::new(settings.capacity);
+        Self { settings, table, turn: 0, evicted: 0 }
+    }
+
+    /// Connections remembered.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// True when no connection is remembered.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.table.len() == 0
+    }
+
+    /// Connections forgotten before their judgement because the table was full,
+    /// unanswered SYNs not among them.
+    #[must_use]
+    pub const fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// When [`Self::tick`] has something to do next.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.table.next_deadline()
+    }
+
+    /// Takes an inbound segment.
+    pub fn segment(&mut self, now: Duration, seg: &Segment<'_>, out: &mut Vec<Action>) {
+        let tuple = FourTuple::new(seg.dst, seg.src);
+        let Some(key) = self.table.find(&tuple) else {
+            if seg.flags.has(Flags::RST) {
+                out.push(Action::Reset(reset(tuple, seg, ResetCause::UnknownConnection)));
+            } else if opens(seg) {
+                self.embryo(now, tuple, seg, out);
+            }
+            return;
+        };
+        if seg.flags.has(Flags::RST) {
+            self.rst(now, key, seg, out);
+        } else if opens(seg) {
+            self.syn(now, key, seg, out);
+        } else if seg.flags.has(Flags::ACK) && !seg.flags.has(Flags::SYN) {
+            self.ack(now, key, seg, out);
+        }
+        // RFC 9293, section 3.10.7.4: without ACK a segment is dropped.
+    }
+
+    /// Does what is due.
+    pub fn tick(&mut self, now: Duration, out: &mut Vec<Action>) {
+        while let Some(key) = self.table.due(now) {
+            let flow = self.table.get_mut(key);
+            match flow.state {
+                State::Embryo | State::Settled => {
+                    self.table.remove(key);
+                }
+                State::Waiting => self.forge(now, key, false, out),
+                State::Forged => self.silence(now, key, out),
+                State::Probed => self.last_word(now, key, out),
+            }
+        }
+    }
+
+    /// A forged segment could not be sent.
+    pub fn send_failed(&mut self, now: Duration, tuple: &FourTuple, out: &mut Vec<Action>) {
+        if let Some(key) = self.table.find(tuple) {
+            self.settle(now, key, Outcome::Unknown, Some(UnknownReason::SendFailed), false, out);
+        }
+    }
+
+    /// The run ends: what is not judged stays unknown. Returns how many.
+    pub fn finish(&mut self, now: Duration, out: &mut Vec<Action>) -> u64 {
+        let mut unjudged = 0;
+        for key in self.table.keys() {
+            if matches!(self.table.get_mut(key).state, State::Forged | State::Probed) {
+                unjudged += 1;
+                self.settle(
+                    now,
+                    key,
+                    Outcome::Unknown,
+                    Some(UnknownReason::Interrupted),
+                    false,
+                    out,
+                );
+            }
+        }
+        unjudged
+    }
+
+    fn embryo(
+        &mut self,
+        now: Duration,
+        tuple: FourTuple,
+        seg: &Segment<'_>,
+        out: &mut Vec<Action>,
+    ) {
+        if let Some(mut victim) = self.table.make_room()
+            && victim.state != State::Embryo
+        {
+            match victim.state {
+                State::Waiting => {
+                    self.evicted += 1;
+                    out.push(Action::NotForged);
+                }
+                State::Forged | State::Probed => {
+                    self.evicted += 1;
+                    judge::record(
+                        &mut victim,
+                        now,
+                        Outcome::Unknown,
+                        Some(UnknownReason::Evicted),
+                        false,
+                        out,
+                    );
+                }
+                State::Embryo | State::Settled => {}
+            }
+        }
+        self.table.insert(Flow::embryo(now, tuple, seg));
+    }
+
+    fn syn(&mut self, now: Duration, key: Key, seg: &Segment<'_>, out: &mut Vec<Action>) {
+        let flow = self.table.get_mut(key);
+        if seg.seq == flow.isn {
+            // Retransmitted; on an established connection it is only old.
+            if flow.state == State::Embryo {
+                flow.syns = flow.syns.saturating_add(1);
+            }
+            return;
+        }
+        match flow.state {
+            State::Embryo | State::Settled => {}
+            State::Waiting => out.push(Action::NotForged),
+            State::Forged | State::Probed => {
+                self.settle(now, key, Outcome::Unknown, Some(UnknownReason::Reused), false, out);
+            }
+        }
+        let tuple = self.table.remove(key).tuple;
+        self.table.insert(Flow::embryo(now, tuple, seg));
+    }
+
+    fn ack(&mut self, now: Duration, key: Key, seg: &Segment<'_>, out: &mut Vec<Action>) {
+        let flow = self.table.get_mut(key);
+        if flow.state != State::Embryo {
+            return self.established(now, key, seg, out);
+        }
+        // What completes the handshake bears the first number, whether it is a
+        // bare acknowledgment, or data because that was lost.
+        if seg.seq != flow.isn.add(1) {
+            return;
+        }
+        out.push(Action::Handshake);
+        flow.rtt = now.saturating_sub(flow.syn_at);
+        flow.rcv = seg.seq;
+        flow.snd = seg.ack;
+        flow.state = State::Waiting;
+        flow.advance(seg);
+        let unsettled = flow.syns > 1 || flow.rtt >= CALM_HANDSHAKE;
+        let wait = if unsettled {
+            self.settings.forge_delay.max(flow.rtt.min(self.settings.outcome_timeout))
+        } else {
+            self.settings.forge_delay
+        };
+        if wait.is_zero() {
+            self.forge(now, key, true, out);
+        } else {
+            self.table.set_deadline(key, now + wait);
+        }
+    }
+
+    fn forge(&mut self, now: Duration, key: Key, at_once: bool, out: &mut Vec<Action>) {
+        let flow = self.table.get_mut(key);
+        if flow.fin || flow.dead {
+            // An answer could not be told from the close's own segments.
+            out.push(Action::NotForged);
+            flow.state = State::Settled;
+            self.table.set_deadline(key, now + CLOSED_LIFE);
+            return;
+        }
+        let forgery = self.settings.forgeries[self.turn % self.settings.forgeries.len()];
+        self.turn = self.turn.wrapping_add(1);
+        let spec = forge::spec(forgery, flow.numbers());
+        flow.state = State::Forged;
+        flow.forged = Some(Forged {
+            forgery,
+            spec,
+            at: now,
+            busy: false,
+            in_stream: !self.settings.forge_delay.is_zero(),
+            probe: None,
+            answers: 0,
+            alive: false,
+        });
+        let timestamps = flow.timestamps;
+        let tuple = flow.tuple;
+        let timeout = self.timeout(key);
+        self.table.set_deadline(key, now + timeout);
+        out.push(Action::Forge { tuple, forgery, spec, timestamps, at_once });
+    }
+
+    /// Several round trips as the handshake measured them, or longer.
+    fn timeout(&mut self, key: Key) -> Duration {
+        let rtt = self.table.get_mut(key).rtt;
+        self.settings
+            .outcome_timeout
+            .max(rtt.saturating_mul(4))
+            .min(MAX_TIMEOUT.max(self.settings.outcome_timeout))
+    }
+}
+
+/// A segment that asks for a connection.
+fn opens(seg: &Segment<'_>) -> bool {
+    // RFC 9293, section 3.10.7.2: in LISTEN an ACK is answered with a reset.
+    seg.flags.has(Flags::SYN) && seg.flags.0 & (Flags::ACK.0 | Flags::RST.0 | Flags::FIN.0) == 0
+}
+
+const fn reset(tuple: FourTuple, seg: &Segment<'_>, cause: ResetCause) -> Reset {
+    Reset { tuple, seq: seg.seq, ack: seg.ack, flags: seg.flags, cause }
+}
+
+impl Flow {
+    fn embryo(now: Duration, tuple: FourTuple, seg: &Segment<'_>) -> Self {
+        let options = seg.options();
+        Self {
+            tuple,
+            state: State::Embryo,
+            isn: seg.seq,
+            rcv: seg.seq.add(1),
+            snd: Seq(0),
+            syn_at: now,
+            syns: 1,
+            rtt: Duration::ZERO,
+            scale: options.window_scale.unwrap_or(0),
+            scaled: options.window_scale.is_some(),
+            // RFC 7323, section 2.2: the window of a SYN is not scaled.
+            max_window: u32::from(seg.window),
+            timestamps: options.timestamps,
+            fin: false,
+            dead: false,
+            forged: None,
+            outcome: None,
+            deadline: now + EMBRYO_LIFE,
+        }
+    }
+
+    const fn numbers(&self) -> Numbers {
+        Numbers { snd: self.snd, rcv: self.rcv, client_window: self.max_window }
+    }
+
+    /// True for a number that a living connection could bear now.
+    fn plausible(&self, seq: Seq) -> bool {
+        seq.since(self.rcv) < PLAUSIBLE || self.rcv.since(seq) < PLAUSIBLE
+    }
+
+    /// Takes note of what the client sent and acknowledged.
+    fn advance(&mut self, seg: &Segment<'_>) {
+        let window = u32::from(seg.window) << self.scale;
+        self.max_window = self.max_window.max(window);
+        if self.timestamps.is_some()
+            && let Some(ts) = seg.options().timestamps
+        {
+            self.timestamps = Some(ts);
+        }
+        if seg.ack.after(self.snd) && seg.ack.since(self.snd) < PLAUSIBLE {
+            self.snd = seg.ack;
+        }
+        let end = seg.seq.add(seg.seg_len());
+        // Only what joins on: a gap means that the server waits for its filling.
+        if !seg.seq.after(self.rcv) && end.after(self.rcv) {
+            self.rcv = end;
+        }
+        self.fin |= seg.flags.has(Flags::FIN);
+    }
+}

@@ -1,0 +1,113 @@
+//! Which segment to forge, and which answer it provokes.
+//!
+//! `snd` is the server's next sequence number as the client last acknowledged
+//! it, `rcv` the next one that the server expects from the client.
+
+use canary_common::outcome::Forgery;
+use canary_common::segment::{Flags, Segment};
+use canary_common::seq::Seq;
+
+/// How far behind the window the original canary forges.
+pub const BELOW: u32 = 100_000;
+/// How far ahead of the window: the one distance that conntrack calls INVALID
+/// for every window scale and every state (window fields reach 2^30).
+pub const ABOVE: u32 = 0x7FFF_C000;
+/// How far ahead of what the client sent a forged acknowledgment lies.
+pub const ACK_AHEAD: u32 = 0x4000_0000;
+/// The data of a forged segment: one octet suffices to make it a data segment,
+/// a word is easier to find in a capture.
+pub const PAYLOAD: &[u8] = b"boom!!!";
+
+/// The numbers of a segment to send. Addresses are added by the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// SEG.SEQ
+    pub seq: Seq,
+    /// SEG.ACK
+    pub ack: Seq,
+    /// Control bits.
+    pub flags: Flags,
+    /// Data.
+    pub payload: &'static [u8],
+}
+
+impl Spec {
+    /// SEG.LEN, SYN and FIN counted (RFC 9293, section 3.4).
+    #[must_use]
+    pub fn seg_len(&self) -> u32 {
+        self.payload.len() as u32
+            + u32::from(self.flags.has(Flags::SYN))
+            + u32::from(self.flags.has(Flags::FIN))
+    }
+
+    /// True when `rst` is the reset that a host without this connection answers
+    /// to this segment (RFC 9293, section 3.10.7.1; `tcp_v4_send_reset()`).
+    #[must_use]
+    pub fn provokes(&self, rst: &Segment<'_>) -> bool {
+        if !rst.flags.has(Flags::RST) {
+            return false;
+        }
+        if self.flags.has(Flags::ACK) {
+            // <SEQ=SEG.ACK><CTL=RST>. An application's own reset has the ACK bit
+            // set (tcp_send_active_reset()), so the two are told apart.
+            !rst.flags.has(Flags::ACK) && rst.seq == self.ack
+        } else {
+            // <SEQ=0><ACK=SEG.SEQ+SEG.LEN><CTL=RST,ACK>
+            rst.flags.has(Flags::ACK)
+                && rst.seq == Seq(0)
+                && rst.ack == self.seq.add(self.seg_len())
+        }
+    }
+
+    /// The octets that a D-SACK for this segment would name (RFC 2883).
+    #[must_use]
+    pub fn named_by(&self, sack: Option<(Seq, Seq)>) -> bool {
+        !self.payload.is_empty()
+            && sack == Some((self.seq, self.seq.add(self.payload.len() as u32)))
+    }
+}
+
+/// What is known of the connection when a segment is forged on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numbers {
+    /// The server's next sequence number as the client last acknowledged it.
+    pub snd: Seq,
+    /// The next sequence number expected from the client.
+    pub rcv: Seq,
+    /// The largest window that the client has offered, in octets.
+    pub client_window: u32,
+}
+
+/// The segment of a forgery.
+#[must_use]
+pub fn spec(forgery: Forgery, n: Numbers) -> Spec {
+    let Numbers { snd, rcv, client_window } = n;
+    let data = Flags::PSH.with(Flags::ACK);
+    let (seq, ack, flags, payload) = match forgery {
+        Forgery::Control => (snd.sub(1), rcv, Flags::ACK, &b""[..]),
+        Forgery::BelowWindow => (snd.sub(BELOW), rcv, data, PAYLOAD),
+        Forgery::AboveWindow => (snd.add(ABOVE), rcv, data, PAYLOAD),
+        // At snd the client's tcp_ack() would discard it without an answer; at
+        // snd-1 tcp_sequence() refuses it first, with a duplicate ACK. conntrack
+        // calls both INVALID.
+        Forgery::AckAhead => (snd.sub(1), rcv.add(ACK_AHEAD), Flags::ACK, &b""[..]),
+        Forgery::NoFlags => (snd, rcv, Flags::default(), &b""[..]),
+        Forgery::SynFin => (snd, rcv, Flags::SYN.with(Flags::FIN).with(Flags::ACK), &b""[..]),
+        // tcp_in_window() takes the end of an INVALID segment as the sender's new
+        // end while it oversteps by no more than the receiver's largest window.
+        Forgery::Overshoot => {
+            let ahead = client_window.saturating_add(client_window / 2);
+            (snd.add(ahead), rcv, data, PAYLOAD)
+        }
+    };
+    Spec { seq, ack, flags, payload }
+}
+
+/// A keep-alive probe with one octet that the client has had already: a live
+/// client answers it at once, with a D-SACK where SACK was negotiated, and its
+/// limit of one answer in 500 ms to segments without data does not apply
+/// (`tcp_oow_rate_limited()`).
+#[must_use]
+pub fn life_probe(n: Numbers) -> Spec {
+    Spec { seq: n.snd.sub(1), ack: n.rcv, flags: Flags::ACK, payload: b"\0" }
+}

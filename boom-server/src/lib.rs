@@ -1,0 +1,54 @@
+//! boom-server forges TCP segments that conntrack calls INVALID towards every
+//! client that connects, and tells from the answers whether the client's node
+//! protects its connections from them (Kubernetes issue #74839).
+//!
+//! [`flow`], [`forge`], [`tally`], [`diagnose`] and [`filter`] are pure; [`raw`]
+//! owns the raw sockets, [`privilege`] the capabilities, [`listener`] the
+//! ordinary connections, [`engine`] the thread that joins them, [`run`] the
+//! order of steps.
+
+pub mod config;
+pub mod diagnose;
+pub mod engine;
+pub mod events;
+pub mod filter;
+pub mod flow;
+pub mod forge;
+pub mod listener;
+pub mod privilege;
+pub mod raw;
+pub mod report;
+pub mod run;
+pub mod tally;
+
+use std::process::ExitCode;
+
+use canary_common::{cli, exit::Exit, telemetry};
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let config: config::Config = match cli::parse() {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    telemetry::init_logs(config.log);
+    match run::run(&config) {
+        Ok(exit) => exit.into(),
+        Err(e) => {
+            eprintln!("error: {e}");
+            e.exit().into()
+        }
+    }
+}
+
+impl run::RunError {
+    /// Bad input is 2, everything else 1.
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        match self {
+            Self::Output(_) => Exit::Usage,
+            _ => Exit::Failed,
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Ordinary accept, and the small protocol that `load-client probe` speaks.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use canary_common::outcome::Errno;
+use canary_common::probe::{Body, BodyHash, MAX_LINE, Request};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Connections waiting for accept(); the kernel cuts it to net.core.somaxconn.
+const BACKLOG: i32 = 65_535;
+/// Wait after an accept() that failed: the cause, a limit, seldom goes by itself.
+const BACK_OFF: Duration = Duration::from_millis(50);
+const CHUNK: usize = 16 * 1024;
+
+/// Counts of the accept queue's side.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Connections accepted.
+    pub accepted: AtomicU64,
+    /// accept() errors.
+    pub errors: AtomicU64,
+    /// Connections that ended with ECONNRESET.
+    pub resets: AtomicU64,
+    /// Connections open now.
+    pub open: AtomicU64,
+}
+
+/// A listener that is bound. [::] takes IPv4 too.
+pub fn bind(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Accepts until dropped. Running out of file descriptors is counted and waited out.
+pub async fn accept(listener: TcpListener, counters: Arc<Counters>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                counters.accepted.fetch_add(1, Ordering::Relaxed);
+                counters.open.fetch_add(1, Ordering::Relaxed);
+                let counters = Arc::clone(&counters);
+                tokio::spawn(async move {
+                    if let Err(e) = serve(stream).await
+                        && Errno::of(&e) == Errno::Econnreset
+                    {
+                        counters.resets.fetch_add(1, Ordering::Relaxed);
+                    }
+                    counters.open.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
+            Err(e) => {
+                // One line at the first and at every thousandth: it may go on for long.
+                if counters.errors.fetch_add(1, Ordering::Relaxed) % 1000 == 0 {
+                    tracing::warn!(error = %e, "accept failed, going on");
+                }
+                if Errno::of(&e) != Errno::Econnaborted {
+                    tokio::time::sleep(BACK_OFF).await;
+                }
+            }
+        }
+    }
+}
+
+/// One connection, to the client's FIN.
+async fn serve(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut buf = Vec::new();
+    loop {
+        let Some(end) = buf.iter().position(|&b| b == b'\n') else {
+            // What is too long for a request is echoed without waiting for its end.
+            if buf.len() >= MAX_LINE {
+                stream.write_all(&buf).await?;
+                buf.clear();
+            }
+            if buf.capacity() == 0 {
+                buf.reserve_exact(MAX_LINE);
+            }
+            if stream.read_buf(&mut buf).await? == 0 {
+                stream.write_all(&buf).await?;
+                return stream.shutdown().await;
+            }
+            continue;
+        };
+        let rest = buf.split_off(end + 1);
+        let request = std::str::from_utf8(&buf).ok().and_then(|l| l.parse().ok());
+        match request {
+            Some(Request::Answer { delay, length, seed }) => {
+                tokio::time::sleep(delay).await;
+                answer(&mut stream, length, seed).await?;
+                buf = rest;
+            }
+            Some(Request::Take { length, .. }) => buf = take(&mut stream, rest, length).await?,
+            None => {
+                stream.write_all(&buf).await?;
+                buf = rest;
+            }
+        }
+    }
+}
+
+async fn answer(stream: &mut TcpStream, mut length: u64, seed: u64) -> io::Result<()> {
+    let mut body = Body::new(seed);
+    let mut chunk = vec![0; CHUNK.min(length as usize)];
+    while length > 0 {
+        let n = chunk.len().min(usize::try_from(length).unwrap_or(CHUNK));
+        body.fill(&mut chunk[..n]);
+        stream.write_all(&chunk[..n]).await?;
+        length -= n as u64;
+    }
+    Ok(())
+}
+
+/// Reads a body of which `first` has arrived; returns what came behind it.
+async fn take(stream: &mut TcpStream, mut first: Vec<u8>, length: u64) -> io::Result<Vec<u8>> {
+    let own = first.len().min(usize::try_from(length).unwrap_or(usize::MAX));
+    let rest = first.split_off(own);
+    let mut hash = BodyHash::default();
+    hash.update(&first);
+    let mut left = length - own as u64;
+    let mut chunk = vec![0; CHUNK.min(left as usize)];
+    while left > 0 {
+        let most = chunk.len().min(usize::try_from(left).unwrap_or(CHUNK));
+        let n = stream.read(&mut chunk[..most]).await?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        hash.update(&chunk[..n]);
+        left -= n as u64;
+    }
+    stream.write_all(format!("ok {}\n", hash.hex()).as_bytes()).await?;
+    Ok(rest)
+}

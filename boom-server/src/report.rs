@@ -1,0 +1,151 @@
+//! The result document, from the counts.
+
+use canary_common::outcome::{EndedBy, Verdict};
+use canary_common::result::boom::{BoomResult, Connections};
+use canary_common::result::{Clock, SCHEMA_VERSION};
+
+use crate::config::Config;
+use crate::diagnose;
+use crate::engine::State;
+
+/// The accept queue's side of the counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Accepted {
+    /// Connections accepted.
+    pub accepted: u64,
+    /// accept() errors.
+    pub errors: u64,
+    /// Connections that ended with ECONNRESET.
+    pub resets: u64,
+}
+
+/// The result so far, or at the end.
+#[must_use]
+pub fn result(
+    config: &Config,
+    clock: &Clock,
+    ended_by: EndedBy,
+    state: &State,
+    accepted: Accepted,
+    notes: &[String],
+) -> BoomResult {
+    let outcomes = state.tally.outcomes();
+    let paths = diagnose::paths(&outcomes, config.min_forged);
+    let connections = Connections {
+        accepted: accepted.accepted,
+        handshakes: state.tally.handshakes,
+        forged: state.tally.forged,
+        evicted: state.evicted,
+        unjudged: state.unjudged,
+        accept_errors: accepted.errors,
+        reset_seen_by_application: accepted.resets,
+    };
+    let doubts = doubts(state, &connections);
+    let mut verdict = diagnose::overall(&paths);
+    if verdict == Verdict::Protected && !doubts.is_empty() {
+        verdict = Verdict::Inconclusive;
+    }
+    let mut reasons: Vec<String> = paths
+        .iter()
+        .flat_map(|p| p.reasons.iter().map(move |r| format!("{} {}: {r}", p.class, p.family)))
+        .collect();
+    if paths.is_empty() {
+        reasons.push("nothing was forged: no client connected".to_owned());
+    }
+    reasons.extend(doubts);
+    reasons.extend(notes.iter().cloned());
+    BoomResult {
+        schema_version: SCHEMA_VERSION,
+        run: clock.run("boom-server", env!("CARGO_PKG_VERSION"), ended_by, config.echo()),
+        verdict,
+        reasons,
+        paths,
+        connections,
+        outcomes,
+        resets: state.tally.resets.clone(),
+        sniffer: state.sniffer.clone(),
+        handshake_to_forge: state.tally.latency.summary(),
+    }
+}
+
+/// What forbids a verdict of 'protected'.
+fn doubts(state: &State, c: &Connections) -> Vec<String> {
+    let mut doubts = Vec::new();
+    if let Some(e) = &state.sniffer.failed {
+        doubts.push(format!("the raw sockets failed: {e}"));
+    }
+    if state.sniffer.dropped > 0 {
+        doubts.push(format!(
+            "the kernel dropped {} segments before the raw sockets: raise --receive-buffer",
+            state.sniffer.dropped
+        ));
+    }
+    if c.accepted != c.handshakes {
+        doubts.push(format!(
+            "{} connections accepted, {} handshakes seen: not every connection was judged",
+            c.accepted, c.handshakes
+        ));
+    }
+    if c.evicted > 0 {
+        doubts.push(format!("{} connections forgotten unjudged: raise --max-flows", c.evicted));
+    }
+    if c.accept_errors > 0 {
+        doubts.push(format!("accept failed {} times", c.accept_errors));
+    }
+    if state.tally.send_errors > 0 {
+        doubts.push(format!("{} segments could not be sent", state.tally.send_errors));
+    }
+    doubts
+}
+
+/// The verdict in one line.
+#[must_use]
+pub fn one_line(result: &BoomResult, state: &State) -> String {
+    let mut line = format!("{}: ", result.verdict);
+    if let Some(leak) = state.first_leak {
+        line.push_str(&format!(
+            "{} to {} was answered with a reset{}; ",
+            leak.forgery,
+            leak.tuple.remote,
+            if leak.killed { " that ended the connection" } else { "" }
+        ));
+    }
+    line.push_str(&result.reasons.join("; "));
+    line
+}
+
+/// A short table for a terminal.
+#[must_use]
+pub fn human(result: &BoomResult, state: &State) -> String {
+    let mut text = format!(
+        "{:<13} {:<6} {:<13} {:>8} {:>8} {:>8} {:>10} {:>8} {:>8}\n",
+        "forgery",
+        "family",
+        "class",
+        "forged",
+        "leaked",
+        "killed",
+        "delivered",
+        "dropped",
+        "unknown"
+    );
+    for o in &result.outcomes {
+        text.push_str(&format!(
+            "{:<13} {:<6} {:<13} {:>8} {:>8} {:>8} {:>10} {:>8} {:>8}\n",
+            o.forgery,
+            o.family.as_str(),
+            o.class,
+            o.forged,
+            o.leaked,
+            o.killed,
+            o.delivered,
+            o.dropped,
+            o.unknown.values().sum::<u64>()
+        ));
+    }
+    for p in &result.paths {
+        text.push_str(&format!("{} {}: {}\n", p.class, p.family, p.diagnosis));
+    }
+    text.push_str(&one_line(result, state));
+    text
+}

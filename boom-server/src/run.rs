@@ -1,0 +1,317 @@
+//! The order of steps: sockets, privileges away, engine and listeners, the end.
+
+use std::io::{self, IsTerminal, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use canary_common::exit::Exit;
+use canary_common::outcome::EndedBy;
+use canary_common::output::{OutputError, ResultFile, print_line, termination_message};
+use canary_common::result::Clock;
+use canary_common::result::boom::BoomResult;
+use canary_common::segment::Family;
+use canary_common::shutdown::Shutdown;
+use canary_common::telemetry::{self, Admin, MetricsError};
+use nix::errno::Errno;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::config::{Config, OnReset};
+use crate::engine::{Classes, Engine, Shared};
+use crate::flow::Settings;
+use crate::listener::{self, Counters};
+use crate::privilege::{self, PrivilegeError};
+use crate::raw::{RawError, Sender, Sniffer};
+use crate::report::{self, Accepted};
+
+/// How often the ends of a run are looked for.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long accept() may lag behind the raw sockets at the end of a run.
+const PARITY: Duration = Duration::from_millis(500);
+
+/// Why the program could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// `--output` cannot be written.
+    #[error("--output: {0}; name a file in a directory that can be written")]
+    Output(OutputError),
+    /// A capability is missing or would not go.
+    #[error(transparent)]
+    Privilege(#[from] PrivilegeError),
+    /// A raw socket could not be opened.
+    #[error(transparent)]
+    Raw(#[from] RawError),
+    /// An address could not be bound.
+    #[error("{option}: cannot listen on {addr}: {source}")]
+    Bind {
+        /// Which option named it.
+        option: &'static str,
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// No metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// No runtime, signal handler or thread.
+    #[error("cannot {operation}: {source}")]
+    Start {
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+fn start(operation: &'static str) -> impl FnOnce(io::Error) -> RunError {
+    move |source| RunError::Start { operation, source }
+}
+
+/// Runs to the end and says how to exit.
+pub fn run(config: &Config) -> Result<Exit, RunError> {
+    let clock = Clock::start();
+    let output = config.output.as_deref().map(ResultFile::prepare).transpose();
+    let output = output.map_err(RunError::Output)?;
+    privilege::check()?;
+    let listeners =
+        config.listen.iter().map(|addr| bind("--listen", *addr)).collect::<Result<Vec<_>, _>>()?;
+    let admin = config.admin.0.map(|addr| bind("--admin", addr)).transpose()?;
+
+    let addresses: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
+    let ports: Vec<u16> = addresses.iter().map(SocketAddr::port).collect();
+    let families = families(&addresses);
+    let sniffers = families
+        .iter()
+        .map(|f| Sniffer::open(*f, &ports, config.receive_buffer))
+        .collect::<Result<Vec<_>, _>>()?;
+    let sender = Sender::open(&families)?;
+    // Before any thread: capabilities belong to threads, and are inherited.
+    let bounding_empty = privilege::drop_all()?;
+
+    let shared = Arc::new(Shared::default());
+    shared.state().sniffer.receive_buffer =
+        sniffers.iter().map(|s| s.receive_buffer() as u64).min().unwrap_or(0);
+    let mut notes = Vec::new();
+    for sniffer in sniffers.iter().filter(|s| s.receive_buffer() < config.receive_buffer) {
+        let note = format!(
+            "the {} raw socket has a receive buffer of {} octets instead of {}: raise net.core.rmem_max or add CAP_NET_ADMIN",
+            sniffer.family(),
+            sniffer.receive_buffer(),
+            config.receive_buffer
+        );
+        tracing::warn!("{note}");
+        notes.push(note);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(start("start the runtime"))?;
+    let engine = Engine::new(
+        sniffers,
+        sender,
+        Settings {
+            forgeries: config.forge.0.clone(),
+            outcome_timeout: config.outcome_timeout,
+            forge_delay: config.forge_delay,
+            capacity: config.max_flows as usize,
+        },
+        Classes { pods: config.pod_cidr.clone(), nodes: config.node_ip.clone() },
+        config.events,
+        Arc::clone(&shared),
+    );
+    let program =
+        Program { config: config.clone(), clock, shared, counters: Arc::new(Counters::default()) };
+    runtime.block_on(async {
+        // Signals are caught before anything can be lost.
+        let shutdown = Shutdown::catch().map_err(start("catch signals"))?;
+        let program = Arc::new(program);
+        let page = {
+            let program = Arc::clone(&program);
+            // Still running: there is no end yet to name.
+            move || {
+                serde_json::to_string(&program.result(EndedBy::Duration, &[])).unwrap_or_default()
+            }
+        };
+        let admin_content = Arc::new(Admin::new(telemetry::init_metrics(&[])?).with_verdict(page));
+        if let Some(listener) = admin {
+            let listener =
+                tokio::net::TcpListener::from_std(listener).map_err(start("serve --admin"))?;
+            tokio::spawn(telemetry::serve(listener, Arc::clone(&admin_content)));
+        }
+        let thread = std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || engine.run())
+            .map_err(start("start the engine's thread"))?;
+        for listener in listeners {
+            let listener =
+                tokio::net::TcpListener::from_std(listener).map_err(start("serve --listen"))?;
+            tokio::spawn(listener::accept(listener, Arc::clone(&program.counters)));
+        }
+        admin_content.set_ready(true);
+        tracing::info!(
+            listen = ?addresses, ?families, bounding_set_empty = bounding_empty,
+            "ready"
+        );
+        Ok(program.to_the_end(shutdown, thread, output, notes).await)
+    })
+}
+
+/// Both, for an address that stands for both.
+fn families(addresses: &[SocketAddr]) -> Vec<Family> {
+    let mut families = Vec::new();
+    for addr in addresses {
+        let mut add = |f| {
+            if !families.contains(&f) {
+                families.push(f);
+            }
+        };
+        match addr.ip() {
+            ip if ip.is_ipv6() && ip.is_unspecified() => {
+                add(Family::Ipv4);
+                add(Family::Ipv6);
+            }
+            ip => add(Family::of(ip.to_canonical())),
+        }
+    }
+    families
+}
+
+fn bind(option: &'static str, addr: SocketAddr) -> Result<std::net::TcpListener, RunError> {
+    let failed = |source| RunError::Bind { option, addr, source };
+    match listener::bind(addr) {
+        // A kernel without IPv6 can still serve what [::] means for IPv4.
+        Err(e) if addr.ip().is_unspecified() && addr.is_ipv6() && without_ipv6(&e) => {
+            listener::bind((Ipv4Addr::UNSPECIFIED, addr.port()).into()).map_err(failed)
+        }
+        other => other.map_err(failed),
+    }
+}
+
+fn without_ipv6(e: &io::Error) -> bool {
+    [Errno::EAFNOSUPPORT, Errno::EADDRNOTAVAIL].iter().any(|n| e.raw_os_error() == Some(*n as i32))
+}
+
+struct Program {
+    config: Config,
+    clock: Clock,
+    shared: Arc<Shared>,
+    counters: Arc<Counters>,
+}
+
+impl Program {
+    fn accepted(&self) -> Accepted {
+        Accepted {
+            accepted: self.counters.accepted.load(Ordering::Relaxed),
+            errors: self.counters.errors.load(Ordering::Relaxed),
+            resets: self.counters.resets.load(Ordering::Relaxed),
+        }
+    }
+
+    fn result(&self, ended_by: EndedBy, notes: &[String]) -> BoomResult {
+        let state = self.shared.state();
+        report::result(&self.config, &self.clock, ended_by, &state, self.accepted(), notes)
+    }
+
+    /// Waits for the first of the ends that the options name.
+    async fn end(&self, shutdown: &mut Shutdown) -> EndedBy {
+        let deadline = self.config.duration.map(|d| Instant::now() + d);
+        let timer = async {
+            match deadline {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(timer);
+        loop {
+            tokio::select! {
+                by = shutdown.signalled() => return by,
+                () = &mut timer => return EndedBy::Duration,
+                () = self.shared.changed.notified() => {}
+                () = sleep(LOOK) => {}
+            }
+            let state = self.shared.state();
+            if state.sniffer.failed.is_some() {
+                return EndedBy::Error;
+            }
+            if self.config.on_reset == OnReset::Exit && state.first_leak.is_some() {
+                return EndedBy::Reset;
+            }
+            if self.config.connections.is_some_and(|n| state.tally.settled >= n) {
+                return EndedBy::Connections;
+            }
+        }
+    }
+
+    /// Lets open connections end by themselves, and accept() catch up.
+    async fn drain(&self, by: EndedBy, shutdown: &mut Shutdown) {
+        let open = || self.counters.open.load(Ordering::Relaxed) > 0;
+        let behind = || self.accepted().accepted < self.shared.state().tally.handshakes;
+        let begun = Instant::now();
+        loop {
+            let waited = begun.elapsed();
+            let more = (by == EndedBy::Connections && open() && waited < self.config.hold)
+                || (behind() && waited < PARITY);
+            if !more {
+                return;
+            }
+            tokio::select! {
+                _ = shutdown.signalled() => return,
+                () = sleep(LOOK) => {}
+            }
+        }
+    }
+
+    async fn to_the_end(
+        &self,
+        mut shutdown: Shutdown,
+        thread: JoinHandle<()>,
+        output: Option<ResultFile>,
+        mut notes: Vec<String>,
+    ) -> Exit {
+        let by = self.end(&mut shutdown).await;
+        self.drain(by, &mut shutdown).await;
+        self.shared.stop();
+        if thread.join().is_err() {
+            self.shared.state().sniffer.failed = Some("the engine's thread panicked".to_owned());
+        }
+        let mut result = self.result(by, &notes);
+        let line = report::one_line(&result, &self.shared.state());
+        let mut lost = false;
+        let mut failed = |e: OutputError| {
+            tracing::warn!("{e}");
+            notes.push(e.to_string());
+            lost = true;
+        };
+        if let Err(e) = termination_message(self.config.termination_log.as_deref(), &line) {
+            failed(e);
+            result = self.result(by, &notes);
+        }
+        if let Some(Err(e)) = output.map(|o| o.write(&result)) {
+            let mut failed = |e: OutputError| {
+                tracing::warn!("{e}");
+                notes.push(e.to_string());
+                lost = true;
+            };
+            failed(e);
+            result = self.result(by, &notes);
+        }
+        let printed = if io::stdout().is_terminal() {
+            let text = report::human(&result, &self.shared.state());
+            writeln!(io::stdout().lock(), "{text}")
+        } else {
+            print_line(&result)
+        };
+        if let Err(e) = printed {
+            eprintln!("cannot write the result to stdout: {e}");
+            lost = true;
+        }
+        match Exit::from(result.verdict) {
+            // What was asked for could not be delivered.
+            Exit::Ok if lost => Exit::Failed,
+            exit => exit,
+        }
+    }
+}

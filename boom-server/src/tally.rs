@@ -1,0 +1,125 @@
+//! Counts of everything that a run's result says.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use canary_common::hist::Latency;
+use canary_common::outcome::{ClientClass, Forgery, Outcome, UnknownReason};
+use canary_common::result::boom::{OutcomeCount, ResetSample, Resets};
+use canary_common::segment::{Family, FourTuple};
+
+use crate::flow::{Judgement, Reset, ResetCause};
+
+/// Unattributed resets that are kept with their numbers.
+const SAMPLES: usize = 20;
+
+/// The counts of one run.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    outcomes: BTreeMap<(Family, ClientClass, Forgery), OutcomeCount>,
+    /// RSTs.
+    pub resets: Resets,
+    /// Handshakes completed.
+    pub handshakes: u64,
+    /// Segments forged.
+    pub forged: u64,
+    /// Connections judged, or ended before anything was forged.
+    pub settled: u64,
+    /// Forged segments that could not be sent.
+    pub send_errors: u64,
+    /// From the kernel's receipt of the handshake to the forged segment's departure.
+    pub latency: Latency,
+}
+
+impl Tally {
+    fn row(
+        &mut self,
+        tuple: &FourTuple,
+        class: ClientClass,
+        forgery: Forgery,
+    ) -> &mut OutcomeCount {
+        let family = tuple.family();
+        self.outcomes.entry((family, class, forgery)).or_insert_with(|| OutcomeCount {
+            forgery,
+            family,
+            class,
+            forged: 0,
+            leaked: 0,
+            killed: 0,
+            delivered: 0,
+            dropped: 0,
+            unknown: BTreeMap::new(),
+        })
+    }
+
+    /// A segment was forged.
+    pub fn forged(
+        &mut self,
+        tuple: &FourTuple,
+        class: ClientClass,
+        forgery: Forgery,
+        latency: Option<Duration>,
+    ) {
+        self.forged += 1;
+        self.row(tuple, class, forgery).forged += 1;
+        if let Some(latency) = latency {
+            self.latency.record(latency);
+        }
+    }
+
+    /// A forged segment was judged.
+    pub fn judged(&mut self, j: &Judgement, class: ClientClass) {
+        let row = self.row(&j.tuple, class, j.forgery);
+        match j.replaces {
+            None => self.settled += 1,
+            Some((outcome, reason)) => *cell(row, outcome, reason) -= 1,
+        }
+        let row = self.row(&j.tuple, class, j.forgery);
+        *cell(row, j.outcome, j.reason) += 1;
+        row.killed += u64::from(j.killed);
+    }
+
+    /// An RST came.
+    pub fn reset(&mut self, r: &Reset) {
+        let expected = match r.cause {
+            ResetCause::Forged(_) => {
+                self.resets.attributed += 1;
+                return;
+            }
+            ResetCause::Other { expected } => {
+                self.resets.unattributed += 1;
+                Some(expected.0)
+            }
+            ResetCause::UnknownConnection => {
+                self.resets.unknown_connection += 1;
+                None
+            }
+        };
+        if self.resets.samples.len() < SAMPLES {
+            self.resets.samples.push(ResetSample {
+                peer: r.tuple.remote.to_string(),
+                seq: r.seq.0,
+                ack: r.ack.0,
+                flags: r.flags.to_string(),
+                expected_seq: expected,
+            });
+        }
+    }
+
+    /// Every row, in order.
+    #[must_use]
+    pub fn outcomes(&self) -> Vec<OutcomeCount> {
+        self.outcomes.values().cloned().collect()
+    }
+}
+
+fn cell(row: &mut OutcomeCount, outcome: Outcome, reason: Option<UnknownReason>) -> &mut u64 {
+    match outcome {
+        Outcome::Leaked => &mut row.leaked,
+        Outcome::Delivered => &mut row.delivered,
+        Outcome::Dropped => &mut row.dropped,
+        Outcome::Unknown => {
+            row.unknown.entry(reason.unwrap_or(UnknownReason::NoProofOfLife)).or_default()
+        }
+    }
+}
