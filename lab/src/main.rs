@@ -1,2 +1,7 @@
-//! Under construction.
-fn main() {}
+//! conntrack-lab: see [`conntrack_lab`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    conntrack_lab::app::main()
+}

@@ -1,0 +1,278 @@
+//! The commands, put together.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::fs;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use canary_common::exit::Exit;
+use canary_common::outcome::EndedBy;
+use canary_common::result::Clock;
+use canary_common::result::lab::{Environment, Judgement, LabResult, Path as NetPath};
+
+use crate::cell::Setting;
+use crate::cli::{BinArgs, CaptureMode, Cli, Command, RunArgs};
+use crate::evidence;
+use crate::exec::{Call, Interrupt, TOOLS, Tools};
+use crate::kernels;
+use crate::netns;
+use crate::report::{progress::Progress, text};
+use crate::runner::{self, Plan};
+use crate::scenario::{self, Scenario};
+
+/// The program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match canary_common::cli::parse::<Cli>() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    let exit = match (&cli.command, cli.inside) {
+        (Command::List, _) => list(),
+        (Command::Check(args), inside) => check(args, inside),
+        (Command::Kernels(args), _) => kernels::run(args).map_err(failed),
+        (Command::Run(args), None) => outer(args),
+        (Command::Run(args), Some(pipe)) => inner(args, pipe),
+    };
+    match exit {
+        Ok(exit) => exit.into(),
+        Err((exit, message)) => {
+            eprintln!("error: {message}");
+            exit.into()
+        }
+    }
+}
+
+type Ending = Result<Exit, (Exit, String)>;
+
+fn failed(e: impl Display) -> (Exit, String) {
+    (Exit::Failed, e.to_string())
+}
+
+fn usage(e: impl Display) -> (Exit, String) {
+    (Exit::Usage, e.to_string())
+}
+
+fn print(text: &str) {
+    // A reader that has gone needs no more.
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
+fn list() -> Ending {
+    for s in scenario::shipped().map_err(failed)? {
+        print(&format!("{:<28} {}\n", s.name, s.title));
+    }
+    Ok(Exit::Ok)
+}
+
+fn check(args: &BinArgs, inside: Option<i32>) -> Ending {
+    if inside.is_none() {
+        // Isolation is tried for real, in a process of its own.
+        return enter();
+    }
+    let mut wrong = 0;
+    let mut line = |what: &str, state: Result<String, String>| {
+        let (mark, text) = match state {
+            Ok(text) => ("ok     ", text),
+            Err(text) => {
+                wrong += 1;
+                ("MISSING", text)
+            }
+        };
+        print(&format!("{mark} {what:<18} {text}\n"));
+    };
+    let kind = if in_user_namespace() { "in a user namespace" } else { "as root" };
+    line("isolation", Ok(kind.to_owned()));
+    let tools = Tools::find();
+    for (tool, _) in TOOLS {
+        let path = tools.path(tool).map(|p| p.display().to_string());
+        line(tool, path.map_err(|e| e.to_string()));
+    }
+    for program in ["boom-server", "load-client"] {
+        line(program, find_program(args, program).map(|p| p.display().to_string()));
+    }
+    let read = |key: &str| evidence::sysctl(key).map_err(|e| e.to_string());
+    line("conntrack", read(evidence::BE_LIBERAL).map(|_| "be_liberal can be read".into()));
+    let bridge = read("net/bridge/bridge-nf-call-iptables").map(|_| "loaded".to_owned());
+    line("br_netfilter", bridge.map_err(|_| "not loaded: modprobe br_netfilter".to_owned()));
+    Ok(if wrong == 0 { Exit::Ok } else { Exit::Failed })
+}
+
+/// Whether the outer process made a user namespace.
+fn in_user_namespace() -> bool {
+    std::env::var("LAB_USER_NAMESPACE").is_ok_and(|v| v == "true")
+}
+
+/// Everything that can be wrong with a command line or this machine is said
+/// before anything is made.
+fn outer(args: &RunArgs) -> Ending {
+    scenarios(args)?;
+    if let Some(dir) = &args.output
+        && !runner::usable(dir)
+    {
+        return Err(usage(format!(
+            "--output: {} is not an empty directory; name another",
+            dir.display()
+        )));
+    }
+    let tools = Tools::find();
+    for (tool, _) in TOOLS {
+        tools.path(tool).map_err(failed)?;
+    }
+    for program in ["boom-server", "load-client"] {
+        find_program(&args.bin, program).map_err(failed)?;
+    }
+    enter()
+}
+
+fn enter() -> Ending {
+    let status = netns::isolate().map_err(failed)?;
+    Ok(match status.code() {
+        Some(0) => Exit::Ok,
+        Some(2) => Exit::Usage,
+        Some(10) => Exit::Vulnerable,
+        Some(11) => Exit::Inconclusive,
+        Some(_) => Exit::Failed,
+        None => return Err(failed(format!("the inner process was ended: {status}"))),
+    })
+}
+
+fn scenarios(args: &RunArgs) -> Result<Vec<Scenario>, (Exit, String)> {
+    let mut chosen = scenario::choose(&args.scenarios).map_err(usage)?;
+    let control = |s: &Scenario| {
+        s.path == NetPath::ClusterIp && s.cells.iter().any(|c| c.protections.is_empty())
+    };
+    if !chosen.iter().any(control) {
+        chosen.insert(0, scenario::positive_control().map_err(failed)?);
+    }
+    for s in &mut chosen {
+        s.connections = args.connections.unwrap_or(s.connections);
+    }
+    Ok(chosen)
+}
+
+fn inner(args: &RunArgs, pipe: i32) -> Ending {
+    let clock = Clock::start();
+    netns::settle(pipe).map_err(failed)?;
+    let interrupt = Interrupt::catch().map_err(failed)?;
+    let dir = results_dir(args)?;
+    let tools = Tools::find();
+    let plan = Plan {
+        scenarios: scenarios(args)?,
+        repeat: args.repeat,
+        jobs: usize::from(args.jobs),
+        environment: environment(&tools),
+        setting: Setting {
+            boom_server: find_program(&args.bin, "boom-server").map_err(failed)?,
+            load_client: find_program(&args.bin, "load-client").map_err(failed)?,
+            tools,
+            time_scale: args.time_scale,
+            capture: args.capture,
+            interrupt,
+        },
+        config: config(args, &dir),
+        dir: dir.clone(),
+    };
+    let result = runner::run(&plan, &clock, &mut Progress::new()).map_err(failed)?;
+    print(&text::render(&result));
+    let file = dir.join("results.json");
+    if std::io::stdout().is_terminal() {
+        print(&format!("Results: {}\n", file.display()));
+    } else {
+        let line = serde_json::json!({
+            "judgement": result.judgement,
+            "ended_by": result.run.ended_by,
+            "results": file,
+        });
+        print(&format!("{line}\n"));
+    }
+    Ok(exit(&result))
+}
+
+fn exit(result: &LabResult) -> Exit {
+    match (result.run.ended_by, result.judgement) {
+        (EndedBy::Sigint | EndedBy::Sigterm, _) | (_, Judgement::Inconclusive) => {
+            Exit::Inconclusive
+        }
+        (_, Judgement::Differs) => Exit::Vulnerable,
+        (_, Judgement::AsExpected | Judgement::Skipped) => Exit::Ok,
+    }
+}
+
+fn results_dir(args: &RunArgs) -> Result<PathBuf, (Exit, String)> {
+    let dir = args.output.clone().unwrap_or_else(|| {
+        let now = jiff::Timestamp::now();
+        // RFC 3339 without what file systems and shells dislike.
+        Path::new("results").join(format!("{now:.0}").replace(':', ""))
+    });
+    fs::create_dir_all(&dir)
+        .map_err(|e| failed(format!("cannot create {}: {e}", dir.display())))?;
+    dir.canonicalize().map_err(|e| failed(format!("cannot find {}: {e}", dir.display())))
+}
+
+fn find_program(args: &BinArgs, name: &str) -> Result<PathBuf, String> {
+    let dir = match &args.bin_dir {
+        Some(dir) => dir.clone(),
+        None => std::env::current_exe()
+            .ok()
+            .and_then(|p| p.parent().map(Path::to_owned))
+            .unwrap_or_default(),
+    };
+    let path = dir.join(name);
+    let path = path.canonicalize().map_err(|e| {
+        format!(
+            "cannot find {}: {e}; build it or name its directory with --bin-dir",
+            path.display()
+        )
+    })?;
+    Ok(path)
+}
+
+fn environment(tools: &Tools) -> Environment {
+    let asks: [(&str, &str); 4] = [
+        ("ip", "-V"),
+        ("nft", "--version"),
+        ("iptables-restore", "--version"),
+        ("tcpdump", "--version"),
+    ];
+    let version = |(tool, flag): (&str, &str)| {
+        let path = tools.path(tool).ok()?;
+        // tcpdump names its version on stdout or stderr, by version.
+        let said = match Call::new(path, &[flag]).run() {
+            Ok(text) => text,
+            Err(e) => e.to_string(),
+        };
+        Some((tool.to_owned(), said.lines().next()?.trim().to_owned()))
+    };
+    Environment {
+        tools: asks.into_iter().filter_map(version).collect(),
+        user_namespace: in_user_namespace(),
+        cpus: std::thread::available_parallelism().map_or(0, |n| n.get() as u64),
+        conntrack_max: evidence::sysctl("net/netfilter/nf_conntrack_max")
+            .ok()
+            .and_then(|s| s.parse().ok()),
+        old_segments: None,
+    }
+}
+
+fn config(args: &RunArgs, dir: &Path) -> BTreeMap<String, String> {
+    let mut config = BTreeMap::from([
+        ("scenarios".to_owned(), args.scenarios.join(",")),
+        ("output".to_owned(), dir.display().to_string()),
+        ("repeat".to_owned(), args.repeat.to_string()),
+        ("jobs".to_owned(), args.jobs.to_string()),
+        ("time-scale".to_owned(), args.time_scale.to_string()),
+    ]);
+    let capture = match args.capture {
+        CaptureMode::One => "one",
+        CaptureMode::All => "all",
+        CaptureMode::None => "none",
+    };
+    config.insert("capture".to_owned(), capture.to_owned());
+    if let Some(n) = args.connections {
+        config.insert("connections".to_owned(), n.to_string());
+    }
+    config
+}

@@ -1,0 +1,201 @@
+//! Reads captures: which forged segments were answered with RST, counted apart
+//! from boom-server, and the packets of one connection. Pure: bytes in, bytes out.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use canary_common::outcome::Forgery;
+use canary_common::segment::{Flags, Segment};
+use canary_common::seq::Seq;
+use pcap_file::DataLink;
+use pcap_file::pcap::{PcapPacket, PcapReader, PcapWriter};
+
+/// A capture could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("capture: {0}")]
+pub struct CaptureError(String);
+
+impl From<pcap_file::PcapError> for CaptureError {
+    fn from(e: pcap_file::PcapError) -> Self {
+        Self(e.to_string())
+    }
+}
+
+/// An RST that answers a forged segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reset {
+    /// What was forged.
+    pub forgery: Forgery,
+    /// The client's initial sequence number: no NAT changes it, so it names the
+    /// connection in every capture.
+    pub client_isn: Seq,
+}
+
+/// One connection at the server pod.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flow {
+    client_isn: Option<Seq>,
+    server_isn: Option<Seq>,
+    forged: Option<(Forgery, Seq, Seq, Flags, u32)>,
+    reset: bool,
+}
+
+/// Finds every RST that answers a forged segment in a capture taken in the
+/// server pod, whose address is `server`.
+pub fn resets(pcap: &[u8], server: SocketAddr) -> Result<Vec<Reset>, CaptureError> {
+    let mut flows: BTreeMap<SocketAddr, Flow> = BTreeMap::new();
+    let mut found = Vec::new();
+    each_segment(pcap, |s, _| {
+        if s.src == server {
+            let flow = flows.entry(s.dst).or_default();
+            if s.flags.has(Flags::SYN.with(Flags::ACK)) && !s.flags.has(Flags::FIN) {
+                flow.server_isn = Some(s.seq);
+            } else if let Some(forgery) = forged(flow, s) {
+                flow.forged = Some((forgery, s.seq, s.ack, s.flags, s.seg_len()));
+            }
+        } else if s.dst == server {
+            let flow = flows.entry(s.src).or_default();
+            if s.flags.has(Flags::SYN) && !s.flags.has(Flags::ACK) {
+                // The port may be used again: a new connection.
+                *flow = Flow { client_isn: Some(s.seq), ..Flow::default() };
+            } else if s.flags.has(Flags::RST) && !flow.reset {
+                flow.reset = true;
+                if let (Some(f), Some(client_isn)) = (flow.forged, flow.client_isn)
+                    && answers(s, f)
+                {
+                    found.push(Reset { forgery: f.0, client_isn });
+                }
+            }
+        }
+    })?;
+    Ok(found)
+}
+
+/// RFC 9293, section 3.10.7.1: with ACK on, the RST takes its sequence number
+/// from it; otherwise it is RST ACK with sequence number 0.
+fn answers(rst: &Segment<'_>, (_, seq, ack, flags, len): (Forgery, Seq, Seq, Flags, u32)) -> bool {
+    if flags.has(Flags::ACK) {
+        rst.seq == ack && !rst.flags.has(Flags::ACK)
+    } else {
+        rst.seq.0 == 0 && rst.flags.has(Flags::ACK) && rst.ack.0 == seq.0.wrapping_add(len)
+    }
+}
+
+/// What a segment of the server was forged as, from its flags and its distance
+/// from the handshake: none of these can come from the server's own TCP here,
+/// whose connections carry a few hundred octets at most.
+fn forged(flow: &Flow, s: &Segment<'_>) -> Option<Forgery> {
+    const FAR: i32 = 50_000;
+    let (client, server) = (flow.client_isn?, flow.server_isn?);
+    if s.flags.0 == 0 {
+        return Some(Forgery::NoFlags);
+    }
+    if s.flags.has(Flags::SYN.with(Flags::FIN)) {
+        return Some(Forgery::SynFin);
+    }
+    if s.flags.has(Flags::RST) {
+        return None;
+    }
+    let seq = s.seq.0.wrapping_sub(server.0.wrapping_add(1)).cast_signed();
+    let ack = s.ack.0.wrapping_sub(client.0.wrapping_add(1)).cast_signed();
+    match (seq, ack) {
+        (_, ack) if ack > 0x1000_0000 => Some(Forgery::AckAhead),
+        (seq, _) if seq > 0x1000_0000 => Some(Forgery::AboveWindow),
+        (seq, _) if seq > FAR => Some(Forgery::Overshoot),
+        (seq, _) if seq < -FAR => Some(Forgery::BelowWindow),
+        _ => None,
+    }
+}
+
+/// Counts by forgery.
+#[must_use]
+pub fn by_forgery(resets: &[Reset]) -> BTreeMap<Forgery, u64> {
+    let mut counts = BTreeMap::new();
+    for r in resets {
+        *counts.entry(r.forgery).or_default() += 1;
+    }
+    counts
+}
+
+/// The packets of the connection whose client began with `isn`: everything of
+/// its client port, so that a leaked segment from another address is in it.
+/// Gives the new capture and its number of packets.
+pub fn connection(pcap: &[u8], isn: Seq) -> Result<(Vec<u8>, u64), CaptureError> {
+    let mut ports = Vec::new();
+    each_segment(pcap, |s, _| {
+        if s.flags.has(Flags::SYN) && !s.flags.has(Flags::ACK) && s.seq == isn {
+            ports.push(s.src.port());
+        }
+    })?;
+    let reader = PcapReader::new(pcap)?;
+    let mut writer = PcapWriter::with_header(Vec::new(), reader.header())?;
+    let (mut packets, mut result) = (0, Ok(()));
+    each_segment(pcap, |s, packet| {
+        if ports.contains(&s.src.port()) || ports.contains(&s.dst.port()) {
+            packets += 1;
+            if let Err(e) = writer.write_packet(packet) {
+                result = Err(e);
+            }
+        }
+    })?;
+    result?;
+    Ok((writer.into_writer(), packets))
+}
+
+/// Packets in a capture.
+pub fn packets(pcap: &[u8]) -> Result<u64, CaptureError> {
+    let mut n = 0;
+    each_segment(pcap, |_, _| n += 1)?;
+    Ok(n)
+}
+
+/// Calls `see` for every TCP segment, in order.
+fn each_segment(
+    pcap: &[u8],
+    mut see: impl FnMut(&Segment<'_>, &PcapPacket<'_>),
+) -> Result<(), CaptureError> {
+    let mut reader = PcapReader::new(pcap)?;
+    let link = reader.header().datalink;
+    // Where the EtherType is, and where the packet begins.
+    let (ether_type, begin) = match link {
+        DataLink::ETHERNET => (12, 14),
+        DataLink::LINUX_SLL => (14, 16),
+        DataLink::LINUX_SLL2 => (0, 20),
+        other => return Err(CaptureError(format!("link type {other:?} is not known here"))),
+    };
+    while let Some(packet) = reader.next_packet() {
+        // tcpdump may have been stopped in the middle of a packet: that is the end.
+        let Ok(packet) = packet else { break };
+        let bytes = &packet.data;
+        let Some(kind) = bytes.get(ether_type..ether_type + 2) else { continue };
+        let ip = bytes.get(begin..).unwrap_or_default();
+        let wire = (packet.orig_len as usize).saturating_sub(begin);
+        let segment = match kind {
+            [0x08, 0x00] => Segment::parse_ipv4(ip, wire).ok(),
+            [0x86, 0xdd] => parse_ipv6(ip, wire),
+            _ => None,
+        };
+        if let Some(segment) = segment {
+            see(&segment, &packet);
+        }
+    }
+    Ok(())
+}
+
+/// TCP directly behind the fixed IPv6 header (RFC 8200, section 3), which is
+/// how Linux sends it.
+fn parse_ipv6(ip: &[u8], wire: usize) -> Option<Segment<'_>> {
+    const HEADER: usize = 40;
+    const TCP: u8 = 6;
+    let address = |from: usize| -> Option<IpAddr> {
+        <[u8; 16]>::try_from(ip.get(from..from + 16)?).ok().map(IpAddr::from)
+    };
+    if ip.first()? >> 4 != 6 || *ip.get(6)? != TCP {
+        return None;
+    }
+    let length = usize::from(u16::from_be_bytes([*ip.get(4)?, *ip.get(5)?]));
+    let length = length.min(wire.saturating_sub(HEADER));
+    let tcp = ip.get(HEADER..)?;
+    let tcp = &tcp[..tcp.len().min(length)];
+    Segment::parse_tcp(address(8)?, address(24)?, tcp, length).ok()
+}

@@ -1,0 +1,91 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::kernels::KernelsArgs;
+
+/// Reproduces Kubernetes issue #74839 on one machine, with real packets through
+/// the real kernel, and judges which protections hold.
+///
+/// Exit codes: 0 every expectation held; 1 could not do its job; 2 wrong usage;
+/// 10 something differs from its expectation; 11 the run proved nothing.
+#[derive(Debug, Parser)]
+#[command(name = "conntrack-lab", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// The pipe to the outer process; set by the lab itself.
+    #[arg(long, hide = true, global = true)]
+    pub inside: Option<i32>,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Says whether everything that the lab needs is here
+    Check(BinArgs),
+    /// Lists the scenarios
+    List,
+    /// Runs scenarios and judges them
+    Run(RunArgs),
+    /// Puts the results of several kernels in one table
+    Kernels(KernelsArgs),
+}
+
+/// Where the programs are.
+#[derive(Clone, Debug, Args)]
+pub struct BinArgs {
+    /// Directory of boom-server and load-client (default: that of this program)
+    #[arg(long, value_name = "DIR", env = "LAB_BIN_DIR")]
+    pub bin_dir: Option<PathBuf>,
+}
+
+/// Which captures are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CaptureMode {
+    /// One connection of every kind that was reset
+    One,
+    /// Everything, in every cell
+    All,
+    /// Nothing is captured
+    None,
+}
+
+/// Options of `run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Scenarios by name, or files whose names end in .toml (default: all that are shipped)
+    #[arg(value_name = "SCENARIO", env = "LAB_SCENARIO", value_delimiter = ',')]
+    pub scenarios: Vec<String>,
+    /// Directory for the results; must not exist or be empty (default: results/TIME)
+    #[arg(long, value_name = "DIR", env = "LAB_OUTPUT")]
+    pub output: Option<PathBuf>,
+    /// Runs everything this many times
+    #[arg(long, value_name = "N", env = "LAB_REPEAT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
+    /// Connections for each forgery in each cell (default: the scenario's own)
+    #[arg(long, value_name = "N", env = "LAB_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub connections: Option<u32>,
+    /// Which packet captures are kept
+    #[arg(long, value_name = "WHICH", env = "LAB_CAPTURE", default_value = "one")]
+    pub capture: CaptureMode,
+    /// Cells at a time
+    #[arg(long, value_name = "N", env = "LAB_JOBS", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub jobs: u16,
+    /// Multiplies every wait; more than 1 for an emulated or very slow machine
+    #[arg(long, value_name = "X", env = "LAB_TIME_SCALE", default_value_t = 1.0, value_parser = time_scale)]
+    pub time_scale: f64,
+    /// Where the programs are.
+    #[command(flatten)]
+    pub bin: BinArgs,
+}
+
+fn time_scale(s: &str) -> Result<f64, String> {
+    match s.parse::<f64>() {
+        Ok(x) if (0.5..=100.0).contains(&x) => Ok(x),
+        _ => Err(format!("'{s}' is not a factor from 0.5 to 100")),
+    }
+}

@@ -1,0 +1,160 @@
+//! Kernel reads, made in the host's own thread: counters, settings, versions.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+
+use canary_common::result::lab::FrontEnd;
+use canary_common::segment::Family;
+
+use crate::exec::{ExecError, Tools};
+use crate::ruleset::family_name;
+use crate::ruleset::readback::{self, Loaded, ReadbackError};
+
+/// A kernel value could not be read, or is not what was set.
+#[derive(Debug, thiserror::Error)]
+pub enum EvidenceError {
+    /// Reading or writing failed.
+    #[error("cannot {what}: {source}")]
+    Io {
+        /// The operation and its object.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Set, but not what is read back.
+    #[error("{key} was set to {wanted} and reads back as {found}")]
+    ReadBack {
+        /// The key.
+        key: String,
+        /// As set.
+        wanted: String,
+        /// As read.
+        found: String,
+    },
+    /// A tool failed.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// Its output could not be understood.
+    #[error(transparent)]
+    Rules(#[from] ReadbackError),
+}
+
+/// be_liberal's key below /proc/sys.
+pub const BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
+
+/// Reads a sysctl of this thread's network namespace.
+pub fn sysctl(key: &str) -> Result<String, EvidenceError> {
+    fs::read_to_string(format!("/proc/sys/{key}"))
+        .map(|s| s.trim().to_owned())
+        .map_err(|source| EvidenceError::Io { what: format!("read sysctl {key}"), source })
+}
+
+/// Sets a sysctl of this thread's network namespace and reads it back.
+pub fn set_sysctl(key: &str, value: &str) -> Result<(), EvidenceError> {
+    fs::write(format!("/proc/sys/{key}"), value).map_err(|source| EvidenceError::Io {
+        what: format!("set sysctl {key}={value}"),
+        source,
+    })?;
+    let found = sysctl(key)?;
+    if found == value {
+        Ok(())
+    } else {
+        Err(EvidenceError::ReadBack { key: key.into(), wanted: value.into(), found })
+    }
+}
+
+/// The conntrack statistics of this thread's network namespace, summed over the
+/// processors. (/proc/net is the process's, not the thread's.)
+pub fn conntrack_stat() -> Result<BTreeMap<String, u64>, EvidenceError> {
+    let path = "/proc/thread-self/net/stat/nf_conntrack";
+    let text = fs::read_to_string(path)
+        .map_err(|source| EvidenceError::Io { what: format!("read {path}"), source })?;
+    Ok(sum_stat(&text))
+}
+
+/// Sums the hexadecimal columns of /proc/net/stat/nf_conntrack by their names.
+#[must_use]
+pub fn sum_stat(text: &str) -> BTreeMap<String, u64> {
+    let mut lines = text.lines();
+    let names: Vec<_> = lines.next().unwrap_or_default().split_whitespace().collect();
+    let mut sum = BTreeMap::new();
+    for line in lines {
+        for (name, value) in names.iter().zip(line.split_whitespace()) {
+            let value = u64::from_str_radix(value, 16).unwrap_or(0);
+            let total = sum.entry((*name).to_owned()).or_insert(0);
+            // Every processor's line repeats the number of entries.
+            *total = if *name == "entries" { value } else { *total + value };
+        }
+    }
+    sum
+}
+
+/// What grew from `before` to `after`.
+#[must_use]
+pub fn grown(
+    before: &BTreeMap<String, u64>,
+    after: &BTreeMap<String, u64>,
+) -> BTreeMap<String, u64> {
+    after
+        .iter()
+        .filter(|(name, _)| *name != "entries")
+        .map(|(name, n)| (name.clone(), n.saturating_sub(before.get(name).copied().unwrap_or(0))))
+        .collect()
+}
+
+/// Loads rules in this thread's network namespace.
+pub fn load_rules(
+    tools: &Tools,
+    front_end: FrontEnd,
+    family: Family,
+    text: &str,
+) -> Result<(), EvidenceError> {
+    let call = match (front_end, family) {
+        (FrontEnd::Nftables, _) => tools.call("nft", &["-f", "-"]),
+        (FrontEnd::Iptables, Family::Ipv4) => tools.call("iptables-restore", &["-w", "10"]),
+        (FrontEnd::Iptables, Family::Ipv6) => tools.call("ip6tables-restore", &["-w", "10"]),
+    }?;
+    call.stdin(text).run()?;
+    Ok(())
+}
+
+/// Reads the rules of this thread's network namespace back: what is loaded,
+/// and the text as the tool gives it.
+pub fn read_rules(
+    tools: &Tools,
+    front_end: FrontEnd,
+    family: Family,
+) -> Result<(Loaded, String), EvidenceError> {
+    let name = family_name(family);
+    Ok(match (front_end, family) {
+        (FrontEnd::Nftables, _) => {
+            let text = tools.call("nft", &["-j", "list", "ruleset"])?.run()?;
+            (readback::nftables(&text, name)?, text)
+        }
+        (FrontEnd::Iptables, Family::Ipv4) => {
+            let text = tools.call("iptables-save", &["-c"])?.run()?;
+            (readback::iptables(&text, name)?, text)
+        }
+        (FrontEnd::Iptables, Family::Ipv6) => {
+            let text = tools.call("ip6tables-save", &["-c"])?.run()?;
+            (readback::iptables(&text, name)?, text)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Columns are hexadecimal and summed by name; entries are not per processor.
+    #[test]
+    fn statistics_are_summed() {
+        let text = "entries  clashres found invalid drop\n0000000a 0 1 0000000f 2\n0000000a 0 2 00000001 0\n";
+        let s = sum_stat(text);
+        assert_eq!((s["entries"], s["found"], s["invalid"], s["drop"]), (10, 3, 16, 2));
+        let g = grown(&s, &sum_stat(&text.replace("0000000f", "00000010")));
+        assert_eq!(g["invalid"], 1);
+        assert!(!g.contains_key("entries"));
+    }
+}

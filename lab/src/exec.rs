@@ -1,0 +1,604 @@
+//! The only processes: tools with a deadline, programs that run beside each
+//! other, and the wait for all of them. Nothing that was started outlives its
+//! handle.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use canary_common::outcome::EndedBy;
+use canary_common::shutdown::Shutdown;
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
+
+/// How long one call of a tool may take.
+pub const TOOL_DEADLINE: Duration = Duration::from_secs(20);
+/// The most of a program's stderr that an error quotes.
+const STDERR_MAX: usize = 2000;
+
+/// What went wrong with a process.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// A tool that the lab needs is not installed.
+    #[error("{tool} is missing: install the Debian package {package} (or put it on PATH)")]
+    Missing {
+        /// What was looked for.
+        tool: String,
+        /// Where Debian keeps it.
+        package: &'static str,
+    },
+    /// It could not be started.
+    #[error("cannot start {program}: {source}")]
+    Start {
+        /// The program.
+        program: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// It ended with a failure.
+    #[error("{command} failed ({status}): {stderr}")]
+    Failed {
+        /// The whole command line.
+        command: String,
+        /// How it ended.
+        status: String,
+        /// What it said.
+        stderr: String,
+    },
+    /// It took too long and was killed.
+    #[error("{command} did not end within {seconds} s and was killed: {stderr}")]
+    Deadline {
+        /// The whole command line.
+        command: String,
+        /// The time that it had.
+        seconds: f64,
+        /// What it said until then.
+        stderr: String,
+    },
+    /// It ended, or was silent, before it was ready.
+    #[error("{command} did not become ready: {stderr}")]
+    NotReady {
+        /// The whole command line.
+        command: String,
+        /// What it said.
+        stderr: String,
+    },
+    /// A signal asked the lab to end.
+    #[error("interrupted by {0}")]
+    Interrupted(EndedBy),
+    /// Reading from or writing to it failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// The operation and its object.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A request to end, by SIGINT or SIGTERM. Every wait looks at it.
+#[derive(Clone, Debug, Default)]
+pub struct Interrupt(Arc<AtomicU8>);
+
+impl Interrupt {
+    /// Catches SIGINT and SIGTERM from here on. The outer process starts this
+    /// one with signals blocked, so that none is lost before; programs inherit
+    /// the mask that this leaves, which is empty, and no handler.
+    pub fn catch() -> io::Result<Self> {
+        let this = Self::default();
+        let flag = Arc::clone(&this.0);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let mut shutdown = {
+            let _inside = runtime.enter();
+            Shutdown::catch()?
+        };
+        std::thread::Builder::new().name("signals".into()).spawn(move || {
+            loop {
+                let by = runtime.block_on(shutdown.signalled());
+                flag.store(if by == EndedBy::Sigint { 1 } else { 2 }, Ordering::Release);
+            }
+        })?;
+        SigSet::all().thread_unblock()?;
+        Ok(this)
+    }
+
+    /// The signal that came, if one did.
+    #[must_use]
+    pub fn signalled(&self) -> Option<EndedBy> {
+        match self.0.load(Ordering::Acquire) {
+            0 => None,
+            1 => Some(EndedBy::Sigint),
+            _ => Some(EndedBy::Sigterm),
+        }
+    }
+
+    /// An error once a signal has come.
+    pub fn check(&self) -> Result<(), ExecError> {
+        self.signalled().map_or(Ok(()), |by| Err(ExecError::Interrupted(by)))
+    }
+
+    /// Waits, but not beyond a signal.
+    pub fn sleep(&self, time: Duration) -> Result<(), ExecError> {
+        let end = Instant::now() + time;
+        loop {
+            self.check()?;
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(left.min(Duration::from_millis(20)));
+        }
+    }
+}
+
+/// Where every tool was found.
+#[derive(Clone, Debug, Default)]
+pub struct Tools(BTreeMap<&'static str, PathBuf>);
+
+/// Every tool that the lab calls, and its Debian package.
+pub const TOOLS: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("iptables-restore", "iptables"),
+    ("iptables-save", "iptables"),
+    ("ip6tables-restore", "iptables"),
+    ("ip6tables-save", "iptables"),
+    ("tcpdump", "tcpdump"),
+];
+
+impl Tools {
+    /// Looks for every tool on PATH and in the sbin directories, which an
+    /// ordinary user's PATH lacks.
+    #[must_use]
+    pub fn find() -> Self {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let dirs: Vec<PathBuf> = std::env::split_paths(&path)
+            .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
+            .filter(|d| d.is_absolute())
+            .collect();
+        let found = TOOLS.iter().filter_map(|(tool, _)| {
+            let file = dirs.iter().map(|d| d.join(tool)).find(|f| f.is_file())?;
+            Some((*tool, file))
+        });
+        Self(found.collect())
+    }
+
+    /// The path of a tool, or how to get it.
+    pub fn path(&self, tool: &str) -> Result<&Path, ExecError> {
+        self.0.get(tool).map(PathBuf::as_path).ok_or_else(|| ExecError::Missing {
+            tool: tool.to_owned(),
+            package: TOOLS.iter().find(|(t, _)| *t == tool).map_or("?", |(_, p)| p),
+        })
+    }
+
+    /// A call of a tool.
+    pub fn call(&self, tool: &str, args: &[&str]) -> Result<Call, ExecError> {
+        Ok(Call::new(self.path(tool)?, args))
+    }
+}
+
+/// A program to start, with its arguments.
+#[derive(Clone, Debug)]
+pub struct Call {
+    program: PathBuf,
+    args: Vec<String>,
+    stdin: Option<String>,
+    deadline: Duration,
+}
+
+impl Call {
+    /// `program` with `args`, nothing on stdin.
+    pub fn new(program: &Path, args: &[impl AsRef<str>]) -> Self {
+        Self {
+            program: program.to_owned(),
+            args: args.iter().map(|a| a.as_ref().to_owned()).collect(),
+            stdin: None,
+            deadline: TOOL_DEADLINE,
+        }
+    }
+
+    /// The same with text on stdin.
+    #[must_use]
+    pub fn stdin(mut self, text: &str) -> Self {
+        self.stdin = Some(text.to_owned());
+        self
+    }
+
+    /// The command line, for people.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let name = self.program.file_name().unwrap_or(self.program.as_os_str());
+        std::iter::once(name.to_string_lossy().into_owned())
+            .chain(self.args.iter().map(|a| {
+                if a.contains(|c: char| c.is_whitespace() || "'\"$;&|<>*".contains(c)) {
+                    format!("'{a}'")
+                } else {
+                    a.clone()
+                }
+            }))
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        // Its own group: a Ctrl-C reaches the lab, which ends it in order.
+        command.args(&self.args).process_group(0).env_remove("LAB_OUTPUT");
+        command
+    }
+
+    /// Runs it to its end in this thread's namespaces and gives its stdout.
+    pub fn run(&self) -> Result<String, ExecError> {
+        let started =
+            |source| ExecError::Start { program: self.program.display().to_string(), source };
+        let mut child = self
+            .command()
+            .stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(started)?;
+        let (stdin, stdout, stderr) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let mut process = Guard(child);
+        let text = self.stdin.clone().unwrap_or_default();
+        let collect = |pipe: Option<Box<dyn Read + Send>>| {
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                if let Some(mut pipe) = pipe {
+                    // What was read before an error is still worth having.
+                    let _ = pipe.read_to_end(&mut bytes);
+                }
+                String::from_utf8_lossy(&bytes).into_owned()
+            })
+        };
+        let out = collect(stdout.map(|p| Box::new(p) as _));
+        let err = collect(stderr.map(|p| Box::new(p) as _));
+        let writer = std::thread::spawn(move || {
+            if let Some(mut pipe) = stdin {
+                // A tool that ended early says why on stderr.
+                let _ = pipe.write_all(text.as_bytes());
+            }
+        });
+        let status = process.wait(self.deadline, &Interrupt::default());
+        if matches!(status, Ok(None)) {
+            process.end();
+        }
+        let _ = writer.join();
+        let stdout = out.join().unwrap_or_default();
+        let stderr = tail(&err.join().unwrap_or_default());
+        match status? {
+            Some(status) if status.success() => Ok(stdout),
+            Some(status) => {
+                Err(ExecError::Failed { command: self.line(), status: status.to_string(), stderr })
+            }
+            None => Err(ExecError::Deadline {
+                command: self.line(),
+                seconds: self.deadline.as_secs_f64(),
+                stderr,
+            }),
+        }
+    }
+
+    /// Starts it in this thread's namespaces, its stdout and stderr going to
+    /// files, and looks for `ready` in what it prints.
+    pub fn start(&self, log: &Path, ready: Ready) -> Result<Process, ExecError> {
+        let create = |path: &Path| {
+            File::create(path).map_err(|source| ExecError::Io {
+                what: format!("create {}", path.display()),
+                source,
+            })
+        };
+        let err_path = log.with_extension("stderr");
+        let (out_file, err_file) = (create(log)?, create(&err_path)?);
+        let mut child = self
+            .command()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|source| ExecError::Start {
+                program: self.program.display().to_string(),
+                source,
+            })?;
+        let (send, is_ready) = channel();
+        let pipes: [(Option<Box<dyn Read + Send>>, File); 2] = [
+            (child.stdout.take().map(|p| Box::new(p) as _), out_file),
+            (child.stderr.take().map(|p| Box::new(p) as _), err_file),
+        ];
+        let readers = pipes
+            .into_iter()
+            .map(|(pipe, file)| {
+                let send = send.clone();
+                std::thread::spawn(move || {
+                    copy_lines(pipe, file, |line| {
+                        if ready.in_line(line) {
+                            let _ = send.send(());
+                        }
+                    });
+                })
+            })
+            .collect();
+        Ok(Process { line: self.line(), guard: Guard(child), ready: is_ready, readers, err_path })
+    }
+}
+
+fn copy_lines(pipe: Option<Box<dyn Read + Send>>, mut file: File, mut see: impl FnMut(&str)) {
+    let Some(pipe) = pipe else { return };
+    let mut reader = BufReader::new(pipe);
+    let mut line = Vec::new();
+    while matches!(reader.read_until(b'\n', &mut line), Ok(n) if n > 0) {
+        see(&String::from_utf8_lossy(&line));
+        // A full disk must not stop the program by a full pipe.
+        let _ = file.write_all(&line);
+        line.clear();
+    }
+}
+
+fn tail(text: &str) -> String {
+    let text = text.trim();
+    let mut from = text.len().saturating_sub(STDERR_MAX);
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    text[from..].replace('\n', "; ")
+}
+
+/// How a program says that it can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ready {
+    /// An event whose message is exactly `ready`.
+    Event,
+    /// A line that contains this.
+    Text(&'static str),
+}
+
+impl Ready {
+    fn in_line(self, line: &str) -> bool {
+        match self {
+            Self::Text(text) => line.contains(text),
+            Self::Event => serde_json::from_str::<serde_json::Value>(line)
+                .is_ok_and(|v| v.get("message").and_then(|m| m.as_str()) == Some("ready")),
+        }
+    }
+}
+
+/// A child that is killed and reaped when its handle goes.
+struct Guard(Child);
+
+impl Guard {
+    /// Its status, or None when the time ran out. A signal to the lab is an error.
+    fn wait(
+        &mut self,
+        deadline: Duration,
+        interrupt: &Interrupt,
+    ) -> Result<Option<ExitStatus>, ExecError> {
+        let end = Instant::now() + deadline;
+        let mut pause = Duration::from_micros(200);
+        loop {
+            let status = self
+                .0
+                .try_wait()
+                .map_err(|source| ExecError::Io { what: "wait for a child".to_owned(), source })?;
+            if status.is_some() {
+                return Ok(status);
+            }
+            interrupt.check()?;
+            if Instant::now() >= end {
+                return Ok(None);
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(10));
+        }
+    }
+
+    fn end(&mut self) {
+        // Both fail only when it is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A running program.
+pub struct Process {
+    line: String,
+    guard: Guard,
+    ready: Receiver<()>,
+    readers: Vec<JoinHandle<()>>,
+    err_path: PathBuf,
+}
+
+impl Process {
+    /// Waits until it says that it is ready.
+    pub fn wait_ready(&mut self, within: Duration, interrupt: &Interrupt) -> Result<(), ExecError> {
+        let end = Instant::now() + within;
+        loop {
+            interrupt.check()?;
+            match self.ready.recv_timeout(Duration::from_millis(20)) {
+                Ok(()) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) if Instant::now() < end => {}
+                // Both readers are at the end, or the time is over.
+                Err(_) => {
+                    self.guard.end();
+                    return Err(ExecError::NotReady {
+                        command: self.line.clone(),
+                        stderr: self.said(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Waits for its end. Running out of time kills it and is an error.
+    pub fn wait(
+        mut self,
+        within: Duration,
+        interrupt: &Interrupt,
+    ) -> Result<ExitStatus, ExecError> {
+        let status = self.guard.wait(within, interrupt)?;
+        if status.is_none() {
+            self.guard.end();
+        }
+        self.join();
+        status.ok_or_else(|| ExecError::Deadline {
+            command: self.line.clone(),
+            seconds: within.as_secs_f64(),
+            stderr: self.said(),
+        })
+    }
+
+    /// Sends a signal; a program that is gone already needs none.
+    pub fn signal(&self, signal: Signal) {
+        if let Ok(pid) = i32::try_from(self.guard.0.id()) {
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+
+    /// Waits for its end, at most so long. False when it still runs.
+    pub fn ends_within(
+        &mut self,
+        within: Duration,
+        interrupt: &Interrupt,
+    ) -> Result<bool, ExecError> {
+        Ok(self.guard.wait(within, interrupt)?.is_some())
+    }
+
+    /// The file that its stderr goes to.
+    #[must_use]
+    pub fn log(&self) -> &Path {
+        &self.err_path
+    }
+
+    /// The end of what it wrote to stderr.
+    #[must_use]
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(&self.err_path).map(|s| tail(&s)).unwrap_or_default()
+    }
+
+    /// The command line.
+    #[must_use]
+    pub fn line(&self) -> &str {
+        &self.line
+    }
+
+    fn join(&mut self) {
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+    }
+}
+
+/// Starts `command`, with signals blocked, and stands in for it: passes SIGINT and SIGTERM on, and
+/// returns its status. For the outer process, which has one thread alone.
+pub fn supervise(command: &mut Command) -> io::Result<ExitStatus> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD] {
+        set.add(signal);
+    }
+    // Blocked before the start, so that none is missed between the two.
+    set.thread_block()?;
+    let mut child = Guard(command.spawn()?);
+    loop {
+        match set.wait()? {
+            Signal::SIGCHLD => {
+                if let Some(status) = child.0.try_wait()? {
+                    return Ok(status);
+                }
+            }
+            signal => {
+                let to = if signal == Signal::SIGHUP { Signal::SIGTERM } else { signal };
+                if let Ok(pid) = i32::try_from(child.0.id()) {
+                    let _ = kill(Pid::from_raw(pid), to);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str) -> Call {
+        Call::new(Path::new("/bin/sh"), &["-c", script])
+    }
+
+    /// A failing tool's own words are in the error.
+    #[test]
+    fn stderr_is_in_the_error() {
+        let e = sh("echo out; echo why >&2; exit 3").run().unwrap_err().to_string();
+        assert!(e.contains("why") && e.contains('3'), "{e}");
+    }
+
+    /// stdin reaches the tool, stdout comes back.
+    #[test]
+    fn stdin_and_stdout() {
+        assert_eq!(sh("cat").stdin("a\nb").run().unwrap(), "a\nb");
+    }
+
+    /// A tool that hangs is killed at its deadline.
+    #[test]
+    fn a_deadline_ends_a_tool() {
+        let mut call = Call::new(Path::new("/bin/sleep"), &["60"]);
+        call.deadline = Duration::from_millis(50);
+        let begun = Instant::now();
+        let e = call.run().unwrap_err();
+        assert!(matches!(e, ExecError::Deadline { .. }), "{e}");
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    }
+
+    /// A program that ends before it is ready is an error with its last words.
+    #[test]
+    fn not_ready_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("x.log");
+        let mut p = sh("echo no luck >&2").start(&log, Ready::Event).unwrap();
+        let e = p.wait_ready(Duration::from_secs(10), &Interrupt::default()).unwrap_err();
+        assert!(e.to_string().contains("no luck"), "{e}");
+    }
+
+    /// Only the event itself means ready, not a line that mentions it.
+    #[test]
+    fn ready_is_an_event() {
+        assert!(Ready::Event.in_line(r#"{"level":"INFO","message":"ready","port":1}"#));
+        assert!(!Ready::Event.in_line(r#"{"message":"not ready"}"#));
+        assert!(!Ready::Event.in_line("ready"));
+    }
+
+    /// Dropping the handle ends the program.
+    #[test]
+    fn dropping_ends_the_program() {
+        let dir = tempfile::tempdir().unwrap();
+        let p = Call::new(Path::new("/bin/sleep"), &["60"])
+            .start(&dir.path().join("x.log"), Ready::Event)
+            .unwrap();
+        let pid = Pid::from_raw(i32::try_from(p.guard.0.id()).unwrap());
+        assert!(kill(pid, None).is_ok());
+        drop(p);
+        assert_eq!(kill(pid, None), Err(nix::errno::Errno::ESRCH));
+    }
+
+    /// A missing tool is named with its package.
+    #[test]
+    fn a_missing_tool_names_its_package() {
+        let e = Tools::default().path("nft").unwrap_err();
+        assert_eq!(
+            e.to_string(),
+            "nft is missing: install the Debian package nftables (or put it on PATH)"
+        );
+    }
+}

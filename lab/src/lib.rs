@@ -1,0 +1,24 @@
+//! The whole conntrack experiment on one machine, in throw-away namespaces.
+//!
+//! [`scenario`], [`topology`], [`ruleset`], [`verdict`], [`capture`] and
+//! [`report`] are pure. [`netns`] has the only unshare and setns, [`exec`] the
+//! only processes, [`evidence`] the only kernel reads; [`place`], [`cell`] and
+//! [`runner`] put them in order.
+
+pub mod app;
+pub mod capture;
+pub mod cell;
+pub mod cli;
+pub mod evidence;
+pub mod exec;
+#[cfg(test)]
+mod golden;
+pub mod kernels;
+pub mod netns;
+pub mod place;
+pub mod report;
+pub mod ruleset;
+pub mod runner;
+pub mod scenario;
+pub mod topology;
+pub mod verdict;

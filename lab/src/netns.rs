@@ -1,0 +1,263 @@
+//! The lab's own namespaces: the only unshare, setns and mount.
+//!
+//! The outer process unshares and starts this program again inside; that inner
+//! process is PID 1 of a new PID namespace. Whatever ends the outer one ends
+//! the inner one, the kernel then kills everything in its PID namespace, and
+//! with the last process go the mounts and the network namespaces.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+use std::sync::mpsc::{Sender, channel, sync_channel};
+use std::thread::JoinHandle;
+
+use caps::CapSet;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{getegid, geteuid};
+
+use crate::exec;
+
+/// The hidden option by which the inner process knows what it is.
+pub const INSIDE: &str = "--inside";
+/// Where `ip netns` keeps its names, on a tmpfs of the lab's own.
+const NETNS_DIR: &str = "/run/netns";
+
+/// The lab could not be isolated from the host.
+#[derive(Debug, thiserror::Error)]
+pub enum NetnsError {
+    /// Neither user namespaces nor root.
+    #[error(
+        "user namespaces are refused here ({reason}) and this is not root: {mend}, or run it as root"
+    )]
+    Refused {
+        /// What the kernel said.
+        reason: nix::errno::Errno,
+        /// What would allow them.
+        mend: String,
+    },
+    /// A system call failed.
+    #[error("cannot {what}: {source}")]
+    Os {
+        /// The operation and its object.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A namespace is not the one that it should be.
+    #[error("{0} is still the host's own namespace; nothing was changed")]
+    NotIsolated(String),
+}
+
+fn os<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> NetnsError {
+    let what = what.into();
+    move |source| NetnsError::Os { what, source: source.into() }
+}
+
+/// How the lab is kept apart from the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// In a user namespace of its own.
+    UserNamespace,
+    /// As root of the host, in mount, PID and network namespaces of its own.
+    Root,
+}
+
+/// Runs this program again inside new namespaces, with the same arguments, and
+/// waits for it. Must be called before any thread is started.
+pub fn isolate() -> Result<ExitStatus, NetnsError> {
+    let isolation = enter()?;
+    let (reader, writer) = io::pipe().map_err(os("make a pipe"))?;
+    // The writer stays close-on-exec: this process alone holds it.
+    fcntl(&reader, FcntlArg::F_SETFD(FdFlag::empty())).map_err(os("keep a pipe open"))?;
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg(INSIDE)
+        .arg(reader.as_raw_fd().to_string())
+        .args(std::env::args_os().skip(1))
+        .env("LAB_USER_NAMESPACE", (isolation == Isolation::UserNamespace).to_string());
+    let status = exec::supervise(&mut command).map_err(os("start the inner process"))?;
+    drop(writer);
+    Ok(status)
+}
+
+/// Tries whether [`isolate`] would succeed, in a process that goes no further.
+pub fn enter() -> Result<Isolation, NetnsError> {
+    let before = inode("/proc/self/ns/net")?;
+    let own = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNET;
+    let (uid, gid) = (geteuid(), getegid());
+    let isolation = if uid.is_root() {
+        unshare(own).map_err(os("unshare mount, PID and network namespaces"))?;
+        Isolation::Root
+    } else {
+        unshare(CloneFlags::CLONE_NEWUSER | own)
+            .map_err(|reason| NetnsError::Refused { reason, mend: mend() })?;
+        // The user stays who they are: tcpdump as root would want to become another user,
+        // for which there is no mapping. user_namespaces(7): setgroups must be denied before an unprivileged gid_map.
+        for (file, text) in [
+            ("setgroups", "deny".to_owned()),
+            ("uid_map", format!("{uid} {uid} 1")),
+            ("gid_map", format!("{gid} {gid} 1")),
+        ] {
+            let file = format!("/proc/self/{file}");
+            if fs::write(&file, text).is_err() {
+                // Ubuntu lets the unshare pass and then takes every capability away.
+                return Err(NetnsError::Refused { reason: nix::errno::Errno::EPERM, mend: mend() });
+            }
+        }
+        hand_on_capabilities().map_err(os("keep capabilities for what is started"))?;
+        Isolation::UserNamespace
+    };
+    if inode("/proc/self/ns/net")? == before {
+        return Err(NetnsError::NotIsolated("the network namespace".into()));
+    }
+    Ok(isolation)
+}
+
+/// Puts every capability that the new user namespace gives into the ambient
+/// set, by which programs of a user other than root keep it (capabilities(7)).
+fn hand_on_capabilities() -> io::Result<()> {
+    let all = caps::read(None, CapSet::Permitted).map_err(io::Error::other)?;
+    for set in [CapSet::Inheritable, CapSet::Ambient] {
+        caps::set(None, set, &all).map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+/// Which setting of this host refuses user namespaces.
+fn mend() -> String {
+    let read = |path: &str| fs::read_to_string(path).map(|s| s.trim().to_owned()).ok();
+    if read("/proc/sys/kernel/unprivileged_userns_clone").as_deref() == Some("0") {
+        "set sysctl kernel.unprivileged_userns_clone=1".into()
+    } else if read("/proc/sys/user/max_user_namespaces").as_deref() == Some("0") {
+        "set sysctl user.max_user_namespaces=10000".into()
+    } else if read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").as_deref() == Some("1")
+    {
+        "set sysctl kernel.apparmor_restrict_unprivileged_userns=0".into()
+    } else {
+        "allow user namespaces (sysctl kernel.unprivileged_userns_clone, \
+         user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns, \
+         or the container's seccomp profile)"
+            .into()
+    }
+}
+
+/// The inner process's first steps. `liveness` is the number of the pipe's end
+/// that it inherited: at its other end is the outer process.
+pub fn settle(liveness: i32) -> Result<(), NetnsError> {
+    // prctl(2): the signal comes from an ancestor namespace, so PID 1 is not spared.
+    set_pdeathsig(Signal::SIGKILL).map_err(os("tie the lab to the process that started it"))?;
+    // The outer process may have died before that: then the pipe is at its end.
+    let pipe = File::open(format!("/proc/self/fd/{liveness}")).map_err(os("open the pipe"))?;
+    nix::unistd::close(liveness).map_err(os("close the inherited pipe"))?;
+    std::thread::Builder::new()
+        .name("liveness".into())
+        .spawn(move || {
+            let mut pipe = pipe;
+            // Nothing is ever written: this returns when the outer process is gone.
+            let _ = pipe.read(&mut [0]);
+            std::process::exit(1);
+        })
+        .map_err(os("start a thread"))?;
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .map_err(os("make mounts private"))?;
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none)
+        .map_err(os("mount a tmpfs on /run"))?;
+    // Refused where a container hides parts of /proc. What the lab reads there
+    // (/proc/self, /proc/thread-self, /proc/sys/net) follows the caller anyway.
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let _ = mount(Some("proc"), "/proc", Some("proc"), flags, none);
+    Ok(())
+}
+
+fn inode(path: impl AsRef<Path>) -> Result<u64, NetnsError> {
+    let path = path.as_ref();
+    fs::metadata(path).map(|m| m.ino()).map_err(os(format!("stat {}", path.display())))
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A host of the topology: a thread that lives in its network namespace.
+/// Whatever it starts or reads belongs to that namespace.
+pub struct Host {
+    name: String,
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Host {
+    /// A thread in the namespace that `ip netns add NAME` made.
+    pub fn enter(name: &str) -> Result<Self, NetnsError> {
+        let path = Path::new(NETNS_DIR).join(name);
+        let (jobs, todo) = channel::<Job>();
+        let (tell, told) = sync_channel(1);
+        let own = inode("/proc/self/ns/net")?;
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let entered = (|| {
+                    let file = File::open(&path).map_err(os(format!("open {}", path.display())))?;
+                    setns(&file, CloneFlags::CLONE_NEWNET)
+                        .map_err(os(format!("enter {}", path.display())))?;
+                    let now = inode("/proc/thread-self/ns/net")?;
+                    if now == own || now != inode(&path)? {
+                        return Err(NetnsError::NotIsolated(path.display().to_string()));
+                    }
+                    Ok(())
+                })();
+                let go_on = entered.is_ok();
+                let _ = tell.send(entered);
+                if go_on {
+                    for job in todo {
+                        job();
+                    }
+                }
+            })
+            .map_err(os(format!("start a thread for {name}")))?;
+        let host = Self { name: name.to_owned(), jobs: Some(jobs), thread: Some(thread) };
+        told.recv().map_err(|_| gone(name))??;
+        Ok(host)
+    }
+
+    /// The namespace's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs `job` in this host and gives its result.
+    pub fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, NetnsError> {
+        let (tell, told) = sync_channel(1);
+        let job: Job = Box::new(move || {
+            let _ = tell.send(job());
+        });
+        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
+        if !sent {
+            return Err(gone(&self.name));
+        }
+        told.recv().map_err(|_| gone(&self.name))
+    }
+}
+
+fn gone(name: &str) -> NetnsError {
+    os(format!("work in {name}"))(io::Error::other("its thread is gone"))
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.jobs.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

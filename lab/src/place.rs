@@ -1,0 +1,260 @@
+//! A topology that is up: its hosts, and the few things done in them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use canary_common::result::lab::{At, FrontEnd, NodeEvidence, Protection};
+use canary_common::segment::Family;
+
+use crate::evidence::{self, EvidenceError};
+use crate::exec::{Call, ExecError, Interrupt, Process, Ready, Tools};
+use crate::netns::{Host, NetnsError};
+use crate::ruleset::readback::Loaded;
+use crate::ruleset::{NodeProtection, Ruleset};
+use crate::topology::{Step, Topology};
+
+/// A cell could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// A process failed.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// A namespace failed.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// A kernel value failed.
+    #[error("{host}: {source}")]
+    Evidence {
+        /// Where.
+        host: String,
+        /// What.
+        source: EvidenceError,
+    },
+    /// The rules that the kernel holds are not those that were loaded.
+    #[error("{host}: the rules read back differ: {what}")]
+    Rules {
+        /// Where.
+        host: String,
+        /// How.
+        what: String,
+    },
+    /// A file failed.
+    #[error("cannot {what}: {source}")]
+    Io {
+        /// The operation and its object.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A program's result is missing or not as agreed.
+    #[error("{program} ended with {status} and no usable result: {why}")]
+    Result {
+        /// The program.
+        program: &'static str,
+        /// Its exit status.
+        status: String,
+        /// What is wrong, and what it said.
+        why: String,
+    },
+}
+
+/// Hosts that exist.
+pub struct Place<'a> {
+    /// What was built.
+    pub topology: Topology,
+    hosts: BTreeMap<&'static str, Host>,
+    tools: &'a Tools,
+}
+
+impl<'a> Place<'a> {
+    /// Builds a topology.
+    pub fn build(topology: Topology, tools: &'a Tools) -> Result<Self, PlaceError> {
+        for step in &topology.steps {
+            if let Step::Add(host) = step {
+                tools.call("ip", &["netns", "add", host])?.run()?;
+            }
+        }
+        let hosts = topology
+            .hosts
+            .iter()
+            .map(|host| Ok((*host, Host::enter(&topology.full(host))?)))
+            .collect::<Result<BTreeMap<_, _>, NetnsError>>()?;
+        let place = Self { topology, hosts, tools };
+        let mut batch: Option<(&str, String)> = None;
+        for step in &place.topology.steps {
+            match (step, &mut batch) {
+                (Step::Ip(host, args), Some((at, lines))) if at == host => {
+                    lines.push_str(args);
+                    lines.push('\n');
+                }
+                (Step::Ip(host, args), _) => {
+                    place.flush(batch.take())?;
+                    batch = Some((host, format!("{args}\n")));
+                }
+                (Step::Sysctl(host, key, value), _) => {
+                    place.flush(batch.take())?;
+                    let (key, value) = (*key, *value);
+                    place
+                        .full_host(host)?
+                        .run(move || evidence::set_sysctl(key, value))?
+                        .map_err(|source| PlaceError::Evidence { host: host.clone(), source })?;
+                }
+                (Step::Add(_), _) => {}
+            }
+        }
+        place.flush(batch.take())?;
+        Ok(place)
+    }
+
+    /// Several `ip` commands of one host in one call.
+    fn flush(&self, batch: Option<(&str, String)>) -> Result<(), PlaceError> {
+        if let Some((host, lines)) = batch {
+            self.tools.call("ip", &["-n", host, "-batch", "-"])?.stdin(&lines).run()?;
+        }
+        Ok(())
+    }
+
+    fn full_host(&self, full: &str) -> Result<&Host, PlaceError> {
+        self.hosts.values().find(|h| h.name() == full).ok_or_else(|| no_host(full))
+    }
+
+    fn host(&self, name: &str) -> Result<&Host, PlaceError> {
+        self.hosts.get(name).ok_or_else(|| no_host(name))
+    }
+
+    /// Runs `job` in a host.
+    pub fn within<T: Send + 'static>(
+        &self,
+        host: &str,
+        job: impl FnOnce() -> Result<T, EvidenceError> + Send + 'static,
+    ) -> Result<T, PlaceError> {
+        self.host(host)?
+            .run(job)?
+            .map_err(|source| PlaceError::Evidence { host: host.to_owned(), source })
+    }
+
+    /// Starts a program in a host.
+    pub fn start(
+        &self,
+        host: &str,
+        call: Call,
+        log: &Path,
+        ready: Ready,
+    ) -> Result<Process, PlaceError> {
+        let log = log.to_owned();
+        Ok(self.host(host)?.run(move || call.start(&log, ready))??)
+    }
+
+    /// Sets the protections and loads the Service rules on both nodes, reads
+    /// them back and compares. Gives each node's rule text.
+    pub fn protect(
+        &self,
+        front_end: FrontEnd,
+        family: Family,
+        protections: &[Protection],
+    ) -> Result<Vec<(&'static str, String)>, PlaceError> {
+        let mut texts = Vec::new();
+        for node in self.topology.nodes(At::Both) {
+            let here =
+                NodeProtection::of(protections, |p| self.topology.nodes(p.at).contains(node));
+            let rules = Ruleset::new(front_end, &self.topology.service, family, here);
+            let (tools, text) = (self.tools.clone(), rules.text.clone());
+            let loaded = self.within(node, move || {
+                evidence::load_rules(&tools, front_end, family, &text)?;
+                let liberal = if here.liberal { "1" } else { "0" };
+                evidence::set_sysctl(evidence::BE_LIBERAL, liberal)?;
+                Ok(evidence::read_rules(&tools, front_end, family)?.0)
+            })?;
+            if let Some(what) = rules.difference(&loaded) {
+                return Err(PlaceError::Rules { host: (*node).to_owned(), what });
+            }
+            texts.push((*node, rules.text));
+        }
+        Ok(texts)
+    }
+
+    /// Connects until the refusal of the still closed port comes back: then
+    /// links, routes, neighbours and rules work. False when it never does.
+    pub fn warm_up(
+        &self,
+        family: Family,
+        within: Duration,
+        interrupt: &Interrupt,
+    ) -> Result<bool, PlaceError> {
+        let target: SocketAddr = self.topology.target(family);
+        let end = Instant::now() + within;
+        loop {
+            interrupt.check()?;
+            let refused = self.within(self.topology.client(), move || {
+                let attempt = TcpStream::connect_timeout(&target, Duration::from_millis(250));
+                Ok(attempt.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused))
+            })?;
+            if refused {
+                return Ok(true);
+            }
+            if Instant::now() >= end {
+                return Ok(false);
+            }
+            interrupt.sleep(Duration::from_millis(20))?;
+        }
+    }
+
+    /// What both nodes have counted so far.
+    pub fn counters(
+        &self,
+        front_end: FrontEnd,
+        family: Family,
+    ) -> Result<Vec<NodeCounters>, PlaceError> {
+        let read = |node: &&'static str| {
+            let tools = self.tools.clone();
+            self.within(node, move || {
+                let (loaded, text) = evidence::read_rules(&tools, front_end, family)?;
+                Ok(NodeCounters {
+                    node: String::new(),
+                    be_liberal: evidence::sysctl(evidence::BE_LIBERAL)? == "1",
+                    conntrack: evidence::conntrack_stat()?,
+                    loaded,
+                    text,
+                })
+            })
+            .map(|c| NodeCounters { node: (*node).to_owned(), ..c })
+        };
+        self.topology.nodes(At::Both).iter().map(read).collect()
+    }
+}
+
+fn no_host(name: &str) -> PlaceError {
+    PlaceError::Io {
+        what: format!("find host {name}"),
+        source: io::Error::from(io::ErrorKind::NotFound),
+    }
+}
+
+/// One reading of one node.
+#[derive(Clone, Debug)]
+pub struct NodeCounters {
+    /// The node.
+    pub node: String,
+    be_liberal: bool,
+    conntrack: BTreeMap<String, u64>,
+    loaded: Loaded,
+    /// The rules with their counters, as the tool gives them.
+    pub text: String,
+}
+
+impl NodeCounters {
+    /// What grew since `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> NodeEvidence {
+        NodeEvidence {
+            node: self.node.clone(),
+            be_liberal: self.be_liberal,
+            drop_rules: evidence::grown(&before.loaded.drops, &self.loaded.drops),
+            dnat: self.loaded.dnat.saturating_sub(before.loaded.dnat),
+            conntrack: evidence::grown(&before.conntrack, &self.conntrack),
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Results for people: progress lines and the table.
+
+pub mod progress;
+pub mod text;

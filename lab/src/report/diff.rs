@@ -1,0 +1,249 @@
+//! What changed from one run to another: two machines, two kernels, two days. Pure.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use canary_common::exit::Exit;
+use canary_common::outcome::Forgery;
+use canary_common::result::lab::{
+    CellResult, FrontEnd, Judgement, LabResult, Path, Protection, Seen,
+};
+use canary_common::segment::Family;
+
+use super::fold::sorted;
+use super::markup::{count, put};
+
+/// What is compared: one forgery on one path under one set of protections. A
+/// cell that forged nothing is one by itself.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    scenario: String,
+    path: Path,
+    family: Family,
+    front_end: FrontEnd,
+    protections: Vec<Protection>,
+    forgery: Option<Forgery>,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} {} {}, ", self.scenario, self.path, self.family, self.front_end)?;
+        if self.protections.is_empty() {
+            f.write_str("no protection")?;
+        }
+        for (i, p) in self.protections.iter().enumerate() {
+            write!(f, "{}{p}", if i > 0 { " + " } else { "" })?;
+        }
+        match self.forgery {
+            Some(forgery) => write!(f, ", {forgery}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What one run says of a key, over its repetitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What was seen; absent where nothing was proved.
+    pub seen: Option<Seen>,
+    /// Against the expectation.
+    pub judgement: Judgement,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.seen {
+            Some(seen) => write!(f, "{seen} ({})", self.judgement),
+            None => write!(f, "nothing proved ({})", self.judgement),
+        }
+    }
+}
+
+/// The comparison of two runs, the older first.
+#[derive(Clone, Debug, Default)]
+pub struct Diff {
+    /// Proved in both, and not the same.
+    pub changed: Vec<(Key, Finding, Finding)>,
+    /// Proved in one alone: no statement.
+    pub unproved: Vec<(Key, Finding, Finding)>,
+    /// In the second alone.
+    pub new: Vec<(Key, Finding)>,
+    /// In the first alone.
+    pub gone: Vec<(Key, Finding)>,
+    /// Proved in both, and the same.
+    pub same: u64,
+    /// Why the runs cannot be compared, or what weakens it.
+    pub doubts: Vec<String>,
+    /// What else differs between the runs, which may be the cause.
+    pub context: Vec<String>,
+    incomparable: bool,
+}
+
+/// Compares two runs.
+#[must_use]
+pub fn compare(a: &LabResult, b: &LabResult) -> Diff {
+    let mut diff = Diff { context: context(a, b), ..Diff::default() };
+    if a.schema_version != b.schema_version {
+        diff.doubts.push(format!(
+            "the records are of different versions ({} and {}): run the older again",
+            a.schema_version, b.schema_version
+        ));
+        diff.incomparable = true;
+        return diff;
+    }
+    for (name, run) in [("first", a), ("second", b)] {
+        if !run.positive_control.held {
+            diff.doubts.push(format!(
+                "the {name} run has no positive control ({} of {} reset): it proves nothing",
+                run.positive_control.killed, run.positive_control.forged
+            ));
+            diff.incomparable = true;
+        }
+    }
+    let before = findings(a);
+    let mut after = findings(b);
+    for (key, old) in before {
+        let Some(new) = after.remove(&key) else {
+            diff.gone.push((key, old));
+            continue;
+        };
+        match (old.seen, new.seen) {
+            (Some(_), Some(_)) if old == new => diff.same += 1,
+            (Some(_), Some(_)) => diff.changed.push((key, old, new)),
+            (None, None) if old == new => {}
+            _ => diff.unproved.push((key, old, new)),
+        }
+    }
+    diff.new = after.into_iter().collect();
+    if diff.same == 0 && diff.changed.is_empty() {
+        diff.doubts.push("nothing was proved in both runs".to_owned());
+        diff.incomparable = true;
+    }
+    diff
+}
+
+fn context(a: &LabResult, b: &LabResult) -> Vec<String> {
+    let mut context = Vec::new();
+    let mut differs = |what: &str, a: &str, b: &str| {
+        if a != b {
+            context.push(format!("{what}: {a} -> {b}"));
+        }
+    };
+    differs("kernel", &a.run.kernel, &b.run.kernel);
+    differs("conntrack-lab", &a.run.version, &b.run.version);
+    let old = |r: &LabResult| r.environment.old_segments.map_or("not shown", |o| o.as_str());
+    differs("segments below the window", old(a), old(b));
+    let none = String::new();
+    let tools: std::collections::BTreeSet<_> =
+        a.environment.tools.keys().chain(b.environment.tools.keys()).collect();
+    for tool in tools {
+        let of = |r: &'_ LabResult| r.environment.tools.get(tool).unwrap_or(&none).clone();
+        differs(tool, &of(a), &of(b));
+    }
+    differs("judgement", a.judgement.as_str(), b.judgement.as_str());
+    context
+}
+
+fn findings(result: &LabResult) -> BTreeMap<Key, Finding> {
+    let mut found: BTreeMap<Key, Finding> = BTreeMap::new();
+    for scenario in &result.scenarios {
+        for cell in &scenario.cells {
+            for (forgery, finding) in of_cell(cell) {
+                let key = Key {
+                    scenario: scenario.name.clone(),
+                    path: cell.path,
+                    family: cell.family,
+                    front_end: cell.front_end,
+                    protections: sorted(&cell.protections),
+                    forgery,
+                };
+                found
+                    .entry(key)
+                    .and_modify(|old| *old = join(*old, finding))
+                    .or_insert(finding);
+            }
+        }
+    }
+    found
+}
+
+fn of_cell(cell: &CellResult) -> Vec<(Option<Forgery>, Finding)> {
+    let proved = matches!(cell.judgement, Judgement::AsExpected | Judgement::Differs);
+    if cell.forgeries.is_empty() {
+        return vec![(None, Finding { seen: None, judgement: cell.judgement })];
+    }
+    cell.forgeries
+        .iter()
+        .map(|f| {
+            // The forgery's own judgement: its cell may differ because of another.
+            let judgement = match f.expected {
+                Some(expected) if proved && expected == f.seen => Judgement::AsExpected,
+                _ => cell.judgement,
+            };
+            (Some(f.forgery), Finding { seen: proved.then_some(f.seen), judgement })
+        })
+        .collect()
+}
+
+/// Two repetitions of one cell.
+fn join(a: Finding, b: Finding) -> Finding {
+    let seen = match (a.seen, b.seen) {
+        (Some(a), Some(b)) if a == b => Some(a),
+        (Some(_), Some(_)) => Some(Seen::Mixed),
+        _ => None,
+    };
+    Finding { seen, judgement: a.judgement.worse(b.judgement) }
+}
+
+impl Diff {
+    /// 10 when a verdict changed; 11 when the runs cannot be compared or
+    /// something was proved in one alone; 0 when nothing changed.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        if self.incomparable {
+            Exit::Inconclusive
+        } else if !self.changed.is_empty() {
+            Exit::Vulnerable
+        } else if !self.unproved.is_empty() {
+            Exit::Inconclusive
+        } else {
+            Exit::Ok
+        }
+    }
+}
+
+impl fmt::Display for Diff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = String::new();
+        let mut list = |title: &str, lines: Vec<String>| {
+            if !lines.is_empty() {
+                put!(&mut out, "{title}:\n");
+                for line in lines {
+                    put!(&mut out, "  {line}\n");
+                }
+            }
+        };
+        let both = |v: &[(Key, Finding, Finding)]| -> Vec<_> {
+            v.iter().map(|(k, a, b)| format!("{k}: {a} -> {b}")).collect()
+        };
+        let one = |v: &[(Key, Finding)]| -> Vec<_> {
+            v.iter().map(|(k, a)| format!("{k}: {a}")).collect()
+        };
+        list("Doubts", self.doubts.clone());
+        list("The runs themselves", self.context.clone());
+        list("Changed", both(&self.changed));
+        list("Proved in one run alone", both(&self.unproved));
+        list("New", one(&self.new));
+        list("Gone", one(&self.gone));
+        f.write_str(&out)?;
+        write!(
+            f,
+            "{}, {} unchanged, {} proved in one run alone, {} new, {} gone",
+            count(self.changed.len() as u64, "verdict changed", "verdicts changed"),
+            self.same,
+            self.unproved.len(),
+            self.new.len(),
+            self.gone.len()
+        )
+    }
+}

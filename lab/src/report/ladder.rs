@@ -1,0 +1,424 @@
+//! The packets of one connection as both ends captured them, side by side:
+//! which of them conntrack translated, which it did not, and what that did.
+//! Pure; every word follows from the packets themselves.
+
+use std::net::SocketAddr;
+
+use canary_common::outcome::Forgery;
+use canary_common::segment::{Flags, Segment};
+use canary_common::seq::Seq;
+
+/// A TCP segment of a capture.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Packet {
+    /// Seconds since the epoch.
+    pub t: f64,
+    /// Source.
+    pub src: SocketAddr,
+    /// Destination.
+    pub dst: SocketAddr,
+    /// SEG.SEQ
+    pub seq: Seq,
+    /// SEG.ACK
+    pub ack: Seq,
+    /// Control bits.
+    pub flags: Flags,
+    /// Octets of data.
+    pub len: u32,
+}
+
+impl Packet {
+    /// A segment captured at `t`.
+    #[must_use]
+    pub fn new(t: f64, s: &Segment<'_>) -> Self {
+        Self {
+            t,
+            src: s.src,
+            dst: s.dst,
+            seq: s.seq,
+            ack: s.ack,
+            flags: s.flags,
+            len: s.payload_len,
+        }
+    }
+
+    fn is_syn(&self) -> bool {
+        self.flags.has(Flags::SYN) && !self.flags.has(Flags::ACK)
+    }
+
+    /// The next sequence number after this segment (RFC 9293, section 3.4).
+    fn end(&self) -> Seq {
+        let controls =
+            u32::from(self.flags.has(Flags::SYN)) + u32::from(self.flags.has(Flags::FIN));
+        self.seq.add(self.len + controls)
+    }
+
+    /// NAT changes addresses and ports, nothing of this.
+    fn same(&self, other: &Self) -> bool {
+        self.seq == other.seq
+            && self.ack == other.ack
+            && self.flags == other.flags
+            && self.len == other.len
+    }
+}
+
+/// What a segment is to the story.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Of the connection's own life.
+    Own,
+    /// Forged by boom-server.
+    Forged,
+    /// The RST that a forged segment provoked, and that the server must accept.
+    Kill,
+    /// Sent after the connection was killed.
+    Aftermath,
+}
+
+/// One segment on its way.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// Seconds since the connection's first segment.
+    pub t: f64,
+    /// True from client to server.
+    pub to_server: bool,
+    /// As the client's end saw it.
+    pub client: Option<(SocketAddr, SocketAddr)>,
+    /// As the server pod saw it.
+    pub server: Option<(SocketAddr, SocketAddr)>,
+    /// Flags, relative numbers, length.
+    pub numbers: String,
+    /// What it is to the story.
+    pub role: Role,
+    /// The story.
+    pub words: String,
+}
+
+/// One connection from its handshake to its end.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ladder {
+    /// What was forged.
+    pub forgery: Forgery,
+    /// What the client connected to.
+    pub target: SocketAddr,
+    /// The server pod.
+    pub server: SocketAddr,
+    /// In the order in which the senders sent.
+    pub events: Vec<Event>,
+    /// True when the forged segment and the RST that answers it were both found.
+    pub complete: bool,
+}
+
+/// Both captures of one connection. Where client and server share a host, give
+/// its one capture as both.
+#[must_use]
+pub fn build(client: &[Packet], server: &[Packet], forgery: Forgery) -> Option<Ladder> {
+    let asked = *client.iter().find(|p| p.is_syn())?;
+    // In a shared capture the client's own addresses tell its copies from the server's.
+    let shared = client == server;
+    let of_client = |p: &&Packet| {
+        let own = [asked.src, asked.dst];
+        own.contains(&p.src) && own.contains(&p.dst)
+    };
+    let client: Vec<Packet> =
+        client.iter().filter(|p| !shared || of_client(p)).copied().collect();
+    let server: Vec<Packet> =
+        server.iter().filter(|p| !shared || !of_client(p)).copied().collect();
+    let arrived = server.iter().find(|p| p.is_syn() && p.seq == asked.seq)?;
+    let answered = server.iter().find(|p| {
+        p.src == arrived.dst && p.flags.has(Flags::SYN.with(Flags::ACK)) && !p.flags.has(Flags::FIN)
+    })?;
+    let mut story = Story {
+        forgery,
+        target: asked.dst,
+        server: arrived.dst,
+        client_isn: asked.seq,
+        server_isn: answered.seq,
+        rcv: asked.seq.add(1),
+        snd: answered.seq.add(1),
+        forged: None,
+        killed: false,
+        established: false,
+    };
+    let mut events: Vec<Event> = pair(&client, &server, asked.src, arrived.dst)
+        .into_iter()
+        .map(|p| story.tell(&p, asked.t))
+        .collect();
+    shorten(&mut events);
+    Some(Ladder {
+        forgery,
+        target: asked.dst,
+        server: arrived.dst,
+        events,
+        complete: story.forged.is_some() && story.killed,
+    })
+}
+
+/// A segment where it was captured.
+struct Pair {
+    to_server: bool,
+    client: Option<Packet>,
+    server: Option<Packet>,
+}
+
+impl Pair {
+    fn packet(&self) -> Option<&Packet> {
+        if self.to_server { self.client.as_ref().or(self.server.as_ref()) } else { self.server.as_ref().or(self.client.as_ref()) }
+    }
+}
+
+/// Finds each segment of one capture in the other, and sorts by departure.
+fn pair(client: &[Packet], server: &[Packet], asker: SocketAddr, pod: SocketAddr) -> Vec<Pair> {
+    let mut rest: Vec<Option<Packet>> = server.iter().copied().map(Some).collect();
+    let mut pairs = Vec::new();
+    for p in client {
+        let to_server = p.src == asker;
+        let matches = |q: &&mut Option<Packet>| {
+            q.is_some_and(|q| q.same(p) && (q.dst == pod) == to_server)
+        };
+        let there = rest.iter_mut().find(matches).and_then(Option::take);
+        pairs.push(Pair { to_server, client: Some(*p), server: there });
+    }
+    for q in rest.into_iter().flatten() {
+        pairs.push(Pair { to_server: q.dst == pod, client: None, server: Some(q) });
+    }
+    let time = |p: &Pair| p.packet().map_or(0.0, |p| p.t);
+    pairs.sort_by(|a, b| time(a).total_cmp(&time(b)));
+    pairs
+}
+
+/// What is known so far, from the server's point of view.
+struct Story {
+    forgery: Forgery,
+    target: SocketAddr,
+    server: SocketAddr,
+    client_isn: Seq,
+    server_isn: Seq,
+    /// The next sequence number that the server expects.
+    rcv: Seq,
+    /// The server's next, as the client last acknowledged it.
+    snd: Seq,
+    forged: Option<Packet>,
+    killed: bool,
+    established: bool,
+}
+
+impl Story {
+    fn tell(&mut self, pair: &Pair, begin: f64) -> Event {
+        let Some(p) = pair.packet().copied() else {
+            unreachable!("a pair has at least one packet");
+        };
+        let forged = !pair.to_server && self.is_forged(&p);
+        let (role, words) = if forged {
+            self.forged = Some(p);
+            (Role::Forged, self.forged_words(pair, &p))
+        } else if pair.to_server && p.flags.has(Flags::RST) && !self.killed && self.provoked(&p) {
+            self.rst_words(pair, &p)
+        } else if self.killed {
+            (Role::Aftermath, aftermath(pair, &p))
+        } else {
+            (Role::Own, self.own_words(pair, &p))
+        };
+        let numbers = self.numbers(pair.to_server, &p);
+        if pair.to_server && role == Role::Own && !p.flags.has(Flags::RST) {
+            if p.end().after(self.rcv) {
+                self.rcv = p.end();
+            }
+            if p.flags.has(Flags::ACK) {
+                self.snd = p.ack;
+            }
+        }
+        let ends = |p: &Option<Packet>| p.map(|p| (p.src, p.dst));
+        Event {
+            t: p.t - begin,
+            to_server: pair.to_server,
+            client: ends(&pair.client),
+            server: ends(&pair.server),
+            numbers,
+            role,
+            words,
+        }
+    }
+
+    /// What boom-server forges lies far from everything that the server's own
+    /// TCP sends, or has flags that it never sends.
+    fn is_forged(&self, p: &Packet) -> bool {
+        const FAR: i32 = 50_000;
+        if self.forged.is_some() || p.src != self.server {
+            return false;
+        }
+        let seq = p.seq.0.wrapping_sub(self.snd.0).cast_signed();
+        let ack = p.ack.0.wrapping_sub(self.rcv.0).cast_signed();
+        match self.forgery {
+            Forgery::Control => seq == -1 && p.len == 0 && p.flags == Flags::ACK,
+            Forgery::BelowWindow => seq < -FAR && !p.flags.has(Flags::RST),
+            Forgery::AboveWindow | Forgery::Overshoot => seq > FAR && !p.flags.has(Flags::RST),
+            Forgery::AckAhead => ack > FAR,
+            Forgery::NoFlags => p.flags.0 == 0,
+            Forgery::SynFin => p.flags.has(Flags::SYN.with(Flags::FIN)),
+        }
+    }
+
+    /// RFC 9293, section 3.10.7.1: what answers a segment of no connection.
+    fn provoked(&self, rst: &Packet) -> bool {
+        self.forged.is_some_and(|f| {
+            if f.flags.has(Flags::ACK) {
+                rst.seq == f.ack
+            } else {
+                rst.seq == Seq(0) && rst.ack == f.end()
+            }
+        })
+    }
+
+    fn forged_words(&self, pair: &Pair, p: &Packet) -> String {
+        let what = format!("Forged by boom-server ({}): {}.", self.forgery, self.distance(p));
+        match (&pair.client, &pair.server) {
+            (Some(c), _) if c.src != self.target => format!(
+                "{what} conntrack calls it INVALID and does not translate it back: it reaches the \
+                 client from {}, an address that the client never talked to.",
+                c.src
+            ),
+            (Some(_), _) => format!("{what} It was translated and reached the client’s own socket."),
+            (None, Some(s)) => format!(
+                "{what} It was addressed to {} and is not in the client’s capture.",
+                s.dst.ip()
+            ),
+            (None, None) => what,
+        }
+    }
+
+    /// Where the forged segment lies, in the terms that conntrack judges by.
+    fn distance(&self, p: &Packet) -> String {
+        let seq = p.seq.0.wrapping_sub(self.snd.0).cast_signed();
+        let ack = p.ack.0.wrapping_sub(self.rcv.0).cast_signed();
+        match self.forgery {
+            Forgery::NoFlags => "no flag is set".to_owned(),
+            Forgery::SynFin => "SYN and FIN together, which no TCP sends".to_owned(),
+            Forgery::AckAhead => format!("it acknowledges 0x{ack:X} octets that were never sent"),
+            _ if seq < 0 => {
+                format!("its sequence number is {} below the next one", seq.unsigned_abs())
+            }
+            _ => format!("its sequence number is 0x{seq:X} above the next one"),
+        }
+    }
+
+    fn rst_words(&mut self, pair: &Pair, p: &Packet) -> (Role, String) {
+        let who = if pair.client.is_some() {
+            "The client’s kernel knows no connection with that address and answers RST."
+        } else {
+            "The node, to which the segment was addressed, knows no such connection and answers \
+             RST (it is not in the client’s capture)."
+        };
+        // RFC 5961, section 3.2: exactly RCV.NXT resets, anything else does not.
+        if p.seq == self.rcv && pair.server.is_some() {
+            self.killed = true;
+            let words = format!(
+                "{who} Its sequence number is the forged acknowledgment, exactly what the server \
+                 expects next (RFC 5961): the server’s connection is dead."
+            );
+            (Role::Kill, words)
+        } else {
+            let words =
+                format!("{who} Its sequence number is not what the server expects next: ignored.");
+            (Role::Own, words)
+        }
+    }
+
+    fn own_words(&mut self, pair: &Pair, p: &Packet) -> String {
+        if p.is_syn() {
+            return match (&pair.client, &pair.server) {
+                (Some(c), Some(s)) if c.dst != s.dst && c.src != s.src => format!(
+                    "The client calls {}. The node rewrites both ends: the server pod sees {} (DNAT \
+                     and masquerade).",
+                    c.dst, s.src
+                ),
+                (Some(c), Some(s)) if c.dst != s.dst => format!(
+                    "The client calls {}. The node rewrites it to the server pod’s address (DNAT).",
+                    c.dst
+                ),
+                _ => "The client opens the connection.".to_owned(),
+            };
+        }
+        if p.flags.has(Flags::SYN) {
+            let back = pair.client.is_some_and(|c| c.src == self.target)
+                && self.target != self.server;
+            return if back {
+                "The server pod answers. conntrack translates it back: for the client it comes from \
+                 the address it called."
+                    .to_owned()
+            } else {
+                "The server pod answers.".to_owned()
+            };
+        }
+        let who = if pair.to_server { "client" } else { "server" };
+        if p.flags.has(Flags::RST) {
+            return format!("RST of the {who} whose numbers no forged segment provokes.");
+        }
+        if p.flags.has(Flags::FIN) {
+            return format!("The {who} closes.");
+        }
+        if p.len > 0 {
+            return format!("{} octets from the {who}.", p.len);
+        }
+        if pair.to_server && !self.established {
+            self.established = true;
+            return "The connection is established.".to_owned();
+        }
+        format!("The {who} acknowledges.")
+    }
+
+    /// Flags, numbers relative to each side's first, length.
+    fn numbers(&self, to_server: bool, p: &Packet) -> String {
+        let (own, other) = if to_server {
+            (self.client_isn, self.server_isn)
+        } else {
+            (self.server_isn, self.client_isn)
+        };
+        let flags = if p.flags.0 == 0 { "no flags".to_owned() } else { p.flags.to_string() };
+        let relative = |n: Seq, isn: Seq| i64::from(n.0.wrapping_sub(isn.0).cast_signed());
+        let mut text = format!("{flags} · seq {}", relative(p.seq, own));
+        if p.flags.has(Flags::ACK) {
+            text.push_str(&format!(" · ack {}", relative(p.ack, other)));
+        }
+        if p.len > 0 {
+            text.push_str(&format!(" · {} octets", p.len));
+        }
+        text
+    }
+}
+
+fn aftermath(pair: &Pair, p: &Packet) -> String {
+    match (pair.to_server, p.flags.has(Flags::RST)) {
+        (true, false) if p.len > 0 => format!(
+            "The client knows nothing of it and sends {} octets on a connection that the server \
+             no longer has.",
+            p.len
+        ),
+        (false, true) if pair.client.is_some() => {
+            "The server answers RST: the client’s application gets ECONNRESET.".to_owned()
+        }
+        (false, true) => {
+            "The server answers RST, which is not in the client’s capture.".to_owned()
+        }
+        (true, true) => "RST of the client.".to_owned(),
+        (true, false) if p.flags.has(Flags::FIN) => "The client closes.".to_owned(),
+        (true, false) => "The client acknowledges.".to_owned(),
+        (false, false) if p.flags.has(Flags::FIN) => "The server closes.".to_owned(),
+        (false, false) => "From the server, after the reset.".to_owned(),
+    }
+}
+
+/// A long exchange loses its middle; what was forged and what follows stays.
+fn shorten(events: &mut Vec<Event>) {
+    const BEFORE: usize = 8;
+    const AFTER: usize = 12;
+    let Some(forged) = events.iter().position(|e| e.role == Role::Forged) else {
+        events.truncate(BEFORE + AFTER);
+        return;
+    };
+    if forged > BEFORE {
+        events.drain(BEFORE - 2..forged - 2);
+    }
+    let forged = events.iter().position(|e| e.role == Role::Forged).unwrap_or(0);
+    events.truncate(forged + AFTER);
+}

@@ -1,0 +1,185 @@
+//! Service rules in the shape that kube-proxy writes, and the protections in
+//! them: pure functions of the Service, the family and the protections.
+//!
+//! Every rule that drops, and the one that translates, carries a counter, which
+//! kube-proxy's nftables mode leaves out.
+
+pub mod iptables;
+pub mod nftables;
+pub mod readback;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use canary_common::result::lab::{FrontEnd, Protection, ProtectionKind};
+use canary_common::segment::Family;
+
+use crate::topology::Service;
+
+/// Where a node drops what is INVALID, and whether it is liberal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "four independent switches")]
+pub struct NodeProtection {
+    /// In FORWARD.
+    pub forward: bool,
+    /// In INPUT.
+    pub input: bool,
+    /// In PREROUTING, mangle.
+    pub prerouting: bool,
+    /// nf_conntrack_tcp_be_liberal=1.
+    pub liberal: bool,
+}
+
+impl NodeProtection {
+    /// What `protections` mean for a node; `carries` tells whether a protection
+    /// is set on it.
+    #[must_use]
+    pub fn of(protections: &[Protection], carries: impl Fn(Protection) -> bool) -> Self {
+        let mut this = Self::default();
+        for p in protections.iter().copied().filter(|p| carries(*p)) {
+            match p.kind {
+                ProtectionKind::ForwardDrop => this.forward = true,
+                ProtectionKind::InputDrop => this.input = true,
+                ProtectionKind::PreroutingDrop => this.prerouting = true,
+                ProtectionKind::Liberal => this.liberal = true,
+            }
+        }
+        this
+    }
+}
+
+/// A rule set as text and what must be found when it is read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruleset {
+    /// For `nft -f -` or `iptables-restore`; replaces what an earlier one loaded.
+    pub text: String,
+    /// Rules in each chain, by `family/table/chain`.
+    pub rules: BTreeMap<String, usize>,
+    /// The chains that drop what is INVALID.
+    pub drops: Vec<String>,
+}
+
+impl Ruleset {
+    /// The rules of one node.
+    #[must_use]
+    pub fn new(
+        front_end: FrontEnd,
+        service: &Service,
+        family: Family,
+        protection: NodeProtection,
+    ) -> Self {
+        match front_end {
+            FrontEnd::Nftables => nftables::ruleset(service, family, protection),
+            FrontEnd::Iptables => iptables::ruleset(service, family, protection),
+        }
+    }
+
+    /// What differs between this and what the kernel holds; None when nothing does.
+    #[must_use]
+    pub fn difference(&self, loaded: &readback::Loaded) -> Option<String> {
+        let full = |rules: &BTreeMap<String, usize>| -> BTreeMap<String, usize> {
+            rules.iter().filter(|(_, n)| **n > 0).map(|(c, n)| (c.clone(), *n)).collect()
+        };
+        let (want, have) = (full(&self.rules), full(&loaded.rules));
+        if want != have {
+            let chains: BTreeSet<_> = want.keys().chain(have.keys()).collect();
+            let n = |m: &BTreeMap<String, usize>, c: &str| m.get(c).copied().unwrap_or(0);
+            let wrong: Vec<_> = chains
+                .into_iter()
+                .filter(|c| want.get(*c) != have.get(*c))
+                .map(|c| format!("{c} has {} rules, not {}", n(&have, c), n(&want, c)))
+                .collect();
+            return Some(wrong.join(", "));
+        }
+        let have: Vec<_> = loaded.drops.keys().cloned().collect();
+        let mut want = self.drops.clone();
+        want.sort_unstable();
+        (want != have).then(|| format!("INVALID is dropped in {have:?}, not in {want:?}"))
+    }
+}
+
+/// One chain while rules are written.
+struct Chain {
+    name: String,
+    /// The hook that it hangs on, for a base chain.
+    hook: Option<&'static str>,
+    rules: Vec<String>,
+}
+
+impl Chain {
+    fn new(name: &str, rules: Vec<String>) -> Self {
+        Self { name: name.to_owned(), hook: None, rules }
+    }
+
+    fn base(name: &str, hook: &'static str, rules: Vec<String>) -> Self {
+        Self { name: name.to_owned(), hook: Some(hook), rules }
+    }
+}
+
+/// `ip` or `ip6`.
+#[must_use]
+pub const fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "ip",
+        Family::Ipv6 => "ip6",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::Topology;
+    use canary_common::result::lab::{At, Path};
+
+    const ALL: NodeProtection =
+        NodeProtection { forward: true, input: true, prerouting: true, liberal: true };
+
+    /// The text of every shape of rule set is as committed.
+    #[test]
+    fn text_is_as_committed() {
+        for path in [Path::ClusterIp, Path::Snat, Path::NodePortLocal] {
+            let service = Topology::new(path, "").service;
+            for front_end in FrontEnd::ALL {
+                for family in [Family::Ipv4, Family::Ipv6] {
+                    for (name, p) in [("none", NodeProtection::default()), ("all", ALL)] {
+                        let rules = Ruleset::new(*front_end, &service, family, p);
+                        crate::golden::check(
+                            &format!("ruleset/{front_end}-{family}-{path}-{name}.txt"),
+                            &rules.text,
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// A protection on the other node does nothing here.
+    #[test]
+    fn a_protection_stays_on_its_node() {
+        let protections = ["forward-drop@server", "liberal"].map(|p| p.parse().unwrap());
+        let here = |node| NodeProtection::of(&protections, |p| p.at == At::Both || p.at == node);
+        assert_eq!(here(At::Client), NodeProtection { liberal: true, ..Default::default() });
+        assert_eq!(
+            here(At::Server),
+            NodeProtection { liberal: true, forward: true, ..Default::default() }
+        );
+    }
+
+    /// Reading back names the chain that differs, and a drop in the wrong place.
+    #[test]
+    fn a_difference_is_named() {
+        let service = Topology::new(Path::ClusterIp, "").service;
+        let p = NodeProtection { forward: true, ..Default::default() };
+        let rules = Ruleset::new(FrontEnd::Iptables, &service, Family::Ipv4, p);
+        let mut loaded = readback::Loaded {
+            rules: rules.rules.clone(),
+            drops: rules.drops.iter().map(|c| (c.clone(), 0)).collect(),
+            dnat: 0,
+        };
+        assert_eq!(rules.difference(&loaded), None);
+        loaded.drops = BTreeMap::from([("ip/filter/INPUT".to_owned(), 0)]);
+        assert!(rules.difference(&loaded).unwrap().contains("ip/filter/INPUT"));
+        loaded.rules.insert("ip/filter/KUBE-FORWARD".to_owned(), 1);
+        let text = rules.difference(&loaded).unwrap();
+        assert_eq!(text, "ip/filter/KUBE-FORWARD has 1 rules, not 3");
+    }
+}

@@ -1,0 +1,380 @@
+//! The hosts and links of a path, as a list of commands: a pure function.
+//!
+//! ```text
+//!  client pod ── node1 ──(underlay)── node2 ── server pod
+//!                  └── outside, or a server pod on node1, as the path needs
+//! ```
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use canary_common::result::lab::{At, Path};
+use canary_common::segment::Family;
+
+/// The port that the Service has.
+pub const SERVICE_PORT: u16 = 80;
+/// The port that the server pod listens on.
+pub const POD_PORT: u16 = 9000;
+/// The Service's node port.
+pub const NODE_PORT: u16 = 30900;
+
+/// An address of both families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addr {
+    /// IPv4, of 198.18.0.0/15 (RFC 2544).
+    pub v4: Ipv4Addr,
+    /// IPv6, of fd00::/8 (RFC 4193).
+    pub v6: Ipv6Addr,
+}
+
+impl Addr {
+    const fn new(net: u8, host: u8) -> Self {
+        Self {
+            v4: Ipv4Addr::new(198, 18, net, host),
+            // The same digits, read as decimal: fd00:65::20.
+            v6: Ipv6Addr::new(0xfd00, decimal_digits(net), 0, 0, 0, 0, 0, decimal_digits(host)),
+        }
+    }
+
+    /// The address of one family.
+    #[must_use]
+    pub const fn of(self, family: Family) -> IpAddr {
+        match family {
+            Family::Ipv4 => IpAddr::V4(self.v4),
+            Family::Ipv6 => IpAddr::V6(self.v6),
+        }
+    }
+}
+
+/// 65 as 0x65, so that both families read alike.
+const fn decimal_digits(n: u8) -> u16 {
+    let n = n as u16;
+    n / 100 * 256 + n / 10 % 10 * 16 + n % 10
+}
+
+const UNDERLAY: u8 = 0;
+const PODS1: u8 = 65;
+const PODS2: u8 = 66;
+const OUTSIDE: u8 = 200;
+
+/// Where the Service rules send connections, and from whom they masquerade.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The ClusterIP.
+    pub vip: Addr,
+    /// The server pod.
+    pub pod: Addr,
+    /// Masquerade every client, as kube-proxy --masquerade-all does.
+    pub masquerade_all: bool,
+    /// externalTrafficPolicy: Local.
+    pub local_only: bool,
+}
+
+/// One step of setting up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// `ip netns add`
+    Add(String),
+    /// `ip -n HOST ARGS`
+    Ip(String, String),
+    /// `sysctl -w KEY=VALUE` in a host; the key as a path below /proc/sys.
+    Sysctl(String, &'static str, &'static str),
+}
+
+impl Step {
+    /// As a shell command for root.
+    #[must_use]
+    pub fn shell(&self) -> String {
+        match self {
+            Self::Add(host) => format!("ip netns add {host}"),
+            Self::Ip(host, args) => format!("ip -n {host} {args}"),
+            Self::Sysctl(host, key, value) => {
+                format!("ip netns exec {host} sysctl -qw {key}={value}")
+            }
+        }
+    }
+}
+
+/// A path's hosts, the way to build them, and who talks to whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topology {
+    prefix: String,
+    path: Path,
+    /// Every host, without the prefix.
+    pub hosts: Vec<&'static str>,
+    /// How to build it.
+    pub steps: Vec<Step>,
+    /// The Service's rules on every node.
+    pub service: Service,
+}
+
+/// How pods are attached to their node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cni {
+    Routed,
+    Bridge { nf: bool },
+}
+
+impl Topology {
+    /// The topology of `path`. `prefix` tells the hosts of several apart.
+    #[must_use]
+    pub fn new(path: Path, prefix: &str) -> Self {
+        let local_server = match path {
+            Path::SameNode
+            | Path::SameNodeBridge
+            | Path::SameNodeBridgeNoNf
+            | Path::NodePortCluster
+            | Path::NodePortLocal
+            | Path::Hairpin
+            | Path::HostNetwork => true,
+            Path::ClusterIp
+            | Path::NodePortClusterRemote
+            | Path::HostNetworkRemote
+            | Path::Snat
+            | Path::PodIp => false,
+        };
+        let cni = match path {
+            Path::SameNodeBridge => Cni::Bridge { nf: true },
+            Path::SameNodeBridgeNoNf => Cni::Bridge { nf: false },
+            _ => Cni::Routed,
+        };
+        let outside = matches!(
+            path,
+            Path::NodePortCluster | Path::NodePortClusterRemote | Path::NodePortLocal
+        );
+        let mut hosts = vec!["node1", "node2", "client", "server"];
+        if outside {
+            hosts.push("outside");
+        }
+        let server_net = if local_server { PODS1 } else { PODS2 };
+        let pod = Addr::new(server_net, 20);
+        let service = Service {
+            vip: Addr {
+                v4: Ipv4Addr::new(198, 19, 0, 10),
+                v6: Ipv6Addr::new(0xfd00, 0x19, 0, 0, 0, 0, 0, 0x10),
+            },
+            pod,
+            masquerade_all: path == Path::Snat,
+            local_only: path == Path::NodePortLocal,
+        };
+        let mut b = Builder { prefix, steps: Vec::new() };
+        b.hosts(&hosts);
+        b.underlay();
+        if let Cni::Bridge { nf } = cni {
+            b.bridge("node1", PODS1, nf);
+        }
+        b.pod("node1", "client", Addr::new(PODS1, 10), PODS1, cni);
+        let server_node = if local_server { "node1" } else { "node2" };
+        let server_cni = if local_server { cni } else { Cni::Routed };
+        b.pod(server_node, "server", pod, server_net, server_cni);
+        if outside {
+            b.pod("node1", "outside", Addr::new(OUTSIDE, 9), OUTSIDE, Cni::Routed);
+            b.ip("node2", &format!("route add {} via {}", cidr4(OUTSIDE), node(1).v4));
+            b.ip("node2", &format!("route add {} via {}", cidr6(OUTSIDE), node(1).v6));
+        }
+        let steps = b.steps;
+        Self { prefix: prefix.to_owned(), path, hosts, steps, service }
+    }
+
+    /// The full name of a host: its network namespace.
+    #[must_use]
+    pub fn full(&self, host: &str) -> String {
+        format!("{}{host}", self.prefix)
+    }
+
+    /// Where load-client runs.
+    #[must_use]
+    pub fn client(&self) -> &'static str {
+        match self.path {
+            Path::NodePortCluster | Path::NodePortClusterRemote | Path::NodePortLocal => "outside",
+            Path::HostNetwork | Path::HostNetworkRemote => "node1",
+            Path::Hairpin => "server",
+            _ => "client",
+        }
+    }
+
+    /// Where boom-server runs.
+    #[must_use]
+    pub fn server(&self) -> &'static str {
+        "server"
+    }
+
+    /// What load-client connects to.
+    #[must_use]
+    pub fn target(&self, family: Family) -> SocketAddr {
+        match self.path {
+            Path::NodePortCluster | Path::NodePortClusterRemote | Path::NodePortLocal => {
+                SocketAddr::new(node(1).of(family), NODE_PORT)
+            }
+            Path::PodIp => SocketAddr::new(self.service.pod.of(family), POD_PORT),
+            _ => SocketAddr::new(self.service.vip.of(family), SERVICE_PORT),
+        }
+    }
+
+    /// True when conntrack translates on this path.
+    #[must_use]
+    pub fn translated(&self) -> bool {
+        self.path != Path::PodIp
+    }
+
+    /// The nodes on the path that carry a protection set `at`.
+    #[must_use]
+    pub fn nodes(&self, at: At) -> &'static [&'static str] {
+        match at {
+            At::Both => &["node1", "node2"],
+            At::Client => &["node1"],
+            At::Server => &["node2"],
+        }
+    }
+}
+
+/// A node's address on the underlay.
+#[must_use]
+pub const fn node(n: u8) -> Addr {
+    Addr::new(UNDERLAY, 10 + n)
+}
+
+/// The range of all pods, which Service rules do not masquerade.
+#[must_use]
+pub const fn cluster_cidr(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "198.18.64.0/18",
+        Family::Ipv6 => "fd00:60::/28",
+    }
+}
+
+fn cidr4(net: u8) -> String {
+    format!("{}/24", Addr::new(net, 0).v4)
+}
+
+fn cidr6(net: u8) -> String {
+    format!("{}/64", Addr::new(net, 0).v6)
+}
+
+struct Builder<'a> {
+    prefix: &'a str,
+    steps: Vec<Step>,
+}
+
+impl Builder<'_> {
+    fn ip(&mut self, host: &str, args: &str) {
+        self.steps.push(Step::Ip(format!("{}{host}", self.prefix), args.to_owned()));
+    }
+
+    fn sysctl(&mut self, host: &str, key: &'static str, value: &'static str) {
+        self.steps.push(Step::Sysctl(format!("{}{host}", self.prefix), key, value));
+    }
+
+    fn hosts(&mut self, hosts: &[&str]) {
+        for host in hosts {
+            self.steps.push(Step::Add(format!("{}{host}", self.prefix)));
+            // Before any link is there: new links take "default" over.
+            for (key, value) in [
+                ("net/ipv6/conf/default/accept_dad", "0"),
+                ("net/ipv6/conf/default/accept_ra", "0"),
+                ("net/ipv6/conf/default/router_solicitations", "0"),
+                ("net/ipv4/conf/all/rp_filter", "0"),
+                ("net/ipv4/conf/default/rp_filter", "0"),
+            ] {
+                self.sysctl(host, key, value);
+            }
+            self.ip(host, "link set lo up");
+        }
+        for host in ["node1", "node2"] {
+            self.sysctl(host, "net/ipv4/ip_forward", "1");
+            self.sysctl(host, "net/ipv6/conf/all/forwarding", "1");
+        }
+    }
+
+    fn underlay(&mut self) {
+        let peer = format!("{}node2", self.prefix);
+        self.ip("node1", &format!("link add eth0 type veth peer name eth0 netns {peer}"));
+        for (n, other, pods) in [(1, 2, PODS2), (2, 1, PODS1)] {
+            let host = if n == 1 { "node1" } else { "node2" };
+            let (own, via) = (node(n), node(other));
+            self.ip(host, &format!("addr add {}/24 dev eth0", own.v4));
+            self.ip(host, &format!("addr add {}/64 dev eth0 nodad", own.v6));
+            self.ip(host, "link set eth0 up");
+            self.ip(host, &format!("route add {} via {}", cidr4(pods), via.v4));
+            self.ip(host, &format!("route add {} via {}", cidr6(pods), via.v6));
+            // A host's own connections to a Service need a route before they are translated.
+            self.ip(host, &format!("route add default via {}", via.v4));
+            self.ip(host, &format!("route add ::/0 via {}", via.v6));
+        }
+    }
+
+    fn bridge(&mut self, host: &str, net: u8, nf: bool) {
+        let own = Addr::new(net, 1);
+        self.ip(host, "link add cbr0 type bridge");
+        self.ip(host, &format!("addr add {}/24 dev cbr0", own.v4));
+        self.ip(host, &format!("addr add {}/64 dev cbr0 nodad", own.v6));
+        self.ip(host, "link set cbr0 up");
+        let value = if nf { "1" } else { "0" };
+        self.sysctl(host, "net/bridge/bridge-nf-call-iptables", value);
+        self.sysctl(host, "net/bridge/bridge-nf-call-ip6tables", value);
+    }
+
+    fn pod(&mut self, node: &str, pod: &str, addr: Addr, net: u8, cni: Cni) {
+        let gateway = Addr::new(net, 1);
+        let (full, link) = (format!("{}{pod}", self.prefix), format!("to-{pod}"));
+        self.ip(node, &format!("link add {link} type veth peer name eth0 netns {full}"));
+        match cni {
+            Cni::Routed => {
+                self.ip(node, &format!("addr add {}/32 dev {link}", gateway.v4));
+                self.ip(node, &format!("addr add {}/128 dev {link} nodad", gateway.v6));
+                self.ip(node, &format!("link set {link} up"));
+                self.ip(node, &format!("route add {}/32 dev {link}", addr.v4));
+                self.ip(node, &format!("route add {}/128 dev {link}", addr.v6));
+                self.ip(pod, &format!("addr add {}/32 dev eth0", addr.v4));
+                self.ip(pod, &format!("addr add {}/128 dev eth0 nodad", addr.v6));
+                self.ip(pod, "link set eth0 up");
+                self.ip(pod, &format!("route add {}/32 dev eth0 scope link", gateway.v4));
+                self.ip(pod, &format!("route add {}/128 dev eth0", gateway.v6));
+            }
+            Cni::Bridge { .. } => {
+                self.ip(node, &format!("link set {link} master cbr0 up"));
+                self.ip(pod, &format!("addr add {}/24 dev eth0", addr.v4));
+                self.ip(pod, &format!("addr add {}/64 dev eth0 nodad", addr.v6));
+                self.ip(pod, "link set eth0 up");
+            }
+        }
+        self.ip(pod, &format!("route add default via {}", gateway.v4));
+        self.ip(pod, &format!("route add ::/0 via {}", gateway.v6));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both families of an address read alike.
+    #[test]
+    fn families_read_alike() {
+        let a = Addr::new(65, 20);
+        assert_eq!(a.v4.to_string(), "198.18.65.20");
+        assert_eq!(a.v6.to_string(), "fd00:65::20");
+        assert_eq!(Addr::new(OUTSIDE, 9).v6.to_string(), "fd00:200::9");
+    }
+
+    /// Every pod is inside the cluster's range, what is outside is not.
+    #[test]
+    fn cluster_range_holds_the_pods() {
+        let inside = |a: Addr| {
+            let v4 = u32::from(a.v4) & 0xffff_c000 == u32::from(Ipv4Addr::new(198, 18, 64, 0));
+            let v6 = a.v6.segments()[0] == 0xfd00 && a.v6.segments()[1] & 0xfff0 == 0x60;
+            assert_eq!(v4, v6, "{a:?}");
+            v4
+        };
+        assert!(inside(Addr::new(PODS1, 10)) && inside(Addr::new(PODS2, 20)));
+        assert!(!inside(Addr::new(OUTSIDE, 9)) && !inside(node(1)));
+    }
+
+    /// The commands of every path are as committed.
+    #[test]
+    fn commands_are_as_committed() {
+        for path in Path::ALL {
+            let lines: Vec<_> = Topology::new(*path, "").steps.iter().map(Step::shell).collect();
+            let text = lines.join("\n") + "\n";
+            crate::golden::check(&format!("topology/{path}.sh"), &text);
+        }
+    }
+}
