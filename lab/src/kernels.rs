@@ -1,0 +1,96 @@
+//! `conntrack-lab kernels`: the results of several kernels in one table.
+//!
+//! `lab/kernels/all` boots the kernels and runs the lab in each; this reads
+//! what they left, in the order of the columns. A folder of a plain
+//! `conntrack-lab run` is a kernel too, so that a real machine's own can stand
+//! beside the guests.
+
+pub mod html;
+pub mod read;
+pub mod table;
+#[cfg(test)]
+mod tests;
+pub mod text;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+
+use canary_common::exit::Exit;
+use canary_common::outcome::EndedBy;
+use canary_common::output::{self, OutputError, ResultFile};
+use canary_common::result::Clock;
+use canary_common::result::lab::Judgement;
+use clap::Args;
+
+/// The options of `conntrack-lab kernels`.
+#[derive(Clone, Debug, Args)]
+pub struct KernelsArgs {
+    /// One folder for each kernel, in the order of the columns: what lab/kernels/all or `run` wrote
+    #[arg(required = true, value_name = "DIR")]
+    pub folders: Vec<PathBuf>,
+    /// Folder for kernels.json, kernels.html and kernels.txt
+    #[arg(long, env = "LAB_OUTPUT", value_name = "DIR")]
+    pub output: Option<PathBuf>,
+}
+
+/// The comparison could not be made or written.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelsError {
+    /// A folder is not what it should be.
+    #[error(transparent)]
+    Read(#[from] read::ReadError),
+    /// A result could not be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// Another file could not be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Reads, compares, writes; the exit code is the judgement.
+pub fn run(args: &KernelsArgs) -> Result<Exit, KernelsError> {
+    let clock = Clock::start();
+    let inputs: Vec<_> =
+        args.folders.iter().map(|dir| read::folder(dir)).collect::<Result<_, _>>()?;
+    let folders = args.folders.iter().map(|d| d.display().to_string()).collect::<Vec<_>>();
+    let mut config = BTreeMap::from([("folders".to_owned(), folders.join(" "))]);
+    if let Some(dir) = &args.output {
+        config.insert("output".to_owned(), dir.display().to_string());
+    }
+    let run =
+        clock.run("conntrack-lab kernels", env!("CARGO_PKG_VERSION"), EndedBy::Connections, config);
+    let result = table::compare(inputs, run);
+    let text = text::render(&result);
+    if let Some(dir) = &args.output {
+        let write = |name: &str, bytes: &str| {
+            let path = dir.join(name);
+            fs::write(&path, bytes).map_err(|source| KernelsError::Write { path, source })
+        };
+        fs::create_dir_all(dir)
+            .map_err(|source| KernelsError::Write { path: dir.clone(), source })?;
+        ResultFile::prepare(&dir.join("kernels.json"))?.write(&result)?;
+        write("kernels.html", &html::render(&result))?;
+        write("kernels.txt", &text)?;
+    }
+    // The table is for a reader wherever it is read; the record is the last line for a script.
+    let mut stdout = io::stdout().lock();
+    let shown = stdout.write_all(text.as_bytes());
+    shown.map_err(|source| KernelsError::Write { path: "stdout".into(), source })?;
+    if !stdout.is_terminal() {
+        drop(stdout);
+        output::print_line(&result)
+            .map_err(|source| KernelsError::Write { path: "stdout".into(), source })?;
+    }
+    Ok(match result.judgement {
+        Judgement::AsExpected => Exit::Ok,
+        Judgement::Differs => Exit::Vulnerable,
+        Judgement::Inconclusive | Judgement::Skipped => Exit::Inconclusive,
+    })
+}

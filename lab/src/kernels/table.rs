@@ -1,0 +1,286 @@
+//! From each kernel's results to one table: pure.
+
+use std::collections::BTreeMap;
+
+use canary_common::outcome::{Forgery, OldSegments};
+use canary_common::result::kernels::{
+    Agreement, GuestState, KernelCell, KernelRow, KernelRun, KernelsResult,
+};
+use canary_common::result::lab::{
+    CellResult, ForgeryResult, FrontEnd, Judgement, LabResult, Path, Protection, Seen,
+};
+use canary_common::result::{Run, SCHEMA_VERSION};
+use canary_common::segment::Family;
+
+/// What one kernel left, as it was read.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// The kernel as far as it is known without the lab's results.
+    pub kernel: KernelRun,
+    /// The lab's results, where it wrote any.
+    pub lab: Option<LabResult>,
+}
+
+/// What a row is, whatever the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    path: Path,
+    family: Family,
+    front_end: FrontEnd,
+    protections: Vec<Protection>,
+    forgery: Forgery,
+}
+
+/// The whole comparison of `inputs`, in their order.
+#[must_use]
+pub fn compare(inputs: Vec<Input>, run: Run) -> KernelsResult {
+    let rows: Vec<KernelRow> = keys(&inputs).into_iter().map(|key| row(key, &inputs)).collect();
+    let kernels: Vec<KernelRun> = inputs.into_iter().map(judge_kernel).collect();
+    let (judgement, reasons) = judge(&kernels, &rows);
+    KernelsResult { schema_version: SCHEMA_VERSION, run, judgement, reasons, kernels, rows }
+}
+
+/// Every row that any kernel has, in the order that the lab ran them.
+fn keys(inputs: &[Input]) -> Vec<Key> {
+    let mut seen = BTreeMap::new();
+    for (cell, forgery) in inputs.iter().filter_map(|i| i.lab.as_ref()).flat_map(results) {
+        let next = seen.len();
+        seen.entry(key(cell, forgery)).or_insert(next);
+    }
+    let mut keys: Vec<_> = seen.into_iter().collect();
+    keys.sort_by_key(|(_, order)| *order);
+    keys.into_iter().map(|(key, _)| key).collect()
+}
+
+fn results(lab: &LabResult) -> impl Iterator<Item = (&CellResult, &ForgeryResult)> {
+    lab.scenarios
+        .iter()
+        .flat_map(|s| &s.cells)
+        .flat_map(|cell| cell.forgeries.iter().map(move |forgery| (cell, forgery)))
+}
+
+fn key(cell: &CellResult, forgery: &ForgeryResult) -> Key {
+    let mut protections = cell.protections.clone();
+    protections.sort_unstable();
+    Key {
+        path: cell.path,
+        family: cell.family,
+        front_end: cell.front_end,
+        protections,
+        forgery: forgery.forgery,
+    }
+}
+
+fn row(key: Key, inputs: &[Input]) -> KernelRow {
+    let cells: Vec<KernelCell> = inputs.iter().map(|input| cell(&key, input)).collect();
+    let proved: Vec<_> = cells
+        .iter()
+        .zip(inputs)
+        .filter_map(|(cell, input)| Some((cell.seen?, old_segments(input))))
+        .collect();
+    let agreement = agreement(key.forgery, &proved);
+    let Key { path, family, front_end, protections, forgery } = key;
+    KernelRow { path, family, front_end, protections, forgery, cells, agreement }
+}
+
+/// One kernel's cell of one row: all repetitions together.
+fn cell(key: &Key, input: &Input) -> KernelCell {
+    let nothing = |why: &str| KernelCell {
+        seen: None,
+        judgement: Judgement::Inconclusive,
+        forged: 0,
+        counted: 0,
+        reasons: vec![why.to_owned()],
+    };
+    let Some(lab) = &input.lab else {
+        return nothing("this kernel left no results");
+    };
+    let all: Vec<_> = results(lab).filter(|(c, f)| self::key(c, f) == *key).collect();
+    let Some((_, first)) = all.first() else {
+        return nothing("this kernel's run has no such cell");
+    };
+    let seen = if all.iter().all(|(_, f)| f.seen == first.seen) { first.seen } else { Seen::Mixed };
+    let mut reasons: Vec<String> = all.iter().flat_map(|(c, _)| c.reasons.clone()).collect();
+    let judgement =
+        all.iter().map(|(c, f)| judge_forgery(c, f)).fold(Judgement::AsExpected, Judgement::worse);
+    let proved = matches!(judgement, Judgement::AsExpected | Judgement::Differs);
+    if proved && judgement == Judgement::AsExpected {
+        reasons.clear();
+    }
+    KernelCell {
+        seen: proved.then_some(seen),
+        judgement,
+        forged: all.iter().map(|(_, f)| f.forged).sum(),
+        counted: all.iter().map(|(_, f)| counted(f, seen)).sum(),
+        reasons,
+    }
+}
+
+/// A cell's evidence holds for all its forgeries; an expectation for one.
+fn judge_forgery(cell: &CellResult, forgery: &ForgeryResult) -> Judgement {
+    match cell.judgement {
+        Judgement::Skipped | Judgement::Inconclusive => cell.judgement,
+        Judgement::AsExpected | Judgement::Differs => match forgery.expected {
+            Some(expected) if expected != forgery.seen => Judgement::Differs,
+            _ if forgery.seen == Seen::Mixed && !forgery.unknown.is_empty() => {
+                Judgement::Inconclusive
+            }
+            _ => Judgement::AsExpected,
+        },
+    }
+}
+
+fn counted(forgery: &ForgeryResult, seen: Seen) -> u64 {
+    match seen {
+        Seen::Delivered => forgery.delivered,
+        Seen::Leaked => forgery.leaked - forgery.killed.min(forgery.leaked),
+        Seen::Kills => forgery.killed,
+        Seen::Dropped => forgery.dropped,
+        Seen::NoConnection | Seen::Mixed => 0,
+    }
+}
+
+/// The kernel's generation by its own behaviour, as its run showed it.
+fn old_segments(input: &Input) -> OldSegments {
+    let environment = input.lab.as_ref().map(|lab| &lab.environment);
+    environment.and_then(|e| e.old_segments).unwrap_or(OldSegments::NotShown)
+}
+
+/// Whether what the kernels saw is alike, differs as their generations do, or
+/// differs without an explanation.
+///
+/// Before Linux 6.1 tcp_in_window() called a segment below the window INVALID:
+/// it leaks, or a drop rule takes it. Since commit 6e250dcbff1d it is ignored,
+/// and so translated and delivered. Nothing else is known to differ.
+fn agreement(forgery: Forgery, proved: &[(Seen, OldSegments)]) -> Agreement {
+    let Some((first, rest)) = proved.split_first() else { return Agreement::NotCompared };
+    if rest.is_empty() {
+        return Agreement::NotCompared;
+    }
+    if rest.iter().all(|(seen, _)| *seen == first.0) {
+        return Agreement::Alike;
+    }
+    let invalid: Vec<Seen> =
+        proved.iter().filter(|(_, old)| *old == OldSegments::Invalid).map(|(s, _)| *s).collect();
+    let fits = forgery == Forgery::BelowWindow
+        && invalid.iter().all(|seen| Some(seen) == invalid.first())
+        && proved.iter().all(|(seen, old)| match old {
+            OldSegments::Invalid => matches!(seen, Seen::Kills | Seen::Leaked | Seen::Dropped),
+            OldSegments::Ignored => *seen == Seen::Delivered,
+            OldSegments::NotShown => false,
+        });
+    if fits { Agreement::OldSegments } else { Agreement::Unexplained }
+}
+
+/// Adds to the kernel what its run says of it.
+fn judge_kernel(input: Input) -> KernelRun {
+    let old_segments = old_segments(&input);
+    let Input { mut kernel, lab } = input;
+    kernel.old_segments = old_segments;
+    let Some(lab) = lab else {
+        kernel.judgement = Judgement::Inconclusive;
+        return kernel;
+    };
+    kernel.judgement = kernel.judgement.worse(lab.judgement);
+    // The guest's own word and the lab's must be of the same kernel.
+    if kernel.version.as_ref().is_some_and(|v| *v != lab.run.kernel) {
+        kernel.judgement = kernel.judgement.worse(Judgement::Inconclusive);
+        kernel.reasons.push(format!("the results are of another kernel: {}", lab.run.kernel));
+    }
+    if !lab.positive_control.held {
+        kernel.judgement = kernel.judgement.worse(Judgement::Inconclusive);
+        kernel
+            .reasons
+            .push("no positive control: above-window did not kill unprotected".to_owned());
+    }
+    kernel.version = Some(lab.run.kernel);
+    kernel.started = Some(lab.run.started);
+    kernel.seconds = Some(lab.run.seconds);
+    kernel.reasons.extend(lab.reasons);
+    kernel
+}
+
+/// The judgement of the whole, most important reason first.
+fn judge(kernels: &[KernelRun], rows: &[KernelRow]) -> (Judgement, Vec<String>) {
+    let mut found: Vec<(Judgement, String)> = Vec::new();
+    let unexplained = rows.iter().filter(|r| r.agreement == Agreement::Unexplained);
+    for row in unexplained {
+        let title = title(row);
+        found.push((Judgement::Differs, format!("the kernels differ, unexplained: {title}")));
+    }
+    for (index, kernel) in kernels.iter().enumerate() {
+        let name = &kernel.name;
+        if kernel.state != GuestState::Ran {
+            let why = kernel.reasons.first().map_or("no reason given", String::as_str);
+            found.push((Judgement::Inconclusive, format!("{name}: {}: {why}", kernel.state)));
+            continue;
+        }
+        for judgement in [Judgement::Differs, Judgement::Inconclusive, Judgement::Skipped] {
+            let cells = rows.iter().filter(|r| r.cells[index].judgement == judgement).count();
+            if cells > 0 {
+                found.push((judgement, format!("{name}: {cells} cells {judgement}")));
+            }
+        }
+        if kernel.judgement != Judgement::AsExpected {
+            let why = kernel.reasons.first().map_or("no reason given", String::as_str);
+            found.push((
+                kernel.judgement,
+                format!("{name}: the lab says {}: {why}", kernel.judgement),
+            ));
+        }
+    }
+    if rows.is_empty() {
+        found.push((Judgement::Inconclusive, "no kernel left a result".to_owned()));
+    } else if kernels.len() < 2 {
+        found.push((Judgement::Inconclusive, "one kernel alone: nothing to compare".to_owned()));
+    }
+    let worst = found.iter().map(|(j, _)| *j).fold(Judgement::AsExpected, Judgement::worse);
+    let rank = |j: Judgement| match j {
+        Judgement::Differs => 0,
+        Judgement::Inconclusive => 1,
+        Judgement::Skipped => 2,
+        Judgement::AsExpected => 3,
+    };
+    found.sort_by_key(|(j, _)| rank(*j));
+    (worst, found.into_iter().map(|(_, text)| text).collect())
+}
+
+/// A row in words.
+#[must_use]
+pub fn title(row: &KernelRow) -> String {
+    format!(
+        "{} under {} ({}, {}, {})",
+        row.forgery,
+        protections(&row.protections),
+        row.path,
+        row.family,
+        row.front_end
+    )
+}
+
+/// Protections as one word.
+#[must_use]
+pub fn protections(list: &[Protection]) -> String {
+    if list.is_empty() {
+        return "none".to_owned();
+    }
+    list.iter().map(ToString::to_string).collect::<Vec<_>>().join("+")
+}
+
+/// Why a row's kernels differ, for a reader; empty where they do not.
+#[must_use]
+pub const fn explanation(agreement: Agreement) -> &'static str {
+    match agreement {
+        Agreement::Alike | Agreement::NotCompared => "",
+        Agreement::OldSegments => {
+            "Before Linux 6.1 tcp_in_window() (net/netfilter/nf_conntrack_proto_tcp.c) calls a segment \
+             below the window INVALID: it is not translated back, and leaks or is dropped by a rule. \
+             Since commit 6e250dcbff1d it is ignored: the entry stays as it is, the segment is \
+             translated and delivered. Which of the two a kernel does was seen in its own run, not \
+             taken from its version."
+        }
+        Agreement::Unexplained => {
+            "Nothing known explains this difference: read the captures of both cells before believing it."
+        }
+    }
+}
