@@ -3,15 +3,19 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
-use canary_common::outcome::{EndedBy, Verdict};
+use canary_common::outcome::EndedBy;
 use canary_common::shutdown::Shutdown;
+use canary_common::telemetry::Admin;
 use hyper::header::HeaderValue;
 
-use crate::cli::ChurnArgs;
-use crate::tally::{Tally, is_local};
+use crate::cli::{ChurnArgs, Close};
+use crate::live::Live;
+use crate::pacer::Pacer;
+use crate::preflight::Load;
+use crate::tally::{Clock, Shown, Tally};
 use crate::target::Protocol;
 use crate::worker::{self, HttpRequest, Plan, Stop};
 
@@ -37,11 +41,24 @@ pub fn workers(args: &ChurnArgs) -> u32 {
     args.workers.map_or(cpus, u32::from).min(concurrency(args))
 }
 
+/// What the limits of this host are held against.
+#[must_use]
+pub fn load(args: &ChurnArgs, target: SocketAddr) -> Load {
+    Load {
+        sources: args.source_ip.len().max(1) as u64,
+        at_once: u64::from(concurrency(args)),
+        rate: args.rate,
+        // An HTTP server that is asked to close does so first.
+        leaves_time_wait: args.close == Close::Fin && args.target.protocol == Protocol::Tcp,
+        loopback: target.ip().is_loopback(),
+    }
+}
+
 /// The plan of worker `w` of `n`.
 fn plan(
     args: &ChurnArgs,
     target: SocketAddr,
-    start: Instant,
+    clock: Clock,
     w: u32,
     n: u32,
 ) -> anyhow::Result<Plan> {
@@ -59,16 +76,27 @@ fn plan(
         let shift = w as usize % sources.len();
         sources.rotate_left(shift);
     }
+    let start = clock.start();
+    let concurrency = share(u64::from(concurrency(args))) as u32;
+    let pacer = match args.rate {
+        None => Pacer::closed(start, concurrency, args.ramp),
+        Some(rate) => {
+            // The workers' schedules lie between one another's.
+            let shift = Duration::from_secs_f64((f64::from(w) / rate).min(1.0));
+            let seed = rand::random();
+            Pacer::open(start + shift, rate / f64::from(n), args.ramp, args.jitter, seed)
+        }
+    };
     Ok(Plan {
         target,
         request,
         close: args.close,
         sources,
         timeout: args.timeout,
-        concurrency: share(u64::from(concurrency(args))) as u32,
+        concurrency,
+        pacer,
         connections: args.connections.map(share),
         until: args.duration.map(|d| start + d),
-        rate: args.rate.map(|r| r / f64::from(n)),
     })
 }
 
@@ -77,26 +105,28 @@ pub async fn run(
     args: &ChurnArgs,
     target: SocketAddr,
     shutdown: &mut Shutdown,
+    admin: Option<&Arc<Admin>>,
 ) -> anyhow::Result<(Tally, EndedBy)> {
     let n = workers(args);
-    let start = Instant::now();
+    let clock = Clock::now();
     let stop = Arc::new(Stop::default());
     let (done, mut all_done) = tokio::sync::mpsc::channel::<()>(1);
     let mut threads = Vec::new();
-    for w in 0..n {
-        let plan = plan(args, target, start, w, n)?;
-        let (stop, done) = (Arc::clone(&stop), done.clone());
+    let shown: Vec<Shown> = (0..n).map(|_| Shown::default()).collect();
+    for (w, shown) in (0..n).zip(&shown) {
+        let plan = plan(args, target, clock, w, n)?;
+        let (stop, done, shown) = (Arc::clone(&stop), done.clone(), Arc::clone(shown));
         let thread = std::thread::Builder::new().name(format!("churn-{w}")).spawn(move || {
-            let tally = worker::run(&plan, start, &stop);
+            let tally = worker::run(&plan, clock, &stop, &shown);
             drop(done);
             tally
         });
         threads.push(thread.context("cannot start a worker thread")?);
     }
     drop(done);
-    let planned = if args.connections.is_some() { EndedBy::Connections } else { EndedBy::Duration };
+    let live = Live::begin(shown, admin);
     let ended_by = tokio::select! {
-        _ = all_done.recv() => planned,
+        _ = all_done.recv() => planned(args, clock),
         signal = shutdown.signalled() => {
             stop.begin.store(true, Ordering::Relaxed);
             tokio::select! {
@@ -107,31 +137,22 @@ pub async fn run(
             signal
         }
     };
-    let mut tally = Tally::default();
+    drop(live);
+    let mut tally = Tally::new(clock);
     for thread in threads {
         match thread.join() {
-            Ok(part) => tally.merge(&part.context("a worker failed")?),
+            Ok(part) => tally.merge(part.context("a worker failed")?),
             Err(_) => anyhow::bail!("a worker thread panicked"),
         }
     }
     Ok((tally, ended_by))
 }
 
-/// The verdict without thresholds: a run in which nothing succeeded, or whose
-/// load was cut by this host's own limits alone, proved nothing.
-#[must_use]
-pub fn judge(tally: &Tally) -> (Verdict, Vec<String>) {
-    let mut reasons = Vec::new();
-    let local = tally.count(|(_, cause)| is_local(cause));
-    if local > 0 {
-        reasons.push(format!(
-            "{local} connections failed at a limit of this host: the load was smaller than asked for"
-        ));
+/// Why the workers came to their end by themselves.
+fn planned(args: &ChurnArgs, clock: Clock) -> EndedBy {
+    match (args.duration, args.connections) {
+        (Some(d), Some(_)) if clock.start().elapsed() >= d => EndedBy::Duration,
+        (_, Some(_)) => EndedBy::Connections,
+        _ => EndedBy::Duration,
     }
-    if tally.ok == 0 {
-        reasons.insert(0, "no connection succeeded".to_owned());
-        return (Verdict::Inconclusive, reasons);
-    }
-    reasons.insert(0, format!("{} of {} connections succeeded", tally.ok, tally.attempts));
-    (Verdict::Protected, reasons)
 }

@@ -9,6 +9,7 @@ use canary_common::telemetry::LogFormat;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::target::Target;
+use crate::threshold::Threshold;
 
 /// Makes TCP connections at a rate, holds them open or probes them, and accounts for every one.
 ///
@@ -31,8 +32,12 @@ pub enum Command {
     Probe(ProbeArgs),
     /// The HTTP and TCP target of churn and hold, on one port
     Serve(ServeArgs),
+    /// Keeps connections open, with keep-alive traffic, and replaces those that are lost
+    Hold(HoldArgs),
     /// Conntrack count, limit and statistics of this network namespace
     Observe(ObserveArgs),
+    /// Joins the results of many churns, holds or probes into one
+    Merge(MergeArgs),
 }
 
 /// Options of every subcommand.
@@ -41,6 +46,9 @@ pub struct CommonArgs {
     /// Writes the result document to this file
     #[arg(long, value_name = "FILE", env = "LOAD_OUTPUT")]
     pub output: Option<PathBuf>,
+    /// Where to serve /metrics, /healthz and /readyz (default: nowhere)
+    #[arg(long, value_name = "ADDR", env = "LOAD_ADMIN")]
+    pub admin: Option<SocketAddr>,
     /// How events are written (default: text on a terminal, otherwise json)
     #[arg(long, value_name = "FORMAT", env = "LOAD_LOG")]
     pub log: Option<LogFormat>,
@@ -82,9 +90,73 @@ pub struct ChurnArgs {
     /// Local address to connect from; several are used by turns
     #[arg(long, value_name = "IP", env = "LOAD_SOURCE_IP", value_delimiter = ',')]
     pub source_ip: Vec<IpAddr>,
+    /// Reaches the full rate or concurrency after this time, linearly
+    #[arg(long, value_name = "D", env = "LOAD_RAMP", default_value = "0s", value_parser = duration)]
+    pub ramp: Duration,
+    /// With --rate: moves each start by up to this part of the interval, 0 to 1
+    #[arg(long, value_name = "PART", env = "LOAD_JITTER", default_value = "0", requires = "rate", value_parser = part)]
+    pub jitter: f64,
+    /// Exit code 10 when this is true, e.g. reset>0, error-rate>0.01, stall>0, p99>200ms
+    #[arg(long, value_name = "EXPR", env = "LOAD_FAIL_ON", value_delimiter = ',')]
+    pub fail_on: Vec<Threshold>,
     /// Worker threads (default: one for each CPU)
     #[arg(long, value_name = "N", env = "LOAD_WORKERS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: Option<u16>,
+    /// Options of every subcommand.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Options of `hold`.
+#[derive(Clone, Debug, Args)]
+pub struct HoldArgs {
+    /// load-client serve or boom-server: tcp://HOST:PORT
+    #[arg(long, value_name = "URL", env = "LOAD_TARGET")]
+    pub target: Target,
+    /// Connections to keep open
+    #[arg(long, value_name = "N", env = "LOAD_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub connections: u32,
+    /// Ends after this time (default: at SIGTERM or SIGINT)
+    #[arg(long, value_name = "D", env = "LOAD_DURATION", value_parser = positive_duration)]
+    pub duration: Option<Duration>,
+    /// Between two lines sent on each connection
+    #[arg(long, value_name = "D", env = "LOAD_INTERVAL", default_value = "10s", value_parser = positive_duration)]
+    pub interval: Duration,
+    /// Longest time without progress in each phase: connect, send, receive
+    #[arg(long, value_name = "D", env = "LOAD_TIMEOUT", default_value = "10s", value_parser = positive_duration)]
+    pub timeout: Duration,
+    /// Opens them over this time, evenly
+    #[arg(long, value_name = "D", env = "LOAD_RAMP", default_value = "0s", value_parser = duration)]
+    pub ramp: Duration,
+    /// How this side closes at the end
+    #[arg(long, env = "LOAD_CLOSE", default_value = "fin")]
+    pub close: Close,
+    /// Local address to connect from; several are used by turns
+    #[arg(long, value_name = "IP", env = "LOAD_SOURCE_IP", value_delimiter = ',')]
+    pub source_ip: Vec<IpAddr>,
+    /// Exit code 10 when this is true, e.g. reset>0
+    #[arg(
+        long,
+        value_name = "EXPR",
+        env = "LOAD_FAIL_ON",
+        value_delimiter = ',',
+        default_value = "lost>0"
+    )]
+    pub fail_on: Vec<Threshold>,
+    /// Options of every subcommand.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Options of `merge`.
+#[derive(Clone, Debug, Args)]
+pub struct MergeArgs {
+    /// Results, or logs whose last line is one
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Exit code 10 when this is true of the whole, e.g. reset>0
+    #[arg(long, value_name = "EXPR", env = "LOAD_FAIL_ON", value_delimiter = ',')]
+    pub fail_on: Vec<Threshold>,
     /// Options of every subcommand.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -138,6 +210,15 @@ pub struct ProbeArgs {
     /// Local address to connect from; several are used by turns
     #[arg(long, value_name = "IP", env = "LOAD_SOURCE_IP", value_delimiter = ',')]
     pub source_ip: Vec<IpAddr>,
+    /// Exit code 10 when this is true
+    #[arg(
+        long,
+        value_name = "EXPR",
+        env = "LOAD_FAIL_ON",
+        value_delimiter = ',',
+        default_value = "reset>0,stall>0,bad-answer>0,early-eof>0"
+    )]
+    pub fail_on: Vec<Threshold>,
     /// Options of every subcommand.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -178,6 +259,14 @@ pub struct ObserveArgs {
     /// Options of every subcommand.
     #[command(flatten)]
     pub common: CommonArgs,
+}
+
+/// A part of one.
+fn part(s: &str) -> Result<f64, String> {
+    match s.parse::<f64>() {
+        Ok(p) if (0.0..=1.0).contains(&p) => Ok(p),
+        _ => Err("write a number from 0 to 1".to_owned()),
+    }
 }
 
 /// A rate above zero.

@@ -4,16 +4,24 @@
 pub mod churn;
 pub mod cli;
 pub mod conntrack;
+pub mod hold;
 pub mod http;
+pub mod live;
 pub mod log;
+pub mod merge;
 pub mod observe;
+pub mod pacer;
+pub mod preflight;
 pub mod probe;
 pub mod program;
 pub mod report;
+pub mod series;
 pub mod serve;
 pub mod socket;
 pub mod tally;
 pub mod target;
+pub mod threshold;
+pub mod verdict;
 pub mod worker;
 
 use std::net::IpAddr;

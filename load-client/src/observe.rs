@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use canary_common::outcome::EndedBy;
@@ -12,6 +13,7 @@ use canary_common::result::observe::{
     ConntrackCounters, ConntrackSample, CpuCounters, ObserveResult, SourceState,
 };
 use canary_common::shutdown::Shutdown;
+use canary_common::telemetry::Admin;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 
@@ -198,6 +200,7 @@ pub async fn run(
     args: &ObserveArgs,
     report: &Report,
     shutdown: &mut Shutdown,
+    admin: Option<&Arc<Admin>>,
 ) -> Result<ObserveResult, String> {
     let start = Instant::now();
     let mut reader = Reader::new();
@@ -207,6 +210,10 @@ pub async fn run(
             unreadable(&reader.sources).join("; ")
         ));
     };
+    publish(&first.sample);
+    if let Some(admin) = admin {
+        admin.set_ready(true);
+    }
     tracing::info!(
         entries = first.sample.entries,
         limit = first.sample.limit,
@@ -233,6 +240,7 @@ pub async fn run(
         match reader.look(start.elapsed().as_secs_f64()) {
             Some(look) => {
                 series.push(look.sample);
+                publish(&look.sample);
                 most = most.max(look.sample.entries);
                 if logged.elapsed() >= Duration::from_secs(1) {
                     logged = Instant::now();
@@ -274,6 +282,17 @@ pub async fn run(
         series_interval_s: args.interval.as_secs_f64() * series.stride as f64,
         samples: series.samples,
     })
+}
+
+/// Brings the metrics to the latest sample; costs nothing without an admin port.
+fn publish(s: &ConntrackSample) {
+    metrics::gauge!("conntrack_entries").set(s.entries as f64);
+    metrics::gauge!("conntrack_limit").set(s.limit as f64);
+    let c = s.counters;
+    metrics::counter!("conntrack_drop_total").absolute(c.drop);
+    metrics::counter!("conntrack_early_drop_total").absolute(c.early_drop);
+    metrics::counter!("conntrack_insert_failed_total").absolute(c.insert_failed);
+    metrics::counter!("conntrack_invalid_total").absolute(c.invalid);
 }
 
 /// At most one event a second, however short the interval.

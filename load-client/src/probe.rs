@@ -1,23 +1,25 @@
 //! Connections to boom-server, and how each one ended as an application sees it.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use canary_common::outcome::{EndedBy, Errno, Phase, ProbeEnd, Verdict};
+use canary_common::outcome::{EndedBy, Errno, Phase, ProbeEnd};
 use canary_common::probe::{Body, BodyHash, Request};
 use canary_common::result::load::Cause;
 use canary_common::shutdown::Shutdown;
+use canary_common::telemetry::Admin;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::cli::{Pattern, ProbeArgs};
+use crate::live::Live;
 use crate::log::FailureLog;
 use crate::socket;
-use crate::tally::{Ends, Failure, Tally, probe_end};
+use crate::tally::{Clock, Ends, Failure, Shown, Tally, probe_end};
 
 /// Octets of the answers of `idle` and of the others.
 const TINY: u64 = 16;
@@ -45,9 +47,17 @@ struct Survived {
 }
 
 /// Probes with `args` the address `target`.
-pub async fn run(args: &ProbeArgs, target: SocketAddr, shutdown: &mut Shutdown) -> Probed {
-    let local = LocalSet::new();
-    local.run_until(all(args, target, shutdown)).await
+pub async fn run(
+    args: &ProbeArgs,
+    target: SocketAddr,
+    shutdown: &mut Shutdown,
+    admin: Option<&Arc<Admin>>,
+) -> Probed {
+    let shown = Shown::default();
+    let live = Live::begin(vec![Arc::clone(&shown)], admin);
+    let probed = LocalSet::new().run_until(all(args, target, shutdown, &shown)).await;
+    drop(live);
+    probed
 }
 
 /// When the connections of `wave` are opened, by a schedule computed from the
@@ -65,39 +75,29 @@ fn wave_at(
     duration.is_none_or(|d| after < d).then(|| began + after)
 }
 
-async fn all(args: &ProbeArgs, target: SocketAddr, shutdown: &mut Shutdown) -> Probed {
+async fn all(
+    args: &ProbeArgs,
+    target: SocketAddr,
+    shutdown: &mut Shutdown,
+    shown: &Shown,
+) -> Probed {
     let args = Rc::new(args.clone());
-    let mut tally = Tally::default();
-    let mut attempts: u64 = 0;
-    let mut ends: Ends = BTreeMap::new();
+    let clock = Clock::now();
+    let began = clock.start();
+    let mut records =
+        Records { tally: Tally::new(clock), ends: Ends::new(), log: FailureLog::new(began), shown };
     let mut tasks = JoinSet::new();
-    let began = Instant::now();
-    let mut log = FailureLog::new(began);
     let mut waves: u32 = 0;
-    let planned = if args.every.is_some() { EndedBy::Duration } else { EndedBy::Connections };
-    let mut ended_by = planned;
+    let mut ended_by = if args.every.is_some() { EndedBy::Duration } else { EndedBy::Connections };
     let mut drained = None;
-    let mut record = |end: Result<Survived, Failure>, took: Duration| match end {
-        Ok(s) => {
-            tally.ok(took);
-            tally.bytes += s.bytes;
-            tally.connect.record(s.connect);
-            *ends.entry(ProbeEnd::Survived).or_default() += 1;
-        }
-        Err(failure) => {
-            tally.fail(failure);
-            log.failure(Instant::now(), failure);
-            *ends.entry(probe_end(failure)).or_default() += 1;
-        }
-    };
     loop {
         let next =
             if drained.is_none() { wave_at(began, args.every, args.duration, waves) } else { None };
         if next.is_some_and(|at| at <= Instant::now()) {
             waves += 1;
             for _ in 0..args.connections {
-                let (args, n) = (Rc::clone(&args), attempts);
-                attempts += 1;
+                let (args, n) = (Rc::clone(&args), records.tally.counts.attempts);
+                records.tally.begin(Instant::now());
                 tasks.spawn_local(async move {
                     let started = Instant::now();
                     let end = one(&args, target, n).await;
@@ -109,9 +109,9 @@ async fn all(args: &ProbeArgs, target: SocketAddr, shutdown: &mut Shutdown) -> P
         tokio::select! {
             () = tokio::time::sleep_until(next.unwrap_or(began).into()), if next.is_some() => {}
             joined = tasks.join_next(), if next.is_none() || !tasks.is_empty() => match joined {
-                Some(Ok((end, took))) => record(end, took),
+                Some(Ok((end, took))) => records.add(end, took, tasks.len()),
                 // Never: no task panics or is aborted; counted so that the sum holds.
-                Some(Err(_)) => record(Err((Phase::Receive, Cause::Interrupted)), Duration::ZERO),
+                Some(Err(_)) => records.add(Err(CUT), Duration::ZERO, tasks.len()),
                 None => break,
             },
             signal = shutdown.signalled(), if drained.is_none() => {
@@ -122,49 +122,67 @@ async fn all(args: &ProbeArgs, target: SocketAddr, shutdown: &mut Shutdown) -> P
         }
     }
     for _ in 0..tasks.len() {
-        record(Err((Phase::Receive, Cause::Interrupted)), Duration::ZERO);
+        records.add(Err(CUT), Duration::ZERO, 0);
     }
-    log.finish();
-    tally.attempts = attempts;
-    Probed { tally, ends, ended_by }
+    records.log.finish();
+    Probed { tally: records.tally, ends: records.ends, ended_by }
 }
 
-/// The verdict on ends, with its reasons.
+/// What a connection that the end of the run cut short counts as.
+const CUT: Failure = (Phase::Receive, Cause::Interrupted);
+
+/// The counts while the run goes on.
+struct Records<'a> {
+    tally: Tally,
+    ends: Ends,
+    log: FailureLog,
+    shown: &'a Shown,
+}
+
+impl Records<'_> {
+    fn add(&mut self, end: Result<Survived, Failure>, took: Duration, open: usize) {
+        let now = Instant::now();
+        let end = match end {
+            Ok(s) => {
+                self.tally.ok(now, took);
+                self.tally.counts.bytes += s.bytes;
+                self.tally.connected(s.connect);
+                ProbeEnd::Survived
+            }
+            Err(failure) => {
+                self.tally.fail(now, failure);
+                self.log.failure(now, failure);
+                probe_end(failure)
+            }
+        };
+        *self.ends.entry(end).or_default() += 1;
+        self.tally.counts.open = open as u64;
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.tally.counts;
+    }
+}
+
+/// What the ends mean, in sentences.
 #[must_use]
-pub fn judge(ends: &Ends) -> (Verdict, Vec<String>) {
-    let count = |e| ends.get(&e).copied().unwrap_or(0);
-    let mut reasons = Vec::new();
-    let broken = [
-        (ProbeEnd::Reset, "reset: Connection reset by peer"),
-        (ProbeEnd::Hung, "hung: no answer within the deadline"),
-        (ProbeEnd::Corrupted, "corrupted: an answer with a wrong length or hash"),
-        (ProbeEnd::EarlyEof, "closed before the answer's end"),
-    ];
-    for (end, what) in broken {
-        if count(end) > 0 {
-            reasons.push(format!("{} connections {what}", count(end)));
-        }
-    }
-    let vulnerable = !reasons.is_empty();
-    let unmade = [ProbeEnd::Refused, ProbeEnd::TimedOut, ProbeEnd::LocalLimit, ProbeEnd::Failed];
-    for end in unmade {
-        if count(end) > 0 {
-            reasons.push(format!("{} connections proved nothing: {end}", count(end)));
-        }
-    }
-    let verdict = if vulnerable {
-        Verdict::Vulnerable
-    } else if count(ProbeEnd::Survived) > 0 {
-        reasons.insert(0, format!("{} connections survived", count(ProbeEnd::Survived)));
-        Verdict::Protected
-    } else {
-        reasons.insert(0, "no connection was made".to_owned());
-        Verdict::Inconclusive
+pub fn reasons(ends: &Ends) -> Vec<String> {
+    let say = |(end, n): (&ProbeEnd, &u64)| {
+        let what = match end {
+            ProbeEnd::Survived => return None,
+            ProbeEnd::Reset => "were reset: Connection reset by peer",
+            ProbeEnd::Hung => "hung: no answer within the deadline",
+            ProbeEnd::Corrupted => "got an answer with a wrong length or hash",
+            ProbeEnd::EarlyEof => "were closed before the answer's end",
+            ProbeEnd::Refused => "were refused, and proved nothing",
+            ProbeEnd::TimedOut => "got no answer to their SYN, and proved nothing",
+            ProbeEnd::LocalLimit => "failed at a limit of this host, and proved nothing",
+            ProbeEnd::Failed => "failed otherwise, and proved nothing",
+        };
+        Some(format!("{n} connections {what}"))
     };
-    (verdict, reasons)
+    ends.iter().filter_map(say).collect()
 }
 
-fn cause(e: &io::Error) -> Cause {
+/// The class of an I/O error.
+pub(crate) fn cause(e: &io::Error) -> Cause {
     match e.kind() {
         io::ErrorKind::UnexpectedEof => Cause::EarlyEof,
         _ => Cause::Errno(Errno::of(e)),
@@ -172,7 +190,7 @@ fn cause(e: &io::Error) -> Cause {
 }
 
 /// `step` under a deadline, as an end of `phase`.
-async fn within<T>(
+pub(crate) async fn within<T>(
     limit: Duration,
     phase: Phase,
     step: impl Future<Output = io::Result<T>>,
@@ -184,7 +202,8 @@ async fn within<T>(
     }
 }
 
-async fn connect(target: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+/// Connects from `source`, without blocking.
+pub(crate) async fn connect(target: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
     let socket = socket::open(target, source)?;
     let socket = tokio::net::TcpSocket::from_std_stream(std::net::TcpStream::from(socket));
     let stream = socket.connect(target).await?;

@@ -5,17 +5,24 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use canary_common::exit::Exit;
 use canary_common::outcome::{EndedBy, Verdict};
+use canary_common::result::Run;
+use canary_common::result::load::LoadResult;
 use canary_common::shutdown::Shutdown;
-use canary_common::telemetry::init_logs;
+use canary_common::telemetry::{Admin, init_logs};
 use serde_json::json;
 
-use crate::cli::{ChurnArgs, Cli, Command, CommonArgs, ObserveArgs, Pattern, ProbeArgs, ServeArgs};
+use crate::cli::{
+    ChurnArgs, Cli, Command, CommonArgs, HoldArgs, MergeArgs, ObserveArgs, Pattern, ProbeArgs,
+    ServeArgs,
+};
+use crate::preflight::Load;
 use crate::report::{Config, Report};
 use crate::target::{Protocol, Target};
-use crate::{churn, observe, probe, report, serve, socket};
+use crate::threshold::Threshold;
+use crate::{churn, hold, live, merge, observe, preflight, probe, report, serve, socket, verdict};
 
 /// How a subcommand ends early.
 enum End {
@@ -63,7 +70,9 @@ async fn run(command: Command) -> Result<Exit, End> {
         Command::Churn(args) => run_churn(args).await,
         Command::Probe(args) => run_probe(args).await,
         Command::Serve(args) => run_serve(args).await,
+        Command::Hold(args) => run_hold(args).await,
         Command::Observe(args) => run_observe(args).await,
+        Command::Merge(args) => run_merge(&args),
     }
 }
 
@@ -71,10 +80,6 @@ fn begin(program: &'static str, config: Config, common: &CommonArgs) -> Result<R
     let report = Report::begin(program, config, common.output.as_deref()).map_err(End::Usage)?;
     init_logs(common.log);
     Ok(report)
-}
-
-fn catch() -> Result<Shutdown, End> {
-    Shutdown::catch().context("cannot catch signals").map_err(End::Failed)
 }
 
 /// The effective options by name; what is not set is left out.
@@ -108,6 +113,26 @@ fn resolve(target: &Target, sources: &[std::net::IpAddr]) -> Result<SocketAddr, 
     Ok(address)
 }
 
+/// Opens the admin port and catches signals.
+async fn prepare(common: &CommonArgs) -> Result<(Option<Arc<Admin>>, Shutdown), End> {
+    let shutdown = Shutdown::catch().context("cannot catch signals")?;
+    let admin = live::admin(common.admin).await.map_err(|e| End::Failed(anyhow!(e)))?;
+    Ok((admin, shutdown))
+}
+
+fn ready(admin: Option<&Arc<Admin>>) {
+    if let Some(admin) = admin {
+        admin.set_ready(true);
+    }
+}
+
+/// Judges, reports, and says how to exit.
+fn finish(report: &Report, mut result: LoadResult, thresholds: &[Threshold]) -> Result<Exit, End> {
+    verdict::judge(&mut result, thresholds);
+    report.finish(&result, &report::summary(&result))?;
+    Ok(report::exit(result.verdict, result.run.ended_by))
+}
+
 async fn run_churn(args: ChurnArgs) -> Result<Exit, End> {
     let target = resolve(&args.target, &args.source_ip)?;
     let config = config(&[
@@ -120,24 +145,69 @@ async fn run_churn(args: ChurnArgs) -> Result<Exit, End> {
         ("connections", args.connections.map(|n| n.to_string())),
         ("timeout", Some(spell(args.timeout))),
         ("close", Some(name(&args.close))),
+        ("ramp", Some(spell(args.ramp))),
+        ("jitter", args.rate.map(|_| args.jitter.to_string())),
         ("source-ip", list(&args.source_ip)),
+        ("fail-on", list(&args.fail_on)),
+        ("admin", args.common.admin.map(|a| a.to_string())),
     ]);
     let report = begin("load-client churn", config, &args.common)?;
-    let mut shutdown = catch()?;
-    let (tally, ended_by) = churn::run(&args, target, &mut shutdown).await?;
-    let (verdict, reasons) = churn::judge(&tally);
-    let result = report.load_result(&tally, report::Ends::new(), ended_by, (verdict, reasons));
-    report.finish(&result, &report::summary(&result))?;
-    Ok(report::exit(verdict, ended_by))
+    let (admin, mut shutdown) = prepare(&args.common).await?;
+    let preflight = preflight::check(preflight::read(), churn::load(&args, target));
+    preflight::log(&preflight);
+    ready(admin.as_ref());
+    let (tally, ended_by) = churn::run(&args, target, &mut shutdown, admin.as_ref()).await?;
+    let mut result = report.load_result(&tally, ended_by);
+    result.preflight = Some(preflight);
+    finish(&report, result, &args.fail_on)
+}
+
+async fn run_hold(args: HoldArgs) -> Result<Exit, End> {
+    plain(&args.target, "hold speaks lines")?;
+    let target = resolve(&args.target, &args.source_ip)?;
+    let config = config(&[
+        ("target", Some(args.target.to_string())),
+        ("address", Some(target.to_string())),
+        ("connections", Some(args.connections.to_string())),
+        ("duration", args.duration.map(spell)),
+        ("interval", Some(spell(args.interval))),
+        ("timeout", Some(spell(args.timeout))),
+        ("ramp", Some(spell(args.ramp))),
+        ("close", Some(name(&args.close))),
+        ("source-ip", list(&args.source_ip)),
+        ("fail-on", list(&args.fail_on)),
+        ("admin", args.common.admin.map(|a| a.to_string())),
+    ]);
+    let report = begin("load-client hold", config, &args.common)?;
+    let (admin, mut shutdown) = prepare(&args.common).await?;
+    let load = Load {
+        sources: args.source_ip.len().max(1) as u64,
+        at_once: u64::from(args.connections),
+        rate: None,
+        leaves_time_wait: false,
+        loopback: target.ip().is_loopback(),
+    };
+    let preflight = preflight::check(preflight::read(), load);
+    preflight::log(&preflight);
+    ready(admin.as_ref());
+    let (tally, hold, ended_by) = hold::run(&args, target, &mut shutdown, admin.as_ref()).await;
+    let mut result = report.load_result(&tally, ended_by);
+    (result.preflight, result.hold) = (Some(preflight), Some(hold));
+    finish(&report, result, &args.fail_on)
+}
+
+/// Refuses targets other than plain TCP.
+fn plain(target: &Target, why: &str) -> Result<(), End> {
+    match target.protocol {
+        Protocol::Tcp => Ok(()),
+        Protocol::Http(_) => {
+            Err(End::Usage(format!("--target {target}: {why}: write tcp://HOST:PORT")))
+        }
+    }
 }
 
 async fn run_probe(args: ProbeArgs) -> Result<Exit, End> {
-    if args.target.protocol != Protocol::Tcp {
-        return Err(End::Usage(format!(
-            "--target {}: probe speaks to boom-server: write tcp://HOST:PORT",
-            args.target
-        )));
-    }
+    plain(&args.target, "probe speaks to boom-server")?;
     if args.delay > canary_common::probe::MAX_DELAY
         || args.answer_delay > canary_common::probe::MAX_DELAY
     {
@@ -158,15 +228,45 @@ async fn run_probe(args: ProbeArgs) -> Result<Exit, End> {
         ("answer-delay", slow.then(|| spell(args.answer_delay))),
         ("body-size", body.then(|| args.body_size.to_string())),
         ("source-ip", list(&args.source_ip)),
+        ("fail-on", list(&args.fail_on)),
+        ("admin", args.common.admin.map(|a| a.to_string())),
     ]);
     let report = begin("load-client probe", config, &args.common)?;
-    let mut shutdown = catch()?;
-    let probed = probe::run(&args, target, &mut shutdown).await;
-    let (verdict, reasons) = probe::judge(&probed.ends);
-    let result =
-        report.load_result(&probed.tally, probed.ends, probed.ended_by, (verdict, reasons));
+    let (admin, mut shutdown) = prepare(&args.common).await?;
+    // For its raised limit of open files.
+    let _ = preflight::read();
+    ready(admin.as_ref());
+    let probed = probe::run(&args, target, &mut shutdown, admin.as_ref()).await;
+    let mut result = report.load_result(&probed.tally, probed.ended_by);
+    result.reasons = probe::reasons(&probed.ends);
+    result.probe = probed.ends;
+    finish(&report, result, &args.fail_on)
+}
+
+fn run_merge(args: &MergeArgs) -> Result<Exit, End> {
+    let usage = |e: merge::MergeError| End::Usage(e.to_string());
+    let mut parts = Vec::new();
+    for file in &args.files {
+        parts.push((file.display().to_string(), merge::read(file).map_err(usage)?));
+    }
+    let joined = merge::join(&parts).map_err(usage)?;
+    let files: Vec<_> = args.files.iter().map(|f| f.display().to_string()).collect();
+    let config = config(&[("files", list(&files)), ("fail-on", list(&args.fail_on))]);
+    let report = begin("load-client merge", config, &args.common)?;
+    let mut result = joined.result;
+    result.run = Run {
+        started: joined.started,
+        ended: joined.ended,
+        seconds: parts.iter().map(|(_, r)| r.run.seconds).fold(0.0, f64::max),
+        ..report.run(result.run.ended_by)
+    };
+    verdict::judge(&mut result, &args.fail_on);
+    // What a part found stands, whatever the whole's thresholds say.
+    if result.verdict != Verdict::Vulnerable {
+        result.verdict = merge::worst(&parts);
+    }
     report.finish(&result, &report::summary(&result))?;
-    Ok(report::exit(verdict, probed.ended_by))
+    Ok(result.verdict.into())
 }
 
 async fn run_serve(args: ServeArgs) -> Result<Exit, End> {
@@ -180,13 +280,14 @@ async fn run_serve(args: ServeArgs) -> Result<Exit, End> {
         ("workers", Some(workers.to_string())),
     ]);
     let report = begin("load-client serve", config, &args.common)?;
-    let mut shutdown = catch()?;
+    let (admin, mut shutdown) = prepare(&args.common).await?;
+    let _ = preflight::read();
     let mut sets = Vec::new();
     for _ in 0..workers {
         let mut set = Vec::new();
         for &addr in &args.listen {
             set.push(serve::listen(addr).map_err(|e| {
-                End::Failed(anyhow::anyhow!("--listen {addr}: {e}; choose another address or port"))
+                End::Failed(anyhow!("--listen {addr}: {e}; choose another address or port"))
             })?);
         }
         sets.push(set);
@@ -205,6 +306,7 @@ async fn run_serve(args: ServeArgs) -> Result<Exit, End> {
         });
         threads.push(thread.context("cannot start a worker thread")?);
     }
+    ready(admin.as_ref());
     tracing::info!(listen = list(&args.listen), "ready");
     let (ended_by, error) = tokio::select! {
         signal = shutdown.signalled() => (signal, None),
@@ -234,10 +336,10 @@ async fn run_observe(args: ObserveArgs) -> Result<Exit, End> {
     let config =
         config(&[("interval", Some(spell(args.interval))), ("duration", args.duration.map(spell))]);
     let report = begin("load-client observe", config, &args.common)?;
-    let mut shutdown = catch()?;
-    let result = observe::run(&args, &report, &mut shutdown)
+    let (admin, mut shutdown) = prepare(&args.common).await?;
+    let result = observe::run(&args, &report, &mut shutdown, admin.as_ref())
         .await
-        .map_err(|e| End::Failed(anyhow::anyhow!(e)))?;
+        .map_err(|e| End::Failed(anyhow!(e)))?;
     let summary = format!(
         "observed {:.1} s: {} entries of {} at most {}; invalid +{}, drop +{}, early_drop +{}, insert_failed +{}",
         result.run.seconds,

@@ -12,8 +12,7 @@ use canary_common::result::load::LoadResult;
 use canary_common::result::{Clock, Run, SCHEMA_VERSION};
 use serde::Serialize;
 
-pub use crate::tally::Ends;
-use crate::tally::Tally;
+use crate::tally::{Ends, Tally};
 
 /// The effective configuration, as the command line would spell it.
 pub type Config = BTreeMap<String, String>;
@@ -48,26 +47,26 @@ impl Report {
 
     /// The document of churn, hold and probe.
     #[must_use]
-    pub fn load_result(
-        &self,
-        tally: &Tally,
-        probe: Ends,
-        ended_by: EndedBy,
-        (verdict, reasons): (Verdict, Vec<String>),
-    ) -> LoadResult {
+    pub fn load_result(&self, tally: &Tally, ended_by: EndedBy) -> LoadResult {
         LoadResult {
             schema_version: SCHEMA_VERSION,
             run: self.run(ended_by),
-            verdict,
-            reasons,
-            attempts: tally.attempts,
-            ok: tally.ok,
-            failures: tally.failures(),
-            probe,
+            // Until it is judged.
+            verdict: Verdict::Inconclusive,
+            reasons: Vec::new(),
+            attempts: tally.counts.attempts,
+            ok: tally.counts.ok,
+            failures: tally.counts.failures(),
+            probe: Ends::new(),
             connect_latency: tally.connect.summary(),
             total_latency: tally.total.summary(),
-            bytes_received: tally.bytes,
-            own_resets: tally.own_resets,
+            bytes_received: tally.counts.bytes,
+            own_resets: tally.counts.own_resets,
+            thresholds: Vec::new(),
+            series: tally.course.record(),
+            preflight: None,
+            hold: None,
+            merged: 1,
         }
     }
 
@@ -121,6 +120,13 @@ pub fn summary(r: &LoadResult) -> String {
         if f.local {
             s.push_str(" (a limit of this host)");
         }
+    }
+    if let Some(h) = r.hold {
+        let _ = write!(
+            s,
+            "\n  held {} of {} at the end, at most {}; {} lost, {} replaced, {} exchanges",
+            h.open_at_end, h.wanted, h.most_open, h.lost, h.replaced, h.exchanges
+        );
     }
     for reason in &r.reasons {
         let _ = write!(s, "\n  {reason}");

@@ -1,11 +1,14 @@
 //! One connection, one record, exactly one class.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use canary_common::hist::Latency;
 use canary_common::outcome::{Errno, Phase, ProbeEnd};
 use canary_common::result::load::{Cause, FailureCount};
+
+use crate::series::{self, BUCKETS, Course};
 
 const PHASES: usize = Phase::ALL.len();
 const ERRNOS: usize = Errno::ALL.len();
@@ -61,9 +64,9 @@ pub const fn probe_end((phase, cause): Failure) -> ProbeEnd {
     }
 }
 
-/// Counts of one worker, merged at the end.
-#[derive(Clone, Debug)]
-pub struct Tally {
+/// Counts of one worker: small enough to be copied while the run goes on.
+#[derive(Clone, Copy, Debug)]
+pub struct Counts {
     /// Connections begun.
     pub attempts: u64,
     /// Ended as they should.
@@ -72,52 +75,47 @@ pub struct Tally {
     pub bytes: u64,
     /// Closed with RST by this program.
     pub own_resets: u64,
-    /// From the start of connect() to the handshake's end.
-    pub connect: Latency,
-    /// From the intended start to the end of the exchange.
-    pub total: Latency,
+    /// In progress or held.
+    pub open: u64,
+    /// Connect latencies by [`series::bucket`].
+    pub connect: [u64; BUCKETS],
+    /// Total latencies by [`series::bucket`].
+    pub total: [u64; BUCKETS],
     failures: [[u64; CAUSES]; PHASES],
 }
 
-impl Default for Tally {
+impl Default for Counts {
     fn default() -> Self {
         Self {
             attempts: 0,
             ok: 0,
             bytes: 0,
             own_resets: 0,
-            connect: Latency::new(),
-            total: Latency::new(),
+            open: 0,
+            connect: [0; BUCKETS],
+            total: [0; BUCKETS],
             failures: [[0; CAUSES]; PHASES],
         }
     }
 }
 
-impl Tally {
-    /// Counts a connection that ended as it should, after `total`.
-    pub fn ok(&mut self, total: Duration) {
-        self.ok += 1;
-        self.total.record(total);
+fn add(mine: &mut [u64], theirs: &[u64]) {
+    for (a, b) in mine.iter_mut().zip(theirs) {
+        *a += b;
     }
+}
 
-    /// Counts a connection that failed.
-    pub fn fail(&mut self, (phase, cause): Failure) {
-        self.failures[phase as usize][index(cause)] += 1;
-    }
-
+impl Counts {
     /// Adds all that `other` has counted.
-    pub fn merge(&mut self, other: &Self) {
+    pub fn add(&mut self, other: &Self) {
         self.attempts += other.attempts;
         self.ok += other.ok;
         self.bytes += other.bytes;
         self.own_resets += other.own_resets;
-        self.connect.merge(&other.connect);
-        self.total.merge(&other.total);
-        for (mine, theirs) in
-            self.failures.as_flattened_mut().iter_mut().zip(other.failures.as_flattened())
-        {
-            *mine += theirs;
-        }
+        self.open += other.open;
+        add(&mut self.connect, &other.connect);
+        add(&mut self.total, &other.total);
+        add(self.failures.as_flattened_mut(), other.failures.as_flattened());
     }
 
     /// Every class of failure that occurred.
@@ -148,6 +146,119 @@ impl Tally {
     }
 }
 
+/// Where a worker shows its counts while it runs; only its own reader waits for it.
+pub type Shown = Arc<Mutex<Counts>>;
+
+/// All that one worker counts, merged at the end.
+#[derive(Clone, Debug)]
+pub struct Tally {
+    /// The counts.
+    pub counts: Counts,
+    /// From the start of connect() to the handshake's end.
+    pub connect: Latency,
+    /// From the intended start to the end of the exchange.
+    pub total: Latency,
+    /// The counts over time.
+    pub course: Course,
+    clock: Clock,
+}
+
+/// The second since 1970 of a monotonic time.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    start: Instant,
+    /// Since 1970, at `start`.
+    unix: Duration,
+}
+
+impl Clock {
+    /// `start`, which is `unix` since 1970.
+    #[must_use]
+    pub const fn new(start: Instant, unix: Duration) -> Self {
+        Self { start, unix }
+    }
+
+    /// Reads both clocks.
+    #[must_use]
+    pub fn now() -> Self {
+        let unix = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        Self::new(Instant::now(), unix)
+    }
+
+    /// When the run began.
+    #[must_use]
+    pub const fn start(&self) -> Instant {
+        self.start
+    }
+
+    fn second(&self, now: Instant) -> u64 {
+        (self.unix + now.saturating_duration_since(self.start)).as_secs()
+    }
+}
+
+impl Tally {
+    /// Nothing counted.
+    #[must_use]
+    pub fn new(clock: Clock) -> Self {
+        Self {
+            counts: Counts::default(),
+            connect: Latency::new(),
+            total: Latency::new(),
+            course: Course::default(),
+            clock,
+        }
+    }
+
+    /// Counts a connection that is begun.
+    pub fn begin(&mut self, now: Instant) {
+        self.counts.attempts += 1;
+        self.course.attempt(self.clock.second(now));
+    }
+
+    /// Counts a handshake's duration.
+    pub fn connected(&mut self, took: Duration) {
+        self.connect.record(took);
+        self.counts.connect[series::bucket(took.as_micros() as u64)] += 1;
+    }
+
+    /// Counts a connection that ended as it should, after `total`.
+    pub fn ok(&mut self, now: Instant, total: Duration) {
+        self.total.record(total);
+        let bucket = series::bucket(total.as_micros() as u64);
+        self.counts.total[bucket] += 1;
+        self.counts.ok += 1;
+        self.course.ok(self.clock.second(now), Some(bucket));
+    }
+
+    /// Counts a connection that ended as it should and whose duration says nothing.
+    pub fn ok_untimed(&mut self, now: Instant) {
+        self.counts.ok += 1;
+        self.course.ok(self.clock.second(now), None);
+    }
+
+    /// Counts an exchange on a connection that goes on.
+    pub fn exchange(&mut self, now: Instant, took: Duration) {
+        self.total.record(took);
+        let bucket = series::bucket(took.as_micros() as u64);
+        self.counts.total[bucket] += 1;
+        self.course.exchange(self.clock.second(now), bucket);
+    }
+
+    /// Counts a connection that failed.
+    pub fn fail(&mut self, now: Instant, (phase, cause): Failure) {
+        self.counts.failures[phase as usize][index(cause)] += 1;
+        self.course.fail(self.clock.second(now), is_local(cause));
+    }
+
+    /// Adds all that `other` has counted.
+    pub fn merge(&mut self, other: Self) {
+        self.counts.add(&other.counts);
+        self.connect.merge(&other.connect);
+        self.total.merge(&other.total);
+        self.course = std::mem::take(&mut self.course).join(other.course);
+    }
+}
+
 /// How each probed connection ended, beside the tally.
 pub type Ends = BTreeMap<ProbeEnd, u64>;
 
@@ -164,21 +275,22 @@ mod tests {
     /// Every class has a place of its own and is read back as itself.
     #[test]
     fn every_class_has_its_own_place() {
-        let mut tally = Tally::default();
+        let t = Instant::now();
+        let mut tally = Tally::new(Clock::now());
         for &phase in Phase::ALL {
             for (n, &cause) in causes().iter().enumerate() {
                 for _ in 0..=n {
-                    tally.fail((phase, cause));
+                    tally.fail(t, (phase, cause));
                 }
             }
         }
-        let list = tally.failures();
+        let list = tally.counts.failures();
         assert_eq!(list.len(), PHASES * CAUSES);
         for f in &list {
             let n = causes().iter().position(|c| *c == f.cause).unwrap();
             assert_eq!(f.count, n as u64 + 1, "{:?} {:?}", f.phase, f.cause);
         }
-        assert_eq!(tally.failed(), list.iter().map(|f| f.count).sum::<u64>());
+        assert_eq!(tally.counts.failed(), list.iter().map(|f| f.count).sum::<u64>());
     }
 
     /// Limits of this host are told apart from the network's failures.
@@ -195,12 +307,18 @@ mod tests {
     /// Merging adds every class.
     #[test]
     fn merging_adds_every_class() {
-        let mut a = Tally { attempts: 2, ..Tally::default() };
-        a.ok(Duration::from_millis(1));
-        a.fail((Phase::Receive, Cause::Stall));
-        let b = a.clone();
-        a.merge(&b);
-        assert_eq!((a.attempts, a.ok, a.failed(), a.total.len()), (4, 2, 2, 2));
-        assert_eq!(a.count(|(p, c)| p == Phase::Receive && c == Cause::Stall), 2);
+        let t = Instant::now();
+        let mut a = Tally::new(Clock::new(t, Duration::from_secs(1_000_000)));
+        a.begin(t);
+        a.begin(t);
+        a.ok(t, Duration::from_millis(1));
+        a.fail(t + Duration::from_secs(3), (Phase::Receive, Cause::Stall));
+        a.merge(a.clone());
+        let c = a.counts;
+        assert_eq!((c.attempts, c.ok, c.failed(), a.total.len()), (4, 2, 2, 2));
+        assert_eq!(c.count(|(p, c)| p == Phase::Receive && c == Cause::Stall), 2);
+        let points = a.course.record().points;
+        assert_eq!((points[0].at, points[0].attempts, points[0].ok), (1_000_000, 4, 2));
+        assert_eq!((points[1].at, points[1].failed), (1_000_003, 2));
     }
 }

@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,8 +20,9 @@ use rustix::io::Errno as Raw;
 use crate::cli::Close;
 use crate::http::{Exchange, Step};
 use crate::log::FailureLog;
+use crate::pacer::{Pacer, Turn};
 use crate::socket;
-use crate::tally::{Failure, Tally, is_local};
+use crate::tally::{Clock, Failure, Shown, Tally, is_local};
 
 /// Connections begun between two looks at the sockets that wait.
 const BATCH: u32 = 64;
@@ -44,14 +46,14 @@ pub struct Plan {
     pub sources: Vec<IpAddr>,
     /// Longest time without progress in a phase.
     pub timeout: Duration,
-    /// Connections in progress at once.
+    /// The most connections in progress at once.
     pub concurrency: u32,
+    /// When each begins.
+    pub pacer: Pacer,
     /// How many to make; none means until stopped.
     pub connections: Option<u64>,
     /// When to begin the last one.
     pub until: Option<Instant>,
-    /// Connections a second of this worker.
-    pub rate: Option<f64>,
 }
 
 /// An HTTP request as data.
@@ -100,8 +102,8 @@ struct Slot {
 }
 
 /// Runs until the plan is done or `stop` says so.
-pub fn run(plan: &Plan, start: Instant, stop: &Stop) -> std::io::Result<Tally> {
-    Worker::new(plan, start)?.run(stop)
+pub fn run(plan: &Plan, clock: Clock, stop: &Stop, shown: &Shown) -> std::io::Result<Tally> {
+    Worker::new(plan, clock)?.run(stop, shown)
 }
 
 struct Worker<'a> {
@@ -111,70 +113,84 @@ struct Worker<'a> {
     free: Vec<u32>,
     tally: Tally,
     log: FailureLog,
-    start: Instant,
+    pacer: Pacer,
     paused_until: Option<Instant>,
     failed_in_a_row: u32,
 }
 
 impl<'a> Worker<'a> {
-    fn new(plan: &'a Plan, start: Instant) -> std::io::Result<Self> {
+    fn new(plan: &'a Plan, clock: Clock) -> std::io::Result<Self> {
         Ok(Self {
             plan,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             slots: Vec::new(),
             free: Vec::new(),
-            tally: Tally::default(),
-            log: FailureLog::new(start),
-            start,
+            tally: Tally::new(clock),
+            log: FailureLog::new(clock.start()),
+            pacer: plan.pacer.clone(),
             paused_until: None,
             failed_in_a_row: 0,
         })
     }
 
-    fn run(mut self, stop: &Stop) -> std::io::Result<Tally> {
+    fn run(mut self, stop: &Stop, shown: &Shown) -> std::io::Result<Tally> {
         let mut events = Vec::with_capacity(256);
-        let mut scan_at = self.start + SCAN;
+        let mut scan_at = Instant::now();
         loop {
             let now = Instant::now();
             let done = stop.begin.load(Ordering::Relaxed) || self.plan_is_done(now);
             let wait = if done { SCAN } else { self.begin_some(now) };
-            let in_progress = self.slots.len() - self.free.len();
-            if done && (in_progress == 0 || stop.now.load(Ordering::Relaxed)) {
+            if done && (self.in_progress() == 0 || stop.now.load(Ordering::Relaxed)) {
                 break;
             }
-            let timeout = rustix::event::Timespec {
-                tv_sec: wait.as_secs().cast_signed(),
-                tv_nsec: i64::from(wait.subsec_nanos()),
-            };
-            // Nothing to wait for and nothing registered needs no system call.
-            if !wait.is_zero() || in_progress > 0 {
-                events.clear();
-                match epoll::wait(
-                    &self.epoll,
-                    rustix::buffer::spare_capacity(&mut events),
-                    Some(&timeout),
-                ) {
-                    Ok(_) | Err(Raw::INTR) => {}
-                    Err(e) => return Err(e.into()),
-                }
-                let now = Instant::now();
-                for event in &events {
-                    self.on_event(event.data.u64(), now);
-                }
-                if now >= scan_at {
-                    self.expire(now);
-                    scan_at = now + SCAN;
-                }
+            // With nothing to wait for there is nothing to ask the kernel.
+            if !wait.is_zero() || self.in_progress() > 0 {
+                self.wait(wait, &mut events)?;
+            }
+            let now = Instant::now();
+            if now >= scan_at {
+                self.expire(now);
+                self.show(shown);
+                scan_at = now + SCAN;
             }
         }
         self.interrupt();
         self.log.finish();
+        self.show(shown);
         Ok(self.tally)
+    }
+
+    fn in_progress(&self) -> u32 {
+        (self.slots.len() - self.free.len()) as u32
+    }
+
+    fn show(&mut self, shown: &Shown) {
+        self.tally.counts.open = u64::from(self.in_progress());
+        // Nothing panics while it is held; if it did, the last counts would still stand.
+        *shown.lock().unwrap_or_else(PoisonError::into_inner) = self.tally.counts;
+    }
+
+    fn wait(&mut self, wait: Duration, events: &mut Vec<epoll::Event>) -> std::io::Result<()> {
+        let timeout = rustix::event::Timespec {
+            tv_sec: wait.as_secs().cast_signed(),
+            tv_nsec: i64::from(wait.subsec_nanos()),
+        };
+        events.clear();
+        let buffer = rustix::buffer::spare_capacity(events);
+        match epoll::wait(&self.epoll, buffer, Some(&timeout)) {
+            Ok(_) | Err(Raw::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let now = Instant::now();
+        for event in events {
+            self.on_event(event.data.u64(), now);
+        }
+        Ok(())
     }
 
     fn plan_is_done(&self, now: Instant) -> bool {
         self.plan.until.is_some_and(|t| now >= t)
-            || self.plan.connections.is_some_and(|n| self.tally.attempts >= n)
+            || self.plan.connections.is_some_and(|n| self.tally.counts.attempts >= n)
     }
 
     /// Begins what may begin now; says how long nothing more may.
@@ -186,24 +202,17 @@ impl<'a> Worker<'a> {
             self.paused_until = None;
         }
         for _ in 0..BATCH {
-            if self.plan.connections.is_some_and(|n| self.tally.attempts >= n) {
+            if self.plan.connections.is_some_and(|n| self.tally.counts.attempts >= n)
+                || self.in_progress() >= self.plan.concurrency
+            {
                 return SCAN;
             }
-            if (self.slots.len() - self.free.len()) as u32 >= self.plan.concurrency {
-                return SCAN;
+            let now = Instant::now();
+            match self.pacer.turn(now, self.in_progress()) {
+                Turn::Now(intended) => self.begin(intended, now),
+                Turn::At(t) => return (t - now).min(SCAN),
+                Turn::Full => return SCAN,
             }
-            let intended = match self.plan.rate {
-                None => Instant::now(),
-                Some(rate) => {
-                    let t = self.start + Duration::from_secs_f64(self.tally.attempts as f64 / rate);
-                    let now = Instant::now();
-                    if t > now {
-                        return (t - now).min(SCAN);
-                    }
-                    t
-                }
-            };
-            self.begin(intended);
             if self.paused_until.is_some() {
                 return PAUSE;
             }
@@ -211,10 +220,9 @@ impl<'a> Worker<'a> {
         Duration::ZERO
     }
 
-    fn begin(&mut self, intended: Instant) {
-        let n = self.tally.attempts;
-        self.tally.attempts += 1;
-        let began = Instant::now();
+    fn begin(&mut self, intended: Instant, began: Instant) {
+        let n = self.tally.counts.attempts;
+        self.tally.begin(began);
         let fd = match self.open(n) {
             Ok(fd) => fd,
             Err(e) => return self.failed((Phase::Connect, Cause::Errno(Errno::of(&e)))),
@@ -295,12 +303,12 @@ impl<'a> Worker<'a> {
 
     fn connected_tcp(&mut self, fd: OwnedFd, slot: &Slot) {
         let now = Instant::now();
-        self.tally.connect.record(now - slot.began);
+        self.tally.connected(now - slot.began);
         if self.plan.close == Close::Rst {
-            self.tally.own_resets += 1;
+            self.tally.counts.own_resets += 1;
         }
         drop(fd);
-        self.tally.ok(now - slot.intended);
+        self.tally.ok(now, now - slot.intended);
         self.failed_in_a_row = 0;
     }
 
@@ -308,7 +316,7 @@ impl<'a> Worker<'a> {
         let now = Instant::now();
         let slot = &mut self.slots[index as usize];
         slot.deadline = now + self.plan.timeout;
-        self.tally.connect.record(now - slot.began);
+        self.tally.connected(now - slot.began);
         let Some(request) = &self.plan.request else { return };
         if !slot.registered {
             self.wait_for(index, &fd);
@@ -360,12 +368,13 @@ impl<'a> Worker<'a> {
             Step::Waiting => slot.deadline = now + self.plan.timeout,
             Step::Done(bytes) => {
                 let intended = slot.intended;
-                self.tally.bytes += bytes;
+                self.tally.counts.bytes += bytes;
                 if self.plan.close == Close::Rst {
-                    self.tally.own_resets += 1;
+                    self.tally.counts.own_resets += 1;
                 }
                 self.release(index);
-                self.tally.ok(intended.elapsed());
+                let now = Instant::now();
+                self.tally.ok(now, now - intended);
                 self.failed_in_a_row = 0;
             }
             Step::Failed(failure) => {
@@ -377,7 +386,7 @@ impl<'a> Worker<'a> {
 
     fn failed(&mut self, failure: Failure) {
         let now = Instant::now();
-        self.tally.fail(failure);
+        self.tally.fail(now, failure);
         self.log.failure(now, failure);
         self.failed_in_a_row += 1;
         if is_local(failure.1) || self.failed_in_a_row >= FAILURES_IN_A_ROW {
@@ -408,10 +417,11 @@ impl<'a> Worker<'a> {
 
     /// Ends what is still in progress at the end of the run.
     fn interrupt(&mut self) {
+        let now = Instant::now();
         for index in 0..self.slots.len() {
             if let Some(phase) = Self::phase(&self.slots[index].state) {
                 self.release(index as u32);
-                self.tally.fail((phase, Cause::Interrupted));
+                self.tally.fail(now, (phase, Cause::Interrupted));
             }
         }
     }

@@ -30,7 +30,8 @@ pub struct LoadResult {
     pub probe: BTreeMap<ProbeEnd, u64>,
     /// From the start of connect() to the handshake's end.
     pub connect_latency: LatencySummary,
-    /// From the intended start to the end of the exchange.
+    /// From the intended start to the end of the exchange; in a `hold`, of every keep-alive
+    /// exchange.
     pub total_latency: LatencySummary,
     /// Octets of answers that were read.
     #[serde(default)]
@@ -39,6 +40,100 @@ pub struct LoadResult {
     /// the network's resets.
     #[serde(default)]
     pub own_resets: u64,
+    /// Each `--fail-on`, and whether it was crossed.
+    #[serde(default)]
+    pub thresholds: Vec<ThresholdRecord>,
+    /// The course of the run, bounded in length.
+    #[serde(default)]
+    pub series: Series,
+    /// What this host's limits allow, read before the start; none where it was not asked.
+    #[serde(default)]
+    pub preflight: Option<Preflight>,
+    /// What became of held connections; none but for `hold`.
+    #[serde(default)]
+    pub hold: Option<HoldRecord>,
+    /// How many results were merged into this one; 1 for a result of its own.
+    #[serde(default = "one")]
+    pub merged: u32,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+/// A threshold of `--fail-on`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ThresholdRecord {
+    /// As it was written.
+    pub expression: String,
+    /// What was measured, in the expression's own unit (microseconds for latencies).
+    pub measured: f64,
+    /// True when it fails the run.
+    pub crossed: bool,
+}
+
+/// Counts over time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Series {
+    /// The width of every point in seconds: doubled when the series was full.
+    pub width_s: u64,
+    /// Points with anything in them, oldest first.
+    pub points: Vec<SeriesPoint>,
+}
+
+/// What happened in one interval.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SeriesPoint {
+    /// Its begin in seconds since 1970 (UTC), a multiple of the width.
+    pub at: u64,
+    /// Connections begun.
+    pub attempts: u64,
+    /// Ended as they should.
+    pub ok: u64,
+    /// Ended otherwise.
+    pub failed: u64,
+    /// Of those, by a limit of this host.
+    pub local: u64,
+    /// The 99th percentile of the total latency in microseconds, rounded up to the next of 4
+    /// steps an octave; in a merged result the greatest of all.
+    pub p99_us: u64,
+}
+
+/// The limits of this host.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Preflight {
+    /// Local ports for each pair of source address and target (`ip_local_port_range`).
+    pub ports: u64,
+    /// Source addresses.
+    pub sources: u64,
+    /// Open files that this process may have (RLIMIT_NOFILE, raised to its hard limit).
+    pub open_files: u64,
+    /// `tcp_tw_reuse`: 0 never, 1 always, 2 on loopback alone.
+    pub tw_reuse: u64,
+    /// Connections a second that the ports allow for ever when this side closes first;
+    /// none when nothing is left in TIME_WAIT.
+    pub lasting_rate: Option<f64>,
+    /// Connections that can be open at once.
+    pub open_connections: u64,
+    /// Where the load asked for goes beyond these.
+    pub warnings: Vec<String>,
+}
+
+/// What became of held connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HoldRecord {
+    /// Connections to be held.
+    pub wanted: u64,
+    /// The most that were open at once.
+    pub most_open: u64,
+    /// Open when the run ended.
+    pub open_at_end: u64,
+    /// Established and lost before the end; their classes are among the failures.
+    pub lost: u64,
+    /// Established in the place of a lost one.
+    pub replaced: u64,
+    /// Keep-alive exchanges that were answered.
+    pub exchanges: u64,
 }
 
 /// Connections of one class of failure.

@@ -1,0 +1,293 @@
+//! Keeps connections open, with a line back and forth at an interval, and makes
+//! a new one in the place of each that is lost.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use canary_common::outcome::{EndedBy, Phase};
+use canary_common::result::load::{Cause, HoldRecord};
+use canary_common::shutdown::Shutdown;
+use canary_common::telemetry::Admin;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::LocalSet;
+
+use crate::cli::{Close, HoldArgs};
+use crate::live::Live;
+use crate::log::FailureLog;
+use crate::probe::{connect, within};
+use crate::tally::{Clock, Failure, Shown, Tally};
+
+/// Handshakes at once: more would overflow the queue of most listeners.
+const HANDSHAKES: usize = 512;
+/// Between two attempts of the same place after a failure: a dead target must
+/// not become a busy loop.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long connections may take to end when the run does.
+const DRAIN: Duration = Duration::from_secs(1);
+/// How often the counts are shown.
+const SHOW: Duration = Duration::from_millis(250);
+
+/// What is sent to keep a connection alive, and what must come back.
+const LINE: &[u8] = b"alive\n";
+
+/// What all places share; one thread, so no lock.
+struct Shared {
+    args: HoldArgs,
+    target: SocketAddr,
+    tally: RefCell<Tally>,
+    record: Cell<HoldRecord>,
+    open: Cell<u64>,
+    log: RefCell<FailureLog>,
+    handshakes: Semaphore,
+    /// Becomes true at the end.
+    stop: watch::Receiver<bool>,
+}
+
+impl Shared {
+    fn update(&self, f: impl FnOnce(&mut HoldRecord)) {
+        let mut record = self.record.get();
+        f(&mut record);
+        self.record.set(record);
+    }
+
+    fn failed(&self, failure: Failure) {
+        let now = Instant::now();
+        self.tally.borrow_mut().fail(now, failure);
+        self.log.borrow_mut().failure(now, failure);
+    }
+}
+
+/// Holds until the end of the duration or a signal.
+pub async fn run(
+    args: &HoldArgs,
+    target: SocketAddr,
+    shutdown: &mut Shutdown,
+    admin: Option<&Arc<Admin>>,
+) -> (Tally, HoldRecord, EndedBy) {
+    LocalSet::new().run_until(all(args, target, shutdown, admin)).await
+}
+
+async fn all(
+    args: &HoldArgs,
+    target: SocketAddr,
+    shutdown: &mut Shutdown,
+    admin: Option<&Arc<Admin>>,
+) -> (Tally, HoldRecord, EndedBy) {
+    let clock = Clock::now();
+    let (stop, stopped) = watch::channel(false);
+    let shared = Rc::new(Shared {
+        args: args.clone(),
+        target,
+        tally: RefCell::new(Tally::new(clock)),
+        record: Cell::new(HoldRecord {
+            wanted: u64::from(args.connections),
+            ..HoldRecord::default()
+        }),
+        open: Cell::new(0),
+        log: RefCell::new(FailureLog::new(clock.start())),
+        handshakes: Semaphore::new(HANDSHAKES),
+        stop: stopped,
+    });
+    let places: Vec<_> = (0..u64::from(args.connections))
+        .map(|n| tokio::task::spawn_local(place(Rc::clone(&shared), n)))
+        .collect();
+    let shown = Shown::default();
+    let live = Live::begin(vec![Arc::clone(&shown)], admin);
+    let show = || {
+        let mut counts = shared.tally.borrow().counts;
+        counts.open = shared.open.get();
+        *shown.lock().unwrap_or_else(PoisonError::into_inner) = counts;
+    };
+    let mut ticks = tokio::time::interval(SHOW);
+    let end = tokio::time::sleep(args.duration.unwrap_or(Duration::MAX));
+    tokio::pin!(end);
+    let mut filled = None;
+    let ended_by = loop {
+        tokio::select! {
+            biased;
+            signal = shutdown.signalled() => break signal,
+            () = &mut end => break EndedBy::Duration,
+            _ = ticks.tick() => {
+                show();
+                if filled.is_none() && shared.open.get() == u64::from(args.connections) {
+                    filled = Some(());
+                    let seconds = clock.start().elapsed().as_secs_f64();
+                    tracing::info!(connections = args.connections, seconds, "all are open");
+                }
+            }
+        }
+    };
+    shared.update(|r| r.open_at_end = shared.open.get());
+    let _ = stop.send(true);
+    let deadline = tokio::time::Instant::now() + DRAIN;
+    for place in places {
+        // Every place counts its own connection; one that misses the deadline is counted below.
+        if tokio::time::timeout_at(deadline, place).await.is_err() {
+            break;
+        }
+    }
+    let mut tally = shared.tally.borrow().clone();
+    let ended = tally.counts.ok + tally.counts.failed();
+    for _ in ended..tally.counts.attempts {
+        tally.fail(Instant::now(), (Phase::Close, Cause::Interrupted));
+    }
+    drop(live);
+    shared.log.borrow_mut().finish();
+    (tally, shared.record.get(), ended_by)
+}
+
+/// Waits for the end; never returns while the run goes on.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error would mean that the sender is gone, which is the end too.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// One place: a connection, and another when it is lost.
+async fn place(shared: Rc<Shared>, n: u64) {
+    let mut stop = shared.stop.clone();
+    let wanted = u64::from(shared.args.connections);
+    let share = |d: Duration| d.mul_f64(n as f64 / wanted as f64);
+    tokio::select! {
+        () = stopped(&mut stop) => return,
+        () = tokio::time::sleep(share(shared.args.ramp)) => {}
+    }
+    // The places' exchanges are spread over the interval.
+    let mut phase = share(shared.args.interval);
+    let (mut turn, mut lost) = (n, false);
+    loop {
+        let Some(opened) = open(&shared, turn, &mut stop).await else { return };
+        turn += wanted;
+        match opened {
+            Ok(stream) => {
+                shared.open.set(shared.open.get() + 1);
+                shared.update(|r| {
+                    r.most_open = r.most_open.max(shared.open.get());
+                    r.replaced += u64::from(lost);
+                });
+                let end = keep(&shared, &stream, phase, &mut stop).await;
+                shared.open.set(shared.open.get() - 1);
+                phase = Duration::ZERO;
+                let Err(failure) = end else {
+                    if shared.args.close == Close::Rst
+                        && socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).is_ok()
+                    {
+                        shared.tally.borrow_mut().counts.own_resets += 1;
+                    }
+                    shared.tally.borrow_mut().ok_untimed(Instant::now());
+                    return;
+                };
+                lost = true;
+                shared.update(|r| r.lost += 1);
+                shared.failed(failure);
+                if *stop.borrow() {
+                    return;
+                }
+            }
+            Err(failure) => {
+                shared.failed(failure);
+                tokio::select! {
+                    () = stopped(&mut stop) => return,
+                    () = tokio::time::sleep(PAUSE) => {}
+                }
+            }
+        }
+    }
+}
+
+/// Makes a connection; none when the run ended before it was begun.
+async fn open(
+    shared: &Shared,
+    turn: u64,
+    stop: &mut watch::Receiver<bool>,
+) -> Option<Result<TcpStream, Failure>> {
+    let _permit = tokio::select! {
+        () = stopped(stop) => return None,
+        permit = shared.handshakes.acquire() => permit.ok()?,
+    };
+    let began = Instant::now();
+    shared.tally.borrow_mut().begin(began);
+    let source = crate::pick(&shared.args.source_ip, turn);
+    let connecting = within(shared.args.timeout, Phase::Connect, connect(shared.target, source));
+    let opened = tokio::select! {
+        opened = connecting => opened,
+        () = stopped(stop) => Err((Phase::Connect, Cause::Interrupted)),
+    };
+    if opened.is_ok() {
+        shared.tally.borrow_mut().connected(began.elapsed());
+    }
+    Some(opened)
+}
+
+/// Keeps a connection until the end (Ok) or its loss.
+async fn keep(
+    shared: &Shared,
+    stream: &TcpStream,
+    phase: Duration,
+    stop: &mut watch::Receiver<bool>,
+) -> Result<(), Failure> {
+    let mut next = tokio::time::Instant::now() + phase;
+    loop {
+        tokio::select! {
+            () = stopped(stop) => return Ok(()),
+            // Between exchanges nothing may come, so whatever comes is an end.
+            () = unasked(stream) => {}
+            () = tokio::time::sleep_until(next) => {}
+        }
+        let due = tokio::time::Instant::now() >= next;
+        let mut buffer = [0; 1];
+        match stream.try_read(&mut buffer) {
+            Ok(0) => return Err((Phase::Receive, Cause::EarlyEof)),
+            Ok(_) => return Err((Phase::Receive, Cause::BadAnswer)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err((Phase::Receive, crate::probe::cause(&e))),
+        }
+        if due {
+            next += shared.args.interval;
+            let began = Instant::now();
+            tokio::select! {
+                // What is under way at the end proves neither life nor loss.
+                () = stopped(stop) => return Ok(()),
+                end = exchange(stream, shared.args.timeout) => end?,
+            }
+            shared.tally.borrow_mut().exchange(Instant::now(), began.elapsed());
+            shared.update(|r| r.exchanges += 1);
+        }
+    }
+}
+
+/// Resolves when the socket has something to read, an end or an error.
+async fn unasked(stream: &TcpStream) {
+    let _ = stream.readable().await;
+}
+
+/// One line there and back.
+async fn exchange(stream: &TcpStream, timeout: Duration) -> Result<(), Failure> {
+    let mut sent = 0;
+    while sent < LINE.len() {
+        within(timeout, Phase::Send, stream.writable()).await?;
+        match stream.try_write(&LINE[sent..]) {
+            Ok(n) => sent += n,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err((Phase::Send, crate::probe::cause(&e))),
+        }
+    }
+    let mut got = 0;
+    while got < LINE.len() {
+        within(timeout, Phase::Receive, stream.readable()).await?;
+        let mut buffer = [0; LINE.len()];
+        let room = LINE.len() - got;
+        match stream.try_read(&mut buffer[..room]) {
+            Ok(0) => return Err((Phase::Receive, Cause::EarlyEof)),
+            Ok(n) if buffer[..n] == LINE[got..got + n] => got += n,
+            Ok(_) => return Err((Phase::Receive, Cause::BadAnswer)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err((Phase::Receive, crate::probe::cause(&e))),
+        }
+    }
+    Ok(())
+}

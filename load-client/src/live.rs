@@ -1,0 +1,189 @@
+//! What is shown while the run goes on: metrics on the admin port, and one
+//! line on a terminal.
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use canary_common::result::load::Cause;
+use canary_common::telemetry::{Admin, init_metrics, serve};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::series;
+use crate::tally::{Counts, Shown};
+
+/// Between two updates.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+const CONNECT: &str = "load_connect_seconds";
+const TOTAL: &str = "load_total_seconds";
+/// Bounds of both histograms in seconds.
+const BOUNDS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0,
+];
+
+/// Opens the admin port, where one is asked for.
+pub async fn admin(addr: Option<SocketAddr>) -> Result<Option<Arc<Admin>>, String> {
+    let Some(addr) = addr else { return Ok(None) };
+    let listener = TcpListener::bind(addr)
+        .await
+        .map_err(|e| format!("--admin {addr}: {e}; choose another address or port"))?;
+    let handle = init_metrics(&[(CONNECT, BOUNDS), (TOTAL, BOUNDS)]).map_err(|e| e.to_string())?;
+    let admin = Arc::new(Admin::new(handle.clone()));
+    tokio::spawn(serve(listener, Arc::clone(&admin)));
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            handle.run_upkeep();
+        }
+    });
+    Ok(Some(admin))
+}
+
+/// The sum of what the workers show.
+#[must_use]
+pub fn sum(shown: &[Shown]) -> Counts {
+    let mut sum = Counts::default();
+    for s in shown {
+        sum.add(&s.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+    sum
+}
+
+/// Shows the counts until dropped.
+#[derive(Debug)]
+pub struct Live(Option<JoinHandle<()>>);
+
+impl Live {
+    /// Begins, with metrics if there is an admin port, with a line if this is a terminal.
+    #[must_use]
+    pub fn begin(shown: Vec<Shown>, admin: Option<&Arc<Admin>>) -> Self {
+        let terminal = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
+        if admin.is_none() && !terminal {
+            return Self(None);
+        }
+        let metrics = admin.is_some();
+        Self(Some(tokio::spawn(async move {
+            let (mut before, mut at) = (Counts::default(), Instant::now());
+            loop {
+                tokio::time::sleep(INTERVAL).await;
+                let now = sum(&shown);
+                if metrics {
+                    publish(&before, &now);
+                }
+                if terminal {
+                    let line = line(&before, &now, at.elapsed());
+                    rewrite(&line);
+                }
+                (before, at) = (now, Instant::now());
+            }
+        })))
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        if let Some(task) = self.0.take() {
+            task.abort();
+            if std::io::stderr().is_terminal() {
+                rewrite("");
+            }
+        }
+    }
+}
+
+/// Replaces the terminal's last line. A terminal that is gone is no failure of the run.
+fn rewrite(line: &str) {
+    use std::io::Write as _;
+    let _ = write!(std::io::stderr(), "\r\x1b[K{line}");
+}
+
+/// Brings the metrics to `now`.
+fn publish(before: &Counts, now: &Counts) {
+    metrics::counter!("load_attempts_total").absolute(now.attempts);
+    metrics::counter!("load_ok_total").absolute(now.ok);
+    metrics::counter!("load_received_bytes_total").absolute(now.bytes);
+    metrics::counter!("load_own_resets_total").absolute(now.own_resets);
+    metrics::gauge!("load_open_connections").set(now.open as f64);
+    for f in now.failures() {
+        let local = if f.local { "true" } else { "false" };
+        let cause = crate::cause_name(f.cause);
+        metrics::counter!("load_failures_total", "phase" => f.phase.as_str(), "cause" => cause, "local" => local)
+            .absolute(f.count);
+    }
+    for (name, now, before) in
+        [(CONNECT, &now.connect, &before.connect), (TOTAL, &now.total, &before.total)]
+    {
+        let histogram = metrics::histogram!(name);
+        for (bucket, (now, before)) in now.iter().zip(before).enumerate() {
+            let seconds = series::upper(bucket) as f64 / 1e6;
+            histogram.record_many(seconds, (now - before) as usize);
+        }
+    }
+}
+
+/// The median of what came since `before`, in microseconds.
+fn quantile(before: &Counts, now: &Counts, q: f64) -> u64 {
+    let new: Vec<u64> = now.total.iter().zip(before.total).map(|(n, b)| n - b).collect();
+    let wanted = (new.iter().sum::<u64>() as f64 * q).ceil() as u64;
+    let mut below = 0;
+    let at = new.iter().position(|n| {
+        below += n;
+        wanted > 0 && below >= wanted
+    });
+    at.map_or(0, series::upper)
+}
+
+/// Rate, classes and latency on one line.
+fn line(before: &Counts, now: &Counts, elapsed: Duration) -> String {
+    use std::fmt::Write as _;
+    let rate = (now.attempts - before.attempts) as f64 / elapsed.as_secs_f64().max(1e-9);
+    let ms = |q| quantile(before, now, q) as f64 / 1000.0;
+    let mut line = format!(
+        "{rate:.0}/s  {} connections, {} open, {} ok, p50 {:.1} ms, p99 {:.1} ms",
+        now.attempts,
+        now.open,
+        now.ok,
+        ms(0.5),
+        ms(0.99)
+    );
+    let mut failures = now.failures();
+    failures.retain(|f| f.cause != Cause::Interrupted);
+    failures.sort_by_key(|f| std::cmp::Reverse(f.count));
+    for f in failures.iter().take(3) {
+        let _ = write!(line, ", {} {} in {}", f.count, crate::cause_name(f.cause), f.phase);
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tally::{Clock, Tally};
+    use canary_common::outcome::{Errno, Phase};
+
+    /// The line has the rate since the last one, and the failures by class.
+    #[test]
+    fn the_line_shows_rate_classes_and_latency() {
+        let t = Instant::now();
+        let mut tally = Tally::new(Clock::now());
+        for _ in 0..10 {
+            tally.begin(t);
+        }
+        let before = tally.counts;
+        for _ in 0..99 {
+            tally.begin(t);
+            tally.ok(t, Duration::from_millis(2));
+        }
+        tally.begin(t);
+        tally.fail(t, (Phase::Receive, Cause::Errno(Errno::Econnreset)));
+        let line = line(&before, &tally.counts, Duration::from_millis(500));
+        assert_eq!(
+            line,
+            "200/s  110 connections, 0 open, 99 ok, p50 2.0 ms, p99 2.0 ms, 1 ECONNRESET in receive"
+        );
+    }
+}

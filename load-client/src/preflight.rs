@@ -1,0 +1,165 @@
+//! What this host's limits allow, said before the start.
+
+use std::fs;
+
+use canary_common::result::load::Preflight;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// How long Linux keeps a closed connection's port (TCP_TIMEWAIT_LEN).
+const TIME_WAIT_S: f64 = 60.0;
+/// How long it keeps one that may be used again with tcp_tw_reuse (TCP_PAWS, since the
+/// timestamp must have moved on).
+const REUSE_S: f64 = 1.0;
+/// Files that the program needs besides its connections.
+const OWN_FILES: u64 = 64;
+
+/// The kernel's settings, as texts or numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// First and last local port.
+    pub ports: (u64, u64),
+    /// `tcp_tw_reuse`.
+    pub tw_reuse: u64,
+    /// RLIMIT_NOFILE.
+    pub open_files: u64,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Load {
+    /// Local addresses, at least one.
+    pub sources: u64,
+    /// Connections in progress or held at once.
+    pub at_once: u64,
+    /// Connections a second, where known.
+    pub rate: Option<f64>,
+    /// True when this side closes first, with FIN: the port stays in TIME_WAIT.
+    pub leaves_time_wait: bool,
+    /// True when the target is on loopback, where `tcp_tw_reuse=2` applies.
+    pub loopback: bool,
+}
+
+/// Raises the limit of open files as far as allowed, and reads the others.
+/// What cannot be read counts as the kernel's default.
+#[must_use]
+pub fn read() -> Limits {
+    let limit = getrlimit(Resource::Nofile);
+    let hard = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let granted =
+        if setrlimit(Resource::Nofile, hard).is_ok() { limit.maximum } else { limit.current };
+    let setting = |name: &str| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).ok();
+    let ports = setting("ip_local_port_range").and_then(|s| parse_range(&s));
+    let tw_reuse = setting("tcp_tw_reuse").and_then(|s| s.trim().parse().ok());
+    Limits {
+        ports: ports.unwrap_or((32_768, 60_999)),
+        tw_reuse: tw_reuse.unwrap_or(2),
+        open_files: granted.unwrap_or(u64::MAX),
+    }
+}
+
+fn parse_range(s: &str) -> Option<(u64, u64)> {
+    let mut words = s.split_whitespace().map(str::parse);
+    let range = (words.next()?.ok()?, words.next()?.ok()?);
+    (range.0 <= range.1).then_some(range)
+}
+
+/// What `limits` allow, and where `load` goes beyond.
+#[must_use]
+pub fn check(limits: Limits, load: Load) -> Preflight {
+    let ports = limits.ports.1 - limits.ports.0 + 1;
+    let reused = limits.tw_reuse == 1 || (limits.tw_reuse == 2 && load.loopback);
+    let kept = if reused { REUSE_S } else { TIME_WAIT_S };
+    let all_ports = ports.saturating_mul(load.sources);
+    let lasting_rate = load.leaves_time_wait.then(|| all_ports as f64 / kept);
+    let open_connections = all_ports.min(limits.open_files.saturating_sub(OWN_FILES));
+    let mut warnings = Vec::new();
+    if let (Some(most), Some(asked)) = (lasting_rate, load.rate)
+        && asked > most
+    {
+        warnings.push(format!(
+            "{asked:.0} connections a second are more than the {most:.0} that the local ports allow for long: add --source-ip, widen ip_local_port_range, set tcp_tw_reuse=1 or use --close rst"
+        ));
+    }
+    if load.at_once > all_ports {
+        warnings.push(format!(
+            "{} connections at once are more than the {all_ports} local ports: add --source-ip or widen ip_local_port_range",
+            load.at_once
+        ));
+    }
+    if load.at_once > limits.open_files.saturating_sub(OWN_FILES) {
+        warnings.push(format!(
+            "{} connections at once are more than the limit of {} open files allows: raise it (ulimit -n)",
+            load.at_once, limits.open_files
+        ));
+    }
+    Preflight {
+        ports,
+        sources: load.sources,
+        open_files: limits.open_files,
+        tw_reuse: limits.tw_reuse,
+        lasting_rate,
+        open_connections,
+        warnings,
+    }
+}
+
+/// Says what was found before the start.
+pub fn log(p: &Preflight) {
+    tracing::info!(
+        ports = p.ports,
+        sources = p.sources,
+        open_files = p.open_files,
+        tw_reuse = p.tw_reuse,
+        lasting_rate = p.lasting_rate,
+        open_connections = p.open_connections,
+        "preflight"
+    );
+    for warning in &p.warnings {
+        tracing::warn!("{warning}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { ports: (32_768, 60_999), tw_reuse: 2, open_files: 1024 };
+    const LOAD: Load =
+        Load { sources: 1, at_once: 64, rate: None, leaves_time_wait: true, loopback: false };
+
+    /// 28,232 ports that stay in TIME_WAIT for 60 s allow 470 connections a second.
+    #[test]
+    fn ports_in_time_wait_bound_the_rate() {
+        let p = check(LIMITS, Load { rate: Some(1000.0), ..LOAD });
+        assert_eq!(p.lasting_rate.map(f64::floor), Some(470.0));
+        assert_eq!(p.warnings.len(), 1);
+        assert!(p.warnings[0].starts_with("1000 connections a second are more than the 471"));
+        let p = check(Limits { tw_reuse: 1, ..LIMITS }, Load { rate: Some(1000.0), ..LOAD });
+        assert_eq!((p.lasting_rate, p.warnings.len()), (Some(28_232.0), 0));
+        let rst = Load { rate: Some(1e6), leaves_time_wait: false, ..LOAD };
+        assert_eq!(check(LIMITS, rst).lasting_rate, None);
+        let loopback = Load { loopback: true, ..LOAD };
+        assert_eq!(check(LIMITS, loopback).lasting_rate, Some(28_232.0));
+    }
+
+    /// Ports of all addresses, or open files, bound what can be held.
+    #[test]
+    fn files_and_ports_bound_what_is_held() {
+        let p = check(LIMITS, Load { at_once: 15_000, ..LOAD });
+        assert_eq!(p.open_connections, 960);
+        assert!(p.warnings[0].contains("limit of 1024 open files"));
+        let many = Limits { open_files: 1 << 20, ..LIMITS };
+        let p = check(many, Load { at_once: 60_000, sources: 2, ..LOAD });
+        assert_eq!(p.open_connections, 56_464);
+        assert!(p.warnings[0].contains("more than the 56464 local ports"));
+    }
+
+    /// A range is two numbers in order.
+    #[test]
+    fn reads_a_range() {
+        assert_eq!(parse_range("1024\t65535\n"), Some((1024, 65_535)));
+        for bad in ["", "1", "2 1", "a b"] {
+            assert_eq!(parse_range(bad), None);
+        }
+    }
+}

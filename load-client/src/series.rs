@@ -1,0 +1,213 @@
+//! Counts over time in bounded memory: when all points are in use, neighbours
+//! are joined and every point is twice as wide. Points begin at multiples of
+//! their width since 1970, so that those of many programs can be joined.
+
+use canary_common::result::load::{Series, SeriesPoint};
+
+/// The most points.
+const POINTS: usize = 512;
+/// Steps of the coarse histogram: 4 an octave, from 1 µs to over an hour.
+pub const BUCKETS: usize = 132;
+
+/// The step of a latency.
+#[must_use]
+pub const fn bucket(us: u64) -> usize {
+    if us < 4 {
+        return us as usize;
+    }
+    let octave = us.ilog2();
+    // The two bits below the leading one.
+    let step = (us >> (octave - 2)) & 3;
+    let at = (octave as usize - 1) * 4 + step as usize;
+    if at < BUCKETS { at } else { BUCKETS - 1 }
+}
+
+/// The greatest latency of a step.
+#[must_use]
+pub const fn upper(bucket: usize) -> u64 {
+    if bucket < 4 {
+        return bucket as u64;
+    }
+    let (octave, step) = (bucket / 4 + 1, (bucket % 4) as u64);
+    ((5 + step) << (octave - 2)) - 1
+}
+
+#[derive(Clone, Debug)]
+struct Point {
+    counts: SeriesPoint,
+    latency: [u32; BUCKETS],
+}
+
+/// The course of one worker, or of several joined.
+#[derive(Clone, Debug)]
+pub struct Course {
+    width: u64,
+    points: Vec<Point>,
+}
+
+impl Default for Course {
+    fn default() -> Self {
+        Self { width: 1, points: Vec::new() }
+    }
+}
+
+impl Course {
+    fn widen(&mut self) {
+        self.width *= 2;
+        let old = std::mem::take(&mut self.points);
+        for p in old {
+            self.add(&p);
+        }
+    }
+
+    /// The point of second `at`. Time does not go back by more than the last
+    /// point's width; what comes late counts there.
+    fn point(&mut self, at: u64) -> &mut Point {
+        let mut begin = at - at % self.width;
+        if self.points.last().is_none_or(|p| p.counts.at < begin) {
+            if self.points.len() == POINTS {
+                self.widen();
+                begin = at - at % self.width;
+            }
+            if self.points.last().is_none_or(|p| p.counts.at < begin) {
+                let counts = SeriesPoint { at: begin, ..SeriesPoint::default() };
+                self.points.push(Point { counts, latency: [0; BUCKETS] });
+            }
+        }
+        let last = self.points.len() - 1;
+        &mut self.points[last]
+    }
+
+    fn add(&mut self, other: &Point) {
+        let mine = self.point(other.counts.at);
+        mine.counts.attempts += other.counts.attempts;
+        mine.counts.ok += other.counts.ok;
+        mine.counts.failed += other.counts.failed;
+        mine.counts.local += other.counts.local;
+        mine.counts.p99_us = mine.counts.p99_us.max(other.counts.p99_us);
+        for (a, b) in mine.latency.iter_mut().zip(other.latency) {
+            *a = a.saturating_add(b);
+        }
+    }
+
+    /// A connection was begun in second `at`.
+    pub fn attempt(&mut self, at: u64) {
+        self.point(at).counts.attempts += 1;
+    }
+
+    /// A connection ended as it should in second `at`.
+    pub fn ok(&mut self, at: u64, bucket: Option<usize>) {
+        let p = self.point(at);
+        p.counts.ok += 1;
+        if let Some(bucket) = bucket {
+            p.latency[bucket] += 1;
+        }
+    }
+
+    /// An exchange on a connection that goes on.
+    pub fn exchange(&mut self, at: u64, bucket: usize) {
+        self.point(at).latency[bucket] += 1;
+    }
+
+    /// A connection failed in second `at`.
+    pub fn fail(&mut self, at: u64, local: bool) {
+        let p = self.point(at);
+        p.counts.failed += 1;
+        p.counts.local += u64::from(local);
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn join(mut self, mut other: Self) -> Self {
+        while self.width < other.width {
+            self.widen();
+        }
+        while other.width < self.width {
+            other.widen();
+        }
+        let mut all: Vec<_> = self.points.into_iter().chain(other.points).collect();
+        all.sort_by_key(|p| p.counts.at);
+        let mut joined = Self { width: self.width, points: Vec::new() };
+        for p in all {
+            joined.add(&p);
+        }
+        joined
+    }
+
+    /// As results carry it.
+    #[must_use]
+    pub fn record(&self) -> Series {
+        let points = self.points.iter().map(|p| {
+            let total: u64 = p.latency.iter().map(|n| u64::from(*n)).sum();
+            let wanted = total - total / 100;
+            let mut below = 0;
+            let at = p.latency.iter().position(|n| {
+                below += u64::from(*n);
+                total > 0 && below >= wanted
+            });
+            SeriesPoint { p99_us: at.map_or(p.counts.p99_us, upper), ..p.counts }
+        });
+        Series { width_s: self.width, points: points.collect() }
+    }
+
+    /// From a result, so that results can be joined.
+    #[must_use]
+    pub fn from_record(series: &Series) -> Self {
+        let point = |c: &SeriesPoint| Point { counts: *c, latency: [0; BUCKETS] };
+        Self { width: series.width_s.max(1), points: series.points.iter().map(point).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Every latency is in a step that ends at it or less than a quarter above.
+    #[test]
+    fn steps_are_within_a_quarter() {
+        for us in (0..100_000).chain([1 << 31, 3_600_000_000]) {
+            let top = upper(bucket(us));
+            assert!(top >= us && top - us <= us / 4, "{us} {top}");
+        }
+        assert_eq!(bucket(u64::MAX), BUCKETS - 1);
+    }
+
+    /// However long the run, memory is bounded and no count is lost.
+    #[test]
+    fn a_long_course_is_bounded() {
+        let mut course = Course::default();
+        for at in 1_000_000..1_010_000 {
+            course.attempt(at);
+            course.ok(at, Some(bucket(100)));
+            course.fail(at, at % 2 == 0);
+        }
+        let s = course.record();
+        assert!(s.points.len() <= POINTS && s.width_s.is_power_of_two());
+        let sum = |f: fn(&SeriesPoint) -> u64| s.points.iter().map(f).sum::<u64>();
+        assert_eq!(sum(|p| p.attempts), 10_000);
+        assert_eq!((sum(|p| p.ok), sum(|p| p.failed), sum(|p| p.local)), (10_000, 10_000, 5_000));
+        assert!(s.points.iter().all(|p| p.at % s.width_s == 0 && p.p99_us == upper(bucket(100))));
+    }
+
+    proptest! {
+        /// Joined courses hold what both held, at the same times.
+        #[test]
+        fn joining_loses_nothing(
+            a in proptest::collection::vec(0u64..3000, 0..200),
+            b in proptest::collection::vec(0u64..30, 0..200),
+        ) {
+            let course = |mut v: Vec<u64>| {
+                v.sort_unstable();
+                let mut c = Course::default();
+                for at in v { c.attempt(at); }
+                c
+            };
+            let (n, joined) = (a.len() + b.len(), course(a).join(course(b)).record());
+            prop_assert_eq!(joined.points.iter().map(|p| p.attempts).sum::<u64>(), n as u64);
+            prop_assert!(joined.points.is_sorted_by(|a, b| a.at < b.at));
+            let again = Course::from_record(&joined).record();
+            prop_assert_eq!(again, joined);
+        }
+    }
+}

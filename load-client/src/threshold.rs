@@ -1,0 +1,255 @@
+//! `--fail-on`: a measure, a comparison, a value.
+
+use std::fmt;
+use std::str::FromStr;
+
+use canary_common::cli::duration;
+use canary_common::hist::LatencySummary;
+use canary_common::outcome::{Errno, Phase};
+use canary_common::result::load::{Cause, LoadResult, ThresholdRecord};
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// Connections that ended with ECONNRESET or EPIPE.
+    Reset,
+    /// Established connections without progress within the deadline.
+    Stall,
+    /// Connects without an answer.
+    ConnectTimeout,
+    /// Connects refused.
+    Refused,
+    /// Closed before the answer's end.
+    EarlyEof,
+    /// Wrong answers.
+    BadAnswer,
+    /// Failures by a limit of this host.
+    LocalLimit,
+    /// Held connections lost.
+    Lost,
+    /// All failures.
+    Failures,
+    /// Failures that are not this host's, by attempts.
+    ErrorRate,
+    /// Attempts a second.
+    Rate,
+    /// A quantile of the total latency.
+    Total(Quantile),
+    /// A quantile of the connect latency.
+    Connect(Quantile),
+}
+
+/// Which latency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantile {
+    /// Median.
+    P50,
+    /// 90%.
+    P90,
+    /// 99%.
+    P99,
+    /// 99.9%.
+    P999,
+    /// The greatest.
+    Max,
+}
+
+const MEASURES: &[(&str, Measure)] = &[
+    ("reset", Measure::Reset),
+    ("stall", Measure::Stall),
+    ("connect-timeout", Measure::ConnectTimeout),
+    ("refused", Measure::Refused),
+    ("early-eof", Measure::EarlyEof),
+    ("bad-answer", Measure::BadAnswer),
+    ("local-limit", Measure::LocalLimit),
+    ("lost", Measure::Lost),
+    ("failures", Measure::Failures),
+    ("error-rate", Measure::ErrorRate),
+    ("rate", Measure::Rate),
+    ("p50", Measure::Total(Quantile::P50)),
+    ("p90", Measure::Total(Quantile::P90)),
+    ("p99", Measure::Total(Quantile::P99)),
+    ("p999", Measure::Total(Quantile::P999)),
+    ("max", Measure::Total(Quantile::Max)),
+    ("connect-p50", Measure::Connect(Quantile::P50)),
+    ("connect-p90", Measure::Connect(Quantile::P90)),
+    ("connect-p99", Measure::Connect(Quantile::P99)),
+    ("connect-p999", Measure::Connect(Quantile::P999)),
+    ("connect-max", Measure::Connect(Quantile::Max)),
+];
+
+/// A comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// `>`
+    Above,
+    /// `>=`
+    AtLeast,
+    /// `<`
+    Below,
+    /// `<=`
+    AtMost,
+}
+
+const OPS: &[(&str, Op)] =
+    &[(">=", Op::AtLeast), ("<=", Op::AtMost), (">", Op::Above), ("<", Op::Below)];
+
+/// One `--fail-on`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Threshold {
+    measure: Measure,
+    op: Op,
+    /// Microseconds for latencies.
+    value: f64,
+}
+
+fn spelling<T: PartialEq>(names: &[(&'static str, T)], wanted: &T) -> &'static str {
+    names.iter().find(|(_, v)| v == wanted).map_or("", |(name, _)| name)
+}
+
+impl Measure {
+    const fn is_latency(self) -> bool {
+        matches!(self, Self::Total(_) | Self::Connect(_))
+    }
+}
+
+impl FromStr for Threshold {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let form = || {
+            format!(
+                "'{s}' is no threshold: write for example reset>0, error-rate>0.01 or p99>200ms"
+            )
+        };
+        let at = s.find(['<', '>']).ok_or_else(form)?;
+        let (name, rest) = (s[..at].trim(), &s[at..]);
+        let (sign, op) = OPS.iter().find(|(sign, _)| rest.starts_with(sign)).ok_or_else(form)?;
+        let value = rest[sign.len()..].trim();
+        let measure =
+            MEASURES.iter().find(|(n, _)| *n == name).map(|(_, m)| *m).ok_or_else(|| {
+                let known: Vec<_> = MEASURES.iter().map(|(n, _)| *n).collect();
+                format!("unknown measure '{name}': use one of {}", known.join(", "))
+            })?;
+        let value = if measure.is_latency() {
+            duration(value)?.as_secs_f64() * 1e6
+        } else {
+            match value.parse::<f64>() {
+                Ok(v) if v.is_finite() && v >= 0.0 => v,
+                _ => return Err(form()),
+            }
+        };
+        if measure == Measure::ErrorRate && value > 1.0 {
+            return Err(format!("'{s}': error-rate is from 0 to 1"));
+        }
+        Ok(Self { measure, op: *op, value })
+    }
+}
+
+impl fmt::Display for Threshold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}{}{}",
+            spelling(MEASURES, &self.measure),
+            spelling(OPS, &self.op),
+            self.value
+        )?;
+        f.write_str(if self.measure.is_latency() { "us" } else { "" })
+    }
+}
+
+impl Threshold {
+    /// What this is, read off a result.
+    #[must_use]
+    pub fn check(self, result: &LoadResult) -> ThresholdRecord {
+        let measured = measure(self.measure, result);
+        let crossed = match self.op {
+            Op::Above => measured > self.value,
+            Op::AtLeast => measured >= self.value,
+            Op::Below => measured < self.value,
+            Op::AtMost => measured <= self.value,
+        };
+        ThresholdRecord { expression: self.to_string(), measured, crossed }
+    }
+}
+
+fn measure(measure: Measure, r: &LoadResult) -> f64 {
+    let count = |which: &dyn Fn(Phase, Cause) -> bool| {
+        let of = r.failures.iter().filter(|f| which(f.phase, f.cause));
+        of.map(|f| f.count).sum::<u64>() as f64
+    };
+    let errno = |e: Errno| count(&move |_, c| c == Cause::Errno(e));
+    match measure {
+        Measure::Reset => errno(Errno::Econnreset) + errno(Errno::Epipe),
+        // ETIMEDOUT there is a hang that the kernel noticed first.
+        Measure::Stall => count(&|p, c| {
+            p != Phase::Connect && matches!(c, Cause::Stall | Cause::Errno(Errno::Etimedout))
+        }),
+        Measure::ConnectTimeout => count(&|p, c| {
+            p == Phase::Connect && matches!(c, Cause::Stall | Cause::Errno(Errno::Etimedout))
+        }),
+        Measure::Refused => errno(Errno::Econnrefused),
+        Measure::EarlyEof => count(&|_, c| c == Cause::EarlyEof),
+        Measure::BadAnswer => count(&|_, c| c == Cause::BadAnswer),
+        Measure::LocalLimit => r.failures.iter().filter(|f| f.local).map(|f| f.count as f64).sum(),
+        Measure::Lost => r.hold.map_or(0.0, |h| h.lost as f64),
+        Measure::Failures => count(&|_, _| true),
+        Measure::ErrorRate => {
+            let failed: u64 = r.failures.iter().filter(|f| !f.local).map(|f| f.count).sum();
+            failed as f64 / (r.attempts as f64).max(1.0)
+        }
+        Measure::Rate => r.attempts as f64 / r.run.seconds.max(1e-9),
+        Measure::Total(q) => quantile(q, &r.total_latency),
+        Measure::Connect(q) => quantile(q, &r.connect_latency),
+    }
+}
+
+fn quantile(q: Quantile, l: &LatencySummary) -> f64 {
+    let us = match q {
+        Quantile::P50 => l.p50_us,
+        Quantile::P90 => l.p90_us,
+        Quantile::P99 => l.p99_us,
+        Quantile::P999 => l.p999_us,
+        Quantile::Max => l.max_us,
+    };
+    us as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each form is read; latencies need a unit, the others must not have one.
+    #[test]
+    fn reads_every_form() {
+        for (text, spelled) in [
+            ("reset>0", "reset>0"),
+            (" error-rate >= 0.01", "error-rate>=0.01"),
+            ("p99>200ms", "p99>200000us"),
+            ("connect-max<=1s", "connect-max<=1000000us"),
+            ("rate<1000", "rate<1000"),
+        ] {
+            let t: Threshold = text.parse().unwrap();
+            assert_eq!(t.to_string(), spelled);
+            assert_eq!(spelled.parse(), Ok(t));
+        }
+    }
+
+    /// What is wrong is answered with what is right.
+    #[test]
+    fn refuses_other_forms() {
+        for (bad, answer) in [
+            ("reset", "is no threshold"),
+            ("reset=0", "is no threshold"),
+            ("reset>x", "is no threshold"),
+            ("reset>-1", "is no threshold"),
+            ("resets>0", "unknown measure 'resets': use one of reset, stall"),
+            ("p99>200", "is not a duration"),
+            ("error-rate>2", "error-rate is from 0 to 1"),
+        ] {
+            let e = bad.parse::<Threshold>().unwrap_err();
+            assert!(e.contains(answer), "{bad}: {e}");
+        }
+    }
+}
