@@ -50,122 +50,145 @@ impl Count {
     }
 }
 
+/// The counts of one path, forgery by forgery.
+#[derive(Clone, Copy, Debug)]
+struct Seen<'a>(&'a [&'a OutcomeCount]);
+
+impl Seen<'_> {
+    fn of(&self, forgery: Forgery) -> Count {
+        self.0.iter().find(|r| r.forgery == forgery).map_or(Count::default(), |r| Count {
+            leaked: r.leaked,
+            delivered: r.delivered,
+            dropped: r.dropped,
+        })
+    }
+
+    fn leaked(&self) -> u64 {
+        self.0.iter().map(|r| r.leaked).sum()
+    }
+
+    /// What conntrack refuses by its window check, on every kernel.
+    fn window(&self) -> Count {
+        let above = self.of(Forgery::AboveWindow);
+        if above.known() > 0 { above } else { self.of(Forgery::AckAhead) }
+    }
+
+    /// Lethal segments judged, and leaked. Below the window one that was
+    /// delivered was no test of this kernel.
+    fn lethal(&self) -> (u64, u64) {
+        let below = self.of(Forgery::BelowWindow);
+        let others = [Forgery::AboveWindow, Forgery::SynFin].map(|f| self.of(f));
+        (
+            others.iter().map(|c| c.known()).sum::<u64>() + below.leaked + below.dropped,
+            others.iter().map(|c| c.leaked).sum::<u64>() + below.leaked,
+        )
+    }
+
+    fn diagnosis(&self) -> Diagnosis {
+        let (window, syn_fin) = (self.window(), self.of(Forgery::SynFin));
+        let bad_flags_leaked = syn_fin.leaked + self.of(Forgery::NoFlags).leaked;
+        if self.leaked() > bad_flags_leaked {
+            Diagnosis::Unprotected
+        } else if bad_flags_leaked > 0 {
+            Diagnosis::Partly
+        } else if window.known() == 0 {
+            Diagnosis::Inconclusive
+        } else if !window.mostly_delivered() {
+            Diagnosis::Dropped
+        } else if syn_fin.known() == 0 {
+            Diagnosis::Liberal
+        } else if syn_fin.mostly_delivered() {
+            Diagnosis::NotTranslated
+        } else {
+            Diagnosis::LiberalAndDropped
+        }
+    }
+
+    fn old_segments(&self) -> OldSegments {
+        let (below, window) = (self.of(Forgery::BelowWindow), self.window());
+        // Where even what lies above the window arrives, nothing is refused.
+        let refuses = window.leaked > 0 || (window.known() > 0 && !window.mostly_delivered());
+        if below.leaked + below.dropped > below.delivered {
+            OldSegments::Invalid
+        } else if below.delivered > 0 && refuses {
+            OldSegments::Ignored
+        } else {
+            OldSegments::NotShown
+        }
+    }
+
+    /// Why this path cannot be called protected.
+    fn lacks(&self, min_forged: u64) -> Vec<String> {
+        let mut lacks = Vec::new();
+        if self.0.iter().all(|r| r.delivered == 0) {
+            lacks.push(
+                "no forged segment was delivered: the positive control is missing".to_owned(),
+            );
+        }
+        let above = self.of(Forgery::AboveWindow).known();
+        if above < min_forged {
+            lacks.push(format!("{above} above-window segments judged, {min_forged} needed"));
+        }
+        lacks
+    }
+
+    fn leaks(&self) -> String {
+        let each = self.0.iter().filter(|r| r.leaked > 0);
+        let each = each.map(|r| format!("{} {} of {}", r.forgery, r.leaked, r.forged));
+        each.collect::<Vec<_>>().join(", ")
+    }
+}
+
 fn path(
     family: Family,
     class: ClientClass,
     rows: &[&OutcomeCount],
     min_forged: u64,
 ) -> PathDiagnosis {
-    let of = |forgery: Forgery| {
-        rows.iter().find(|r| r.forgery == forgery).map_or(Count::default(), |r| Count {
-            leaked: r.leaked,
-            delivered: r.delivered,
-            dropped: r.dropped,
-        })
-    };
-    let (above, below) = (of(Forgery::AboveWindow), of(Forgery::BelowWindow));
-    let (ahead, syn_fin) = (of(Forgery::AckAhead), of(Forgery::SynFin));
-    let no_flags = of(Forgery::NoFlags);
-
-    // A segment below the window that is delivered was no test of this kernel.
-    let lethal = [above, syn_fin, of(Forgery::Overshoot)];
-    let judged = lethal.iter().map(|c| c.known()).sum::<u64>() + below.leaked + below.dropped;
-    let leaked = lethal.iter().map(|c| c.leaked).sum::<u64>() + below.leaked;
-    let any_leaked: u64 = rows.iter().map(|r| r.leaked).sum();
-    let window_leaked = any_leaked - syn_fin.leaked - no_flags.leaked;
-    // What conntrack refuses by its window check, on every kernel.
-    let window = if above.known() > 0 { above } else { ahead };
-
-    let diagnosis = if window_leaked > 0 {
-        Diagnosis::Unprotected
-    } else if any_leaked > 0 {
-        Diagnosis::Partly
-    } else if window.known() == 0 {
-        Diagnosis::Inconclusive
-    } else if !window.mostly_delivered() {
-        Diagnosis::Dropped
-    } else if syn_fin.known() == 0 {
-        Diagnosis::Liberal
-    } else if syn_fin.mostly_delivered() {
-        Diagnosis::NotTranslated
-    } else {
-        Diagnosis::LiberalAndDropped
-    };
-
-    let old_segments = if below.leaked + below.dropped > 0 {
-        OldSegments::Invalid
-    } else if below.delivered > 0
-        && window.known() > 0
-        && !(window.mostly_delivered() && window.leaked == 0)
-    {
-        OldSegments::Ignored
-    } else {
-        OldSegments::NotShown
-    };
-
-    let mut reasons = Vec::new();
-    let verdict = if any_leaked > 0 {
-        let which: Vec<String> = rows
-            .iter()
-            .filter(|r| r.leaked > 0)
-            .map(|r| format!("{} {} of {}", r.forgery, r.leaked, r.forged))
-            .collect();
-        reasons
-            .push(format!("forged segments reached the client untranslated: {}", which.join(", ")));
+    let seen = Seen(rows);
+    let (judged, leaked) = seen.lethal();
+    let leak_rate_upper_95 = upper_95(leaked, judged);
+    let (verdict, mut reasons) = if seen.leaked() > 0 {
+        let mut reasons =
+            vec![format!("forged segments reached the client untranslated: {}", seen.leaks())];
         if leaked == 0 {
             reasons.push(
-                "those are harmless by themselves, but show that INVALID segments leak: others reset connections"
-                    .to_owned(),
+                "those do no harm by themselves, but others like them reset connections".to_owned(),
             );
         }
-        Verdict::Vulnerable
+        (Verdict::Vulnerable, reasons)
     } else {
-        let delivered: u64 = rows.iter().map(|r| r.delivered).sum();
-        if delivered == 0 {
-            reasons.push(
-                "no forged segment was seen to be delivered: the positive control is missing"
-                    .to_owned(),
+        let lacks = seen.lacks(min_forged);
+        if lacks.is_empty() {
+            let bound = leak_rate_upper_95 * 100.0;
+            let reason = format!(
+                "0 of {judged} lethal segments leaked: with 95% confidence fewer than {bound:.2}% do"
             );
+            (Verdict::Protected, vec![reason])
+        } else {
+            (Verdict::Inconclusive, lacks)
         }
-        if above.known() < min_forged {
-            reasons.push(format!(
-                "{} above-window segments judged, at least {min_forged} needed",
-                above.known()
-            ));
-        }
-        if reasons.is_empty() { Verdict::Protected } else { Verdict::Inconclusive }
     };
+    let above = seen.of(Forgery::AboveWindow);
     if above.delivered > 0 && above.dropped > 0 {
         reasons.push(format!(
             "above-window was delivered {} times and dropped {} times: the clients' nodes differ, or segments were lost",
             above.delivered, above.dropped
         ));
     }
-    if verdict == Verdict::Protected && syn_fin.known() == 0 {
-        reasons.push(
-            "segments with bad flags were not tried: be_liberal alone lets them leak".to_owned(),
-        );
+    if verdict == Verdict::Protected && seen.of(Forgery::SynFin).known() == 0 {
+        reasons.push("bad flags were not tried: be_liberal alone lets them leak".to_owned());
     }
     let unknown: u64 = rows.iter().flat_map(|r| r.unknown.values()).sum();
     if unknown > 0 {
         reasons.push(format!("{unknown} outcomes are unknown"));
     }
-    let leak_rate_upper_95 = upper_95(leaked, judged);
-    if verdict == Verdict::Protected {
-        reasons.insert(
-            0,
-            format!(
-                "0 of {judged} lethal segments leaked: with 95% confidence fewer than {:.2}% do",
-                leak_rate_upper_95 * 100.0
-            ),
-        );
-    }
     PathDiagnosis {
         class,
         family,
-        diagnosis,
+        diagnosis: seen.diagnosis(),
         verdict,
-        old_segments,
+        old_segments: seen.old_segments(),
         reasons,
         judged,
         leaked,

@@ -138,7 +138,7 @@ impl Engine {
         let shared = Arc::clone(&self.shared);
         let mut state = shared.state();
         for action in actions.drain(..) {
-            self.note(action, now, &mut state);
+            self.note(&action, now, &mut state);
         }
         state.unjudged = unjudged;
         state.sniffer.failed = failed.map(|e| e.to_string());
@@ -226,7 +226,7 @@ impl Engine {
                         let mut after = Vec::new();
                         self.flows.send_failed(now, &tuple, &mut after);
                         for action in after {
-                            self.note(action, now, state);
+                            self.note(&action, now, state);
                         }
                     }
                 }
@@ -238,24 +238,24 @@ impl Engine {
                     state.tally.send_errors += 1;
                 }
             }
-            other => self.note(other, now, state),
+            other => self.note(&other, now, state),
         }
     }
 
-    fn note(&mut self, action: Action, now: Duration, state: &mut State) {
+    fn note(&mut self, action: &Action, now: Duration, state: &mut State) {
         match action {
             Action::Handshake => state.tally.handshakes += 1,
             Action::NotForged => state.tally.settled += 1,
             Action::Judged(j) => {
-                state.tally.judged(&j, self.classes.of(j.tuple.remote.ip()));
+                state.tally.judged(j, self.classes.of(j.tuple.remote.ip()));
                 if j.outcome == Outcome::Leaked && state.first_leak.is_none() {
-                    state.first_leak = Some(j);
+                    state.first_leak = Some(*j);
                 }
-                self.log.judged(now, &j);
+                self.log.judged(now, j);
             }
             Action::Reset(r) => {
-                state.tally.reset(&r);
-                self.log.reset(now, &r);
+                state.tally.reset(r);
+                self.log.reset(now, r);
             }
             Action::Forge { .. } | Action::Probe { .. } => {}
         }

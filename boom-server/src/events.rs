@@ -113,7 +113,7 @@ impl Log {
         } else if self.all || self.judged.allow(now) {
             tracing::info!(
                 client = %j.tuple.remote, server = %j.tuple.local, forgery = %j.forgery,
-                outcome = %j.outcome, reason = j.reason.map(|r| r.as_str()),
+                outcome = %j.outcome, reason = j.reason.map(canary_common::outcome::UnknownReason::as_str),
                 after_us = j.after.as_micros() as u64,
                 "judged"
             );

@@ -155,7 +155,6 @@ struct Flow {
     syns: u8,
     rtt: Duration,
     scale: u8,
-    scaled: bool,
     max_window: u32,
     timestamps: Option<(u32, u32)>,
     /// A FIN of the client was seen.
@@ -430,7 +429,6 @@ impl Flow {
             syns: 1,
             rtt: Duration::ZERO,
             scale: options.window_scale.unwrap_or(0),
-            scaled: options.window_scale.is_some(),
             // RFC 7323, section 2.2: the window of a SYN is not scaled.
             max_window: u32::from(seg.window),
             timestamps: options.timestamps,

@@ -63,7 +63,7 @@ pub async fn accept(listener: TcpListener, counters: Arc<Counters>) {
             }
             Err(e) => {
                 // One line at the first and at every thousandth: it may go on for long.
-                if counters.errors.fetch_add(1, Ordering::Relaxed) % 1000 == 0 {
+                if counters.errors.fetch_add(1, Ordering::Relaxed).is_multiple_of(1000) {
                     tracing::warn!(error = %e, "accept failed, going on");
                 }
                 if Errno::of(&e) != Errno::Econnaborted {

@@ -11,7 +11,8 @@ use std::time::{Duration, SystemTime};
 use canary_common::segment::{Family, Segment, SegmentError};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, setsockopt, sockopt,
+    ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn6, SockaddrStorage, recvmmsg,
+    setsockopt, sockopt,
 };
 use nix::sys::time::TimeSpec;
 use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
@@ -172,7 +173,8 @@ impl Sniffer {
             let parsed = match self.family {
                 Family::Ipv4 => Segment::parse_ipv4(bytes, message.bytes),
                 Family::Ipv6 => {
-                    let peer = message.address.and_then(|a| a.as_sockaddr_in6().map(|a| a.ip()));
+                    let peer =
+                        message.address.and_then(|a| a.as_sockaddr_in6().map(SockaddrIn6::ip));
                     match (peer, local) {
                         (Some(peer), Some(local)) => Segment::parse_tcp(
                             IpAddr::V6(peer),

@@ -1,5 +1,7 @@
 //! The result document, from the counts.
 
+use std::fmt::Write as _;
+
 use canary_common::outcome::{EndedBy, Verdict};
 use canary_common::result::boom::{BoomResult, Connections};
 use canary_common::result::{Clock, SCHEMA_VERSION};
@@ -103,12 +105,13 @@ fn doubts(state: &State, c: &Connections) -> Vec<String> {
 pub fn one_line(result: &BoomResult, state: &State) -> String {
     let mut line = format!("{}: ", result.verdict);
     if let Some(leak) = state.first_leak {
-        line.push_str(&format!(
+        let _ = write!(
+            line,
             "{} to {} was answered with a reset{}; ",
             leak.forgery,
             leak.tuple.remote,
             if leak.killed { " that ended the connection" } else { "" }
-        ));
+        );
     }
     line.push_str(&result.reasons.join("; "));
     line
@@ -130,8 +133,9 @@ pub fn human(result: &BoomResult, state: &State) -> String {
         "unknown"
     );
     for o in &result.outcomes {
-        text.push_str(&format!(
-            "{:<13} {:<6} {:<13} {:>8} {:>8} {:>8} {:>10} {:>8} {:>8}\n",
+        let _ = writeln!(
+            text,
+            "{:<13} {:<6} {:<13} {:>8} {:>8} {:>8} {:>10} {:>8} {:>8}",
             o.forgery,
             o.family.as_str(),
             o.class,
@@ -141,10 +145,10 @@ pub fn human(result: &BoomResult, state: &State) -> String {
             o.delivered,
             o.dropped,
             o.unknown.values().sum::<u64>()
-        ));
+        );
     }
     for p in &result.paths {
-        text.push_str(&format!("{} {}: {}\n", p.class, p.family, p.diagnosis));
+        let _ = writeln!(text, "{} {}: {}", p.class, p.family, p.diagnosis);
     }
     text.push_str(&one_line(result, state));
     text

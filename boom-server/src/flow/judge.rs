@@ -24,8 +24,7 @@ impl Flows {
         let matched = flow.forged.filter(|f| f.spec.provokes(seg));
         // One forged segment draws one answer: after another it is not this one's.
         let open = match flow.outcome {
-            None => true,
-            Some((Outcome::Dropped, _) | (_, Some(UnknownReason::NoProofOfLife))) => true,
+            None | Some((Outcome::Dropped, _) | (_, Some(UnknownReason::NoProofOfLife))) => true,
             Some(_) => false,
         };
         let Some(forged) = matched.filter(|_| open && !flow.dead) else {
