@@ -49,6 +49,7 @@ pub struct Plan {
 struct Lane {
     scenario: usize,
     front_end: FrontEnd,
+    family: Family,
     repetition: u32,
     prefix: String,
 }
@@ -119,9 +120,11 @@ fn lanes(plan: &Plan) -> VecDeque<Lane> {
     let mut lanes = VecDeque::new();
     for repetition in 1..=plan.repeat {
         for (scenario, s) in plan.scenarios.iter().enumerate() {
-            for front_end in &s.front_ends {
-                let prefix = format!("l{}-", lanes.len());
-                lanes.push_back(Lane { scenario, front_end: *front_end, repetition, prefix });
+            for front_end in s.front_ends.iter().copied() {
+                for family in s.families.iter().copied() {
+                    let prefix = format!("l{}-", lanes.len());
+                    lanes.push_back(Lane { scenario, front_end, family, repetition, prefix });
+                }
             }
         }
     }
@@ -148,61 +151,58 @@ fn run_lane(
     let scenario = &plan.scenarios[lane.scenario];
     let setting = &plan.setting;
     let place = Place::build(Topology::new(scenario.path, &lane.prefix), &setting.tools);
-    for (at, family) in scenario.families.iter().enumerate() {
-        for (index, cell_plan) in scenario.cells.iter().enumerate() {
-            let slot = at * scenario.cells.len() + index;
-            if setting.interrupt.signalled().is_some() {
-                return;
+    for (index, cell_plan) in scenario.cells.iter().enumerate() {
+        if setting.interrupt.signalled().is_some() {
+            return;
+        }
+        let id = id(plan, lane, index);
+        let dir = plan.dir.join("cells").join(&id);
+        let mut captures = Vec::new();
+        let shown = match &place {
+            Ok(place) => {
+                fs::create_dir_all(&dir).map_err(io_error("create", &dir)).and_then(|()| {
+                    let cell = Cell {
+                        plan: cell_plan,
+                        front_end: lane.front_end,
+                        family: lane.family,
+                        forgeries: &scenario.forgeries,
+                        connections: scenario.connections,
+                        index,
+                        dir: &dir,
+                    };
+                    let shown = cell::run(place, &cell, setting)?;
+                    captures = keep(plan, lane, place, &id, &shown, kept)?;
+                    Ok(shown)
+                })
             }
-            let id = id(plan, lane, *family, index);
-            let dir = plan.dir.join("cells").join(&id);
-            let mut captures = Vec::new();
-            let shown = match &place {
-                Ok(place) => {
-                    fs::create_dir_all(&dir).map_err(io_error("create", &dir)).and_then(|()| {
-                        let cell = Cell {
-                            plan: cell_plan,
-                            front_end: lane.front_end,
-                            family: *family,
-                            forgeries: &scenario.forgeries,
-                            connections: scenario.connections,
-                            index: slot,
-                            dir: &dir,
-                        };
-                        let shown = cell::run(place, &cell, setting)?;
-                        captures = keep(plan, lane, place, &id, &shown, kept)?;
-                        Ok(shown)
-                    })
-                }
-                Err(e) => Err(PlaceError::Io {
-                    what: format!("build the topology: {e}"),
-                    source: std::io::ErrorKind::Other.into(),
-                }),
-            };
-            if let Err(PlaceError::Exec(ExecError::Interrupted(_))) = &shown {
-                return;
-            }
-            let key = Key {
-                scenario: lane.scenario,
-                repetition: lane.repetition,
-                front_end: lane.front_end,
-                family: *family,
-                plan: index,
-            };
-            let shown = shown.map_err(|e| e.to_string());
-            if tell.send((key, Done { id, shown, captures })).is_err() {
-                return;
-            }
+            Err(e) => Err(PlaceError::Io {
+                what: "build the topology".to_owned(),
+                source: std::io::Error::other(e.to_string()),
+            }),
+        };
+        if let Err(PlaceError::Exec(ExecError::Interrupted(_))) = &shown {
+            return;
+        }
+        let key = Key {
+            scenario: lane.scenario,
+            repetition: lane.repetition,
+            front_end: lane.front_end,
+            family: lane.family,
+            plan: index,
+        };
+        let shown = shown.map_err(|e| e.to_string());
+        if tell.send((key, Done { id, shown, captures })).is_err() {
+            return;
         }
     }
 }
 
-fn id(plan: &Plan, lane: &Lane, family: Family, cell: usize) -> String {
+fn id(plan: &Plan, lane: &Lane, cell: usize) -> String {
     let scenario = &plan.scenarios[lane.scenario];
     let names: Vec<_> = scenario.cells[cell].protections.iter().map(ToString::to_string).collect();
     let names = if names.is_empty() { "none".to_owned() } else { names.join("+") };
     let again = if plan.repeat > 1 { format!("-{}", lane.repetition) } else { String::new() };
-    format!("{}/{}-{family}-{names}{again}", scenario.name, lane.front_end)
+    format!("{}/{}-{}-{names}{again}", scenario.name, lane.front_end, lane.family)
 }
 
 /// Keeps one connection of every kind that was reset, or everything.

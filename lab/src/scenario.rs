@@ -8,7 +8,21 @@ use canary_common::segment::Family;
 use serde::Deserialize;
 
 /// The scenarios in the binary, in the order that `run` takes them.
-const SHIPPED: &[&str] = &[include_str!("../scenarios/cluster-ip.toml")];
+const SHIPPED: &[&str] = &[
+    include_str!("../scenarios/cluster-ip.toml"),
+    include_str!("../scenarios/same-node.toml"),
+    include_str!("../scenarios/same-node-bridge.toml"),
+    include_str!("../scenarios/same-node-bridge-no-nf.toml"),
+    include_str!("../scenarios/node-port-cluster.toml"),
+    include_str!("../scenarios/node-port-cluster-remote.toml"),
+    include_str!("../scenarios/node-port-local.toml"),
+    include_str!("../scenarios/hairpin.toml"),
+    include_str!("../scenarios/host-network.toml"),
+    include_str!("../scenarios/host-network-remote.toml"),
+    include_str!("../scenarios/snat.toml"),
+    include_str!("../scenarios/pod-ip.toml"),
+    include_str!("../scenarios/one-node-protected.toml"),
+];
 
 /// A scenario file is wrong.
 #[derive(Debug, thiserror::Error)]
