@@ -469,3 +469,6 @@ impl Flow {
         self.fin |= seg.flags.has(Flags::FIN);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@
 //! ordinary connections, [`engine`] the thread that joins them, [`run`] the
 //! order of steps.
 
+pub mod checksum;
 pub mod config;
 pub mod diagnose;
 pub mod engine;
@@ -15,6 +16,7 @@ pub mod filter;
 pub mod flow;
 pub mod forge;
 pub mod listener;
+pub mod metrics;
 pub mod privilege;
 pub mod raw;
 pub mod report;

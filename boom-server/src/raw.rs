@@ -17,7 +17,7 @@ use nix::sys::socket::{
 use nix::sys::time::TimeSpec;
 use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 
-use crate::filter;
+use crate::{checksum, filter};
 
 /// Segments read in one system call.
 const BATCH: usize = 64;
@@ -113,7 +113,7 @@ impl Sniffer {
         self.dropped
     }
 
-    /// Packets that were not TCP segments.
+    /// Packets that were no TCP segments, or had a wrong checksum.
     #[must_use]
     pub const fn malformed(&self) -> u64 {
         self.malformed
@@ -187,8 +187,11 @@ impl Sniffer {
                 }
             };
             match parsed {
-                Ok(segment) => each(Received { segment, at }),
-                Err(_) => self.malformed += 1,
+                // The kernel's TCP refuses what is damaged, a raw socket does not.
+                Ok(segment) if checksum::acceptable(&segment, bytes, message.bytes) => {
+                    each(Received { segment, at });
+                }
+                Ok(_) | Err(_) => self.malformed += 1,
             }
         }
         self.received += n as u64;

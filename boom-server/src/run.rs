@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use canary_common::exit::Exit;
 use canary_common::outcome::EndedBy;
@@ -15,6 +15,7 @@ use canary_common::result::boom::BoomResult;
 use canary_common::segment::Family;
 use canary_common::shutdown::Shutdown;
 use canary_common::telemetry::{self, Admin, MetricsError};
+use metrics_exporter_prometheus::PrometheusHandle;
 use nix::errno::Errno;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -22,12 +23,15 @@ use crate::config::{Config, OnReset};
 use crate::engine::{Classes, Engine, Shared};
 use crate::flow::Settings;
 use crate::listener::{self, Counters};
+use crate::metrics;
 use crate::privilege::{self, PrivilegeError};
 use crate::raw::{RawError, Sender, Sniffer};
 use crate::report::{self, Accepted};
 
 /// How often the ends of a run are looked for.
 const LOOK: Duration = Duration::from_millis(20);
+/// How old a number on the admin port may be.
+const PUBLISH: Duration = Duration::from_millis(500);
 /// How long accept() may lag behind the raw sockets at the end of a run.
 const PARITY: Duration = Duration::from_millis(500);
 
@@ -122,8 +126,14 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
         config.events,
         Arc::clone(&shared),
     );
-    let program =
-        Program { config: config.clone(), clock, shared, counters: Arc::new(Counters::default()) };
+    let program = Program {
+        config: config.clone(),
+        clock,
+        wall: SystemTime::now(),
+        monotonic: std::time::Instant::now(),
+        shared,
+        counters: Arc::new(Counters::default()),
+    };
     runtime.block_on(async {
         // Signals are caught before anything can be lost.
         let shutdown = Shutdown::catch().map_err(start("catch signals"))?;
@@ -135,7 +145,9 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
                 serde_json::to_string(&program.result(EndedBy::Duration, &[])).unwrap_or_default()
             }
         };
-        let admin_content = Arc::new(Admin::new(telemetry::init_metrics(&[])?).with_verdict(page));
+        let handle = metrics::init()?;
+        tokio::spawn(publish(Arc::clone(&program), handle.clone()));
+        let admin_content = Arc::new(Admin::new(handle).with_verdict(page));
         if let Some(listener) = admin {
             let listener =
                 tokio::net::TcpListener::from_std(listener).map_err(start("serve --admin"))?;
@@ -194,9 +206,20 @@ fn without_ipv6(e: &io::Error) -> bool {
     [Errno::EAFNOSUPPORT, Errno::EADDRNOTAVAIL].iter().any(|n| e.raw_os_error() == Some(*n as i32))
 }
 
+/// Keeps the metrics up to date, and the histogram's memory bounded.
+async fn publish(program: Arc<Program>, handle: PrometheusHandle) {
+    loop {
+        metrics::publish(&program.shared.state(), program.accepted());
+        handle.run_upkeep();
+        sleep(PUBLISH).await;
+    }
+}
+
 struct Program {
     config: Config,
     clock: Clock,
+    wall: SystemTime,
+    monotonic: std::time::Instant,
     shared: Arc<Shared>,
     counters: Arc<Counters>,
 }
@@ -212,7 +235,20 @@ impl Program {
 
     fn result(&self, ended_by: EndedBy, notes: &[String]) -> BoomResult {
         let state = self.shared.state();
-        report::result(&self.config, &self.clock, ended_by, &state, self.accepted(), notes)
+        let mut notes = notes.to_vec();
+        notes.extend(self.clock_step());
+        report::result(&self.config, &self.clock, ended_by, &state, self.accepted(), &notes)
+    }
+
+    /// Says so when the wall clock moved otherwise than time does: only the
+    /// times of the handshakes' receipt depend on it.
+    fn clock_step(&self) -> Option<String> {
+        let wall =
+            self.wall.elapsed().map_or_else(|e| -e.duration().as_secs_f64(), |d| d.as_secs_f64());
+        let step = wall - self.monotonic.elapsed().as_secs_f64();
+        (step.abs() > 1.0).then(|| {
+            format!("the wall clock was stepped by {step:.1} s: handshake_to_forge may be wrong")
+        })
     }
 
     /// Waits for the first of the ends that the options name.

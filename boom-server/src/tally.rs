@@ -12,6 +12,8 @@ use crate::flow::{Judgement, Reset, ResetCause};
 
 /// Unattributed resets that are kept with their numbers.
 const SAMPLES: usize = 20;
+/// A handshake that seems to have waited longer was measured across a clock step.
+const CLOCK_STEP: Duration = Duration::from_secs(10);
 
 /// The counts of one run.
 #[derive(Clone, Debug, Default)]
@@ -62,8 +64,11 @@ impl Tally {
     ) {
         self.forged += 1;
         self.row(tuple, class, forgery).forged += 1;
+        // The wall clock may have been stepped in between.
+        let latency = latency.filter(|l| *l < CLOCK_STEP);
         if let Some(latency) = latency {
             self.latency.record(latency);
+            metrics::histogram!(crate::metrics::HANDSHAKE_TO_FORGE).record(latency);
         }
     }
 

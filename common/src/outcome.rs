@@ -123,6 +123,8 @@ names! {
         NoProofOfLife = "no-proof-of-life",
         /// The client closed before an answer could be told apart.
         ClosedEarly = "closed-early",
+        /// Traffic of the connection may have hidden the answer (forged in mid-stream alone).
+        Busy = "busy",
         /// An RST came whose numbers also fit a cause other than the forged segment.
         AmbiguousReset = "ambiguous-reset",
         /// Another RST, not provoked by the forged segment, ended the connection.

@@ -156,7 +156,7 @@ impl Flows {
         let f = flow.forged.as_ref();
         let (outcome, reason) = match f {
             // Acknowledgments of data may have been the answer: nothing is shown.
-            Some(f) if f.busy => (Outcome::Unknown, Some(UnknownReason::ClosedEarly)),
+            Some(f) if f.busy => (Outcome::Unknown, Some(UnknownReason::Busy)),
             Some(f) if f.alive => (Outcome::Dropped, None),
             _ => (Outcome::Unknown, Some(UnknownReason::NoProofOfLife)),
         };

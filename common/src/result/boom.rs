@@ -50,7 +50,8 @@ pub struct PathDiagnosis {
     pub old_segments: OldSegments,
     /// Why, in sentences.
     pub reasons: Vec<String>,
-    /// Lethal forgeries judged on this path.
+    /// Lethal forgeries judged on this path; below-window counts only where it
+    /// was no old segment to be ignored (see `old_segments`).
     pub judged: u64,
     /// Of those, leaked.
     pub leaked: u64,
@@ -135,7 +136,7 @@ pub struct Sniffer {
     pub received: u64,
     /// Segments that the kernel dropped because the buffer was full (SO_RXQ_OVFL).
     pub dropped: u64,
-    /// Packets that were not TCP segments after all.
+    /// Packets that were no TCP segments, or had a wrong checksum.
     pub malformed: u64,
     /// The receive buffer in octets that the kernel granted to each socket.
     pub receive_buffer: u64,

@@ -1,0 +1,583 @@
+use std::net::SocketAddr;
+
+use super::*;
+use canary_common::outcome::UnknownReason as Why;
+
+const ISN: Seq = Seq(0xffff_fff0);
+/// The server's first number as the client acknowledges it, near the wrap too.
+const SND: Seq = Seq(0xffff_ff00);
+const TIMEOUT: Duration = Duration::from_millis(400);
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+fn settings(forgeries: &[Forgery]) -> Settings {
+    Settings {
+        forgeries: forgeries.to_vec(),
+        outcome_timeout: TIMEOUT,
+        forge_delay: Duration::ZERO,
+        capacity: 100,
+    }
+}
+
+/// SYN options of Linux: MSS, SACK permitted, timestamps, scale 7.
+const SYN_OPTIONS: &[u8] = &[2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 7, 0, 0, 0, 0, 1, 3, 3, 7];
+
+/// One client and the state machine under test.
+struct Play {
+    flows: Flows,
+    now: Duration,
+    port: u16,
+    out: Vec<Action>,
+}
+
+/// The base of every segment: no data, nothing special.
+fn plain(port: u16) -> Segment<'static> {
+    Segment {
+        src: SocketAddr::from(([198, 18, 0, 2], port)),
+        dst: SocketAddr::from(([198, 18, 0, 1], 9000)),
+        seq: ISN.add(1),
+        ack: SND,
+        flags: Flags::ACK,
+        window: 502,
+        options: &[],
+        payload_len: 0,
+    }
+}
+
+impl Play {
+    fn new(forgery: Forgery) -> Self {
+        Self::with(settings(&[forgery]))
+    }
+
+    fn with(settings: Settings) -> Self {
+        Self { flows: Flows::new(settings), now: ms(0), port: 40000, out: Vec::new() }
+    }
+
+    fn gets(&mut self, seg: &Segment<'_>) -> &mut Self {
+        self.flows.segment(self.now, seg, &mut self.out);
+        self
+    }
+
+    fn base(&self) -> Segment<'static> {
+        plain(self.port)
+    }
+
+    fn syn(&mut self) -> &mut Self {
+        let seg = Segment {
+            seq: ISN,
+            ack: Seq(0),
+            flags: Flags::SYN,
+            options: SYN_OPTIONS,
+            ..self.base()
+        };
+        self.gets(&seg)
+    }
+
+    fn ack(&mut self) -> &mut Self {
+        let seg = self.base();
+        self.gets(&seg)
+    }
+
+    fn fin(&mut self) -> &mut Self {
+        let seg = Segment { flags: Flags::FIN.with(Flags::ACK), ..self.base() };
+        self.gets(&seg)
+    }
+
+    fn rst(&mut self, seq: Seq) -> &mut Self {
+        let seg = Segment { seq, ack: Seq(0), flags: Flags::RST, ..self.base() };
+        self.gets(&seg)
+    }
+
+    /// SYN and ACK, half a millisecond apart.
+    fn handshake(&mut self) -> &mut Self {
+        self.syn();
+        self.now += Duration::from_micros(500);
+        self.ack()
+    }
+
+    fn after(&mut self, d: Duration) -> &mut Self {
+        self.now += d;
+        self.flows.tick(self.now, &mut self.out);
+        self
+    }
+
+    fn forged(&self) -> Option<Spec> {
+        self.out.iter().find_map(|a| match a {
+            Action::Forge { spec, .. } => Some(*spec),
+            _ => None,
+        })
+    }
+
+    fn probe(&self) -> Option<Spec> {
+        self.out.iter().find_map(|a| match a {
+            Action::Probe { spec, .. } => Some(*spec),
+            _ => None,
+        })
+    }
+
+    fn judgements(&self) -> Vec<Judgement> {
+        let judged = self.out.iter().filter_map(|a| match a {
+            Action::Judged(j) => Some(*j),
+            _ => None,
+        });
+        judged.collect()
+    }
+
+    fn outcome(&self) -> Option<(Outcome, Option<Why>)> {
+        self.judgements().last().map(|j| (j.outcome, j.reason))
+    }
+
+    fn resets(&self) -> Vec<ResetCause> {
+        let resets = self.out.iter().filter_map(|a| match a {
+            Action::Reset(r) => Some(r.cause),
+            _ => None,
+        });
+        resets.collect()
+    }
+}
+
+fn dsack(of: Spec) -> Vec<u8> {
+    let mut o = vec![1, 1, 5, 10];
+    o.extend(of.seq.0.to_be_bytes());
+    o.extend(of.seq.add(of.payload.len() as u32).0.to_be_bytes());
+    o
+}
+
+/// The segment is forged when the handshake is complete, with its numbers.
+#[test]
+fn forges_at_the_handshake() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.syn();
+    assert_eq!(p.out, []);
+    p.ack();
+    assert_eq!(p.out[0], Action::Handshake);
+    let spec = p.forged().unwrap();
+    assert_eq!((spec.seq, spec.ack), (SND.add(0x7FFF_C000), ISN.add(1)));
+}
+
+/// An RST whose numbers the forged segment provokes is a leak, and one that
+/// carries the expected number kills.
+#[test]
+fn the_provoked_reset_is_a_leak_that_kills() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake().rst(ISN.add(1));
+    let j = p.judgements();
+    assert_eq!((j[0].outcome, j[0].killed), (Outcome::Leaked, true));
+    assert_eq!(p.resets(), [ResetCause::Forged(Forgery::AboveWindow)]);
+}
+
+/// A forged acknowledgment far ahead draws a reset that harms nobody.
+#[test]
+fn ack_ahead_leaks_without_killing() {
+    let mut p = Play::new(Forgery::AckAhead);
+    p.handshake().rst(ISN.add(1).add(0x4000_0000));
+    assert_eq!((p.judgements()[0].outcome, p.judgements()[0].killed), (Outcome::Leaked, false));
+}
+
+/// A segment without flags draws RST and ACK with sequence number 0.
+#[test]
+fn no_flags_leaks_without_killing() {
+    let mut p = Play::new(Forgery::NoFlags);
+    p.handshake();
+    let rst = Segment { seq: Seq(0), ack: SND, flags: Flags::RST.with(Flags::ACK), ..p.base() };
+    p.gets(&rst);
+    assert_eq!((p.judgements()[0].outcome, p.judgements()[0].killed), (Outcome::Leaked, false));
+}
+
+/// An application's own reset has the ACK bit and is not the bug, although its
+/// sequence number is the forged one's.
+#[test]
+fn an_applications_reset_is_not_a_leak() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake();
+    let rst = Segment { flags: Flags::RST.with(Flags::ACK), ..p.base() };
+    p.gets(&rst);
+    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::OtherReset))));
+    assert_eq!(p.resets(), [ResetCause::Other { expected: ISN.add(1) }]);
+}
+
+/// A reset one off the expected number is neither a leak nor the end.
+#[test]
+fn a_reset_with_other_numbers_changes_nothing() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake().rst(ISN.add(2)).rst(ISN).rst(ISN.add(2_000_000));
+    assert_eq!(p.outcome(), None);
+    p.rst(ISN.add(1));
+    assert_eq!(p.outcome(), Some((Outcome::Leaked, None)));
+}
+
+/// A bare acknowledgment that acknowledges nothing new is the client's answer.
+#[test]
+fn a_duplicate_ack_is_delivered() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake().ack();
+    assert_eq!(p.outcome(), Some((Outcome::Delivered, None)));
+    assert_eq!(p.probe(), None);
+}
+
+/// Neither the client's data nor its keep-alive probe is an answer.
+#[test]
+fn data_and_keep_alives_are_no_answers() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake();
+    let keep_alive = Segment { seq: ISN, ..p.base() };
+    let data = Segment { payload_len: 10, flags: Flags::PSH.with(Flags::ACK), ..p.base() };
+    p.gets(&keep_alive).gets(&data);
+    assert_eq!(p.outcome(), None);
+}
+
+/// Silence alone is no proof: the connection is probed, and only an answer to
+/// the probe makes it dropped.
+#[test]
+fn dropped_needs_proof_of_life() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake().after(TIMEOUT);
+    let probe = p.probe().unwrap();
+    assert_eq!((probe.seq, probe.ack), (SND.sub(1), ISN.add(1)));
+    let options = dsack(probe);
+    let answer = Segment { options: &options, ..p.base() };
+    p.gets(&answer);
+    assert_eq!(p.outcome(), Some((Outcome::Dropped, None)));
+
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake().after(TIMEOUT).after(TIMEOUT);
+    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::NoProofOfLife))));
+}
+
+/// Without SACK one answer is the probe's and two mean that one was the forged
+/// segment's.
+#[test]
+fn without_sack_answers_are_counted() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake().after(TIMEOUT).ack();
+    assert_eq!(p.outcome(), None);
+    p.after(TIMEOUT);
+    assert_eq!(p.outcome(), Some((Outcome::Dropped, None)));
+
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake().after(TIMEOUT).ack().ack();
+    assert_eq!(p.outcome(), Some((Outcome::Delivered, None)));
+}
+
+/// A D-SACK that names the forged octets is the forged segment's answer, however late.
+#[test]
+fn a_dsack_names_what_was_delivered() {
+    let mut p = Play::new(Forgery::BelowWindow);
+    p.handshake().after(TIMEOUT);
+    let options = dsack(p.forged().unwrap());
+    let answer = Segment { options: &options, ..p.base() };
+    p.gets(&answer);
+    assert_eq!(p.outcome(), Some((Outcome::Delivered, None)));
+}
+
+/// A slow path is given several round trips.
+#[test]
+fn the_timeout_follows_the_round_trip() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.syn().after(ms(300)).ack().after(TIMEOUT + ms(700));
+    assert_eq!(p.probe(), None);
+    p.after(ms(100));
+    assert!(p.probe().is_some());
+}
+
+/// A leak that comes after the connection was called dropped corrects that.
+#[test]
+fn a_late_leak_replaces_dropped() {
+    let mut p = Play::new(Forgery::SynFin);
+    p.handshake().after(TIMEOUT).ack().after(TIMEOUT).rst(ISN.add(1));
+    let j = p.judgements();
+    assert_eq!(j[1].outcome, Outcome::Leaked);
+    assert_eq!(j[1].replaces, Some((Outcome::Dropped, None)));
+}
+
+/// A reset after the answer belongs to something else: one segment, one answer.
+#[test]
+fn a_reset_after_the_answer_is_another() {
+    let mut p = Play::new(Forgery::BelowWindow);
+    p.handshake().ack().rst(ISN.add(1));
+    assert_eq!(p.outcome(), Some((Outcome::Delivered, None)));
+    assert_eq!(p.resets(), [ResetCause::Other { expected: ISN.add(1) }]);
+}
+
+/// A client that has sent FIN resets whatever still comes, with the same numbers.
+#[test]
+fn a_reset_after_fin_is_ambiguous() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake().fin().rst(ISN.add(1));
+    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::AmbiguousReset))));
+    assert_eq!(p.resets().len(), 1);
+}
+
+/// A client that closes before it answers leaves nothing to judge, and is not
+/// probed: its port may serve another connection by then.
+#[test]
+fn a_close_before_the_answer_is_unknown() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake().fin().after(TIMEOUT);
+    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::ClosedEarly))));
+    assert_eq!(p.probe(), None);
+}
+
+/// In a simultaneous close the client's last acknowledgment covers our FIN and
+/// is not taken for an answer; a real answer in between still is.
+#[test]
+fn simultaneous_close() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake().fin();
+    let last = Segment { seq: ISN.add(2), ack: SND.add(1), ..p.base() };
+    p.gets(&last);
+    assert_eq!(p.outcome(), None);
+
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake().fin();
+    let answer = Segment { seq: ISN.add(2), ..p.base() };
+    p.gets(&answer);
+    assert_eq!(p.outcome(), Some((Outcome::Delivered, None)));
+}
+
+/// A retransmitted SYN draws a second SYN-ACK, whose answer must not be taken
+/// for the forged segment's: nothing is forged until that has passed.
+#[test]
+fn a_retransmitted_syn_delays_the_forgery() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.syn().after(ms(20)).syn().ack().ack();
+    assert_eq!(p.forged(), None);
+    p.after(ms(20));
+    assert!(p.forged().is_some());
+    assert_eq!(p.outcome(), None);
+}
+
+/// A handshake that took longer than a SYN-ACK's retransmission is waited out too.
+#[test]
+fn a_slow_handshake_delays_the_forgery() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.syn().after(ms(1100)).ack();
+    assert_eq!(p.forged(), None);
+    p.after(TIMEOUT);
+    assert!(p.forged().is_some());
+}
+
+/// With SYN cookies the server keeps nothing until the ACK; the numbers are all
+/// the same, also where data completes the handshake because the ACK was lost.
+#[test]
+fn data_may_complete_the_handshake() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.syn();
+    let data = Segment { payload_len: 100, ..p.base() };
+    p.gets(&data);
+    assert_eq!(p.forged().unwrap().ack, ISN.add(101));
+}
+
+/// An ACK that does not continue the SYN completes nothing.
+#[test]
+fn a_stray_ack_is_no_handshake() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.ack().syn();
+    let stray = Segment { seq: ISN.add(1000), ..p.base() };
+    p.gets(&stray);
+    assert_eq!(p.out, []);
+}
+
+/// A SYN with another number on the same ports is another connection: the old
+/// one stays unknown, and its late reset is not blamed on the new one.
+#[test]
+fn ports_used_again_are_another_connection() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake();
+    let isn = ISN.add(5_000_000);
+    let syn = Segment { seq: isn, flags: Flags::SYN, ..p.base() };
+    p.gets(&syn);
+    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::Reused))));
+    // The server's challenge ACK for the new SYN draws this from the new client socket.
+    p.rst(ISN.add(1));
+    assert_eq!(p.resets(), [ResetCause::Other { expected: isn.add(1) }]);
+    let ack = Segment { seq: isn.add(1), ack: SND.add(77), ..p.base() };
+    p.gets(&ack).rst(isn.add(1));
+    assert_eq!(p.outcome(), Some((Outcome::Leaked, None)));
+}
+
+/// The same ports on another server address are another connection altogether.
+#[test]
+fn flows_are_keyed_by_all_four() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake();
+    let other = SocketAddr::from(([198, 18, 0, 9], 9000));
+    let rst = Segment { seq: ISN.add(1), flags: Flags::RST, dst: other, ..p.base() };
+    p.gets(&rst);
+    assert_eq!(p.resets(), [ResetCause::UnknownConnection]);
+    assert_eq!(p.outcome(), None);
+}
+
+/// A SYN that was sent again long after is old, and the connection goes on.
+#[test]
+fn an_old_syn_changes_nothing() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake().syn();
+    assert_eq!(p.outcome(), None);
+    p.ack();
+    assert_eq!(p.outcome(), Some((Outcome::Delivered, None)));
+}
+
+/// Segments of a connection long gone neither answer nor move the numbers.
+#[test]
+fn old_segments_move_nothing() {
+    let mut s = settings(&[Forgery::AboveWindow]);
+    s.forge_delay = ms(100);
+    let mut p = Play::with(s);
+    p.handshake();
+    let old = Segment { seq: ISN.sub(3_000_000_000), ack: SND.add(9), ..p.base() };
+    let old_ack = Segment { ack: SND.sub(5000), ..p.base() };
+    p.gets(&old).gets(&old_ack).after(ms(100));
+    let spec = p.forged().unwrap();
+    assert_eq!((spec.seq, spec.ack), (SND.add(0x7FFF_C000), ISN.add(1)));
+}
+
+/// What was forged in mid-stream has the numbers of that moment, gaps in the
+/// client's data left out.
+#[test]
+fn a_delayed_forgery_has_the_latest_numbers() {
+    let mut s = settings(&[Forgery::Control]);
+    s.forge_delay = ms(100);
+    let mut p = Play::with(s);
+    p.handshake();
+    let data = Segment { payload_len: 30, ..p.base() };
+    let beyond_a_gap =
+        Segment { seq: ISN.add(131), payload_len: 30, ack: SND.add(500), ..p.base() };
+    p.gets(&data).gets(&beyond_a_gap).after(ms(100));
+    let spec = p.forged().unwrap();
+    assert_eq!((spec.seq, spec.ack), (SND.add(499), ISN.add(31)));
+}
+
+/// In mid-stream, acknowledgments of data may hide the answer: unknown, not dropped.
+#[test]
+fn a_busy_stream_proves_nothing() {
+    let mut s = settings(&[Forgery::AboveWindow]);
+    s.forge_delay = ms(100);
+    let mut p = Play::with(s);
+    p.handshake().after(ms(100));
+    let ack = Segment { ack: SND.add(1448), ..p.base() };
+    p.gets(&ack).after(TIMEOUT);
+    let ack = Segment { ack: SND.add(2896), ..p.base() };
+    p.gets(&ack).after(TIMEOUT);
+    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::Busy))));
+}
+
+/// A client that has closed before the delay is over gets nothing forged.
+#[test]
+fn nothing_is_forged_after_a_close() {
+    let mut s = settings(&[Forgery::AboveWindow]);
+    s.forge_delay = ms(100);
+    let mut p = Play::with(s);
+    p.handshake().fin().after(ms(100));
+    assert_eq!(p.forged(), None);
+    assert!(p.out.contains(&Action::NotForged));
+}
+
+/// Timestamps, once negotiated, are carried on with their latest values.
+#[test]
+fn timestamps_are_echoed() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.syn();
+    let options = [1, 1, 8, 10, 0, 0, 0, 9, 0, 0, 0, 5];
+    let ack = Segment { options: &options, ..p.base() };
+    p.gets(&ack);
+    let Some(Action::Forge { timestamps, .. }) = p.out.last() else { panic!("nothing forged") };
+    assert_eq!(*timestamps, Some((9, 5)));
+}
+
+/// A window scaled by 14 is taken at its full size, and the SYN's is not scaled.
+#[test]
+fn windows_scaled_by_14() {
+    let mut p = Play::new(Forgery::Overshoot);
+    let syn =
+        Segment { seq: ISN, flags: Flags::SYN, options: &[3, 3, 14, 0], window: 65535, ..p.base() };
+    p.gets(&syn);
+    let ack = Segment { window: 65535, ..p.base() };
+    p.gets(&ack);
+    let window = 65535 << 14;
+    assert_eq!(p.forged().unwrap().seq, SND.add(window + window / 2));
+}
+
+/// Forgeries take turns over the connections.
+#[test]
+fn forgeries_take_turns() {
+    let mut p = Play::with(settings(&[Forgery::Control, Forgery::SynFin]));
+    for port in 1..=4 {
+        p.port = port;
+        p.handshake();
+    }
+    let turns: Vec<_> = p
+        .out
+        .iter()
+        .filter_map(|a| if let Action::Forge { forgery, .. } = a { Some(*forgery) } else { None })
+        .collect();
+    assert_eq!(turns, [Forgery::Control, Forgery::SynFin, Forgery::Control, Forgery::SynFin]);
+}
+
+/// A flood of SYNs pushes out its own, never a connection under judgement.
+#[test]
+fn a_syn_flood_does_not_evict_connections() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake();
+    for port in 1000..10_000 {
+        p.port = port;
+        p.syn();
+    }
+    assert_eq!((p.flows.len(), p.flows.evicted()), (100, 0));
+    p.port = 40000;
+    p.ack();
+    assert_eq!(p.outcome(), Some((Outcome::Delivered, None)));
+}
+
+/// A table full of connections gives up the one due first, and says so.
+#[test]
+fn eviction_is_counted() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    for port in 1..=101 {
+        p.port = port;
+        p.now += ms(1);
+        p.handshake();
+    }
+    assert_eq!((p.flows.len(), p.flows.evicted()), (100, 1));
+    assert_eq!(p.judgements()[0].tuple.remote.port(), 1);
+    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::Evicted))));
+}
+
+/// Everything is forgotten in the end.
+#[test]
+fn connections_expire() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    for port in 1..=50 {
+        p.port = port;
+        p.syn();
+        if port % 2 == 0 {
+            p.ack().ack();
+        }
+    }
+    p.after(Duration::from_secs(10));
+    assert_eq!(p.flows.len(), 25);
+    p.after(Duration::from_secs(60));
+    assert!(p.flows.is_empty());
+    assert_eq!(p.flows.next_deadline(), None);
+}
+
+/// The end of the run leaves the unjudged unknown, and counts them.
+#[test]
+fn the_end_interrupts() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake();
+    assert_eq!(p.flows.finish(p.now, &mut p.out), 1);
+    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::Interrupted))));
+}
+
+/// What could not be sent is unknown for that reason.
+#[test]
+fn a_failed_send_is_unknown() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake();
+    let base = p.base();
+    let tuple = FourTuple::new(base.dst, base.src);
+    p.flows.send_failed(p.now, &tuple, &mut p.out);
+    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::SendFailed))));
+}

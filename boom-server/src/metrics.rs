@@ -1,0 +1,87 @@
+//! The numbers on the admin port, under the prefix `boom_`.
+
+use canary_common::telemetry::{self, MetricsError};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::engine::State;
+use crate::report::Accepted;
+
+/// From the kernel's receipt of the handshake to the forged segment's departure.
+pub const HANDSHAKE_TO_FORGE: &str = "boom_handshake_to_forge_seconds";
+const BOUNDS: &[f64] = &[
+    0.00001, 0.000_025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1,
+    1.0,
+];
+
+/// Sets up the process's metrics and their descriptions.
+pub fn init() -> Result<PrometheusHandle, MetricsError> {
+    let handle = telemetry::init_metrics(&[(HANDSHAKE_TO_FORGE, BOUNDS)])?;
+    describe_histogram!(
+        HANDSHAKE_TO_FORGE,
+        Unit::Seconds,
+        "From the kernel's receipt of the handshake to the forged segment's departure"
+    );
+    for (name, text) in [
+        ("boom_connections_accepted_total", "Connections accepted"),
+        ("boom_accept_errors_total", "accept() errors"),
+        ("boom_connections_reset_total", "Accepted connections that ended with ECONNRESET"),
+        ("boom_handshakes_total", "Handshakes that the raw sockets saw"),
+        ("boom_forged_total", "Segments forged"),
+        ("boom_outcomes_total", "Judgements of forged segments"),
+        ("boom_killed_total", "Leaked segments whose reset ended the connection"),
+        ("boom_resets_total", "RST segments received, by what provoked them"),
+        ("boom_evicted_total", "Connections forgotten unjudged because the table was full"),
+        ("boom_send_errors_total", "Segments that could not be sent"),
+        ("boom_sniffer_received_total", "Segments that the raw sockets read"),
+        ("boom_sniffer_dropped_total", "Segments that the kernel dropped before the raw sockets"),
+        ("boom_sniffer_malformed_total", "Packets that were no intact TCP segments"),
+    ] {
+        describe_counter!(name, text);
+    }
+    describe_gauge!("boom_build_info", "1, with the program's version");
+    gauge!("boom_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    Ok(handle)
+}
+
+/// Brings every number up to date.
+pub fn publish(state: &State, accepted: Accepted) {
+    let set = |name: &'static str, value: u64| counter!(name).absolute(value);
+    set("boom_connections_accepted_total", accepted.accepted);
+    set("boom_accept_errors_total", accepted.errors);
+    set("boom_connections_reset_total", accepted.resets);
+    set("boom_handshakes_total", state.tally.handshakes);
+    set("boom_evicted_total", state.evicted);
+    set("boom_send_errors_total", state.tally.send_errors);
+    set("boom_sniffer_received_total", state.sniffer.received);
+    set("boom_sniffer_dropped_total", state.sniffer.dropped);
+    set("boom_sniffer_malformed_total", state.sniffer.malformed);
+    let resets = &state.tally.resets;
+    for (cause, n) in [
+        ("forged", resets.attributed),
+        ("other", resets.unattributed),
+        ("unknown-connection", resets.unknown_connection),
+    ] {
+        counter!("boom_resets_total", "cause" => cause).absolute(n);
+    }
+    for row in state.tally.outcomes() {
+        let (forgery, family, class) =
+            (row.forgery.as_str(), row.family.as_str(), row.class.as_str());
+        let labels = [("forgery", forgery), ("family", family), ("class", class)];
+        counter!("boom_forged_total", &labels).absolute(row.forged);
+        counter!("boom_killed_total", &labels).absolute(row.killed);
+        let unknown = row.unknown.values().sum();
+        for (outcome, n) in [
+            ("leaked", row.leaked),
+            ("delivered", row.delivered),
+            ("dropped", row.dropped),
+            ("unknown", unknown),
+        ] {
+            counter!(
+                "boom_outcomes_total",
+                "forgery" => forgery, "family" => family, "class" => class, "outcome" => outcome
+            )
+            .absolute(n);
+        }
+    }
+}
