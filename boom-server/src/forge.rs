@@ -106,8 +106,10 @@ pub fn spec(forgery: Forgery, n: Numbers) -> Spec {
 /// A keep-alive probe with one octet that the client has had already: a live
 /// client answers it at once, with a D-SACK where SACK was negotiated, and its
 /// limit of one answer in 500 ms to segments without data does not apply
-/// (`tcp_oow_rate_limited()`).
+/// (`tcp_oow_rate_limited()`). It begins an octet before control and ack-ahead
+/// end, or a client whose socket is busy would merge them in its backlog and
+/// answer once (`tcp_add_to_backlog()`).
 #[must_use]
 pub fn life_probe(n: Numbers) -> Spec {
-    Spec { seq: n.snd.sub(1), ack: n.rcv, flags: Flags::ACK, payload: b"\0" }
+    Spec { seq: n.snd.sub(2), ack: n.rcv, flags: Flags::ACK, payload: b"\0" }
 }
