@@ -54,6 +54,18 @@ pub enum KernelsError {
     },
 }
 
+impl KernelsError {
+    /// The status that this ends the program with: a folder that is not what it
+    /// should be is the command line's fault.
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        match self {
+            Self::Read(_) => Exit::Usage,
+            Self::Output(_) | Self::Write { .. } => Exit::Failed,
+        }
+    }
+}
+
 /// Reads, compares, writes; the exit code is the judgement.
 pub fn run(args: &KernelsArgs) -> Result<Exit, KernelsError> {
     let clock = Clock::start();

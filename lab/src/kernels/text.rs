@@ -73,7 +73,8 @@ pub fn render(result: &KernelsResult) -> String {
     let marks = [Agreement::OldSegments, Agreement::Unexplained];
     for agreement in marks {
         if result.rows.iter().any(|r| r.agreement == agreement) {
-            let _ = writeln!(out, "\n{} {}", mark(agreement), explanation(agreement));
+            let _ = write!(out, "\n{} ", mark(agreement));
+            wrap(&mut out, explanation(agreement));
         }
     }
     let _ = writeln!(out, "\n{}", result.judgement);
@@ -118,6 +119,24 @@ pub fn segments(rows: &[KernelRow]) -> String {
         (Some(low), Some(high)) => format!("{low} to {high} segments a cell"),
         _ => "nothing proved".to_owned(),
     }
+}
+
+/// Words over lines that a terminal shows whole.
+fn wrap(out: &mut String, text: &str) {
+    const WIDTH: usize = 98;
+    let mut used = 0;
+    for word in text.split_whitespace() {
+        if used > 0 && used + 1 + word.len() > WIDTH {
+            out.push_str("\n  ");
+            used = 0;
+        } else if used > 0 {
+            out.push(' ');
+            used += 1;
+        }
+        out.push_str(word);
+        used += word.len();
+    }
+    out.push('\n');
 }
 
 /// Lines of cells, each column as wide as its widest.

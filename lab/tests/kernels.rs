@@ -1,0 +1,258 @@
+//! lab/kernels and `conntrack-lab kernels` from outside, with a qemu of the
+//! test's own: what happens when a kernel does not come, boot or end.
+
+use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use canary_common::outcome::OldSegments;
+use canary_common::result::kernels::{GuestState, KernelsResult};
+use canary_common::result::lab::Judgement;
+use tempfile::TempDir;
+
+const LAB: &str = env!("CARGO_BIN_EXE_conntrack-lab");
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(name)
+}
+
+fn executable(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// A cache with one kernel, `mine`, and a qemu that does `qemu`.
+fn state(qemu: &str) -> TempDir {
+    let dir = TempDir::new().unwrap();
+    executable(&dir.path().join("qemu"), &format!("#!/bin/sh\n{qemu}\n"));
+    executable(&dir.path().join("tools/bin/busybox"), "#!/bin/sh\n");
+    let kernel = dir.path().join("mine");
+    fs::create_dir(&kernel).unwrap();
+    for (name, text) in [("vmlinuz", ""), ("release", "none\n"), ("source", "a test\n")] {
+        fs::write(kernel.join(name), text).unwrap();
+    }
+    fs::write(dir.path().join("accel"), "tcg\n").unwrap();
+    dir
+}
+
+fn command(name: &str, state: &Path) -> Command {
+    let mut command = Command::new(script(name));
+    command
+        .env("LAB_KERNELS_STATE", state)
+        .env("LAB_KERNELS_QEMU", state.join("qemu"))
+        .stdin(Stdio::null());
+    command
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// No job's folder is left in the cache.
+fn assert_nothing_left(state: &Path) {
+    let left: Vec<_> = fs::read_dir(state)
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .filter(|n| n.to_string_lossy().starts_with('.'))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !ready() {
+        assert!(Instant::now() < deadline, "{what} did not happen within 30 s");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn ended(child: &mut Child) -> i32 {
+    let mut status = None;
+    wait_for("the end", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    status.and_then(|s| s.code()).expect("an exit status, not a signal")
+}
+
+/// A kernel that was never fetched is one line that says what to do, and status 1.
+#[test]
+fn a_kernel_that_is_not_there_is_one_line() {
+    let state = state("exit 0");
+    let output = command("run", state.path()).args(["other", "--", "true"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(stderr(&output), "run: no kernel 'other': lab/kernels/get fetches it\n");
+}
+
+/// Without qemu nothing is begun: one line, status 1.
+#[test]
+fn no_qemu_is_one_line() {
+    let state = state("exit 0");
+    fs::remove_file(state.path().join("tools/bin/busybox")).unwrap();
+    let output = command("run", state.path()).args(["mine", "--", "true"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(stderr(&output), "run: no qemu or busybox: lab/kernels/get unpacks them\n");
+}
+
+/// An archive that does not answer is one line that names it, and status 1.
+#[test]
+fn no_network_to_the_archive_is_one_line() {
+    for tool in ["apt-get", "dpkg-deb", "depmod", "xz", "zstd"] {
+        let found = Command::new("sh")
+            .args(["-c", "PATH=$PATH:/usr/sbin:/sbin command -v \"$0\"", tool])
+            .output()
+            .unwrap();
+        if !found.status.success() {
+            eprintln!("SKIPPED: {tool} is missing; tools/setup kernels installs it");
+            return;
+        }
+    }
+    let state = state("exit 0");
+    let output = command("get", state.path())
+        .args(["5.10"])
+        .env("LAB_KERNELS_ARCHIVE", "http://127.0.0.1:9/debian")
+        .env("LAB_KERNELS_KEYRING", "/dev/null")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let said = stderr(&output);
+    assert!(said.starts_with("get: no suite bullseye at http://127.0.0.1:9/debian: "), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert_nothing_left(state.path());
+}
+
+/// What is wrong on a command line is named, with status 2, before anything is done.
+#[test]
+fn wrong_usage_is_named() {
+    let state = state("exit 0");
+    for (script, arguments, said) in [
+        ("get", &["4.4"][..], "get: unknown generation '4.4'"),
+        ("get", &["--name", "x"], "get: --name needs --deb or --vmlinuz"),
+        ("get", &["--name", "../x", "--vmlinuz", "/dev/null"], "get: '../x' cannot name a kernel"),
+        ("run", &["mine", "--timeout", "soon", "--", "true"], "run: --timeout 'soon'"),
+        ("run", &["mine"], "run: no command"),
+        ("all", &["--timeout"], "all: --timeout needs a value"),
+    ] {
+        let output = command(script, state.path()).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(stderr(&output).starts_with(said), "{arguments:?}: {}", stderr(&output));
+    }
+}
+
+/// SIGINT ends qemu within the second and leaves no process and no folder.
+#[test]
+fn an_interrupt_ends_qemu_and_leaves_nothing() {
+    let state = state("echo $$ >\"$(dirname \"$0\")/pid\"; exec sleep 300");
+    let mut child = command("run", state.path()).args(["mine", "--", "true"]).spawn().unwrap();
+    let pid_file = state.path().join("pid");
+    wait_for("qemu", || fs::read_to_string(&pid_file).is_ok_and(|p| p.ends_with('\n')));
+    let qemu: i32 = fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
+    let script = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+    nix::sys::signal::kill(script, nix::sys::signal::Signal::SIGINT).unwrap();
+    assert_eq!(ended(&mut child), 130);
+    wait_for("qemu's end", || !Path::new(&format!("/proc/{qemu}")).exists());
+    assert_nothing_left(state.path());
+}
+
+/// A guest that does not end is ended at the deadline: 124, nothing left.
+#[test]
+fn a_guest_that_hangs_is_ended_at_its_deadline() {
+    let state = state("exec sleep 300");
+    let output = command("run", state.path())
+        .args(["mine", "--timeout", "1", "--", "true"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(124));
+    assert_eq!(stderr(&output), "run: mine: out of time after 1 s\n");
+    assert_nothing_left(state.path());
+}
+
+/// A guest that ends before its command is 125, with the end of what it said.
+#[test]
+fn a_guest_that_dies_is_told_from_its_command() {
+    let state = state("echo the kernel is no kernel >&2; exit 1");
+    let output = command("run", state.path()).args(["mine", "--", "true"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    let said = stderr(&output);
+    assert!(said.contains("the kernel is no kernel"), "{said}");
+    assert!(said.ends_with("run: mine: the guest did not get as far as the command\n"), "{said}");
+}
+
+/// A guest's command's own status is the script's.
+#[test]
+fn a_commands_status_comes_through() {
+    let control =
+        "for a; do case $a in *mount_tag=control*) d=${a#*path=}; d=${d%%,*};; esac; done";
+    let state = state(&format!("{control}\necho x >$d/booted; echo 7 >$d/status"));
+    let output = command("run", state.path()).args(["mine", "--", "true"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(7), "{}", stderr(&output));
+    assert_nothing_left(state.path());
+}
+
+/// A kernel that does not boot, started twice and no more, is inconclusive in
+/// the table with its reason; the run ends with 11 and every file is there.
+#[test]
+fn a_kernel_that_does_not_boot_is_inconclusive() {
+    let state = state("echo x >>\"$(dirname \"$0\")/starts\"; exit 1");
+    let programs = state.path().join("programs");
+    fs::create_dir(&programs).unwrap();
+    symlink(LAB, programs.join("conntrack-lab")).unwrap();
+    for name in ["boom-server", "load-client"] {
+        executable(&programs.join(name), "#!/bin/sh\n");
+    }
+    let out = state.path().join("out");
+    let output = command("all", state.path())
+        .args(["--short", "mine", "--output"])
+        .arg(&out)
+        .env("LAB_KERNELS_PROGRAMS", &programs)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(11), "{}", stderr(&output));
+    assert_eq!(fs::read_to_string(state.path().join("starts")).unwrap(), "x\nx\n");
+    let result: KernelsResult =
+        serde_json::from_slice(&fs::read(out.join("kernels.json")).unwrap()).unwrap();
+    let [kernel] = &result.kernels[..] else { panic!("{:?}", result.kernels) };
+    assert_eq!(
+        (kernel.state, kernel.judgement, kernel.old_segments),
+        (GuestState::NotBooted, Judgement::Inconclusive, OldSegments::NotShown)
+    );
+    assert_eq!(result.judgement, Judgement::Inconclusive);
+    let table = fs::read_to_string(out.join("kernels.txt")).unwrap();
+    assert!(table.contains("mine: started 2 times"), "{table}");
+    assert!(out.join("kernels.html").is_file());
+}
+
+/// The last line of stdout is the record, valid against its schema.
+#[test]
+fn the_last_line_is_the_record() {
+    let dir = TempDir::new().unwrap();
+    let guest = r#"{"name":"a","source":"s","accel":"tcg","booted":"","status":125,"starts":1,"seconds":3}"#;
+    fs::write(dir.path().join("guest.json"), guest).unwrap();
+    let output = Command::new(LAB).arg("kernels").arg(dir.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(11));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let record: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    let schema = schemars::schema_for!(KernelsResult);
+    jsonschema::validate(schema.as_value(), &record).unwrap();
+}
+
+/// A folder that holds neither a guest nor a run is named, with status 2.
+#[test]
+fn a_folder_of_something_else_is_wrong_usage() {
+    let dir = TempDir::new().unwrap();
+    let mut child = Command::new(LAB)
+        .arg("kernels")
+        .arg(dir.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(ended(&mut child), 2);
+    assert!(said.contains("neither guest.json nor results.json"), "{said}");
+}
