@@ -182,7 +182,6 @@ fn start_boom(
         format!("--connections={total}"),
         format!("--outcome-timeout={}ms", setting.scaled(OUTCOME_TIMEOUT).as_millis()),
         format!("--min-forged={}", cell.connections.min(20)),
-        "--events=all".into(),
         "--log=json".into(),
         format!("--output={}", cell.dir.join("boom.json").display()),
     ];

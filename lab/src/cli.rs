@@ -73,7 +73,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "WHICH", env = "LAB_CAPTURE", default_value = "one")]
     pub capture: CaptureMode,
     /// Cells at a time
-    #[arg(long, value_name = "N", env = "LAB_JOBS", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, value_name = "N", env = "LAB_JOBS", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub jobs: u16,
     /// Multiplies every wait; more than 1 for an emulated or very slow machine
     #[arg(long, value_name = "X", env = "LAB_TIME_SCALE", default_value_t = 1.0, value_parser = time_scale)]

@@ -23,44 +23,87 @@ fn table(out: &mut String, scenario: &ScenarioResult) {
     for reason in &scenario.reasons {
         let _ = writeln!(out, "  {reason}");
     }
-    let Some(first) = scenario.cells.iter().find(|c| !c.forgeries.is_empty()) else {
+    let rows = rows(&scenario.cells);
+    let Some(first) = rows.iter().map(|r| r.cells[0]).find(|c| !c.forgeries.is_empty()) else {
         for cell in &scenario.cells {
             let _ = writeln!(out, "  {}: {}", cell.id, cell.reasons.join("; "));
         }
         return;
     };
-    let protections: Vec<_> = scenario.cells.iter().map(protections).collect();
-    let width = protections.iter().map(String::len).max().unwrap_or(0).max("protection".len());
-    let _ = write!(out, "  {:<9} {:<6} {:<width$}", "rules", "family", "protection");
+    let width = rows.iter().map(|r| r.label.len()).max().unwrap_or(0).max("protection".len());
+    let _ = write!(out, "  {:<width$}", "protection");
     for f in &first.forgeries {
         let _ = write!(out, "  {:<12}", f.forgery);
     }
     let _ = writeln!(out, "  judgement");
-    for (cell, protection) in scenario.cells.iter().zip(&protections) {
-        let _ = write!(out, "  {:<9} {:<6} {protection:<width$}", cell.front_end, cell.family);
-        for f in &cell.forgeries {
-            let _ = write!(out, "  {:<12}", outcome(f));
+    for row in &rows {
+        let _ = write!(out, "  {:<width$}", row.label);
+        let n = row.cells[0].forgeries.len();
+        for i in 0..n {
+            let all = row.cells.iter().filter_map(|c| c.forgeries.get(i));
+            let _ = write!(out, "  {:<12}", outcome(all));
         }
-        let _ = writeln!(out, "  {}", cell.judgement);
-        for reason in &cell.reasons {
-            let _ = writeln!(out, "      ! {reason}");
+        let _ = writeln!(out, "  {} in {}", row.cells[0].judgement, cells(row.cells.len()));
+        for cell in row.cells.iter().filter(|c| !c.reasons.is_empty()) {
+            let _ = writeln!(out, "      ! {}: {}", cell.id, cell.reasons.join("; "));
         }
     }
-    meanings(out, &scenario.cells, &protections);
+    meanings(out, &rows);
 }
 
-/// A sentence for every protection, once where the rows agree.
-fn meanings(out: &mut String, cells: &[CellResult], protections: &[String]) {
-    let mut said: Vec<(&str, String)> = Vec::new();
-    for (cell, protection) in cells.iter().zip(protections) {
-        let sentence = format!("{} {}", cell.meaning, cell.advice).trim().to_owned();
-        let new = (protection.as_str(), sentence);
-        if !new.1.is_empty() && !said.contains(&new) {
-            said.push(new);
+fn cells(n: usize) -> String {
+    if n == 1 { "1 cell".to_owned() } else { format!("{n} cells") }
+}
+
+/// Cells of the same protections that showed the same: families, front ends
+/// and repetitions folded together.
+struct Row<'a> {
+    label: String,
+    cells: Vec<&'a CellResult>,
+}
+
+fn rows(cells: &[CellResult]) -> Vec<Row<'_>> {
+    let seen = |c: &CellResult| -> Vec<_> { c.forgeries.iter().map(|f| f.seen).collect() };
+    let mut rows: Vec<Row<'_>> = Vec::new();
+    for cell in cells {
+        let same = rows.iter_mut().find(|r| {
+            let first = r.cells[0];
+            first.protections == cell.protections
+                && first.judgement == cell.judgement
+                && seen(first) == seen(cell)
+        });
+        match same {
+            Some(row) => row.cells.push(cell),
+            None => rows.push(Row { label: protections(cell), cells: vec![cell] }),
         }
     }
-    for (protection, sentence) in said {
-        let _ = writeln!(out, "  * {protection}: {sentence}");
+    // A row that is not alone in its protections says whose it is.
+    let labels: Vec<_> = rows.iter().map(|r| r.label.clone()).collect();
+    for row in &mut rows {
+        if labels.iter().filter(|l| **l == row.label).count() > 1 {
+            let mut whose: Vec<_> =
+                row.cells.iter().map(|c| format!("{} {}", c.front_end, c.family)).collect();
+            whose.dedup();
+            row.label = format!("{} ({})", row.label, whose.join(", "));
+        }
+    }
+    rows
+}
+
+/// A sentence or two for every row, said once for all rows that share it.
+fn meanings(out: &mut String, rows: &[Row<'_>]) {
+    let mut said: Vec<(String, Vec<&str>)> = Vec::new();
+    for row in rows {
+        let cell = row.cells[0];
+        let sentence = format!("{} {}", cell.meaning, cell.advice).trim().to_owned();
+        match said.iter_mut().find(|(s, _)| *s == sentence) {
+            _ if sentence.is_empty() => {}
+            Some((_, labels)) => labels.push(&row.label),
+            None => said.push((sentence, vec![&row.label])),
+        }
+    }
+    for (sentence, labels) in said {
+        let _ = writeln!(out, "  * {}: {sentence}", labels.join("; "));
     }
 }
 
@@ -72,9 +115,15 @@ pub fn protections(cell: &CellResult) -> String {
 }
 
 /// `KILLS 50/50`: what kills stands out without colour.
-fn outcome(f: &ForgeryResult) -> String {
-    match f.seen {
-        Seen::Kills => format!("KILLS {}/{}", f.killed, f.forged),
+fn outcome<'a>(all: impl Iterator<Item = &'a ForgeryResult>) -> String {
+    let (mut killed, mut forged, mut seen) = (0, 0, Seen::Mixed);
+    for f in all {
+        killed += f.killed;
+        forged += f.forged;
+        seen = f.seen;
+    }
+    match seen {
+        Seen::Kills => format!("KILLS {killed}/{forged}"),
         Seen::Leaked => "leaked".to_owned(),
         Seen::Delivered => "delivered".to_owned(),
         Seen::Dropped => "dropped".to_owned(),

@@ -1,0 +1,169 @@
+//! What the lab's tests share.
+#![allow(dead_code, unreachable_pub, missing_docs)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use canary_common::result::lab::LabResult;
+
+/// A directory that goes with the test.
+pub fn scratch() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    open_to_all(dir.path());
+    dir
+}
+
+/// Lets another user write in it.
+pub fn open_to_all(dir: &Path) {
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).unwrap();
+}
+
+/// The lab's command in `dir`, with no option from the environment.
+pub fn lab(dir: &tempfile::TempDir) -> Command {
+    let lab = Path::new(env!("CARGO_BIN_EXE_conntrack-lab"));
+    for program in ["boom-server", "load-client"] {
+        let path = lab.with_file_name(program);
+        assert!(path.exists(), "{} is needed: run `cargo build --workspace` first", path.display());
+    }
+    let mut command = Command::new(lab);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("LAB_") {
+            command.env_remove(name);
+        }
+    }
+    command.current_dir(dir.path()).stdin(Stdio::null());
+    command
+}
+
+/// Where a tool really is.
+pub fn tool(name: &str) -> std::path::PathBuf {
+    ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+        .iter()
+        .map(|d| Path::new(d).join(name))
+        .find(|p| p.is_file())
+        .and_then(|p| p.canonicalize().ok())
+        .unwrap_or_else(|| panic!("{name} is needed"))
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Output {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+pub fn start(command: &mut Command) -> Child {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+pub fn finish(child: Child) -> Output {
+    let out = child.wait_with_output().unwrap();
+    Output {
+        code: out.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&out.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&out.stderr).into_owned(),
+    }
+}
+
+pub fn output(command: &mut Command) -> Output {
+    finish(start(command))
+}
+
+/// results.json of a run.
+pub fn result(dir: &Path) -> LabResult {
+    serde_json::from_slice(&fs::read(dir.join("results.json")).unwrap()).unwrap()
+}
+
+/// Waits until `done`, at most so long.
+pub fn wait_for(what: &str, within: Duration, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + within;
+    while !done() {
+        assert!(Instant::now() < end, "no {what} within {within:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// What a run could leave on the host: settings as they are, and whatever has
+/// a name that the lab gives. (Other tests may use namespaces of their own meanwhile.)
+#[derive(Debug, PartialEq, Eq)]
+pub struct Left {
+    mounts: Vec<String>,
+    links: Vec<String>,
+    namespaces: Vec<String>,
+    rules: Vec<String>,
+    settings: Vec<String>,
+    processes: BTreeSet<String>,
+}
+
+impl Left {
+    /// Now; `dir` is in the command line of everything that the run starts.
+    pub fn now(dir: &Path) -> Self {
+        let lines = |program: &str, args: &[&str], ours: &dyn Fn(&str) -> bool| {
+            let out = Command::new(program).args(args).output().unwrap();
+            let text = String::from_utf8_lossy(&out.stdout).into_owned();
+            text.lines().filter(|l| ours(l)).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let settings = [
+            "net/netfilter/nf_conntrack_tcp_be_liberal",
+            "net/netfilter/nf_conntrack_max",
+            "net/ipv4/ip_forward",
+            "net/ipv4/ip_local_port_range",
+            "net/ipv4/conf/all/rp_filter",
+            "net/bridge/bridge-nf-call-iptables",
+        ];
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        Self {
+            mounts: mounts
+                .lines()
+                .filter(|l| l.contains(" /run ") || l.contains("/netns/l"))
+                .map(str::to_owned)
+                .collect(),
+            links: lines("ip", &["-o", "link"], &|l| {
+                ["to-client", "to-server", "to-outside", "cbr0"].iter().any(|n| l.contains(n))
+            }),
+            namespaces: lines("ip", &["netns"], &|l| {
+                l.starts_with('l') && l[1..].starts_with(|c: char| c.is_ascii_digit())
+            }),
+            rules: lines("nft", &["-s", "list", "ruleset"], &|l| {
+                l.contains("kube-proxy") || l.contains("KUBE-")
+            }),
+            settings: settings
+                .iter()
+                .map(|s| fs::read_to_string(format!("/proc/sys/{s}")).unwrap_or_default())
+                .collect(),
+            processes: processes(dir),
+        }
+    }
+
+    /// Fails unless everything is as it was. What was killed needs a moment to go.
+    pub fn assert_same(&self, dir: &Path) {
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            let now = Self::now(dir);
+            if now == *self {
+                return;
+            }
+            assert!(Instant::now() < end, "left behind:\nbefore {self:#?}\nafter {now:#?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// Processes whose command line names `dir`.
+pub fn processes(dir: &Path) -> BTreeSet<String> {
+    let name = dir.display().to_string();
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.contains(&name) {
+            found.insert(format!("{} {line}", entry.file_name().display()));
+        }
+    }
+    found
+}

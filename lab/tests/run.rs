@@ -1,0 +1,267 @@
+//! The lab on real packets, in namespaces that it makes itself.
+
+mod common;
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use canary_common::outcome::{EndedBy, Forgery};
+use canary_common::result::lab::{Judgement, LabResult, Profile};
+use common::{Left, lab, output, result, scratch, wait_for};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// One unprotected and one protected cell, few connections.
+const SHORT: &str = r#"
+name = "short"
+title = "For a test"
+why = "For a test"
+source = "for a test"
+path = "cluster-ip"
+families = ["ipv4"]
+front-ends = ["nftables"]
+connections = 10
+forgeries = ["control", "below-window", "above-window", "ack-ahead", "no-flags", "syn-fin"]
+[[cell]]
+expect = "unprotected"
+[[cell]]
+protections = ["forward-drop"]
+expect = "dropped"
+"#;
+
+fn seen(result: &LabResult, cell: usize, forgery: Forgery) -> (u64, u64) {
+    let f = result.scenarios[0].cells[cell].forgeries.iter().find(|f| f.forgery == forgery);
+    f.map(|f| (f.leaked, f.killed)).unwrap()
+}
+
+/// The whole experiment meets its expectation, its record is whole, and nothing is left.
+#[test]
+fn the_experiment_meets_its_expectation() {
+    let dir = scratch();
+    let before = Left::now(dir.path());
+    let file = dir.path().join("short.toml");
+    fs::write(&file, SHORT).unwrap();
+    let out = output(lab(&dir).arg("run").arg(&file).arg("--output").arg(dir.path().join("r")));
+    assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
+    let r = result(&dir.path().join("r"));
+    assert_eq!(r.judgement, Judgement::AsExpected);
+    assert!(r.positive_control.held);
+    assert_eq!((r.positive_control.forged, r.positive_control.killed), (10, 10));
+    let profiles: Vec<_> = r.scenarios[0].cells.iter().map(|c| c.profile).collect();
+    assert_eq!(profiles, [Some(Profile::Unprotected), Some(Profile::Dropped)]);
+    assert_eq!(seen(&r, 0, Forgery::AboveWindow), (10, 10));
+    assert_eq!(seen(&r, 0, Forgery::AckAhead), (10, 0));
+    assert_eq!(seen(&r, 1, Forgery::AboveWindow), (0, 0));
+    let drops: u64 = r.scenarios[0].cells[1].nodes.iter().flat_map(|n| n.drop_rules.values()).sum();
+    assert!(drops >= 40, "{drops}");
+    assert!(out.stdout.contains("KILLS 10/10"), "{}", out.stdout);
+    before.assert_same(dir.path());
+}
+
+/// An expectation that is not met ends with 10 and says what was seen instead.
+#[test]
+fn a_false_expectation_is_found_out() {
+    let dir = scratch();
+    let file = dir.path().join("false.toml");
+    // The cause removed: the cell is unprotected, but the expectation is kept.
+    fs::write(&file, SHORT.replace("protections = [\"forward-drop\"]\n", "")).unwrap();
+    let out = output(lab(&dir).arg("run").arg(&file).arg("--output").arg(dir.path().join("r")));
+    assert_eq!(out.code, 10, "{}{}", out.stdout, out.stderr);
+    let r = result(&dir.path().join("r"));
+    assert_eq!(r.judgement, Judgement::Differs);
+    assert!(
+        r.reasons.iter().any(|r| r.contains("above-window: expected dropped, saw kills")),
+        "{:?}",
+        r.reasons
+    );
+}
+
+/// A run whose unprotected cell does not reset proves nothing: 11.
+#[test]
+fn without_a_positive_control_nothing_is_proved() {
+    let dir = scratch();
+    let file = dir.path().join("tame.toml");
+    let tame = SHORT
+        .replace(r#""above-window", "ack-ahead", "no-flags", "syn-fin""#, r#""ack-ahead""#)
+        .replace("connections = 10", "connections = 5");
+    fs::write(&file, tame).unwrap();
+    let out = output(lab(&dir).arg("run").arg(&file).arg("--output").arg(dir.path().join("r")));
+    assert_eq!(out.code, 11, "{}{}", out.stdout, out.stderr);
+    let r = result(&dir.path().join("r"));
+    assert!(!r.positive_control.held);
+    assert!(r.reasons[0].starts_with("no positive control"), "{:?}", r.reasons);
+}
+
+/// tshark, whose parser is not ours, counts the same RSTs in the capture as the judgement.
+#[test]
+fn tshark_counts_the_same_resets() {
+    let dir = scratch();
+    let file = dir.path().join("short.toml");
+    fs::write(&file, SHORT).unwrap();
+    let results = dir.path().join("r");
+    let out =
+        output(lab(&dir).arg("run").arg(&file).arg("--capture=all").arg("--output").arg(&results));
+    assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
+    let r = result(&results);
+    for cell in &r.scenarios[0].cells {
+        let pcap = cell.captures.iter().find(|c| c.forgery.is_none() && c.host == "server");
+        let pcap = results.join(&pcap.unwrap().file);
+        // RSTs from the client's side; those of leaked segments come before any data,
+        // so one for each connection that leaked.
+        let tshark = Command::new("tshark")
+            .args(["-n", "-T", "fields", "-e", "tcp.srcport", "-Y"])
+            .arg("tcp.flags.reset==1 && tcp.dstport==9000")
+            .arg("-r")
+            .arg(&pcap)
+            .output()
+            .expect("tshark is needed: install the Debian package tshark");
+        assert!(tshark.status.success(), "{}", String::from_utf8_lossy(&tshark.stderr));
+        let text = String::from_utf8(tshark.stdout).unwrap();
+        let mut ports: Vec<_> = text.lines().collect();
+        ports.sort_unstable();
+        ports.dedup();
+        let leaked: u64 = cell.forgeries.iter().map(|f| f.leaked).sum();
+        assert_eq!(ports.len() as u64, leaked, "{}: {text}", cell.id);
+        let counted: u64 = cell.captured_resets.as_ref().unwrap().values().sum();
+        assert_eq!(counted, leaked);
+    }
+}
+
+/// Without root, where user namespaces are allowed, the result is the same.
+#[test]
+fn an_ordinary_user_gets_the_same() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: not root, so every other test here shows this already");
+        return;
+    }
+    let dir = scratch();
+    let file = dir.path().join("short.toml");
+    fs::write(&file, SHORT).unwrap();
+    common::open_to_all(dir.path());
+    let mut command = lab(&dir);
+    command.arg("run").arg(&file).arg("--output").arg(dir.path().join("r")).uid(65534).gid(65534);
+    let out = output(&mut command);
+    assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
+    let r = result(&dir.path().join("r"));
+    assert!(r.environment.user_namespace);
+    assert_eq!(r.judgement, Judgement::AsExpected);
+}
+
+/// SIGINT and SIGTERM end the run in order: results so far, exit 11, nothing left.
+#[test]
+fn signals_end_it_in_order() {
+    for (signal, by) in [(Signal::SIGINT, EndedBy::Sigint), (Signal::SIGTERM, EndedBy::Sigterm)] {
+        let dir = scratch();
+        let before = Left::now(dir.path());
+        let file = dir.path().join("short.toml");
+        fs::write(&file, SHORT).unwrap();
+        let results = dir.path().join("r");
+        let mut command = lab(&dir);
+        command.args(["run", "--repeat=20"]).arg(&file).arg("--output").arg(&results);
+        let child = common::start(&mut command);
+        wait_for("a first result", Duration::from_secs(60), || {
+            results.join("results.json").exists()
+        });
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+        let asked = Instant::now();
+        let out = common::finish(child);
+        assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+        assert_eq!(out.code, 11, "{}{}", out.stdout, out.stderr);
+        let r = result(&results);
+        assert_eq!(r.run.ended_by, by);
+        assert!(r.scenarios[0].reasons[0].contains("cells were not run"), "{:?}", r.reasons);
+        before.assert_same(dir.path());
+    }
+}
+
+/// SIGKILL at any moment leaves no process, mount, interface, namespace or setting.
+/// LAB_KILLS sets how many moments; the default keeps the test short.
+#[test]
+fn sigkill_leaves_nothing() {
+    let moments: u64 = std::env::var("LAB_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+    for i in 0..moments {
+        let dir = scratch();
+        let before = Left::now(dir.path());
+        let file = dir.path().join("short.toml");
+        fs::write(&file, SHORT).unwrap();
+        let mut command = lab(&dir);
+        command.arg("run").arg(&file).arg("--output").arg(dir.path().join("r"));
+        let mut child = common::start(&mut command);
+        // Spread over the run's length, early moments more densely.
+        let after = 3_000 * (i * i) / (moments * moments) + i % 7;
+        let until = Instant::now() + Duration::from_millis(after);
+        while Instant::now() < until && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        before.assert_same(dir.path());
+    }
+}
+
+/// A missing tool is one clear line with its package, exit 1, and nothing made.
+#[test]
+fn a_missing_tool_is_one_line() {
+    let dir = scratch();
+    let before = Left::now(dir.path());
+    for (tool, package) in [("nft", "nftables"), ("ip", "iproute2"), ("tcpdump", "tcpdump")] {
+        let path = common::tool(tool);
+        // In a mount namespace of its own the tool is no file any more.
+        let hide = format!("mount --bind /dev/null {} && exec \"$@\"", path.display());
+        let mut command = lab(&dir);
+        let mut hidden = Command::new("unshare");
+        hidden.args(["--mount", "--map-root-user", "sh", "-c", &hide, "sh"]);
+        hidden.arg(command.get_program()).args(["run", "--output", "r"]);
+        hidden.current_dir(dir.path());
+        command = hidden;
+        let out = output(&mut command);
+        assert_eq!(out.code, 1, "{}{}", out.stdout, out.stderr);
+        assert_eq!(out.stderr.lines().count(), 1, "{}", out.stderr);
+        assert!(out.stderr.contains(&format!("{tool} is missing")), "{}", out.stderr);
+        assert!(out.stderr.contains(package), "{}", out.stderr);
+        assert!(!dir.path().join("r").exists());
+    }
+    before.assert_same(dir.path());
+}
+
+/// Wrong usage is one line and exit 2, before anything is made.
+#[test]
+fn wrong_usage_is_one_line() {
+    let dir = scratch();
+    let full = dir.path().join("full");
+    fs::create_dir(&full).unwrap();
+    fs::write(full.join("x"), "").unwrap();
+    let bad = dir.path().join("bad.toml");
+    fs::write(&bad, SHORT.replace("title", "titel")).unwrap();
+    let bad = bad.display().to_string();
+    let full = full.display().to_string();
+    let cases: [(&[&str], &str); 6] = [
+        (&["run", "no-such-scenario"], "no scenario 'no-such-scenario': use cluster-ip"),
+        (&["run", &bad], "unknown field `titel`"),
+        (&["run", "/nowhere.toml"], "cannot read scenario /nowhere.toml"),
+        (&["run", "--output", &full], "is not an empty directory"),
+        (&["run", "--repeat", "0"], "--repeat"),
+        (&["run", "--time-scale", "no"], "'no' is not a factor"),
+    ];
+    for (args, says) in cases {
+        let out = output(lab(&dir).args(args));
+        assert_eq!(out.code, 2, "{args:?}: {}{}", out.stdout, out.stderr);
+        assert_eq!(out.stderr.lines().count(), 1, "{args:?}: {}", out.stderr);
+        assert!(out.stderr.contains(says), "{args:?}: {}", out.stderr);
+    }
+}
+
+/// `list` names every scenario, `check` finds everything that is needed here.
+#[test]
+fn list_and_check() {
+    let dir = scratch();
+    let out = output(lab(&dir).arg("list"));
+    assert_eq!(out.code, 0);
+    for name in ["cluster-ip", "node-port-cluster", "hairpin", "pod-ip"] {
+        assert!(out.stdout.contains(name), "{}", out.stdout);
+    }
+    let out = output(lab(&dir).arg("check"));
+    assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
+}
