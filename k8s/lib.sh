@@ -1,6 +1,6 @@
 # shellcheck shell=sh disable=SC2154
 # Shared by k8s/diagnose and k8s/experiment: POSIX shell and kubectl, nothing else.
-# The script that reads this sets me, ns, context, dry, boom_image and load_image.
+# The script that reads this sets me, ns, context and dry.
 
 say() { printf '%s\n' "$*" >&2; }
 die() {
@@ -27,10 +27,10 @@ change() {
 # The time in seconds, for deadlines.
 now() { date +%s; }
 
-# images: replaces the images' names in manifests where the user named others.
+# images BOOM_IMAGE LOAD_IMAGE: replaces the images' names in manifests where the user named others.
 images() {
-    sed -e "s|image: conntrack-canary/boom-server:.*|image: ${boom_image:-&}|" \
-        -e "s|image: conntrack-canary/load-client:.*|image: ${load_image:-&}|" \
+    sed -e "s|image: conntrack-canary/boom-server:.*|image: ${1:-&}|" \
+        -e "s|image: conntrack-canary/load-client:.*|image: ${2:-&}|" \
         -e 's|image: image: |image: |'
 }
 
