@@ -18,7 +18,7 @@ use crate::evidence;
 use crate::exec::{Call, Interrupt, TOOLS, Tools};
 use crate::kernels;
 use crate::netns;
-use crate::report::{progress::Progress, text};
+use crate::report::{folder, progress::Progress, text};
 use crate::runner::{self, Plan};
 use crate::scenario::{self, Scenario};
 
@@ -33,6 +33,8 @@ pub fn main() -> ExitCode {
         (Command::List, _) => list(),
         (Command::Check(args), inside) => check(args, inside),
         (Command::Kernels(args), _) => kernels::run(args).map_err(failed),
+        (Command::Report { dir }, _) => report(dir),
+        (Command::Diff { first, second }, _) => diff(first, second),
         (Command::Run(args), None) => outer(args),
         (Command::Run(args), Some(pipe)) => inner(args, pipe),
     };
@@ -65,6 +67,21 @@ fn list() -> Ending {
         print(&format!("{:<28} {}\n", s.name, s.title));
     }
     Ok(Exit::Ok)
+}
+
+fn report(dir: &Path) -> Ending {
+    let wrong = |e: folder::FolderError| (e.exit(), e.to_string());
+    let result = folder::read(dir).map_err(wrong)?;
+    for file in folder::write(dir, &result).map_err(wrong)? {
+        print(&format!("{}\n", file.display()));
+    }
+    Ok(Exit::Ok)
+}
+
+fn diff(first: &Path, second: &Path) -> Ending {
+    let diff = folder::compare(first, second).map_err(|e| (e.exit(), e.to_string()))?;
+    print(&format!("{diff}\n"));
+    Ok(diff.exit())
 }
 
 fn check(args: &BinArgs, inside: Option<i32>) -> Ending {
@@ -176,6 +193,7 @@ fn inner(args: &RunArgs, pipe: i32) -> Ending {
         dir: dir.clone(),
     };
     let result = runner::run(&plan, &clock, &mut Progress::new()).map_err(failed)?;
+    let report = folder::write(&dir, &result).map_err(failed);
     print(&text::render(&result));
     let file = dir.join("results.json");
     if std::io::stdout().is_terminal() {
@@ -188,6 +206,7 @@ fn inner(args: &RunArgs, pipe: i32) -> Ending {
         });
         print(&format!("{line}\n"));
     }
+    report?;
     Ok(exit(&result))
 }
 

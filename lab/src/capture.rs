@@ -150,7 +150,7 @@ pub fn packets(pcap: &[u8]) -> Result<u64, CaptureError> {
 }
 
 /// Calls `see` for every TCP segment, in order.
-fn each_segment(
+pub fn each_segment(
     pcap: &[u8],
     mut see: impl FnMut(&Segment<'_>, &PcapPacket<'_>),
 ) -> Result<(), CaptureError> {

@@ -33,6 +33,21 @@ pub enum Command {
     Run(RunArgs),
     /// Puts the results of several kernels in one table
     Kernels(KernelsArgs),
+    /// Writes report.html and junit.xml again from a run's results.json
+    Report {
+        /// Directory that `run` wrote
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Says which verdicts changed between two runs (exit code 10 if any did)
+    Diff {
+        /// Directory of the older run
+        #[arg(value_name = "DIR")]
+        first: PathBuf,
+        /// Directory of the newer run
+        #[arg(value_name = "DIR")]
+        second: PathBuf,
+    },
 }
 
 /// Where the programs are.

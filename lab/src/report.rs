@@ -1,4 +1,17 @@
-//! Results for people: progress lines and the table.
+//! Results for people: progress lines and the table, the page, JUnit, the
+//! comparison. All but [`folder`] and [`progress`] are pure.
 
+mod details;
+pub mod diff;
+pub mod fold;
+pub mod folder;
+pub mod html;
+pub mod junit;
+pub mod ladder;
+mod ladder_view;
+pub mod markup;
+mod matrix;
 pub mod progress;
+pub mod svg;
 pub mod text;
+pub mod words;

@@ -157,10 +157,7 @@ fn findings(result: &LabResult) -> BTreeMap<Key, Finding> {
                     protections: sorted(&cell.protections),
                     forgery,
                 };
-                found
-                    .entry(key)
-                    .and_modify(|old| *old = join(*old, finding))
-                    .or_insert(finding);
+                found.entry(key).and_modify(|old| *old = join(*old, finding)).or_insert(finding);
             }
         }
     }
@@ -177,8 +174,9 @@ fn of_cell(cell: &CellResult) -> Vec<(Option<Forgery>, Finding)> {
         .map(|f| {
             // The forgery's own judgement: its cell may differ because of another.
             let judgement = match f.expected {
-                Some(expected) if proved && expected == f.seen => Judgement::AsExpected,
-                _ => cell.judgement,
+                _ if !proved => cell.judgement,
+                Some(expected) if expected != f.seen => Judgement::Differs,
+                Some(_) | None => Judgement::AsExpected,
             };
             (Some(f.forgery), Finding { seen: proved.then_some(f.seen), judgement })
         })

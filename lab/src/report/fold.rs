@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use canary_common::outcome::{Forgery, ProbeEnd, UnknownReason};
 use canary_common::result::lab::{
-    CellResult, FrontEnd, Judgement, LabResult, Path, Protection, Seen,
+    At, CellResult, FrontEnd, Judgement, LabResult, Path, Protection, Seen,
 };
 use canary_common::segment::Family;
 
@@ -141,9 +141,7 @@ pub fn rows(cells: &[CellResult]) -> Vec<Row<'_>> {
 }
 
 /// Every path with its sets of protections, each once.
-fn settings<'a>(
-    cells: impl Iterator<Item = &'a CellResult>,
-) -> Vec<(Path, Vec<Protection>)> {
+fn settings<'a>(cells: impl Iterator<Item = &'a CellResult>) -> Vec<(Path, Vec<Protection>)> {
     let mut found = Vec::new();
     for cell in cells {
         let setting = (cell.path, sorted(&cell.protections));
@@ -196,11 +194,11 @@ impl Row<'_> {
     /// does not count.
     #[must_use]
     pub fn exposure(&self) -> Exposure {
-        let sums =
-            || self.forgeries.iter().filter(|(f, _)| **f != Forgery::Overshoot).map(|(f, s)| (*f, s));
+        let sums = || {
+            self.forgeries.iter().filter(|(f, _)| **f != Forgery::Overshoot).map(|(f, s)| (*f, s))
+        };
         let killers: Vec<_> = sums().filter(|(_, s)| s.killed > 0).map(|(f, _)| f).collect();
-        let hung: u64 =
-            self.cells.iter().filter_map(|c| c.client.get(&ProbeEnd::Hung)).sum();
+        let hung: u64 = self.cells.iter().filter_map(|c| c.client.get(&ProbeEnd::Hung)).sum();
         let overshoot = self.forgeries.contains_key(&Forgery::Overshoot);
         if !killers.is_empty() {
             Exposure::Resets(killers)
@@ -230,9 +228,10 @@ pub struct Overview {
     pub paths: Vec<(Path, Vec<Option<Exposure>>)>,
 }
 
-/// Folds a whole run.
+/// Folds a whole run: the protections that are the same on every node, or those
+/// that one node alone has.
 #[must_use]
-pub fn overview(result: &LabResult) -> Overview {
+pub fn overview(result: &LabResult, everywhere: bool) -> Overview {
     let forges = |c: &&CellResult| {
         c.forgeries.is_empty() || c.forgeries.iter().any(|f| f.forgery != Forgery::Overshoot)
     };
@@ -240,7 +239,8 @@ pub fn overview(result: &LabResult) -> Overview {
     let mut found: Vec<(Path, Vec<Protection>, Exposure)> = Vec::new();
     for scenario in scenarios {
         for row in rows(&scenario.cells) {
-            if row.cells.iter().any(|c| forges(&c)) {
+            let same = row.protections.iter().all(|p| p.at == At::Both);
+            if same == everywhere && row.cells.iter().any(forges) {
                 let exposure = row.exposure();
                 found.push((row.path, row.protections, exposure));
             }

@@ -8,6 +8,8 @@ use canary_common::outcome::Forgery;
 use canary_common::segment::{Flags, Segment};
 use canary_common::seq::Seq;
 
+use super::markup::put;
+
 /// A TCP segment of a capture.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Packet {
@@ -71,6 +73,8 @@ pub enum Role {
     Forged,
     /// The RST that a forged segment provoked, and that the server must accept.
     Kill,
+    /// The RST that a forged segment provoked, and that the server ignores.
+    Answer,
     /// Sent after the connection was killed.
     Aftermath,
 }
@@ -107,6 +111,8 @@ pub struct Ladder {
     pub events: Vec<Event>,
     /// True when the forged segment and the RST that answers it were both found.
     pub complete: bool,
+    /// True when that RST is one that the server must accept.
+    pub killed: bool,
 }
 
 /// Both captures of one connection. Where client and server share a host, give
@@ -120,10 +126,8 @@ pub fn build(client: &[Packet], server: &[Packet], forgery: Forgery) -> Option<L
         let own = [asked.src, asked.dst];
         own.contains(&p.src) && own.contains(&p.dst)
     };
-    let client: Vec<Packet> =
-        client.iter().filter(|p| !shared || of_client(p)).copied().collect();
-    let server: Vec<Packet> =
-        server.iter().filter(|p| !shared || !of_client(p)).copied().collect();
+    let client: Vec<Packet> = client.iter().filter(|p| !shared || of_client(p)).copied().collect();
+    let server: Vec<Packet> = server.iter().filter(|p| !shared || !of_client(p)).copied().collect();
     let arrived = server.iter().find(|p| p.is_syn() && p.seq == asked.seq)?;
     let answered = server.iter().find(|p| {
         p.src == arrived.dst && p.flags.has(Flags::SYN.with(Flags::ACK)) && !p.flags.has(Flags::FIN)
@@ -137,6 +141,7 @@ pub fn build(client: &[Packet], server: &[Packet], forgery: Forgery) -> Option<L
         rcv: asked.seq.add(1),
         snd: answered.seq.add(1),
         forged: None,
+        answered: false,
         killed: false,
         established: false,
     };
@@ -150,7 +155,8 @@ pub fn build(client: &[Packet], server: &[Packet], forgery: Forgery) -> Option<L
         target: asked.dst,
         server: arrived.dst,
         events,
-        complete: story.forged.is_some() && story.killed,
+        complete: story.answered,
+        killed: story.killed,
     })
 }
 
@@ -163,7 +169,11 @@ struct Pair {
 
 impl Pair {
     fn packet(&self) -> Option<&Packet> {
-        if self.to_server { self.client.as_ref().or(self.server.as_ref()) } else { self.server.as_ref().or(self.client.as_ref()) }
+        if self.to_server {
+            self.client.as_ref().or(self.server.as_ref())
+        } else {
+            self.server.as_ref().or(self.client.as_ref())
+        }
     }
 }
 
@@ -173,9 +183,8 @@ fn pair(client: &[Packet], server: &[Packet], asker: SocketAddr, pod: SocketAddr
     let mut pairs = Vec::new();
     for p in client {
         let to_server = p.src == asker;
-        let matches = |q: &&mut Option<Packet>| {
-            q.is_some_and(|q| q.same(p) && (q.dst == pod) == to_server)
-        };
+        let matches =
+            |q: &&mut Option<Packet>| q.is_some_and(|q| q.same(p) && (q.dst == pod) == to_server);
         let there = rest.iter_mut().find(matches).and_then(Option::take);
         pairs.push(Pair { to_server, client: Some(*p), server: there });
     }
@@ -199,6 +208,7 @@ struct Story {
     /// The server's next, as the client last acknowledged it.
     snd: Seq,
     forged: Option<Packet>,
+    answered: bool,
     killed: bool,
     established: bool,
 }
@@ -212,7 +222,8 @@ impl Story {
         let (role, words) = if forged {
             self.forged = Some(p);
             (Role::Forged, self.forged_words(pair, &p))
-        } else if pair.to_server && p.flags.has(Flags::RST) && !self.killed && self.provoked(&p) {
+        } else if pair.to_server && p.flags.has(Flags::RST) && !self.answered && self.provoked(&p) {
+            self.answered = true;
             self.rst_words(pair, &p)
         } else if self.killed {
             (Role::Aftermath, aftermath(pair, &p))
@@ -278,7 +289,14 @@ impl Story {
                  client from {}, an address that the client never talked to.",
                 c.src
             ),
-            (Some(_), _) => format!("{what} It was translated and reached the client’s own socket."),
+            // Outside the translation, as in a node: nothing is to be seen of it here.
+            (Some(_), _) if self.target == self.server => format!(
+                "{what} The client’s capture is taken outside the node’s translation, so both show \
+                 the same; what conntrack made of it shows in the answer."
+            ),
+            (Some(_), _) => {
+                format!("{what} It was translated and reached the client’s own socket.")
+            }
             (None, Some(s)) => format!(
                 "{what} It was addressed to {} and is not in the client’s capture.",
                 s.dst.ip()
@@ -304,7 +322,7 @@ impl Story {
 
     fn rst_words(&mut self, pair: &Pair, p: &Packet) -> (Role, String) {
         let who = if pair.client.is_some() {
-            "The client’s kernel knows no connection with that address and answers RST."
+            "The client’s kernel finds no connection for that segment and answers RST."
         } else {
             "The node, to which the segment was addressed, knows no such connection and answers \
              RST (it is not in the client’s capture)."
@@ -318,9 +336,10 @@ impl Story {
             );
             (Role::Kill, words)
         } else {
-            let words =
-                format!("{who} Its sequence number is not what the server expects next: ignored.");
-            (Role::Own, words)
+            let words = format!(
+                "{who} Its sequence number is not what the server expects next, so the server ignores it: leaked, and harmless."
+            );
+            (Role::Answer, words)
         }
     }
 
@@ -340,8 +359,8 @@ impl Story {
             };
         }
         if p.flags.has(Flags::SYN) {
-            let back = pair.client.is_some_and(|c| c.src == self.target)
-                && self.target != self.server;
+            let back =
+                pair.client.is_some_and(|c| c.src == self.target) && self.target != self.server;
             return if back {
                 "The server pod answers. conntrack translates it back: for the client it comes from \
                  the address it called."
@@ -378,10 +397,10 @@ impl Story {
         let relative = |n: Seq, isn: Seq| i64::from(n.0.wrapping_sub(isn.0).cast_signed());
         let mut text = format!("{flags} · seq {}", relative(p.seq, own));
         if p.flags.has(Flags::ACK) {
-            text.push_str(&format!(" · ack {}", relative(p.ack, other)));
+            put!(&mut text, " · ack {}", relative(p.ack, other));
         }
         if p.len > 0 {
-            text.push_str(&format!(" · {} octets", p.len));
+            put!(&mut text, " · {} octets", p.len);
         }
         text
     }
@@ -397,9 +416,7 @@ fn aftermath(pair: &Pair, p: &Packet) -> String {
         (false, true) if pair.client.is_some() => {
             "The server answers RST: the client’s application gets ECONNRESET.".to_owned()
         }
-        (false, true) => {
-            "The server answers RST, which is not in the client’s capture.".to_owned()
-        }
+        (false, true) => "The server answers RST, which is not in the client’s capture.".to_owned(),
         (true, true) => "RST of the client.".to_owned(),
         (true, false) if p.flags.has(Flags::FIN) => "The client closes.".to_owned(),
         (true, false) => "The client acknowledges.".to_owned(),

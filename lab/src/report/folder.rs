@@ -1,0 +1,113 @@
+//! The one file here that touches files: a run's directory in, its report.html
+//! and junit.xml out, and two directories compared.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use canary_common::exit::Exit;
+use canary_common::result::lab::LabResult;
+
+use super::diff::{self, Diff};
+use super::html::{self, Captures};
+use super::junit;
+use super::ladder::Packet;
+use crate::capture;
+
+/// A directory's results could not be read, or the report not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// There is no results.json, or it cannot be read.
+    #[error("cannot read {path}: {source}; name a directory that `conntrack-lab run` wrote")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not what `run` writes.
+    #[error("{path} is not a result of conntrack-lab run: {source}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The report could not be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl FolderError {
+    /// A directory that is none is wrong usage, one that cannot be written a failure.
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        match self {
+            Self::Read { .. } | Self::Json { .. } => Exit::Usage,
+            Self::Write { .. } => Exit::Failed,
+        }
+    }
+}
+
+/// Reads a run's results.json.
+pub fn read(dir: &Path) -> Result<LabResult, FolderError> {
+    let path = dir.join("results.json");
+    let text =
+        fs::read(&path).map_err(|source| FolderError::Read { path: path.clone(), source })?;
+    serde_json::from_slice(&text).map_err(|source| FolderError::Json { path, source })
+}
+
+/// Writes report.html and junit.xml beside results.json. A capture that is
+/// missing or broken is missing on the page, which says so.
+pub fn write(dir: &Path, result: &LabResult) -> Result<Vec<PathBuf>, FolderError> {
+    let mut written = Vec::new();
+    for (name, text) in [
+        ("report.html", html::render(result, &captures(dir, result))),
+        ("junit.xml", junit::render(result)),
+    ] {
+        let path = dir.join(name);
+        // Whole or not at all: a reader may have the older one open.
+        let part = dir.join(format!("{name}.part"));
+        fs::write(&part, text)
+            .and_then(|()| fs::rename(&part, &path))
+            .map_err(|source| FolderError::Write { path: path.clone(), source })?;
+        written.push(path);
+    }
+    Ok(written)
+}
+
+/// Compares two runs, the older first.
+pub fn compare(a: &Path, b: &Path) -> Result<Diff, FolderError> {
+    Ok(diff::compare(&read(a)?, &read(b)?))
+}
+
+/// The captures of single connections that a result names, as far as they are there.
+fn captures(dir: &Path, result: &LabResult) -> Captures {
+    let mut found = Captures::new();
+    for cell in html::cells(result) {
+        for capture in cell.captures.iter().filter(|c| c.forgery.is_some()) {
+            // A result is a file like any other: it may not name files outside its directory.
+            let inside = Path::new(&capture.file)
+                .components()
+                .all(|c| matches!(c, std::path::Component::Normal(_)));
+            let read = || -> Option<Vec<Packet>> {
+                let bytes = fs::read(dir.join(&capture.file)).ok()?;
+                let mut packets = Vec::new();
+                capture::each_segment(&bytes, |s, p| {
+                    packets.push(Packet::new(p.timestamp.as_secs_f64(), s));
+                })
+                .ok()?;
+                Some(packets)
+            };
+            if inside && let Some(packets) = read() {
+                found.insert(capture.file.clone(), packets);
+            }
+        }
+    }
+    found
+}

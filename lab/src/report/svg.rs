@@ -1,0 +1,310 @@
+//! A run over time, drawn: occupancy of the table, connections a second, and
+//! failures by class, on one time axis with the steps marked. Pure.
+
+use canary_common::result::timeline::{FailureClass, Timeline, TimelineSample};
+
+use super::markup::{Esc, grouped, put};
+use super::words;
+
+const WIDTH: f64 = 880.0;
+const LEFT: f64 = 64.0;
+const RIGHT: f64 = 150.0;
+const TOP: f64 = 34.0;
+const PANEL: f64 = 120.0;
+const GAP: f64 = 44.0;
+
+/// A dash pattern for each class, so that lines are told apart without colour.
+const fn dashes(class: FailureClass) -> &'static str {
+    match class {
+        FailureClass::ConnectTimeout => "none",
+        FailureClass::Reset => "7 3",
+        FailureClass::Hung => "2 3",
+        FailureClass::Refused => "10 3 2 3",
+        FailureClass::BadAnswer => "4 6",
+        FailureClass::LocalLimit => "1 5",
+        FailureClass::Other => "12 6",
+    }
+}
+
+/// A line of a panel.
+struct Line {
+    class: String,
+    name: String,
+    dashes: &'static str,
+    area: bool,
+    values: Vec<f64>,
+}
+
+/// The drawing of a timeline. `id` tells several on one page apart.
+#[must_use]
+pub fn timeline(t: &Timeline, id: &str) -> String {
+    let mut out = String::new();
+    let end = t.samples.last().map_or(0.0, |s| s.t);
+    if t.samples.len() < 2 || end <= 0.0 {
+        return out;
+    }
+    let panels = panels(t);
+    let height = TOP + panels.len() as f64 * (PANEL + GAP);
+    let summary = panels
+        .iter()
+        .map(|(title, lines)| {
+            let peaks: Vec<_> = lines
+                .iter()
+                .map(|l| format!("{} at most {}", l.name, grouped(max(&l.values).round() as u64)))
+                .collect();
+            format!("{title}: {}", peaks.join(", "))
+        })
+        .collect::<Vec<_>>()
+        .join(". ");
+    put!(
+        &mut out,
+        "<svg class=\"chart\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" \
+         aria-labelledby=\"{id}-title {id}-text\"><title id=\"{id}-title\">Over time</title>\
+         <desc id=\"{id}-text\">{}</desc>",
+        Esc(summary)
+    );
+    let x = |at: f64| LEFT + (at / end).clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT);
+    steps(&mut out, t, height, &x);
+    for (n, (title, lines)) in panels.iter().enumerate() {
+        let top = TOP + 16.0 + n as f64 * (PANEL + GAP);
+        panel(&mut out, t, title, lines, top, &x);
+    }
+    out.push_str("</svg>");
+    out
+}
+
+fn panels(t: &Timeline) -> Vec<(&'static str, Vec<Line>)> {
+    let line =
+        |class: &str, name: &str, dashes, area, value: &dyn Fn(&TimelineSample) -> f64| Line {
+            class: class.to_owned(),
+            name: name.to_owned(),
+            dashes,
+            area,
+            values: t.samples.iter().map(value).collect(),
+        };
+    let per_second = |n: u64, s: &TimelineSample| {
+        if s.interval_s > 0.0 { n as f64 / s.interval_s } else { 0.0 }
+    };
+    let mut panels = vec![
+        (
+            "Entries in the conntrack table",
+            vec![
+                line("limit", "limit", "6 4", false, &|s| s.limit as f64),
+                line("entries", "entries", "none", true, &|s| s.entries as f64),
+            ],
+        ),
+        (
+            "New connections a second",
+            vec![
+                line("attempts", "attempted", "6 4", false, &TimelineSample::rate),
+                line("ok", "succeeded", "none", true, &|s| per_second(s.ok, s)),
+            ],
+        ),
+    ];
+    let failures: Vec<_> = FailureClass::ALL
+        .iter()
+        .filter(|c| t.samples.iter().any(|s| s.failures.get(c).is_some_and(|n| *n > 0)))
+        .map(|c| {
+            let value = |s: &TimelineSample| per_second(s.failures.get(c).copied().unwrap_or(0), s);
+            line(&format!("f-{c}"), words::failure(*c), dashes(*c), false, &value)
+        })
+        .collect();
+    panels.push(("Failures a second, by class", failures));
+    panels
+}
+
+fn steps(out: &mut String, t: &Timeline, height: f64, x: &dyn Fn(f64) -> f64) {
+    for (n, step) in t.steps.iter().enumerate() {
+        let at = x(step.t);
+        put!(
+            out,
+            "<g class=\"step\"><line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"24\" y2=\"{:.1}\"/>\
+             <circle cx=\"{at:.1}\" cy=\"14\" r=\"10\"/><text x=\"{at:.1}\" y=\"18\" \
+             text-anchor=\"middle\">{}</text></g>",
+            height - GAP + 6.0,
+            n + 1
+        );
+    }
+}
+
+fn panel(
+    out: &mut String,
+    t: &Timeline,
+    title: &str,
+    lines: &[Line],
+    top: f64,
+    x: &dyn Fn(f64) -> f64,
+) {
+    let bottom = top + PANEL;
+    let highest = nice(lines.iter().map(|l| max(&l.values)).fold(0.0, f64::max));
+    let y = |v: f64| bottom - (v / highest).clamp(0.0, 1.0) * PANEL;
+    let end = t.samples.last().map_or(0.0, |s| s.t);
+    put!(out, "<text class=\"panel\" x=\"{LEFT}\" y=\"{:.1}\">{title}</text>", top - 8.0);
+    for part in [0.0, 0.5, 1.0] {
+        let v = highest * part;
+        let label = if highest < 4.0 { format!("{v:.1}") } else { grouped(v.round() as u64) };
+        put!(
+            out,
+            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{1:.1}\" y2=\"{1:.1}\"/>\
+             <text class=\"tick\" x=\"{2:.1}\" y=\"{3:.1}\" text-anchor=\"end\">{label}</text>",
+            WIDTH - RIGHT,
+            y(v),
+            LEFT - 8.0,
+            y(v) + 4.0
+        );
+    }
+    for n in 0..=4 {
+        let at = end * f64::from(n) / 4.0;
+        let unit = if n == 4 { " s" } else { "" };
+        put!(
+            out,
+            "<text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{at:.0}{unit}</text>",
+            x(at),
+            bottom + 16.0
+        );
+    }
+    if lines.is_empty() {
+        put!(
+            out,
+            "<text class=\"none\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">none</text>",
+            f64::midpoint(LEFT, WIDTH - RIGHT),
+            f64::midpoint(top, bottom)
+        );
+    }
+    for line in lines {
+        let points: Vec<_> = t
+            .samples
+            .iter()
+            .zip(&line.values)
+            .map(|(s, v)| format!("{:.1},{:.1}", x(s.t), y(*v)))
+            .collect();
+        let first = x(t.samples.first().map_or(0.0, |s| s.t));
+        if line.area {
+            put!(
+                out,
+                "<polygon class=\"area {}\" points=\"{first:.1},{bottom:.1} {} {:.1},{bottom:.1}\"/>",
+                line.class,
+                points.join(" "),
+                x(end)
+            );
+        }
+        put!(
+            out,
+            "<polyline class=\"line {}\" stroke-dasharray=\"{}\" points=\"{}\"/>",
+            line.class,
+            line.dashes,
+            points.join(" ")
+        );
+    }
+    legend(out, lines, &|v| y(v), top);
+}
+
+/// Each line's name at its right end, pushed apart where they would overlap.
+fn legend(out: &mut String, lines: &[Line], y: &dyn Fn(f64) -> f64, top: f64) {
+    const LINE: f64 = 16.0;
+    let mut places: Vec<(f64, &Line)> =
+        lines.iter().map(|l| (y(l.values.last().copied().unwrap_or(0.0)), l)).collect();
+    places.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut above = top - LINE / 2.0;
+    for place in &mut places {
+        place.0 = place.0.max(above + LINE);
+        above = place.0;
+    }
+    // What was pushed out below comes back up.
+    let mut below = top + PANEL + LINE;
+    for place in places.iter_mut().rev() {
+        place.0 = place.0.min(below - LINE);
+        below = place.0;
+    }
+    for (at, line) in places {
+        put!(
+            out,
+            "<line class=\"line {}\" stroke-dasharray=\"{}\" x1=\"{:.1}\" x2=\"{:.1}\" \
+             y1=\"{at:.1}\" y2=\"{at:.1}\"/><text class=\"name\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+            line.class,
+            line.dashes,
+            WIDTH - RIGHT + 6.0,
+            WIDTH - RIGHT + 28.0,
+            WIDTH - RIGHT + 33.0,
+            at + 4.0,
+            Esc(&line.name)
+        );
+    }
+}
+
+fn max(values: &[f64]) -> f64 {
+    values.iter().copied().filter(|v| v.is_finite()).fold(0.0, f64::max)
+}
+
+/// The next of 1, 2, 5 times a power of ten: a scale that people read.
+fn nice(highest: f64) -> f64 {
+    if highest <= 0.0 {
+        return 1.0;
+    }
+    let power = 10f64.powf(highest.log10().floor());
+    let steps = [1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0];
+    steps.into_iter().map(|s| s * power).find(|s| *s >= highest).unwrap_or(highest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use canary_common::result::timeline::Step;
+
+    fn series(n: u64) -> Timeline {
+        let mut t = Timeline::default();
+        for i in 0..n {
+            t.push(TimelineSample {
+                t: i as f64,
+                interval_s: 1.0,
+                entries: 10 * i,
+                limit: 500,
+                attempts: 40,
+                ok: 40 - i.min(40),
+                failures: [(FailureClass::ConnectTimeout, i.min(40))].into(),
+                ..TimelineSample::default()
+            });
+        }
+        t.steps.push(Step { t: 5.0, title: "more".into(), ..Step::default() });
+        t
+    }
+
+    /// Every coordinate lies inside the drawing, and it is well-formed.
+    #[test]
+    fn nothing_is_drawn_outside() {
+        let svg = timeline(&series(60), "a");
+        let doc = roxmltree::Document::parse(&svg).unwrap();
+        let lines = doc.descendants().filter(|n| n.has_tag_name("polyline"));
+        let mut points = 0;
+        for point in lines.flat_map(|n| n.attribute("points").unwrap().split(' ')) {
+            let (x, y) = point.split_once(',').unwrap();
+            let (x, y): (f64, f64) = (x.parse().unwrap(), y.parse().unwrap());
+            assert!((LEFT..=WIDTH - RIGHT).contains(&x), "{point}");
+            assert!((TOP..=TOP + 3.0 * (PANEL + GAP)).contains(&y), "{point}");
+            points += 1;
+        }
+        assert_eq!(points, 5 * 60, "five lines: limit, entries, attempted, succeeded, timed out");
+    }
+
+    /// A class that never failed has no line; one that did has its name.
+    #[test]
+    fn failures_are_named() {
+        let svg = timeline(&series(60), "a");
+        assert!(svg.contains("connect timed out") && !svg.contains("refused"), "{svg}");
+    }
+
+    /// One sample is no series.
+    #[test]
+    fn too_little_is_not_drawn() {
+        assert_eq!(timeline(&series(1), "a"), "");
+        assert_eq!(timeline(&Timeline::default(), "a"), "");
+    }
+
+    /// A scale ends at or above its highest value, not far above.
+    #[test]
+    fn scales_are_nice() {
+        for v in [0.3, 1.0, 7.2, 41.0, 99.0, 1201.0, 262_144.0] {
+            assert!(nice(v) >= v && nice(v) <= 2.0 * v, "{v} {}", nice(v));
+        }
+    }
+}
