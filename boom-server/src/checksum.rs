@@ -91,7 +91,7 @@ mod tests {
         (if six { buf.split_off(40) } else { buf }, src, dst)
     }
 
-    fn read<'a>(six: bool, b: &'a [u8], src: SocketAddr, dst: SocketAddr) -> Segment<'a> {
+    fn read(six: bool, b: &[u8], src: SocketAddr, dst: SocketAddr) -> Segment<'_> {
         if six {
             Segment::parse_tcp(src.ip(), dst.ip(), b, b.len()).unwrap()
         } else {

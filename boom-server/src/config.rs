@@ -275,3 +275,6 @@ impl Config {
         ips
     }
 }
+
+#[cfg(test)]
+mod tests;

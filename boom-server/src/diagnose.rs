@@ -225,3 +225,6 @@ fn at_most(k: u64, n: u64, p: f64) -> f64 {
     }
     sum
 }
+
+#[cfg(test)]
+mod tests;

@@ -100,6 +100,8 @@ pub struct Engine {
     shared: Arc<Shared>,
     log: Log,
     start: Instant,
+    /// When everything received had last been read.
+    drained: Duration,
     packet: Vec<u8>,
 }
 
@@ -122,6 +124,7 @@ impl Engine {
             shared,
             log: Log::new(events),
             start: Instant::now(),
+            drained: Duration::ZERO,
             packet: Vec::with_capacity(128),
         }
     }
@@ -170,7 +173,10 @@ impl Engine {
                 let mut state = shared.state();
                 let read = sniffer.receive(|r| {
                     let now = self.start.elapsed();
-                    self.flows.segment(now, &r.segment, actions);
+                    // Not before the sockets were last seen empty, whatever the wall clock says.
+                    let age = r.at.and_then(|at| at.elapsed().ok()).unwrap_or_default();
+                    let arrived = now.saturating_sub(age).max(self.drained);
+                    self.flows.segment(now, arrived, &r.segment, actions);
                     for action in actions.drain(..) {
                         self.perform(action, now, r.at, &mut state);
                     }
@@ -189,6 +195,7 @@ impl Engine {
         let now = self.start.elapsed();
         // What is unread may be the answer that a deadline waits for.
         if drained {
+            self.drained = now;
             self.flows.tick(now, actions);
         }
         let mut state = shared.state();

@@ -18,9 +18,13 @@ use crate::forge::{self, Numbers, Spec};
 use table::{Key, Table};
 
 /// A handshake that takes longer may have drawn a second SYN-ACK (the first
-/// retransmission comes after 1 s, RFC 6298 section 2.1), and a second answer to
-/// it looks like the answer to a forged segment.
+/// retransmission comes after 1 s, RFC 6298 section 2.1). The client's answer to
+/// it looks like the answer to a forged segment, and can keep it from giving one.
 const CALM_HANDSHAKE: Duration = Duration::from_millis(900);
+/// How long the answer to a second SYN-ACK may keep the client from answering
+/// another segment without data: net.ipv4.tcp_invalid_ratelimit is 500 ms, and a
+/// little for the way.
+const ANSWERS_AGAIN: Duration = Duration::from_millis(600);
 /// How long an unanswered SYN is remembered.
 const EMBRYO_LIFE: Duration = Duration::from_secs(10);
 /// How long a judged connection is remembered while it is open and silent.
@@ -223,23 +227,30 @@ impl Flows {
         self.table.next_deadline()
     }
 
-    /// Takes an inbound segment.
-    pub fn segment(&mut self, now: Duration, seg: &Segment<'_>, out: &mut Vec<Action>) {
+    /// Takes an inbound segment that the kernel received at `arrived`, which may
+    /// be well before `now` on a busy machine.
+    pub fn segment(
+        &mut self,
+        now: Duration,
+        arrived: Duration,
+        seg: &Segment<'_>,
+        out: &mut Vec<Action>,
+    ) {
         let tuple = FourTuple::new(seg.dst, seg.src);
         let Some(key) = self.table.find(&tuple) else {
             if seg.flags.has(Flags::RST) {
                 out.push(Action::Reset(reset(tuple, seg, ResetCause::UnknownConnection)));
             } else if opens(seg) {
-                self.embryo(now, tuple, seg, out);
+                self.embryo(now, arrived, tuple, seg, out);
             }
             return;
         };
         if seg.flags.has(Flags::RST) {
             self.rst(now, key, seg, out);
         } else if opens(seg) {
-            self.syn(now, key, seg, out);
+            self.syn(now, arrived, key, seg, out);
         } else if seg.flags.has(Flags::ACK) && !seg.flags.has(Flags::SYN) {
-            self.ack(now, key, seg, out);
+            self.ack(now, arrived, key, seg, out);
         }
         // RFC 9293, section 3.10.7.4: without ACK a segment is dropped.
     }
@@ -288,6 +299,7 @@ impl Flows {
     fn embryo(
         &mut self,
         now: Duration,
+        arrived: Duration,
         tuple: FourTuple,
         seg: &Segment<'_>,
         out: &mut Vec<Action>,
@@ -314,10 +326,17 @@ impl Flows {
                 State::Embryo | State::Settled => {}
             }
         }
-        self.table.insert(Flow::embryo(now, tuple, seg));
+        self.table.insert(Flow::embryo(now, arrived, tuple, seg));
     }
 
-    fn syn(&mut self, now: Duration, key: Key, seg: &Segment<'_>, out: &mut Vec<Action>) {
+    fn syn(
+        &mut self,
+        now: Duration,
+        arrived: Duration,
+        key: Key,
+        seg: &Segment<'_>,
+        out: &mut Vec<Action>,
+    ) {
         let flow = self.table.get_mut(key);
         if seg.seq == flow.isn {
             // Retransmitted; on an established connection it is only old.
@@ -334,10 +353,17 @@ impl Flows {
             }
         }
         let tuple = self.table.remove(key).tuple;
-        self.table.insert(Flow::embryo(now, tuple, seg));
+        self.table.insert(Flow::embryo(now, arrived, tuple, seg));
     }
 
-    fn ack(&mut self, now: Duration, key: Key, seg: &Segment<'_>, out: &mut Vec<Action>) {
+    fn ack(
+        &mut self,
+        now: Duration,
+        arrived: Duration,
+        key: Key,
+        seg: &Segment<'_>,
+        out: &mut Vec<Action>,
+    ) {
         let flow = self.table.get_mut(key);
         if flow.state != State::Embryo {
             return self.established(now, key, seg, out);
@@ -348,14 +374,14 @@ impl Flows {
             return;
         }
         out.push(Action::Handshake);
-        flow.rtt = now.saturating_sub(flow.syn_at);
+        flow.rtt = arrived.saturating_sub(flow.syn_at);
         flow.rcv = seg.seq;
         flow.snd = seg.ack;
         flow.state = State::Waiting;
         flow.advance(seg);
         let unsettled = flow.syns > 1 || flow.rtt >= CALM_HANDSHAKE;
         let wait = if unsettled {
-            self.settings.forge_delay.max(flow.rtt.min(self.settings.outcome_timeout))
+            self.settings.forge_delay.max(ANSWERS_AGAIN)
         } else {
             self.settings.forge_delay
         };
@@ -417,7 +443,7 @@ const fn reset(tuple: FourTuple, seg: &Segment<'_>, cause: ResetCause) -> Reset 
 }
 
 impl Flow {
-    fn embryo(now: Duration, tuple: FourTuple, seg: &Segment<'_>) -> Self {
+    fn embryo(now: Duration, arrived: Duration, tuple: FourTuple, seg: &Segment<'_>) -> Self {
         let options = seg.options();
         Self {
             tuple,
@@ -425,7 +451,7 @@ impl Flow {
             isn: seg.seq,
             rcv: seg.seq.add(1),
             snd: Seq(0),
-            syn_at: now,
+            syn_at: arrived,
             syns: 1,
             rtt: Duration::ZERO,
             scale: options.window_scale.unwrap_or(0),

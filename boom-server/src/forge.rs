@@ -113,3 +113,6 @@ pub fn spec(forgery: Forgery, n: Numbers) -> Spec {
 pub fn life_probe(n: Numbers) -> Spec {
     Spec { seq: n.snd.sub(2), ack: n.rcv, flags: Flags::ACK, payload: b"\0" }
 }
+
+#[cfg(test)]
+mod tests;

@@ -308,6 +308,10 @@ impl Program {
         mut notes: Vec<String>,
     ) -> Exit {
         let by = self.end(&mut shutdown).await;
+        if by == EndedBy::Connections {
+            // Whoever holds the connections may let them go.
+            tracing::info!("settled");
+        }
         self.drain(by, &mut shutdown).await;
         self.shared.stop();
         if thread.join().is_err() {

@@ -25,9 +25,9 @@ use crate::topology::POD_PORT;
 
 /// How long boom-server waits for the answer to a forged segment.
 const OUTCOME_TIMEOUT: Duration = Duration::from_millis(400);
-/// How long load-client leaves its connections idle: longer than boom-server
-/// may take to judge.
-const DELAY: Duration = Duration::from_millis(1500);
+/// How long load-client leaves its connections idle at most. It is told to go
+/// on as soon as boom-server has judged all of them.
+const DELAY: Duration = Duration::from_secs(20);
 /// How long load-client waits for a connect or an answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// How long anything may take to become ready.
@@ -51,8 +51,13 @@ pub struct Setting {
 }
 
 impl Setting {
-    fn scaled(&self, time: Duration) -> Duration {
+    pub(crate) fn scaled(&self, time: Duration) -> Duration {
         time.mul_f64(self.time_scale)
+    }
+
+    /// How long load-client may take.
+    fn load_patience(&self) -> Duration {
+        self.scaled(DELAY + TIMEOUT * 3) + READY
     }
 }
 
@@ -127,9 +132,18 @@ pub fn run(place: &Place<'_>, cell: &Cell<'_>, setting: &Setting) -> Result<Show
     let mut boom = start_boom(place, cell, setting)?;
     boom.wait_ready(setting.scaled(READY), interrupt)?;
     let before = place.counters(cell.front_end, cell.family)?;
-    let load = start_load(place, cell, setting)?;
+    let mut load = start_load(place, cell, setting)?;
     let load_line = load.line().to_owned();
-    let load_status = load.wait(setting.scaled(DELAY + TIMEOUT * 3) + READY, interrupt)?;
+    // Where no connection comes to be, load-client ends first.
+    while !load.ends_within(Duration::ZERO, interrupt)?
+        && !boom.ends_within(Duration::ZERO, interrupt)?
+    {
+        if boom.says_again(Duration::from_millis(10)) {
+            load.signal(Signal::SIGUSR1);
+            break;
+        }
+    }
+    let load_status = load.wait(setting.load_patience(), interrupt)?;
     let boom_status = end_boom(boom, setting)?;
     let after = place.counters(cell.front_end, cell.family)?;
     let mut notes = Vec::new();
@@ -182,6 +196,8 @@ fn start_boom(
         format!("--connections={total}"),
         format!("--outcome-timeout={}ms", setting.scaled(OUTCOME_TIMEOUT).as_millis()),
         format!("--min-forged={}", cell.connections.min(20)),
+        // A server that ends first resets what a slow machine's client has still open.
+        format!("--hold={}ms", setting.load_patience().as_millis()),
         "--log=json".into(),
         format!("--output={}", cell.dir.join("boom.json").display()),
     ];
@@ -299,7 +315,7 @@ fn lost(said: &str) -> Option<String> {
     }
 }
 
-fn result<T: DeserializeOwned>(
+pub(crate) fn result<T: DeserializeOwned>(
     program: &'static str,
     path: &Path,
     status: ExitStatus,

@@ -355,7 +355,7 @@ fn tail(text: &str) -> String {
 /// How a program says that it can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ready {
-    /// An event whose message is exactly `ready`.
+    /// An event whose message is exactly `ready`; boom-server's `settled` comes later.
     Event,
     /// A line that contains this.
     Text(&'static str),
@@ -366,7 +366,7 @@ impl Ready {
         match self {
             Self::Text(text) => line.contains(text),
             Self::Event => serde_json::from_str::<serde_json::Value>(line)
-                .is_ok_and(|v| v.get("message").and_then(|m| m.as_str()) == Some("ready")),
+                .is_ok_and(|v| matches!(v["message"].as_str(), Some("ready" | "settled"))),
         }
     }
 }
@@ -443,6 +443,11 @@ impl Process {
         }
     }
 
+    /// True once it has said so again, having been ready; waits at most so long.
+    pub fn says_again(&self, within: Duration) -> bool {
+        self.ready.recv_timeout(within).is_ok()
+    }
+
     /// Waits for its end. Running out of time kills it and is an error.
     pub fn wait(
         mut self,
@@ -500,6 +505,14 @@ impl Process {
             let _ = reader.join();
         }
     }
+}
+
+/// Runs a program on the terminal that this process has, to its end.
+pub fn foreground(program: &Path, env: &[(String, String)]) -> Result<ExitStatus, ExecError> {
+    Command::new(program)
+        .envs(env.iter().cloned())
+        .status()
+        .map_err(|source| ExecError::Start { program: program.display().to_string(), source })
 }
 
 /// Starts `command`, with signals blocked, and stands in for it: passes SIGINT and SIGTERM on, and

@@ -195,7 +195,7 @@ pub struct ProbeArgs {
     /// What is done on each
     #[arg(long, env = "LOAD_PATTERN", default_value = "request")]
     pub pattern: Pattern,
-    /// From the connect to the exchange: time for the forged segment and what follows it
+    /// From the connect to the exchange: time for the forged segment and what follows it; SIGUSR1 ends it
     #[arg(long, value_name = "D", env = "LOAD_DELAY", default_value = "2s", value_parser = duration)]
     pub delay: Duration,
     /// Longest time without progress in each phase: connect, send, receive

@@ -13,6 +13,8 @@ use canary_common::shutdown::Shutdown;
 use canary_common::telemetry::Admin;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::cli::{Pattern, ProbeArgs};
@@ -90,6 +92,9 @@ async fn all(
     let mut waves: u32 = 0;
     let mut ended_by = if args.every.is_some() { EndedBy::Duration } else { EndedBy::Connections };
     let mut drained = None;
+    let (go, gone) = watch::channel(false);
+    // Without the handler the delay runs its full time; the signal would end the program.
+    let mut told = signal(SignalKind::user_defined1()).ok();
     loop {
         let next =
             if drained.is_none() { wave_at(began, args.every, args.duration, waves) } else { None };
@@ -97,10 +102,11 @@ async fn all(
             waves += 1;
             for _ in 0..args.connections {
                 let (args, n) = (Rc::clone(&args), records.tally.counts.attempts);
+                let go = gone.clone();
                 records.tally.begin(Instant::now());
                 tasks.spawn_local(async move {
                     let started = Instant::now();
-                    let end = one(&args, target, n).await;
+                    let end = one(&args, target, n, go).await;
                     (end, started.elapsed())
                 });
             }
@@ -114,6 +120,9 @@ async fn all(
                 Some(Err(_)) => records.add(Err(CUT), Duration::ZERO, tasks.len()),
                 None => break,
             },
+            () = usr1(&mut told) => {
+                go.send_replace(true);
+            }
             signal = shutdown.signalled(), if drained.is_none() => {
                 ended_by = signal;
                 drained = Some(Instant::now() + DRAIN);
@@ -211,12 +220,28 @@ pub(crate) async fn connect(target: SocketAddr, source: Option<IpAddr>) -> io::R
     Ok(stream)
 }
 
-async fn one(args: &ProbeArgs, target: SocketAddr, n: u64) -> Result<Survived, Failure> {
+/// The next SIGUSR1; never, where it cannot be caught.
+async fn usr1(signal: &mut Option<tokio::signal::unix::Signal>) {
+    if let Some(signal) = signal
+        && signal.recv().await.is_some()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+async fn one(
+    args: &ProbeArgs,
+    target: SocketAddr,
+    n: u64,
+    mut go: watch::Receiver<bool>,
+) -> Result<Survived, Failure> {
     let source = crate::pick(&args.source_ip, n);
     let started = Instant::now();
     let mut stream = within(args.timeout, Phase::Connect, connect(target, source)).await?;
     let connect = started.elapsed();
-    tokio::time::sleep(args.delay).await;
+    // The end of the delay, or whoever knows that there is nothing to wait for.
+    let _ = tokio::time::timeout(args.delay, go.wait_for(|go| *go)).await;
     // Bodies differ between connections, so that no answer can pass for another's.
     let seed = n ^ (u64::from(std::process::id()) << 32);
     let size = args.body_size as u64;

@@ -1,0 +1,157 @@
+use super::*;
+use canary_common::outcome::UnknownReason;
+
+/// (forgery, leaked, delivered, dropped)
+type Cell = (Forgery, u64, u64, u64);
+
+fn rows(cells: &[Cell]) -> Vec<OutcomeCount> {
+    let row = |&(forgery, leaked, delivered, dropped): &Cell| OutcomeCount {
+        forgery,
+        family: Family::Ipv4,
+        class: ClientClass::Pod,
+        forged: leaked + delivered + dropped,
+        leaked,
+        killed: 0,
+        delivered,
+        dropped,
+        unknown: BTreeMap::new(),
+    };
+    cells.iter().map(row).collect()
+}
+
+fn one(cells: &[Cell]) -> PathDiagnosis {
+    paths(&rows(cells), 20).remove(0)
+}
+
+use Forgery::{AboveWindow, AckAhead, BelowWindow, Control, NoFlags, SynFin};
+
+/// An unprotected node since Linux 6.1, as measured.
+#[test]
+fn unprotected() {
+    let d = one(&[(Control, 0, 50, 0), (BelowWindow, 0, 50, 0), (AboveWindow, 50, 0, 0)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Unprotected, Verdict::Vulnerable));
+    assert_eq!(d.old_segments, OldSegments::Ignored);
+    assert_eq!((d.judged, d.leaked), (50, 50));
+}
+
+/// Before Linux 6.1 what lies below the window leaks too.
+#[test]
+fn a_kernel_before_6_1() {
+    let d = one(&[(BelowWindow, 50, 0, 0), (AboveWindow, 50, 0, 0)]);
+    assert_eq!(d.old_segments, OldSegments::Invalid);
+    assert_eq!((d.judged, d.leaked), (100, 100));
+}
+
+/// INVALID dropped on the path.
+#[test]
+fn dropped() {
+    let d = one(&[
+        (Control, 0, 50, 0),
+        (BelowWindow, 0, 50, 0),
+        (AboveWindow, 0, 0, 50),
+        (SynFin, 0, 0, 50),
+    ]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Dropped, Verdict::Protected));
+    assert_eq!(d.old_segments, OldSegments::Ignored);
+}
+
+/// be_liberal alone leaks bad flags, and is vulnerable once those are tried.
+#[test]
+fn liberal_and_partly() {
+    let d = one(&[(AboveWindow, 0, 50, 0)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Liberal, Verdict::Protected));
+    assert!(d.reasons.iter().any(|r| r.contains("bad flags were not tried")), "{:?}", d.reasons);
+    let d = one(&[(AboveWindow, 0, 50, 0), (SynFin, 50, 0, 0)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Partly, Verdict::Vulnerable));
+    assert_eq!(d.old_segments, OldSegments::NotShown);
+}
+
+/// Liberal together with drops.
+#[test]
+fn liberal_and_dropped() {
+    let d = one(&[(BelowWindow, 0, 50, 0), (AboveWindow, 0, 50, 0), (SynFin, 0, 0, 50)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::LiberalAndDropped, Verdict::Protected));
+    assert_eq!(d.old_segments, OldSegments::NotShown);
+}
+
+/// Where even bad flags arrive there is no conntrack NAT on the path.
+#[test]
+fn not_translated() {
+    let d = one(&[(AboveWindow, 0, 50, 0), (SynFin, 0, 50, 0)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::NotTranslated, Verdict::Protected));
+}
+
+/// The original's forgery alone shows nothing on a new kernel: never protected.
+#[test]
+fn below_window_alone_proves_nothing() {
+    let d = one(&[(Control, 0, 50, 0), (BelowWindow, 0, 50, 0)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Inconclusive, Verdict::Inconclusive));
+    assert_eq!(d.judged, 0);
+    assert!((d.leak_rate_upper_95 - 1.0).abs() < f64::EPSILON);
+}
+
+/// Silence to everything may be a broken path: without a control nothing is protected.
+#[test]
+fn protected_needs_the_control() {
+    let d = one(&[(AboveWindow, 0, 0, 50)]);
+    assert_eq!(d.verdict, Verdict::Inconclusive);
+    assert!(d.reasons[0].contains("positive control"), "{:?}", d.reasons);
+}
+
+/// Too few are too few.
+#[test]
+fn protected_needs_enough() {
+    let d = one(&[(Control, 0, 50, 0), (AboveWindow, 0, 0, 19)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Dropped, Verdict::Inconclusive));
+}
+
+/// The silence of no-flags tells nothing, its leak does.
+#[test]
+fn no_flags_counts_only_when_it_leaks() {
+    let d = one(&[(Control, 0, 50, 0), (NoFlags, 0, 0, 50)]);
+    assert_eq!(d.diagnosis, Diagnosis::Inconclusive);
+    let d = one(&[(Control, 0, 50, 0), (NoFlags, 1, 0, 49)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Partly, Verdict::Vulnerable));
+}
+
+/// The safe set finds the fault, and says what it stands for.
+#[test]
+fn the_safe_set_finds_the_fault() {
+    let d = one(&[(Control, 0, 50, 0), (AckAhead, 50, 0, 0)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Unprotected, Verdict::Vulnerable));
+    assert_eq!((d.judged, d.leaked), (0, 0));
+    let d = one(&[(Control, 0, 50, 0), (AckAhead, 0, 0, 50)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Dropped, Verdict::Inconclusive));
+}
+
+/// One bad path is enough, one unproved path keeps from 'protected', none is nothing.
+#[test]
+fn the_worst_path_decides() {
+    let mut all = rows(&[(BelowWindow, 0, 50, 0), (AboveWindow, 0, 0, 50)]);
+    assert_eq!(overall(&paths(&all, 20)), Verdict::Protected);
+    let mut other = rows(&[(AboveWindow, 0, 0, 50)]);
+    other[0].family = Family::Ipv6;
+    other[0].unknown.insert(UnknownReason::ClosedEarly, 3);
+    all.append(&mut other);
+    assert_eq!(overall(&paths(&all, 20)), Verdict::Inconclusive);
+    all[2].leaked = 1;
+    assert_eq!(overall(&paths(&all, 20)), Verdict::Vulnerable);
+    assert_eq!(overall(&[]), Verdict::Inconclusive);
+}
+
+/// The exact bound: the rule of three in the limit, and values of R's binom.test
+/// (alternative "less") for others.
+#[test]
+fn the_bound_is_exact() {
+    for (k, n, bound) in [
+        (0, 1, 0.95),
+        (0, 20, 0.139_108),
+        (0, 1000, 0.002_991_25),
+        (1, 10, 0.394_163),
+        (5, 10, 0.777_559),
+        (50, 50, 1.0),
+        (0, 0, 1.0),
+    ] {
+        assert!((upper_95(k, n) - bound).abs() < 1e-5, "{k} of {n}: {}", upper_95(k, n));
+    }
+}

@@ -1,0 +1,200 @@
+//! Every forgery against a model of the window check in the kernel's
+//! `tcp_in_window()` (net/netfilter/nf_conntrack_proto_tcp.c), both generations.
+
+use super::*;
+use proptest::prelude::*;
+
+/// What conntrack calls a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// In the window.
+    Valid,
+    /// Out of it, and let be: translated, since Linux 6.1.
+    Ignored,
+    /// INVALID.
+    Invalid,
+}
+
+/// One end as conntrack sees it.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    /// The greatest number sent, plus one.
+    end: Seq,
+    /// The greatest number that the other side's window allows.
+    max_end: Seq,
+    /// The largest window offered.
+    max_win: u32,
+}
+
+/// The server as sender, the client as receiver, and whether the kernel is 6.1 or later.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    server: End,
+    client: End,
+    new: bool,
+}
+
+impl Entry {
+    fn class(&mut self, s: &Spec) -> Class {
+        let end = s.seq.add(s.seg_len());
+        // Without ACK the acknowledgment is taken to be right.
+        let ack = if s.flags.has(Flags::ACK) { s.ack } else { self.client.end };
+        let (server, client) = (self.server, self.client);
+        let below_upper = s.seq.before(server.max_end.add(1));
+        let above_lower = end.after(server.end.sub(client.max_win).sub(1));
+        let ack_below_upper = ack.before(client.end.add(1));
+        // MAXACKWINDOW is never less than 66000.
+        let ack_above_lower = ack.after(client.end.sub(server.max_win.max(66_000)).sub(1));
+        if below_upper && above_lower && ack_below_upper && ack_above_lower {
+            return Class::Valid;
+        }
+        if !self.new {
+            return Class::Invalid;
+        }
+        if !below_upper {
+            let overshot = end.since(server.max_end).wrapping_add(1);
+            if above_lower && ack_above_lower && ack_below_upper && overshot <= client.max_win {
+                self.server.end = end;
+                return Class::Ignored;
+            }
+            return Class::Invalid;
+        }
+        if ack_below_upper { Class::Ignored } else { Class::Invalid }
+    }
+}
+
+/// A connection after its handshake and some traffic.
+#[derive(Clone, Copy, Debug)]
+struct Traffic {
+    isn: (u32, u32),
+    /// The client's and the server's windows, unscaled.
+    windows: (u16, u16),
+    scales: (u8, u8),
+    /// What the client and the server have sent and had acknowledged.
+    sent: (u32, u32),
+    /// Of the server's, in flight, as parts of 1000 of the client's window.
+    in_flight: u32,
+}
+
+impl Traffic {
+    fn entry(self, new: bool) -> (Entry, Numbers) {
+        let window = |w: u16, scale: u8| u32::from(w) << scale;
+        let (client_win, server_win) =
+            (window(self.windows.0, self.scales.0), window(self.windows.1, self.scales.1));
+        let rcv = Seq(self.isn.0).add(1).add(self.sent.0);
+        let snd = Seq(self.isn.1).add(1).add(self.sent.1);
+        // The windows of the SYNs are not scaled and count too.
+        let client_max = client_win.max(u32::from(self.windows.0)).max(1);
+        let server_max = server_win.max(u32::from(self.windows.1)).max(1);
+        let in_flight = (u64::from(client_win) * u64::from(self.in_flight) / 1000) as u32;
+        let server =
+            End { end: snd.add(in_flight), max_end: snd.add(client_win), max_win: server_max };
+        let client = End { end: rcv, max_end: rcv.add(server_win), max_win: client_max };
+        (Entry { server, client, new }, Numbers { snd, rcv, client_window: client_max })
+    }
+}
+
+fn traffic() -> impl Strategy<Value = Traffic> {
+    let window =
+        prop_oneof![Just(0u16), Just(1), Just(502), Just(64240), Just(65535), any::<u16>()];
+    let scale = prop_oneof![Just(0u8), Just(7), Just(14), 0u8..=14];
+    (
+        any::<(u32, u32)>(),
+        (window.clone(), window),
+        (scale.clone(), scale),
+        (0u32..1 << 30, 0u32..1 << 30),
+        0u32..999,
+    )
+        .prop_map(|(isn, windows, scales, sent, in_flight)| Traffic {
+            isn,
+            windows,
+            scales,
+            sent,
+            in_flight,
+        })
+}
+
+proptest! {
+    /// Above the window is INVALID for every window, scale and kernel.
+    #[test]
+    fn above_window_is_always_invalid(t in traffic(), new: bool) {
+        let (mut entry, n) = t.entry(new);
+        prop_assert_eq!(entry.class(&spec(Forgery::AboveWindow, n)), Class::Invalid);
+    }
+
+    /// An acknowledgment of what was never sent is INVALID on every kernel.
+    #[test]
+    fn ack_ahead_is_always_invalid(t in traffic(), new: bool) {
+        let (mut entry, n) = t.entry(new);
+        prop_assert_eq!(entry.class(&spec(Forgery::AckAhead, n)), Class::Invalid);
+    }
+
+    /// The control and the probe for life pass on every kernel, unless the
+    /// client's window is as good as closed.
+    #[test]
+    fn control_and_probe_are_never_invalid(t in traffic(), new: bool) {
+        prop_assume!(t.windows.0 >= 1000);
+        let (mut entry, n) = t.entry(new);
+        prop_assert_eq!(entry.class(&spec(Forgery::Control, n)), Class::Valid);
+        prop_assert_eq!(entry.class(&life_probe(n)), Class::Valid);
+    }
+
+    /// Below the window is never INVALID since Linux 6.1, and always before it
+    /// while the client's window is smaller than the distance, as it is at the
+    /// start of a Linux connection.
+    #[test]
+    fn below_window_tells_the_generations_apart(t in traffic()) {
+        let (mut entry, n) = t.entry(true);
+        prop_assert_ne!(entry.class(&spec(Forgery::BelowWindow, n)), Class::Invalid);
+        let (mut entry, n) = Traffic { scales: (0, 0), ..t }.entry(false);
+        prop_assert_eq!(entry.class(&spec(Forgery::BelowWindow, n)), Class::Invalid);
+    }
+
+    /// The overshoot is INVALID before Linux 6.1; since then it is let be and
+    /// moves the end that conntrack believes in beyond anything sent.
+    #[test]
+    fn overshoot_poisons_the_entry(t in traffic()) {
+        let t = Traffic { in_flight: 0, ..t };
+        prop_assume!(t.windows.0 >= 64);
+        let (mut entry, n) = t.entry(false);
+        prop_assert_eq!(entry.class(&spec(Forgery::Overshoot, n)), Class::Invalid);
+        let (mut entry, n) = t.entry(true);
+        let s = spec(Forgery::Overshoot, n);
+        prop_assert_eq!(entry.class(&s), Class::Ignored);
+        prop_assert_eq!(entry.server.end, s.seq.add(s.seg_len()));
+    }
+
+    /// Nothing but what is meant to kill draws a reset with the expected number.
+    #[test]
+    fn only_lethal_segments_draw_a_killing_reset(t in traffic()) {
+        let (_, n) = t.entry(true);
+        for f in Forgery::ALL {
+            let s = spec(*f, n);
+            let provoked = if s.flags.has(Flags::ACK) { s.ack } else { Seq(0) };
+            // The control's would kill too, if it leaked; it is never INVALID.
+            let kills = provoked == n.rcv && *f != Forgery::Control && *f != Forgery::NoFlags;
+            prop_assert_eq!(kills, f.can_kill(), "{}", f);
+        }
+    }
+
+    /// The provoked reset is recognised, and none that differs in any number or flag.
+    #[test]
+    fn recognises_the_provoked_reset(t in traffic(), flags: u8, off in 1u32..) {
+        let (_, n) = t.entry(true);
+        for f in Forgery::ALL {
+            let s = spec(*f, n);
+            let any = std::net::SocketAddr::from(([198, 18, 0, 1], 1));
+            let (seq, ack, right) = if s.flags.has(Flags::ACK) {
+                (s.ack, Seq(0), Flags::RST)
+            } else {
+                (Seq(0), s.seq.add(s.seg_len()), Flags::RST.with(Flags::ACK))
+            };
+            let rst = Segment { src: any, dst: any, seq, ack, flags: right, window: 0, options: &[], payload_len: 0 };
+            prop_assert!(s.provokes(&rst));
+            let other = Segment { seq: seq.add(off), ..rst };
+            prop_assert!(!s.provokes(&other));
+            let both = Flags::RST.0 | Flags::ACK.0;
+            prop_assert_eq!(s.provokes(&Segment { flags: Flags(flags), ..rst }), flags & both == right.0);
+        }
+    }
+}
