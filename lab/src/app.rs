@@ -16,6 +16,7 @@ use crate::cell::Setting;
 use crate::cli::{BinArgs, CaptureMode, Cli, Command, RunArgs};
 use crate::evidence;
 use crate::exec::{Call, Interrupt, TOOLS, Tools};
+use crate::hands_on;
 use crate::kernels;
 use crate::netns;
 use crate::report::{folder, progress::Progress, text};
@@ -32,9 +33,13 @@ pub fn main() -> ExitCode {
     let exit = match (&cli.command, cli.inside) {
         (Command::List, _) => list(),
         (Command::Check(args), inside) => check(args, inside),
-        (Command::Kernels(args), _) => kernels::run(args).map_err(failed),
+        (Command::Kernels(args), _) => kernels::run(args).map_err(|e| (e.exit(), e.to_string())),
         (Command::Report { dir }, _) => report(dir),
         (Command::Diff { first, second }, _) => diff(first, second),
+        (Command::Shell(args), inside) => match inside {
+            None => hands_on::check(args).map_err(usage).and_then(|()| enter()),
+            Some(pipe) => settled(pipe).and_then(|_| hands_on::shell(args).map_err(failed)),
+        },
         (Command::Run(args), None) => outer(args),
         (Command::Run(args), Some(pipe)) => inner(args, pipe),
     };
@@ -172,8 +177,8 @@ fn scenarios(args: &RunArgs) -> Result<Vec<Scenario>, (Exit, String)> {
 
 fn inner(args: &RunArgs, pipe: i32) -> Ending {
     let clock = Clock::start();
-    netns::settle(pipe).map_err(failed)?;
-    let interrupt = Interrupt::catch().map_err(failed)?;
+    let outside = netns::outside_pid();
+    let interrupt = settled(pipe)?;
     let dir = results_dir(args)?;
     let tools = Tools::find();
     let plan = Plan {
@@ -207,6 +212,9 @@ fn inner(args: &RunArgs, pipe: i32) -> Ending {
         print(&format!("{line}\n"));
     }
     report?;
+    if args.keep {
+        hands_on::keep(&outside, &plan.setting.interrupt).map_err(failed)?;
+    }
     Ok(exit(&result))
 }
 
@@ -220,6 +228,12 @@ fn exit(result: &LabResult) -> Exit {
     }
 }
 
+/// The inner process's first steps.
+fn settled(pipe: i32) -> Result<Interrupt, (Exit, String)> {
+    netns::settle(pipe).map_err(failed)?;
+    Interrupt::catch().map_err(failed)
+}
+
 fn results_dir(args: &RunArgs) -> Result<PathBuf, (Exit, String)> {
     let dir = args.output.clone().unwrap_or_else(|| {
         let now = jiff::Timestamp::now();
@@ -231,7 +245,7 @@ fn results_dir(args: &RunArgs) -> Result<PathBuf, (Exit, String)> {
     dir.canonicalize().map_err(|e| failed(format!("cannot find {}: {e}", dir.display())))
 }
 
-fn find_program(args: &BinArgs, name: &str) -> Result<PathBuf, String> {
+pub(crate) fn find_program(args: &BinArgs, name: &str) -> Result<PathBuf, String> {
     let dir = match &args.bin_dir {
         Some(dir) => dir.clone(),
         None => std::env::current_exe()
