@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use canary_common::result::lab::{FrontEnd, Protection};
+use canary_common::segment::Family;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::kernels::KernelsArgs;
@@ -31,6 +33,8 @@ pub enum Command {
     List,
     /// Runs scenarios and judges them
     Run(RunArgs),
+    /// Opens a shell inside a host of a scenario's topology, rules loaded, no program running
+    Shell(ShellArgs),
     /// Puts the results of several kernels in one table
     Kernels(KernelsArgs),
     /// Writes report.html and junit.xml again from a run's results.json
@@ -90,12 +94,45 @@ pub struct RunArgs {
     /// Cells at a time
     #[arg(long, value_name = "N", env = "LAB_JOBS", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub jobs: u16,
+    /// Stays up afterwards until Ctrl-C and says how to enter each host
+    #[arg(long, env = "LAB_KEEP")]
+    pub keep: bool,
     /// Multiplies every wait; more than 1 for an emulated or very slow machine
     #[arg(long, value_name = "X", env = "LAB_TIME_SCALE", default_value_t = 1.0, value_parser = time_scale)]
     pub time_scale: f64,
     /// Where the programs are.
     #[command(flatten)]
     pub bin: BinArgs,
+}
+
+/// Options of `shell`.
+#[derive(Clone, Debug, Args)]
+pub struct ShellArgs {
+    /// Scenario by name, or a file whose name ends in .toml
+    #[arg(value_name = "SCENARIO")]
+    pub scenario: String,
+    /// Host: client, server, node1, node2, or outside where the path has it
+    #[arg(long = "in", value_name = "HOST")]
+    pub host: String,
+    /// What protects, e.g. forward-drop or liberal@client (may be repeated)
+    #[arg(long, value_name = "PROTECTION", env = "LAB_PROTECTION", value_delimiter = ',')]
+    pub protection: Vec<Protection>,
+    /// Whose rules: nftables or iptables (default: the scenario's first)
+    #[arg(long, value_name = "NAME", env = "LAB_FRONT_END")]
+    pub front_end: Option<FrontEnd>,
+    /// IP family of the rules: ipv4 or ipv6 (default: the scenario's first)
+    #[arg(long, value_name = "FAMILY", env = "LAB_FAMILY", value_parser = family)]
+    pub family: Option<Family>,
+    /// Where the programs are.
+    #[command(flatten)]
+    pub bin: BinArgs,
+}
+
+fn family(s: &str) -> Result<Family, String> {
+    [Family::Ipv4, Family::Ipv6]
+        .into_iter()
+        .find(|f| f.as_str() == s)
+        .ok_or_else(|| format!("'{s}' is neither ipv4 nor ipv6"))
 }
 
 fn time_scale(s: &str) -> Result<f64, String> {

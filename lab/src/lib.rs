@@ -13,6 +13,7 @@ pub mod evidence;
 pub mod exec;
 #[cfg(test)]
 mod golden;
+pub mod hands_on;
 pub mod kernels;
 pub mod netns;
 pub mod place;

@@ -177,6 +177,21 @@ pub fn settle(liveness: i32) -> Result<(), NetnsError> {
     Ok(())
 }
 
+/// This process's number in the PID namespace that /proc shows: before
+/// [`settle`], the one outside. Empty where it cannot be told.
+#[must_use]
+pub fn outside_pid() -> String {
+    fs::read_link("/proc/self").map(|p| p.display().to_string()).unwrap_or_default()
+}
+
+/// The names of the network namespaces that this lab has made.
+pub fn names() -> Vec<String> {
+    let entries = fs::read_dir(NETNS_DIR).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
 fn inode(path: impl AsRef<Path>) -> Result<u64, NetnsError> {
     let path = path.as_ref();
     fs::metadata(path).map(|m| m.ino()).map_err(os(format!("stat {}", path.display())))

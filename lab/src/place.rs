@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use canary_common::result::lab::{At, FrontEnd, NodeEvidence, Protection};
 use canary_common::segment::Family;
 
 use crate::evidence::{self, EvidenceError};
-use crate::exec::{Call, ExecError, Interrupt, Process, Ready, Tools};
+use crate::exec::{self, Call, ExecError, Interrupt, Process, Ready, Tools};
 use crate::netns::{Host, NetnsError};
 use crate::ruleset::readback::Loaded;
 use crate::ruleset::{NodeProtection, Ruleset};
@@ -146,6 +147,16 @@ impl<'a> Place<'a> {
     ) -> Result<Process, PlaceError> {
         let log = log.to_owned();
         Ok(self.host(host)?.run(move || call.start(&log, ready))??)
+    }
+
+    /// Runs a program in a host, on the terminal of this process, to its end.
+    pub fn foreground(
+        &self,
+        host: &str,
+        program: PathBuf,
+        env: Vec<(String, String)>,
+    ) -> Result<ExitStatus, PlaceError> {
+        Ok(self.host(host)?.run(move || exec::foreground(&program, &env))??)
     }
 
     /// Sets the protections and loads the Service rules on both nodes, reads

@@ -3,8 +3,9 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use canary_common::outcome::{EndedBy, Forgery};
@@ -251,6 +252,52 @@ fn wrong_usage_is_one_line() {
         assert_eq!(out.stderr.lines().count(), 1, "{args:?}: {}", out.stderr);
         assert!(out.stderr.contains(says), "{args:?}: {}", out.stderr);
     }
+}
+
+/// `shell` runs in the host that was asked for, rules loaded, and leaves nothing.
+#[test]
+fn shell_is_inside_the_host() {
+    let dir = scratch();
+    let before = Left::now(dir.path());
+    let mut command = lab(&dir);
+    command.args(["shell", "hairpin", "--in", "node1", "--protection", "forward-drop@client"]);
+    command.env("SHELL", "/bin/sh").stdin(Stdio::piped());
+    let mut child = common::start(&mut command);
+    let script = "ip -br addr; nft list ruleset; cat /proc/sys/net/ipv4/ip_forward; exit 0\n";
+    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    let out = common::finish(child);
+    assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
+    assert!(out.stdout.contains("198.18.0.11/24"), "{}", out.stdout);
+    assert!(out.stdout.contains("ct state invalid counter"), "{}", out.stdout);
+    before.assert_same(dir.path());
+    let out = output(lab(&dir).args(["shell", "hairpin", "--in", "moon"]));
+    assert_eq!(out.code, 2);
+    assert!(out.stderr.contains("no host 'moon' in hairpin: use node1"), "{}", out.stderr);
+}
+
+/// `--keep` stays up after the run, and the command that it prints enters a host.
+#[test]
+fn keep_stays_up_until_told() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: entering a host that is kept needs root");
+        return;
+    }
+    let dir = scratch();
+    let before = Left::now(dir.path());
+    let file = dir.path().join("short.toml");
+    fs::write(&file, SHORT).unwrap();
+    let mut command = lab(&dir);
+    command.args(["run", "--keep"]).arg(&file).arg("--output").arg(dir.path().join("r"));
+    let mut child = common::start(&mut command);
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let line = lines.find(|l| l.as_ref().unwrap().contains("netns exec l0-client")).unwrap();
+    let line = line.unwrap().trim().replace(" sh", " ip -br addr");
+    let inside = Command::new("sh").args(["-c", &line]).output().unwrap();
+    let text = String::from_utf8_lossy(&inside.stdout);
+    assert!(text.contains("198.18.65.10"), "{line}: {inside:?}");
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
+    assert_eq!(common::finish(child).code, 0);
+    before.assert_same(dir.path());
 }
 
 /// `list` names every scenario, `check` finds everything that is needed here.
