@@ -8,7 +8,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
 use canary_common::outcome::{Errno, Phase};
@@ -28,6 +30,10 @@ type Respond = Pin<Box<dyn Future<Output = hyper::Result<Response<Incoming>>>>>;
 struct Seen {
     error: Cell<Option<(Phase, Errno)>>,
     sent: Cell<bool>,
+    /// Something may be there to read. A read that is known to find nothing is not made.
+    readable: Cell<bool>,
+    /// The end or an error came, so a short read is not the last.
+    ended: Cell<bool>,
 }
 
 /// A non-blocking socket as hyper wants it.
@@ -53,14 +59,23 @@ impl Read for Io {
         _: &mut Context<'_>,
         mut buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.seen.readable.get() {
+            return Poll::Pending;
+        }
         let mut scratch = [MaybeUninit::<u8>::uninit(); 16 << 10];
         let room = buf.remaining().min(scratch.len());
         match rustix::io::read(&self.fd, &mut scratch[..room]) {
             Ok((got, _)) => {
+                // What comes after a short read brings a new (edge-triggered) event.
+                let short = got.len() < room && !got.is_empty();
+                self.seen.readable.set(!short || self.seen.ended.get());
                 buf.put_slice(got);
                 Poll::Ready(Ok(()))
             }
-            Err(e) => self.failed(Phase::Receive, e.into()).map_ok(|_| ()),
+            Err(e) => {
+                self.seen.readable.set(false);
+                self.failed(Phase::Receive, e.into()).map_ok(|_| ())
+            }
         }
     }
 }
@@ -91,6 +106,34 @@ impl Write for Io {
     }
 }
 
+/// Notes that one of an exchange's parts has something for another: hyper's
+/// connection, answer and body wake one another, and all are polled together.
+#[derive(Debug)]
+pub struct Driver {
+    woken: Arc<Woken>,
+    waker: Waker,
+}
+
+#[derive(Debug, Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Default for Driver {
+    fn default() -> Self {
+        let woken = Arc::<Woken>::default();
+        Self { waker: Waker::from(Arc::clone(&woken)), woken }
+    }
+}
+
 /// Where an exchange stands.
 #[derive(Debug)]
 pub enum Step {
@@ -108,6 +151,10 @@ pub struct Exchange {
     respond: Option<Respond>,
     body: Option<Incoming>,
     bytes: u64,
+    /// Content-Length, where the answer has one.
+    length: Option<u64>,
+    /// What ended the connection while the body was still on its way.
+    broken: Option<Failure>,
     seen: Rc<Seen>,
 }
 
@@ -134,6 +181,8 @@ impl Exchange {
             respond: Some(respond),
             body: None,
             bytes: 0,
+            length: None,
+            broken: None,
             seen,
         })
     }
@@ -144,13 +193,22 @@ impl Exchange {
         if self.seen.sent.get() { Phase::Receive } else { Phase::Send }
     }
 
+    /// The socket has something to read; `ended` when its end or an error is among it.
+    pub fn readable(&self, ended: bool) {
+        self.seen.readable.set(true);
+        if ended {
+            self.seen.ended.set(true);
+        }
+    }
+
     /// Goes as far as the socket allows.
-    pub fn advance(&mut self) -> Step {
-        let mut cx = Context::from_waker(Waker::noop());
+    pub fn advance(&mut self, driver: &Driver) -> Step {
+        let mut cx = Context::from_waker(&driver.waker);
         // Each turn moves the request, the head or a piece of the body; a turn
-        // that moves nothing ends the loop.
+        // that moves nothing and wakes nobody ends the loop.
         loop {
             let mut moved = false;
+            driver.woken.0.store(false, Ordering::Relaxed);
             if let Some(respond) = &mut self.respond {
                 match respond.as_mut().poll(&mut cx) {
                     Poll::Ready(Ok(response)) => {
@@ -158,7 +216,9 @@ impl Exchange {
                         if !response.status().is_success() {
                             return Step::Failed((Phase::Receive, Cause::BadAnswer));
                         }
-                        self.body = Some(response.into_body());
+                        let body = response.into_body();
+                        self.length = body.size_hint().exact();
+                        self.body = Some(body);
                         self.respond = None;
                         moved = true;
                     }
@@ -173,30 +233,39 @@ impl Exchange {
                         moved = true;
                     }
                     Poll::Ready(Some(Err(e))) => return Step::Failed(self.failure(&e)),
-                    // hyper has checked the length against Content-Length or the chunks.
-                    Poll::Ready(None) => return Step::Done(self.bytes),
+                    // hyper can let a body end quietly when its connection broke.
+                    Poll::Ready(None) => return self.end(),
                     Poll::Pending => {}
                 }
             }
             if let Some(connection) = &mut self.connection {
-                let sent = self.seen.sent.get();
                 match Pin::new(connection).poll(&mut cx) {
                     Poll::Ready(Ok(())) => (self.connection, moved) = (None, true),
                     Poll::Ready(Err(e)) => {
                         // The answer or the body carries the error too, unless neither is waiting.
                         let failure = self.failure(&e);
                         self.connection = None;
+                        self.broken = Some(failure);
                         if self.respond.is_none() && self.body.is_none() {
                             return Step::Failed(failure);
                         }
                         moved = true;
                     }
-                    Poll::Pending => moved |= sent != self.seen.sent.get(),
+                    Poll::Pending => {}
                 }
             }
-            if !moved {
+            if !moved && !driver.woken.0.load(Ordering::Relaxed) {
                 return Step::Waiting;
             }
+        }
+    }
+
+    /// The body has ended: whole, or not.
+    fn end(&self) -> Step {
+        match (self.broken, self.length) {
+            (Some(failure), _) => Step::Failed(failure),
+            (None, Some(n)) if n != self.bytes => Step::Failed((Phase::Receive, Cause::EarlyEof)),
+            (None, _) => Step::Done(self.bytes),
         }
     }
 
@@ -205,7 +274,11 @@ impl Exchange {
         if let Some((phase, errno)) = self.seen.error.get() {
             return (phase, Cause::Errno(errno));
         }
-        if e.is_incomplete_message() || e.is_canceled() || e.is_closed() {
+        // A body cut short comes as an I/O error that no socket gave.
+        let cut = std::error::Error::source(e)
+            .and_then(|s| s.downcast_ref::<io::Error>())
+            .is_some_and(|e| e.kind() == io::ErrorKind::UnexpectedEof);
+        if cut || e.is_incomplete_message() || e.is_canceled() || e.is_closed() {
             (Phase::Receive, Cause::EarlyEof)
         } else {
             (Phase::Receive, Cause::BadAnswer)

@@ -18,7 +18,7 @@ use rustix::event::epoll;
 use rustix::io::Errno as Raw;
 
 use crate::cli::Close;
-use crate::http::{Exchange, Step};
+use crate::http::{Driver, Exchange, Step};
 use crate::log::FailureLog;
 use crate::pacer::{Pacer, Turn};
 use crate::socket;
@@ -114,6 +114,9 @@ struct Worker<'a> {
     tally: Tally,
     log: FailureLog,
     pacer: Pacer,
+    driver: Driver,
+    /// A socket that was connected and reset, ready for another connection.
+    spare: Option<OwnedFd>,
     paused_until: Option<Instant>,
     failed_in_a_row: u32,
 }
@@ -128,6 +131,8 @@ impl<'a> Worker<'a> {
             tally: Tally::new(clock),
             log: FailureLog::new(clock.start()),
             pacer: plan.pacer.clone(),
+            driver: Driver::default(),
+            spare: None,
             paused_until: None,
             failed_in_a_row: 0,
         })
@@ -183,7 +188,7 @@ impl<'a> Worker<'a> {
         }
         let now = Instant::now();
         for event in events {
-            self.on_event(event.data.u64(), now);
+            self.on_event(event.data.u64(), event.flags, now);
         }
         Ok(())
     }
@@ -253,14 +258,19 @@ impl<'a> Worker<'a> {
         if connected {
             self.connected(index, fd);
         } else {
-            self.wait_for(index, &fd);
+            self.wait_for(index, &fd, epoll::EventFlags::OUT);
             self.slots[index as usize].state = State::Connecting(fd);
         }
     }
 
-    fn open(&self, n: u64) -> std::io::Result<OwnedFd> {
+    fn open(&mut self, n: u64) -> std::io::Result<OwnedFd> {
+        if self.plan.sources.is_empty()
+            && let Some(fd) = self.spare.take()
+        {
+            return Ok(fd);
+        }
         let fd = socket::open(self.plan.target, crate::pick(&self.plan.sources, n))?;
-        if self.plan.close == Close::Rst {
+        if self.plan.close == Close::Rst && self.plan.request.is_some() {
             socket::close_with_reset(&fd)?;
         }
         Ok(fd)
@@ -284,17 +294,15 @@ impl<'a> Worker<'a> {
         self.free.push(index);
     }
 
-    fn wait_for(&mut self, index: u32, fd: &OwnedFd) {
+    /// Registers a socket for reading, and for `more`.
+    fn wait_for(&mut self, index: u32, fd: &OwnedFd, more: epoll::EventFlags) {
         let slot = &mut self.slots[index as usize];
         if slot.registered {
             return;
         }
         slot.registered = true;
         let data = epoll::EventData::new_u64(u64::from(index) << 32 | u64::from(slot.generation));
-        let flags = epoll::EventFlags::IN
-            | epoll::EventFlags::OUT
-            | epoll::EventFlags::RDHUP
-            | epoll::EventFlags::ET;
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET | more;
         // A failure here (ENOMEM, ENOSPC) shows as a stall at the deadline, never as success.
         if let Err(e) = epoll::add(&self.epoll, fd, data, flags) {
             tracing::error!(error = %e, "epoll_ctl failed: this connection will count as stalled");
@@ -306,8 +314,14 @@ impl<'a> Worker<'a> {
         self.tally.connected(now - slot.began);
         if self.plan.close == Close::Rst {
             self.tally.counts.own_resets += 1;
+            // tcp_disconnect() sends the RST and makes the socket new again: no linger, no
+            // close and no socket() for the next.
+            if rustix::net::connect_unspec(&fd).is_ok() && !slot.registered {
+                self.spare = Some(fd);
+            }
+        } else {
+            drop(fd);
         }
-        drop(fd);
         self.tally.ok(now, now - slot.intended);
         self.failed_in_a_row = 0;
     }
@@ -319,7 +333,7 @@ impl<'a> Worker<'a> {
         self.tally.connected(now - slot.began);
         let Some(request) = &self.plan.request else { return };
         if !slot.registered {
-            self.wait_for(index, &fd);
+            self.wait_for(index, &fd, epoll::EventFlags::empty());
         }
         match Exchange::begin(fd, request.build()) {
             Ok(exchange) => {
@@ -333,7 +347,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn on_event(&mut self, data: u64, now: Instant) {
+    fn on_event(&mut self, data: u64, flags: epoll::EventFlags, now: Instant) {
         let (index, generation) = ((data >> 32) as u32, data as u32);
         let slot = &mut self.slots[index as usize];
         if slot.generation != generation {
@@ -354,8 +368,13 @@ impl<'a> Worker<'a> {
                     self.failed(raw(Phase::Connect, e));
                 }
             },
-            exchanging @ State::Exchanging(_) => {
-                slot.state = exchanging;
+            State::Exchanging(exchange) => {
+                let ends =
+                    epoll::EventFlags::RDHUP | epoll::EventFlags::HUP | epoll::EventFlags::ERR;
+                if flags.intersects(epoll::EventFlags::IN | ends) {
+                    exchange.readable(flags.intersects(ends));
+                }
+                slot.state = State::Exchanging(exchange);
                 self.advance(index, now);
             }
         }
@@ -364,7 +383,7 @@ impl<'a> Worker<'a> {
     fn advance(&mut self, index: u32, now: Instant) {
         let slot = &mut self.slots[index as usize];
         let State::Exchanging(exchange) = &mut slot.state else { return };
-        match exchange.advance() {
+        match exchange.advance(&self.driver) {
             Step::Waiting => slot.deadline = now + self.plan.timeout,
             Step::Done(bytes) => {
                 let intended = slot.intended;

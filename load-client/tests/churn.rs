@@ -1,0 +1,313 @@
+//! churn over real sockets: every way in which connections fail, each in its
+//! own class, and the sum of all classes equal to the attempts.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use canary_common::outcome::Errno;
+use canary_common::result::load::{Cause, LoadResult};
+use common::{Ns, check_sum, failed, last, privileged, wait_for};
+
+/// A tcp churn of a number makes exactly that number, closed with FIN.
+#[test]
+fn tcp_makes_exactly_what_was_asked() {
+    if !privileged("tcp_makes_exactly_what_was_asked") {
+        return;
+    }
+    let ns = Ns::new();
+    let _serve = ns.serve();
+    let r = ns.run("churn --target tcp://127.0.0.1:8080 --connections 3001").result;
+    assert_eq!((r.attempts, r.ok, r.own_resets), (3001, 3001, 0));
+    assert_eq!((r.connect_latency.count, r.total_latency.count), (3001, 3001));
+}
+
+/// --close rst sends one RST for each connection, counted as the program's own
+/// and never as the network's.
+#[test]
+fn own_resets_are_the_programs_own() {
+    if !privileged("own_resets_are_the_programs_own") {
+        return;
+    }
+    let ns = Ns::new();
+    let _serve = ns.serve();
+    ns.rule("tcp dport 8080 tcp flags & rst == rst counter");
+    let ran = ns.run(
+        "churn --target tcp://127.0.0.1:8080 --connections 1000 --close rst --fail-on reset>0",
+    );
+    assert_eq!((ran.code, ran.result.ok, ran.result.own_resets), (0, 1000, 1000));
+    assert_eq!(ns.counted(), [1000]);
+    let ran = ns.run("churn --target http://127.0.0.1:8080/ --connections 200 --close rst");
+    assert_eq!((ran.code, ran.result.ok, ran.result.own_resets), (0, 200, 200));
+}
+
+/// An http churn reads every body to its end.
+#[test]
+fn http_reads_every_octet() {
+    if !privileged("http_reads_every_octet") {
+        return;
+    }
+    let ns = Ns::new();
+    let _serve = ns.serve();
+    let r = ns.run("churn --target http://127.0.0.1:8080/x --connections 500").result;
+    assert_eq!((r.ok, r.bytes_received), (500, 500 * 1024));
+}
+
+/// An answer that ends before its Content-Length is an early EOF, one with an
+/// error status or without HTTP a wrong answer.
+#[test]
+fn short_and_wrong_answers_have_their_classes() {
+    if !privileged("short_and_wrong_answers_have_their_classes") {
+        return;
+    }
+    let ns = Ns::new();
+    for (port, answer, cause) in [
+        (81, "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nshort", Cause::EarlyEof),
+        (82, "HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n", Cause::BadAnswer),
+        (83, "hello\r\n\r\n", Cause::BadAnswer),
+        (84, "", Cause::EarlyEof),
+    ] {
+        ns.server(port, move |mut s| {
+            while common::read_line(&mut s).len() > 2 {}
+            common::write(&mut s, answer.as_bytes());
+        });
+        let args = format!("churn --target http://127.0.0.1:{port}/ --connections 20");
+        let ran = ns.run(&args);
+        let counted = failed(&ran.result, |p, c| p == "receive" && c == cause);
+        assert_eq!(counted, 20, "{answer}: {:?}", ran.result.failures);
+        assert_eq!(ran.code, 11, "nothing succeeded: the run proved nothing");
+    }
+    // Until the end of the connection is a legal length too (RFC 9112, section 6.3).
+    ns.server(85, |mut s| {
+        while common::read_line(&mut s).len() > 2 {}
+        common::write(&mut s, b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nabc");
+    });
+    let r = ns.run("churn --target http://127.0.0.1:85/ --connections 20").result;
+    assert_eq!((r.ok, r.bytes_received), (20, 60));
+}
+
+/// A refusing target is counted, and does not become a busy loop.
+#[test]
+fn refused_is_no_busy_loop() {
+    if !privileged("refused_is_no_busy_loop") {
+        return;
+    }
+    let ns = Ns::new();
+    let ran = ns.run("churn --target tcp://127.0.0.1:8080 --duration 1s");
+    let refused =
+        failed(&ran.result, |p, c| p == "connect" && c == Cause::Errno(Errno::Econnrefused));
+    assert_eq!((ran.code, refused), (11, ran.result.attempts));
+    assert!((10..20_000).contains(&ran.result.attempts), "{}", ran.result.attempts);
+}
+
+/// A dropped SYN is a stall of the connect, a dropped answer one of the receive.
+#[test]
+fn silence_is_a_stall_of_its_phase() {
+    if !privileged("silence_is_a_stall_of_its_phase") {
+        return;
+    }
+    let ns = Ns::new();
+    let _serve = ns.serve();
+    ns.rule("tcp sport 8080 tcp flags & psh == psh drop");
+    let ran = ns.run(
+        "churn --target http://127.0.0.1:8080/ --connections 30 --timeout 300ms --fail-on stall>0",
+    );
+    assert_eq!(failed(&ran.result, |p, c| p == "receive" && c == Cause::Stall), 30);
+    assert_eq!(ran.code, 10);
+    ns.rule("tcp dport 8080 tcp flags & syn == syn drop");
+    let ran = ns.run(
+        "churn --target tcp://127.0.0.1:8080 --connections 30 --timeout 300ms --fail-on stall>0",
+    );
+    assert_eq!(failed(&ran.result, |p, c| p == "connect" && c == Cause::Stall), 30);
+    assert_eq!(ran.code, 11);
+}
+
+/// With half the SYNs dropped, every connection is ok or timed out.
+#[test]
+fn half_the_syns_dropped() {
+    if !privileged("half_the_syns_dropped") {
+        return;
+    }
+    let ns = Ns::new();
+    let _serve = ns.serve();
+    ns.rule("tcp dport 8080 tcp flags & (syn | ack) == syn numgen random mod 2 == 0 drop");
+    let r = ns
+        .run("churn --target tcp://127.0.0.1:8080 --rate 500 --duration 2s --timeout 500ms")
+        .result;
+    let stalls = failed(&r, |p, c| p == "connect" && c == Cause::Stall);
+    assert_eq!(r.ok + stalls, 1000);
+    assert!((300..700).contains(&stalls), "{stalls}");
+}
+
+/// ECONNRESET is written to the log in the words that people grep for, at a
+/// bounded rate, with the count of those held back.
+#[test]
+fn resets_are_logged_in_the_known_words() {
+    if !privileged("resets_are_logged_in_the_known_words") {
+        return;
+    }
+    let ns = Ns::new();
+    let _serve = ns.serve();
+    // The first data segment of each connection is answered with RST.
+    ns.rule("tcp dport 8080 tcp flags & psh == psh reject with tcp reset");
+    let ran = ns.run("churn --target http://127.0.0.1:8080/ --connections 400 --fail-on reset>0");
+    let resets = failed(&ran.result, |_, c| c == Cause::Errno(Errno::Econnreset));
+    assert_eq!((ran.code, resets), (10, 400));
+    let lines: Vec<serde_json::Value> = ran
+        .text
+        .lines()
+        .filter(|l| l.contains("Connection reset by peer") || l.contains("held_back"))
+        .map(|l| serde_json::from_str(l).unwrap())
+        .filter(|v: &serde_json::Value| v["level"] == "WARN")
+        .collect();
+    let written =
+        lines.iter().filter(|v| v["message"] == "Connection reset by peer").count() as u64;
+    let held_back: u64 = lines.iter().filter_map(|v| v["held_back"].as_u64()).sum();
+    assert!(written > 0 && written < 100, "{written}");
+    assert_eq!(written + held_back, 400);
+}
+
+/// Exhausted ports and open files are this host's limits, said before the start
+/// and counted apart.
+#[test]
+fn local_limits_are_counted_apart() {
+    if !privileged("local_limits_are_counted_apart") {
+        return;
+    }
+    let ns = Ns::new();
+    ns.server(81, |mut s| {
+        while common::read_line(&mut s).len() > 2 {}
+        std::thread::sleep(Duration::from_secs(5));
+    });
+    ns.sh("echo 40000 40049 > /proc/sys/net/ipv4/ip_local_port_range");
+    let ran = ns.run(
+        "churn --target http://127.0.0.1:81/ --concurrency 100 --connections 100 --timeout 500ms",
+    );
+    let ports = failed(&ran.result, |_, c| c == Cause::Errno(Errno::Eaddrnotavail));
+    assert!(ports >= 50, "{:?}", ran.result.failures);
+    assert!(
+        ran.result
+            .failures
+            .iter()
+            .all(|f| f.local == matches!(f.cause, Cause::Errno(Errno::Eaddrnotavail)))
+    );
+    let p = ran.result.preflight.unwrap();
+    assert_eq!((p.ports, p.open_connections), (50, 50));
+    assert!(p.warnings[0].contains("more than the 50 local ports"), "{:?}", p.warnings);
+
+    ns.sh("echo 20000 60000 > /proc/sys/net/ipv4/ip_local_port_range");
+    let out = ns
+        .command("prlimit")
+        .args(["--nofile=40:40", common::BIN, "churn", "--target", "http://127.0.0.1:81/"])
+        .args(["--concurrency", "64", "--connections", "64", "--timeout", "500ms"])
+        .output()
+        .unwrap();
+    let r: LoadResult = last(&String::from_utf8(out.stdout).unwrap());
+    check_sum(&r);
+    assert!(failed(&r, |_, c| c == Cause::Errno(Errno::Emfile)) > 0, "{:?}", r.failures);
+    assert_eq!(failed(&r, |_, c| c == Cause::Errno(Errno::Econnreset)), 0);
+}
+
+/// The server is killed and comes back: the accounts hold, and the load is back
+/// within a second.
+#[test]
+fn recovers_within_a_second() {
+    if !privileged("recovers_within_a_second") {
+        return;
+    }
+    let ns = Ns::new();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let serve = ns.serve();
+    let mut churn =
+        ns.start("churn --target http://127.0.0.1:8080/ --rate 500 --timeout 500ms", &out);
+    std::thread::sleep(Duration::from_millis(1200));
+    drop(serve);
+    std::thread::sleep(Duration::from_millis(800));
+    let _serve = ns.serve();
+    let back = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    std::thread::sleep(Duration::from_millis(3500));
+    churn.signal("TERM");
+    assert_eq!(churn.wait(Duration::from_secs(2)), 0);
+    let r: LoadResult = last(&std::fs::read_to_string(&out).unwrap());
+    check_sum(&r);
+    assert!(failed(&r, |_, c| c == Cause::Errno(Errno::Econnrefused)) > 100, "{:?}", r.failures);
+    let whole = r.series.points.iter().find(|p| p.at == back + 2).unwrap();
+    assert_eq!(whole.failed, 0, "{:?}", r.series);
+    assert!(whole.ok >= 450, "{:?}", r.series);
+}
+
+/// SIGTERM ends a run whose connections all hang, with a full result, within 2 s.
+#[test]
+fn sigterm_ends_within_two_seconds() {
+    if !privileged("sigterm_ends_within_two_seconds") {
+        return;
+    }
+    let ns = Ns::new();
+    let dir = tempfile::tempdir().unwrap();
+    let (out, file) = (dir.path().join("out"), dir.path().join("r.json"));
+    ns.server(81, |mut s| {
+        let _ = common::read_line(&mut s);
+        std::thread::sleep(Duration::from_secs(60));
+    });
+    let args = format!(
+        "churn --target http://127.0.0.1:81/ --concurrency 20 --timeout 60s --output {}",
+        file.display()
+    );
+    let mut churn = ns.start(&args, &out);
+    wait_for("20 connections", || {
+        ns.sh("ss -Htn state established dport = :81").lines().count() >= 20
+    });
+    let at = Instant::now();
+    churn.signal("TERM");
+    churn.wait(Duration::from_secs(2));
+    assert!(at.elapsed() < Duration::from_secs(2));
+    let r: LoadResult = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    check_sum(&r);
+    assert_eq!(r, last(&std::fs::read_to_string(&out).unwrap()));
+    assert_eq!(r.run.ended_by, canary_common::outcome::EndedBy::Sigterm);
+    assert_eq!(failed(&r, |p, c| p == "receive" && c == Cause::Interrupted), 20);
+}
+
+/// Connections leave from every address named, by turns.
+#[test]
+fn several_source_addresses() {
+    if !privileged("several_source_addresses") {
+        return;
+    }
+    let ns = Ns::new();
+    let _serve = ns.serve();
+    for n in 2..5 {
+        ns.rule(&format!("ip saddr 127.0.0.{n} tcp flags & (syn | ack) == syn counter"));
+    }
+    let r = ns.run("churn --target tcp://127.0.0.1:8080 --connections 300 --source-ip 127.0.0.2,127.0.0.3,127.0.0.4").result;
+    assert_eq!(r.ok, 300);
+    assert_eq!(ns.counted(), [100, 100, 100]);
+}
+
+/// A server that pauses for 300 ms makes the latencies of an open loop show the
+/// pause for every connection that was due meanwhile (no coordinated omission).
+#[test]
+fn a_pause_shows_in_an_open_loop() {
+    if !privileged("a_pause_shows_in_an_open_loop") {
+        return;
+    }
+    let ns = Ns::new();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let serve = ns.serve();
+    let mut churn = ns.start(
+        "churn --target http://127.0.0.1:8080/ --rate 400 --duration 2s --concurrency 4 --workers 2",
+        &out,
+    );
+    std::thread::sleep(Duration::from_millis(700));
+    serve.signal("STOP");
+    std::thread::sleep(Duration::from_millis(500));
+    serve.signal("CONT");
+    churn.wait(Duration::from_secs(5));
+    let r: LoadResult = last(&std::fs::read_to_string(&out).unwrap());
+    check_sum(&r);
+    // 4 connections were in progress; some 200 were due during the pause.
+    assert_eq!(r.attempts, 800);
+    assert!(r.total_latency.p90_us > 100_000, "{}", r.total_latency.p90_us);
+}

@@ -1,0 +1,57 @@
+//! What a person sees: help, and one line for what is wrong.
+
+use assert_cmd::Command;
+
+fn load_client(args: &[&str]) -> assert_cmd::assert::Assert {
+    Command::new(env!("CARGO_BIN_EXE_load-client"))
+        .args(args)
+        .timeout(std::time::Duration::from_secs(10))
+        .assert()
+}
+
+/// The help of every subcommand is what is committed. UPDATE_GOLDEN=1 writes it.
+#[test]
+fn help_is_as_committed() {
+    for sub in ["", "churn", "hold", "probe", "serve", "observe", "merge"] {
+        let args: Vec<_> = [sub, "--help"].into_iter().filter(|a| !a.is_empty()).collect();
+        let out = load_client(&args).success().get_output().stdout.clone();
+        let text = String::from_utf8(out).unwrap();
+        let name = if sub.is_empty() { "main" } else { sub };
+        let path = format!("{}/tests/golden/help-{name}.txt", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(&path, &text).unwrap();
+        }
+        assert_eq!(text, std::fs::read_to_string(&path).unwrap(), "{path}");
+    }
+}
+
+/// Whatever is wrong with the command line: one line, which says how to mend it,
+/// exit code 2, and nothing on stdout.
+#[test]
+fn wrong_usage_is_one_line() {
+    for (args, word) in [
+        (&["churn"][..], "--target"),
+        (&["churn", "--target", "nonsense"], "write tcp://HOST:PORT"),
+        (&["churn", "--target", "https://a/"], "https is not supported"),
+        (&["churn", "--target", "tcp://no-such-host.invalid:1"], "cannot resolve"),
+        (&["churn", "--target", "tcp://127.0.0.1:1", "--rate", "0"], "above 0"),
+        (&["churn", "--target", "tcp://127.0.0.1:1", "--jitter", "0.5"], "--rate"),
+        (&["churn", "--target", "tcp://127.0.0.1:1", "--duration", "5"], "write 500ms"),
+        (&["churn", "--target", "tcp://127.0.0.1:1", "--fail-on", "x"], "is no threshold"),
+        (&["churn", "--target", "tcp://127.0.0.1:1", "--source-ip", "192.0.2.1"], "cannot bind"),
+        (&["churn", "--target", "tcp://127.0.0.1:1", "--source-ip", "::1"], "family"),
+        (&["churn", "--target", "tcp://127.0.0.1:1", "--output", "/nowhere/r"], "--output"),
+        (&["hold", "--target", "http://127.0.0.1/", "--connections", "1"], "tcp://HOST:PORT"),
+        (&["probe", "--target", "http://127.0.0.1/", "--connections", "1"], "tcp://HOST:PORT"),
+        (&["probe", "--target", "tcp://127.0.0.1:1", "--connections", "0"], "1..="),
+        (&["merge", "/nowhere/r"], "cannot read /nowhere/r"),
+        (&["merge", "/dev/null"], "is no result"),
+    ] {
+        let assert = load_client(args).code(2);
+        let out = assert.get_output();
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
+        assert!(stderr.contains(word), "{args:?}: {stderr}");
+        assert_eq!(String::from_utf8_lossy(&out.stdout), "", "{args:?}");
+    }
+}

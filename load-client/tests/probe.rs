@@ -1,0 +1,141 @@
+//! probe against a server that speaks boom-server's protocol, well or badly.
+
+mod common;
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use canary_common::outcome::ProbeEnd;
+use canary_common::probe::{Body, BodyHash, Request};
+use common::{Ns, Ran, privileged, read_line, write};
+
+/// How the server misbehaves.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    None,
+    /// One octet is wrong.
+    Flip,
+    /// The last octet is missing.
+    Short,
+    /// No answer.
+    Silence,
+    /// Closed with unread data: the kernel sends RST.
+    Reset,
+}
+
+/// The reference server of the tests: std sockets, no code of the program's.
+fn answer(mut s: TcpStream, fault: Fault) {
+    if fault == Fault::Reset {
+        let mut one = [0];
+        let _ = s.read(&mut one);
+        return;
+    }
+    let line = read_line(&mut s);
+    let reply = match line.parse() {
+        Ok(Request::Answer { delay, length, seed }) => {
+            std::thread::sleep(delay);
+            let mut body = vec![0; length as usize];
+            Body::new(seed).fill(&mut body);
+            body
+        }
+        Ok(Request::Take { length, .. }) => {
+            let mut body = vec![0; length as usize];
+            if s.read_exact(&mut body).is_err() {
+                return;
+            }
+            let mut hash = BodyHash::default();
+            hash.update(&body);
+            format!("ok {}\n", hash.hex()).into_bytes()
+        }
+        Err(_) => line.into_bytes(),
+    };
+    match fault {
+        Fault::Flip => {
+            let mut reply = reply;
+            let last = reply.len() - 2;
+            reply[last] ^= 1;
+            write(&mut s, &reply);
+        }
+        Fault::Short => write(&mut s, &reply[..reply.len() - 1]),
+        Fault::Silence => std::thread::sleep(Duration::from_secs(30)),
+        Fault::None | Fault::Reset => write(&mut s, &reply),
+    }
+    // Until the client closes.
+    if fault != Fault::Short {
+        let _ = read_line(&mut s);
+    }
+}
+
+fn probe(ns: &Ns, fault: Fault, more: &str) -> Ran<canary_common::result::load::LoadResult> {
+    ns.server(9000, move |s| answer(s, fault));
+    ns.run(&format!(
+        "probe --target tcp://127.0.0.1:9000 --connections 10 --delay 50ms --timeout 700ms {more}"
+    ))
+}
+
+const PATTERNS: [&str; 5] = [
+    "--pattern idle",
+    "--pattern request",
+    "--pattern slow-answer --answer-delay 300ms",
+    "--pattern download --body-size 300KiB",
+    "--pattern upload --body-size 300KiB",
+];
+
+/// Every pattern survives a server that answers well.
+#[test]
+fn every_pattern_survives() {
+    if !privileged("every_pattern_survives") {
+        return;
+    }
+    for pattern in PATTERNS {
+        let ran = probe(&Ns::new(), Fault::None, pattern);
+        assert_eq!(ran.code, 0, "{pattern}");
+        assert_eq!(ran.result.probe, [(ProbeEnd::Survived, 10)].into(), "{pattern}");
+    }
+}
+
+/// One wrong octet, in a body or in the hash of one, is corruption.
+#[test]
+fn a_wrong_octet_is_corruption() {
+    if !privileged("a_wrong_octet_is_corruption") {
+        return;
+    }
+    for pattern in ["--pattern request", "--pattern upload --body-size 1KiB"] {
+        let ran = probe(&Ns::new(), Fault::Flip, pattern);
+        assert_eq!(ran.code, 10, "{pattern}");
+        assert_eq!(ran.result.probe, [(ProbeEnd::Corrupted, 10)].into(), "{pattern}");
+    }
+}
+
+/// A close before the last octet is an early end, silence a hang, RST a reset.
+#[test]
+fn every_end_has_its_name() {
+    if !privileged("every_end_has_its_name") {
+        return;
+    }
+    for (fault, end) in [
+        (Fault::Short, ProbeEnd::EarlyEof),
+        (Fault::Silence, ProbeEnd::Hung),
+        (Fault::Reset, ProbeEnd::Reset),
+    ] {
+        let ran = probe(&Ns::new(), fault, "--pattern request");
+        assert_eq!(ran.code, 10, "{end}");
+        assert_eq!(ran.result.probe, [(end, 10)].into());
+    }
+}
+
+/// No listener, or no answer to the SYN: nothing was proved, exit code 11.
+#[test]
+fn nothing_made_proves_nothing() {
+    if !privileged("nothing_made_proves_nothing") {
+        return;
+    }
+    let ns = Ns::new();
+    let args = "probe --target tcp://127.0.0.1:9000 --connections 5 --delay 0s --timeout 300ms";
+    let ran = ns.run(args);
+    assert_eq!((ran.code, ran.result.probe), (11, [(ProbeEnd::Refused, 5)].into()));
+    ns.rule("tcp dport 9000 tcp flags & syn == syn drop");
+    let ran = ns.run(args);
+    assert_eq!((ran.code, ran.result.probe), (11, [(ProbeEnd::TimedOut, 5)].into()));
+}
