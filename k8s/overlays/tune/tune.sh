@@ -64,10 +64,10 @@ stop() {
     end 0 "restored"
 }
 
+trap stop TERM INT
 umask 077
 mkdir -p "$dir" || end 1 "cannot create $dir"
 rm -f "$dir/ready"
-trap stop TERM INT
 
 done_with=
 while IFS= read -r line || [ -n "$line" ]; do
