@@ -51,3 +51,32 @@ outcomes() {
                if (!seen[$1]++) order[++n] = $1 }
              END { for (i = 1; i <= n; i++) { o = order[i]; print o, f[o], l[o], d[o], x[o], k[o] } }'
 }
+
+# --- the results of pods that are scaled away. The last line of a log is the result, and
+# a pod's log goes with the pod: it is followed from before, and read again at the end,
+# because neither alone gets every last line.
+
+# follow FILE: every load-client's log, until it is ended; a broken stream is taken up again.
+# To be run in the background.
+follow() {
+    trap 'kill "$stream" 2>/dev/null; exit' TERM
+    while :; do
+        kubectl --context "$context" -n "$ns" logs -f -l app.kubernetes.io/name=load-client --prefix --tail=5 \
+            --max-log-requests=500 --ignore-errors >>"$1" 2>/dev/null &
+        stream=$!
+        wait "$stream"
+        sleep 1
+    done
+}
+# gather FILE: the last lines, again and again while there are pods, for 90 s at most.
+gather() {
+    gather_end=$(($(now) + 90))
+    while [ "$(now)" -lt "$gather_end" ] && [ -n "$(k -n "$ns" get pods -l app.kubernetes.io/name=load-client -o name 2>/dev/null || echo unknown)" ]; do
+        k -n "$ns" logs -l app.kubernetes.io/name=load-client --prefix --tail=1 --max-log-requests=500 --ignore-errors >>"$1" 2>/dev/null
+    done
+}
+# results FILE: one result for each pod.
+results() {
+    sed -n 's/^\[pod[^]]*\] \({"schema_version".*"program":"load-client churn".*}\)$/\1/p' "$1" |
+        awk '{ match($0, /"host":"[^"]*"/); h = substr($0, RSTART, RLENGTH); if (!seen[h]++) print }'
+}
