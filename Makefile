@@ -1,5 +1,6 @@
 # `make lab` runs the experiment, `make test` the tests. Both install what they need.
-.PHONY: help lab test build fmt-check lint licences unit shell-check clean
+.PHONY: help lab test kernels bench images test-images test-kernels test-k8s \
+	programs fmt-check lint licences shell-check unit manifests clean
 
 CARGO ?= cargo
 TOOLS := $(CURDIR)/target/tools
@@ -8,18 +9,26 @@ export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
 
 help:
 	@echo 'make lab         the experiment: every path and protection, verdict on the screen, report in results/'
-	@echo 'make test        format, lints, licences, unit, property and real-packet tests (root or sudo for a few)'
+	@echo 'make test        format, lints, licences, unit, property and real-packet tests, manifests'
+	@echo 'make kernels     the same experiment on Linux 5.10, 6.1, 6.12 and the newest, one table'
+	@echo 'make bench       load-client against wrk, oha, curl and a bare loop, as ratios'
+	@echo 'make test-images builds both images and runs them (a Docker daemon of its own; root)'
+	@echo 'make test-kernels the oldest and the newest kernel, the short matrix'
+	@echo 'make test-k8s    what must hold on the cluster of the current kubectl context; changes nodes and puts them back'
 
 # Arguments for the lab, e.g. make lab ARGS='--repeat 3'
 lab:
 	@tools/setup lab
-	@echo '== building (release)'
-	@$(CARGO) build --release --quiet --workspace
+	@$(MAKE) --no-print-directory programs
 	@target/release/conntrack-lab run $(ARGS)
+
+programs:
+	@echo '== building (release)'
+	@$(CARGO) build --release --quiet --workspace --bins
 
 test:
 	@tools/setup test
-	@$(MAKE) --no-print-directory fmt-check lint licences shell-check unit
+	@$(MAKE) --no-print-directory fmt-check lint licences shell-check unit manifests
 
 fmt-check:
 	@echo '== format'
@@ -47,6 +56,34 @@ unit:
 	@echo '== unit, property and real-packet tests'
 	@$(CARGO) build --quiet --workspace
 	@$(CARGO) test --workspace --no-fail-fast
+
+manifests:
+	@echo '== manifests, dashboard and cluster scripts'
+	@k8s/tests/stub-diagnose
+	@k8s/tests/stub-scripts
+	@if kubectl kustomize k8s/base >/dev/null 2>&1; then k8s/tests/validate; \
+	else echo 'SKIPPED k8s/tests/validate: needs kubectl 1.21 or later (its kustomize reads directories as resources)'; fi
+
+# For the whole table, 30 minutes under emulation; ARGS='5.10 newest' for some.
+kernels:
+	@tools/setup kernels
+	@$(MAKE) --no-print-directory programs
+	@lab/kernels/all $(ARGS)
+
+test-kernels:
+	@$(MAKE) --no-print-directory kernels ARGS='--short 5.10 newest'
+
+bench:
+	@tools/setup bench
+	@$(MAKE) --no-print-directory programs
+	@load-client/bench/run $(ARGS)
+
+test-images:
+	@tools/setup images
+	@k8s/tests/images
+
+test-k8s:
+	@k8s/tests/cluster $(ARGS)
 
 clean:
 	@$(CARGO) clean
