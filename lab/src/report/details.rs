@@ -186,7 +186,7 @@ pub(super) fn commands(out: &mut String, result: &LabResult) {
         for list in &s.commands {
             put!(
                 out,
-                "<h4>{}</h4>\n<pre tabindex=\"0\"><code>{}</code></pre>\n",
+                "<h3>{}</h3>\n<pre tabindex=\"0\"><code>{}</code></pre>\n",
                 Esc(&list.title),
                 Esc(list.lines.join("\n"))
             );
