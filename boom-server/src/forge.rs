@@ -14,6 +14,13 @@ pub const BELOW: u32 = 100_000;
 pub const ABOVE: u32 = 0x7FFF_C000;
 /// How far ahead of what the client sent a forged acknowledgment lies.
 pub const ACK_AHEAD: u32 = 0x4000_0000;
+/// How far beyond the window the overshoot begins at most. Twice the largest
+/// window (65535 << 14) and this stay below 2^31, where conntrack's comparisons
+/// turn; and from a window of 43 KiB on it lies further ahead than the 66,000
+/// octets (MAXACKWINDOW) by which an acknowledgment may lag behind: conntrack then
+/// takes no more note of what the client sends, and finds the server's next
+/// acknowledgment INVALID.
+pub const OVERSHOOT: u32 = 24 * 1024;
 /// The data of a forged segment: one octet suffices to make it a data segment,
 /// a word is easier to find in a capture.
 pub const PAYLOAD: &[u8] = b"boom!!!";
@@ -96,8 +103,8 @@ pub fn spec(forgery: Forgery, n: Numbers) -> Spec {
         // tcp_in_window() takes the end of an INVALID segment as the sender's new
         // end while it oversteps by no more than the receiver's largest window.
         Forgery::Overshoot => {
-            let ahead = client_window.saturating_add(client_window / 2);
-            (snd.add(ahead), rcv, data, PAYLOAD)
+            let over = client_window.saturating_sub(16).min(OVERSHOOT);
+            (snd.add(client_window.saturating_add(over)), rcv, data, PAYLOAD)
         }
     };
     Spec { seq, ack, flags, payload }

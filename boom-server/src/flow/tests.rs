@@ -512,7 +512,7 @@ fn windows_scaled_by_14() {
     let ack = Segment { window: 65535, ..p.base() };
     p.gets(&ack);
     let window = 65535 << 14;
-    assert_eq!(p.forged().unwrap().seq, SND.add(window + window / 2));
+    assert_eq!(p.forged().unwrap().seq, SND.add(window + forge::OVERSHOOT));
 }
 
 /// Forgeries take turns over the connections.

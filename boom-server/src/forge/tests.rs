@@ -15,9 +15,9 @@ enum Class {
     Invalid,
 }
 
-/// One end as conntrack sees it.
+/// One side as conntrack sees it.
 #[derive(Clone, Copy, Debug)]
-struct End {
+struct Side {
     /// The greatest number sent, plus one.
     end: Seq,
     /// The greatest number that the other side's window allows.
@@ -29,8 +29,8 @@ struct End {
 /// The server as sender, the client as receiver, and whether the kernel is 6.1 or later.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    server: End,
-    client: End,
+    server: Side,
+    client: Side,
     new: bool,
 }
 
@@ -88,8 +88,8 @@ impl Traffic {
         let server_max = server_win.max(u32::from(self.windows.1)).max(1);
         let in_flight = (u64::from(client_win) * u64::from(self.in_flight) / 1000) as u32;
         let server =
-            End { end: snd.add(in_flight), max_end: snd.add(client_win), max_win: server_max };
-        let client = End { end: rcv, max_end: rcv.add(server_win), max_win: client_max };
+            Side { end: snd.add(in_flight), max_end: snd.add(client_win), max_win: server_max };
+        let client = Side { end: rcv, max_end: rcv.add(server_win), max_win: client_max };
         (Entry { server, client, new }, Numbers { snd, rcv, client_window: client_max })
     }
 }

@@ -1,0 +1,287 @@
+//! How boom-server begins and ends: real processes, real namespaces.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use crate::rig::{Rig, VIP4, exchange};
+use canary_common::outcome::{EndedBy, Verdict};
+use nix::sys::signal::Signal;
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn run(rig: &Rig, wrap: &[&str], args: &[&str]) -> Output {
+    Command::new("timeout")
+        .args(["20", "ip", "netns", "exec", &rig.name('s')])
+        .args(wrap)
+        .arg(env!("CARGO_BIN_EXE_boom-server"))
+        .args(args)
+        .output()
+        .expect("boom-server")
+}
+
+/// One line on stderr, the status, and nothing on stdout.
+fn refuses(out: &Output, status: i32, words: &[&str]) {
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(status), "{err}");
+    assert_eq!(err.trim_end().lines().count(), 1, "{err}");
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "");
+    for word in words {
+        assert!(err.contains(word), "{word}: {err}");
+    }
+}
+
+/// The first attributed reset ends the program with status 10, the words that
+/// Kubernetes' test looks for, and a message that names forgery and peer.
+#[test]
+fn a_reset_ends_it_with_10() {
+    let rig = Rig::new();
+    let dir = tempfile::tempdir().unwrap();
+    let message = dir.path().join("termination");
+    let boom =
+        rig.boom(&["--forge", "above-window", "--termination-log", message.to_str().unwrap()]);
+    let client = rig.connect(VIP4, 1);
+    let (status, result, log) = boom.end(SOON);
+    assert_eq!((status.code(), result.run.ended_by), (Some(10), EndedBy::Reset));
+    assert!(log.contains("connection established"));
+    assert_eq!(log.matches("ERROR: the client's RST").count(), 1);
+    let message = std::fs::read_to_string(message).unwrap();
+    let peer = client[0].local_addr().unwrap().to_string();
+    for word in ["vulnerable", "above-window", &peer] {
+        assert!(message.contains(word), "{word}: {message}");
+    }
+}
+
+/// No leak, no ERROR anywhere in the log.
+#[test]
+fn no_error_without_a_leak() {
+    let rig = Rig::new();
+    rig.protect(true, false);
+    let boom = rig.boom(&["--connections", "4", "--min-forged", "2"]);
+    let held = rig.connect(VIP4, 4);
+    for s in &held {
+        exchange(s).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(1200));
+    drop(held);
+    let (status, _, log) = boom.end(SOON);
+    assert_eq!(status.code(), Some(0));
+    assert!(!log.contains("ERROR") && log.contains("connection established"), "{log}");
+}
+
+/// Both signals end it within two seconds, with a result that proves nothing.
+#[test]
+fn signals_end_it_with_a_result() {
+    let rig = Rig::new();
+    for (signal, by) in [(Signal::SIGTERM, EndedBy::Sigterm), (Signal::SIGINT, EndedBy::Sigint)] {
+        let boom = rig.boom(&["--forge", "control"]);
+        let held = rig.connect(VIP4, 3);
+        let begun = Instant::now();
+        boom.signal(signal);
+        let (status, result, _) = boom.end(Duration::from_secs(2));
+        assert!(begun.elapsed() < Duration::from_secs(2));
+        assert_eq!((status.code(), result.run.ended_by), (Some(11), by));
+        assert_eq!(result.verdict, Verdict::Inconclusive);
+        drop(held);
+    }
+}
+
+/// `--duration` without a client proves nothing, and says so.
+#[test]
+fn nothing_proved_is_11() {
+    let rig = Rig::new();
+    let (status, result, _) = rig.boom(&["--duration", "200ms"]).end(SOON);
+    assert_eq!((status.code(), result.run.ended_by), (Some(11), EndedBy::Duration));
+    assert_eq!(result.reasons[0], "nothing was forged: no client connected");
+}
+
+/// No thread keeps a capability, and none can come back.
+#[test]
+fn capabilities_are_gone_on_every_thread() {
+    let rig = Rig::new();
+    let boom = rig.boom(&["--duration", "10s"]);
+    let tasks: Vec<_> = std::fs::read_dir(format!("/proc/{}/task", boom.pid())).unwrap().collect();
+    assert!(tasks.len() >= 2, "the engine has a thread of its own");
+    for task in tasks {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let value = |key: &str| {
+            let line = status.lines().find(|l| l.starts_with(key)).unwrap();
+            line.split_whitespace().nth(1).unwrap().to_owned()
+        };
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(u64::from_str_radix(&value(set), 16), Ok(0), "{set}");
+        }
+        assert_eq!(value("NoNewPrivs"), "1");
+    }
+    boom.signal(Signal::SIGTERM);
+    boom.end(SOON);
+}
+
+/// Without CAP_NET_RAW: one line that tells how to grant it, status 1.
+#[test]
+fn a_missing_capability_is_told() {
+    let rig = Rig::new();
+    let wrap = ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-all"];
+    refuses(&run(&rig, &wrap, &[]), 1, &["CAP_NET_RAW", "setcap"]);
+}
+
+/// A port in use is told with the option that names it.
+#[test]
+fn a_port_in_use_is_told() {
+    let rig = Rig::new();
+    let boom = rig.boom(&["--duration", "20s"]);
+    refuses(&run(&rig, &[], &["--admin=none"]), 1, &["--listen", "[::]:9000", "in use"]);
+    boom.signal(Signal::SIGTERM);
+    boom.end(SOON);
+}
+
+/// An output that cannot be written is refused before anything is done.
+#[test]
+fn an_impossible_output_is_refused() {
+    let rig = Rig::new();
+    refuses(&run(&rig, &[], &["--output=/nowhere/r.json"]), 2, &["--output", "/nowhere/r.json"]);
+}
+
+/// A disk that is full at the end costs the file, not the result.
+#[test]
+fn a_full_disk_is_in_the_result() {
+    let rig = Rig::new();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("r.json");
+    std::os::unix::fs::symlink("/dev/full", dir.path().join("r.json.part")).unwrap();
+    let termination = dir.path().join("no/such/log");
+    let boom = rig.boom(&[
+        "--duration",
+        "100ms",
+        "--output",
+        path.to_str().unwrap(),
+        "--termination-log",
+        termination.to_str().unwrap(),
+    ]);
+    let (status, result, _) = boom.end(SOON);
+    assert_eq!(status.code(), Some(11));
+    let reasons = result.reasons.join("\n");
+    assert!(reasons.contains("No space left on device"), "{reasons}");
+    assert!(reasons.contains("no/such/log"), "{reasons}");
+}
+
+/// Out of file descriptors it goes on when there are some again, and says so.
+#[test]
+fn it_survives_running_out_of_file_descriptors() {
+    let rig = Rig::new();
+    let boom = rig
+        .boom_under(&["prlimit", "--nofile=32:32"], &["--forge", "control", "--on-reset", "count"]);
+    let held = rig.connect(VIP4, 60);
+    let late = held.last().unwrap();
+    late.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    (&*late).write_all(b"echo\n").unwrap();
+    assert!((&*late).read(&mut [0; 8]).is_err(), "accepted beyond the limit");
+    let mut held = held;
+    let late = held.pop().unwrap();
+    drop(held);
+    exchange(&late).unwrap_or_else(|e| assert_eq!(e.to_string(), ""));
+    drop(late);
+    boom.signal(Signal::SIGTERM);
+    let (_, result, _) = boom.end(Duration::from_secs(2));
+    assert!(result.connections.accept_errors > 0);
+    assert!(result.connections.accept_errors < 200, "a busy loop: {:?}", result.connections);
+    assert_eq!((result.connections.accepted, result.connections.handshakes), (60, 60));
+    assert!(result.reasons.iter().any(|r| r.contains("accept failed")), "{:?}", result.reasons);
+}
+
+/// The admin port: ready once the sniffer is there, metrics by family, the verdict so far.
+#[test]
+fn the_admin_port_tells() {
+    let rig = Rig::new();
+    let boom = rig.boom(&["--admin=[::]:9100", "--forge", "control", "--on-reset", "count"]);
+    let held = rig.connect(VIP4, 5);
+    let get = |path: &str| {
+        rig.within('s', || {
+            let mut s = TcpStream::connect("127.0.0.1:9100").unwrap();
+            s.write_all(
+                format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes(),
+            )
+            .unwrap();
+            let mut text = String::new();
+            s.read_to_string(&mut text).unwrap();
+            text
+        })
+    };
+    assert!(get("/readyz").starts_with("HTTP/1.1 200"));
+    let line = "boom_outcomes_total{forgery=\"control\",family=\"ipv4\",class=\"unclassified\",outcome=\"delivered\"} 5";
+    let begun = Instant::now();
+    let mut metrics = get("/metrics");
+    while !metrics.contains(line) {
+        assert!(begun.elapsed() < SOON, "{metrics}");
+        std::thread::sleep(Duration::from_millis(50));
+        metrics = get("/metrics");
+    }
+    for name in [
+        "boom_handshakes_total 5",
+        "boom_connections_accepted_total 5",
+        "boom_sniffer_dropped_total 0",
+        "boom_handshake_to_forge_seconds_bucket{le=\"0.001\"}",
+        "boom_build_info{version=",
+    ] {
+        assert!(metrics.contains(name), "{name}: {metrics}");
+    }
+    assert!(get("/verdict").contains("\"verdict\":\"inconclusive\""));
+    drop(held);
+    boom.signal(Signal::SIGTERM);
+    boom.end(SOON);
+}
+
+/// A flood of bad segments from strangers changes no count but their own: every
+/// flag byte, every truncation, wrong lengths and checksums.
+#[test]
+fn bad_segments_change_nothing() {
+    use canary_common::segment::{Emit, Flags};
+    use canary_common::seq::Seq;
+    use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+    let rig = Rig::new();
+    let boom = rig.boom(&["--forge", "control", "--on-reset", "count", "--connections", "5"]);
+    let held = rig.connect(VIP4, 5);
+    let to = "198.18.2.2:9000".parse().unwrap();
+    rig.within('c', || {
+        let raw =
+            Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))).unwrap();
+        let peer = SockAddr::from(std::net::SocketAddr::from(([198, 18, 2, 2], 0)));
+        let mut packet = Vec::new();
+        for flags in 0..=255u8 {
+            // A handshake by a stranger would be one: SYN alone, and only that, is left out.
+            if flags & 0x3f == 2 {
+                continue;
+            }
+            let src = std::net::SocketAddr::from(([198, 18, 1, 2], 20_000 + u16::from(flags)));
+            let emit = Emit {
+                src,
+                dst: to,
+                seq: Seq(1),
+                ack: Seq(2),
+                flags: Flags(flags),
+                window: 9,
+                options: &[8, 40, 3],
+                payload: &[0xff; 9],
+            };
+            emit.packet(&mut packet);
+            raw.send_to(&packet, &peer).unwrap();
+            let cut = 20 + usize::from(flags) % 41;
+            packet.truncate(cut.min(packet.len()));
+            // The kernel fills in the total length; the rest is cut, and the checksum wrong.
+            raw.send_to(&packet, &peer).unwrap();
+        }
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    for s in &held {
+        exchange(s).unwrap();
+    }
+    drop(held);
+    let (status, result, _) = boom.end(SOON);
+    assert_eq!(status.code(), Some(11));
+    assert_eq!(result.outcomes.len(), 1);
+    assert_eq!((result.outcomes[0].delivered, result.connections.handshakes), (5, 5));
+    assert_eq!((result.resets.attributed, result.sniffer.dropped), (0, 0));
+    assert!(result.sniffer.malformed > 0 && result.resets.unknown_connection > 0);
+}

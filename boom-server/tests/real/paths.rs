@@ -1,0 +1,155 @@
+//! Real packets through the real conntrack: every forgery against every
+//! protection of the client's node, in both families. `BOOM_MATRIX=1000` makes
+//! it a thousand connections a cell.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::rig::{Rig, VIP4, VIP6, exchange};
+use canary_common::outcome::{Diagnosis, Forgery};
+use canary_common::result::boom::BoomResult;
+
+/// (leaked, killed, delivered, dropped) of n.
+type Cell = [u64; 4];
+
+fn expected(drop: bool, liberal: bool, f: Forgery, n: u64) -> Cell {
+    let (leaked, killed, delivered, dropped) =
+        ([n, 0, 0, 0], [n, n, 0, 0], [0, 0, n, 0], [0, 0, 0, n]);
+    match f {
+        // An overshoot is let be too, and poisons the entry (since Linux 6.1).
+        Forgery::Control | Forgery::BelowWindow | Forgery::Overshoot => delivered,
+        Forgery::AboveWindow | Forgery::AckAhead if liberal => delivered,
+        _ if drop => dropped,
+        Forgery::AboveWindow | Forgery::SynFin => killed,
+        Forgery::AckAhead | Forgery::NoFlags => leaked,
+    }
+}
+
+fn six_forgeries() -> Vec<Forgery> {
+    Forgery::ALL.iter().copied().filter(|f| *f != Forgery::Overshoot).collect()
+}
+
+fn matrix(vip: &str) {
+    let n: u64 = std::env::var("BOOM_MATRIX").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
+    let rig = Rig::new();
+    let forgeries = six_forgeries();
+    let names: Vec<_> = forgeries.iter().map(ToString::to_string).collect();
+    let total = n as usize * forgeries.len();
+    for (drop, liberal) in [(false, false), (true, false), (false, true), (true, true)] {
+        rig.protect(drop, liberal);
+        let boom = rig.boom(&[
+            "--forge",
+            &names.join(","),
+            "--on-reset",
+            "count",
+            "--connections",
+            &total.to_string(),
+            "--min-forged",
+            "8",
+        ]);
+        let mut held = Vec::new();
+        for _ in 0..total.div_ceil(100) {
+            held.extend(rig.connect(vip, 100.min(total - held.len())));
+        }
+        // Long enough for silence, the probe and its answer.
+        std::thread::sleep(Duration::from_millis(1500));
+        let reset = held.iter().filter(|s| exchange(s).is_err()).count() as u64;
+        drop_all(held);
+        let (status, result, _) = boom.end(Duration::from_secs(60));
+
+        let mut killed = 0;
+        for o in &result.outcomes {
+            let cell = expected(drop, liberal, o.forgery, n);
+            killed += cell[1];
+            assert_eq!(
+                [o.leaked, o.killed, o.delivered, o.dropped],
+                cell,
+                "{} with drop {drop}, liberal {liberal}: {o:?}",
+                o.forgery
+            );
+        }
+        assert_eq!(result.outcomes.len(), forgeries.len());
+        // What the client and the server's application saw agrees with the judgement.
+        assert_eq!((reset, result.connections.reset_seen_by_application), (killed, killed));
+        let vulnerable = !drop;
+        assert_eq!(status.code(), Some(if vulnerable { 10 } else { 0 }), "{:?}", result.reasons);
+        let diagnosis = match (drop, liberal) {
+            (false, false) => Diagnosis::Unprotected,
+            (true, false) => Diagnosis::Dropped,
+            (false, true) => Diagnosis::Partly,
+            (true, true) => Diagnosis::LiberalAndDropped,
+        };
+        assert_eq!(result.paths[0].diagnosis, diagnosis);
+        valid(&result);
+    }
+}
+
+fn drop_all<T>(_: T) {}
+
+/// The result satisfies the committed schema.
+fn valid(result: &BoomResult) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../schema/boom-server.json");
+    let schema = std::fs::read_to_string(path).unwrap();
+    let schema: serde_json::Value = serde_json::from_str(&schema).unwrap();
+    let value = serde_json::to_value(result).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let errors: Vec<_> = validator.iter_errors(&value).map(|e| e.to_string()).collect();
+    assert_eq!(errors, [] as [String; 0]);
+}
+
+/// Every cell of the design's table holds for IPv4, without one exception.
+#[test]
+fn matrix_ipv4() {
+    matrix(VIP4);
+}
+
+/// And for IPv6.
+#[test]
+fn matrix_ipv6() {
+    matrix(VIP6);
+}
+
+/// An overshoot is delivered and poisons the entry: the next answer is reset.
+#[test]
+fn an_overshoot_kills_later() {
+    let rig = Rig::new();
+    let boom = rig.boom(&["--forge", "overshoot", "--on-reset", "count", "--connections", "5"]);
+    let held = rig.connect(VIP4, 5);
+    let kinds: BTreeMap<String, usize> = held.iter().fold(BTreeMap::new(), |mut m, s| {
+        let end = exchange(s).map_or_else(|e| e.kind().to_string(), |()| "ok".to_owned());
+        *m.entry(end).or_default() += 1;
+        m
+    });
+    assert_eq!(kinds, BTreeMap::from([("connection reset".to_owned(), 5)]));
+    drop_all(held);
+    let (_, result, _) = boom.end(Duration::from_secs(30));
+    assert_eq!((result.outcomes[0].delivered, result.outcomes[0].leaked), (5, 0));
+    // Their numbers are the answer's, not the forged segment's.
+    assert_eq!((result.resets.attributed, result.resets.unattributed), (0, 5));
+}
+
+/// A pod address is not translated: every segment arrives, even with bad flags.
+#[test]
+fn a_pod_address_is_not_translated() {
+    let rig = Rig::new();
+    let boom = rig.boom(&[
+        "--forge",
+        "control,above-window,syn-fin",
+        "--on-reset",
+        "count",
+        "--connections",
+        "30",
+        "--min-forged",
+        "10",
+        "--pod-cidr",
+        "198.18.0.0/16",
+    ]);
+    // No NAT rule on this path, but conntrack sees it: the answer still finds the socket.
+    let held = rig.connect("198.18.2.2:9000", 30);
+    let reset = held.iter().filter(|s| exchange(s).is_err()).count();
+    drop_all(held);
+    let (status, result, _) = boom.end(Duration::from_secs(30));
+    assert_eq!((reset, status.code()), (0, Some(0)), "{:?}", result.reasons);
+    assert_eq!(result.paths[0].diagnosis, Diagnosis::NotTranslated);
+    assert_eq!(result.paths[0].class.as_str(), "pod");
+}
