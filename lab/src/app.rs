@@ -21,7 +21,9 @@ use crate::kernels;
 use crate::netns;
 use crate::report::{folder, progress::Progress, text};
 use crate::runner::{self, Plan};
+use crate::saturation::table;
 use crate::scenario::{self, Scenario};
+use crate::staged::{self, Staged};
 
 /// The program.
 #[must_use]
@@ -37,9 +39,10 @@ pub fn main() -> ExitCode {
         (Command::Report { dir }, _) => report(dir),
         (Command::Diff { first, second }, _) => diff(first, second),
         (Command::Shell(args), inside) => match inside {
-            None => hands_on::check(args).map_err(usage).and_then(|()| enter()),
+            None => hands_on::check(args).map_err(usage).and_then(|()| enter(None)),
             Some(pipe) => settled(pipe).and_then(|_| hands_on::shell(args).map_err(failed)),
         },
+        (Command::HostTable(args), _) => Ok(table::guard(args)),
         (Command::Run(args), None) => outer(args),
         (Command::Run(args), Some(pipe)) => inner(args, pipe),
     };
@@ -71,6 +74,9 @@ fn list() -> Ending {
     for s in scenario::shipped().map_err(failed)? {
         print(&format!("{:<28} {}\n", s.name, s.title));
     }
+    for s in staged::shipped().map_err(failed)? {
+        print(&format!("{:<28} {}\n", s.name(), s.title()));
+    }
     Ok(Exit::Ok)
 }
 
@@ -92,7 +98,7 @@ fn diff(first: &Path, second: &Path) -> Ending {
 fn check(args: &BinArgs, inside: Option<i32>) -> Ending {
     if inside.is_none() {
         // Isolation is tried for real, in a process of its own.
-        return enter();
+        return enter(None);
     }
     let mut wrong = 0;
     let mut line = |what: &str, state: Result<String, String>| {
@@ -146,11 +152,20 @@ fn outer(args: &RunArgs) -> Ending {
     for program in ["boom-server", "load-client"] {
         find_program(&args.bin, program).map_err(failed)?;
     }
-    enter()
+    let Some(size) = args.host_table_size else { return enter(None) };
+    // Here, because the initial network namespace alone has this setting.
+    let refused = |e: table::TableError| (e.exit(), e.to_string());
+    let guard = table::Guard::start(size).map_err(refused)?;
+    let ending = guard
+        .share()
+        .map_err(refused)
+        .and_then(|pipe| enter(Some((table::PIPE, pipe.to_string()))));
+    guard.restore().map_err(refused)?;
+    ending
 }
 
-fn enter() -> Ending {
-    let status = netns::isolate().map_err(failed)?;
+fn enter(env: Option<(&str, String)>) -> Ending {
+    let status = netns::isolate(env).map_err(failed)?;
     Ok(match status.code() {
         Some(0) => Exit::Ok,
         Some(2) => Exit::Usage,
@@ -161,8 +176,13 @@ fn enter() -> Ending {
     })
 }
 
-fn scenarios(args: &RunArgs) -> Result<Vec<Scenario>, (Exit, String)> {
-    let mut chosen = scenario::choose(&args.scenarios).map_err(usage)?;
+fn scenarios(args: &RunArgs) -> Result<(Vec<Scenario>, Vec<Staged>), (Exit, String)> {
+    let (staged, names) = staged::choose(&args.scenarios).map_err(usage)?;
+    let mut chosen = if names.is_empty() && !args.scenarios.is_empty() {
+        Vec::new()
+    } else {
+        scenario::choose(&names).map_err(usage)?
+    };
     let control = |s: &Scenario| {
         s.path == NetPath::ClusterIp && s.cells.iter().any(|c| c.protections.is_empty())
     };
@@ -172,17 +192,19 @@ fn scenarios(args: &RunArgs) -> Result<Vec<Scenario>, (Exit, String)> {
     for s in &mut chosen {
         s.connections = args.connections.unwrap_or(s.connections);
     }
-    Ok(chosen)
+    Ok((chosen, staged))
 }
 
 fn inner(args: &RunArgs, pipe: i32) -> Ending {
     let clock = Clock::start();
     let outside = netns::outside_pid();
     let interrupt = settled(pipe)?;
+    let control = table::Control::inherited().map_err(failed)?;
     let dir = results_dir(args)?;
     let tools = Tools::find();
+    let (chosen, staged) = scenarios(args)?;
     let plan = Plan {
-        scenarios: scenarios(args)?,
+        scenarios: chosen,
         repeat: args.repeat,
         jobs: usize::from(args.jobs),
         environment: environment(&tools),
@@ -197,9 +219,13 @@ fn inner(args: &RunArgs, pipe: i32) -> Ending {
         config: config(args, &dir),
         dir: dir.clone(),
     };
-    let result = runner::run(&plan, &clock, &mut Progress::new()).map_err(failed)?;
+    let mut result = runner::run(&plan, &clock, &mut Progress::new()).map_err(failed)?;
+    staged::run_all(&staged, &plan, &clock, control.as_ref(), &mut result).map_err(failed)?;
     let report = folder::write(&dir, &result).map_err(failed);
     print(&text::render(&result));
+    for s in result.scenarios.iter().filter(|s| s.timeline.is_some()) {
+        print(&staged::text(s));
+    }
     let file = dir.join("results.json");
     if std::io::stdout().is_terminal() {
         print(&format!("Results: {}\n", file.display()));
@@ -304,6 +330,9 @@ fn config(args: &RunArgs, dir: &Path) -> BTreeMap<String, String> {
         CaptureMode::None => "none",
     };
     config.insert("capture".to_owned(), capture.to_owned());
+    if let Some(n) = args.host_table_size {
+        config.insert("host-table-size".to_owned(), n.to_string());
+    }
     if let Some(n) = args.connections {
         config.insert("connections".to_owned(), n.to_string());
     }

@@ -7,6 +7,7 @@ use canary_common::segment::Family;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::kernels::KernelsArgs;
+use crate::saturation::table::{SMALLEST, TableArgs};
 
 /// Reproduces Kubernetes issue #74839 on one machine, with real packets through
 /// the real kernel, and judges which protections hold.
@@ -35,6 +36,9 @@ pub enum Command {
     Run(RunArgs),
     /// Opens a shell inside a host of a scenario's topology, rules loaded, no program running
     Shell(ShellArgs),
+    /// Sets the host's conntrack limit until its stdin ends; started by the lab itself
+    #[command(hide = true)]
+    HostTable(TableArgs),
     /// Puts the results of several kernels in one table
     Kernels(KernelsArgs),
     /// Writes report.html and junit.xml again from a run's results.json
@@ -97,6 +101,9 @@ pub struct RunArgs {
     /// Stays up afterwards until Ctrl-C and says how to enter each host
     #[arg(long, env = "LAB_KEEP")]
     pub keep: bool,
+    /// Sets the host's nf_conntrack_max and buckets to this for the run, as root (default: as they are)
+    #[arg(long, value_name = "N", env = "LAB_HOST_TABLE_SIZE", value_parser = clap::value_parser!(u64).range(SMALLEST..=4_000_000))]
+    pub host_table_size: Option<u64>,
     /// Multiplies every wait; more than 1 for an emulated or very slow machine
     #[arg(long, value_name = "X", env = "LAB_TIME_SCALE", default_value_t = 1.0, value_parser = time_scale)]
     pub time_scale: f64,

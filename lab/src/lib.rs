@@ -7,6 +7,7 @@
 
 pub mod app;
 pub mod capture;
+pub mod causes;
 pub mod cell;
 pub mod cli;
 pub mod evidence;
@@ -20,6 +21,8 @@ pub mod place;
 pub mod report;
 pub mod ruleset;
 pub mod runner;
+pub mod saturation;
 pub mod scenario;
+pub mod staged;
 pub mod topology;
 pub mod verdict;

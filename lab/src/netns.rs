@@ -70,8 +70,9 @@ pub enum Isolation {
 }
 
 /// Runs this program again inside new namespaces, with the same arguments, and
-/// waits for it. Must be called before any thread is started.
-pub fn isolate() -> Result<ExitStatus, NetnsError> {
+/// waits for it; `env` is added to its environment. Must be called before any
+/// thread is started.
+pub fn isolate(env: Option<(&str, String)>) -> Result<ExitStatus, NetnsError> {
     let isolation = enter()?;
     let (reader, writer) = io::pipe().map_err(os("make a pipe"))?;
     // The writer stays close-on-exec: this process alone holds it.
@@ -81,7 +82,8 @@ pub fn isolate() -> Result<ExitStatus, NetnsError> {
         .arg(INSIDE)
         .arg(reader.as_raw_fd().to_string())
         .args(std::env::args_os().skip(1))
-        .env("LAB_USER_NAMESPACE", (isolation == Isolation::UserNamespace).to_string());
+        .env("LAB_USER_NAMESPACE", (isolation == Isolation::UserNamespace).to_string())
+        .envs(env);
     let status = exec::supervise(&mut command).map_err(os("start the inner process"))?;
     drop(writer);
     Ok(status)

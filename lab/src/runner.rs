@@ -416,7 +416,10 @@ fn positive_control(scenarios: &[ScenarioResult]) -> PositiveControl {
     control
 }
 
-fn conclude(scenarios: &[ScenarioResult], control: &PositiveControl) -> (Judgement, Vec<String>) {
+pub(crate) fn conclude(
+    scenarios: &[ScenarioResult],
+    control: &PositiveControl,
+) -> (Judgement, Vec<String>) {
     let mut reasons = Vec::new();
     let mut judgement = scenarios
         .iter()

@@ -1,0 +1,148 @@
+use super::*;
+
+fn step(kind: Kind) -> Shown {
+    Shown {
+        kind,
+        limit: 1000,
+        peak: 1000,
+        attempts: 1100,
+        failures: [(FailureClass::ConnectTimeout, 100)].into(),
+        group: [(ProbeEnd::Survived, 40)].into(),
+        forged: 10,
+        attributed: 5,
+        conntrack: ConntrackCounters { drop: 300, early_drop: 2, ..ConntrackCounters::default() },
+    }
+}
+
+fn facts() -> Facts {
+    let fine = |kind, peak| Shown { peak, failures: BTreeMap::new(), ..step(kind) };
+    Facts {
+        steps: vec![
+            fine(Kind::NoLoad, 10),
+            step(Kind::Load),
+            step(Kind::Full),
+            step(Kind::FullLiberal),
+            Shown {
+                group: [(ProbeEnd::Reset, 3), (ProbeEnd::Survived, 9)].into(),
+                ..step(Kind::Closing)
+            },
+            Shown { attributed: 0, ..fine(Kind::Liberal, 10) },
+            Shown { limit: 4000, ..fine(Kind::Bigger, 1100) },
+            fine(Kind::Shorter, 300),
+            Shown { group: [(ProbeEnd::Reset, 40)].into(), ..fine(Kind::Expiry, 40) },
+        ],
+        can_resize: true,
+        untranslated: 3,
+    }
+}
+
+fn finding(facts: &Facts, claim: Claim) -> Finding {
+    find(facts).into_iter().find(|(c, _)| *c == claim).unwrap().1.finding
+}
+
+/// What the usual numbers make of every claim.
+#[test]
+fn every_claim_has_its_finding() {
+    use Finding::{DoesNotHold, Holds};
+    let expected = [
+        Holds,
+        DoesNotHold,
+        DoesNotHold,
+        DoesNotHold,
+        DoesNotHold,
+        Holds,
+        Holds,
+        Holds,
+        DoesNotHold,
+        Holds,
+        Holds,
+    ];
+    let found: Vec<_> = find(&facts()).into_iter().map(|(_, s)| s.finding).collect();
+    assert_eq!(found, expected);
+}
+
+/// Other numbers turn each of them round.
+#[test]
+fn every_finding_can_be_otherwise() {
+    use Finding::{DoesNotHold, Holds};
+    type Change = fn(&mut Shown);
+    let cases: [(Claim, Kind, Change, Finding); 9] = [
+        (Claim::NewConnectionsTimeOut, Kind::Load, |s| s.conntrack.drop = 0, Holds),
+        (
+            Claim::NewConnectionsAreReset,
+            Kind::Full,
+            |s| {
+                s.failures.insert(FailureClass::Reset, 1);
+            },
+            Holds,
+        ),
+        (
+            Claim::EstablishedConnectionsAreLost,
+            Kind::FullLiberal,
+            |s| {
+                s.group.insert(ProbeEnd::Hung, 1);
+            },
+            Holds,
+        ),
+        (Claim::LiberalFreesAFullTable, Kind::FullLiberal, |s| s.failures.clear(), Holds),
+        (Claim::LiberalCuresTheResets, Kind::Liberal, |s| s.attributed = 1, DoesNotHold),
+        (
+            Claim::BiggerTableCures,
+            Kind::Bigger,
+            |s| {
+                s.failures.insert(FailureClass::ConnectTimeout, 1);
+            },
+            DoesNotHold,
+        ),
+        (
+            Claim::ShorterTimeoutsCure,
+            Kind::Shorter,
+            |s| {
+                s.failures.insert(FailureClass::ConnectTimeout, 1);
+            },
+            DoesNotHold,
+        ),
+        (
+            Claim::ShortTimeoutsResetIdleConnections,
+            Kind::Expiry,
+            |s| s.group = [(ProbeEnd::Survived, 40)].into(),
+            DoesNotHold,
+        ),
+        (Claim::ResetsNeedLoad, Kind::NoLoad, |s| s.attributed = 0, Finding::NotShown),
+    ];
+    for (claim, kind, change, expected) in cases {
+        let mut facts = facts();
+        change(facts.steps.iter_mut().find(|s| s.kind == kind).unwrap());
+        assert_eq!(finding(&facts, claim), expected, "{claim}");
+    }
+}
+
+/// A table that was never full shows nothing of a full table.
+#[test]
+fn no_full_table_no_finding() {
+    let mut facts = facts();
+    for s in &mut facts.steps {
+        s.peak = 500;
+    }
+    for claim in Claim::ALL.into_iter().filter(|c| c.needs_a_full_table()) {
+        assert_eq!(finding(&facts, claim), Finding::NotShown, "{claim}");
+    }
+}
+
+/// Half-closed transfers that hang, and those that nothing befell, are no reset.
+#[test]
+fn hanging_is_no_reset() {
+    let mut facts = facts();
+    let s = facts.steps.iter_mut().find(|s| s.kind == Kind::Closing).unwrap();
+    s.group = [(ProbeEnd::Hung, 29), (ProbeEnd::Survived, 371)].into();
+    assert_eq!(finding(&facts, Claim::EvictionResetsClosingConnections), Finding::NotShown);
+}
+
+/// A few connections that all succeed do not show that the load would.
+#[test]
+fn too_small_a_load_shows_nothing() {
+    let mut facts = facts();
+    facts.steps.iter_mut().find(|s| s.kind == Kind::Shorter).unwrap().attempts = 900;
+    assert_eq!(finding(&facts, Claim::ShorterTimeoutsCure), Finding::NotShown);
+    assert!(find(&Facts::default()).iter().all(|(_, s)| s.finding == Finding::NotShown));
+}
