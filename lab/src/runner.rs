@@ -19,6 +19,7 @@ use canary_common::segment::Family;
 use crate::capture;
 use crate::cell::{self, Cell, Setting, Shown, capture_file, io_error};
 use crate::cli::CaptureMode;
+use crate::evidence;
 use crate::exec::ExecError;
 use crate::place::{Place, PlaceError};
 use crate::report::progress::Progress;
@@ -120,6 +121,9 @@ fn lanes(plan: &Plan) -> VecDeque<Lane> {
     let mut lanes = VecDeque::new();
     for repetition in 1..=plan.repeat {
         for (scenario, s) in plan.scenarios.iter().enumerate() {
+            if skipped(s).is_some() {
+                continue;
+            }
             for front_end in s.front_ends.iter().copied() {
                 for family in s.families.iter().copied() {
                     let prefix = format!("l{}-", lanes.len());
@@ -131,9 +135,17 @@ fn lanes(plan: &Plan) -> VecDeque<Lane> {
     lanes
 }
 
+/// Why a scenario cannot be run on this kernel, and what would mend it.
+fn skipped(s: &Scenario) -> Option<&'static str> {
+    let bridge = matches!(s.path, Path::SameNodeBridge | Path::SameNodeBridgeNoNf);
+    let missing = bridge && evidence::sysctl("net/bridge/bridge-nf-call-iptables").is_err();
+    missing.then_some("this kernel has no br_netfilter: modprobe br_netfilter")
+}
+
 fn cells(plan: &Plan) -> usize {
     let of = |s: &Scenario| s.front_ends.len() * s.families.len() * s.cells.len();
-    plan.scenarios.iter().map(of).sum::<usize>() * plan.repeat as usize
+    let runs = |s: &&Scenario| skipped(s).is_none();
+    plan.scenarios.iter().filter(runs).map(of).sum::<usize>() * plan.repeat as usize
 }
 
 fn find<'a>(result: &'a LabResult, done: &BTreeMap<Key, Done>, key: Key) -> Option<&'a CellResult> {
@@ -286,7 +298,10 @@ fn judge(plan: &Plan, clock: &Clock, done: &BTreeMap<Key, Done>, ended_by: Ended
                     - cells.len();
             let mut judgement = worst.unwrap_or(Judgement::Inconclusive);
             let mut reasons = Vec::new();
-            if missing > 0 {
+            if let Some(why) = skipped(s) {
+                judgement = Judgement::Skipped;
+                reasons.push(format!("skipped: {why}"));
+            } else if missing > 0 {
                 judgement = judgement.worse(Judgement::Inconclusive);
                 reasons.push(format!("{missing} cells were not run"));
             }
@@ -323,7 +338,7 @@ fn judge(plan: &Plan, clock: &Clock, done: &BTreeMap<Key, Done>, ended_by: Ended
     }
 }
 
-fn evidence<'a>(
+fn evidence_of<'a>(
     scenario: &'a Scenario,
     key: Key,
     shown: &'a Shown,
@@ -348,7 +363,7 @@ fn generation(plan: &Plan, done: &BTreeMap<Key, Done>) -> Option<OldSegments> {
         let shown = done.shown.as_ref().ok()?;
         let scenario = &plan.scenarios[key.scenario];
         let expect = &scenario.cells[key.plan].expect;
-        let judged = verdict::judge(&evidence(scenario, *key, shown, None), expect, None);
+        let judged = verdict::judge(&evidence_of(scenario, *key, shown, None), expect, None);
         verdict::generation(&judged.forgeries)
     })
 }
@@ -384,12 +399,14 @@ fn judge_cell(s: &Scenario, key: Key, done: &Done, kernel: Option<OldSegments>) 
         }
     };
     let captured = shown.resets.as_ref().map(|r| capture::by_forgery(r));
-    let judged = verdict::judge(&evidence(s, key, shown, captured.as_ref()), &plan.expect, kernel);
+    let judged =
+        verdict::judge(&evidence_of(s, key, shown, captured.as_ref()), &plan.expect, kernel);
     cell.judgement = judged.judgement;
     cell.reasons = judged.reasons;
     cell.reasons.extend(shown.notes.iter().cloned());
-    verdict::meaning(judged.profile).clone_into(&mut cell.meaning);
-    verdict::advice(judged.profile, &plan.protections).clone_into(&mut cell.advice);
+    verdict::meaning(judged.profile, &judged.forgeries).clone_into(&mut cell.meaning);
+    verdict::advice(judged.profile, &plan.protections, &judged.forgeries)
+        .clone_into(&mut cell.advice);
     cell.profile = judged.profile;
     cell.forgeries = judged.forgeries;
     cell.boom_diagnosis =

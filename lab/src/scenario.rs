@@ -22,6 +22,7 @@ const SHIPPED: &[&str] = &[
     include_str!("../scenarios/snat.toml"),
     include_str!("../scenarios/pod-ip.toml"),
     include_str!("../scenarios/one-node-protected.toml"),
+    include_str!("../scenarios/overshoot.toml"),
 ];
 
 /// A scenario file is wrong.
@@ -157,7 +158,14 @@ pub fn row(profile: Profile, forgery: Forgery, kernel: Option<OldSegments>) -> O
             (OldSegments::Invalid, _) => Seen::Dropped,
             (OldSegments::NotShown, _) => return None,
         },
-        (Profile::Unprotected, AboveWindow | Overshoot)
+        // Since 6.1 conntrack takes the overshoot for the new end of the server's data: what
+        // is in order is then INVALID, which resets the connection, or is dropped for good.
+        (Profile::Unprotected | Profile::Dropped, Overshoot) => match (kernel?, profile) {
+            (OldSegments::Ignored, Profile::Unprotected) => Seen::KillsLater,
+            (OldSegments::Ignored, _) => Seen::Hangs,
+            (OldSegments::Invalid | OldSegments::NotShown, _) => return None,
+        },
+        (Profile::Unprotected, AboveWindow)
         | (Profile::Unprotected | Profile::LiberalOnly, SynFin) => Seen::Kills,
         (Profile::Unprotected, AckAhead)
         // tcp_error() refuses it whatever be_liberal says; its answer is no RST that kills.
@@ -166,8 +174,6 @@ pub fn row(profile: Profile, forgery: Forgery, kernel: Option<OldSegments>) -> O
         (Profile::Dropped, AboveWindow | AckAhead | NoFlags | SynFin)
         | (Profile::LiberalAndDropped, NoFlags | SynFin)
         | (Profile::NotTranslated, NoFlags) => Seen::Dropped,
-        // The entry is poisoned: what follows is dropped with it, and the connection hangs.
-        (Profile::Dropped, Overshoot) => Seen::Mixed,
     })
 }
 

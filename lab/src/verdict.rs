@@ -68,7 +68,7 @@ pub fn judge(e: &Evidence<'_>, expect: &Expectation, kernel: Option<OldSegments>
         (true, false) => Judgement::Differs,
         (true, true) => Judgement::AsExpected,
     };
-    let profile = profile(&forgeries, kernel);
+    let profile = profile(&forgeries, expect.profile(), kernel);
     Judged {
         judgement,
         reasons: doubts.into_iter().chain(differences).collect(),
@@ -114,12 +114,13 @@ fn count(e: &Evidence<'_>, forgery: Forgery) -> ForgeryResult {
             *r.unknown.entry(*reason).or_default() += n;
         }
     }
+    let later = later(e, forgery, r.forged);
     r.seen = if e.boom.connections.handshakes == 0 && r.forged == 0 {
         Seen::NoConnection
     } else if r.forged == 0 {
         Seen::Mixed
     } else if r.delivered == r.forged {
-        Seen::Delivered
+        later.unwrap_or(Seen::Delivered)
     } else if r.dropped == r.forged {
         Seen::Dropped
     } else if r.leaked == r.forged && r.killed == r.forged {
@@ -130,6 +131,23 @@ fn count(e: &Evidence<'_>, forgery: Forgery) -> ForgeryResult {
         Seen::Mixed
     };
     r
+}
+
+/// What became later of connections whose forged segment was delivered: only an
+/// overshoot is known to harm them, so every end that no other segment explains is its.
+fn later(e: &Evidence<'_>, forgery: Forgery, forged: u64) -> Option<Seen> {
+    if forgery != Forgery::Overshoot {
+        return None;
+    }
+    let of = |end| e.load.probe.get(&end).copied().unwrap_or(0);
+    let outcomes = e.boom.outcomes.iter().filter(|o| o.family == e.family);
+    let killed: u64 = outcomes.map(|o| o.killed).sum();
+    match (of(ProbeEnd::Reset).checked_sub(killed)?, of(ProbeEnd::Hung)) {
+        (0, 0) => None,
+        (reset, 0) if reset == forged => Some(Seen::KillsLater),
+        (0, hung) if hung == forged => Some(Seen::Hangs),
+        _ => Some(Seen::Mixed),
+    }
 }
 
 fn difference(r: &ForgeryResult) -> Option<String> {
@@ -166,11 +184,17 @@ fn doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> {
         doubts.push(format!("boom-server's raw socket failed: {why}"));
     }
     let killed: u64 = forgeries.iter().map(|r| r.killed).sum();
-    let reset = e.load.probe.get(&ProbeEnd::Reset).copied().unwrap_or(0);
-    if reset != killed {
+    let of = |end| e.load.probe.get(&end).copied().unwrap_or(0);
+    let with =
+        |seen| -> u64 { forgeries.iter().filter(|r| r.seen == seen).map(|r| r.forged).sum() };
+    let (reset, hung) = (of(ProbeEnd::Reset), of(ProbeEnd::Hung));
+    if reset != killed + with(Seen::KillsLater) {
         doubts.push(format!(
             "boom-server saw {killed} connections killed, load-client {reset} reset"
         ));
+    }
+    if hung != with(Seen::Hangs) {
+        doubts.push(format!("load-client saw {hung} connections hang"));
     }
     if let Some(captured) = e.captured {
         for r in forgeries {
@@ -221,11 +245,18 @@ fn doubts_without(e: &Evidence<'_>) -> Vec<String> {
     vec![format!("{timed_out} of {} connects timed out", e.load.attempts)]
 }
 
-/// The row that the observations make.
-fn profile(forgeries: &[ForgeryResult], kernel: Option<OldSegments>) -> Option<Profile> {
+/// The row that the observations make: the expected one where it fits.
+fn profile(
+    forgeries: &[ForgeryResult],
+    expected: Option<Profile>,
+    kernel: Option<OldSegments>,
+) -> Option<Profile> {
     let makes = |p: &&Profile| {
         forgeries.iter().all(|r| row(**p, r.forgery, kernel).is_none_or(|seen| seen == r.seen))
     };
+    if let Some(expected) = expected.filter(|p| makes(&p)) {
+        return Some(expected);
+    }
     let mut fitting = Profile::ALL.iter().filter(makes);
     let one = fitting.next()?;
     // A scenario that forges little may fit several rows: then it is none.
@@ -234,8 +265,12 @@ fn profile(forgeries: &[ForgeryResult], kernel: Option<OldSegments>) -> Option<P
 
 /// What a row means, in one sentence.
 #[must_use]
-pub fn meaning(profile: Option<Profile>) -> &'static str {
+pub fn meaning(profile: Option<Profile>, forgeries: &[ForgeryResult]) -> &'static str {
+    let hangs = forgeries.iter().any(|r| r.seen == Seen::Hangs);
     match profile {
+        Some(Profile::Dropped) if hangs => {
+            "INVALID segments are dropped and reset nothing, but after an overshoot the connection hangs."
+        }
         Some(Profile::Unprotected) => {
             "INVALID segments reach the client untranslated, and its RST ends the connection."
         }
@@ -256,7 +291,14 @@ pub fn meaning(profile: Option<Profile>) -> &'static str {
 
 /// What to do about a row, in one sentence; empty where nothing needs doing.
 #[must_use]
-pub fn advice(profile: Option<Profile>, protections: &[Protection]) -> &'static str {
+pub fn advice(
+    profile: Option<Profile>,
+    protections: &[Protection],
+    forgeries: &[ForgeryResult],
+) -> &'static str {
+    if forgeries.iter().any(|r| r.seen == Seen::Hangs) {
+        return "Set be_liberal=1 as well.";
+    }
     let forward = protections.iter().any(|p| p.kind == ProtectionKind::ForwardDrop);
     match profile {
         Some(Profile::Unprotected) if forward => {
@@ -282,3 +324,6 @@ pub fn unknowns(forgeries: &[ForgeryResult]) -> BTreeMap<UnknownReason, u64> {
     }
     all
 }
+
+#[cfg(test)]
+mod tests;

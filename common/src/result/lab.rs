@@ -141,6 +141,11 @@ names! {
         Kills = "kills",
         /// All dropped, the connections alive.
         Dropped = "dropped",
+        /// All reached the client's own socket, and all these connections were reset later:
+        /// the conntrack entry was poisoned.
+        KillsLater = "kills-later",
+        /// All reached the client's own socket, and all these connections hung afterwards.
+        Hangs = "hangs",
         /// No connection came to be, so nothing was forged.
         NoConnection = "no-connection",
         /// Not all the same, or not all judged.

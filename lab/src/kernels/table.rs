@@ -7,10 +7,12 @@ use canary_common::result::kernels::{
     Agreement, GuestState, KernelCell, KernelRow, KernelRun, KernelsResult,
 };
 use canary_common::result::lab::{
-    CellResult, ForgeryResult, FrontEnd, Judgement, LabResult, Path, Protection, Seen,
+    CellResult, ForgeryResult, FrontEnd, Judgement, LabResult, Path, Profile, Protection, Seen,
 };
 use canary_common::result::{Run, SCHEMA_VERSION};
 use canary_common::segment::Family;
+
+use crate::scenario::row as row_of;
 
 /// What one kernel left, as it was read.
 #[derive(Clone, Debug)]
@@ -132,7 +134,7 @@ fn judge_forgery(cell: &CellResult, forgery: &ForgeryResult) -> Judgement {
 
 fn counted(forgery: &ForgeryResult, seen: Seen) -> u64 {
     match seen {
-        Seen::Delivered => forgery.delivered,
+        Seen::Delivered | Seen::KillsLater | Seen::Hangs => forgery.delivered,
         Seen::Leaked => forgery.leaked - forgery.killed.min(forgery.leaked),
         Seen::Kills => forgery.killed,
         Seen::Dropped => forgery.dropped,
@@ -149,9 +151,8 @@ fn old_segments(input: &Input) -> OldSegments {
 /// Whether what the kernels saw is alike, differs as their generations do, or
 /// differs without an explanation.
 ///
-/// Before Linux 6.1 tcp_in_window() called a segment below the window INVALID:
-/// it leaks, or a drop rule takes it. Since commit 6e250dcbff1d it is ignored,
-/// and so translated and delivered. Nothing else is known to differ.
+/// Explained is what one row of the lab's own table says of each generation
+/// (tcp_in_window(), commit 6e250dcbff1d): no outcome is excused by a version.
 fn agreement(forgery: Forgery, proved: &[(Seen, OldSegments)]) -> Agreement {
     let Some((first, rest)) = proved.split_first() else { return Agreement::NotCompared };
     if rest.is_empty() {
@@ -160,16 +161,10 @@ fn agreement(forgery: Forgery, proved: &[(Seen, OldSegments)]) -> Agreement {
     if rest.iter().all(|(seen, _)| *seen == first.0) {
         return Agreement::Alike;
     }
-    let invalid: Vec<Seen> =
-        proved.iter().filter(|(_, old)| *old == OldSegments::Invalid).map(|(s, _)| *s).collect();
-    let fits = forgery == Forgery::BelowWindow
-        && invalid.iter().all(|seen| Some(seen) == invalid.first())
-        && proved.iter().all(|(seen, old)| match old {
-            OldSegments::Invalid => matches!(seen, Seen::Kills | Seen::Leaked | Seen::Dropped),
-            OldSegments::Ignored => *seen == Seen::Delivered,
-            OldSegments::NotShown => false,
-        });
-    if fits { Agreement::OldSegments } else { Agreement::Unexplained }
+    let explained = Profile::ALL.iter().any(|profile| {
+        proved.iter().all(|(seen, old)| row_of(*profile, forgery, Some(*old)) == Some(*seen))
+    });
+    if explained { Agreement::OldSegments } else { Agreement::Unexplained }
 }
 
 /// Adds to the kernel what its run says of it.

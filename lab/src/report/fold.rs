@@ -76,7 +76,7 @@ impl Sum {
         match self.seen {
             Some(Seen::Kills) => self.killed,
             Some(Seen::Leaked) => self.leaked,
-            Some(Seen::Delivered) => self.delivered,
+            Some(Seen::Delivered | Seen::KillsLater | Seen::Hangs) => self.delivered,
             Some(Seen::Dropped) => self.dropped,
             Some(Seen::NoConnection | Seen::Mixed) | None => 0,
         }

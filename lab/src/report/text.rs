@@ -127,6 +127,8 @@ fn outcome<'a>(all: impl Iterator<Item = &'a ForgeryResult>) -> String {
         Seen::Leaked => "leaked".to_owned(),
         Seen::Delivered => "delivered".to_owned(),
         Seen::Dropped => "dropped".to_owned(),
+        Seen::KillsLater => "KILLS LATER".to_owned(),
+        Seen::Hangs => "HANGS".to_owned(),
         Seen::NoConnection => "no connect".to_owned(),
         Seen::Mixed => "MIXED".to_owned(),
     }

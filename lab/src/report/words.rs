@@ -71,6 +71,8 @@ pub const fn seen(s: Seen) -> (&'static str, &'static str) {
         Seen::Leaked => ("△", "leaks"),
         Seen::Kills => ("✕", "kills"),
         Seen::Dropped => ("⊘", "dropped"),
+        Seen::KillsLater => ("✕", "kills later"),
+        Seen::Hangs => ("⧖", "hangs"),
         Seen::NoConnection => ("–", "no connection"),
         Seen::Mixed => ("≈", "mixed"),
     }

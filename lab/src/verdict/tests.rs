@@ -1,0 +1,225 @@
+//! The judgement on evidence that is made up: whole, contradictory, lacking.
+
+use std::collections::BTreeMap;
+
+use canary_common::outcome::{EndedBy, Forgery, OldSegments, ProbeEnd, UnknownReason, Verdict};
+use canary_common::result::boom::{BoomResult, Connections, OutcomeCount, Resets, Sniffer};
+use canary_common::result::lab::{Judgement, NodeEvidence, Profile, Protection, Seen};
+use canary_common::result::{Clock, SCHEMA_VERSION};
+use canary_common::segment::Family;
+
+use super::*;
+use crate::scenario::row;
+
+const FORGERIES: [Forgery; 6] = [
+    Forgery::Control,
+    Forgery::BelowWindow,
+    Forgery::AboveWindow,
+    Forgery::AckAhead,
+    Forgery::NoFlags,
+    Forgery::SynFin,
+];
+const N: u64 = 50;
+
+/// The evidence of one cell, whole and in agreement.
+struct Made {
+    boom: BoomResult,
+    load: LoadResult,
+    nodes: Vec<NodeEvidence>,
+    captured: Option<BTreeMap<Forgery, u64>>,
+    protections: Vec<Protection>,
+}
+
+impl Made {
+    fn row(profile: Profile, protections: &[&str]) -> Self {
+        let seen = |f| row(profile, f, Some(OldSegments::Ignored)).unwrap();
+        let outcomes: Vec<_> = FORGERIES.map(|f| outcome(f, seen(f))).into();
+        let killed: u64 = outcomes.iter().map(|o| o.killed).sum();
+        let dropped: u64 = outcomes.iter().map(|o| o.dropped).sum();
+        let all = N * FORGERIES.len() as u64;
+        let captured = outcomes.iter().map(|o| (o.forgery, o.leaked)).collect();
+        let run = Clock::start().run("test", "0", EndedBy::Connections, BTreeMap::new());
+        let load = serde_json::json!({
+            "schema_version": SCHEMA_VERSION, "run": run, "verdict": "protected", "reasons": [],
+            "attempts": all, "ok": all - killed, "failures": [],
+            "probe": {"survived": all - killed, "reset": killed},
+            "connect_latency": canary_common::hist::LatencySummary::default(),
+            "total_latency": canary_common::hist::LatencySummary::default(),
+        });
+        Self {
+            boom: BoomResult {
+                schema_version: SCHEMA_VERSION,
+                run,
+                verdict: Verdict::Protected,
+                reasons: Vec::new(),
+                paths: Vec::new(),
+                connections: Connections {
+                    accepted: all,
+                    handshakes: all,
+                    forged: all,
+                    ..Connections::default()
+                },
+                outcomes,
+                resets: Resets::default(),
+                sniffer: Sniffer::default(),
+                handshake_to_forge: canary_common::hist::LatencySummary::default(),
+            },
+            load: serde_json::from_value(load).unwrap(),
+            nodes: vec![NodeEvidence {
+                node: "node1".into(),
+                dnat: all,
+                drop_rules: [("ip/filter/KUBE-FORWARD".to_owned(), dropped)].into(),
+                ..NodeEvidence::default()
+            }],
+            captured: Some(captured),
+            protections: protections.iter().map(|p| p.parse().unwrap()).collect(),
+        }
+    }
+
+    fn judge(&self, expect: Profile) -> Judged {
+        let evidence = Evidence {
+            forgeries: &FORGERIES,
+            connections: N,
+            family: Family::Ipv4,
+            translated: true,
+            protections: &self.protections,
+            boom: &self.boom,
+            load: &self.load,
+            nodes: &self.nodes,
+            captured: self.captured.as_ref(),
+        };
+        judge(&evidence, &Expectation::Profile(expect), None)
+    }
+
+    fn outcome(&mut self, forgery: Forgery) -> &mut OutcomeCount {
+        self.boom.outcomes.iter_mut().find(|o| o.forgery == forgery).unwrap()
+    }
+}
+
+fn outcome(forgery: Forgery, seen: Seen) -> OutcomeCount {
+    let n = |yes: bool| if yes { N } else { 0 };
+    OutcomeCount {
+        forgery,
+        family: Family::Ipv4,
+        class: canary_common::outcome::ClientClass::Unclassified,
+        forged: N,
+        leaked: n(matches!(seen, Seen::Leaked | Seen::Kills)),
+        killed: n(seen == Seen::Kills),
+        delivered: n(seen == Seen::Delivered),
+        dropped: n(seen == Seen::Dropped),
+        unknown: BTreeMap::new(),
+    }
+}
+
+/// Every row of the table, seen as it is, meets its own expectation and is named.
+#[test]
+fn every_row_meets_itself() {
+    for (profile, protections) in [
+        (Profile::Unprotected, vec![]),
+        (Profile::LiberalOnly, vec!["liberal"]),
+        (Profile::Dropped, vec!["forward-drop"]),
+        (Profile::LiberalAndDropped, vec!["liberal", "forward-drop"]),
+    ] {
+        let judged = Made::row(profile, &protections).judge(profile);
+        assert_eq!(judged.judgement, Judgement::AsExpected, "{profile}: {:?}", judged.reasons);
+        assert_eq!(judged.profile, Some(profile));
+    }
+}
+
+/// No row passes for another: an expectation that is not met differs, with numbers.
+#[test]
+fn no_row_passes_for_another() {
+    let rows = [
+        Profile::Unprotected,
+        Profile::LiberalOnly,
+        Profile::Dropped,
+        Profile::LiberalAndDropped,
+        Profile::NotTranslated,
+    ];
+    for seen in rows {
+        for expected in rows.into_iter().filter(|e| *e != seen) {
+            let judged = Made::row(seen, &["forward-drop"]).judge(expected);
+            assert_eq!(judged.judgement, Judgement::Differs, "{seen} for {expected}");
+            assert!(judged.reasons[0].contains("expected"), "{:?}", judged.reasons);
+        }
+    }
+}
+
+/// One connection that was not judged is no tolerance: the cell differs.
+#[test]
+fn one_unknown_is_a_difference() {
+    let mut made = Made::row(Profile::Dropped, &["forward-drop"]);
+    let o = made.outcome(Forgery::SynFin);
+    o.dropped -= 1;
+    o.unknown.insert(UnknownReason::NoProofOfLife, 1);
+    let judged = made.judge(Profile::Dropped);
+    assert_eq!(judged.judgement, Judgement::Differs);
+    assert!(judged.reasons[0].contains("no-proof-of-life 1"), "{:?}", judged.reasons);
+}
+
+/// Evidence that contradicts itself is inconclusive, whatever it seems to show.
+#[test]
+fn contradictions_are_inconclusive() {
+    type Spoil = fn(&mut Made);
+    let cases: [(&str, Spoil); 8] = [
+        ("load-client", |m| {
+            m.load.probe.insert(ProbeEnd::Reset, 1);
+        }),
+        ("hang", |m| {
+            m.load.probe.insert(ProbeEnd::Hung, 3);
+        }),
+        ("raw socket lost", |m| m.boom.sniffer.dropped = 1),
+        ("raw socket failed", |m| m.boom.sniffer.failed = Some("gone".into())),
+        ("handshakes", |m| m.boom.connections.handshakes -= 1),
+        ("forged, not 50", |m| m.outcome(Forgery::Control).forged -= 1),
+        ("drop rules matched", |m| m.nodes[0].drop_rules.clear()),
+        ("DNAT rule matched", |m| m.nodes[0].dnat -= 1),
+    ];
+    for (says, spoil) in cases {
+        let mut made = Made::row(Profile::Dropped, &["forward-drop"]);
+        spoil(&mut made);
+        let judged = made.judge(Profile::Dropped);
+        assert_eq!(judged.judgement, Judgement::Inconclusive, "{says}");
+        assert!(judged.reasons.iter().any(|r| r.contains(says)), "{says}: {:?}", judged.reasons);
+    }
+}
+
+/// A capture that shows fewer resets than boom-server counted spoils the cell.
+#[test]
+fn the_capture_has_a_say() {
+    let mut made = Made::row(Profile::Unprotected, &[]);
+    *made.captured.as_mut().unwrap().get_mut(&Forgery::AboveWindow).unwrap() -= 1;
+    let judged = made.judge(Profile::Unprotected);
+    assert_eq!(judged.judgement, Judgement::Inconclusive);
+    assert!(judged.reasons[0].contains("the capture shows 49"), "{:?}", judged.reasons);
+    made.captured = None;
+    assert_eq!(made.judge(Profile::Unprotected).judgement, Judgement::AsExpected);
+}
+
+/// A kernel before 6.1 shows itself, and its rows are then as expected.
+#[test]
+fn an_older_kernel_shows_itself() {
+    let mut made = Made::row(Profile::Unprotected, &[]);
+    *made.outcome(Forgery::BelowWindow) = outcome(Forgery::BelowWindow, Seen::Kills);
+    made.load.probe.insert(ProbeEnd::Reset, 3 * N);
+    made.captured = None;
+    let judged = made.judge(Profile::Unprotected);
+    assert_eq!(generation(&judged.forgeries), Some(OldSegments::Invalid));
+    assert_eq!(judged.judgement, Judgement::AsExpected, "{:?}", judged.reasons);
+}
+
+/// Nothing forged because nothing connected is proof only of that, and only when
+/// every connect timed out.
+#[test]
+fn no_connection_is_proved_by_timeouts() {
+    let mut made = Made::row(Profile::NoConnection, &[]);
+    for o in &mut made.boom.outcomes {
+        o.forged = 0;
+    }
+    made.boom.connections = Connections::default();
+    made.load.probe = [(ProbeEnd::TimedOut, made.load.attempts)].into();
+    let judged = made.judge(Profile::NoConnection);
+    assert_eq!(judged.judgement, Judgement::AsExpected, "{:?}", judged.reasons);
+    made.load.probe = [(ProbeEnd::Refused, made.load.attempts)].into();
+    assert_eq!(made.judge(Profile::NoConnection).judgement, Judgement::Inconclusive);
+}
