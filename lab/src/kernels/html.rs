@@ -15,7 +15,7 @@ h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}
 .wide{overflow-x:auto}table{border-collapse:collapse}
 th,td{border-bottom:1px solid var(--line);padding:.3rem .7rem;text-align:left;vertical-align:top}
 thead th{border-bottom:2px solid var(--line)}td small{display:block;opacity:.75}
-.kills{color:var(--kills);font-weight:700}.leaked,.mixed,.no-connection{color:var(--leaked)}
+.kills,.kills-later,.hangs{color:var(--kills);font-weight:700}.leaked,.mixed,.no-connection{color:var(--leaked)}
 .delivered,.dropped{color:var(--good)}.doubt{color:var(--doubt);font-style:italic}
 .differs td,.differs th{background:#fb02}.unexplained td,.unexplained th{background:#f002}
 .first th,.first td{border-top:2px solid var(--line)}

@@ -154,6 +154,16 @@ fn one_generation_that_differs_is_unexplained() {
     assert_eq!(result.judgement, Judgement::Differs);
 }
 
+/// A difference below the window that no row of the lab's table says of these
+/// generations is not explained by them.
+#[test]
+fn a_difference_the_table_does_not_know_is_unexplained() {
+    let mut old = lab(OldSegments::Invalid);
+    old.scenarios[0].cells[0].forgeries[0] = forgery(Forgery::BelowWindow, Seen::Leaked);
+    let result = both(old, lab(OldSegments::Ignored));
+    assert_eq!(agreement(&result, Forgery::BelowWindow, 0), Agreement::Unexplained);
+}
+
 /// A difference in any other forgery is unexplained, even between generations,
 /// and is the first reason.
 #[test]

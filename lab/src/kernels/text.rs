@@ -15,6 +15,8 @@ pub fn word(cell: &KernelCell) -> String {
     let seen = match cell.seen {
         None => return cell.judgement.to_string(),
         Some(Seen::Kills) => "KILLS".to_owned(),
+        Some(Seen::KillsLater) => "KILLS LATER".to_owned(),
+        Some(Seen::Hangs) => "HANGS".to_owned(),
         Some(seen) => seen.to_string(),
     };
     if cell.judgement == Judgement::Differs { seen + " (not as expected)" } else { seen }
