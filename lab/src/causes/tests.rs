@@ -39,7 +39,7 @@ fn boom(n: u64) -> BoomResult {
         outcomes: vec![outcome],
         resets: canary_common::result::boom::Resets::default(),
         sniffer: canary_common::result::boom::Sniffer::default(),
-        handshake_to_forge: canary_common::hist::Histogram::default().summary(),
+        handshake_to_forge: canary_common::hist::LatencySummary::default(),
     }
 }
 
