@@ -58,12 +58,12 @@ fn a_reset_ends_it_with_10() {
 fn no_error_without_a_leak() {
     let rig = Rig::new();
     rig.protect(true, false);
-    let boom = rig.boom(&["--connections", "4", "--min-forged", "2"]);
+    let mut boom = rig.boom(&["--connections", "4", "--min-forged", "2"]);
     let held = rig.connect(VIP4, 4);
     for s in &held {
         exchange(s).unwrap();
     }
-    std::thread::sleep(Duration::from_millis(1200));
+    boom.wait_for("settled");
     drop(held);
     let (status, _, log) = boom.end(SOON);
     assert_eq!(status.code(), Some(0));

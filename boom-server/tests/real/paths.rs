@@ -37,7 +37,7 @@ fn matrix(vip: &str) {
     let total = n as usize * forgeries.len();
     for (drop, liberal) in [(false, false), (true, false), (false, true), (true, true)] {
         rig.protect(drop, liberal);
-        let boom = rig.boom(&[
+        let mut boom = rig.boom(&[
             "--forge",
             &names.join(","),
             "--on-reset",
@@ -51,8 +51,7 @@ fn matrix(vip: &str) {
         for _ in 0..total.div_ceil(100) {
             held.extend(rig.connect(vip, 100.min(total - held.len())));
         }
-        // Long enough for silence, the probe and its answer.
-        std::thread::sleep(Duration::from_millis(1500));
+        boom.wait_for("settled");
         let reset = held.iter().filter(|s| exchange(s).is_err()).count() as u64;
         drop_all(held);
         let (status, result, _) = boom.end(Duration::from_secs(60));
@@ -113,8 +112,10 @@ fn matrix_ipv6() {
 #[test]
 fn an_overshoot_kills_later() {
     let rig = Rig::new();
-    let boom = rig.boom(&["--forge", "overshoot", "--on-reset", "count", "--connections", "5"]);
+    let mut boom = rig.boom(&["--forge", "overshoot", "--on-reset", "count", "--connections", "5"]);
     let held = rig.connect(VIP4, 5);
+    // Only what is sent after the forged segment meets the poisoned entry.
+    boom.wait_for("settled");
     let kinds: BTreeMap<String, usize> = held.iter().fold(BTreeMap::new(), |mut m, s| {
         let end = exchange(s).map_or_else(|e| e.kind().to_string(), |()| "ok".to_owned());
         *m.entry(end).or_default() += 1;
@@ -132,7 +133,7 @@ fn an_overshoot_kills_later() {
 #[test]
 fn a_pod_address_is_not_translated() {
     let rig = Rig::new();
-    let boom = rig.boom(&[
+    let mut boom = rig.boom(&[
         "--forge",
         "control,above-window,syn-fin",
         "--on-reset",
@@ -146,6 +147,7 @@ fn a_pod_address_is_not_translated() {
     ]);
     // No NAT rule on this path, but conntrack sees it: the answer still finds the socket.
     let held = rig.connect("198.18.2.2:9000", 30);
+    boom.wait_for("settled");
     let reset = held.iter().filter(|s| exchange(s).is_err()).count();
     drop_all(held);
     let (status, result, _) = boom.end(Duration::from_secs(30));

@@ -108,22 +108,17 @@ EOF"
             .arg(env!("CARGO_BIN_EXE_boom-server"))
             .args(["--log", "json", "--outcome-timeout", "500ms"])
             .env("BOOM_ADMIN", "none")
+            // Whatever goes wrong, it ends, and the test with it.
+            .env("BOOM_DURATION", "60s")
             .args(args)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("boom-server");
-        let mut out = BufReader::new(child.stdout.take().expect("stdout"));
-        let mut log = String::new();
-        // The end of the output stands in for a deadline: a program that fails ends.
-        while !log.contains("\"message\":\"ready\"") {
-            if out.read_line(&mut log).expect("stdout") == 0 {
-                let mut err = String::new();
-                let _ = child.stderr.take().expect("stderr").read_to_string(&mut err);
-                panic!("boom-server ended: {err}");
-            }
-        }
-        Boom { child, out, log }
+        let out = BufReader::new(child.stdout.take().expect("stdout"));
+        let mut boom = Boom { child, out, log: String::new() };
+        boom.wait_for("ready");
+        boom
     }
 
     /// Runs `f` in the namespace of `role`.
@@ -169,6 +164,21 @@ pub(crate) struct Boom {
 impl Boom {
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Waits for an event. The end of the output stands in for a deadline.
+    pub(crate) fn wait_for(&mut self, message: &str) {
+        let wanted = format!("\"message\":\"{message}\"");
+        let mut line = String::new();
+        while !line.contains(&wanted) {
+            line.clear();
+            if self.out.read_line(&mut line).expect("stdout") == 0 {
+                let mut err = String::new();
+                let _ = self.child.stderr.take().expect("stderr").read_to_string(&mut err);
+                panic!("boom-server ended before '{message}': {err}{}", self.log);
+            }
+            self.log.push_str(&line);
+        }
     }
 
     pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
