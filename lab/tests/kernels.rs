@@ -39,6 +39,17 @@ fn state(qemu: &str) -> TempDir {
     dir
 }
 
+/// This conntrack-lab, and something in the others' place.
+fn programs(state: &Path) -> PathBuf {
+    let programs = state.join("programs");
+    fs::create_dir(&programs).unwrap();
+    symlink(LAB, programs.join("conntrack-lab")).unwrap();
+    for name in ["boom-server", "load-client"] {
+        executable(&programs.join(name), "#!/bin/sh\n");
+    }
+    programs
+}
+
 fn command(name: &str, state: &Path) -> Command {
     let mut command = Command::new(script(name));
     command
@@ -143,19 +154,29 @@ fn wrong_usage_is_named() {
     }
 }
 
-/// SIGINT ends qemu within the second and leaves no process and no folder.
+/// SIGINT ends qemu, and leaves no process and no folder, whichever script gets it.
 #[test]
 fn an_interrupt_ends_qemu_and_leaves_nothing() {
-    let state = state("echo $$ >\"$(dirname \"$0\")/pid\"; exec sleep 300");
-    let mut child = command("run", state.path()).args(["mine", "--", "true"]).spawn().unwrap();
-    let pid_file = state.path().join("pid");
-    wait_for("qemu", || fs::read_to_string(&pid_file).is_ok_and(|p| p.ends_with('\n')));
-    let qemu: i32 = fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
-    let script = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
-    nix::sys::signal::kill(script, nix::sys::signal::Signal::SIGINT).unwrap();
-    assert_eq!(ended(&mut child), 130);
-    wait_for("qemu's end", || !Path::new(&format!("/proc/{qemu}")).exists());
-    assert_nothing_left(state.path());
+    for script in ["run", "all"] {
+        let state = state("echo $$ >\"$(dirname \"$0\")/pid\"; exec sleep 300");
+        let mut command = command(script, state.path());
+        match script {
+            "run" => command.args(["mine", "--", "true"]),
+            _ => command
+                .args(["mine", "--output"])
+                .arg(state.path().join("out"))
+                .env("LAB_KERNELS_PROGRAMS", programs(state.path())),
+        };
+        let mut child = command.spawn().unwrap();
+        let pid_file = state.path().join("pid");
+        wait_for("qemu", || fs::read_to_string(&pid_file).is_ok_and(|p| p.ends_with('\n')));
+        let qemu: i32 = fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
+        let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+        assert_eq!(ended(&mut child), 130, "{script}");
+        wait_for("qemu's end", || !Path::new(&format!("/proc/{qemu}")).exists());
+        assert_nothing_left(state.path());
+    }
 }
 
 /// A guest that does not end is ended at the deadline: 124, nothing left.
@@ -198,12 +219,7 @@ fn a_commands_status_comes_through() {
 #[test]
 fn a_kernel_that_does_not_boot_is_inconclusive() {
     let state = state("echo x >>\"$(dirname \"$0\")/starts\"; exit 1");
-    let programs = state.path().join("programs");
-    fs::create_dir(&programs).unwrap();
-    symlink(LAB, programs.join("conntrack-lab")).unwrap();
-    for name in ["boom-server", "load-client"] {
-        executable(&programs.join(name), "#!/bin/sh\n");
-    }
+    let programs = programs(state.path());
     let out = state.path().join("out");
     let output = command("all", state.path())
         .args(["--short", "mine", "--output"])
