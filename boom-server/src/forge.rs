@@ -94,9 +94,9 @@ pub fn spec(forgery: Forgery, n: Numbers) -> Spec {
         Forgery::Control => (snd.sub(1), rcv, Flags::ACK, &b""[..]),
         Forgery::BelowWindow => (snd.sub(BELOW), rcv, data, PAYLOAD),
         Forgery::AboveWindow => (snd.add(ABOVE), rcv, data, PAYLOAD),
-        // At snd the client's tcp_ack() would discard it without an answer; at
-        // snd-1 tcp_sequence() refuses it first, with a duplicate ACK. conntrack
-        // calls both INVALID.
+        // At snd an answer would depend on the client's tcp_ack(): Linux 6.18 gives
+        // one. At snd-1 tcp_sequence() refuses it before, with a duplicate ACK.
+        // conntrack calls both INVALID.
         Forgery::AckAhead => (snd.sub(1), rcv.add(ACK_AHEAD), Flags::ACK, &b""[..]),
         Forgery::NoFlags => (snd, rcv, Flags::default(), &b""[..]),
         Forgery::SynFin => (snd, rcv, Flags::SYN.with(Flags::FIN).with(Flags::ACK), &b""[..]),
