@@ -61,7 +61,11 @@ pub fn judge(e: &Evidence<'_>, expect: &Expectation, kernel: Option<OldSegments>
         .into_iter()
         .map(|r| ForgeryResult { expected: expect.of(r.forgery, kernel), ..r })
         .collect();
-    let doubts = if none_expected { doubts_without(e) } else { doubts(e, &forgeries) };
+    let doubts = if none_expected && e.boom.connections.handshakes == 0 {
+        doubts_without(e)
+    } else {
+        doubts(e, &forgeries)
+    };
     let differences: Vec<_> = forgeries.iter().filter_map(difference).collect();
     let judgement = match (doubts.is_empty(), differences.is_empty()) {
         (false, _) => Judgement::Inconclusive,
