@@ -77,7 +77,7 @@ pub fn run(args: &KernelsArgs) -> Result<Exit, KernelsError> {
         config.insert("output".to_owned(), dir.display().to_string());
     }
     let run =
-        clock.run("conntrack-lab kernels", env!("CARGO_PKG_VERSION"), EndedBy::Connections, config);
+        clock.run("conntrack-lab kernels", env!("CARGO_PKG_VERSION"), EndedBy::Completed, config);
     let result = table::compare(inputs, run);
     let text = text::render(&result);
     if let Some(dir) = &args.output {

@@ -1,6 +1,7 @@
 //! lab/kernels and `conntrack-lab kernels` from outside, with a qemu of the
 //! test's own: what happens when a kernel does not come, boot or end.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -8,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use canary_common::outcome::OldSegments;
-use canary_common::result::kernels::{GuestState, KernelsResult};
-use canary_common::result::lab::Judgement;
+use canary_common::outcome::{EndedBy, OldSegments};
+use canary_common::result::kernels::{GuestRecord, GuestState, KernelsResult};
+use canary_common::result::lab::{Environment, Judgement, LabResult, PositiveControl};
+use canary_common::result::{Clock, SCHEMA_VERSION};
 use tempfile::TempDir;
 
 const LAB: &str = env!("CARGO_BIN_EXE_conntrack-lab");
@@ -264,6 +266,39 @@ fn the_last_line_is_the_record() {
     let errors: Vec<_> = validator.iter_errors(&record).map(|e| e.to_string()).collect();
     assert_eq!(errors, Vec::<String>::new());
     assert!(!validator.is_valid(&serde_json::json!({"schema_version": 1})));
+}
+
+/// Results of a guest that died on the way are inconclusive, whatever the lab
+/// had written by then.
+#[test]
+fn a_run_that_broke_off_is_inconclusive() {
+    let dir = TempDir::new().unwrap();
+    let run = Clock::start().run("conntrack-lab", "0", EndedBy::Completed, BTreeMap::new());
+    let guest = GuestRecord {
+        name: "a".to_owned(),
+        source: "s".to_owned(),
+        accel: "tcg".to_owned(),
+        booted: run.kernel.clone(),
+        status: 125,
+        starts: 1,
+        seconds: 3,
+    };
+    let lab = LabResult {
+        schema_version: SCHEMA_VERSION,
+        run,
+        judgement: Judgement::AsExpected,
+        reasons: Vec::new(),
+        environment: Environment::default(),
+        positive_control: PositiveControl { held: true, forged: 20, killed: 20 },
+        scenarios: Vec::new(),
+    };
+    fs::create_dir(dir.path().join("lab")).unwrap();
+    fs::write(dir.path().join("guest.json"), serde_json::to_vec(&guest).unwrap()).unwrap();
+    fs::write(dir.path().join("lab/results.json"), serde_json::to_vec(&lab).unwrap()).unwrap();
+    let output = Command::new(LAB).arg("kernels").arg(dir.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(11));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("a: the run broke off (status 125)"), "{text}");
 }
 
 /// A folder that holds neither a guest nor a run is named, with status 2.

@@ -78,7 +78,16 @@ fn of_guest(record: GuestRecord, results: &Path) -> Result<Input, ReadError> {
         (_, false) => GuestState::NoResult,
     };
     match kernel.state {
-        GuestState::Ran => return Ok(checked(kernel, json(&file)?)),
+        GuestState::Ran => {
+            // Those with which the lab ends a whole run (canary_common::exit).
+            if ![0, 10, 11].contains(&status) {
+                kernel
+                    .reasons
+                    .insert(0, format!("the run broke off (status {status}): see kernel.log"));
+                kernel.judgement = Judgement::Inconclusive;
+            }
+            return Ok(checked(kernel, json(&file)?));
+        }
         GuestState::OutOfTime => {
             let text =
                 format!("stopped after {} s; what it had proved by then is shown", record.seconds);
