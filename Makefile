@@ -1,10 +1,11 @@
 # `make lab` runs the experiment, `make test` the tests. Both install what they need.
-.PHONY: help lab test kernels bench images test-images test-kernels test-k8s \
+.PHONY: help lab test kernels bench bench-boom test-images test-kernels test-k8s \
 	programs fmt-check lint licences shell-check unit manifests clean
 
 CARGO ?= cargo
 TOOLS := $(CURDIR)/target/tools
 DENY_VERSION := 0.20.2
+OHA_VERSION := 1.16.0
 export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
 
 help:
@@ -12,6 +13,7 @@ help:
 	@echo 'make test        format, lints, licences, unit, property and real-packet tests, manifests'
 	@echo 'make kernels     the same experiment on Linux 5.10, 6.1, 6.12 and the newest, one table'
 	@echo 'make bench       load-client against wrk, oha, curl and a bare loop, as ratios'
+	@echo 'make bench-boom  boom-server at 20,000 handshakes a second beside a sniffer of the simple kind'
 	@echo 'make test-images builds both images and runs them (a Docker daemon of its own; root)'
 	@echo 'make test-kernels the oldest and the newest kernel, the short matrix'
 	@echo 'make test-k8s    what must hold on the cluster of the current kubectl context; changes nodes and puts them back'
@@ -73,10 +75,24 @@ kernels:
 test-kernels:
 	@$(MAKE) --no-print-directory kernels ARGS='--short 5.10 newest'
 
-bench:
+# Arguments for load-bench, e.g. ARGS='--rounds 7'.
+bench: $(TOOLS)/bin/oha
 	@tools/setup bench
-	@$(MAKE) --no-print-directory programs
-	@load-client/bench/run $(ARGS)
+	@echo '== building (release)'
+	@$(CARGO) build --release --quiet -p load-client --features bench
+	@mkdir -p results
+	@target/release/load-bench --oha $(TOOLS)/bin/oha --output results/bench.json $(ARGS)
+
+$(TOOLS)/bin/oha:
+	@echo '== installing oha $(OHA_VERSION) into target/tools'
+	@$(CARGO) install --quiet --locked --root $(TOOLS) --version $(OHA_VERSION) oha
+
+# RATE handshakes a second for SECONDS, beside a sniffer of the simple kind.
+bench-boom:
+	@tools/setup lab
+	@echo '== building (release)'
+	@$(CARGO) build --release --quiet -p boom-server --bin boom-server --example bench
+	@target/release/examples/bench $(or $(RATE),20000) $(or $(SECONDS),60)
 
 test-images:
 	@tools/setup images
