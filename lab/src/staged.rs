@@ -180,7 +180,7 @@ fn broken(staged: &Staged) -> ScenarioResult {
 }
 
 /// Runs one.
-pub fn run(
+fn run(
     staged: &Staged,
     setting: &Setting,
     dir: &Path,

@@ -302,7 +302,7 @@ impl<'a> Bench<'a> {
         let service = &place.topology.service;
         let rules = format!(
             "table ip lab-load {{\n chain prerouting {{ type nat hook prerouting priority dstnat; \
-             ip daddr {} tcp dport {{ {LOAD_PORT}, {HELD_PORT} }} dnat to {} }}\n}}\n",
+             ip daddr {} tcp dport {{ {LOAD_PORT}, {HELD_PORT} }} dnat to {}\n }}\n}}\n",
             service.vip.v4, service.pod.v4
         );
         fs::write(dir.join("rules-load.txt"), &rules).map_err(io_error("write", &dir))?;

@@ -227,12 +227,16 @@ pub fn find(facts: &Facts) -> Vec<(Claim, Statement)> {
 const FULL: &[Kind] = &[Kind::Load, Kind::Full, Kind::FullLiberal, Kind::Closing];
 
 fn one(claim: Claim, facts: &Facts) -> (Finding, String) {
+    if claim.needs_a_full_table() { full_table(claim, facts) } else { other(claim, facts) }
+}
+
+fn full_table(claim: Claim, facts: &Facts) -> (Finding, String) {
     let full: Vec<_> = facts.of(FULL).into_iter().filter(|s| s.full()).collect();
     let sum = |of: &dyn Fn(&Shown) -> u64| full.iter().map(|s| of(s)).sum::<u64>();
     let attempts = sum(&|s| s.attempts);
     let timeouts = sum(&|s| s.failed(FailureClass::ConnectTimeout));
     let resets = sum(&|s| s.failed(FailureClass::Reset));
-    if full.is_empty() && claim.needs_a_full_table() {
+    if full.is_empty() {
         return (Finding::NotShown, "The table was never full in this run.".to_owned());
     }
     match claim {
@@ -255,16 +259,87 @@ fn one(claim: Claim, facts: &Facts) -> (Finding, String) {
             let Some(last) = full.iter().rfind(|s| s.kind != Kind::Closing) else {
                 return never();
             };
-            let lost: u64 =
+            let ended: u64 =
                 last.group.iter().filter(|(e, _)| **e != ProbeEnd::Survived).map(|(_, n)| n).sum();
             (
-                if lost > 0 { Finding::Holds } else { refuted(last.ended(ProbeEnd::Survived) > 0) },
+                if ended > 0 { Finding::Holds } else { refuted(last.ended(ProbeEnd::Survived) > 0) },
                 format!(
                     "Connections established before, at the end of the full table: {}.",
                     listed(&last.group)
                 ),
             )
         }
+        Claim::LiberalFreesAFullTable => liberal_full(facts),
+        Claim::EarlyDropResets => {
+            let early = sum(&|s| s.conntrack.early_drop);
+            let finding = match (early, resets) {
+                (0, _) => Finding::NotShown,
+                (_, 0) => Finding::DoesNotHold,
+                // Something reset; that it was this is not shown.
+                _ => Finding::NotShown,
+            };
+            (
+                finding,
+                format!(
+                    "Full table: {early} entries dropped early, {resets} of {attempts} new connections reset."
+                ),
+            )
+        }
+        Claim::EvictionResetsClosingConnections => eviction(facts),
+        _ => never(),
+    }
+}
+
+fn eviction(facts: &Facts) -> (Finding, String) {
+    let Some(s) = facts.of(&[Kind::Closing]).first().copied().filter(|s| s.full()) else {
+        return never();
+    };
+    let (reset, hung) = (s.ended(ProbeEnd::Reset), s.ended(ProbeEnd::Hung));
+    let finding = if reset > 0 { Finding::Holds } else { Finding::NotShown };
+    (
+        finding,
+        format!(
+            "Half-closed transfers: {}; {} of their segments reached the client untranslated; no segment was forged on them. {}",
+            listed(&s.group),
+            facts.untranslated,
+            match (reset, hung) {
+                (0, 0) => "None lost its entry in the time given.",
+                (0, _) => "Those that lost their entry found no room for another.",
+                _ =>
+                    "Their entries were evicted, the server's next segment found room and was picked up as NEW.",
+            }
+        ),
+    )
+}
+
+fn liberal_full(facts: &Facts) -> (Finding, String) {
+    let (before, after) = (facts.of(&[Kind::Full]), facts.of(&[Kind::FullLiberal]));
+    let (Some(b), Some(a)) = (before.first(), after.first()) else { return never() };
+    if !(a.full() && b.full()) || a.attempts == 0 {
+        return never();
+    }
+    let n = |s: &Shown| s.failed(FailureClass::ConnectTimeout);
+    let finding = if n(a) > 0 {
+        Finding::DoesNotHold
+    } else if n(b) > 0 {
+        Finding::Holds
+    } else {
+        Finding::NotShown
+    };
+    (
+        finding,
+        format!(
+            "Connects timed out: {} of {} before, {} of {} with be_liberal=1.",
+            n(b),
+            b.attempts,
+            n(a),
+            a.attempts
+        ),
+    )
+}
+
+fn other(claim: Claim, facts: &Facts) -> (Finding, String) {
+    match claim {
         Claim::ResetsNeedLoad => match facts.of(&[Kind::NoLoad]).first() {
             Some(s) if s.forged > 0 => (
                 if s.attributed > 0 { Finding::DoesNotHold } else { Finding::NotShown },
@@ -275,31 +350,6 @@ fn one(claim: Claim, facts: &Facts) -> (Finding, String) {
             ),
             _ => never(),
         },
-        Claim::LiberalFreesAFullTable => {
-            let (before, after) = (facts.of(&[Kind::Full]), facts.of(&[Kind::FullLiberal]));
-            let (Some(b), Some(a)) = (before.first(), after.first()) else { return never() };
-            if !(a.full() && b.full()) || a.attempts == 0 {
-                return never();
-            }
-            let n = |s: &Shown| s.failed(FailureClass::ConnectTimeout);
-            let finding = if n(a) > 0 {
-                Finding::DoesNotHold
-            } else if n(b) > 0 {
-                Finding::Holds
-            } else {
-                Finding::NotShown
-            };
-            (
-                finding,
-                format!(
-                    "Connects timed out: {} of {} before, {} of {} with be_liberal=1.",
-                    n(b),
-                    b.attempts,
-                    n(a),
-                    a.attempts
-                ),
-            )
-        }
         Claim::LiberalCuresTheResets => {
             let (before, after) = (facts.of(&[Kind::NoLoad]), facts.of(&[Kind::Liberal]));
             let (Some(b), Some(a)) = (before.first(), after.first()) else { return never() };
@@ -316,50 +366,12 @@ fn one(claim: Claim, facts: &Facts) -> (Finding, String) {
                 ),
             )
         }
-        Claim::BiggerTableCures => match facts.can_resize {
-            true => same_load(facts, Kind::Bigger),
-            false => (
-                Finding::NotShown,
-                "The host's limit can only be changed by root with --host-table-size.".to_owned(),
-            ),
-        },
+        Claim::BiggerTableCures if facts.can_resize => same_load(facts, Kind::Bigger),
+        Claim::BiggerTableCures => (
+            Finding::NotShown,
+            "The host's limit can only be changed by root with --host-table-size.".to_owned(),
+        ),
         Claim::ShorterTimeoutsCure => same_load(facts, Kind::Shorter),
-        Claim::EarlyDropResets => {
-            let early = sum(&|s| s.conntrack.early_drop);
-            let finding = match (early, resets) {
-                (0, _) => Finding::NotShown,
-                (_, 0) => Finding::DoesNotHold,
-                // Something reset; that it was this is not shown.
-                _ => Finding::NotShown,
-            };
-            (
-                finding,
-                format!(
-                    "Full table: {early} entries dropped early, {resets} of {attempts} new connections reset."
-                ),
-            )
-        }
-        Claim::EvictionResetsClosingConnections => {
-            let Some(s) = facts.of(&[Kind::Closing]).first().copied().filter(|s| s.full()) else {
-                return never();
-            };
-            let (reset, hung) = (s.ended(ProbeEnd::Reset), s.ended(ProbeEnd::Hung));
-            let finding = if reset > 0 { Finding::Holds } else { Finding::NotShown };
-            (
-                finding,
-                format!(
-                    "Half-closed transfers: {}; {} of their segments reached the client untranslated; no segment was forged on them. {}",
-                    listed(&s.group),
-                    facts.untranslated,
-                    match (reset, hung) {
-                        (0, 0) => "None lost its entry in the time given.",
-                        (0, _) => "Those that lost their entry found no room for another.",
-                        _ =>
-                            "Their entries were evicted, the server's next segment found room and was picked up as NEW.",
-                    }
-                ),
-            )
-        }
         Claim::ShortTimeoutsResetIdleConnections => match facts.of(&[Kind::Expiry]).first() {
             Some(s) => (
                 if s.ended(ProbeEnd::Reset) > 0 {
@@ -374,6 +386,7 @@ fn one(claim: Claim, facts: &Facts) -> (Finding, String) {
             ),
             None => never(),
         },
+        _ => never(),
     }
 }
 

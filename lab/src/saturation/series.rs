@@ -6,16 +6,16 @@ use canary_common::result::load::LoadResult;
 use canary_common::result::observe::ObserveResult;
 use canary_common::result::timeline::{FailureClass, Timeline, TimelineSample};
 
-/// Adds the samples of one place. `begun` is when the run began and `observed`
+/// Adds the samples of one place. `begun` is when the run began and `watched`
 /// when its observer did, both in seconds since 1970.
 pub fn add(
     timeline: &mut Timeline,
     begun: f64,
-    observed: f64,
+    watched: f64,
     observer: &ObserveResult,
     loads: &[LoadResult],
 ) {
-    let offset = observed - begun;
+    let offset = watched - begun;
     let mut samples: Vec<TimelineSample> = observer
         .samples
         .windows(2)

@@ -1,0 +1,196 @@
+//! Saturation and the host's own conntrack limit, on real packets.
+//!
+//! These tests change nf_conntrack_max of the host for a moment, so they run
+//! one at a time, only as root of the initial network namespace, and only where
+//! the host itself has few entries; otherwise they say SKIPPED and why.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use canary_common::result::lab::Judgement;
+use canary_common::result::timeline::{FailureClass, Finding};
+use common::{Left, lab, output, result, scratch, wait_for};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+const BUCKETS: &str = "/proc/sys/net/netfilter/nf_conntrack_buckets";
+const SHIPPED: &str = include_str!("../scenarios/saturation.toml");
+
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+/// The most entries of any network namespace.
+fn entries() -> u64 {
+    let of = |process: fs::DirEntry| {
+        let text = fs::read_to_string(process.path().join("net/stat/nf_conntrack")).ok()?;
+        u64::from_str_radix(text.lines().nth(1)?.split_whitespace().next()?, 16).ok()
+    };
+    fs::read_dir("/proc").unwrap().flatten().filter_map(of).max().unwrap_or(0)
+}
+
+/// The right to change the host's limit, or None with the reason said loudly.
+fn alone() -> Option<MutexGuard<'static, ()>> {
+    let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = read(MAX);
+    let why = if fs::write(MAX, &now).is_err() {
+        "nf_conntrack_max cannot be written: not root of the initial network namespace".to_owned()
+    } else if entries() > 500 {
+        format!("a network namespace of this host has {} conntrack entries", entries())
+    } else {
+        return Some(guard);
+    };
+    eprintln!("SKIPPED: {why}");
+    None
+}
+
+/// The short run: a small table, a short wait for the garbage collector.
+fn short(load: &str) -> String {
+    SHIPPED
+        .replace("closing-seconds = 45", "closing-seconds = 2")
+        .replace("seconds = 4\n", "seconds = 2\n")
+        .replace("half-closed = 200", "half-closed = 20")
+        .replace("load = 1.1", &format!("load = {load}"))
+}
+
+/// A table fills: new connections time out, established ones live, be_liberal
+/// does not help, a bigger table and shorter timeouts do. Afterwards the host's
+/// values are what they were.
+#[test]
+fn a_full_table_is_what_is_expected() {
+    let Some(_alone) = alone() else { return };
+    let dir = scratch();
+    let (before, max, buckets) = (Left::now(dir.path()), read(MAX), read(BUCKETS));
+    let file = dir.path().join("saturation.toml");
+    fs::write(&file, short("1.1")).unwrap();
+    let results = dir.path().join("r");
+    let out = output(
+        lab(&dir).args(["run", "--host-table-size=4000"]).arg(&file).arg("--output").arg(&results),
+    );
+    assert_eq!((read(MAX), read(BUCKETS)), (max, buckets));
+    assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
+    assert!(out.stderr.contains("nf_conntrack_max is"), "{}", out.stderr);
+    let r = result(&results);
+    let s = r.scenarios.iter().find(|s| s.name == "saturation").unwrap();
+    assert_eq!(s.judgement, Judgement::AsExpected, "{:?}", s.reasons);
+    let t = s.timeline.as_ref().unwrap();
+    // Step and series count the same attempts, and the series saw the limit reached.
+    let steps: u64 = t.steps.iter().map(|s| s.new_attempts).sum();
+    let series: u64 = t.samples.iter().map(|s| s.attempts).sum();
+    assert_eq!(steps, series);
+    assert!(t.samples.iter().any(|s| s.limit == 4000 && s.entries >= 3960));
+    assert!(t.samples.iter().any(|s| s.limit == 16_000));
+    let load = t.steps.iter().find(|s| s.title.contains("smaller than the load")).unwrap();
+    assert!(load.new_failures[&FailureClass::ConnectTimeout] > 0);
+    assert!(load.conntrack.drop >= load.new_failures[&FailureClass::ConnectTimeout]);
+    assert!(t.statements.iter().any(|s| s.finding == Finding::DoesNotHold));
+    before.assert_same(dir.path());
+}
+
+/// The cause removed, a load that the table has room for: nothing is shown of a
+/// full table, and the run does not pass.
+#[test]
+fn a_table_that_does_not_fill_proves_nothing() {
+    let Some(_alone) = alone() else { return };
+    let dir = scratch();
+    let file = dir.path().join("saturation.toml");
+    let text = short("0.02").replace("clients = [10, 20, 50]", "clients = [1]");
+    // The rate of the other steps follows the table's size: one second of them.
+    fs::write(&file, text.replace("seconds = 2\n", "seconds = 1\n")).unwrap();
+    let results = dir.path().join("r");
+    let out = output(
+        lab(&dir).args(["run", "--host-table-size=40000"]).arg(&file).arg("--output").arg(&results),
+    );
+    assert_eq!(out.code, 11, "{}{}", out.stdout, out.stderr);
+    let r = result(&results);
+    let s = r.scenarios.iter().find(|s| s.name == "saturation").unwrap();
+    assert!(
+        s.reasons.iter().any(|r| r.starts_with("new-connections-time-out: expected holds")),
+        "{:?}",
+        s.reasons
+    );
+}
+
+/// SIGKILL, SIGTERM and SIGINT to the lab at any moment: both values are back.
+#[test]
+fn the_host_limit_is_restored_however_it_ends() {
+    let Some(_alone) = alone() else { return };
+    let (max, buckets) = (read(MAX), read(BUCKETS));
+    for (n, signal) in
+        [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGINT, Signal::SIGKILL, Signal::SIGKILL]
+            .into_iter()
+            .enumerate()
+    {
+        let dir = scratch();
+        let before = Left::now(dir.path());
+        let mut command = lab(&dir);
+        command.args(["run", "positive-control.toml", "--host-table-size=3000", "--output", "r"]);
+        let control = include_str!("../scenarios/positive-control.toml");
+        fs::write(dir.path().join("positive-control.toml"), control).unwrap();
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        if n < 4 {
+            // In the midst of the run; the last is killed at once.
+            wait_for("a smaller table", Duration::from_secs(20), || read(MAX) == "3000");
+        }
+        std::thread::sleep(Duration::from_millis(150 * n as u64 % 450));
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+        child.wait().unwrap();
+        wait_for("the old values", Duration::from_secs(10), || {
+            (read(MAX), read(BUCKETS)) == (max.clone(), buckets.clone())
+        });
+        // The guarding process has ended too, and with it the last holder of stderr.
+        let mut line = String::new();
+        while said.read_line(&mut line).unwrap() > 0 {}
+        before.assert_same(dir.path());
+    }
+}
+
+/// A table too small for what the host has, and a second run at the same time, are refused.
+#[test]
+fn a_busy_host_is_left_alone() {
+    let Some(_alone) = alone() else { return };
+    let (max, buckets) = (read(MAX), read(BUCKETS));
+    let dir = scratch();
+    let out = output(lab(&dir).args(["run", "saturation", "--host-table-size=100"]));
+    assert_eq!(out.code, 2, "{}", out.stderr);
+    assert!(out.stderr.contains("--host-table-size"), "{}", out.stderr);
+    // The first holds the table until its stdin ends.
+    let mut first = lab(&dir);
+    first.args(["host-table", "5000"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut first = first.stderr(Stdio::null()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(first.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!((line.as_str(), read(MAX).as_str()), ("set\n", "5000"));
+    let out = output(lab(&dir).args(["run", "saturation", "--host-table-size=5000"]));
+    assert_eq!(out.code, 1, "{}", out.stderr);
+    assert!(out.stderr.contains("another run holds"), "{}", out.stderr);
+    assert_eq!(read(MAX), "5000");
+    drop(first.stdin.take());
+    assert!(first.wait().unwrap().success());
+    assert_eq!((read(MAX), read(BUCKETS)), (max, buckets));
+}
+
+/// Inside a network namespace the limit belongs to somebody else: one line, exit 2.
+#[test]
+fn not_in_a_namespace() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: not root, so no network namespace can be made without another");
+        return;
+    }
+    let dir = scratch();
+    let command = lab(&dir);
+    let mut inside = std::process::Command::new("unshare");
+    inside.args(["--net", "--"]).arg(command.get_program()).current_dir(dir.path());
+    let out = output(inside.args(["run", "saturation", "--host-table-size=5000"]));
+    assert_eq!(out.code, 2, "{}{}", out.stdout, out.stderr);
+    assert!(out.stderr.contains("leave the option out"), "{}", out.stderr);
+}
