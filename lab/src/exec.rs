@@ -19,8 +19,8 @@ use canary_common::shutdown::Shutdown;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
-/// How long one call of a tool may take.
-pub const TOOL_DEADLINE: Duration = Duration::from_secs(20);
+/// How long one call of a tool may take: an emulated machine under load has needed more than 20 s.
+pub const TOOL_DEADLINE: Duration = Duration::from_secs(60);
 /// The most of a program's stderr that an error quotes.
 const STDERR_MAX: usize = 2000;
 
@@ -444,6 +444,7 @@ impl Process {
     }
 
     /// True once it has said so again, having been ready; waits at most so long.
+    #[must_use]
     pub fn says_again(&self, within: Duration) -> bool {
         self.ready.recv_timeout(within).is_ok()
     }

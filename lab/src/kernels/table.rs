@@ -182,11 +182,12 @@ fn judge_kernel(input: Input) -> KernelRun {
         kernel.judgement = kernel.judgement.worse(Judgement::Inconclusive);
         kernel.reasons.push(format!("the results are of another kernel: {}", lab.run.kernel));
     }
+    // The lab says itself why it has none.
     if !lab.positive_control.held {
         kernel.judgement = kernel.judgement.worse(Judgement::Inconclusive);
-        kernel
-            .reasons
-            .push("no positive control: above-window did not kill unprotected".to_owned());
+        if lab.reasons.is_empty() {
+            kernel.reasons.push("no positive control".to_owned());
+        }
     }
     kernel.version = Some(lab.run.kernel);
     kernel.started = Some(lab.run.started);
