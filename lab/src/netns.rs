@@ -187,6 +187,7 @@ pub fn outside_pid() -> String {
 }
 
 /// The names of the network namespaces that this lab has made.
+#[must_use]
 pub fn names() -> Vec<String> {
     let entries = fs::read_dir(NETNS_DIR).into_iter().flatten().flatten();
     let mut names: Vec<_> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
