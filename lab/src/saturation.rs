@@ -187,7 +187,7 @@ mod tests {
         assert!(parse("x", text).is_ok());
         for (from, to, says) in [
             ("clients = [10, 20, 50]", "clients = [51]", "use 1 to 50"),
-            ("seconds = 4", "seconds = 0", "seconds: use 1 to 60"),
+            ("\nseconds = 4", "\nseconds = 0", "seconds: use 1 to 60"),
             ("load = 1.1", "load = 9", "use 0.01 to 3"),
             ("liberal-cures-the-resets", "liberal-cures-all", "liberal-cures-all"),
             ("\nheld = 40", "\nheld = 501", "held: use 1 to 500"),

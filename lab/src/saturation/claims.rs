@@ -262,7 +262,11 @@ fn full_table(claim: Claim, facts: &Facts) -> (Finding, String) {
             let ended: u64 =
                 last.group.iter().filter(|(e, _)| **e != ProbeEnd::Survived).map(|(_, n)| n).sum();
             (
-                if ended > 0 { Finding::Holds } else { refuted(last.ended(ProbeEnd::Survived) > 0) },
+                if ended > 0 {
+                    Finding::Holds
+                } else {
+                    refuted(last.ended(ProbeEnd::Survived) > 0)
+                },
                 format!(
                     "Connections established before, at the end of the full table: {}.",
                     listed(&last.group)

@@ -251,12 +251,12 @@ fn hold(size: u64) -> Result<Held, TableError> {
     })?;
     let (max, buckets) =
         (max().map_err(TableError::NotHere)?, number(BUCKETS).map_err(os("read the buckets"))?);
+    // Writing what it already is changes nothing, and shows whether we may.
+    set(MAX, max).map_err(TableError::NotHere)?;
     let entries = most_entries();
     if entries * ROOM > size {
         return Err(TableError::InUse { size, entries });
     }
-    // Writing what it already is changes nothing, and shows whether we may.
-    set(MAX, max).map_err(TableError::NotHere)?;
     let mut held = Held { max, buckets, set_max: max, set_buckets: buckets, _lock: lock };
     if let Err(e) = held.apply(size) {
         held.restore();
