@@ -310,7 +310,7 @@ fn eviction(facts: &Facts) -> (Finding, String) {
                 (0, 0) => "None lost its entry in the time given.",
                 (0, _) => "Those that lost their entry found no room for another.",
                 _ =>
-                    "Their entries were evicted, the server's next segment found room and was picked up as NEW.",
+                    "Their entries were gone (a segment every 250 ms kept them from expiring), and the server's next segment was picked up as NEW.",
             }
         ),
     )
