@@ -132,7 +132,7 @@ fn half_the_syns_dropped() {
     let _serve = ns.serve();
     ns.rule("tcp dport 8080 tcp flags & (syn | ack) == syn numgen random mod 2 == 0 drop");
     let r = ns
-        .run("churn --target tcp://127.0.0.1:8080 --rate 500 --duration 2s --timeout 500ms")
+        .run("churn --target tcp://127.0.0.1:8080 --rate 500 --connections 1000 --timeout 500ms")
         .result;
     let stalls = failed(&r, |p, c| p == "connect" && c == Cause::Stall);
     assert_eq!(r.ok + stalls, 1000);

@@ -51,9 +51,11 @@ fn replaces_what_is_lost() {
     let r: LoadResult = last(&std::fs::read_to_string(&out).unwrap());
     check_sum(&r);
     let h = r.hold.unwrap();
-    assert_eq!((h.lost, h.replaced, h.most_open, h.open_at_end), (100, 100, 100, 100));
+    // A dying server may still take some of the first replacements with it.
+    assert!((100..200).contains(&h.lost), "{}", h.lost);
+    assert_eq!((h.replaced, h.most_open, h.open_at_end), (h.lost, 100, 100));
     let lost = failed(&r, |p, c| p != "connect" && c != Cause::Interrupted);
-    assert_eq!(lost, 100, "{:?}", r.failures);
+    assert_eq!(lost, h.lost, "{:?}", r.failures);
 }
 
 /// A reset and a silence each have their own class.
