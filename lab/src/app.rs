@@ -223,9 +223,6 @@ fn inner(args: &RunArgs, pipe: i32) -> Ending {
     staged::run_all(&staged, &plan, &clock, control.as_ref(), &mut result).map_err(failed)?;
     let report = folder::write(&dir, &result).map_err(failed);
     print(&text::render(&result));
-    for s in result.scenarios.iter().filter(|s| s.timeline.is_some()) {
-        print(&staged::text(s));
-    }
     let file = dir.join("results.json");
     if std::io::stdout().is_terminal() {
         print(&format!("Results: {}\n", file.display()));

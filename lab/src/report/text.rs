@@ -7,12 +7,18 @@ use canary_common::result::lab::{
     CellResult, ForgeryResult, Judgement, LabResult, ScenarioResult, Seen,
 };
 
+use crate::staged;
+
 /// The whole report.
 #[must_use]
 pub fn render(result: &LabResult) -> String {
     let mut out = String::new();
     for scenario in &result.scenarios {
-        table(&mut out, scenario);
+        if scenario.timeline.is_some() {
+            out.push_str(&staged::text(scenario));
+        } else {
+            table(&mut out, scenario);
+        }
     }
     summary(&mut out, result);
     out
