@@ -26,20 +26,7 @@ pub mod worker;
 
 use std::net::IpAddr;
 
-use canary_common::result::load::Cause;
-
 /// The turn of connection `n` through the local addresses.
 fn pick(sources: &[IpAddr], n: u64) -> Option<IpAddr> {
     (!sources.is_empty()).then(|| sources[(n % sources.len() as u64) as usize])
-}
-
-/// A cause as people read it.
-fn cause_name(cause: Cause) -> &'static str {
-    match cause {
-        Cause::Errno(e) => e.as_str(),
-        Cause::EarlyEof => "early EOF",
-        Cause::Stall => "stall",
-        Cause::BadAnswer => "wrong answer",
-        Cause::Interrupted => "interrupted",
-    }
 }

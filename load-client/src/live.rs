@@ -110,7 +110,7 @@ fn publish(before: &Counts, now: &Counts) {
     metrics::gauge!("load_open_connections").set(now.open as f64);
     for f in now.failures() {
         let local = if f.local { "true" } else { "false" };
-        let cause = crate::cause_name(f.cause);
+        let cause = f.cause.words();
         metrics::counter!("load_failures_total", "phase" => f.phase.as_str(), "cause" => cause, "local" => local)
             .absolute(f.count);
     }
@@ -154,7 +154,7 @@ fn line(before: &Counts, now: &Counts, elapsed: Duration) -> String {
     failures.retain(|f| f.cause != Cause::Interrupted);
     failures.sort_by_key(|f| std::cmp::Reverse(f.count));
     for f in failures.iter().take(3) {
-        let _ = write!(line, ", {} {} in {}", f.count, crate::cause_name(f.cause), f.phase);
+        let _ = write!(line, ", {} {} in {}", f.count, f.cause.words(), f.phase);
     }
     line
 }

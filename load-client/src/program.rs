@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use canary_common::exit::Exit;
@@ -308,9 +309,13 @@ async fn run_serve(args: ServeArgs) -> Result<Exit, End> {
     }
     ready(admin.as_ref());
     tracing::info!(listen = list(&args.listen), "ready");
-    let (ended_by, error) = tokio::select! {
-        signal = shutdown.signalled() => (signal, None),
-        e = failure.recv() => (EndedBy::Error, e),
+    let mut ticks = tokio::time::interval(Duration::from_millis(500));
+    let (ended_by, error) = loop {
+        tokio::select! {
+            signal = shutdown.signalled() => break (signal, None),
+            e = failure.recv() => break (EndedBy::Error, e),
+            _ = ticks.tick() => served.publish(),
+        }
     };
     stop.store(true, Ordering::Relaxed);
     for thread in threads {

@@ -76,9 +76,8 @@ impl Report {
         if let Some(file) = &self.file {
             file.write(result)?;
         }
-        // In a pod, what `kubectl describe` shows: one line.
-        let line: Vec<_> = summary.lines().map(str::trim).collect();
-        if let Err(e) = termination_message(None, &line.join("; ")) {
+        // In a pod, what `kubectl describe` shows.
+        if let Err(e) = termination_message(None, &one_line(summary)) {
             tracing::warn!(error = %e, "no termination message");
         }
         if std::io::stdout().is_terminal() {
@@ -88,6 +87,11 @@ impl Report {
         }
         Ok(())
     }
+}
+
+fn one_line(summary: &str) -> String {
+    let lines: Vec<_> = summary.lines().map(str::trim).collect();
+    lines.join("; ")
 }
 
 /// The exit code of a verdict and of how the run ended.
@@ -116,10 +120,7 @@ pub fn summary(r: &LoadResult) -> String {
         let _ = write!(s, "\n  {end:<12} {n}");
     }
     for f in &r.failures {
-        let _ = write!(s, "\n  {} in {}: {}", crate::cause_name(f.cause), f.phase, f.count);
-        if f.local {
-            s.push_str(" (a limit of this host)");
-        }
+        let _ = write!(s, "\n  {f}");
     }
     if let Some(h) = r.hold {
         let _ = write!(
@@ -132,4 +133,39 @@ pub fn summary(r: &LoadResult) -> String {
         let _ = write!(s, "\n  {reason}");
     }
     s
+}
+
+#[cfg(test)]
+mod tests {
+    use canary_common::outcome::{Errno, Phase, ProbeEnd};
+    use canary_common::result::load::{Cause, Counts};
+
+    use super::*;
+    use crate::tally::Clock as TallyClock;
+
+    /// The termination message alone gives back every count, for a result whose log is lost.
+    #[test]
+    fn the_termination_message_carries_every_count() {
+        let now = std::time::Instant::now();
+        let mut tally = Tally::new(TallyClock::now());
+        for cause in Cause::all() {
+            tally.begin(now);
+            tally.fail(now, (Phase::Receive, cause));
+        }
+        tally.begin(now);
+        tally.fail(now, (Phase::Connect, Cause::Errno(Errno::Emfile)));
+        for _ in 0..1000 {
+            tally.begin(now);
+            tally.ok(now, std::time::Duration::from_millis(1));
+        }
+        let report = Report::begin("load-client probe", Config::new(), None).unwrap();
+        let mut result = report.load_result(&tally, EndedBy::Sigterm);
+        result.probe = [(ProbeEnd::Survived, 1000), (ProbeEnd::Hung, 3)].into();
+        crate::verdict::judge(&mut result, &[]);
+        let message = one_line(&summary(&result));
+        assert!(!message.contains('\n'));
+        let counts = Counts::read(&message).expect(&message);
+        assert_eq!((counts.attempts, counts.ok), (result.attempts, result.ok));
+        assert_eq!(counts.failures, result.failures);
+    }
 }

@@ -1,6 +1,8 @@
 //! What load-client counted.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -149,6 +151,75 @@ pub struct FailureCount {
     pub count: u64,
 }
 
+/// The counts as a termination message carries them: `12 connections in 3.0 s, 4/s; 10 ok`,
+/// and each class of failure behind its own `; `.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Connections begun.
+    pub attempts: u64,
+    /// Ended as they should.
+    pub ok: u64,
+    /// Ended otherwise, in exactly one class each.
+    pub failures: Vec<FailureCount>,
+}
+
+impl Counts {
+    /// Reads a termination message; none unless its classes add up to its attempts, as those
+    /// of a message that was cut do not.
+    #[must_use]
+    pub fn read(message: &str) -> Option<Self> {
+        let (_, counts) = message.split_once(" (")?;
+        let mut parts = counts.split("; ");
+        let number = |s: &str| s.split(' ').next()?.parse().ok();
+        let attempts = number(parts.next()?.split_once(" connections in ")?.0)?;
+        let ok = number(parts.next()?.strip_suffix(" ok)")?)?;
+        let failures: Vec<_> = parts.filter_map(|p| p.parse().ok()).collect();
+        let all: u64 = ok + failures.iter().map(|f: &FailureCount| f.count).sum::<u64>();
+        (all == attempts).then_some(Self { attempts, ok, failures })
+    }
+}
+
+const LOCAL: &str = " (a limit of this host)";
+
+impl fmt::Display for FailureCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let local = if self.local { LOCAL } else { "" };
+        write!(f, "{} in {}: {}{local}", self.cause.words(), self.phase, self.count)
+    }
+}
+
+impl FromStr for FailureCount {
+    type Err = ();
+    fn from_str(s: &str) -> Result<Self, ()> {
+        let (s, local) = s.strip_suffix(LOCAL).map_or((s, false), |s| (s, true));
+        let (what, count) = s.rsplit_once(": ").ok_or(())?;
+        let (cause, phase) = what.split_once(" in ").ok_or(())?;
+        let cause = Cause::all().find(|c| c.words() == cause).ok_or(())?;
+        let (phase, count) = (phase.parse().map_err(|_| ())?, count.parse().map_err(|_| ())?);
+        Ok(Self { phase, cause, local, count })
+    }
+}
+
+impl Cause {
+    /// Every cause.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let others = [Self::EarlyEof, Self::Stall, Self::BadAnswer, Self::Interrupted];
+        Errno::ALL.iter().copied().map(Self::Errno).chain(others)
+    }
+
+    /// What a person reads.
+    #[must_use]
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Errno(e) => e.as_str(),
+            Self::EarlyEof => "early EOF",
+            Self::Stall => "stall",
+            Self::BadAnswer => "wrong answer",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
 /// How a connection failed.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
@@ -165,4 +236,37 @@ pub enum Cause {
     BadAnswer,
     /// Cut short by the end of the run.
     Interrupted,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every class of failure is read back from its words as itself.
+    #[test]
+    fn every_class_is_read_back() {
+        for &phase in Phase::ALL {
+            for cause in Cause::all() {
+                for local in [false, true] {
+                    let f = FailureCount { phase, cause, local, count: 7 };
+                    assert_eq!(f.to_string().parse(), Ok(f));
+                }
+            }
+        }
+        for bad in ["", "stall in connect", "stall in heaven: 1", "luck in connect: 1"] {
+            assert_eq!(bad.parse::<FailureCount>(), Err(()), "{bad}");
+        }
+    }
+
+    /// A message that was cut, or is another's, gives no counts at all.
+    #[test]
+    fn counts_that_do_not_add_up_are_none() {
+        let whole = "load-client churn: protected (12 connections in 3.0 s, 4/s; 10 ok); \
+                     stall in connect: 1; EMFILE in connect: 1 (a limit of this host); 10 of 12 connections succeeded";
+        let counts = Counts::read(whole).unwrap();
+        assert_eq!((counts.attempts, counts.ok, counts.failures.len()), (12, 10, 2));
+        assert_eq!(Counts::read(&whole[..whole.find("; EMFILE").unwrap()]), None);
+        assert_eq!(Counts::read("served 12 connections"), None);
+        assert_eq!(Counts::read(""), None);
+    }
 }
