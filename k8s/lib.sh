@@ -52,31 +52,66 @@ outcomes() {
              END { for (i = 1; i <= n; i++) { o = order[i]; print o, f[o], l[o], d[o], x[o], k[o] } }'
 }
 
-# --- the results of pods that are scaled away. The last line of a log is the result, and
-# a pod's log goes with the pod: it is followed from before, and read again at the end,
-# because neither alone gets every last line.
+# --- the results of pods that are scaled away. A pod's log goes with the pod, and a stream of
+# it may break before its last line. Its termination message is in its status, and says every
+# count; a finalizer keeps the status until it was read.
 
-# follow FILE: every load-client's log, until it is ended; a broken stream is taken up again.
-# To be run in the background.
-follow() {
-    trap 'kill "$stream" 2>/dev/null; exit' TERM
-    while :; do
-        kubectl --context "$context" -n "$ns" logs -f -l app.kubernetes.io/name=load-client --prefix --tail=5 \
-            --max-log-requests=500 --ignore-errors >>"$1" 2>/dev/null &
-        stream=$!
-        wait "$stream"
+load_pods='app.kubernetes.io/name=load-client'
+# keep_ends: pods of load-client that end stay, as status alone, until let_go.
+keep_ends() {
+    k -n "$ns" patch deployment load-client -p '{"spec":{"template":{"metadata":{"finalizers":["conntrack-canary/result"]}}}}' >/dev/null
+}
+# ends: NAME, exit status and termination message of every load-client.
+ends() {
+    k -n "$ns" get pods -l "$load_pods" -o 'jsonpath={range .items[*]}{.metadata.name}{"\t"}{.status.containerStatuses[0].state.terminated.exitCode}{"\t"}{.status.containerStatuses[0].state.terminated.message}{"\n"}{end}' 2>/dev/null
+}
+# collect FILE SECONDS: every end, in that time at most; fails when one is missing.
+collect() {
+    collect_end=$(($(now) + $2))
+    until ends >"$1.part" && mv "$1.part" "$1" && awk -F'\t' '$2 == "" { exit 1 }' "$1"; do
+        [ "$(now)" -lt "$collect_end" ] || return 1
         sleep 1
     done
 }
-# gather FILE: the last lines, again and again while there are pods, for 90 s at most.
-gather() {
-    gather_end=$(($(now) + 90))
-    while [ "$(now)" -lt "$gather_end" ] && [ -n "$(k -n "$ns" get pods -l app.kubernetes.io/name=load-client -o name 2>/dev/null || echo unknown)" ]; do
-        k -n "$ns" logs -l app.kubernetes.io/name=load-client --prefix --tail=1 --max-log-requests=500 --ignore-errors >>"$1" 2>/dev/null
-    done
+# let_go: the pods that keep_ends kept.
+let_go() {
+    kept=$(k -n "$ns" get pods -l "$load_pods" -o name 2>/dev/null) || return 1
+    # shellcheck disable=SC2086 # a list of names
+    [ -z "$kept" ] || k -n "$ns" patch $kept --type merge -p '{"metadata":{"finalizers":null}}' >/dev/null 2>&1
 }
-# results FILE: one result for each pod.
-results() {
-    sed -n 's/^\[pod[^]]*\] \({"schema_version".*"program":"load-client churn".*}\)$/\1/p' "$1" |
-        awk '{ match($0, /"host":"[^"]*"/); h = substr($0, RSTART, RLENGTH); if (!seen[h]++) print }'
+no_load_pods() { [ -z "$(k -n "$ns" get pods -l "$load_pods" -o name 2>/dev/null || echo unknown)" ]; }
+# counts FILE: of all ends together, NAME VALUE lines: results (whose classes add up to their
+# attempts), attempts, ok, and each class of failure as results.json names it.
+counts() {
+    awk -F'\t' '$3 ~ / \([0-9]+ connections in .*; [0-9]+ ok\)/ {
+        n = split($3, part, "; ")
+        match(part[1], /\([0-9]+ /); a = substr(part[1], RSTART + 1) + 0
+        o = part[2] + 0; all = o; split("", f)
+        for (i = 3; i <= n; i++) {
+            if (part[i] !~ /^[A-Za-z ]+ in (resolve|connect|send|receive|close): [0-9]+( \(a limit of this host\))?$/) continue
+            c = part[i]; sub(/.*: /, "", c); c += 0; all += c
+            x = "other"
+            if (part[i] ~ /limit of this host/) x = "local-limit"
+            else if (part[i] ~ /^(ECONNRESET|EPIPE) /) x = "reset"
+            else if (part[i] ~ /^ECONNREFUSED /) x = "refused"
+            else if (part[i] ~ /^(stall|ETIMEDOUT) in connect/) x = "connect-timeout"
+            else if (part[i] ~ /^(stall|ETIMEDOUT) /) x = "hung"
+            else if (part[i] ~ /^(early EOF|wrong answer) /) x = "bad-answer"
+            f[x] += c
+        }
+        if (all != a) next
+        results++; attempts += a; ok += o
+        for (x in f) sum[x] += f[x]
+    } END {
+        printf "results %d\nattempts %.0f\nok %.0f\n", results, attempts, ok
+        for (x in sum) printf "fail.%s %.0f\n", x, sum[x]
+    }' "$1"
+}
+# count NAME FILE: one of counts' values.
+count() { counts "$2" | awk -v n="$1" '$1 == n { v = $2 } END { print v + 0 }'; }
+# accepted: connections that the load's target has accepted.
+accepted() {
+    target=$(k -n "$ns" get pod -l app=load-target -o 'jsonpath={.items[0].metadata.name}' 2>/dev/null)
+    k get --raw "/api/v1/namespaces/$ns/pods/$target:9100/proxy/metrics" 2>/dev/null |
+        awk '$1 == "load_accepted_total" { printf "%.0f\n", $2 }'
 }
