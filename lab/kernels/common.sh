@@ -29,6 +29,9 @@ check_name() {
         fail 2 "'$1' cannot name a kernel: use letters, digits, dots and dashes"
 }
 
+# check_number OPTION VALUE
+check_number() { [[ $2 =~ ^[1-9][0-9]{0,5}$ ]] || fail 2 "$1 '$2' is not a whole number above 0"; }
+
 # qemu: the one that is installed, or else the one that get unpacked.
 find_qemu() {
     if [ -n "${LAB_KERNELS_QEMU-}" ]; then

@@ -17,6 +17,10 @@ use tempfile::TempDir;
 
 const LAB: &str = env!("CARGO_BIN_EXE_conntrack-lab");
 
+/// Shell text for a qemu of the test's own: `$d` is the folder that it shares with `run`.
+const CONTROL: &str =
+    "for a; do case $a in *mount_tag=control*) d=${a#*path=}; d=${d%%,*};; esac; done";
+
 fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(name)
 }
@@ -149,6 +153,7 @@ fn wrong_usage_is_named() {
         ("run", &["mine", "--timeout", "soon", "--", "true"], "run: --timeout 'soon'"),
         ("run", &["mine"], "run: no command"),
         ("all", &["--timeout"], "all: --timeout needs a value"),
+        ("all", &["--within", "soon"], "all: --within 'soon' is not a whole number"),
     ] {
         let output = command(script, state.path()).args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
@@ -208,9 +213,7 @@ fn a_guest_that_dies_is_told_from_its_command() {
 /// A guest's command's own status is the script's.
 #[test]
 fn a_commands_status_comes_through() {
-    let control =
-        "for a; do case $a in *mount_tag=control*) d=${a#*path=}; d=${d%%,*};; esac; done";
-    let state = state(&format!("{control}\necho x >$d/booted; echo 7 >$d/status"));
+    let state = state(&format!("{CONTROL}\necho x >$d/booted; echo 7 >$d/status"));
     let output = command("run", state.path()).args(["mine", "--", "true"]).output().unwrap();
     assert_eq!(output.status.code(), Some(7), "{}", stderr(&output));
     assert_nothing_left(state.path());
@@ -242,6 +245,50 @@ fn a_kernel_that_does_not_boot_is_inconclusive() {
     let table = fs::read_to_string(out.join("kernels.txt")).unwrap();
     assert!(table.contains("mine: started 2 times"), "{table}");
     assert!(out.join("kernels.html").is_file());
+}
+
+/// The states in which `all` leaves the kernels `mine` and `other` in the table.
+fn states_of_two(state: &Path, options: &[&str]) -> Vec<GuestState> {
+    fs::create_dir(state.join("other")).unwrap();
+    for name in ["vmlinuz", "release", "source"] {
+        fs::copy(state.join("mine").join(name), state.join("other").join(name)).unwrap();
+    }
+    let out = state.join("out");
+    let output = command("all", state)
+        .args(options)
+        .args(["mine", "other", "--output"])
+        .arg(&out)
+        .env("LAB_KERNELS_PROGRAMS", programs(state))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(11), "{}", stderr(&output));
+    let result: KernelsResult =
+        serde_json::from_slice(&fs::read(out.join("kernels.json")).unwrap()).unwrap();
+    result.kernels.iter().map(|k| k.state).collect()
+}
+
+/// With --jobs 2 the second guest is up before the first has ended.
+#[test]
+fn guests_run_at_once() {
+    let state = state(&format!(
+        "{CONTROL}\necho x >$d/booted\nup=$(dirname \"$0\")/up; echo x >>$up
+         for i in $(seq 200); do [ $(wc -l <$up) -lt 2 ] || break; sleep 0.1; done
+         [ $(wc -l <$up) -lt 2 ] || echo x >>$up.together; echo 0 >$d/status"
+    ));
+    states_of_two(state.path(), &["--jobs", "2"]);
+    assert_eq!(fs::read_to_string(state.path().join("up.together")).unwrap(), "x\nx\n");
+}
+
+/// --within ends the guest that runs, and what could not be started any more
+/// is out of time in the table.
+#[test]
+fn all_guests_together_are_bounded() {
+    let state = state("exec sleep 300");
+    let began = Instant::now();
+    let states = states_of_two(state.path(), &["--within", "2", "--jobs", "1"]);
+    assert_eq!(states, [GuestState::OutOfTime; 2]);
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    assert_nothing_left(state.path());
 }
 
 /// The last line of stdout is the record, valid against schema/kernels.json,

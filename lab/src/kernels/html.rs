@@ -6,20 +6,21 @@ use canary_common::result::kernels::{Agreement, KernelCell, KernelRow, KernelRun
 use canary_common::result::lab::{Judgement, Seen};
 
 use super::table::{explanation, protections};
-use super::text::{behaviour, mark, segments, word};
+use super::text::{behaviour, held, mark, segments, word};
 
 const STYLE: &str = "
 :root{color-scheme:light dark;--line:#8886;--kills:#c62828;--leaked:#b26a00;--good:#2e7d32;--doubt:#6a5acd}
+@media(prefers-color-scheme:dark){:root{--kills:#ff7b72;--leaked:#e3a03a;--good:#6fcf7f;--doubt:#b3a6ff}}
 body{font:16px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}
 .wide{overflow-x:auto}table{border-collapse:collapse}
 th,td{border-bottom:1px solid var(--line);padding:.3rem .7rem;text-align:left;vertical-align:top}
-thead th{border-bottom:2px solid var(--line)}td small{display:block;opacity:.75}
+thead th{border-bottom:2px solid var(--line);vertical-align:bottom}.kernels td{min-width:9rem}td small{display:block;opacity:.75}
 .kills,.kills-later,.hangs{color:var(--kills);font-weight:700}.leaked,.mixed,.no-connection{color:var(--leaked)}
 .delivered,.dropped{color:var(--good)}.doubt{color:var(--doubt);font-style:italic}
 .differs td,.differs th{background:#fb02}.unexplained td,.unexplained th{background:#f002}
 .first th,.first td{border-top:2px solid var(--line)}
-code{font-size:.9em}
+code{font-size:.9em;overflow-wrap:anywhere}
 ";
 
 /// The whole page.
@@ -31,12 +32,13 @@ pub fn render(result: &KernelsResult) -> String {
         out,
         "<meta name=\"viewport\" content=\"width=device-width\">\n\
          <title>conntrack-canary: kernel generations</title>\n<style>{STYLE}</style></head><body>\n\
-         <h1>The same forged segments on {} kernels</h1>\n<p>Compared {} by {} {}. Judgement: <strong>{}</strong>.</p>\n",
+         <h1>The same forged segments on {} kernels</h1>\n<p>Compared {} by {} {}. Judgement: <strong>{}</strong>, {}.</p>\n",
         result.kernels.len(),
-        escape(&result.run.ended),
+        minute(&result.run.ended),
         escape(&result.run.program),
         escape(&result.run.version),
-        result.judgement
+        result.judgement,
+        held(&result.rows)
     );
     list(&mut out, &result.reasons);
     kernels(&mut out, &result.kernels);
@@ -53,12 +55,14 @@ pub fn render(result: &KernelsResult) -> String {
 
 fn kernels(out: &mut String, kernels: &[KernelRun]) {
     out.push_str(
-        "<h2>Kernels</h2><div class=\"wide\"><table><thead><tr><th>kernel</th><th>version</th>\
+        "<h2>Kernels</h2><div class=\"wide\"><table class=\"kernels\"><thead><tr><th>kernel</th><th>version</th>\
          <th>segments below the window</th><th>ran</th><th>judgement</th><th>results</th></tr></thead><tbody>\n",
     );
     for k in kernels {
         let ran = match (k.seconds, &k.started) {
-            (Some(seconds), Some(started)) => format!("{started}, {seconds:.0} s {}", k.accel),
+            (Some(seconds), Some(started)) => {
+                format!("{}, {seconds:.0} s {}", minute(started), k.accel)
+            }
             _ => k.state.to_string(),
         };
         let _ = write!(
@@ -166,6 +170,14 @@ fn list(out: &mut String, items: &[String]) {
         let _ = write!(out, "<li>{}</li>", escape(item));
     }
     out.push_str("</ul>\n");
+}
+
+/// An RFC 3339 time for a reader: to the minute.
+fn minute(time: &str) -> String {
+    match (time.get(..10), time.get(11..16)) {
+        (Some(day), Some(minute)) => escape(&format!("{day} {minute} UTC")),
+        _ => escape(time),
+    }
 }
 
 fn escape(text: &str) -> String {

@@ -79,7 +79,7 @@ pub fn render(result: &KernelsResult) -> String {
             wrap(&mut out, explanation(agreement));
         }
     }
-    let _ = writeln!(out, "\n{}", result.judgement);
+    let _ = writeln!(out, "\n{}: {}", result.judgement, held(&result.rows));
     for reason in &result.reasons {
         let _ = writeln!(out, "  {reason}");
     }
@@ -110,6 +110,14 @@ fn row_line(row: &KernelRow) -> Vec<String> {
     ];
     line.extend(row.cells.iter().map(word));
     line
+}
+
+/// How many cells are as their scenario expects, of all kernels together.
+#[must_use]
+pub fn held(rows: &[KernelRow]) -> String {
+    let cells = || rows.iter().flat_map(|r| &r.cells);
+    let held = cells().filter(|c| c.judgement == Judgement::AsExpected).count();
+    format!("{held} of {} cells as expected", cells().count())
 }
 
 /// How many segments the cells of these rows rest on.
