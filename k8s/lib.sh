@@ -73,6 +73,18 @@ collect() {
         sleep 1
     done
 }
+# follow FILE: the pods' logs, whose last lines are the result documents; in the background.
+# What a broken stream loses is their latencies and course, no count.
+follow() {
+    trap 'kill "$stream" 2>/dev/null; exit' TERM
+    while :; do
+        kubectl --context "$context" -n "$ns" logs -f -l "$load_pods" --prefix --tail=5 \
+            --max-log-requests=500 --ignore-errors >>"$1" 2>/dev/null &
+        stream=$!
+        wait "$stream"
+        sleep 1
+    done
+}
 # let_go: the pods that keep_ends kept.
 let_go() {
     kept=$(k -n "$ns" get pods -l "$load_pods" -o name 2>/dev/null) || return 1
@@ -80,6 +92,16 @@ let_go() {
     [ -z "$kept" ] || k -n "$ns" patch $kept --type merge -p '{"metadata":{"finalizers":null}}' >/dev/null 2>&1
 }
 no_load_pods() { [ -z "$(k -n "$ns" get pods -l "$load_pods" -o name 2>/dev/null || echo unknown)" ]; }
+# drop_namespace: deletes it, with every pod that keep_ends keeps; in 100 s at most.
+drop_namespace() {
+    k delete namespace "$ns" --ignore-not-found --wait=false >/dev/null || return 1
+    drop_end=$(($(now) + 100))
+    while k get namespace "$ns" >/dev/null 2>&1; do
+        [ "$(now)" -lt "$drop_end" ] || return 1
+        let_go
+        sleep 1
+    done
+}
 # counts FILE: of all ends together, NAME VALUE lines: results (whose classes add up to their
 # attempts), attempts, ok, and each class of failure as results.json names it.
 counts() {
