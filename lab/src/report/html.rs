@@ -69,6 +69,16 @@ pub(super) fn cells(result: &LabResult) -> impl Iterator<Item = &CellResult> {
 pub fn verdict(result: &LabResult) -> String {
     let of = |j: Judgement| cells(result).filter(|c| c.judgement == j).count() as u64;
     let all = cells(result).count() as u64;
+    if all == 0 {
+        // A run over time alone, such as that of k8s/experiment.
+        return match result.judgement {
+            Judgement::AsExpected => "Every step ran, and no result is missing.",
+            Judgement::Differs => "A step did not show what was expected.",
+            Judgement::Inconclusive => "Not all is proved: the reasons are below.",
+            Judgement::Skipped => "Not everything could be run here.",
+        }
+        .to_owned();
+    }
     match result.judgement {
         Judgement::AsExpected if result.positive_control.held => format!(
             "Reproduced: without protection conntrack lets connections be reset on this kernel, and \
