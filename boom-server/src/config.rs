@@ -24,7 +24,8 @@ pub struct Config {
         env = "BOOM_LISTEN",
         value_name = "ADDR",
         default_value = "[::]:9000",
-        value_delimiter = ','
+        value_delimiter = ',',
+        value_parser = cli::address
     )]
     pub listen: Vec<SocketAddr>,
 
@@ -131,9 +132,7 @@ fn admin(s: &str) -> Result<Admin, String> {
     if s == "none" {
         return Ok(Admin(None));
     }
-    s.parse().map(|a| Admin(Some(a))).map_err(|_| {
-        format!("'{s}' is not an address with a port: write [::]:9100, 127.0.0.1:9100 or none")
-    })
+    cli::address(s).map(|a| Admin(Some(a))).map_err(|e| format!("{e}, or none"))
 }
 
 /// `--forge`: never empty, each name once, in the order given.

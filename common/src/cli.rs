@@ -1,6 +1,7 @@
 //! Command lines: values with units, and one clear line for what is wrong.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -41,6 +42,13 @@ fn one_line(message: &str) -> String {
 pub fn duration(s: &str) -> Result<Duration, String> {
     humantime::parse_duration(s)
         .map_err(|_| format!("'{s}' is not a duration: write 500ms, 30s or 2m"))
+}
+
+/// An address with its port.
+pub fn address(s: &str) -> Result<SocketAddr, String> {
+    s.parse().map_err(|_| {
+        format!("'{s}' is not an address with a port: write [::]:9000 or 127.0.0.1:9000")
+    })
 }
 
 /// A duration above zero.

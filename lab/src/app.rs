@@ -225,7 +225,10 @@ fn inner(args: &RunArgs, pipe: i32) -> Ending {
     print(&text::render(&result));
     let file = dir.join("results.json");
     if std::io::stdout().is_terminal() {
-        print(&format!("Results: {}\n", file.display()));
+        print(&format!(
+            "Report: {}, the data beside it in results.json\n",
+            dir.join("report.html").display()
+        ));
     } else {
         let line = serde_json::json!({
             "judgement": result.judgement,

@@ -45,12 +45,12 @@ pub enum ScenarioError {
         what: String,
     },
     /// Neither shipped nor a file.
-    #[error("no scenario '{name}': use {known}, or a file whose name ends in .toml")]
+    #[error(
+        "no scenario '{name}': name one that `conntrack-lab list` shows, or a file that ends in .toml"
+    )]
     Unknown {
         /// As it was asked for.
         name: String,
-        /// The shipped ones.
-        known: String,
     },
     /// The file cannot be read.
     #[error("cannot read scenario {file}: {source}")]
@@ -241,12 +241,11 @@ pub fn choose(names: &[String]) -> Result<Vec<Scenario>, ScenarioError> {
                     .map_err(|source| ScenarioError::Read { file: name.clone(), source })?;
                 return parse(name, &text);
             }
-            shipped.iter().find(|s| s.name == *name).cloned().ok_or_else(|| {
-                ScenarioError::Unknown {
-                    name: name.clone(),
-                    known: shipped.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", "),
-                }
-            })
+            shipped
+                .iter()
+                .find(|s| s.name == *name)
+                .cloned()
+                .ok_or_else(|| ScenarioError::Unknown { name: name.clone() })
         })
         .collect()
 }

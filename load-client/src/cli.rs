@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use canary_common::cli::{duration, positive_duration, size};
+use canary_common::cli::{address, duration, positive_duration, size};
 use canary_common::telemetry::LogFormat;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -47,7 +47,7 @@ pub struct CommonArgs {
     #[arg(long, value_name = "FILE", env = "LOAD_OUTPUT")]
     pub output: Option<PathBuf>,
     /// Where to serve /metrics, /healthz and /readyz (default: nowhere)
-    #[arg(long, value_name = "ADDR", env = "LOAD_ADMIN")]
+    #[arg(long, value_name = "ADDR", env = "LOAD_ADMIN", value_parser = address)]
     pub admin: Option<SocketAddr>,
     /// How events are written (default: text on a terminal, otherwise json)
     #[arg(long, value_name = "FORMAT", env = "LOAD_LOG")]
@@ -233,7 +233,8 @@ pub struct ServeArgs {
         value_name = "ADDR",
         env = "LOAD_LISTEN",
         default_value = "[::]:8080",
-        value_delimiter = ','
+        value_delimiter = ',',
+        value_parser = address
     )]
     pub listen: Vec<SocketAddr>,
     /// Length of the body of every HTTP answer
