@@ -20,7 +20,7 @@ thead th{border-bottom:2px solid var(--line);vertical-align:bottom}.kernels td{m
 .delivered,.dropped{color:var(--good)}.doubt{color:var(--doubt);font-style:italic}
 .differs td,.differs th{background:#fb02}.unexplained td,.unexplained th{background:#f002}
 .first th,.first td{border-top:2px solid var(--line)}
-code{font-size:.9em;overflow-wrap:anywhere}
+code{font-size:.9em}
 ";
 
 /// The whole page.
@@ -78,7 +78,11 @@ fn kernels(out: &mut String, kernels: &[KernelRun]) {
         for reason in &k.reasons {
             let _ = write!(out, "<small>{}</small>", escape(reason));
         }
-        let _ = writeln!(out, "</td><td><code>{}</code></td></tr>", escape(&k.results));
+        let _ = writeln!(
+            out,
+            "</td><td><code>{}</code></td></tr>",
+            escape(&k.results).replace('/', "/<wbr>")
+        );
     }
     out.push_str("</tbody></table></div>\n");
 }
