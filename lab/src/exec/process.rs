@@ -1,0 +1,415 @@
+//! Programs: called to their end, or started and waited for.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{ExecError, Interrupt};
+
+/// How long one call of a tool may take: an emulated machine under load has needed more than 20 s.
+const TOOL_DEADLINE: Duration = Duration::from_secs(60);
+/// The most of a program's stderr that an error quotes.
+const STDERR_MAX: usize = 2000;
+
+/// A program to start, with its arguments.
+#[derive(Clone, Debug)]
+pub struct Call {
+    program: PathBuf,
+    args: Vec<String>,
+    stdin: Option<String>,
+    deadline: Duration,
+}
+
+impl Call {
+    /// `program` with `args`, nothing on stdin.
+    pub fn new(program: &Path, args: &[impl AsRef<str>]) -> Self {
+        Self {
+            program: program.to_owned(),
+            args: args.iter().map(|a| a.as_ref().to_owned()).collect(),
+            stdin: None,
+            deadline: TOOL_DEADLINE,
+        }
+    }
+
+    /// The same with text on stdin.
+    #[must_use]
+    pub fn stdin(mut self, text: &str) -> Self {
+        self.stdin = Some(text.to_owned());
+        self
+    }
+
+    /// The command line, for people.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let name = self.program.file_name().unwrap_or(self.program.as_os_str());
+        std::iter::once(name.to_string_lossy().into_owned())
+            .chain(self.args.iter().map(|a| {
+                if a.contains(|c: char| c.is_whitespace() || "'\"$;&|<>*".contains(c)) {
+                    format!("'{a}'")
+                } else {
+                    a.clone()
+                }
+            }))
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        // Its own group: a Ctrl-C reaches the lab, which ends it in order.
+        command.args(&self.args).process_group(0).env_remove("LAB_OUTPUT");
+        command
+    }
+
+    /// Runs it to its end in this thread's namespaces and gives its stdout.
+    pub fn run(&self) -> Result<String, ExecError> {
+        let started =
+            |source| ExecError::Start { program: self.program.display().to_string(), source };
+        let mut child = self
+            .command()
+            .stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(started)?;
+        let (stdin, stdout, stderr) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let mut process = Guard(child);
+        let text = self.stdin.clone().unwrap_or_default();
+        let collect = |pipe: Option<Box<dyn Read + Send>>| {
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                if let Some(mut pipe) = pipe {
+                    // What was read before an error is still worth having.
+                    let _ = pipe.read_to_end(&mut bytes);
+                }
+                String::from_utf8_lossy(&bytes).into_owned()
+            })
+        };
+        let out = collect(stdout.map(|p| Box::new(p) as _));
+        let err = collect(stderr.map(|p| Box::new(p) as _));
+        let writer = std::thread::spawn(move || {
+            if let Some(mut pipe) = stdin {
+                // A tool that ended early says why on stderr.
+                let _ = pipe.write_all(text.as_bytes());
+            }
+        });
+        let status = process.wait(self.deadline, &Interrupt::default());
+        if matches!(status, Ok(None)) {
+            process.end();
+        }
+        let _ = writer.join();
+        let stdout = out.join().unwrap_or_default();
+        let stderr = tail(&err.join().unwrap_or_default());
+        match status? {
+            Some(status) if status.success() => Ok(stdout),
+            Some(status) => {
+                Err(ExecError::Failed { command: self.line(), status: status.to_string(), stderr })
+            }
+            None => Err(ExecError::Deadline {
+                command: self.line(),
+                seconds: self.deadline.as_secs_f64(),
+                stderr,
+            }),
+        }
+    }
+
+    /// Starts it in this thread's namespaces, its stdout and stderr going to
+    /// files, and looks for `ready` in what it prints.
+    pub fn start(&self, log: &Path, ready: Ready) -> Result<Process, ExecError> {
+        let create = |path: &Path| {
+            File::create(path).map_err(|source| ExecError::Io {
+                what: format!("create {}", path.display()),
+                source,
+            })
+        };
+        let err_path = log.with_extension("stderr");
+        let (out_file, err_file) = (create(log)?, create(&err_path)?);
+        let mut child = self
+            .command()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|source| ExecError::Start {
+                program: self.program.display().to_string(),
+                source,
+            })?;
+        let (send, is_ready) = channel();
+        let pipes: [(Option<Box<dyn Read + Send>>, File); 2] = [
+            (child.stdout.take().map(|p| Box::new(p) as _), out_file),
+            (child.stderr.take().map(|p| Box::new(p) as _), err_file),
+        ];
+        let readers = pipes
+            .into_iter()
+            .map(|(pipe, file)| {
+                let send = send.clone();
+                std::thread::spawn(move || {
+                    copy_lines(pipe, file, |line| {
+                        if ready.in_line(line) {
+                            let _ = send.send(());
+                        }
+                    });
+                })
+            })
+            .collect();
+        Ok(Process { line: self.line(), guard: Guard(child), ready: is_ready, readers, err_path })
+    }
+}
+
+fn copy_lines(pipe: Option<Box<dyn Read + Send>>, mut file: File, mut see: impl FnMut(&str)) {
+    let Some(pipe) = pipe else { return };
+    let mut reader = BufReader::new(pipe);
+    let mut line = Vec::new();
+    while matches!(reader.read_until(b'\n', &mut line), Ok(n) if n > 0) {
+        see(&String::from_utf8_lossy(&line));
+        // A full disk must not stop the program by a full pipe.
+        let _ = file.write_all(&line);
+        line.clear();
+    }
+}
+
+fn tail(text: &str) -> String {
+    let text = text.trim();
+    let mut from = text.len().saturating_sub(STDERR_MAX);
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    text[from..].replace('\n', "; ")
+}
+
+/// How a program says that it can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ready {
+    /// An event whose message is exactly `ready`; boom-server's `settled` comes later.
+    Event,
+    /// A line that contains this.
+    Text(&'static str),
+}
+
+impl Ready {
+    fn in_line(self, line: &str) -> bool {
+        match self {
+            Self::Text(text) => line.contains(text),
+            Self::Event => serde_json::from_str::<serde_json::Value>(line)
+                .is_ok_and(|v| matches!(v["message"].as_str(), Some("ready" | "settled"))),
+        }
+    }
+}
+
+/// A child that is killed and reaped when its handle goes.
+pub(super) struct Guard(pub(super) Child);
+
+impl Guard {
+    /// Its status, or None when the time ran out. A signal to the lab is an error.
+    fn wait(
+        &mut self,
+        deadline: Duration,
+        interrupt: &Interrupt,
+    ) -> Result<Option<ExitStatus>, ExecError> {
+        let end = Instant::now() + deadline;
+        let mut pause = Duration::from_micros(200);
+        loop {
+            let status = self
+                .0
+                .try_wait()
+                .map_err(|source| ExecError::Io { what: "wait for a child".to_owned(), source })?;
+            if status.is_some() {
+                return Ok(status);
+            }
+            interrupt.check()?;
+            if Instant::now() >= end {
+                return Ok(None);
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(10));
+        }
+    }
+
+    fn end(&mut self) {
+        // Both fail only when it is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A running program.
+pub struct Process {
+    line: String,
+    guard: Guard,
+    ready: Receiver<()>,
+    readers: Vec<JoinHandle<()>>,
+    err_path: PathBuf,
+}
+
+impl Process {
+    /// Waits until it says that it is ready.
+    pub fn wait_ready(&mut self, within: Duration, interrupt: &Interrupt) -> Result<(), ExecError> {
+        let end = Instant::now() + within;
+        loop {
+            interrupt.check()?;
+            match self.ready.recv_timeout(Duration::from_millis(20)) {
+                Ok(()) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) if Instant::now() < end => {}
+                // Both readers are at the end, or the time is over.
+                Err(_) => {
+                    self.guard.end();
+                    return Err(ExecError::NotReady {
+                        command: self.line.clone(),
+                        stderr: self.said(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// True once it has said so again, having been ready; waits at most so long.
+    #[must_use]
+    pub fn says_again(&self, within: Duration) -> bool {
+        self.ready.recv_timeout(within).is_ok()
+    }
+
+    /// Waits for its end. Running out of time kills it and is an error.
+    pub fn wait(
+        mut self,
+        within: Duration,
+        interrupt: &Interrupt,
+    ) -> Result<ExitStatus, ExecError> {
+        let status = self.guard.wait(within, interrupt)?;
+        if status.is_none() {
+            self.guard.end();
+        }
+        self.join();
+        status.ok_or_else(|| ExecError::Deadline {
+            command: self.line.clone(),
+            seconds: within.as_secs_f64(),
+            stderr: self.said(),
+        })
+    }
+
+    /// Sends a signal; a program that is gone already needs none.
+    pub fn signal(&self, signal: Signal) {
+        if let Ok(pid) = i32::try_from(self.guard.0.id()) {
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+
+    /// Waits for its end, at most so long. False when it still runs.
+    pub fn ends_within(
+        &mut self,
+        within: Duration,
+        interrupt: &Interrupt,
+    ) -> Result<bool, ExecError> {
+        Ok(self.guard.wait(within, interrupt)?.is_some())
+    }
+
+    /// The file that its stderr goes to.
+    #[must_use]
+    pub fn log(&self) -> &Path {
+        &self.err_path
+    }
+
+    /// The end of what it wrote to stderr.
+    #[must_use]
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(&self.err_path).map(|s| tail(&s)).unwrap_or_default()
+    }
+
+    /// The command line.
+    #[must_use]
+    pub fn line(&self) -> &str {
+        &self.line
+    }
+
+    fn join(&mut self) {
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+    }
+}
+
+/// Runs a program on the terminal that this process has, to its end.
+pub fn foreground(program: &Path, env: &[(String, String)]) -> Result<ExitStatus, ExecError> {
+    Command::new(program)
+        .envs(env.iter().cloned())
+        .status()
+        .map_err(|source| ExecError::Start { program: program.display().to_string(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str) -> Call {
+        Call::new(Path::new("/bin/sh"), &["-c", script])
+    }
+
+    /// A failing tool's own words are in the error.
+    #[test]
+    fn stderr_is_in_the_error() {
+        let e = sh("echo out; echo why >&2; exit 3").run().unwrap_err().to_string();
+        assert!(e.contains("why") && e.contains('3'), "{e}");
+    }
+
+    /// stdin reaches the tool, stdout comes back.
+    #[test]
+    fn stdin_and_stdout() {
+        assert_eq!(sh("cat").stdin("a\nb").run().unwrap(), "a\nb");
+    }
+
+    /// A tool that hangs is killed at its deadline.
+    #[test]
+    fn a_deadline_ends_a_tool() {
+        let mut call = Call::new(Path::new("/bin/sleep"), &["60"]);
+        call.deadline = Duration::from_millis(50);
+        let begun = Instant::now();
+        let e = call.run().unwrap_err();
+        assert!(matches!(e, ExecError::Deadline { .. }), "{e}");
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    }
+
+    /// A program that ends before it is ready is an error with its last words.
+    #[test]
+    fn not_ready_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("x.log");
+        let mut p = sh("echo no luck >&2").start(&log, Ready::Event).unwrap();
+        let e = p.wait_ready(Duration::from_secs(10), &Interrupt::default()).unwrap_err();
+        assert!(e.to_string().contains("no luck"), "{e}");
+    }
+
+    /// Only the event itself means ready, not a line that mentions it.
+    #[test]
+    fn ready_is_an_event() {
+        assert!(Ready::Event.in_line(r#"{"level":"INFO","message":"ready","port":1}"#));
+        assert!(!Ready::Event.in_line(r#"{"message":"not ready"}"#));
+        assert!(!Ready::Event.in_line("ready"));
+    }
+
+    /// Dropping the handle ends the program.
+    #[test]
+    fn dropping_ends_the_program() {
+        let dir = tempfile::tempdir().unwrap();
+        let p = Call::new(Path::new("/bin/sleep"), &["60"])
+            .start(&dir.path().join("x.log"), Ready::Event)
+            .unwrap();
+        let pid = Pid::from_raw(i32::try_from(p.guard.0.id()).unwrap());
+        assert!(kill(pid, None).is_ok());
+        drop(p);
+        assert_eq!(kill(pid, None), Err(nix::errno::Errno::ESRCH));
+    }
+}
