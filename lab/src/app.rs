@@ -122,10 +122,21 @@ fn check(args: &BinArgs, inside: Option<i32>) -> Ending {
         line(program, find_program(args, program).map(|p| p.display().to_string()));
     }
     let read = |key: &str| evidence::sysctl(key).map_err(|e| e.to_string());
-    line("conntrack", read(evidence::BE_LIBERAL).map(|_| "be_liberal can be read".into()));
-    let bridge = read("net/bridge/bridge-nf-call-iptables").map(|_| "loaded".to_owned());
-    line("br_netfilter", bridge.map_err(|_| "not loaded: modprobe br_netfilter".to_owned()));
-    Ok(if wrong == 0 { Exit::Ok } else { Exit::Failed })
+    let conntrack = read(evidence::BE_LIBERAL).map(|_| "be_liberal can be read".into());
+    line("conntrack", conntrack.map_err(|e| format!("{e}: modprobe nf_conntrack")));
+    // Without it the scenarios with a bridge are skipped, nothing else.
+    let (mark, text) = match read("net/bridge/bridge-nf-call-iptables") {
+        Ok(_) => ("ok     ", "loaded"),
+        Err(_) => ("without", "the scenarios with a bridge are skipped: modprobe br_netfilter"),
+    };
+    print(&format!("{mark} {:<18} {text}\n", "br_netfilter"));
+    Ok(if wrong == 0 {
+        print("Everything that the lab needs is here: conntrack-lab run\n");
+        Exit::Ok
+    } else {
+        print(&format!("{wrong} of these must be mended before the lab can run.\n"));
+        Exit::Failed
+    })
 }
 
 /// Whether the outer process made a user namespace.

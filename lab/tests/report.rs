@@ -500,6 +500,60 @@ fn a_changed_verdict_is_named() {
     assert!(said.contains("kernel: 5.10"), "{said}");
 }
 
+/// A scenario that goes through stages is compared as a whole, by its claims, and where it
+/// makes none by how the connections of each stage ended.
+#[test]
+fn stages_are_compared() {
+    let staged = |r: &mut LabResult| r.scenarios.last_mut().unwrap().timeline.take().unwrap();
+    let old = with_timeline();
+    assert_eq!(diff::compare(&old, &old.clone()).same, 18 + 2, "the whole, and one claim");
+    let mut newer = old.clone();
+    newer.scenarios.last_mut().unwrap().timeline.as_mut().unwrap().statements[0].finding =
+        Finding::Holds;
+    let found = diff::compare(&old, &newer);
+    assert_eq!((found.exit(), found.changed.len()), (Exit::Vulnerable, 1));
+    let said = found.to_string();
+    let line = "saturation: A full table resets connections: \
+                does-not-hold (as-expected) -> holds (as-expected)";
+    assert!(said.contains(line), "{said}");
+
+    let (mut a, mut b) = (old.clone(), old);
+    for (r, ends) in [
+        (&mut a, [(ProbeEnd::Survived, 20), (ProbeEnd::Hung, 0)]),
+        (&mut b, [(ProbeEnd::Survived, 19), (ProbeEnd::Hung, 1)]),
+    ] {
+        let mut t = staged(r);
+        t.statements.clear();
+        t.steps[1].established = ends.into();
+        r.scenarios.last_mut().unwrap().timeline = Some(t);
+    }
+    let found = diff::compare(&a, &b);
+    assert_eq!((found.exit(), found.changed.len()), (Exit::Vulnerable, 1));
+    let said = found.to_string();
+    let line = "Full table: survived (as-expected) -> survived and hung (as-expected)";
+    assert!(said.contains(line), "{said}");
+}
+
+/// Every scenario that goes through stages has a JUnit case of its own, passed or not.
+#[test]
+fn stages_are_in_junit() {
+    let mut r = with_timeline();
+    for (judgement, element) in
+        [(Judgement::AsExpected, None), (Judgement::Differs, Some("failure"))]
+    {
+        let s = r.scenarios.last_mut().unwrap();
+        s.judgement = judgement;
+        s.reasons = vec!["one claim did not hold".into()];
+        let xml = junit::render(&r);
+        let doc = Document::parse(&xml).unwrap();
+        let case = doc
+            .descendants()
+            .find(|n| n.has_tag_name("testcase") && n.attribute("classname") == Some("saturation"));
+        let child = case.unwrap().children().find(Node::is_element);
+        assert_eq!(child.map(|n| n.tag_name().name()), element);
+    }
+}
+
 /// What one run alone proved is neither a change nor the same.
 #[test]
 fn an_unproved_cell_is_no_comparison() {

@@ -239,7 +239,10 @@ fn wrong_usage_is_one_line() {
     let bad = bad.display().to_string();
     let full = full.display().to_string();
     let cases: [(&[&str], &str); 6] = [
-        (&["run", "no-such-scenario"], "no scenario 'no-such-scenario': name one that `conntrack-lab list` shows"),
+        (
+            &["run", "no-such-scenario"],
+            "no scenario 'no-such-scenario': name one that `conntrack-lab list` shows",
+        ),
         (&["run", &bad], "unknown field `titel`"),
         (&["run", "/nowhere.toml"], "cannot read scenario /nowhere.toml"),
         (&["run", "--output", &full], "is not an empty directory"),

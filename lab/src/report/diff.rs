@@ -1,58 +1,108 @@
 //! What changed from one run to another: two machines, two kernels, two days. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use canary_common::exit::Exit;
-use canary_common::outcome::Forgery;
+use canary_common::outcome::{Forgery, ProbeEnd};
 use canary_common::result::lab::{
-    CellResult, FrontEnd, Judgement, LabResult, Path, Protection, Seen,
+    CellResult, FrontEnd, Judgement, LabResult, Path, Protection, ScenarioResult, Seen,
 };
+use canary_common::result::timeline as statement;
 use canary_common::segment::Family;
 
 use super::fold::sorted;
 use super::markup::{count, put};
 
-/// What is compared: one forgery on one path under one set of protections. A
-/// cell that forged nothing is one by itself.
+/// What is compared.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
     scenario: String,
-    path: Path,
-    family: Family,
-    front_end: FrontEnd,
-    protections: Vec<Protection>,
-    forgery: Option<Forgery>,
+    part: Part,
+}
+
+/// The parts of a scenario that have a verdict of their own.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    /// One forgery on one path under one set of protections. A cell that forged
+    /// nothing is one by itself.
+    Cell {
+        path: Path,
+        family: Family,
+        front_end: FrontEnd,
+        protections: Vec<Protection>,
+        forgery: Option<Forgery>,
+    },
+    /// A scenario that goes through stages, as a whole.
+    Stages,
+    /// How the connections of one of its stages ended.
+    Stage(String),
+    /// A claim about it.
+    Claim(String),
 }
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {} {} {}, ", self.scenario, self.path, self.family, self.front_end)?;
-        if self.protections.is_empty() {
-            f.write_str("no protection")?;
+        write!(f, "{}: ", self.scenario)?;
+        match &self.part {
+            Part::Stages => f.write_str("all stages"),
+            Part::Stage(text) | Part::Claim(text) => f.write_str(text),
+            Part::Cell { path, family, front_end, protections, forgery } => {
+                write!(f, "{path} {family} {front_end}, ")?;
+                if protections.is_empty() {
+                    f.write_str("no protection")?;
+                }
+                for (i, p) in protections.iter().enumerate() {
+                    write!(f, "{}{p}", if i > 0 { " + " } else { "" })?;
+                }
+                match forgery {
+                    Some(forgery) => write!(f, ", {forgery}"),
+                    None => Ok(()),
+                }
+            }
         }
-        for (i, p) in self.protections.iter().enumerate() {
-            write!(f, "{}{p}", if i > 0 { " + " } else { "" })?;
-        }
-        match self.forgery {
-            Some(forgery) => write!(f, ", {forgery}"),
-            None => Ok(()),
+    }
+}
+
+/// What was seen of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// Of a forgery.
+    Forged(Seen),
+    /// Of a scenario as a whole: its judgement says it.
+    Judged,
+    /// Of connections: every way in which any of them ended.
+    Ended(BTreeSet<ProbeEnd>),
+    /// Of a claim.
+    Found(statement::Finding),
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Forged(seen) => write!(f, "{seen}"),
+            Self::Judged => f.write_str("run"),
+            Self::Found(finding) => write!(f, "{finding}"),
+            Self::Ended(ends) => {
+                let ends: Vec<_> = ends.iter().map(|e| e.as_str()).collect();
+                f.write_str(&ends.join(" and "))
+            }
         }
     }
 }
 
 /// What one run says of a key, over its repetitions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// What was seen; absent where nothing was proved.
-    pub seen: Option<Seen>,
+    pub seen: Option<Shown>,
     /// Against the expectation.
     pub judgement: Judgement,
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.seen {
+        match &self.seen {
             Some(seen) => write!(f, "{seen} ({})", self.judgement),
             None => write!(f, "nothing proved ({})", self.judgement),
         }
@@ -107,7 +157,7 @@ pub fn compare(a: &LabResult, b: &LabResult) -> Diff {
             diff.gone.push((key, old));
             continue;
         };
-        match (old.seen, new.seen) {
+        match (&old.seen, &new.seen) {
             (Some(_), Some(_)) if old == new => diff.same += 1,
             (Some(_), Some(_)) => diff.changed.push((key, old, new)),
             (None, None) if old == new => {}
@@ -147,21 +197,55 @@ fn context(a: &LabResult, b: &LabResult) -> Vec<String> {
 fn findings(result: &LabResult) -> BTreeMap<Key, Finding> {
     let mut found: BTreeMap<Key, Finding> = BTreeMap::new();
     for scenario in &result.scenarios {
+        let mut add = |part: Part, finding: Finding| {
+            let key = Key { scenario: scenario.name.clone(), part };
+            let joined = match found.remove(&key) {
+                Some(old) => join(old, finding),
+                None => finding,
+            };
+            found.insert(key, joined);
+        };
         for cell in &scenario.cells {
             for (forgery, finding) in of_cell(cell) {
-                let key = Key {
-                    scenario: scenario.name.clone(),
+                let part = Part::Cell {
                     path: cell.path,
                     family: cell.family,
                     front_end: cell.front_end,
                     protections: sorted(&cell.protections),
                     forgery,
                 };
-                found.entry(key).and_modify(|old| *old = join(*old, finding)).or_insert(finding);
+                add(part, finding);
             }
+        }
+        for (part, finding) in of_stages(scenario) {
+            add(part, finding);
         }
     }
     found
+}
+
+/// A scenario that goes through stages: itself, its claims, and where it makes none the
+/// ends of its connections. (Beside claims those are of a table that fills, where the last
+/// few connections may end either way.)
+fn of_stages(scenario: &ScenarioResult) -> Vec<(Part, Finding)> {
+    let Some(timeline) = &scenario.timeline else { return Vec::new() };
+    let judgement = scenario.judgement;
+    let proved = matches!(judgement, Judgement::AsExpected | Judgement::Differs);
+    let mut parts =
+        vec![(Part::Stages, Finding { seen: proved.then_some(Shown::Judged), judgement })];
+    for s in &timeline.statements {
+        let shown = s.finding != statement::Finding::NotShown;
+        let seen = shown.then_some(Shown::Found(s.finding));
+        parts.push((Part::Claim(s.claim.clone()), Finding { seen, judgement }));
+    }
+    if timeline.statements.is_empty() {
+        for step in &timeline.steps {
+            let ends = step.established.iter().filter(|(_, n)| **n > 0).map(|(e, _)| *e);
+            let seen = proved.then(|| Shown::Ended(ends.collect()));
+            parts.push((Part::Stage(step.title.clone()), Finding { seen, judgement }));
+        }
+    }
+    parts
 }
 
 fn of_cell(cell: &CellResult) -> Vec<(Option<Forgery>, Finding)> {
@@ -178,16 +262,21 @@ fn of_cell(cell: &CellResult) -> Vec<(Option<Forgery>, Finding)> {
                 Some(expected) if expected != f.seen => Judgement::Differs,
                 Some(_) | None => Judgement::AsExpected,
             };
-            (Some(f.forgery), Finding { seen: proved.then_some(f.seen), judgement })
+            let seen = proved.then_some(Shown::Forged(f.seen));
+            (Some(f.forgery), Finding { seen, judgement })
         })
         .collect()
 }
 
-/// Two repetitions of one cell.
+/// Two repetitions of one key.
 fn join(a: Finding, b: Finding) -> Finding {
     let seen = match (a.seen, b.seen) {
         (Some(a), Some(b)) if a == b => Some(a),
-        (Some(_), Some(_)) => Some(Seen::Mixed),
+        (Some(Shown::Forged(_)), Some(Shown::Forged(_))) => Some(Shown::Forged(Seen::Mixed)),
+        (Some(Shown::Ended(a)), Some(Shown::Ended(b))) => {
+            Some(Shown::Ended(a.union(&b).copied().collect()))
+        }
+        // A claim that held once and once did not is shown by neither.
         _ => None,
     };
     Finding { seen, judgement: a.judgement.worse(b.judgement) }

@@ -80,15 +80,23 @@ pub fn verdict(result: &LabResult) -> String {
         .to_owned();
     }
     match result.judgement {
-        Judgement::AsExpected if result.positive_control.held => format!(
-            "Reproduced: without protection conntrack lets connections be reset on this kernel, and \
-             {} behaved as expected.",
-            if all == 1 {
-                "the one cell".to_owned()
-            } else {
-                format!("all {} cells", grouped(all))
-            }
-        ),
+        Judgement::AsExpected if result.positive_control.held => {
+            let staged = result.scenarios.iter().filter(|s| s.timeline.is_some()).count() as u64;
+            format!(
+                "Reproduced: without protection conntrack lets connections be reset on this kernel, and \
+                 {}{} behaved as expected.",
+                if all == 1 {
+                    "the one cell".to_owned()
+                } else {
+                    format!("all {} cells", grouped(all))
+                },
+                if staged == 0 {
+                    String::new()
+                } else {
+                    format!(" and {}", count(staged, "scenario over time", "scenarios over time"))
+                }
+            )
+        }
         Judgement::AsExpected => {
             "Nothing is proved: every cell is as expected, but the positive control did not hold."
                 .to_owned()

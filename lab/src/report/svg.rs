@@ -113,16 +113,30 @@ fn panels(t: &Timeline) -> Vec<(&'static str, Vec<Line>)> {
     panels
 }
 
+/// Where each step begins. Marks that would lie on each other are one: `2–4`.
 fn steps(out: &mut String, t: &Timeline, height: f64, x: &dyn Fn(f64) -> f64) {
+    const APART: f64 = 24.0;
+    let mut marks: Vec<(f64, usize, usize)> = Vec::new();
     for (n, step) in t.steps.iter().enumerate() {
         let at = x(step.t);
         put!(
             out,
-            "<g class=\"step\"><line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"24\" y2=\"{:.1}\"/>\
-             <circle cx=\"{at:.1}\" cy=\"14\" r=\"10\"/><text x=\"{at:.1}\" y=\"18\" \
-             text-anchor=\"middle\">{}</text></g>",
-            height - GAP + 6.0,
-            n + 1
+            "<line class=\"begin\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"24\" y2=\"{:.1}\"/>",
+            height - GAP + 6.0
+        );
+        match marks.last_mut() {
+            Some((first, _, to)) if at - *first < APART => *to = n + 1,
+            _ => marks.push((at, n + 1, n + 1)),
+        }
+    }
+    for (at, from, to) in marks {
+        let text = if from == to { from.to_string() } else { format!("{from}–{to}") };
+        let width = 13.0 + 7.0 * text.chars().count() as f64;
+        put!(
+            out,
+            "<g class=\"step\"><rect x=\"{:.1}\" y=\"4\" width=\"{width:.1}\" height=\"20\" \
+             rx=\"10\"/><text x=\"{at:.1}\" y=\"18\" text-anchor=\"middle\">{text}</text></g>",
+            at - width / 2.0
         );
     }
 }
@@ -284,6 +298,23 @@ mod tests {
             points += 1;
         }
         assert_eq!(points, 5 * 60, "five lines: limit, entries, attempted, succeeded, timed out");
+    }
+
+    /// Steps that begin at once, or nearly so, share a mark that names all of them.
+    #[test]
+    fn marks_do_not_cover_each_other() {
+        let mut t = series(60);
+        for at in [6.0, 6.0, 40.0] {
+            t.steps.push(Step { t: at, ..Step::default() });
+        }
+        let svg = timeline(&t, "a");
+        let doc = roxmltree::Document::parse(&svg).unwrap();
+        let marks: Vec<_> = doc
+            .descendants()
+            .filter(|n| n.attribute("class") == Some("step"))
+            .filter_map(|n| n.children().find(|c| c.has_tag_name("text"))?.text())
+            .collect();
+        assert_eq!(marks, ["1–3", "4"]);
     }
 
     /// A class that never failed has no line; one that did has its name.

@@ -158,9 +158,16 @@ fn summary(out: &mut String, result: &LabResult) {
     );
     let cells = || result.scenarios.iter().flat_map(|s| &s.cells);
     let expected = cells().filter(|c| c.judgement == Judgement::AsExpected).count();
+    let timed: Vec<_> = result.scenarios.iter().filter(|s| s.timeline.is_some()).collect();
+    let held = timed.iter().filter(|s| s.judgement == Judgement::AsExpected).count();
+    let staged = if timed.is_empty() {
+        String::new()
+    } else {
+        format!(", {held} of {} scenarios with stages", timed.len())
+    };
     let _ = writeln!(
         out,
-        "{}: {expected} of {} cells as expected, in {:.0} s",
+        "{}: {expected} of {} cells as expected{staged}, in {:.0} s",
         match result.judgement {
             Judgement::AsExpected => "EVERY EXPECTATION HELD",
             Judgement::Differs => "SOMETHING DIFFERS FROM ITS EXPECTATION",

@@ -33,13 +33,21 @@ pub fn add(
         let mut given = BTreeMap::new();
         let mut failed_so_far = 0;
         for point in &load.series.points {
-            let end = (point.at + load.series.width_s) as f64 - begun;
-            let n = samples.partition_point(|s| s.t < end).min(samples.len().saturating_sub(1));
-            let Some(sample) = samples.get_mut(n) else { continue };
-            sample.attempts += point.attempts;
-            sample.ok += point.ok;
-            failed_so_far += point.failed;
-            share(&classes, failed_so_far, &mut given, &mut sample.failures);
+            let from = point.at as f64 - begun;
+            let end = from + load.series.width_s as f64;
+            let last = samples.len().saturating_sub(1);
+            // The samples that end within the point's time, or else the next.
+            let first = samples.partition_point(|s| s.t <= from).min(last);
+            let beyond = samples.partition_point(|s| s.t <= end).max(first + 1);
+            let within = samples.get_mut(first..beyond).unwrap_or_default();
+            let parts = within.len() as u64;
+            for (part, sample) in within.iter_mut().enumerate() {
+                let due = |n: u64| n * (part as u64 + 1) / parts - n * part as u64 / parts;
+                sample.attempts += due(point.attempts);
+                sample.ok += due(point.ok);
+                failed_so_far += due(point.failed);
+                share(&classes, failed_so_far, &mut given, &mut sample.failures);
+            }
         }
     }
     for sample in samples {
