@@ -57,10 +57,10 @@ shell-check:
 	@echo '== shellcheck'
 	@git ls-files | while read -r f; do head -n 1 "$$f" | grep -qE '^#! ?/(usr/)?bin/(env )?(ba|da)?sh' && echo "$$f"; done | xargs -r shellcheck
 
-# The programs first: the namespace tests run them.
+# cargo builds everything before it runs the first test: the programs that the namespace tests run,
+# too. A `cargo build` before it would build most dependencies twice (tests need more of their features).
 unit:
 	@echo '== unit, property and real-packet tests'
-	@$(CARGO) build --quiet --workspace
 	@$(CARGO) test --workspace --no-fail-fast
 
 manifests:
