@@ -264,7 +264,10 @@ fn client(rate: u64, seconds: u64) -> Result<()> {
     std::thread::sleep(KEEP);
     failed += open.iter().filter(|(_, s)| !reset(s)).count() as u64;
     std::thread::sleep(Duration::from_secs(2));
-    println!("client: {failed} connects failed, the latest began {} us after its time", latest.as_micros());
+    println!(
+        "client: {failed} connects failed, the latest began {} us after its time",
+        latest.as_micros()
+    );
     Ok(())
 }
 

@@ -87,7 +87,7 @@ impl Seen<'_> {
     fn diagnosis(&self) -> Diagnosis {
         let (window, syn_fin) = (self.window(), self.of(Forgery::SynFin));
         let bad_flags_leaked = syn_fin.leaked + self.of(Forgery::NoFlags).leaked;
-        if self.leaked() > bad_flags_leaked {
+        if self.leaked() > bad_flags_leaked || self.poisoned() > 0 {
             Diagnosis::Unprotected
         } else if bad_flags_leaked > 0 {
             Diagnosis::Partly
@@ -132,6 +132,11 @@ impl Seen<'_> {
         lacks
     }
 
+    /// Connections that an overshoot ended later, through the entry it poisoned.
+    fn poisoned(&self) -> u64 {
+        self.0.iter().map(|r| r.killed_later).sum()
+    }
+
     fn leaks(&self) -> String {
         let each = self.0.iter().filter(|r| r.leaked > 0);
         let each = each.map(|r| format!("{} {} of {}", r.forgery, r.leaked, r.forged));
@@ -157,6 +162,8 @@ fn path(
             );
         }
         (Verdict::Vulnerable, reasons)
+    } else if seen.poisoned() > 0 {
+        (Verdict::Vulnerable, Vec::new())
     } else {
         let lacks = seen.lacks(min_forged);
         if lacks.is_empty() {
@@ -169,6 +176,13 @@ fn path(
             (Verdict::Inconclusive, lacks)
         }
     };
+    if seen.poisoned() > 0 {
+        reasons.push(format!(
+            "after an overshoot, segments of the server's own reached the client untranslated and {} of {} connections were reset",
+            seen.poisoned(),
+            seen.of(Forgery::Overshoot).known()
+        ));
+    }
     let above = seen.of(Forgery::AboveWindow);
     if above.delivered > 0 && above.dropped > 0 {
         reasons.push(format!(

@@ -265,7 +265,7 @@ impl Engine {
                 self.log.judged(now, j);
             }
             Action::Reset(r) => {
-                state.tally.reset(r);
+                state.tally.reset(r, self.classes.of(r.tuple.remote.ip()));
                 self.log.reset(now, r);
             }
             Action::Forge { .. } | Action::Probe { .. } => {}

@@ -124,6 +124,14 @@ impl Log {
     pub fn reset(&mut self, now: Duration, r: &Reset) {
         let expected = match r.cause {
             ResetCause::Forged(_) => return,
+            ResetCause::Poisoned if !self.all && !self.other.allow(now) => return,
+            ResetCause::Poisoned => {
+                tracing::warn!(
+                    client = %r.tuple.remote, server = %r.tuple.local, seq = r.seq.0,
+                    "reset after an overshoot: the connection's conntrack entry was poisoned"
+                );
+                return;
+            }
             ResetCause::Other { expected } => Some(expected.0),
             ResetCause::UnknownConnection => None,
         };

@@ -124,6 +124,9 @@ pub struct Reset {
 pub enum ResetCause {
     /// The segment forged on its connection.
     Forged(Forgery),
+    /// A segment of the server's own that conntrack no longer translated, because
+    /// an overshoot forged on this connection before had poisoned its entry.
+    Poisoned,
     /// Something else on a known connection, where this number was expected.
     Other {
         /// RCV.NXT

@@ -59,6 +59,7 @@ pub fn publish(state: &State, accepted: Accepted) {
     let resets = &state.tally.resets;
     for (cause, n) in [
         ("forged", resets.attributed),
+        ("poisoned-entry", resets.poisoned),
         ("other", resets.unattributed),
         ("unknown-connection", resets.unknown_connection),
     ] {

@@ -48,6 +48,7 @@ impl Tally {
             forged: 0,
             leaked: 0,
             killed: 0,
+            killed_later: 0,
             delivered: 0,
             dropped: 0,
             unknown: BTreeMap::new(),
@@ -85,10 +86,15 @@ impl Tally {
     }
 
     /// An RST came.
-    pub fn reset(&mut self, r: &Reset) {
+    pub fn reset(&mut self, r: &Reset, class: ClientClass) {
         let expected = match r.cause {
             ResetCause::Forged(_) => {
                 self.resets.attributed += 1;
+                return;
+            }
+            ResetCause::Poisoned => {
+                self.resets.poisoned += 1;
+                self.row(&r.tuple, class, Forgery::Overshoot).killed_later += 1;
                 return;
             }
             ResetCause::Other { expected } => {

@@ -12,6 +12,7 @@ fn rows(cells: &[Cell]) -> Vec<OutcomeCount> {
         forged: leaked + delivered + dropped,
         leaked,
         killed: 0,
+        killed_later: 0,
         delivered,
         dropped,
         unknown: BTreeMap::new(),
@@ -96,6 +97,17 @@ fn protected_needs_the_control() {
     let d = one(&[(AboveWindow, 0, 0, 50)]);
     assert_eq!(d.verdict, Verdict::Inconclusive);
     assert!(d.reasons[0].contains("positive control"), "{:?}", d.reasons);
+}
+
+/// An overshoot that reset connections through a poisoned entry makes the path vulnerable.
+#[test]
+fn a_poisoned_entry_is_a_vulnerable_path() {
+    let mut all = rows(&[(Control, 0, 50, 0), (Forgery::Overshoot, 0, 50, 0)]);
+    assert_eq!(paths(&all, 20)[0].verdict, Verdict::Inconclusive);
+    all[1].killed_later = 3;
+    let d = &paths(&all, 20)[0];
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Unprotected, Verdict::Vulnerable));
+    assert!(d.reasons[0].ends_with("3 of 50 connections were reset"), "{:?}", d.reasons);
 }
 
 /// Too few are too few.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use canary_common::outcome::{Outcome, UnknownReason};
+use canary_common::outcome::{Forgery, Outcome, UnknownReason};
 use canary_common::segment::{Flags, Segment};
 
 use super::table::Key;
@@ -28,7 +28,8 @@ impl Flows {
             Some(_) => false,
         };
         let Some(forged) = matched.filter(|_| open && !flow.dead) else {
-            out.push(Action::Reset(reset(flow.tuple, seg, other)));
+            let cause = if flow.was_poisoned(seg) { ResetCause::Poisoned } else { other };
+            out.push(Action::Reset(reset(flow.tuple, seg, cause)));
             if exact {
                 self.ended(now, key, out);
             }
@@ -213,6 +214,20 @@ enum Answer {
 }
 
 impl Flow {
+    /// True for the reset that a host without this connection answers to the
+    /// server's next own segment (RFC 9293, section 3.10.7.1), after an overshoot
+    /// was delivered: acceptable, without the ACK bit that an application's reset
+    /// has, and before the client closed. Nothing else forged here provokes it.
+    fn was_poisoned(&self, rst: &Segment<'_>) -> bool {
+        let overshot = self.forged.is_some_and(|f| f.forgery == Forgery::Overshoot);
+        overshot
+            && self.outcome == Some((Outcome::Delivered, None))
+            && rst.seq == self.rcv
+            && !rst.flags.has(Flags::ACK)
+            && !self.fin
+            && !self.dead
+    }
+
     /// What a segment without RST and SYN says of the forged one.
     fn reads_as(&self, seg: &Segment<'_>) -> Option<Answer> {
         let forged = self.forged.as_ref()?;

@@ -300,6 +300,34 @@ fn a_reset_after_the_answer_is_another() {
     assert_eq!(p.resets(), [ResetCause::Other { expected: ISN.add(1) }]);
 }
 
+/// After a delivered overshoot, the reset that the server's own segment provokes
+/// is the poisoned entry's; an application's own reset is not.
+#[test]
+fn an_overshoots_later_reset_is_the_poisoned_entrys() {
+    let mut p = Play::new(Forgery::Overshoot);
+    p.handshake().ack();
+    let data = Segment { payload_len: 14, ..p.base() };
+    p.gets(&data).rst(ISN.add(15));
+    assert_eq!(p.resets(), [ResetCause::Poisoned]);
+    assert_eq!(p.outcome(), Some((Outcome::Delivered, None)));
+
+    let mut p = Play::new(Forgery::Overshoot);
+    p.handshake().ack();
+    let own = Segment { flags: Flags::RST.with(Flags::ACK), ..p.base() };
+    p.gets(&own);
+    assert_eq!(p.resets(), [ResetCause::Other { expected: ISN.add(1) }]);
+
+    // Nor is one after the client's FIN, when any segment may provoke it.
+    let mut p = Play::new(Forgery::Overshoot);
+    p.handshake().ack().fin().rst(ISN.add(2));
+    assert_eq!(p.resets(), [ResetCause::Other { expected: ISN.add(2) }]);
+
+    // And no other forgery poisons an entry.
+    let mut p = Play::new(Forgery::Control);
+    p.handshake().ack().rst(ISN.add(1));
+    assert_eq!(p.resets(), [ResetCause::Other { expected: ISN.add(1) }]);
+}
+
 /// A client that has sent FIN resets whatever still comes, with the same numbers.
 #[test]
 fn a_reset_after_fin_is_ambiguous() {

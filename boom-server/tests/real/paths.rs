@@ -123,10 +123,14 @@ fn an_overshoot_kills_later() {
     });
     assert_eq!(kinds, BTreeMap::from([("connection reset".to_owned(), 5)]));
     drop_all(held);
-    let (_, result, _) = boom.end(Duration::from_secs(30));
+    let (status, result, _) = boom.end(Duration::from_secs(30));
     assert_eq!((result.outcomes[0].delivered, result.outcomes[0].leaked), (5, 0));
-    // Their numbers are the answer's, not the forged segment's.
-    assert_eq!((result.resets.attributed, result.resets.unattributed), (0, 5));
+    // Their numbers are the answer's, not the forged segment's: poisoned, not leaked.
+    assert_eq!((result.resets.poisoned, result.outcomes[0].killed_later), (5, 5));
+    assert_eq!((result.resets.attributed, result.resets.unattributed), (0, 0));
+    assert_eq!(result.paths[0].diagnosis, Diagnosis::Unprotected);
+    assert!(result.paths[0].reasons[0].contains("after an overshoot"), "{:?}", result.reasons);
+    assert_eq!(status.code(), Some(10));
 }
 
 /// A pod address is not translated: every segment arrives, even with bad flags.

@@ -93,6 +93,10 @@ pub struct OutcomeCount {
     pub leaked: u64,
     /// Of the leaked, those whose RST ended the connection.
     pub killed: u64,
+    /// Of the delivered, connections reset afterwards because a segment of the server's
+    /// own was not translated any more: an overshoot poisons conntrack's entry.
+    #[serde(default)]
+    pub killed_later: u64,
     /// The client's own socket answered.
     pub delivered: u64,
     /// Silence, and life afterwards.
@@ -106,6 +110,10 @@ pub struct OutcomeCount {
 pub struct Resets {
     /// Matched a forged segment by 4-tuple and numbers.
     pub attributed: u64,
+    /// On a connection whose conntrack entry an overshoot had poisoned, with the numbers
+    /// that a segment of the server's own provokes where it is not translated.
+    #[serde(default)]
+    pub poisoned: u64,
     /// On a known connection, numbers that no forged segment provokes.
     pub unattributed: u64,
     /// On no known connection.

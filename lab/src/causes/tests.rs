@@ -25,6 +25,7 @@ fn boom(n: u64) -> BoomResult {
         forged: n,
         leaked: 0,
         killed: 0,
+        killed_later: 0,
         delivered: n,
         dropped: 0,
         unknown: BTreeMap::new(),

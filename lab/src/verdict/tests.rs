@@ -105,6 +105,7 @@ fn outcome(forgery: Forgery, seen: Seen) -> OutcomeCount {
         forged: N,
         leaked: n(matches!(seen, Seen::Leaked | Seen::Kills)),
         killed: n(seen == Seen::Kills),
+        killed_later: 0,
         delivered: n(seen == Seen::Delivered),
         dropped: n(seen == Seen::Dropped),
         unknown: BTreeMap::new(),
