@@ -17,7 +17,7 @@ use crate::config::{Cidr, Events};
 use crate::events::Log;
 use crate::flow::{Action, Flows, Judgement, Settings};
 use crate::forge::Spec;
-use crate::raw::{Sender, Sniffer};
+use crate::raw::{BATCH, Sender, Sniffer};
 use crate::tally::Tally;
 
 /// How long the thread sleeps at most: it looks for the end of the run then.
@@ -54,7 +54,7 @@ impl Classes {
 }
 
 /// What the engine tells while it runs.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct State {
     /// Counts.
     pub tally: Tally,
@@ -72,7 +72,7 @@ pub struct State {
 #[derive(Debug, Default)]
 pub struct Shared {
     state: Mutex<State>,
-    /// Wakes whoever waits for a change of the counts.
+    /// Wakes whoever waits for the first leak or for the engine's end.
     pub changed: Notify,
     stop: AtomicBool,
 }
@@ -82,6 +82,12 @@ impl Shared {
     pub fn state(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere does not make counts wrong.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A copy to work on: whoever computes with the state itself holds up the engine.
+    #[must_use]
+    pub fn snapshot(&self) -> State {
+        self.state().clone()
     }
 
     /// Asks the engine to end.
@@ -134,7 +140,7 @@ impl Engine {
         let mut actions = Vec::new();
         let mut failed = None;
         while !self.shared.stop.load(Ordering::Acquire) && failed.is_none() {
-            failed = self.wait().and_then(|()| self.turn(&mut actions)).err();
+            failed = self.wait().and_then(|ready| self.turn(&ready, &mut actions)).err();
         }
         let now = self.start.elapsed();
         let unjudged = self.flows.finish(now, &mut actions);
@@ -150,7 +156,8 @@ impl Engine {
         shared.changed.notify_one();
     }
 
-    fn wait(&self) -> std::io::Result<()> {
+    /// Waits for segments or for what is due; says which sockets have any.
+    fn wait(&self) -> std::io::Result<Vec<bool>> {
         let due =
             self.flows.next_deadline().map_or(NAP, |d| d.saturating_sub(self.start.elapsed()));
         // A millisecond is what poll() can wait; less would be a busy loop.
@@ -158,17 +165,20 @@ impl Engine {
         let mut fds: Vec<PollFd<'_>> =
             self.sniffers.iter().map(|s| PollFd::new(s.as_fd(), PollFlags::POLLIN)).collect();
         match poll(&mut fds, PollTimeout::from(millis)) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            // Errors count too: they are told by reading.
+            Ok(_) => Ok(fds.iter().map(|f| f.any().unwrap_or(true)).collect()),
+            Err(nix::errno::Errno::EINTR) => Ok(vec![true; fds.len()]),
             Err(e) => Err(e.into()),
         }
     }
 
-    fn turn(&mut self, actions: &mut Vec<Action>) -> std::io::Result<()> {
+    fn turn(&mut self, ready: &[bool], actions: &mut Vec<Action>) -> std::io::Result<()> {
         let shared = Arc::clone(&self.shared);
         let mut sniffers = std::mem::take(&mut self.sniffers);
         let mut result = Ok(());
         let mut drained = true;
-        for sniffer in &mut sniffers {
+        let known = shared.state().first_leak.is_some();
+        for (sniffer, _) in sniffers.iter_mut().zip(ready).filter(|(_, ready)| **ready) {
             for round in 1..=ROUNDS {
                 let mut state = shared.state();
                 let read = sniffer.receive(|r| {
@@ -183,7 +193,8 @@ impl Engine {
                 });
                 drop(state);
                 match read {
-                    Ok(n) if n > 0 => drained &= round < ROUNDS,
+                    // A batch that is not full was all there was.
+                    Ok(BATCH) => drained &= round < ROUNDS,
                     Ok(_) => break,
                     Err(e) => {
                         result = Err(e);
@@ -206,10 +217,14 @@ impl Engine {
         state.sniffer.received = sniffers.iter().map(Sniffer::received).sum();
         state.sniffer.dropped = sniffers.iter().map(|s| u64::from(s.dropped())).sum();
         state.sniffer.malformed = sniffers.iter().map(Sniffer::malformed).sum();
+        let leaked = !known && state.first_leak.is_some();
         drop(state);
         self.sniffers = sniffers;
         self.log.flush(now);
-        shared.changed.notify_one();
+        // A wake-up for every turn would cost more than the turn.
+        if leaked {
+            shared.changed.notify_one();
+        }
         result
     }
 

@@ -20,7 +20,7 @@ use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 use crate::{checksum, filter};
 
 /// Segments read in one system call.
-const BATCH: usize = 64;
+pub const BATCH: usize = 64;
 /// Bytes kept of each: every header, and any segment that was not merged on receipt.
 const SNAP: usize = 2048;
 
