@@ -97,7 +97,7 @@ pub struct Config {
     #[arg(long, env = "BOOM_EVENTS", value_name = "WHICH", default_value = "some")]
     pub events: Events,
 
-    /// This pod's address, for the record: the addresses in use are read from the packets
+    /// This pod's address: where given, connections to other addresses are let alone
     #[arg(long, env = "POD_IP", value_name = "IP", value_parser = ip_or_empty, default_value = "", hide_default_value = true)]
     pub pod_ip: IpList,
 

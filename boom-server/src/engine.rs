@@ -272,6 +272,7 @@ impl Engine {
         match action {
             Action::Handshake => state.tally.handshakes += 1,
             Action::NotForged => state.tally.settled += 1,
+            Action::Elsewhere(tuple) => state.tally.elsewhere(tuple),
             Action::Judged(j) => {
                 state.tally.judged(j, self.classes.of(j.tuple.remote.ip()));
                 if j.outcome == Outcome::Leaked && state.first_leak.is_none() {

@@ -8,6 +8,7 @@
 mod judge;
 mod table;
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use canary_common::outcome::{Forgery, Outcome, UnknownReason};
@@ -48,6 +49,8 @@ pub struct Settings {
     pub forge_delay: Duration,
     /// How many connections are remembered at most.
     pub capacity: usize,
+    /// The addresses that connections are judged for; empty for every one.
+    pub local: Vec<IpAddr>,
 }
 
 /// What is to be done, or has become known.
@@ -81,6 +84,8 @@ pub enum Action {
     Judged(Judgement),
     /// A connection ended before anything was forged on it.
     NotForged,
+    /// A connection to an address that is not judged for.
+    Elsewhere(FourTuple),
     /// An RST came.
     Reset(Reset),
 }
@@ -382,6 +387,13 @@ impl Flows {
         flow.snd = seg.ack;
         flow.state = State::Waiting;
         flow.advance(seg);
+        let tuple = flow.tuple;
+        if !self.settings.local.is_empty() && !self.settings.local.contains(&tuple.local.ip()) {
+            flow.state = State::Settled;
+            self.table.set_deadline(key, now + JUDGED_LIFE);
+            out.push(Action::Elsewhere(tuple));
+            return;
+        }
         let unsettled = flow.syns > 1 || flow.rtt >= CALM_HANDSHAKE;
         let wait = if unsettled {
             self.settings.forge_delay.max(ANSWERS_AGAIN)

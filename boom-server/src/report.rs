@@ -54,6 +54,11 @@ pub fn result(
     if paths.is_empty() {
         reasons.push("nothing was forged: no client connected".to_owned());
     }
+    if let Some((n, ip)) = state.tally.elsewhere {
+        reasons.push(format!(
+            "{n} connections came to {ip} or others that POD_IP and POD_IPS do not name: nothing was forged on them"
+        ));
+    }
     reasons.extend(doubts);
     reasons.extend(notes.iter().cloned());
     BoomResult {

@@ -1,7 +1,7 @@
 //! The order of steps: sockets, privileges away, engine and listeners, the end.
 
 use std::io::{self, IsTerminal, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -17,6 +17,7 @@ use canary_common::shutdown::Shutdown;
 use canary_common::telemetry::{self, Admin, MetricsError};
 use metrics_exporter_prometheus::PrometheusHandle;
 use nix::errno::Errno;
+use nix::sys::socket::SockaddrStorage;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::config::{Config, OnReset};
@@ -112,6 +113,10 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
         tracing::warn!("{note}");
         notes.push(note);
     }
+    if let Some(note) = stranger(&config.local_ips(), &own_addresses()) {
+        tracing::warn!("{note}");
+        notes.push(note);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -124,6 +129,7 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
             outcome_timeout: config.outcome_timeout,
             forge_delay: config.forge_delay,
             capacity: config.max_flows as usize,
+            local: config.local_ips(),
         },
         Classes { pods: config.pod_cidr.clone(), nodes: config.node_ip.clone() },
         config.events,
@@ -193,6 +199,30 @@ fn families(addresses: &[SocketAddr]) -> Vec<Family> {
         }
     }
     families
+}
+
+/// The addresses of this network namespace, as far as they can be told.
+fn own_addresses() -> Vec<IpAddr> {
+    let address = |a: SockaddrStorage| {
+        a.as_sockaddr_in()
+            .map(|v4| v4.ip().into())
+            .or_else(|| a.as_sockaddr_in6().map(|v6| v6.ip().into()))
+    };
+    nix::ifaddrs::getifaddrs()
+        .map_or_else(|_| Vec::new(), |all| all.filter_map(|i| address(i.address?)).collect())
+}
+
+/// Says so when none of the addresses that POD_IP and POD_IPS name is here:
+/// then no connection will be judged.
+fn stranger(named: &[IpAddr], own: &[IpAddr]) -> Option<String> {
+    let list = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    (!named.is_empty() && !own.is_empty() && !named.iter().any(|n| own.contains(n))).then(|| {
+        format!(
+            "POD_IP and POD_IPS name {}, and none of these is an address here ({}): correct or unset them",
+            list(named),
+            list(own)
+        )
+    })
 }
 
 fn bind(option: &'static str, addr: SocketAddr) -> Result<std::net::TcpListener, RunError> {

@@ -1,6 +1,7 @@
 //! Counts of everything that a run's result says.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use canary_common::hist::Latency;
@@ -27,6 +28,8 @@ pub struct Tally {
     pub forged: u64,
     /// Connections judged, or ended before anything was forged.
     pub settled: u64,
+    /// Connections to addresses that are not judged for, and one of those.
+    pub elsewhere: Option<(u64, IpAddr)>,
     /// Forged segments that could not be sent.
     pub send_errors: u64,
     /// From the kernel's receipt of the handshake to the forged segment's departure.
@@ -83,6 +86,12 @@ impl Tally {
         let row = self.row(&j.tuple, class, j.forgery);
         *cell(row, j.outcome, j.reason) += 1;
         row.killed += u64::from(j.killed);
+    }
+
+    /// A connection to an address that is not judged for.
+    pub fn elsewhere(&mut self, tuple: &FourTuple) {
+        self.settled += 1;
+        self.elsewhere.get_or_insert((0, tuple.local.ip())).0 += 1;
     }
 
     /// An RST came.

@@ -17,6 +17,7 @@ fn settings(forgeries: &[Forgery]) -> Settings {
         outcome_timeout: TIMEOUT,
         forge_delay: Duration::ZERO,
         capacity: 100,
+        local: Vec::new(),
     }
 }
 
@@ -451,6 +452,20 @@ fn flows_are_keyed_by_all_four() {
     p.gets(&rst);
     assert_eq!(p.resets(), [ResetCause::UnknownConnection]);
     assert_eq!(p.outcome(), None);
+}
+
+/// Where addresses are named, a connection to another one is counted and let alone.
+#[test]
+fn only_named_addresses_are_judged_for() {
+    for (named, forged) in [([198, 18, 0, 1], true), ([198, 18, 0, 9], false)] {
+        let mut s = settings(&[Forgery::AboveWindow]);
+        s.local = vec![named.into()];
+        let mut p = Play::with(s);
+        p.handshake().rst(ISN.add(1));
+        assert_eq!(p.forged().is_some(), forged);
+        let elsewhere = p.out.iter().any(|a| matches!(a, Action::Elsewhere(_)));
+        assert_eq!((elsewhere, p.judgements().is_empty()), (!forged, !forged));
+    }
 }
 
 /// A SYN that was sent again long after is old, and the connection goes on.

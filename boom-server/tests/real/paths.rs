@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::rig::{Rig, VIP4, VIP6, exchange};
+use crate::rig::{Rig, VIP4, VIP6, exchange, sh};
 use canary_common::outcome::{Diagnosis, Forgery};
 use canary_common::result::boom::BoomResult;
 
@@ -131,6 +131,51 @@ fn an_overshoot_kills_later() {
     assert_eq!(result.paths[0].diagnosis, Diagnosis::Unprotected);
     assert!(result.paths[0].reasons[0].contains("after an overshoot"), "{:?}", result.reasons);
     assert_eq!(status.code(), Some(10));
+}
+
+/// POD_IP names what is judged for: a connection to another of the pod's addresses
+/// is accepted and let alone, and one to a named address is judged beside it.
+#[test]
+fn connections_to_other_addresses_are_let_alone() {
+    let rig = Rig::new();
+    sh(&format!("ip -n {} addr add 198.18.2.3/24 dev e0", rig.name('s')));
+    let mut boom = rig.boom(&[
+        "--forge=above-window",
+        "--on-reset=count",
+        "--connections=4",
+        "--pod-ip=198.18.2.2",
+        "--pod-ips=198.18.2.2,fd00:2::2",
+    ]);
+    let held: Vec<_> = [VIP4, VIP6, "198.18.2.3:9000", "198.18.2.3:9000"]
+        .iter()
+        .flat_map(|to| rig.connect(to, 1))
+        .collect();
+    boom.wait_for("settled");
+    let ends: Vec<_> = held.iter().map(|s| exchange(s).is_ok()).collect();
+    assert_eq!(ends, [false, false, true, true]);
+    drop_all(held);
+    let (_, result, _) = boom.end(Duration::from_secs(30));
+    assert_eq!((result.connections.handshakes, result.connections.forged), (4, 2));
+    let words = "2 connections came to 198.18.2.3 ";
+    assert!(result.reasons.iter().any(|r| r.contains(words)), "{:?}", result.reasons);
+    assert!(!result.reasons.iter().any(|r| r.contains("none of these")), "{:?}", result.reasons);
+}
+
+/// A POD_IP that is no address of this pod is told, with those that are.
+#[test]
+fn a_foreign_pod_ip_is_told() {
+    let rig = Rig::new();
+    let boom = rig.boom(&["--pod-ip=198.18.2.77", "--connections=1", "--forge=control"]);
+    let held = rig.connect(VIP4, 1);
+    drop_all(held);
+    let (status, result, log) = boom.end(Duration::from_secs(30));
+    let reasons = result.reasons.join("\n");
+    for word in ["name 198.18.2.77", "198.18.2.2", "fd00:2::2", "1 connections came to 198.18.2.2"]
+    {
+        assert!(reasons.contains(word), "{word}: {reasons}");
+    }
+    assert!(log.contains("\"WARN\""), "{log}");
+    assert_eq!(status.code(), Some(11));
 }
 
 /// A pod address is not translated: every segment arrives, even with bad flags.

@@ -32,6 +32,7 @@ pub(crate) fn drive(bytes: &[u8]) -> Result<(), String> {
         outcome_timeout: Duration::from_millis(100),
         forge_delay: Duration::from_millis(u64::from(bytes.first().copied().unwrap_or(0) % 3) * 20),
         capacity: CAPACITY,
+        local: Vec::new(),
     });
     let (mut now, mut seen, mut out) = (Duration::ZERO, Seen::default(), Vec::new());
     let steps = bytes.chunks_exact(10).map(|c| <[u8; 10]>::try_from(c).unwrap_or_default());
@@ -134,7 +135,7 @@ fn check(seen: &mut Seen, out: &mut Vec<Action>) -> Result<(), String> {
                     leak(seen, r.tuple)?;
                 }
             }
-            Action::Handshake | Action::NotForged => {}
+            Action::Handshake | Action::NotForged | Action::Elsewhere(_) => {}
         }
     }
     Ok(())
