@@ -5,6 +5,7 @@
 //! since the program began. Nothing here sends or logs: what is to be done
 //! comes back as [`Action`]s.
 
+mod action;
 mod judge;
 mod table;
 
@@ -16,6 +17,8 @@ use canary_common::segment::{Flags, FourTuple, Segment};
 use canary_common::seq::Seq;
 
 use crate::forge::{self, Numbers, Spec};
+use action::reset;
+pub use action::{Action, Judgement, Reset, ResetCause};
 use table::{Key, Table};
 
 /// A handshake that takes longer may have drawn a second SYN-ACK (the first
@@ -51,94 +54,6 @@ pub struct Settings {
     pub capacity: usize,
     /// The addresses that connections are judged for; empty for every one.
     pub local: Vec<IpAddr>,
-}
-
-/// What is to be done, or has become known.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// A handshake is complete.
-    Handshake,
-    /// Send this segment; it is the forged one.
-    Forge {
-        /// On which connection.
-        tuple: FourTuple,
-        /// What it is called.
-        forgery: Forgery,
-        /// Its numbers.
-        spec: Spec,
-        /// The client's timestamps option as last seen, (value, echo).
-        timestamps: Option<(u32, u32)>,
-        /// True when the segment just handled completed the handshake.
-        at_once: bool,
-    },
-    /// Send this segment to see whether the connection lives.
-    Probe {
-        /// On which connection.
-        tuple: FourTuple,
-        /// Its numbers.
-        spec: Spec,
-        /// The client's timestamps option as last seen, (value, echo).
-        timestamps: Option<(u32, u32)>,
-    },
-    /// The outcome of a forged segment is known.
-    Judged(Judgement),
-    /// A connection ended before anything was forged on it.
-    NotForged,
-    /// A connection to an address that is not judged for.
-    Elsewhere(FourTuple),
-    /// An RST came.
-    Reset(Reset),
-}
-
-/// What became of one forged segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Judgement {
-    /// On which connection.
-    pub tuple: FourTuple,
-    /// What was forged.
-    pub forgery: Forgery,
-    /// What became of it.
-    pub outcome: Outcome,
-    /// Why nothing is known, where that is the outcome.
-    pub reason: Option<UnknownReason>,
-    /// True when the RST of a leaked segment was one that the server must accept.
-    pub killed: bool,
-    /// From the forged segment's departure to the judgement.
-    pub after: Duration,
-    /// An earlier judgement that this one replaces.
-    pub replaces: Option<(Outcome, Option<UnknownReason>)>,
-}
-
-/// An RST and what it belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reset {
-    /// On which connection.
-    pub tuple: FourTuple,
-    /// Its sequence number.
-    pub seq: Seq,
-    /// Its acknowledgment number.
-    pub ack: Seq,
-    /// Its control bits.
-    pub flags: Flags,
-    /// What provoked it.
-    pub cause: ResetCause,
-}
-
-/// What an RST belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResetCause {
-    /// The segment forged on its connection.
-    Forged(Forgery),
-    /// A segment of the server's own that conntrack no longer translated, because
-    /// an overshoot forged on this connection before had poisoned its entry.
-    Poisoned,
-    /// Something else on a known connection, where this number was expected.
-    Other {
-        /// RCV.NXT
-        expected: Seq,
-    },
-    /// No known connection.
-    UnknownConnection,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -451,10 +366,6 @@ impl Flows {
 fn opens(seg: &Segment<'_>) -> bool {
     // RFC 9293, section 3.10.7.2: in LISTEN an ACK is answered with a reset.
     seg.flags.has(Flags::SYN) && seg.flags.0 & (Flags::ACK.0 | Flags::RST.0 | Flags::FIN.0) == 0
-}
-
-const fn reset(tuple: FourTuple, seg: &Segment<'_>, cause: ResetCause) -> Reset {
-    Reset { tuple, seq: seg.seq, ack: seg.ack, flags: seg.flags, cause }
 }
 
 impl Flow {

@@ -249,6 +249,13 @@ async fn publish(program: Arc<Program>, handle: PrometheusHandle) {
     }
 }
 
+fn step_note(wall: f64, monotonic: f64) -> Option<String> {
+    let step = wall - monotonic;
+    (step.abs() > 1.0).then(|| {
+        format!("the wall clock was stepped by {step:.1} s: handshake_to_forge may be wrong")
+    })
+}
+
 struct Program {
     config: Config,
     clock: Clock,
@@ -279,10 +286,7 @@ impl Program {
     fn clock_step(&self) -> Option<String> {
         let wall =
             self.wall.elapsed().map_or_else(|e| -e.duration().as_secs_f64(), |d| d.as_secs_f64());
-        let step = wall - self.monotonic.elapsed().as_secs_f64();
-        (step.abs() > 1.0).then(|| {
-            format!("the wall clock was stepped by {step:.1} s: handshake_to_forge may be wrong")
-        })
+        step_note(wall, self.monotonic.elapsed().as_secs_f64())
     }
 
     /// Waits for the first of the ends that the options name.
@@ -387,5 +391,29 @@ impl Program {
             Exit::Ok if lost => Exit::Failed,
             exit => exit,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A step of the wall clock is told in both directions, drift is not.
+    #[test]
+    fn a_clock_step_is_told() {
+        assert_eq!(step_note(100.4, 100.0), None);
+        assert!(step_note(3700.0, 100.0).is_some_and(|n| n.contains("stepped by 3600.0 s")));
+        assert!(step_note(-3500.0, 100.0).is_some_and(|n| n.contains("stepped by -3600.0 s")));
+    }
+
+    /// POD_IP is complained about only where none of its addresses is here.
+    #[test]
+    fn a_stranger_is_an_address_of_nobody_here() {
+        let ip = |s: &str| s.parse::<IpAddr>().expect("address");
+        let own = [ip("127.0.0.1"), ip("198.18.0.1")];
+        assert_eq!(stranger(&[], &own), None);
+        assert_eq!(stranger(&[ip("198.18.0.1"), ip("fd00::9")], &own), None);
+        let told = stranger(&[ip("198.18.0.9")], &own).expect("told");
+        assert!(told.contains("name 198.18.0.9") && told.contains("198.18.0.1"), "{told}");
     }
 }

@@ -133,6 +133,37 @@ fn an_overshoot_kills_later() {
     assert_eq!(status.code(), Some(10));
 }
 
+/// With SYN cookies the server keeps nothing until the ACK, and window scale and
+/// SACK travel in the timestamp: each connection is seen and judged all the same.
+/// Nothing lethal is forged: a client's next segment makes a new connection out of
+/// the cookie of one that was reset.
+#[test]
+fn syn_cookies_hide_no_connection() {
+    let rig = Rig::new();
+    let s = rig.name('s');
+    sh(&format!("ip netns exec {s} sysctl -qw net.ipv4.tcp_syncookies=2"));
+    let options = ["--forge=control,ack-ahead", "--on-reset=count", "--connections=40"];
+    let mut boom = rig.boom(&options);
+    let mut held = rig.connect(VIP4, 20);
+    held.extend(rig.connect(VIP6, 20));
+    boom.wait_for("settled");
+    for s in &held {
+        exchange(s).unwrap();
+    }
+    drop_all(held);
+    let (_, result, _) = boom.end(Duration::from_secs(30));
+    let count = "nstat -asz TcpExtSyncookiesRecv | awk '/Recv/ {print $2}'";
+    sh(&format!("n=$(ip netns exec {s} {count}); echo $n cookies came back >&2; test $n = 40"));
+    let c = result.connections;
+    assert_eq!((c.accepted, c.handshakes, c.forged), (40, 40, 40));
+    for o in &result.outcomes {
+        let control = o.forgery == Forgery::Control;
+        let cell = if control { [0, 0, 10, 0] } else { [10, 0, 0, 0] };
+        assert_eq!([o.leaked, o.killed, o.delivered, o.dropped], cell, "{o:?}");
+    }
+    assert_eq!(result.outcomes.len(), 4);
+}
+
 /// POD_IP names what is judged for: a connection to another of the pod's addresses
 /// is accepted and let alone, and one to a named address is judged beside it.
 #[test]
