@@ -1,11 +1,12 @@
 # `make lab` runs the experiment, `make test` the tests. Both install what they need.
-.PHONY: help lab test kernels bench bench-boom test-images test-kernels test-k8s \
+.PHONY: help lab test kernels bench bench-boom matrix fuzz properties test-images test-kernels test-k8s \
 	programs fmt-check lint licences shell-check unit manifests clean
 
 CARGO ?= cargo
 TOOLS := $(CURDIR)/target/tools
 DENY_VERSION := 0.20.2
 OHA_VERSION := 1.16.0
+FUZZ_VERSION := 0.13.2
 export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
 
 help:
@@ -14,6 +15,8 @@ help:
 	@echo 'make kernels     the same experiment on Linux 5.10, 6.1, 6.12 and the newest, one table'
 	@echo
 	@echo 'make test-kernels  the oldest and the newest kernel, the short matrix'
+	@echo 'make matrix      boom-server against every forgery and protection, 1,000 connections a cell'
+	@echo 'make fuzz        the segment decoder and the state machine, 50,000,000 cases each'
 	@echo 'make test-images   builds both images and runs them (a Docker daemon of its own; root)'
 	@echo 'make test-k8s      what must hold on the cluster of the current kubectl context; changes nodes and puts them back'
 	@echo 'make bench         load-client against wrk, oha, curl and a bare loop, as ratios'
@@ -62,6 +65,13 @@ shell-check:
 unit:
 	@echo '== unit, property and real-packet tests'
 	@$(CARGO) test --workspace --no-fail-fast
+	@$(MAKE) --no-print-directory properties
+
+# A million cases need optimised code; what they do not touch stays as it was built.
+OPTIMISED := $(foreach p,boom-server canary-common proptest,--config profile.dev.package.$(p).opt-level=2)
+properties:
+	@echo '== the state machine under a million arbitrary connections'
+	@BOOM_CASES=1000000 $(CARGO) test $(OPTIMISED) --quiet -p boom-server --test properties
 
 manifests:
 	@echo '== manifests, dashboard and cluster scripts'
@@ -94,6 +104,22 @@ bench-boom:
 	@echo '== building (release)'
 	@$(CARGO) build --release --quiet -p boom-server --bin boom-server --example bench
 	@target/release/examples/bench $(or $(RATE),20000) $(or $(SECONDS),60)
+
+# CELL connections a cell; needs root and 20,000 open files.
+matrix:
+	@tools/setup test
+	@BOOM_MATRIX=$(or $(CELL),1000) $(CARGO) test -p boom-server --test real matrix -- --nocapture --test-threads=1
+
+# RUNS cases for each target, on stable: no sanitizer, which forbidden unsafe code does not need.
+FUZZ_TARGETS := segment flow
+fuzz: $(TOOLS)/bin/cargo-fuzz
+	@for t in $(FUZZ_TARGETS); do mkdir -p target/fuzz/corpus/$$t && \
+	(cd boom-server && cargo-fuzz fuzz run --fuzz-dir fuzz -s none --target-dir ../target/fuzz $$t \
+	../target/fuzz/corpus/$$t fuzz/corpus/$$t -- -runs=$(or $(RUNS),50000000) -max_len=480 -print_final_stats=1) || exit 1; done
+
+$(TOOLS)/bin/cargo-fuzz:
+	@echo '== installing cargo-fuzz $(FUZZ_VERSION) into target/tools'
+	@$(CARGO) install --quiet --locked --root $(TOOLS) --version $(FUZZ_VERSION) cargo-fuzz
 
 test-images:
 	@tools/setup images

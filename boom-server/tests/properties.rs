@@ -1,5 +1,5 @@
 //! The state machine under arbitrary segments. `BOOM_CASES` says how many runs
-//! (5,000 unless told; a million takes a few minutes in release mode).
+//! (5,000 unless told; `make properties`, part of `make test`, runs a million).
 
 #[path = "support/drive.rs"]
 mod drive;
