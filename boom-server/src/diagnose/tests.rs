@@ -110,6 +110,35 @@ fn a_poisoned_entry_is_a_vulnerable_path() {
     assert!(d.reasons[0].ends_with("3 of 50 connections were reset"), "{:?}", d.reasons);
 }
 
+/// Each class of clients and each family has a diagnosis and a bound of its own: a
+/// protected one lends nothing to a masqueraded one.
+#[test]
+fn classes_and_families_are_told_apart() {
+    let mut all = Vec::new();
+    for (class, family, cells) in [
+        (ClientClass::Pod, Family::Ipv4, [(Control, 0, 9, 0), (AboveWindow, 0, 0, 1000)]),
+        (ClientClass::Pod, Family::Ipv6, [(Control, 0, 9, 0), (AboveWindow, 0, 0, 20)]),
+        (ClientClass::Node, Family::Ipv4, [(Control, 0, 9, 0), (AboveWindow, 50, 0, 0)]),
+        (ClientClass::Outside, Family::Ipv4, [(Control, 0, 9, 0), (AboveWindow, 0, 1000, 0)]),
+    ] {
+        let rows = rows(&cells).into_iter();
+        all.extend(rows.map(|row| OutcomeCount { class, family, ..row }));
+    }
+    let found: Vec<_> = paths(&all, 20)
+        .iter()
+        .map(|p| (p.class, p.family, p.diagnosis, (p.leak_rate_upper_95 * 1e4).round() as u32))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            (ClientClass::Pod, Family::Ipv4, Diagnosis::Dropped, 30),
+            (ClientClass::Node, Family::Ipv4, Diagnosis::Unprotected, 10_000),
+            (ClientClass::Outside, Family::Ipv4, Diagnosis::Liberal, 30),
+            (ClientClass::Pod, Family::Ipv6, Diagnosis::Dropped, 1391),
+        ]
+    );
+}
+
 /// Too few are too few.
 #[test]
 fn protected_needs_enough() {

@@ -240,7 +240,7 @@ fn bad_segments_change_nothing() {
     use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
     let rig = Rig::new();
-    let boom = rig.boom(&["--forge", "control", "--on-reset", "count", "--connections", "5"]);
+    let mut boom = rig.boom(&["--forge", "control", "--on-reset", "count", "--connections", "6"]);
     let held = rig.connect(VIP4, 5);
     let to = "198.18.2.2:9000".parse().unwrap();
     rig.within('c', || {
@@ -266,21 +266,40 @@ fn bad_segments_change_nothing() {
             };
             emit.packet(&mut packet);
             raw.send_to(&packet, &peer).unwrap();
-            let cut = 20 + usize::from(flags) % 41;
-            packet.truncate(cut.min(packet.len()));
-            // The kernel fills in the total length; the rest is cut, and the checksum wrong.
-            raw.send_to(&packet, &peer).unwrap();
+        }
+        // Every truncation of the longest header, with a SYN's flags; the kernel fills in
+        // the total length, so the checksum is wrong from the first octet on.
+        for cut in 0..=60 {
+            for data_offset in [0x00, 0x40, 0x50, 0xf0] {
+                let src = std::net::SocketAddr::from(([198, 18, 1, 2], 30_000 + cut as u16));
+                let emit = Emit {
+                    src,
+                    dst: to,
+                    seq: Seq(1),
+                    ack: Seq(0),
+                    flags: Flags::SYN,
+                    window: 9,
+                    options: &[1; 40],
+                    payload: &[0xff; 9],
+                };
+                emit.packet(&mut packet);
+                packet[32] = data_offset;
+                packet.truncate(20 + cut);
+                raw.send_to(&packet, &peer).unwrap();
+            }
         }
     });
-    std::thread::sleep(Duration::from_millis(300));
-    for s in &held {
+    // A last connection: what came before it has been read when it is judged.
+    let last = rig.connect(VIP4, 1);
+    boom.wait_for("settled");
+    for s in held.iter().chain(&last) {
         exchange(s).unwrap();
     }
-    drop(held);
+    drop((held, last));
     let (status, result, _) = boom.end(SOON);
     assert_eq!(status.code(), Some(11));
     assert_eq!(result.outcomes.len(), 1);
-    assert_eq!((result.outcomes[0].delivered, result.connections.handshakes), (5, 5));
+    assert_eq!((result.outcomes[0].delivered, result.connections.handshakes), (6, 6));
     assert_eq!((result.resets.attributed, result.sniffer.dropped), (0, 0));
     assert!(result.sniffer.malformed > 0 && result.resets.unknown_connection > 0);
 }

@@ -133,6 +133,43 @@ fn an_overshoot_kills_later() {
     assert_eq!(status.code(), Some(10));
 }
 
+/// One port used over and over, each connection reset by its client: what comes late
+/// from one is not blamed on the next, and a client's own reset is never an ERROR.
+#[test]
+fn a_port_used_again_is_another_connection() {
+    use socket2::{Domain, Socket, Type};
+    const TIMES: u64 = 50;
+    let rig = Rig::new();
+    let boom = rig.boom(&["--forge=control,below-window", "--events=all"]);
+    let bind: std::net::SocketAddr = "198.18.1.2:40000".parse().unwrap();
+    let to: std::net::SocketAddr = VIP4.parse().unwrap();
+    rig.within('c', || {
+        for _ in 0..TIMES {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.set_reuse_address(true).unwrap();
+            socket.bind(&bind.into()).unwrap();
+            socket.connect(&to.into()).unwrap();
+            socket.set_linger(Some(Duration::ZERO)).unwrap();
+        }
+    });
+    // The last one is answered, so everything before it has come.
+    exchange(&rig.connect(VIP4, 1)[0]).unwrap();
+    boom.signal(nix::sys::signal::Signal::SIGTERM);
+    let (_, result, log) = boom.end(Duration::from_secs(30));
+    // A reset may overtake the server's half of a handshake: accept() sees none then either.
+    let c = result.connections;
+    assert_eq!((c.handshakes, c.forged), (c.accepted, c.accepted));
+    assert!(c.accepted > TIMES / 2, "{c:?}");
+    assert_eq!(result.resets.attributed, 0);
+    assert!(result.outcomes.iter().all(|o| o.leaked + o.dropped == 0), "{:?}", result.outcomes);
+    let judged: u64 =
+        result.outcomes.iter().map(|o| o.delivered + o.unknown.values().sum::<u64>()).sum();
+    assert_eq!(judged, result.connections.forged);
+    // The clients' own, and those that a forged segment draws from a port closed by then.
+    assert!(result.resets.unattributed + result.resets.unknown_connection >= c.accepted - 1);
+    assert!(log.contains("connection established") && !log.contains("ERROR"), "{log}");
+}
+
 /// With SYN cookies the server keeps nothing until the ACK, and window scale and
 /// SACK travel in the timestamp: each connection is seen and judged all the same.
 /// Nothing lethal is forged: a client's next segment makes a new connection out of
