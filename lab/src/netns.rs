@@ -95,6 +95,8 @@ pub fn enter() -> Result<Isolation, NetnsError> {
     let own = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNET;
     let (uid, gid) = (geteuid(), getegid());
     let isolation = if uid.is_root() {
+        // No user namespace here: root owns the other three without one, it would keep nothing
+        // apart that they do not, and root must be able to run where user namespaces are refused.
         unshare(own).map_err(os("unshare mount, PID and network namespaces"))?;
         Isolation::Root
     } else {

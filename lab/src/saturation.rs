@@ -1,12 +1,15 @@
 //! A conntrack table that fills: the experiment of the blog post that this
 //! suite grew from, step by step, and what of it holds on this kernel.
 //!
-//! [`claims`] judges and is pure, [`bench`] runs the steps, [`streams`] are the
-//! connections that were there before, [`table`] sets the host's limit.
+//! [`claims`] judges and is pure, [`bench`] runs the steps and [`eviction`] one of
+//! them, in places that [`stage`] builds; [`streams`] are the connections that were
+//! there before, [`table`] sets the host's limit.
 
 pub mod bench;
 pub mod claims;
+pub mod eviction;
 pub mod series;
+pub mod stage;
 pub mod streams;
 pub mod table;
 
@@ -48,9 +51,9 @@ pub struct Saturation {
     pub seconds: u32,
     /// Established connections that are there throughout.
     pub held: u32,
-    /// Half-closed transfers that are there throughout.
+    /// Half-closed transfers in each place of the eviction experiment.
     pub half_closed: u32,
-    /// How long the table is kept full while they go on.
+    /// How long the garbage collector may take; it comes at least once a minute.
     pub closing_seconds: u32,
     /// Connections of the step that fills the table, as a part of its limit.
     pub load: f64,
@@ -134,7 +137,7 @@ pub fn run(
         commands: vec![CommandList {
             title: "hosts and links; the Service's further ports are in cells/saturation"
                 .to_owned(),
-            lines: bench::topology(Topology::new(NetPath::SameNode, ""))
+            lines: stage::topology(Topology::new(NetPath::SameNode, ""))
                 .steps
                 .iter()
                 .map(Step::shell)
@@ -160,8 +163,7 @@ pub fn judge(
             continue;
         }
         let evidence = s.evidence.join(" ");
-        if s.finding == Finding::NotShown && *claim == Claim::BiggerTableCures && !facts.can_resize
-        {
+        if s.finding == Finding::NotShown && claim.not_tried(facts) {
             reasons.push(format!("{claim}: not tried: {evidence}"));
             continue;
         }

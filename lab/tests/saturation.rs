@@ -12,6 +12,7 @@ use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use canary_common::outcome::ProbeEnd;
 use canary_common::result::lab::Judgement;
 use canary_common::result::timeline::{FailureClass, Finding};
 use common::{Left, lab, output, result, scratch, wait_for};
@@ -54,12 +55,10 @@ fn alone(most: u64) -> Option<(MutexGuard<'static, ()>, u64)> {
     None
 }
 
-/// The short run: a small table, a short wait for the garbage collector.
+/// Shorter steps; the wait for the garbage collector is what it is.
 fn short(load: &str) -> String {
     SHIPPED
-        .replace("closing-seconds = 45", "closing-seconds = 2")
-        .replace("seconds = 4\n", "seconds = 2\n")
-        .replace("half-closed = 200", "half-closed = 20")
+        .replace("\nseconds = 4\n", "\nseconds = 2\n")
         .replace("load = 1.1", &format!("load = {load}"))
 }
 
@@ -98,6 +97,15 @@ fn a_full_table_is_what_is_expected() {
     assert!(load.new_failures[&FailureClass::ConnectTimeout] > 0);
     assert!(load.conntrack.drop >= load.new_failures[&FailureClass::ConnectTimeout]);
     assert!(t.statements.iter().any(|s| s.finding == Finding::DoesNotHold));
+    // Transfers lost their entries where the table was full, and nowhere else.
+    let evicted = |title: &str| {
+        let step = t.steps.iter().find(|s| s.title.contains(title)).unwrap();
+        step.established.get(&ProbeEnd::Reset).copied().unwrap_or(0)
+    };
+    if size <= 20_000 {
+        assert!(evicted("full of established") > 0 && evicted("INVALID dropped") > 0);
+        assert_eq!(evicted("nine tenths full"), 0);
+    }
     before.assert_same(dir.path());
 }
 
@@ -110,7 +118,7 @@ fn a_table_that_does_not_fill_proves_nothing() {
     let file = dir.path().join("saturation.toml");
     let text = short("0.02").replace("clients = [10, 20, 50]", "clients = [1]");
     // The rate of the other steps follows the table's size: one second of them.
-    fs::write(&file, text.replace("seconds = 2\n", "seconds = 1\n")).unwrap();
+    fs::write(&file, text.replace("\nseconds = 2\n", "\nseconds = 1\n")).unwrap();
     let results = dir.path().join("r");
     let out = output(
         lab(&dir).args(["run", "--host-table-size=40000"]).arg(&file).arg("--output").arg(&results),

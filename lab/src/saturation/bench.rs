@@ -2,77 +2,38 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::io::Write as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use canary_common::result::boom::BoomResult;
-use canary_common::result::lab::{FrontEnd, Path as NetPath};
 use canary_common::result::load::LoadResult;
 use canary_common::result::observe::ObserveResult;
 use canary_common::result::timeline::{Change, Step, Timeline};
-use canary_common::segment::Family;
 use nix::sys::signal::Signal;
 
-use super::claims::{Facts, Kind, Shown};
-use super::streams::{self, Streams, Talk};
+use super::claims::{Facts, Kind, MOST_HELD, Shown};
+use super::stage::{Load, READY, Stage, TIMEOUT};
+use super::streams::{Streams, Talk};
 use super::table::{self, Control};
-use super::{MOST_CLIENTS, Saturation, series};
-use crate::capture;
+use super::{MOST_CLIENTS, Saturation, eviction, series};
 use crate::causes::play::{boom_server, count, counters, set};
 use crate::causes::{listed, outcomes};
 use crate::cell::{self, Setting, io_error};
-use crate::evidence::{self, EvidenceError};
-use crate::exec::{Call, Process, Ready};
-use crate::place::{Place, PlaceError};
-use crate::topology::{Step as Build, Topology};
+use crate::evidence;
+use crate::place::PlaceError;
 
-/// The port of the load's target.
-const LOAD_PORT: u16 = 8080;
-/// The port of the connections that are held.
-const HELD_PORT: u16 = 8081;
-/// How long a connect may take: longer than one retransmission of a SYN.
-const TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long the step that fills the table may take.
-const FILLING: Duration = Duration::from_secs(60);
+const FILLING: Duration = Duration::from_secs(90);
 /// The time in which it would fill a small table.
 const FILL_TIME: f64 = 8.0;
 /// More than two processors of today can do.
 const MOST_RATE: f64 = 20_000.0;
 /// The rate of one client, at most.
 const CLIENT_RATE: f64 = 100.0;
-const READY: Duration = Duration::from_secs(15);
 /// The established timeout of the last step in seconds, and a silence that is longer.
 const SHORT: &str = "2";
 const IDLE: Duration = Duration::from_millis(3500);
-
-/// The client pod's addresses, one for each client.
-fn sources() -> impl Iterator<Item = String> {
-    (0..MOST_CLIENTS).map(|n| format!("198.18.65.{}", 101 + n))
-}
-
-/// A topology whose client pod has an address for each client.
-#[must_use]
-pub fn topology(mut topology: Topology) -> Topology {
-    let (node, client) = (topology.full("node1"), topology.full("client"));
-    for address in sources() {
-        topology.steps.push(Build::Ip(client.clone(), format!("addr add {address}/32 dev eth0")));
-        topology
-            .steps
-            .push(Build::Ip(node.clone(), format!("route add {address}/32 dev to-client")));
-    }
-    topology
-}
-
-/// A load: so many sources, so many connections a second.
-#[derive(Clone, Copy, Debug)]
-struct Load {
-    clients: u32,
-    rate: f64,
-    /// Ends after so many.
-    connections: Option<u64>,
-    time: Duration,
-}
 
 /// A step to run.
 struct Plan<'a> {
@@ -93,14 +54,6 @@ pub struct Bench<'a> {
     /// The same in seconds since 1970.
     wall: f64,
     loads: Vec<LoadResult>,
-}
-
-/// A place with what runs beside the steps.
-struct Stage<'a> {
-    place: Place<'a>,
-    serve: Process,
-    observer: Process,
-    dir: PathBuf,
 }
 
 impl<'a> Bench<'a> {
@@ -127,10 +80,20 @@ impl<'a> Bench<'a> {
     ) -> Result<(), PlaceError> {
         let limit = table::max().map_err(sysctl_error)?;
         facts.can_resize = control.is_some();
+        facts.can_hold = control.is_some() && limit <= MOST_HELD;
         let stage = self.stage("filling")?;
         let ended = self.fill(&stage, limit, timeline, facts);
         self.close(stage, timeline)?;
         ended?;
+        if facts.can_hold {
+            let t = self.begun.elapsed().as_secs_f64();
+            say(t, &self.s.name, "full of established connections, for up to a minute");
+            let found =
+                eviction::run(self.s, self.setting, self.dir, self.prefix, limit, self.begun)?;
+            timeline.steps.extend(found.steps);
+            facts.evicted = found.evicted;
+            self.series(&found.observed, timeline);
+        }
         if let Some(control) = control {
             let before = control.set_max(limit * 4).map_err(sysctl_error)?;
             let change = Change {
@@ -162,6 +125,9 @@ impl<'a> Bench<'a> {
         Load {
             clients: MOST_CLIENTS,
             rate: (connections / FILL_TIME).min(MOST_RATE),
+            // A machine that cannot keep that rate has no more than this waiting: connects that
+            // time out for want of a processor would look like those of a full table.
+            at_once: 2000.0,
             connections: Some(connections as u64),
             time: FILLING,
         }
@@ -176,18 +142,16 @@ impl<'a> Bench<'a> {
         facts: &mut Facts,
     ) -> Result<(), PlaceError> {
         let seconds = Duration::from_secs(u64::from(self.s.seconds));
-        let pairs = self.connect(stage, self.s.held + self.s.half_closed)?;
-        let streams = Streams::start(pairs, self.s.half_closed as usize)
+        let streams = Streams::start(stage.connect(self.s.held)?, 0)
             .map_err(io_error("hold connections", &stage.dir))?;
         let held = Some((&streams, Talk::Both));
         // So that all steps together use four fifths of a small table.
         let sum: u32 = self.s.clients.iter().sum();
         let rate = limit as f64 * 0.8 / (f64::from(sum) * seconds.as_secs_f64());
-        let load = |clients: u32, time| Load {
-            clients,
-            rate: f64::from(clients) * rate.min(CLIENT_RATE),
-            connections: None,
-            time,
+        let load = |clients: u32, time| {
+            let rate = f64::from(clients) * rate.min(CLIENT_RATE);
+            // Room for a second and a half of connects that get no answer.
+            Load { clients, rate, at_once: (rate * 2.0).max(100.0), connections: None, time }
         };
         let most = self.s.clients.iter().copied().max().unwrap_or(MOST_CLIENTS);
         let mut plans = vec![(Kind::NoLoad, "no load".to_owned(), None)];
@@ -212,31 +176,7 @@ impl<'a> Bench<'a> {
             changes: vec![change],
             streams: held,
         };
-        self.step(stage, plan, timeline, facts)?;
-        let change = set(&stage.place, "node1", evidence::BE_LIBERAL, "0")?;
-        let captures = self.capture(stage)?;
-        let time = Duration::from_secs(u64::from(self.s.closing_seconds));
-        let plan = Plan {
-            kind: Kind::Closing,
-            title: "full for longer, half-closed transfers".to_owned(),
-            load: Some(load(most, time)),
-            changes: vec![change],
-            streams: Some((&streams, Talk::HalfClosed)),
-        };
-        let ended = self.step(stage, plan, timeline, facts);
-        let [untranslated, resets] = self.captured(stage, captures)?;
-        ended?;
-        facts.untranslated = untranslated;
-        if let Some(step) = timeline.steps.last_mut() {
-            step.notes.push(format!(
-                "Established connections beside them: {}. Captured on the transfers' port: {untranslated} \
-                 segments that reached the client untranslated, {resets} RSTs that reached the server \
-                 (cells/{}/filling/).",
-                listed(&streams.ends(Talk::Both)),
-                self.s.name
-            ));
-        }
-        Ok(())
+        self.step(stage, plan, timeline, facts)
     }
 
     /// The same load with shorter timeouts, and what too short ones do.
@@ -275,7 +215,7 @@ impl<'a> Bench<'a> {
         self.step(stage, plan, timeline, facts)?;
         let key = "net/netfilter/nf_conntrack_tcp_timeout_established";
         let change = set(&stage.place, "node1", key, SHORT)?;
-        let pairs = self.connect(stage, self.s.held)?;
+        let pairs = stage.connect(self.s.held)?;
         self.setting.interrupt.sleep(IDLE)?;
         // The server's tick comes first.
         let streams = Streams::start(pairs, 0).map_err(io_error("hold connections", &stage.dir))?;
@@ -289,52 +229,21 @@ impl<'a> Bench<'a> {
         self.step(stage, plan, timeline, facts)
     }
 
-    /// A fresh place: an empty table on its one node.
+    /// A fresh place, without protection.
     fn stage(&self, name: &str) -> Result<Stage<'a>, PlaceError> {
-        let setting = self.setting;
-        let dir = self.dir.join(name);
-        fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
         let prefix = format!("{}{}-", self.prefix, &name[..1]);
-        // Client and server on one node, so that its table is the only one.
-        let place =
-            Place::build(topology(Topology::new(NetPath::SameNode, &prefix)), &setting.tools)?;
-        place.protect(FrontEnd::Nftables, Family::Ipv4, &[])?;
-        let service = &place.topology.service;
-        let rules = format!(
-            "table ip lab-load {{\n chain prerouting {{ type nat hook prerouting priority dstnat; \
-             ip daddr {} tcp dport {{ {LOAD_PORT}, {HELD_PORT} }} dnat to {}\n }}\n}}\n",
-            service.vip.v4, service.pod.v4
-        );
-        fs::write(dir.join("rules-load.txt"), &rules).map_err(io_error("write", &dir))?;
-        let tools = setting.tools.clone();
-        place
-            .within("node1", move || Ok(tools.call("nft", &["-f", "-"])?.stdin(&rules).run()?))?;
-        set(&place, "client", "net/ipv4/ip_local_port_range", "2000\t65000")?;
-        place.warm_up(Family::Ipv4, setting.scaled(READY), &setting.interrupt)?;
-        let options =
-            ["serve".to_owned(), format!("--listen=[::]:{LOAD_PORT}"), "--log=json".into()];
-        let serve = Call::new(&setting.load_client, &options);
-        let mut serve = place.start("server", serve, &dir.join("serve.log"), Ready::Event)?;
-        serve.wait_ready(setting.scaled(READY), &setting.interrupt)?;
-        let output = format!("--output={}", dir.join("observe.json").display());
-        let options = ["observe", "--interval=500ms", "--log=json", &output];
-        let observer = Call::new(&setting.load_client, &options);
-        let mut observer =
-            place.start("node1", observer, &dir.join("observe.log"), Ready::Event)?;
-        observer.wait_ready(setting.scaled(READY), &setting.interrupt)?;
-        Ok(Stage { place, serve, observer, dir })
+        Stage::build(self.setting, &prefix, self.dir.join(name), &[])
     }
 
     /// Ends what runs beside, and keeps what the observer saw.
     fn close(&mut self, stage: Stage<'_>, timeline: &mut Timeline) -> Result<(), PlaceError> {
-        let Stage { place, serve, observer, dir } = stage;
-        serve.signal(Signal::SIGTERM);
-        observer.signal(Signal::SIGTERM);
-        let within = self.setting.scaled(READY);
-        let status = observer.wait(within, &self.setting.interrupt)?;
-        serve.wait(within, &self.setting.interrupt)?;
-        let observed: ObserveResult =
-            cell::result("load-client", &dir.join("observe.json"), status)?;
+        let observed = stage.close()?;
+        self.series(&observed, timeline);
+        Ok(())
+    }
+
+    /// Adds what an observer saw, and the loads since the last.
+    fn series(&mut self, observed: &ObserveResult, timeline: &mut Timeline) {
         let loads = std::mem::take(&mut self.loads);
         if loads.iter().any(|l| series::classes(l).len() > 1) {
             timeline.reasons.push(
@@ -348,44 +257,10 @@ impl<'a> Bench<'a> {
         match observed.run.started.parse::<jiff::Timestamp>() {
             Ok(t) => {
                 let started = t.as_microsecond() as f64 / 1e6;
-                series::add(timeline, self.wall, started, &observed, &loads);
+                series::add(timeline, self.wall, started, observed, &loads);
             }
             Err(e) => timeline.reasons.push(format!("the observer's series has no begin: {e}")),
         }
-        drop(place);
-        Ok(())
-    }
-
-    /// Connections to the held port, both ends in our hands.
-    fn connect(
-        &self,
-        stage: &Stage<'_>,
-        n: u32,
-    ) -> Result<Vec<(TcpStream, TcpStream)>, PlaceError> {
-        let target = SocketAddr::new(stage.place.topology.service.vip.v4.into(), HELD_PORT);
-        let local = SocketAddr::new(stage.place.topology.service.pod.v4.into(), HELD_PORT);
-        let wrong = |what: String| move |source| EvidenceError::Io { what, source };
-        let listener = stage.place.within("server", move || {
-            TcpListener::bind(local).map_err(wrong(format!("listen on {local}")))
-        })?;
-        let deadline = self.setting.scaled(READY);
-        let mut pairs = Vec::new();
-        let mut left = n;
-        while left > 0 {
-            // Fewer than the listener's backlog at a time.
-            let some = left.min(50);
-            let clients = stage.place.within("client", move || {
-                (0..some)
-                    .map(|_| TcpStream::connect_timeout(&target, deadline))
-                    .collect::<std::io::Result<Vec<_>>>()
-                    .map_err(wrong(format!("connect to {target}")))
-            })?;
-            pairs.extend(
-                streams::accept(&listener, clients).map_err(io_error("accept", &stage.dir))?,
-            );
-            left -= some;
-        }
-        Ok(pairs)
     }
 
     /// One step: boom-server and its canary connections, and the load.
@@ -399,6 +274,7 @@ impl<'a> Bench<'a> {
         let (setting, place) = (self.setting, &stage.place);
         let interrupt = &setting.interrupt;
         let t = self.begun.elapsed().as_secs_f64();
+        say(t, &self.s.name, &plan.title);
         let dir = self.dir.join(format!("step-{:02}", timeline.steps.len() + 1));
         fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
         let limit = table::max().map_err(sysctl_error)?;
@@ -406,9 +282,11 @@ impl<'a> Bench<'a> {
         let mut boom = boom_server(place, setting, "control,above-window", &dir)?;
         boom.wait_ready(setting.scaled(READY), interrupt)?;
         let time = plan.load.map_or(Duration::from_secs(u64::from(self.s.seconds)), |l| l.time);
-        let churn = plan.load.map(|load| self.churn(place, load, &dir)).transpose()?;
-        let probe =
-            self.probe(place, &dir, time, plan.load.is_some_and(|l| l.connections.is_some()))?;
+        let churn = plan.load.map(|load| stage.churn(load, &dir)).transpose()?;
+        // A step that ends by its count ends its canary too.
+        let open_end = plan.load.is_some_and(|l| l.connections.is_some());
+        let canary = if open_end { time } else { time.saturating_sub(Duration::from_secs(1)) };
+        let probe = stage.probe(canary, &dir)?;
         let mut peak = place.within("node1", count)?;
         let mut load = None;
         if let Some(mut churn) = churn {
@@ -474,98 +352,12 @@ impl<'a> Bench<'a> {
         self.loads.extend(load);
         Ok(())
     }
+}
 
-    fn churn(&self, place: &Place<'_>, load: Load, dir: &Path) -> Result<Process, PlaceError> {
-        let target = SocketAddr::new(place.topology.service.vip.v4.into(), LOAD_PORT);
-        let from: Vec<_> = sources().take(load.clients as usize).collect();
-        // Room for a second and a half of connects that get no answer.
-        let most = (load.rate * 2.0).ceil().clamp(100.0, 40_000.0);
-        let mut options = vec![
-            "churn".to_owned(),
-            format!("--target=tcp://{target}"),
-            format!("--rate={:.1}", load.rate),
-            format!("--concurrency={most:.0}"),
-            format!("--duration={}ms", load.time.as_millis()),
-            format!("--timeout={}ms", TIMEOUT.as_millis()),
-            format!("--source-ip={}", from.join(",")),
-            "--log=json".into(),
-            format!("--output={}", dir.join("load.json").display()),
-        ];
-        if let Some(n) = load.connections {
-            options.push(format!("--connections={n}"));
-        }
-        let call = Call::new(&self.setting.load_client, &options);
-        place.start("client", call, &dir.join("load.log"), Ready::Event)
-    }
-
-    fn probe(
-        &self,
-        place: &Place<'_>,
-        dir: &Path,
-        time: Duration,
-        open_end: bool,
-    ) -> Result<Process, PlaceError> {
-        // A step that ends by its count ends its canary too.
-        let time = if open_end { time } else { time.saturating_sub(Duration::from_secs(1)) };
-        let options = [
-            "probe".to_owned(),
-            format!("--target=tcp://{}", place.topology.target(Family::Ipv4)),
-            "--connections=5".into(),
-            "--every=1s".into(),
-            format!("--duration={}ms", time.max(Duration::from_millis(500)).as_millis()),
-            "--pattern=request".into(),
-            "--delay=500ms".into(),
-            format!("--timeout={}ms", TIMEOUT.as_millis()),
-            "--log=json".into(),
-            format!("--output={}", dir.join("probe.json").display()),
-        ];
-        let call = Call::new(&self.setting.load_client, &options);
-        place.start("client", call, &dir.join("probe.log"), Ready::Event)
-    }
-
-    /// Captures what only a lost entry can cause on the transfers' port.
-    fn capture(&self, stage: &Stage<'_>) -> Result<[Process; 2], PlaceError> {
-        let pod = stage.place.topology.service.pod.v4;
-        let start = |host: &'static str, filter: &str| {
-            let file = stage.dir.join(format!("{host}.pcap")).display().to_string();
-            let options = [
-                "-Z",
-                "root",
-                "-n",
-                "-i",
-                "eth0",
-                "--immediate-mode",
-                "-s",
-                "128",
-                "-w",
-                &file,
-                filter,
-            ];
-            let call = self.setting.tools.call("tcpdump", &options)?;
-            let log = stage.dir.join(format!("tcpdump-{host}.log"));
-            let mut process = stage.place.start(host, call, &log, Ready::Text("listening on"))?;
-            process.wait_ready(self.setting.scaled(READY), &self.setting.interrupt)?;
-            Ok::<_, PlaceError>(process)
-        };
-        Ok([
-            start("client", &format!("src host {pod} and tcp src port {HELD_PORT}"))?,
-            start("server", &format!("tcp dst port {HELD_PORT} and tcp[tcpflags] & tcp-rst != 0"))?,
-        ])
-    }
-
-    /// Packets in both captures.
-    fn captured(&self, stage: &Stage<'_>, captures: [Process; 2]) -> Result<[u64; 2], PlaceError> {
-        for process in captures {
-            process.signal(Signal::SIGINT);
-            process.wait(self.setting.scaled(READY), &self.setting.interrupt)?;
-        }
-        let packets = |host: &str| {
-            let path = stage.dir.join(format!("{host}.pcap"));
-            let bytes = fs::read(&path).map_err(io_error("read", &path))?;
-            capture::packets(&bytes).map_err(|e| io_error("read", &path)(std::io::Error::other(e)))
-        };
-        Ok([packets("client")?, packets("server")?])
-    }
+/// Progress: a step takes seconds, and one of them a minute.
+fn say(t: f64, name: &str, title: &str) {
+    // A closed stderr must not stop the run.
+    let _ = writeln!(std::io::stderr().lock(), "{t:>7.1}s  {name}: {title}");
 }
 
 fn sysctl_error(source: std::io::Error) -> PlaceError {

@@ -34,13 +34,15 @@ pub enum Claim {
     EarlyDropResets,
     /// A closing entry evicted from a full table resets.
     EvictionResetsClosingConnections,
+    /// be_liberal and a drop of INVALID save such connections.
+    LiberalAndDropsSaveEvicted,
     /// An established timeout shorter than the silence resets.
     ShortTimeoutsResetIdleConnections,
 }
 
 impl Claim {
     /// Every claim, in the order of the report.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NewConnectionsTimeOut,
         Self::NewConnectionsAreReset,
         Self::EstablishedConnectionsAreLost,
@@ -51,6 +53,7 @@ impl Claim {
         Self::ShorterTimeoutsCure,
         Self::EarlyDropResets,
         Self::EvictionResetsClosingConnections,
+        Self::LiberalAndDropsSaveEvicted,
         Self::ShortTimeoutsResetIdleConnections,
     ];
 
@@ -109,6 +112,11 @@ impl Claim {
                 "Saturation alone resets connections: those half closed whose entry is evicted from a full table.",
                 "nf_conntrack_core.c: gc_worker_can_early_drop()",
             ),
+            Self::LiberalAndDropsSaveEvicted => (
+                "liberal-and-drops-save-evicted",
+                "be_liberal=1 and INVALID dropped save connections whose entry was evicted.",
+                "nf_conntrack_proto_tcp.c: tcp_new(), nf_ct_tcp_loose",
+            ),
             Self::ShortTimeoutsResetIdleConnections => (
                 "short-timeouts-reset-idle-connections",
                 "An established timeout shorter than a silence resets the connection when the server speaks next.",
@@ -137,8 +145,6 @@ pub enum Kind {
     Full,
     /// The same with be_liberal=1.
     FullLiberal,
-    /// The same for as long as the garbage collector may take.
-    Closing,
     /// An empty table, be_liberal=1.
     Liberal,
     /// [`Kind::Load`] in a bigger table.
@@ -188,6 +194,88 @@ impl Shown {
     }
 }
 
+/// A place of the eviction experiment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Case {
+    /// A table full of established connections.
+    Full,
+    /// The same with be_liberal=1 and INVALID dropped.
+    Protected,
+    /// The same, and new connections take what room there is.
+    Contested,
+    /// The cause removed: a table nine tenths full.
+    Room,
+}
+
+impl Case {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Full, Self::Protected, Self::Contested, Self::Room];
+
+    /// Its name in those of files and hosts.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Protected => "protected",
+            Self::Contested => "contested",
+            Self::Room => "room",
+        }
+    }
+}
+
+/// What became of half-closed transfers in one place.
+#[derive(Clone, Debug)]
+pub struct Evicted {
+    /// Which.
+    pub case: Case,
+    /// The limit.
+    pub limit: u64,
+    /// The most entries seen.
+    pub most: u64,
+    /// The fewest since the table was full.
+    pub least: u64,
+    /// SYNs that had no answer.
+    pub refused: u64,
+    /// How the half-closed transfers ended.
+    pub half_closed: BTreeMap<ProbeEnd, u64>,
+    /// How the established connections beside them ended.
+    pub established: BTreeMap<ProbeEnd, u64>,
+    /// Segments of the transfers that reached the client untranslated, by its capture.
+    pub untranslated: u64,
+    /// RSTs to them that reached the server, by its capture.
+    pub resets: u64,
+    /// When the first transfer ended, in seconds since the table was full.
+    pub after_s: Option<f64>,
+}
+
+impl Evicted {
+    fn ended(&self, end: ProbeEnd) -> u64 {
+        self.half_closed.get(&end).copied().unwrap_or(0)
+    }
+
+    /// The numbers in a sentence or two.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let when = self.after_s.map_or_else(String::new, |s| format!(" first after {s:.1} s,"));
+        format!(
+            "Half-closed transfers: {};{when} established connections: {}. {} to {} of {} entries, {} SYNs \
+             without an answer. Captured: {} segments that reached the client untranslated, {} RSTs that \
+             reached the server.",
+            listed(&self.half_closed),
+            listed(&self.established),
+            self.most,
+            self.least,
+            self.limit,
+            self.refused,
+            self.untranslated,
+            self.resets
+        )
+    }
+}
+
+/// The most connections that are held to fill a table.
+pub const MOST_HELD: u64 = 20_000;
+
 /// What a run showed.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
@@ -195,11 +283,17 @@ pub struct Facts {
     pub steps: Vec<Shown>,
     /// Whether the limit could be changed.
     pub can_resize: bool,
-    /// Segments of half-closed transfers that reached the client untranslated, by its capture.
-    pub untranslated: u64,
+    /// Whether the table could be filled with established connections.
+    pub can_hold: bool,
+    /// Place by place, where it could.
+    pub evicted: Vec<Evicted>,
 }
 
 impl Facts {
+    fn evicted(&self, case: Case) -> Option<&Evicted> {
+        self.evicted.iter().find(|e| e.case == case)
+    }
+
     fn of(&self, kinds: &[Kind]) -> Vec<&Shown> {
         self.steps.iter().filter(|s| kinds.contains(&s.kind)).collect()
     }
@@ -217,14 +311,14 @@ pub fn find(facts: &Facts) -> Vec<(Claim, Statement)> {
                 claim: text.to_owned(),
                 source: source.to_owned(),
                 finding,
-                evidence: vec![evidence],
+                evidence: evidence.lines().map(str::to_owned).collect(),
             };
             (claim, statement)
         })
         .collect()
 }
 
-const FULL: &[Kind] = &[Kind::Load, Kind::Full, Kind::FullLiberal, Kind::Closing];
+const FULL: &[Kind] = &[Kind::Load, Kind::Full, Kind::FullLiberal];
 
 fn one(claim: Claim, facts: &Facts) -> (Finding, String) {
     if claim.needs_a_full_table() { full_table(claim, facts) } else { other(claim, facts) }
@@ -256,7 +350,7 @@ fn full_table(claim: Claim, facts: &Facts) -> (Finding, String) {
             ),
         ),
         Claim::EstablishedConnectionsAreLost => {
-            let Some(last) = full.iter().rfind(|s| s.kind != Kind::Closing) else {
+            let Some(last) = full.last() else {
                 return never();
             };
             let ended: u64 =
@@ -289,31 +383,40 @@ fn full_table(claim: Claim, facts: &Facts) -> (Finding, String) {
                 ),
             )
         }
-        Claim::EvictionResetsClosingConnections => eviction(facts),
         _ => never(),
     }
 }
 
+/// The transfers in a full table against those in one with room.
 fn eviction(facts: &Facts) -> (Finding, String) {
-    let Some(s) = facts.of(&[Kind::Closing]).first().copied().filter(|s| s.full()) else {
+    let (Some(full), Some(room)) = (facts.evicted(Case::Full), facts.evicted(Case::Room)) else {
         return never();
     };
-    let (reset, hung) = (s.ended(ProbeEnd::Reset), s.ended(ProbeEnd::Hung));
-    let finding = if reset > 0 { Finding::Holds } else { Finding::NotShown };
-    (
-        finding,
-        format!(
-            "Half-closed transfers: {}; {} of their segments reached the client untranslated; no segment was forged on them. {}",
-            listed(&s.group),
-            facts.untranslated,
-            match (reset, hung) {
-                (0, 0) => "None lost its entry in the time given.",
-                (0, _) => "Those that lost their entry found no room for another.",
-                _ =>
-                    "Their entries were gone (a segment every 250 ms kept them from expiring), and the server's next segment was picked up as NEW.",
-            }
-        ),
-    )
+    let lost = |e: &Evicted| e.ended(ProbeEnd::Reset) + e.ended(ProbeEnd::Hung);
+    let finding = match (full.ended(ProbeEnd::Reset), lost(full), lost(room)) {
+        // A reset without an untranslated segment would be another's.
+        (1.., _, 0) if full.untranslated > 0 && full.resets > 0 => Finding::Holds,
+        (0, 1.., 0) => Finding::DoesNotHold,
+        // Also where transfers were lost with room in the table: then it was not that.
+        _ => Finding::NotShown,
+    };
+    let mut text = vec![format!("Full table, SYNs refused: {}", full.words())];
+    if let Some(contested) = facts.evicted(Case::Contested) {
+        text.push(format!("New connections waiting for the room: {}", contested.words()));
+    }
+    text.push(format!("The cause removed, a table nine tenths full: {}", room.words()));
+    let text = text.join("\n");
+    (finding, text)
+}
+
+fn saved(facts: &Facts) -> (Finding, String) {
+    let Some(e) = facts.evicted(Case::Protected) else { return never() };
+    let finding = match (e.ended(ProbeEnd::Reset), e.ended(ProbeEnd::Hung)) {
+        // Without an eviction nothing was there to be saved from.
+        (0, 0) => Finding::NotShown,
+        _ => Finding::DoesNotHold,
+    };
+    (finding, e.words())
 }
 
 fn liberal_full(facts: &Facts) -> (Finding, String) {
@@ -370,11 +473,20 @@ fn other(claim: Claim, facts: &Facts) -> (Finding, String) {
                 ),
             )
         }
-        Claim::BiggerTableCures if facts.can_resize => same_load(facts, Kind::Bigger),
-        Claim::BiggerTableCures => (
+        _ if claim.not_tried(facts) => (
             Finding::NotShown,
-            "The host's limit can only be changed by root with --host-table-size.".to_owned(),
+            if facts.can_resize {
+                format!(
+                    "Too many entries to fill the table with established connections: \
+                     --host-table-size of {MOST_HELD} at most."
+                )
+            } else {
+                "The host's limit can only be changed by root with --host-table-size.".to_owned()
+            },
         ),
+        Claim::BiggerTableCures => same_load(facts, Kind::Bigger),
+        Claim::EvictionResetsClosingConnections => eviction(facts),
+        Claim::LiberalAndDropsSaveEvicted => saved(facts),
         Claim::ShorterTimeoutsCure => same_load(facts, Kind::Shorter),
         Claim::ShortTimeoutsResetIdleConnections => match facts.of(&[Kind::Expiry]).first() {
             Some(s) => (
@@ -403,8 +515,19 @@ impl Claim {
                 | Self::EstablishedConnectionsAreLost
                 | Self::LiberalFreesAFullTable
                 | Self::EarlyDropResets
-                | Self::EvictionResetsClosingConnections
         )
+    }
+
+    /// Whether a run cannot show it, whatever it does: its limit is what it is.
+    #[must_use]
+    pub const fn not_tried(self, facts: &Facts) -> bool {
+        match self {
+            Self::BiggerTableCures => !facts.can_resize,
+            Self::EvictionResetsClosingConnections | Self::LiberalAndDropsSaveEvicted => {
+                !facts.can_hold
+            }
+            _ => false,
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use canary_common::outcome::ProbeEnd;
 const TICK: Duration = Duration::from_millis(250);
 /// Silence after which a connection hangs: ten octets are missing, and the
 /// retransmissions of the first.
-const SILENCE: Duration = Duration::from_millis(2500);
+pub const SILENCE: Duration = Duration::from_millis(2500);
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

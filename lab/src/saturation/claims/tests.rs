@@ -14,6 +14,22 @@ fn step(kind: Kind) -> Shown {
     }
 }
 
+fn evicted(case: Case) -> Evicted {
+    let lost = if case == Case::Room { 0 } else { 60 };
+    Evicted {
+        case,
+        limit: 1000,
+        most: 1000,
+        least: 940,
+        refused: 3,
+        half_closed: [(ProbeEnd::Reset, lost), (ProbeEnd::Survived, 60 - lost)].into(),
+        established: [(ProbeEnd::Survived, 40)].into(),
+        untranslated: lost,
+        resets: lost,
+        after_s: None,
+    }
+}
+
 fn facts() -> Facts {
     let fine = |kind, peak| Shown { peak, failures: BTreeMap::new(), ..step(kind) };
     Facts {
@@ -22,17 +38,14 @@ fn facts() -> Facts {
             step(Kind::Load),
             step(Kind::Full),
             step(Kind::FullLiberal),
-            Shown {
-                group: [(ProbeEnd::Reset, 3), (ProbeEnd::Survived, 9)].into(),
-                ..step(Kind::Closing)
-            },
             Shown { attributed: 0, ..fine(Kind::Liberal, 10) },
             Shown { limit: 4000, ..fine(Kind::Bigger, 1100) },
             fine(Kind::Shorter, 300),
             Shown { group: [(ProbeEnd::Reset, 40)].into(), ..fine(Kind::Expiry, 40) },
         ],
         can_resize: true,
-        untranslated: 3,
+        can_hold: true,
+        evicted: Case::ALL.iter().map(|c| evicted(*c)).collect(),
     }
 }
 
@@ -55,6 +68,7 @@ fn every_claim_has_its_finding() {
         Holds,
         DoesNotHold,
         Holds,
+        DoesNotHold,
         Holds,
     ];
     let found: Vec<_> = find(&facts()).into_iter().map(|(_, s)| s.finding).collect();
@@ -129,13 +143,32 @@ fn no_full_table_no_finding() {
     }
 }
 
-/// Half-closed transfers that hang, and those that nothing befell, are no reset.
+/// Half-closed transfers that hang are no reset, those that nothing befell show nothing, and
+/// where the cause was removed nothing may befall them.
 #[test]
-fn hanging_is_no_reset() {
+fn only_an_eviction_of_a_full_table_counts() {
+    let claim = Claim::EvictionResetsClosingConnections;
+    for (case, ends, expected) in [
+        (Case::Full, [(ProbeEnd::Hung, 29), (ProbeEnd::Survived, 31)], Finding::DoesNotHold),
+        (Case::Full, [(ProbeEnd::Hung, 0), (ProbeEnd::Survived, 60)], Finding::NotShown),
+        (Case::Room, [(ProbeEnd::Reset, 1), (ProbeEnd::Survived, 59)], Finding::NotShown),
+    ] {
+        let mut facts = facts();
+        facts.evicted.iter_mut().find(|e| e.case == case).unwrap().half_closed = ends.into();
+        assert_eq!(finding(&facts, claim), expected, "{case:?} {ends:?}");
+    }
     let mut facts = facts();
-    let s = facts.steps.iter_mut().find(|s| s.kind == Kind::Closing).unwrap();
-    s.group = [(ProbeEnd::Hung, 29), (ProbeEnd::Survived, 371)].into();
-    assert_eq!(finding(&facts, Claim::EvictionResetsClosingConnections), Finding::NotShown);
+    facts.evicted[0].untranslated = 0;
+    assert_eq!(finding(&facts, claim), Finding::NotShown, "a reset by something else");
+}
+
+/// Where the protected transfers lost nothing, nothing was there to be saved from.
+#[test]
+fn no_eviction_no_protection() {
+    let mut facts = facts();
+    let e = facts.evicted.iter_mut().find(|e| e.case == Case::Protected).unwrap();
+    e.half_closed = [(ProbeEnd::Survived, 60)].into();
+    assert_eq!(finding(&facts, Claim::LiberalAndDropsSaveEvicted), Finding::NotShown);
 }
 
 /// A few connections that all succeed do not show that the load would.
