@@ -52,7 +52,7 @@ fn steps(out: &mut String, t: &Timeline) {
         return;
     }
     out.push_str(
-        "<div class=\"wide\" tabindex=\"0\" role=\"region\" aria-label=\"Steps\"><table><caption>What each \
+        "<div class=\"wide\" tabindex=\"0\" role=\"region\" aria-label=\"Steps\"><table class=\"steps\"><caption>What each \
          step did to new connections, to those already made, and what the kernel counted on the client’s \
          node</caption><thead><tr><th scope=\"col\" class=\"first\">Step</th><th scope=\"col\">Changed</th>\
          <th scope=\"col\" class=\"num\">New: begun</th><th scope=\"col\" class=\"num\">succeeded</th>\
