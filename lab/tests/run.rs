@@ -227,6 +227,47 @@ fn a_missing_tool_is_one_line() {
     before.assert_same(dir.path());
 }
 
+/// Where user namespaces are refused, an ordinary user is told which setting refuses them,
+/// in one line, exit 1, and nothing is made; root goes on without.
+#[test]
+fn refused_user_namespaces_are_one_line() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: writing the map of another user namespace needs root");
+        return;
+    }
+    let dir = scratch();
+    let command = lab(&dir);
+    let program = command.get_program().to_owned();
+    for (user, args, code) in [("65534", &["run", "--output", "r"][..], 1), ("0", &["check"], 0)] {
+        let mut holder = Command::new("unshare").args(["--user", "sleep", "60"]).spawn().unwrap();
+        let own = fs::read_link("/proc/self/ns/user").unwrap();
+        let of = format!("/proc/{}", holder.id());
+        wait_for("a user namespace", Duration::from_secs(10), || {
+            fs::read_link(format!("{of}/ns/user")).is_ok_and(|ns| ns != own)
+        });
+        for map in ["uid_map", "gid_map"] {
+            fs::write(format!("{of}/{map}"), "0 0 65536").unwrap();
+        }
+        // max_user_namespaces belongs to the user namespace that it is set in.
+        let script = "echo 0 > /proc/sys/user/max_user_namespaces && \
+                      exec setpriv --reuid=$0 --regid=$0 --clear-groups \"$@\"";
+        let mut inside = Command::new("nsenter");
+        inside.arg(format!("--user={of}/ns/user"));
+        inside.args(["--setuid", "0", "--setgid", "0", "sh", "-c", script, user]);
+        let out = output(inside.arg(&program).args(args).current_dir(dir.path()));
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+        assert_eq!(out.code, code, "{}{}", out.stdout, out.stderr);
+        if code == 1 {
+            assert_eq!(out.stderr.lines().count(), 1, "{}", out.stderr);
+            let mend = "user namespaces are refused here";
+            assert!(out.stderr.contains(mend), "{}", out.stderr);
+            assert!(out.stderr.contains("user.max_user_namespaces=10000"), "{}", out.stderr);
+            assert!(!dir.path().join("r").exists());
+        }
+    }
+}
+
 /// Wrong usage is one line and exit 2, before anything is made.
 #[test]
 fn wrong_usage_is_one_line() {
