@@ -19,7 +19,7 @@ use canary_common::outcome::ProbeEnd;
 use canary_common::result::lab::{At, Protection, ProtectionKind};
 use canary_common::result::load::LoadResult;
 use canary_common::result::observe::{ConntrackCounters, ObserveResult};
-use canary_common::result::timeline::{Change, Step};
+use canary_common::result::timeline::{Change, FailureClass, Step};
 use nix::sys::signal::Signal;
 
 use super::claims::{Case, Evicted};
@@ -146,7 +146,7 @@ impl<'a> Run<'a> {
         limit: u64,
     ) -> Result<Self, PlaceError> {
         let dir = dir.join(format!("evicted-{}", case.as_str()));
-        let prefix = format!("{prefix}{}-", &case.as_str()[..1]);
+        let prefix = format!("{prefix}e{}-", &case.as_str()[..1]);
         let stage = Stage::build(setting, &prefix, dir, &case.protections())?;
         let pairs = stage.connect(s.held + s.half_closed)?;
         let streams = Streams::start(pairs, s.half_closed as usize)
@@ -263,7 +263,9 @@ impl<'a> Run<'a> {
                 to: "dropped".to_owned(),
             });
         }
-        let failures = load.as_ref().map(series::classes).unwrap_or_default();
+        let failures = load
+            .as_ref()
+            .map_or_else(|| [(FailureClass::ConnectTimeout, self.refused)].into(), series::classes);
         let step = Step {
             t,
             title: self.case.title().to_owned(),
