@@ -80,6 +80,10 @@ fn matrix(vip: &str) {
         };
         assert_eq!(result.paths[0].diagnosis, diagnosis);
         valid(&result);
+        println!(
+            "{vip}, drop {drop}, liberal {liberal}: {n} of {n} in each of {} cells",
+            forgeries.len()
+        );
     }
 }
 
