@@ -236,7 +236,10 @@ fn of_stages(scenario: &ScenarioResult) -> Vec<(Part, Finding)> {
     for s in &timeline.statements {
         let shown = s.finding != statement::Finding::NotShown;
         let seen = shown.then_some(Shown::Found(s.finding));
-        parts.push((Part::Claim(s.claim.clone()), Finding { seen, judgement }));
+        parts.push((
+            Part::Claim(s.claim.trim_end_matches('.').to_owned()),
+            Finding { seen, judgement },
+        ));
     }
     if timeline.statements.is_empty() {
         for step in &timeline.steps {
