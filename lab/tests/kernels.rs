@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -161,10 +162,11 @@ fn wrong_usage_is_named() {
     }
 }
 
-/// SIGINT ends qemu, and leaves no process and no folder, whichever script gets it.
+/// SIGINT ends qemu, and leaves no process and no folder, whichever script gets
+/// it, by itself or from a terminal (which sends it to the whole process group).
 #[test]
 fn an_interrupt_ends_qemu_and_leaves_nothing() {
-    for script in ["run", "all"] {
+    for (script, group) in [("run", false), ("run", true), ("all", false), ("all", true)] {
         let state = state("echo $$ >\"$(dirname \"$0\")/pid\"; exec sleep 300");
         let mut command = command(script, state.path());
         match script {
@@ -174,13 +176,18 @@ fn an_interrupt_ends_qemu_and_leaves_nothing() {
                 .arg(state.path().join("out"))
                 .env("LAB_KERNELS_PROGRAMS", programs(state.path())),
         };
-        let mut child = command.spawn().unwrap();
+        let mut child = command.process_group(0).spawn().unwrap();
         let pid_file = state.path().join("pid");
         wait_for("qemu", || fs::read_to_string(&pid_file).is_ok_and(|p| p.ends_with('\n')));
         let qemu: i32 = fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
         let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
-        assert_eq!(ended(&mut child), 130, "{script}");
+        let interrupt = nix::sys::signal::Signal::SIGINT;
+        if group {
+            nix::sys::signal::killpg(pid, interrupt).unwrap();
+        } else {
+            nix::sys::signal::kill(pid, interrupt).unwrap();
+        }
+        assert_eq!(ended(&mut child), 130, "{script}, group {group}");
         wait_for("qemu's end", || !Path::new(&format!("/proc/{qemu}")).exists());
         assert_nothing_left(state.path());
     }
