@@ -106,6 +106,27 @@ fn without_a_positive_control_nothing_is_claimed() {
     }
 }
 
+/// A run over time alone, as k8s/experiment writes one, has no cells to speak of: the verdict
+/// is of its steps.
+#[test]
+fn a_run_without_cells_speaks_of_its_steps() {
+    let mut r = result();
+    for s in &mut r.scenarios {
+        s.cells.clear();
+    }
+    for (judgement, says) in [
+        (Judgement::AsExpected, "Every step ran"),
+        (Judgement::Differs, "A step did not show"),
+        (Judgement::Inconclusive, "Not all is proved"),
+    ] {
+        r.judgement = judgement;
+        let page = page(&r);
+        let verdict = text(by_id(&parse(&page), "verdict"));
+        assert!(verdict.starts_with(says), "{verdict}");
+        assert!(!verdict.contains("cell"), "{verdict}");
+    }
+}
+
 /// The matrix shows what became of each forgery, in words and numbers.
 #[test]
 fn the_matrix_shows_every_outcome() {
