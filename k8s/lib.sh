@@ -52,74 +52,53 @@ outcomes() {
              END { for (i = 1; i <= n; i++) { o = order[i]; print o, f[o], l[o], d[o], x[o], k[o] } }'
 }
 
-# --- the results of pods that are scaled away. A pod's log goes with the pod, and a stream of
-# it may break before its last line. Its termination message is in its status, and says every
-# count; a finalizer keeps the status until it was read.
+# --- the results of pods that are scaled away. The last line of a log is the result, and a
+# pod's log goes with the pod; its status may go without a last word as well (kubelets before
+# 1.22). So the clients linger: with their result written they stay until it was read.
 
 load_pods='app.kubernetes.io/name=load-client'
-# keep_ends: pods of load-client that end stay, as status alone, until let_go.
-keep_ends() {
-    k -n "$ns" patch deployment load-client -p '{"spec":{"template":{"metadata":{"finalizers":["conntrack-canary/result"]}}}}' >/dev/null
-}
-# ends: NAME, exit status and termination message of every load-client.
-ends() {
-    k -n "$ns" get pods -l "$load_pods" -o 'jsonpath={range .items[*]}{.metadata.name}{"\t"}{.status.containerStatuses[0].state.terminated.exitCode}{"\t"}{.status.containerStatuses[0].state.terminated.message}{"\n"}{end}' 2>/dev/null
-}
-# collect FILE SECONDS: every end, in that time at most; fails when one is missing.
-collect() {
-    collect_end=$(($(now) + $2))
-    until ends >"$1.part" && mv "$1.part" "$1" && awk -F'\t' '$2 == "" { exit 1 }' "$1"; do
-        [ "$(now)" -lt "$collect_end" ] || return 1
-        sleep 1
-    done
-}
-# follow FILE: the pods' logs, whose last lines are the result documents; in the background.
-# What a broken stream loses is their latencies and course, no count.
-follow() {
-    trap 'kill "$stream" 2>/dev/null; exit' TERM
-    while :; do
-        kubectl --context "$context" -n "$ns" logs -f -l "$load_pods" --prefix --tail=5 \
-            --max-log-requests=500 --ignore-errors >>"$1" 2>/dev/null &
-        stream=$!
-        wait "$stream"
-        sleep 1
-    done
-}
-# let_go: the pods that keep_ends kept.
-let_go() {
-    kept=$(k -n "$ns" get pods -l "$load_pods" -o name 2>/dev/null) || return 1
-    # shellcheck disable=SC2086 # a list of names
-    [ -z "$kept" ] || k -n "$ns" patch $kept --type merge -p '{"metadata":{"finalizers":null}}' >/dev/null 2>&1
+# let_linger SECONDS: load-clients stay that long after their result.
+let_linger() {
+    k -n "$ns" set env deployment/load-client LOAD_LINGER="${1}s" >/dev/null &&
+        k -n "$ns" patch deployment load-client -p "{\"spec\":{\"template\":{\"spec\":{\"terminationGracePeriodSeconds\":$(($1 + 10))}}}}" >/dev/null
 }
 no_load_pods() { [ -z "$(k -n "$ns" get pods -l "$load_pods" -o name 2>/dev/null || echo unknown)" ]; }
-# drop_namespace: deletes it, with every pod that keep_ends keeps; in 100 s at most.
-drop_namespace() {
-    k delete namespace "$ns" --ignore-not-found --wait=false >/dev/null || return 1
-    drop_end=$(($(now) + 100))
-    while k get namespace "$ns" >/dev/null 2>&1; do
-        [ "$(now)" -lt "$drop_end" ] || return 1
-        let_go
+# collect FILE N SECONDS: the results of N load-clients that have been told to end, one a line,
+# in that time at most; fails when one is missing.
+collect() {
+    : >"$1"
+    collect_end=$(($(now) + $3))
+    until [ "$(grep -c . "$1")" -ge "$2" ]; do
+        [ "$(now)" -lt "$collect_end" ] || return 1
+        k -n "$ns" logs -l "$load_pods" --tail=1 --max-log-requests=500 --ignore-errors 2>/dev/null |
+            grep '^{"schema_version".*"program":"load-client churn".*}$' >"$1.new"
+        cat "$1" "$1.new" | awk '{ match($0, /"host":"[^"]*"/); h = substr($0, RSTART, RLENGTH); if (!seen[h]++) print }' >"$1.part"
+        mv "$1.part" "$1"
+        rm -f "$1.new"
+        ! no_load_pods || break
         sleep 1
     done
+    [ "$(grep -c . "$1")" -ge "$2" ]
 }
-# counts FILE: of all ends together, NAME VALUE lines: results (whose classes add up to their
+# counts FILE: of all results together, NAME VALUE lines: results (whose classes add up to their
 # attempts), attempts, ok, and each class of failure as results.json names it.
 counts() {
-    awk -F'\t' '$3 ~ / \([0-9]+ connections in .*; [0-9]+ ok\)/ {
-        n = split($3, part, "; ")
-        match(part[1], /\([0-9]+ /); a = substr(part[1], RSTART + 1) + 0
-        o = part[2] + 0; all = o; split("", f)
-        for (i = 3; i <= n; i++) {
-            if (part[i] !~ /^[A-Za-z ]+ in (resolve|connect|send|receive|close): [0-9]+( \(a limit of this host\))?$/) continue
-            c = part[i]; sub(/.*: /, "", c); c += 0; all += c
-            x = "other"
-            if (part[i] ~ /limit of this host/) x = "local-limit"
-            else if (part[i] ~ /^(ECONNRESET|EPIPE) /) x = "reset"
-            else if (part[i] ~ /^ECONNREFUSED /) x = "refused"
-            else if (part[i] ~ /^(stall|ETIMEDOUT) in connect/) x = "connect-timeout"
-            else if (part[i] ~ /^(stall|ETIMEDOUT) /) x = "hung"
-            else if (part[i] ~ /^(early EOF|wrong answer) /) x = "bad-answer"
-            f[x] += c
+    awk '{
+        # The first of each name: the series has such fields too.
+        match($0, /"attempts":[0-9]+/); a = substr($0, RSTART + 11, RLENGTH - 11) + 0
+        match($0, /"ok":[0-9]+/); o = substr($0, RSTART + 5, RLENGTH - 5) + 0
+        all = o; line = $0; split("", f)
+        while (match(line, /\{"phase":"[^"]*","cause":("[^"]*"|\{[^}]*\}),"local":[a-z]*,"count":[0-9]+\}/)) {
+            x = substr(line, RSTART, RLENGTH); line = substr(line, RSTART + RLENGTH)
+            c = "other"
+            if (x ~ /"local":true/) c = "local-limit"
+            else if (x ~ /"(ECONNRESET|EPIPE)"/) c = "reset"
+            else if (x ~ /"ECONNREFUSED"/) c = "refused"
+            else if (x ~ /"phase":"connect"/ && x ~ /"(stall|ETIMEDOUT)"/) c = "connect-timeout"
+            else if (x ~ /"(stall|ETIMEDOUT)"/) c = "hung"
+            else if (x ~ /"(early-eof|bad-answer)"/) c = "bad-answer"
+            match(x, /"count":[0-9]+/); n = substr(x, RSTART + 8, RLENGTH - 8) + 0
+            f[c] += n; all += n
         }
         if (all != a) next
         results++; attempts += a; ok += o

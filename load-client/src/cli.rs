@@ -99,6 +99,10 @@ pub struct ChurnArgs {
     /// Exit code 10 when this is true, e.g. reset>0, error-rate>0.01, stall>0, p99>200ms
     #[arg(long, value_name = "EXPR", env = "LOAD_FAIL_ON", value_delimiter = ',')]
     pub fail_on: Vec<Threshold>,
+    /// Ended by a signal, stays this long after its result: a pod's log can be read until then.
+    /// Another signal ends it at once
+    #[arg(long, value_name = "D", env = "LOAD_LINGER", default_value = "0s", value_parser = duration)]
+    pub linger: Duration,
     /// Worker threads (default: one for each CPU)
     #[arg(long, value_name = "N", env = "LOAD_WORKERS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: Option<u16>,

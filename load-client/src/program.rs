@@ -148,6 +148,7 @@ async fn run_churn(args: ChurnArgs) -> Result<Exit, End> {
         ("close", Some(name(&args.close))),
         ("ramp", Some(spell(args.ramp))),
         ("jitter", args.rate.map(|_| args.jitter.to_string())),
+        ("linger", Some(spell(args.linger))),
         ("source-ip", list(&args.source_ip)),
         ("fail-on", list(&args.fail_on)),
         ("admin", args.common.admin.map(|a| a.to_string())),
@@ -160,7 +161,14 @@ async fn run_churn(args: ChurnArgs) -> Result<Exit, End> {
     let (tally, ended_by) = churn::run(&args, target, &mut shutdown, admin.as_ref()).await?;
     let mut result = report.load_result(&tally, ended_by);
     result.preflight = Some(preflight);
-    finish(&report, result, &args.fail_on)
+    let exit = finish(&report, result, &args.fail_on)?;
+    if matches!(ended_by, EndedBy::Sigterm | EndedBy::Sigint) {
+        tokio::select! {
+            _ = shutdown.signalled() => {}
+            () = tokio::time::sleep(args.linger) => {}
+        }
+    }
+    Ok(exit)
 }
 
 async fn run_hold(args: HoldArgs) -> Result<Exit, End> {

@@ -237,6 +237,28 @@ fn recovers_within_a_second() {
     assert!(whole.ok >= 450, "{:?}", r.series);
 }
 
+/// With --linger the result is out before the program ends, which another signal does.
+#[test]
+fn lingers_after_its_result() {
+    if !privileged("lingers_after_its_result") {
+        return;
+    }
+    let ns = Ns::new();
+    let _serve = ns.serve();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let mut churn =
+        ns.start("churn --target tcp://127.0.0.1:8080 --rate 50 --linger 1h --log json", &out);
+    let text = || std::fs::read_to_string(&out).unwrap();
+    wait_for("the first event", || !text().is_empty());
+    churn.signal("TERM");
+    wait_for("the result", || text().contains("\"ended_by\":\"sigterm\""));
+    check_sum(&last::<LoadResult>(&text()));
+    assert!(churn.0.try_wait().unwrap().is_none(), "ended with its result");
+    churn.signal("TERM");
+    assert_eq!(churn.wait(Duration::from_secs(2)), 0);
+}
+
 /// SIGTERM ends a run whose connections all hang, with a full result, within 2 s.
 #[test]
 fn sigterm_ends_within_two_seconds() {
