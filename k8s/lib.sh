@@ -80,6 +80,8 @@ collect() {
     done
     [ "$(grep -c . "$1")" -ge "$2" ]
 }
+# dismiss: load-clients whose results were collected, which need not linger to the end.
+dismiss() { k -n "$ns" delete pods -l "$load_pods" --force --grace-period=0 --wait=false >/dev/null 2>&1; }
 # counts FILE: of all results together, NAME VALUE lines: results (whose classes add up to their
 # attempts), attempts, ok, and each class of failure as results.json names it.
 counts() {
