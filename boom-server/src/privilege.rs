@@ -46,26 +46,6 @@ pub fn check() -> Result<(), PrivilegeError> {
     Err(PrivilegeError::Missing)
 }
 
-/// How much the engine's thread goes before others: what it waits for a processor
-/// is the time between handshake and forged segment.
-const ENGINE_NICE: i32 = -20;
-
-/// Puts the calling thread, and those that it starts, before others where
-/// CAP_SYS_NICE or RLIMIT_NICE allows it. Returns the nice value in effect.
-#[must_use]
-pub fn favour_engine() -> i32 {
-    // To Linux the number 0 is the calling thread, not the process (setpriority(2)).
-    let _ = rustix::process::setpriority_process(None, ENGINE_NICE);
-    rustix::process::getpriority_process(None).unwrap_or(0)
-}
-
-/// Takes [`favour_engine`] back for the calling thread alone; that needs no privilege.
-pub fn unfavour_this_thread() {
-    if rustix::process::getpriority_process(None) == Ok(ENGINE_NICE) {
-        let _ = rustix::process::setpriority_process(None, 0);
-    }
-}
-
 /// Gives up every capability of the calling thread for good, and those that an
 /// exec could bring back. To be called before any other thread exists: threads
 /// inherit what is left. False when the bounding set could not be emptied, which

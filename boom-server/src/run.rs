@@ -93,15 +93,12 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
         .map(|f| Sniffer::open(*f, &ports, config.receive_buffer))
         .collect::<Result<Vec<_>, _>>()?;
     let sender = Sender::open(&families)?;
-    // Threads inherit it; the others' is put back once the engine has its own.
-    let engine_nice = privilege::favour_engine();
     // Before any thread: capabilities belong to threads, and are inherited.
     let bounding_empty = privilege::drop_all()?;
 
     let shared = Arc::new(Shared::default());
     shared.state().sniffer.receive_buffer =
         sniffers.iter().map(|s| s.receive_buffer() as u64).min().unwrap_or(0);
-    shared.state().sniffer.engine_nice = engine_nice;
     let mut notes = Vec::new();
     for sniffer in sniffers.iter().filter(|s| s.receive_buffer() < config.receive_buffer) {
         let note = format!(
@@ -166,7 +163,6 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
             .name("engine".to_owned())
             .spawn(move || engine.run())
             .map_err(start("start the engine's thread"))?;
-        privilege::unfavour_this_thread();
         for listener in listeners {
             let listener =
                 tokio::net::TcpListener::from_std(listener).map_err(start("serve --listen"))?;
@@ -174,7 +170,7 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
         }
         admin_content.set_ready(true);
         tracing::info!(
-            listen = ?addresses, ?families, bounding_set_empty = bounding_empty, engine_nice,
+            listen = ?addresses, ?families, bounding_set_empty = bounding_empty,
             "ready"
         );
         Ok(program.to_the_end(shutdown, thread, output, notes).await)

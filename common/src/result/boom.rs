@@ -148,9 +148,6 @@ pub struct Sniffer {
     pub malformed: u64,
     /// The receive buffer in octets that the kernel granted to each socket.
     pub receive_buffer: u64,
-    /// The nice value of the thread that forges: negative where CAP_SYS_NICE allowed it.
-    #[serde(default)]
-    pub engine_nice: i32,
     /// Why it stopped before the end, if it did.
     pub failed: Option<String>,
 }
