@@ -46,7 +46,7 @@ probe_end() {
 # outcomes: boom-server's counts, one line for each forgery: NAME FORGED LEAKED DELIVERED DROPPED KILLED
 outcomes() {
     sed -n 's/.*"outcomes":\[\(.*\)\],"resets".*/\1/p' | sed 's/{"forgery"/\n&/g' |
-        sed -n 's/.*"forgery":"\([^"]*\)".*"forged":\([0-9]*\),"leaked":\([0-9]*\),"killed":\([0-9]*\),"delivered":\([0-9]*\),"dropped":\([0-9]*\).*/\1 \2 \3 \5 \6 \4/p' |
+        sed -n 's/.*"forgery":"\([^"]*\)".*"forged":\([0-9]*\),[^{]*"leaked":\([0-9]*\),[^{]*"killed":\([0-9]*\),[^{]*"delivered":\([0-9]*\),[^{]*"dropped":\([0-9]*\).*/\1 \2 \3 \5 \6 \4/p' |
         awk '{ f[$1] += $2; l[$1] += $3; d[$1] += $4; x[$1] += $5; k[$1] += $6
                if (!seen[$1]++) order[++n] = $1 }
              END { for (i = 1; i <= n; i++) { o = order[i]; print o, f[o], l[o], d[o], x[o], k[o] } }'
