@@ -1,5 +1,5 @@
 # `make lab` runs the experiment, `make test` the tests. Both install what they need.
-.PHONY: help lab test kernels bench bench-boom matrix fuzz properties test-images test-kernels test-k8s \
+.PHONY: help lab test kernels bench bench-fill soak bench-boom matrix fuzz properties test-images test-kernels test-k8s \
 	programs fmt-check lint licences shell-check unit manifests clean
 
 CARGO ?= cargo
@@ -20,6 +20,8 @@ help:
 	@echo 'make test-images   builds both images and runs them (a Docker daemon of its own; root)'
 	@echo 'make test-k8s      what must hold on the cluster of the current kubectl context; changes nodes and puts them back'
 	@echo 'make bench         load-client against wrk, oha, curl and a bare loop, as ratios'
+	@echo 'make bench-fill    a conntrack table filled from empty and kept full, seen by observe'
+	@echo 'make soak          10,000,000 connections under injected failures, every one accounted for'
 	@echo 'make bench-boom    boom-server at 20,000 handshakes a second beside a sniffer of the simple kind'
 	@echo
 	@echo 'lab, kernels, test-k8s and bench take arguments: make lab ARGS=--help'
@@ -92,7 +94,23 @@ bench: $(TOOLS)/bin/oha
 	@echo '== building (release)'
 	@$(CARGO) build --release --quiet -p load-client --features bench
 	@mkdir -p results
-	@target/release/load-bench --oha $(TOOLS)/bin/oha --output results/bench.json $(ARGS)
+	@target/release/load-bench compare --oha $(TOOLS)/bin/oha --output results/bench.json $(ARGS)
+
+# A table of nf_conntrack_max entries, filled from empty and kept full.
+bench-fill:
+	@tools/setup bench
+	@echo '== building (release)'
+	@$(CARGO) build --release --quiet -p load-client --features bench
+	@mkdir -p results
+	@target/release/load-bench fill --output results/fill.json $(ARGS)
+
+# 10,000,000 connections while things go wrong, some 10 minutes; ARGS='--connections 1000000'.
+soak:
+	@tools/setup bench
+	@echo '== building (release)'
+	@$(CARGO) build --release --quiet -p load-client --features bench
+	@mkdir -p results
+	@target/release/load-bench soak --output results/soak.json $(ARGS)
 
 $(TOOLS)/bin/oha:
 	@echo '== installing oha $(OHA_VERSION) into target/tools'

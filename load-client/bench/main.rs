@@ -1,47 +1,33 @@
-//! `make bench`: load-client against its peers, on this machine, across a client
-//! pod, two tracking nodes and a server pod; interleaved rounds, medians, ratios.
+//! `make bench`, `make bench-fill`, `make soak`: what load-client is held to, on this
+//! machine, in namespaces of its own. Needs root.
 //!
-//! load-bench [--rounds N] [--seconds S] [--output FILE] [--oha PATH]
+//! load-bench compare [--rounds N] [--seconds S] [--output FILE] [--oha PATH]
+//! load-bench fill [--within S] [--keep S] [--entries N] [--output FILE]
+//! load-bench soak [--connections N] [--rate N] [--causes LIST] [--output FILE]
 
-use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+mod compare;
+mod fill;
+mod host;
+mod soak;
 
-use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
+use std::process::{Command, ExitCode};
 
-const HTTP: &str = "http://198.18.100.1/1k";
-const TCP: &str = "198.18.100.1:9000";
-/// Connections in progress at once, for every peer.
-const CONCURRENCY: &str = "64";
-const TOPOLOGY: &str = include_str!("topology.sh");
 /// Set in the process that runs inside the namespaces.
 const INSIDE: &str = "LOAD_BENCH_INSIDE";
 
-/// One contender: its name, and how to get its requests a second.
-struct Peer {
-    name: &'static str,
-    command: Vec<String>,
-    rate: fn(&str, f64) -> Option<f64>,
-}
-
-/// What is held against what, and the least ratio.
-const RATIOS: &[(&str, &str, &str, f64)] = &[
-    ("http vs wrk", "load-client http", "wrk", 1.0),
-    ("http vs oha", "load-client http", "oha", 1.15),
-    ("http vs curl loop", "load-client http", "curl loop", 200.0),
-    ("tcp fin vs bare loop", "load-client tcp fin", "bare loop fin", 1.0),
-    ("tcp rst vs bare loop", "load-client tcp rst", "bare loop rst", 0.9),
-];
-
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let ran = match args.first().map(String::as_str) {
-        Some("bare") => bare(&args[1..]),
-        _ if std::env::var_os(INSIDE).is_some() => bench(&args),
-        _ => return outside(&args),
+    let (name, rest) = args.split_first().map_or(("", &args[..]), |(n, r)| (n.as_str(), r));
+    let ran = match name {
+        "bare" => compare::bare(rest),
+        "compare" | "fill" | "soak" if std::env::var_os(INSIDE).is_none() => return outside(&args),
+        "compare" => compare::compare(rest),
+        "fill" => fill::run(rest),
+        "soak" => soak::soak(rest),
+        _ => {
+            eprintln!("error: write load-bench compare, fill or soak");
+            return ExitCode::from(2);
+        }
     };
     match ran {
         Ok(()) => ExitCode::SUCCESS,
@@ -69,214 +55,4 @@ fn outside(args: &[String]) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// The machine's limit: blocking connect and close in threads, nothing else.
-fn bare(args: &[String]) -> Result<()> {
-    let [close, seconds, threads] = args else { bail!("bare CLOSE SECONDS THREADS") };
-    let target: SocketAddr = TCP.parse()?;
-    let (rst, end) = (close == "rst", Instant::now() + Duration::from_secs_f64(seconds.parse()?));
-    let began = Instant::now();
-    let mut all = Vec::new();
-    for _ in 0..threads.parse::<u32>()? {
-        all.push(std::thread::spawn(move || -> std::io::Result<u64> {
-            let mut n = 0;
-            while Instant::now() < end {
-                let stream = TcpStream::connect(target)?;
-                if rst {
-                    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-                }
-                n += 1;
-            }
-            Ok(n)
-        }));
-    }
-    let mut n = 0;
-    for thread in all {
-        n += thread.join().ok().context("a thread panicked")??;
-    }
-    println!("{}", n as f64 / began.elapsed().as_secs_f64());
-    Ok(())
-}
-
-/// Kills its child, by its own id, when dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn inside(host: &str, command: &[String]) -> Command {
-    let mut c = Command::new("ip");
-    c.args(["netns", "exec", host]).args(command);
-    c
-}
-
-fn words(s: &str) -> Vec<String> {
-    s.split_whitespace().map(str::to_owned).collect()
-}
-
-fn wrk(text: &str, _: f64) -> Option<f64> {
-    // Errors would flatter it.
-    if text.contains("Socket errors") || text.contains("Non-2xx") {
-        return None;
-    }
-    text.lines().find_map(|l| l.strip_prefix("Requests/sec:"))?.trim().parse().ok()
-}
-
-fn oha(text: &str, seconds: f64) -> Option<f64> {
-    let v: Value = serde_json::from_str(text).ok()?;
-    let ok = v["statusCodeDistribution"]["200"].as_f64()?;
-    Some(ok / v["summary"]["total"].as_f64().unwrap_or(seconds))
-}
-
-fn number(text: &str, _: f64) -> Option<f64> {
-    text.trim().lines().last()?.parse().ok()
-}
-
-fn load_client(text: &str, _: f64) -> Option<f64> {
-    let v: Value = serde_json::from_str(text.trim_end().lines().last()?).ok()?;
-    (v["ok"] == v["attempts"]).then_some(v["ok"].as_f64()? / v["run"]["seconds"].as_f64()?)
-}
-
-fn peers(me: &Path, client: &Path, oha_path: Option<&Path>, seconds: f64) -> Vec<Peer> {
-    let (me, client) = (me.display(), client.display());
-    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let churn = |more: &str| {
-        words(&format!("{client} churn --concurrency {CONCURRENCY} --duration {seconds}s {more}"))
-    };
-    let mut wrk_command = words(&format!("wrk -t{cpus} -c{CONCURRENCY} -d{seconds}s -H"));
-    wrk_command.extend(["Connection: close".to_owned(), HTTP.to_owned()]);
-    let curl = format!(
-        "n=0; end=$(($(date +%s%N) + {}000000)); began=$(date +%s%N); while [ $(date +%s%N) -lt $end ]; do curl -s -o /dev/null {HTTP} && n=$((n+1)); done; echo $((n * 1000000000 / ($(date +%s%N) - began)))",
-        (seconds * 1000.0) as u64
-    );
-    let mut all = vec![
-        Peer {
-            name: "load-client http",
-            command: churn(&format!("--target {HTTP}")),
-            rate: load_client,
-        },
-        Peer { name: "wrk", command: wrk_command, rate: wrk },
-        Peer {
-            name: "curl loop",
-            command: vec!["bash".to_owned(), "-c".to_owned(), curl],
-            rate: number,
-        },
-    ];
-    if let Some(oha_path) = oha_path {
-        let command = format!(
-            "{} --no-tui --output-format json --disable-keepalive -c {CONCURRENCY} -z {seconds}s {HTTP}",
-            oha_path.display()
-        );
-        all.push(Peer { name: "oha", command: words(&command), rate: oha });
-    }
-    for (name, bare_name, close) in [
-        ("load-client tcp fin", "bare loop fin", "fin"),
-        ("load-client tcp rst", "bare loop rst", "rst"),
-    ] {
-        let command = churn(&format!("--target tcp://{TCP} --close {close}"));
-        all.push(Peer { name, command, rate: load_client });
-        let command = words(&format!("{me} bare {close} {seconds} {cpus}"));
-        all.push(Peer { name: bare_name, command, rate: number });
-    }
-    all
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let mid = sorted.len() / 2;
-    if sorted.len() % 2 == 1 { sorted[mid] } else { f64::midpoint(sorted[mid - 1], sorted[mid]) }
-}
-
-fn bench(args: &[String]) -> Result<()> {
-    let (mut rounds, mut seconds) = (5_u32, 4.0_f64);
-    let (mut output, mut oha_path) = (None, None);
-    for pair in args.chunks(2) {
-        let [name, value] = pair else { bail!("{} needs a value", pair[0]) };
-        match name.as_str() {
-            "--rounds" => rounds = value.parse().context("--rounds")?,
-            // Whole seconds: wrk takes no others.
-            "--seconds" => seconds = f64::from(value.parse::<u16>().context("--seconds")?),
-            "--output" => output = Some(PathBuf::from(value)),
-            "--oha" => oha_path = Some(PathBuf::from(value)),
-            other => bail!("unknown option {other}: use --rounds, --seconds, --output, --oha"),
-        }
-    }
-    let me = std::env::current_exe()?;
-    let client = me.with_file_name("load-client");
-    ensure!(client.exists(), "{} is not built", client.display());
-    let set_up = Command::new("sh").args(["-c", TOPOLOGY]).status()?;
-    ensure!(set_up.success(), "the topology could not be made");
-    let _nginx = Running(inside("server", &words("nginx -c /run/nginx.conf")).spawn()?);
-    let serve = format!("{} serve --listen 0.0.0.0:9000", client.display());
-    let _serve = Running(inside("server", &words(&serve)).stdout(Stdio::null()).spawn()?);
-    let end = Instant::now() + Duration::from_secs(10);
-    while !inside("client", &words(&format!("curl -sf -o /dev/null {HTTP}"))).status()?.success() {
-        ensure!(Instant::now() < end, "nginx does not answer through the service address");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    let peers = peers(&me, &client, oha_path.as_deref(), seconds);
-    let mut rates: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-    for round in 1..=rounds {
-        for peer in &peers {
-            for node in ["node1", "node2"] {
-                let _ = inside(node, &words("conntrack -F")).stderr(Stdio::null()).status();
-            }
-            let out = inside("client", &peer.command).stderr(Stdio::null()).output()?;
-            let text = String::from_utf8_lossy(&out.stdout);
-            let rate = (peer.rate)(&text, seconds).with_context(|| {
-                format!("{}: no rate, or failures, in its output: {text:.2000}", peer.name)
-            })?;
-            eprintln!("round {round}/{rounds}  {:<20} {rate:>9.0}/s", peer.name);
-            rates.entry(peer.name).or_default().push(rate);
-        }
-    }
-    report(&rates, rounds, seconds, output.as_deref())
-}
-
-fn report(
-    rates: &BTreeMap<&str, Vec<f64>>,
-    rounds: u32,
-    seconds: f64,
-    output: Option<&Path>,
-) -> Result<()> {
-    let medians: BTreeMap<_, _> = rates.iter().map(|(n, v)| (*n, median(v))).collect();
-    println!("{:<22} {:>10} {:>10} {:>10}", "requests a second", "median", "least", "most");
-    for (name, values) in rates {
-        let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = values.iter().copied().fold(0.0, f64::max);
-        println!("{name:<22} {:>10.0} {least:>10.0} {most:>10.0}", medians[name]);
-    }
-    println!("\n{:<22} {:>10} {:>10}", "ratio of medians", "measured", "wanted");
-    let mut ratios = Vec::new();
-    for (name, ours, theirs, wanted) in RATIOS {
-        let (Some(a), Some(b)) = (medians.get(ours), medians.get(theirs)) else { continue };
-        let held = a / b >= *wanted;
-        println!("{name:<22} {:>10.2} {wanted:>10.2} {}", a / b, if held { "" } else { "MISSED" });
-        ratios.push(json!({"name": name, "measured": a / b, "wanted": wanted, "held": held}));
-    }
-    if let Some(path) = output {
-        let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = cpu.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or_default();
-        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let document = json!({
-            "kernel": kernel.trim(),
-            "cpu": model.trim_start_matches([' ', '\t', ':']),
-            "cpus": std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            "load_average": std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim(),
-            "rounds": rounds,
-            "seconds": seconds,
-            "rates": rates,
-            "medians": medians,
-            "ratios": ratios,
-        });
-        std::fs::write(path, serde_json::to_string_pretty(&document)? + "\n")
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
 }

@@ -5,7 +5,7 @@
 use canary_common::result::load::{Series, SeriesPoint};
 
 /// The most points.
-const POINTS: usize = 512;
+const POINTS: usize = 1024;
 /// Steps of the coarse histogram: 4 an octave, from 1 µs to over an hour.
 pub const BUCKETS: usize = 132;
 
@@ -47,7 +47,11 @@ pub struct Course {
 
 impl Default for Course {
     fn default() -> Self {
-        Self { width: 1, points: Vec::new() }
+        // Written once, so that a long run's memory is resident from the start.
+        let zero = Point { counts: SeriesPoint::default(), latency: [0; BUCKETS] };
+        let mut points = vec![zero; POINTS];
+        points.clear();
+        Self { width: 1, points }
     }
 }
 

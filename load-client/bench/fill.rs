@@ -1,0 +1,133 @@
+//! Fills the one table of a node from empty, by one client pod, and keeps it full; what
+//! happened is read from `load-client observe` in the node.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use canary_common::result::load::LoadResult;
+use canary_common::result::observe::ObserveResult;
+use serde_json::json;
+
+use crate::host::{self, SERVICE, inside, options, ready, sh, topology, words};
+
+/// A table counts as full, and as kept, from this part of its limit on.
+const FULL: f64 = 0.99;
+
+/// The series as it is printed: one line for so many seconds.
+const STEP: f64 = 2.0;
+
+/// `fill [--within S] [--keep S] [--entries N] [--output FILE]`
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    let (mut within, mut keep, mut output) = (12.0, 60.0, None);
+    let mut entries = None;
+    for (name, value) in options(args)? {
+        match name {
+            "--within" => within = value.parse().context("--within")?,
+            "--keep" => keep = value.parse().context("--keep")?,
+            "--entries" => entries = Some(value.parse().context("--entries")?),
+            "--output" => output = Some(value),
+            _ => bail!("unknown option {name}: use --within, --keep, --entries, --output"),
+        }
+    }
+    let client = host::client()?;
+    topology(include_str!("one-node.sh"))?;
+    let limit: u64 = sh("node", "cat /proc/sys/net/netfilter/nf_conntrack_max")?.trim().parse()?;
+    let entries: u64 = entries.unwrap_or(limit);
+    let dir = Path::new("/run");
+    let _serve = ready("server", &client, "serve --listen 0.0.0.0:9000")?;
+    // Tracking begins with the first rule that needs it; the table must be empty.
+    let file = dir.join("observe.json");
+    let observe = format!("observe --interval 250ms --output {}", file.display());
+    let mut observe = ready("node", &client, &observe)?;
+    std::thread::sleep(Duration::from_secs(1));
+    let sources: Vec<_> = (2..34).map(|i| format!("198.18.1.{i}")).collect();
+    let sources = sources.join(",");
+    let seconds = within + keep + 3.0;
+    // As many as fit: each leaves an entry in TIME_WAIT, which lasts 120 s. One more would make
+    // the kernel evict closing entries down to 95% (gc_worker(), early_drop).
+    let line = format!(
+        "{} churn --connections {entries} --target tcp://{SERVICE} --source-ip {sources} --output {}",
+        client.display(),
+        dir.join("load.json").display()
+    );
+    let out = File::create(dir.join("load.log"))?;
+    let began = std::time::Instant::now();
+    let status = inside("client", &words(&line)).stdout(out).status()?;
+    ensure!(status.success(), "load-client churn: {status}");
+    let rest = seconds - began.elapsed().as_secs_f64();
+    if rest > 0.0 {
+        std::thread::sleep(Duration::from_secs_f64(rest));
+    }
+    observe.terminate()?;
+    let seen: ObserveResult = serde_json::from_slice(&std::fs::read(&file)?)?;
+    let load: LoadResult = serde_json::from_slice(&std::fs::read(dir.join("load.json"))?)?;
+    judge(&seen, &load, entries, (within, keep), output)
+}
+
+fn judge(
+    seen: &ObserveResult,
+    load: &LoadResult,
+    entries: u64,
+    (within, keep): (f64, f64),
+    output: Option<&str>,
+) -> Result<()> {
+    let share = |n: u64| n as f64 / entries as f64;
+    ensure!(seen.first.entries == 0, "the table was not empty: {} entries", seen.first.entries);
+    let samples = &seen.samples;
+    // The last sample of an empty table: the fill took at most from there.
+    let begin = samples.iter().take_while(|s| s.entries == 0).last().context("no empty sample")?.t;
+    println!("{:>8} {:>9} {:>7} {:>9}", "seconds", "entries", "share", "drop");
+    let mut next = begin;
+    for s in samples.iter().filter(|s| s.t >= begin && s.t <= begin + within + keep) {
+        if s.t >= next {
+            let percent = share(s.entries) * 100.0;
+            println!(
+                "{:>8.2} {:>9} {percent:>6.2}% {:>9}",
+                s.t - begin,
+                s.entries,
+                s.counters.drop
+            );
+            next = s.t + STEP;
+        }
+    }
+    let full = samples.iter().find(|s| share(s.entries) >= FULL).map(|s| s.t);
+    let limit = samples.iter().find(|s| s.entries >= entries).map(|s| s.t - begin);
+    let kept: Vec<_> = full
+        .map_or(Vec::new(), |t| samples.iter().filter(|s| s.t >= t && s.t <= t + keep).collect());
+    let above = kept.iter().filter(|s| share(s.entries) >= FULL).count();
+    let covered = kept.last().map_or(0.0, |s| s.t - full.unwrap_or(s.t));
+    let took = full.map(|t| t - begin);
+    let sum = load.ok + load.failures.iter().map(|f| f.count).sum::<u64>() == load.attempts;
+    let held =
+        took.is_some_and(|t| t <= within) && above == kept.len() && covered >= keep - 1.0 && sum;
+    let seconds = |t: Option<f64>| t.map_or("never".to_owned(), |t| format!("{t:.2} s"));
+    println!("one client pod, 32 addresses, a table of {entries}");
+    println!(
+        "99% after {} (wanted: {within} s), the limit after {}",
+        seconds(took),
+        seconds(limit)
+    );
+    println!("then {above} of {} samples in {covered:.1} s at 99% or above", kept.len());
+    println!("packets dropped by the full table: {}", seen.difference.drop);
+    println!(
+        "{} attempts, {} ok, sum of classes {}",
+        load.attempts,
+        load.ok,
+        if sum { "equal" } else { "NOT EQUAL" }
+    );
+    println!("{}", if held { "HELD" } else { "MISSED" });
+    host::write(
+        output,
+        &json!({
+            "machine": host::machine(), "entries": entries, "held": held,
+            "full_after_s": took, "limit_after_s": limit, "covered_s": covered,
+            "samples": kept.len(), "samples_above": above, "dropped": seen.difference.drop,
+            "attempts": load.attempts, "ok": load.ok, "failures": load.failures,
+            "series": samples.iter().map(|s| (s.t - begin, s.entries)).collect::<Vec<_>>(),
+        }),
+    )?;
+    ensure!(held, "the table was not filled in time, or not kept full");
+    Ok(())
+}

@@ -1,0 +1,331 @@
+//! A long churn while things go wrong: the accounts must hold, nothing may grow or spin,
+//! and the load must be back within a second after each cause is gone.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use canary_common::result::load::{LoadResult, SeriesPoint};
+use serde_json::json;
+
+use crate::host::{self, Running, SERVICE, inside, options, ready, run, sh, topology, words};
+
+/// Undisturbed, before each cause.
+const HEALTHY: Duration = Duration::from_secs(6);
+/// How long a cause lasts once it works.
+const LASTS: Duration = Duration::from_secs(4);
+/// A whole second after recovery has this part of the ordinary second's successes.
+const BACK: f64 = 0.7;
+/// The most of one CPU that may be used while a cause lasts ...
+const SHARE: f64 = 0.25;
+/// ... unless it is spent on connections: at most so many microseconds each.
+const PER_ATTEMPT_US: f64 = 300.0;
+/// The most growth of resident memory, after the first minute.
+const SLOPE_KIB_PER_MINUTE: f64 = 64.0;
+/// The kernel's clock tick in /proc/PID/stat (USER_HZ is 100 on every architecture).
+const HZ: f64 = 100.0;
+
+const CAUSES: &[&str] = &["server-killed", "half-syns", "emfile", "ports"];
+/// Short timeouts: the table stays small.
+const SHORT: &str = "for t in time_wait close last_ack fin_wait; do sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_$t=1; done";
+
+struct Event {
+    cause: &'static str,
+    /// Since 1970.
+    began: f64,
+    ended: f64,
+    cpu_share: f64,
+}
+
+fn unix() -> f64 {
+    UNIX_EPOCH.elapsed().unwrap_or_default().as_secs_f64()
+}
+
+/// CPU seconds that a process has used.
+fn cpu(pid: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // proc(5): utime and stime are fields 14 and 15; the name may hold blanks.
+    let after = stat.rsplit_once(')').context("stat")?.1;
+    let fields: Vec<_> = after.split_whitespace().collect();
+    Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / HZ)
+}
+
+/// Resident memory in KiB.
+fn resident(pid: u32) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(line.trim_end_matches("kB").trim().parse()?)
+}
+
+struct Soak<'a> {
+    client: &'a Path,
+    serve: Option<Running>,
+    churn: Running,
+    began: Instant,
+    memory: Vec<(f64, f64)>,
+    events: Vec<Event>,
+}
+
+impl Soak<'_> {
+    fn pid(&self) -> u32 {
+        self.churn.0.id()
+    }
+
+    fn over(&mut self) -> Result<bool> {
+        Ok(self.churn.0.try_wait()?.is_some())
+    }
+
+    /// Lets time pass, with a look at the memory each half second; ends early with the churn.
+    fn pass(&mut self, time: Duration) -> Result<()> {
+        let end = Instant::now() + time;
+        while Instant::now() < end && !self.over()? {
+            if let Ok(kib) = resident(self.pid()) {
+                self.memory.push((self.began.elapsed().as_secs_f64() / 60.0, kib));
+            }
+            std::thread::sleep(
+                end.saturating_duration_since(Instant::now()).min(Duration::from_millis(500)),
+            );
+        }
+        Ok(())
+    }
+
+    fn cause(&mut self, cause: &'static str) -> Result<()> {
+        let pid = self.pid();
+        match cause {
+            "server-killed" => drop(self.serve.take()),
+            "half-syns" => drop(sh(
+                "node",
+                "nft 'add table ip half; add chain ip half f { type filter hook forward priority 0; }; add rule ip half f tcp flags & (syn | ack) == syn numgen random mod 2 == 0 drop'",
+            )?),
+            "emfile" => drop(run(
+                Command::new("prlimit").args([format!("--pid={pid}"), "--nofile=3:".into()])
+            )?),
+            _ => drop(sh(
+                "client",
+                "sysctl -qw net.ipv4.tcp_tw_reuse=0 net.ipv4.tcp_max_tw_buckets=262144 net.ipv4.ip_local_port_range='40000 40001'",
+            )?),
+        }
+        let (began, before) = (unix(), cpu(pid).unwrap_or_default());
+        self.pass(LASTS)?;
+        // Lifted just before a second ends, so that the second after the next begins one
+        // second after: it must be as good as any.
+        let fraction = unix().fract();
+        self.pass(Duration::from_secs_f64((1.85 - fraction).rem_euclid(1.0)))?;
+        if self.over()? {
+            return Ok(());
+        }
+        let cpu_share = (cpu(pid)? - before) / (unix() - began);
+        match cause {
+            "server-killed" => self.serve = Some(serve(self.client)?),
+            "half-syns" => drop(sh("node", "nft delete table ip half")?),
+            "emfile" => drop(run(Command::new("prlimit").args([
+                format!("--pid={pid}"),
+                format!(
+                    "--nofile={}:",
+                    rustix::process::getrlimit(rustix::process::Resource::Nofile)
+                        .maximum
+                        .unwrap_or(1024)
+                ),
+            ]))?),
+            _ => drop(sh("client", CLIENT)?),
+        }
+        self.events.push(Event { cause, began, ended: unix(), cpu_share });
+        Ok(())
+    }
+}
+
+const CLIENT: &str = "sysctl -qw net.ipv4.ip_local_port_range='1024 65535' net.ipv4.tcp_tw_reuse=1 net.ipv4.tcp_max_tw_buckets=4096";
+
+fn serve(client: &Path) -> Result<Running> {
+    ready("server", client, "serve --listen 0.0.0.0:9000")
+}
+
+/// `soak [--connections N] [--rate N] [--causes LIST] [--output FILE]`
+pub(crate) fn soak(args: &[String]) -> Result<()> {
+    let (mut connections, mut causes, mut output) = (10_000_000_u64, CAUSES.to_vec(), None);
+    let mut rate = String::new();
+    for (name, value) in options(args)? {
+        match name {
+            "--connections" => connections = value.parse().context("--connections")?,
+            "--causes" => {
+                let find = |c: &str| CAUSES.iter().copied().find(|known| *known == c);
+                causes = value
+                    .split(',')
+                    .map(|c| {
+                        find(c).with_context(|| {
+                            format!("--causes: {c} is none of {}", CAUSES.join(", "))
+                        })
+                    })
+                    .collect::<Result<_>>()?;
+            }
+            "--rate" => rate = format!("--rate {value}"),
+            "--output" => output = Some(value),
+            _ => bail!("unknown option {name}: use --connections, --rate, --causes, --output"),
+        }
+    }
+    let client = host::client()?;
+    topology(include_str!("one-node.sh"))?;
+    sh("client", CLIENT)?;
+    sh("node", SHORT)?;
+    let serve = serve(&client)?;
+    let result = Path::new("/run/churn.json");
+    let line = format!(
+        "{} churn --target tcp://{SERVICE} --connections {connections} --timeout 500ms {rate} --output {}",
+        client.display(),
+        result.display()
+    );
+    let log = File::create("/run/churn.log")?;
+    let churn = Running(inside("client", &words(&line)).stdout(log).spawn()?);
+    let mut soak = Soak {
+        client: &client,
+        serve: Some(serve),
+        churn,
+        began: Instant::now(),
+        memory: Vec::new(),
+        events: Vec::new(),
+    };
+    for cause in causes.iter().cycle() {
+        soak.pass(HEALTHY)?;
+        if soak.over()? {
+            break;
+        }
+        soak.cause(cause)?;
+    }
+    let status = soak.churn.0.wait()?;
+    ensure!(status.code() == Some(0), "the churn ended with {status}");
+    let result: LoadResult = serde_json::from_slice(&std::fs::read(result)?)?;
+    judge(&soak, &result, &causes, connections, output)
+}
+
+/// Least squares, in KiB a minute, after the first minute.
+fn slope(memory: &[(f64, f64)]) -> Option<f64> {
+    let late: Vec<_> = memory.iter().filter(|(t, _)| *t >= 1.0).collect();
+    if late.len() < 60 {
+        return None;
+    }
+    let n = late.len() as f64;
+    let (mt, mk) =
+        (late.iter().map(|p| p.0).sum::<f64>() / n, late.iter().map(|p| p.1).sum::<f64>() / n);
+    let (a, b) = late
+        .iter()
+        .fold((0.0, 0.0), |(a, b), (t, k)| (a + (t - mt) * (k - mk), b + (t - mt).powi(2)));
+    Some(a / b)
+}
+
+/// Causes that the run ended before.
+fn never(soak: &Soak<'_>, causes: &[&'static str]) -> Vec<String> {
+    let tried = |cause: &str| soak.events.iter().any(|e| e.cause == cause);
+    let untried = causes.iter().filter(|c| !tried(c));
+    untried.map(|c| format!("{c} was never tried: more --connections")).collect()
+}
+
+fn judge(
+    soak: &Soak<'_>,
+    r: &LoadResult,
+    causes: &[&'static str],
+    wanted: u64,
+    output: Option<&str>,
+) -> Result<()> {
+    let mut wrong = Vec::new();
+    let failed: u64 = r.failures.iter().map(|f| f.count).sum();
+    if r.ok + failed != r.attempts || r.attempts != wanted {
+        wrong.push(format!(
+            "{} ok and {failed} failed are not {} attempts of {wanted}",
+            r.ok, r.attempts
+        ));
+    }
+    if r.series.width_s != 1 {
+        wrong.push(format!(
+            "the series has a width of {} s: recovery was not measured",
+            r.series.width_s
+        ));
+    }
+    let at = |second: u64| r.series.points.iter().find(|p| p.at == second).copied();
+    let mut ordinary: Vec<_> =
+        r.series.points.iter().filter(|p| p.failed == 0).map(|p| p.ok).collect();
+    ordinary.sort_unstable();
+    let ordinary = ordinary.get(ordinary.len() / 2).copied().unwrap_or_default();
+    println!(
+        "{} attempts in {:.0} s: {} ok, {failed} failed; an ordinary second has {ordinary}",
+        r.attempts, r.run.seconds, r.ok
+    );
+    for f in &r.failures {
+        println!(
+            "  {:?} in {}: {}{}",
+            f.cause,
+            f.phase,
+            f.count,
+            if f.local { " (this host's limit)" } else { "" }
+        );
+    }
+    println!(
+        "{:<14} {:>8} {:>10} {:>10} {:>9} {:>12}",
+        "cause", "seconds", "attempts", "failed", "CPU", "second after"
+    );
+    let mut list = Vec::new();
+    for e in &soak.events {
+        let during: Vec<&SeriesPoint> = r
+            .series
+            .points
+            .iter()
+            .filter(|p| p.at as f64 >= e.began && (p.at + 1) as f64 <= e.ended)
+            .collect();
+        let attempts: u64 = during.iter().map(|p| p.attempts).sum();
+        let failures: u64 = during.iter().map(|p| p.failed).sum();
+        let lasted = e.ended - e.began;
+        if failures == 0 {
+            wrong.push(format!("{}: nothing failed, so it was no cause", e.cause));
+        }
+        let per_attempt = e.cpu_share * lasted * 1e6 / (attempts as f64).max(1.0);
+        if e.cpu_share > SHARE && per_attempt > PER_ATTEMPT_US {
+            wrong.push(format!(
+                "{}: {:.0}% of a CPU for {attempts} attempts",
+                e.cause,
+                e.cpu_share * 100.0
+            ));
+        }
+        // The first whole second that begins a second or more after the end; none at the run's end.
+        let second = (e.ended + 0.95).ceil() as u64;
+        let after = at(second).filter(|_| at(second + 1).is_some());
+        if let Some(p) = after
+            && (p.failed > 0 || (p.ok as f64) < ordinary as f64 * BACK)
+        {
+            wrong.push(format!(
+                "{}: {} ok and {} failed in the second after",
+                e.cause, p.ok, p.failed
+            ));
+        }
+        let shown = after.map_or("-".to_owned(), |p| format!("{} ok", p.ok));
+        println!(
+            "{:<14} {lasted:>8.2} {attempts:>10} {failures:>10} {:>8.1}% {shown:>12}",
+            e.cause,
+            e.cpu_share * 100.0
+        );
+        list.push(json!({"cause": e.cause, "seconds": lasted, "attempts": attempts, "failed": failures, "cpu_share": e.cpu_share, "second_after": after}));
+    }
+    wrong.extend(never(soak, causes));
+    let slope = slope(&soak.memory);
+    let most = soak.memory.iter().map(|m| m.1).fold(0.0, f64::max);
+    match slope {
+        Some(s) => println!(
+            "resident memory: at most {most:.0} KiB, slope after the first minute {s:.1} KiB a minute"
+        ),
+        None => println!("resident memory: at most {most:.0} KiB; too short for a slope"),
+    }
+    if slope.is_some_and(|s| s > SLOPE_KIB_PER_MINUTE) {
+        wrong.push("resident memory grows".to_owned());
+    }
+    host::write(
+        output,
+        &json!({
+            "machine": host::machine(), "attempts": r.attempts, "ok": r.ok, "failures": r.failures,
+            "seconds": r.run.seconds, "ordinary_second": ordinary, "causes": list, "rss_kib": soak.memory,
+            "rss_most_kib": most, "rss_slope_kib_per_minute": slope, "wrong": wrong, "series": r.series,
+        }),
+    )?;
+    println!("{}", if wrong.is_empty() { "HELD" } else { "MISSED" });
+    ensure!(wrong.is_empty(), "{}", wrong.join("; "));
+    Ok(())
+}
