@@ -25,7 +25,7 @@ pub mod tally;
 
 use std::process::ExitCode;
 
-use canary_common::{cli, exit::Exit, telemetry};
+use canary_common::{cli, exit::Exit};
 
 /// The whole program.
 #[must_use]
@@ -34,7 +34,6 @@ pub fn main() -> ExitCode {
         Ok(config) => config,
         Err(code) => return code,
     };
-    telemetry::init_logs(config.log);
     match run::run(&config) {
         Ok(exit) => exit.into(),
         Err(e) => {

@@ -1,6 +1,6 @@
 //! The order of steps: sockets, privileges away, engine and listeners, the end.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use canary_common::exit::Exit;
 use canary_common::outcome::EndedBy;
-use canary_common::output::{OutputError, ResultFile, print_line, termination_message};
+use canary_common::output::{OutputError, ResultFile, print_line, print_text, termination_message};
 use canary_common::result::Clock;
 use canary_common::result::boom::BoomResult;
 use canary_common::segment::Family;
@@ -95,6 +95,7 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
     let sender = Sender::open(&families)?;
     // Before any thread: capabilities belong to threads, and are inherited.
     let bounding_empty = privilege::drop_all()?;
+    telemetry::init_logs(config.log);
 
     let shared = Arc::new(Shared::default());
     shared.state().sniffer.receive_buffer =
@@ -274,6 +275,7 @@ impl Program {
         let state = self.shared.snapshot();
         let mut notes = notes.to_vec();
         notes.extend(self.clock_step());
+        notes.extend(telemetry::lost_lines());
         report::result(&self.config, &self.clock, ended_by, &state, self.accepted(), &notes)
     }
 
@@ -374,7 +376,7 @@ impl Program {
         }
         let printed = if io::stdout().is_terminal() {
             let text = report::human(&result, &self.shared.state());
-            writeln!(io::stdout().lock(), "{text}")
+            print_text(&text)
         } else {
             print_line(&result)
         };

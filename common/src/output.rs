@@ -4,8 +4,13 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use serde::Serialize;
+
+use crate::telemetry;
 
 /// The longest termination message that Kubernetes keeps.
 pub const TERMINATION_MESSAGE_MAX: usize = 4096;
@@ -70,14 +75,31 @@ impl Drop for ResultFile {
     }
 }
 
-/// Writes `result` as one line to stdout. A closed stdout is an error to report,
-/// not a panic.
+/// How long a reader of stdout may take for the result.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Writes `result` as one line to stdout, behind everything that was logged. A
+/// closed stdout and one that nobody reads are errors to report, no panic and no
+/// program without an end.
 pub fn print_line<T: Serialize>(result: &T) -> io::Result<()> {
     let mut line = serde_json::to_vec(result)?;
     line.push(b'\n');
-    let mut out = io::stdout().lock();
-    out.write_all(&line)?;
-    out.flush()
+    print(line)
+}
+
+/// The same with text.
+pub fn print_text(text: &str) -> io::Result<()> {
+    print(format!("{text}\n").into_bytes())
+}
+
+fn print(bytes: Vec<u8>) -> io::Result<()> {
+    telemetry::end_logs();
+    let (done, written) = mpsc::channel();
+    thread::Builder::new().name("print".to_owned()).spawn(move || {
+        let mut out = io::stdout().lock();
+        let _ = done.send(out.write_all(&bytes).and_then(|()| out.flush()));
+    })?;
+    written.recv_timeout(PATIENCE).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Writes Kubernetes' termination message, cut to what Kubernetes keeps.

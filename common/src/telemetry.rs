@@ -3,8 +3,8 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::io::IsTerminal;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 use tracing::Level;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::fmt::format::FmtSpan;
 
 /// How events are written.
@@ -36,12 +37,26 @@ impl fmt::Display for LogFormat {
     }
 }
 
+/// Lines that wait for a reader of stdout at most. Then lines are lost, and
+/// counted: whoever measures must not wait for whoever reads.
+const LINES: usize = 4096;
+
+/// The thread that writes to stdout, and its count of lost lines.
+static WRITER: Mutex<Option<(WorkerGuard, ErrorCounter)>> = Mutex::new(None);
+
 /// Sends events to stdout: in the format asked for, otherwise text on a terminal
-/// and JSON elsewhere. To be called once, before anything is logged.
+/// and JSON elsewhere. Starts the thread that writes them. To be called once, before
+/// anything is logged.
 pub fn init_logs(format: Option<LogFormat>) {
     let terminal = std::io::stdout().is_terminal();
     let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
+    let (writer, guard) =
+        NonBlockingBuilder::default().buffered_lines_limit(LINES).finish(std::io::stdout());
+    let mut slot = WRITER.lock().unwrap_or_else(PoisonError::into_inner);
+    *slot = Some((guard, writer.error_counter()));
+    drop(slot);
     let logs = tracing_subscriber::fmt()
+        .with_writer(writer)
         .with_max_level(Level::INFO)
         .with_target(false)
         .with_span_events(FmtSpan::NONE)
@@ -50,6 +65,20 @@ pub fn init_logs(format: Option<LogFormat>) {
         LogFormat::Text => logs.with_ansi(terminal).init(),
         LogFormat::Json => logs.json().flatten_event(true).with_current_span(false).init(),
     }
+}
+
+/// What to say when lines of the log were lost because nobody read stdout.
+#[must_use]
+pub fn lost_lines() -> Option<String> {
+    let slot = WRITER.lock().unwrap_or_else(PoisonError::into_inner);
+    let lost = slot.as_ref().map_or(0, |(_, counter)| counter.dropped_lines());
+    (lost > 0).then(|| format!("{lost} lines of the log were lost: stdout was not read in time"))
+}
+
+/// Waits until what was logged is written, a second at most. Nothing is logged after that.
+pub fn end_logs() {
+    let writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner).take();
+    drop(writer);
 }
 
 /// A metrics recorder could not be set up.

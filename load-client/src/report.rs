@@ -7,9 +7,10 @@ use std::path::Path;
 use anyhow::Context;
 use canary_common::exit::Exit;
 use canary_common::outcome::{EndedBy, Verdict};
-use canary_common::output::{ResultFile, print_line, termination_message};
+use canary_common::output::{ResultFile, print_line, print_text, termination_message};
 use canary_common::result::load::LoadResult;
 use canary_common::result::{Clock, Run, SCHEMA_VERSION};
+use canary_common::telemetry::lost_lines;
 use serde::Serialize;
 
 use crate::tally::{Ends, Tally};
@@ -76,16 +77,15 @@ impl Report {
         if let Some(file) = &self.file {
             file.write(result)?;
         }
+        if let Some(note) = lost_lines() {
+            tracing::warn!("{note}");
+        }
         // In a pod, what `kubectl describe` shows.
         if let Err(e) = termination_message(None, &one_line(summary)) {
             tracing::warn!(error = %e, "no termination message");
         }
-        if std::io::stdout().is_terminal() {
-            println!("{summary}");
-        } else {
-            print_line(result).context("cannot write the result to stdout")?;
-        }
-        Ok(())
+        if std::io::stdout().is_terminal() { print_text(summary) } else { print_line(result) }
+            .context("cannot write the result to stdout")
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::rig::{Rig, VIP4, exchange};
 use canary_common::outcome::{EndedBy, Verdict};
+use canary_common::result::boom::BoomResult;
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -164,6 +165,34 @@ fn a_full_disk_is_in_the_result() {
     let reasons = result.reasons.join("\n");
     assert!(reasons.contains("No space left on device"), "{reasons}");
     assert!(reasons.contains("no/such/log"), "{reasons}");
+}
+
+/// A stdout that nobody reads holds up no connection and no judgement, and not the end.
+#[test]
+fn an_unread_stdout_holds_up_nothing() {
+    const N: usize = 600;
+    let rig = Rig::new();
+    rig.protect(true, false);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("result.json");
+    let connections = N.to_string();
+    let mut args =
+        vec!["--events=all", "--forge=control,above-window", "--connections", &connections];
+    args.extend(["--hold=1s", "--output", file.to_str().unwrap()]);
+    let boom = rig.boom_unread(&[], &args);
+    // Two lines each: several times what a pipe holds.
+    let held = rig.connect(VIP4, N);
+    for s in &held {
+        exchange(s).unwrap();
+    }
+    drop(held);
+    let status = boom.status(SOON);
+    let result: BoomResult = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    assert_eq!(result.connections.forged, N as u64);
+    let judged: u64 = result.outcomes.iter().map(|o| o.delivered + o.dropped).sum();
+    assert_eq!(judged, N as u64, "{:?}", result.outcomes);
+    // Protected, but the result could not be printed.
+    assert_eq!((result.verdict, status.code()), (Verdict::Protected, Some(1)));
 }
 
 /// Out of file descriptors it goes on when there are some again, and says so.

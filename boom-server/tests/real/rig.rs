@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use canary_common::result::boom::BoomResult;
@@ -102,6 +103,11 @@ EOF"
 
     /// The same under another program, such as prlimit.
     pub(crate) fn boom_under(&self, wrap: &[&str], args: &[&str]) -> Boom {
+        self.boom_unread(wrap, args).read()
+    }
+
+    /// The same, and nobody reads its stdout from there on.
+    pub(crate) fn boom_unread(&self, wrap: &[&str], args: &[&str]) -> Unread {
         let mut child = Command::new("ip")
             .args(["netns", "exec", &self.name('s')])
             .args(wrap)
@@ -115,10 +121,16 @@ EOF"
             .stderr(Stdio::piped())
             .spawn()
             .expect("boom-server");
-        let out = BufReader::new(child.stdout.take().expect("stdout"));
-        let mut boom = Boom { child, out, log: String::new() };
-        boom.wait_for("ready");
-        boom
+        let mut out = BufReader::new(child.stdout.take().expect("stdout"));
+        let mut log = String::new();
+        while !log.contains("\"message\":\"ready\"") {
+            if out.read_line(&mut log).expect("stdout") == 0 {
+                let mut err = String::new();
+                let _ = child.stderr.take().expect("stderr").read_to_string(&mut err);
+                panic!("boom-server ended before it was ready: {err}{log}");
+            }
+        }
+        Unread { child, out, log }
     }
 
     /// Runs `f` in the namespace of `role`.
@@ -154,10 +166,36 @@ impl Drop for Rig {
     }
 }
 
+/// A running boom-server whose stdout waits to be read.
+pub(crate) struct Unread {
+    child: Child,
+    out: BufReader<ChildStdout>,
+    log: String,
+}
+
+impl Unread {
+    fn read(self) -> Boom {
+        let (send, lines) = mpsc::channel();
+        let out = self.out;
+        std::thread::spawn(move || {
+            for line in out.lines().map_while(Result::ok) {
+                if send.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Boom { child: self.child, lines, log: self.log }
+    }
+
+    pub(crate) fn status(mut self, deadline: Duration) -> ExitStatus {
+        wait(&mut self.child, deadline)
+    }
+}
+
 /// A running boom-server.
 pub(crate) struct Boom {
     child: Child,
-    out: BufReader<ChildStdout>,
+    lines: mpsc::Receiver<String>,
     log: String,
 }
 
@@ -169,16 +207,19 @@ impl Boom {
     /// Waits for an event. The end of the output stands in for a deadline.
     pub(crate) fn wait_for(&mut self, message: &str) {
         let wanted = format!("\"message\":\"{message}\"");
-        let mut line = String::new();
-        while !line.contains(&wanted) {
-            line.clear();
-            if self.out.read_line(&mut line).expect("stdout") == 0 {
-                let mut err = String::new();
-                let _ = self.child.stderr.take().expect("stderr").read_to_string(&mut err);
-                panic!("boom-server ended before '{message}': {err}{}", self.log);
+        while let Ok(line) = self.lines.recv() {
+            let found = line.contains(&wanted);
+            self.note(&line);
+            if found {
+                return;
             }
-            self.log.push_str(&line);
         }
+        panic!("boom-server ended before '{message}': {}", self.log);
+    }
+
+    fn note(&mut self, line: &str) {
+        self.log.push_str(line);
+        self.log.push('\n');
     }
 
     pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
@@ -186,23 +227,30 @@ impl Boom {
         nix::sys::signal::kill(pid, signal).expect("kill");
     }
 
-    /// Waits for the end; a program that does not end is killed and the test fails.
+    /// Waits for the end, the result and the log.
     pub(crate) fn end(mut self, deadline: Duration) -> (ExitStatus, BoomResult, String) {
-        let begun = Instant::now();
-        let status = loop {
-            if let Some(status) = self.child.try_wait().expect("wait") {
-                break status;
-            }
-            if begun.elapsed() > deadline {
-                let _ = self.child.kill();
-                panic!("boom-server did not end in {deadline:?}");
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        };
-        let _ = self.out.read_to_string(&mut self.log);
+        let status = wait(&mut self.child, deadline);
+        while let Ok(line) = self.lines.recv() {
+            self.note(&line);
+        }
         let last = self.log.lines().last().unwrap_or_default();
         let result = serde_json::from_str(last).unwrap_or_else(|e| panic!("{e}: {last}"));
         (status, result, self.log)
+    }
+}
+
+/// Waits for the end; a program that does not end is killed and the test fails.
+fn wait(child: &mut Child, deadline: Duration) -> ExitStatus {
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("wait") {
+            return status;
+        }
+        if begun.elapsed() > deadline {
+            let _ = child.kill();
+            panic!("boom-server did not end in {deadline:?}");
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
