@@ -233,7 +233,7 @@ fn inner(args: &RunArgs, pipe: i32) -> Ending {
     let mut result = runner::run(&plan, &clock, &mut Progress::new()).map_err(failed)?;
     staged::run_all(&staged, &plan, &clock, control.as_ref(), &mut result).map_err(failed)?;
     let report = folder::write(&dir, &result).map_err(failed);
-    print(&text::render(&result));
+    print(&text::render(&result, text::width()));
     let file = dir.join("results.json");
     if std::io::stdout().is_terminal() {
         print(&format!(

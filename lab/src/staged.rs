@@ -200,46 +200,6 @@ pub fn add(result: &mut LabResult, more: ScenarioResult) {
         runner::conclude(&result.scenarios, &result.positive_control);
 }
 
-/// The stages of a scenario as text, for a terminal.
-#[must_use]
-pub fn text(s: &ScenarioResult) -> String {
-    use std::fmt::Write as _;
-    let mut out = String::new();
-    let _ = writeln!(out, "\n{}: {} ({})", s.name, s.title, s.judgement);
-    for reason in &s.reasons {
-        let _ = writeln!(out, "  ! {reason}");
-    }
-    let Some(timeline) = &s.timeline else { return out };
-    for step in &timeline.steps {
-        let _ = writeln!(out, "  {:6.1} s  {}", step.t, step.title);
-        for c in &step.changes {
-            let _ = writeln!(out, "            {}: {} -> {}", c.what, c.from, c.to);
-        }
-        let _ = writeln!(
-            out,
-            "            new: {} of {} succeeded, failed: {}; established: {}; boom-server: {}",
-            step.new_ok,
-            step.new_attempts,
-            causes::listed(&step.new_failures),
-            causes::listed(&step.established),
-            causes::listed(&step.boom),
-        );
-        for note in &step.notes {
-            let _ = writeln!(out, "            {note}");
-        }
-    }
-    for s in &timeline.statements {
-        let _ = writeln!(out, "  {:<14} {}", s.finding, s.claim);
-        for e in &s.evidence {
-            let _ = writeln!(out, "                 {e}");
-        }
-    }
-    for reason in &timeline.reasons {
-        let _ = writeln!(out, "  weakened: {reason}");
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,6 +13,8 @@ use canary_common::result::lab::{Judgement, LabResult, Profile};
 use common::{Left, lab, output, result, scratch, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 
 /// One unprotected and one protected cell, few connections.
 const SHORT: &str = r#"
@@ -177,29 +179,53 @@ fn signals_end_it_in_order() {
     }
 }
 
-/// SIGKILL at any moment leaves no process, mount, interface, namespace or setting.
-/// LAB_KILLS sets how many moments; the default keeps the test short.
+/// SIGKILL to the lab, or to the process inside its namespaces, at any moment leaves no
+/// process, mount, interface, namespace or setting. LAB_KILLS sets how many moments, LAB_SEED
+/// the numbers they come from; the default keeps the test short.
 #[test]
 fn sigkill_leaves_nothing() {
-    let moments: u64 = std::env::var("LAB_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
-    for i in 0..moments {
+    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse().ok());
+    let kills: u64 = number("LAB_KILLS").unwrap_or(10);
+    let seed: u64 = number("LAB_SEED").unwrap_or_else(rand::random);
+    let mut random = StdRng::seed_from_u64(seed);
+    let run = || {
         let dir = scratch();
-        let before = Left::now(dir.path());
         let file = dir.path().join("short.toml");
         fs::write(&file, SHORT).unwrap();
         let mut command = lab(&dir);
-        command.arg("run").arg(&file).arg("--output").arg(dir.path().join("r"));
+        command.args(["run", "close-unread"]).arg(file).arg("--output").arg(dir.path().join("r"));
+        (dir, command)
+    };
+    let begun = Instant::now();
+    let (_whole, mut command) = run();
+    assert_eq!(output(&mut command).code, 0);
+    let whole = begun.elapsed();
+    let (mut late, mut inner) = (0, 0);
+    for n in 1..=kills {
+        let after = whole.mul_f64(random.random());
+        let inside: bool = random.random();
+        // Shown when the test fails.
+        eprintln!("LAB_SEED={seed}: kill {n} of {kills} after {after:?}, inside: {inside}");
+        let (dir, mut command) = run();
+        let before = Left::now(dir.path());
         let mut child = common::start(&mut command);
-        // Spread over the run's length, early moments more densely.
-        let after = 3_000 * (i * i) / (moments * moments) + i % 7;
-        let until = Instant::now() + Duration::from_millis(after);
+        let until = Instant::now() + after;
         while Instant::now() < until && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }
-        child.kill().unwrap();
+        if child.try_wait().unwrap().is_some() {
+            late += 1;
+        } else if let Some(pid) = inside.then(|| common::child_of(child.id())).flatten() {
+            inner += 1;
+            kill(pid, Signal::SIGKILL).unwrap();
+        } else {
+            child.kill().unwrap();
+        }
         child.wait().unwrap();
         before.assert_same(dir.path());
     }
+    println!("{kills} kills in {whole:?}: {inner} inside, {late} runs had ended; LAB_SEED={seed}");
+    assert!(late < kills, "no run was killed: LAB_SEED={seed}");
 }
 
 /// A missing tool is one clear line with its package, exit 1, and nothing made.

@@ -129,6 +129,9 @@ fn step(case: &Case, t: f64, shown: &Shown, judgement: Judgement, why: &[String]
     for p in &seen.boom.paths {
         notes.push(format!("Its diagnosis: {}.", p.diagnosis));
     }
+    if case.pattern == Pattern::CloseUnread {
+        notes.push("The client itself closed each connection, its answer unread.".to_owned());
+    }
     notes.extend(why.iter().map(|w| format!("{w}.")));
     Step {
         t,

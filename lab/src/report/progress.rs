@@ -24,7 +24,7 @@ impl Progress {
     /// The number of cells to come.
     pub fn begin(&mut self, total: usize) {
         self.total = total;
-        self.line(&format!("{total} cells to run"));
+        self.line(&super::markup::count(total as u64, "cell to run", "cells to run"));
     }
 
     /// One more cell is done.
@@ -41,7 +41,8 @@ impl Progress {
         if cell.judgement == Judgement::AsExpected {
             self.line(&text);
         } else {
-            self.line(&format!("{text}: {}", cell.reasons.join("; ")));
+            let text = format!("{text}: {}", cell.reasons.join("; "));
+            self.write(&text);
             self.keep();
         }
     }
@@ -51,7 +52,15 @@ impl Progress {
         self.keep();
     }
 
+    /// A line that the next one takes the place of: one that the terminal breaks could not be
+    /// written over.
     fn line(&self, text: &str) {
+        let width = terminal_size::terminal_size_of(std::io::stderr())
+            .map_or(usize::MAX, |(width, _)| usize::from(width.0));
+        self.write(&text.chars().take(width.saturating_sub(1)).collect::<String>());
+    }
+
+    fn write(&self, text: &str) {
         // A closed stderr must not stop the run.
         let mut err = std::io::stderr().lock();
         let _ = if self.terminal { write!(err, "\r\x1b[K{text}") } else { writeln!(err, "{text}") };

@@ -1,4 +1,5 @@
-//! The table on the screen: forgery by protection, and a sentence a row.
+//! What stands on the screen, as wide as the terminal: a table of forgery by
+//! protection with a sentence a row, and the steps of what has steps.
 
 use std::fmt::Write as _;
 
@@ -6,59 +7,186 @@ use canary_common::outcome::OldSegments;
 use canary_common::result::lab::{
     CellResult, ForgeryResult, Judgement, LabResult, ScenarioResult, Seen,
 };
+use canary_common::result::timeline::Timeline;
 
-use crate::staged;
+use crate::causes::listed;
+
+/// Between two columns.
+const GAP: &str = "  ";
+
+/// How wide the text may be: the terminal's own width; COLUMNS or 100 where there is none.
+#[must_use]
+pub fn width() -> usize {
+    let columns = || std::env::var("COLUMNS").ok().and_then(|n| n.parse().ok());
+    let width = terminal_size::terminal_size_of(std::io::stdout())
+        .map(|(width, _)| usize::from(width.0))
+        .or_else(columns)
+        .unwrap_or(100);
+    // Numbers beyond these serve nobody; a terminal without a size says 0.
+    if width == 0 { 100 } else { width.clamp(80, 200) }
+}
 
 /// The whole report.
 #[must_use]
-pub fn render(result: &LabResult) -> String {
+pub fn render(result: &LabResult, width: usize) -> String {
     let mut out = String::new();
     for scenario in &result.scenarios {
-        if scenario.timeline.is_some() {
-            out.push_str(&staged::text(scenario));
+        if let Some(timeline) = &scenario.timeline {
+            stages(&mut out, scenario, timeline, width);
         } else {
-            table(&mut out, scenario);
+            table(&mut out, scenario, width);
         }
     }
-    summary(&mut out, result);
+    summary(&mut out, result, width);
     out
 }
 
-fn table(out: &mut String, scenario: &ScenarioResult) {
-    let _ = writeln!(out, "\n{}: {}", scenario.name, scenario.title);
+/// A paragraph: `first` before its first line, as much space before the others.
+fn paragraph(out: &mut String, first: &str, text: &str, width: usize) {
+    let rest = " ".repeat(first.chars().count());
+    let options = textwrap::Options::new(width)
+        .initial_indent(first)
+        .subsequent_indent(&rest)
+        // Names of rules, files and sysctls are copied from here.
+        .break_words(false)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation);
+    let _ = writeln!(out, "{}", textwrap::fill(text.trim(), options));
+}
+
+fn table(out: &mut String, scenario: &ScenarioResult, width: usize) {
+    out.push('\n');
+    paragraph(out, "", &format!("{}: {}", scenario.name, scenario.title), width);
     for reason in &scenario.reasons {
-        let _ = writeln!(out, "  {reason}");
+        paragraph(out, "  ! ", reason, width);
     }
     let rows = rows(&scenario.cells);
     let Some(first) = rows.iter().map(|r| r.cells[0]).find(|c| !c.forgeries.is_empty()) else {
         for cell in &scenario.cells {
-            let _ = writeln!(out, "  {}: {}", cell.id, cell.reasons.join("; "));
+            paragraph(out, "  ", &format!("{}: {}", cell.id, cell.reasons.join("; ")), width);
         }
         return;
     };
-    let width = rows.iter().map(|r| r.label.len()).max().unwrap_or(0).max("protection".len());
-    let _ = write!(out, "  {:<width$}", "protection");
-    for f in &first.forgeries {
-        let _ = write!(out, "  {:<12}", f.forgery);
+    let heads: Vec<_> = first.forgeries.iter().map(|f| f.forgery.to_string()).collect();
+    let body: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| {
+            (0..row.cells[0].forgeries.len())
+                .map(|i| outcome(row.cells.iter().filter_map(|c| c.forgeries.get(i))))
+                .collect()
+        })
+        .collect();
+    let columns: Vec<usize> = heads
+        .iter()
+        .enumerate()
+        .map(|(i, name)| {
+            let cells = body.iter().filter_map(|row| row.get(i)).map(String::len);
+            head(name).into_iter().map(str::len).chain(cells).max().unwrap_or(0)
+        })
+        .collect();
+    let layout = Layout::of(&rows, &columns, width);
+    if matches!(layout, Layout::Above) {
+        let _ = writeln!(out, "{GAP}protection");
     }
-    let _ = writeln!(out, "  judgement");
-    for row in &rows {
-        let _ = write!(out, "  {:<width$}", row.label);
-        let n = row.cells[0].forgeries.len();
-        for i in 0..n {
-            let all = row.cells.iter().filter_map(|c| c.forgeries.get(i));
-            let _ = write!(out, "  {:<12}", outcome(all));
+    let top = heads.iter().map(|h| head(h).len()).max().unwrap_or(1);
+    for line in 0..top {
+        // Heads of one line stand at the bottom.
+        let part = |h: &String| -> String {
+            let parts = head(h);
+            (line + parts.len())
+                .checked_sub(top)
+                .and_then(|n| parts.get(n))
+                .copied()
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let label = if line + 1 == top { "protection" } else { "" };
+        layout.line(out, label, &heads.iter().map(part).collect::<Vec<_>>(), &columns);
+    }
+    for (row, cells) in rows.iter().zip(&body) {
+        layout.row(out, &row.label, cells, &columns);
+        if row.cells[0].judgement != Judgement::AsExpected {
+            let text = format!("{} in {}", row.cells[0].judgement, count(row.cells.len()));
+            paragraph(out, "    ! ", &text, width);
         }
-        let _ = writeln!(out, "  {} in {}", row.cells[0].judgement, cells(row.cells.len()));
         for cell in row.cells.iter().filter(|c| !c.reasons.is_empty()) {
-            let _ = writeln!(out, "      ! {}: {}", cell.id, cell.reasons.join("; "));
+            paragraph(out, "    ! ", &format!("{}: {}", cell.id, cell.reasons.join("; ")), width);
         }
     }
-    meanings(out, &rows);
+    let expected = scenario.cells.iter().filter(|c| c.judgement == Judgement::AsExpected).count();
+    let _ = writeln!(out, "  = {expected} of {} as expected", count(scenario.cells.len()));
+    meanings(out, &rows, width);
 }
 
-fn cells(n: usize) -> String {
+fn count(n: usize) -> String {
     if n == 1 { "1 cell".to_owned() } else { format!("{n} cells") }
+}
+
+/// A forgery's name, in two lines where it has two words.
+fn head(name: &str) -> Vec<&str> {
+    name.split_inclusive('-').collect()
+}
+
+/// Where a row's protections stand.
+enum Layout {
+    /// In a column, broken after a plus where that is narrower than the longest.
+    Column(usize),
+    /// On a line of their own: a column would be too narrow for one of them.
+    Above,
+}
+
+impl Layout {
+    fn of(rows: &[Row<'_>], columns: &[usize], width: usize) -> Self {
+        let cells: usize = columns.iter().map(|c| c + GAP.len()).sum();
+        let room = width.saturating_sub(cells + GAP.len());
+        let longest = |of: &dyn Fn(&str) -> usize| rows.iter().map(|r| of(&r.label)).max();
+        let whole = longest(&str::len).unwrap_or(0).max("protection".len());
+        let part = longest(&|l| parts(l).iter().map(String::len).max().unwrap_or(0));
+        let part = part.unwrap_or(0).max("protection".len());
+        if part <= room { Self::Column(whole.min(room)) } else { Self::Above }
+    }
+
+    fn row(&self, out: &mut String, label: &str, cells: &[String], columns: &[usize]) {
+        let Self::Column(width) = self else {
+            let _ = writeln!(out, "{GAP}{label}");
+            return self.line(out, "", cells, columns);
+        };
+        let mut lines: Vec<String> = Vec::new();
+        for part in parts(label) {
+            match lines.last_mut() {
+                Some(line) if line.len() + 1 + part.len() <= *width => {
+                    line.push(' ');
+                    line.push_str(&part);
+                }
+                _ => lines.push(part),
+            }
+        }
+        for (n, line) in lines.iter().enumerate() {
+            self.line(out, line, if n == 0 { cells } else { &[] }, columns);
+        }
+    }
+
+    fn line(&self, out: &mut String, label: &str, cells: &[String], columns: &[usize]) {
+        let mut line = match self {
+            Self::Column(width) => format!("{GAP}{label:<width$}"),
+            Self::Above => GAP.to_owned(),
+        };
+        for (cell, width) in cells.iter().zip(columns) {
+            let _ = write!(line, "{GAP}{cell:<width$}");
+        }
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+}
+
+/// What a label may be broken into: each protection with the plus that follows it.
+fn parts(label: &str) -> Vec<String> {
+    let mut parts: Vec<String> = Vec::new();
+    for word in label.split(' ') {
+        match parts.last_mut() {
+            Some(last) if word == "+" => last.push_str(" +"),
+            _ => parts.push(word.to_owned()),
+        }
+    }
+    parts
 }
 
 /// Cells of the same protections that showed the same: families, front ends
@@ -97,7 +225,7 @@ fn rows(cells: &[CellResult]) -> Vec<Row<'_>> {
 }
 
 /// A sentence or two for every row, said once for all rows that share it.
-fn meanings(out: &mut String, rows: &[Row<'_>]) {
+fn meanings(out: &mut String, rows: &[Row<'_>], width: usize) {
     let mut said: Vec<(String, Vec<&str>)> = Vec::new();
     for row in rows {
         let cell = row.cells[0];
@@ -109,7 +237,7 @@ fn meanings(out: &mut String, rows: &[Row<'_>]) {
         }
     }
     for (sentence, labels) in said {
-        let _ = writeln!(out, "  * {}: {sentence}", labels.join("; "));
+        paragraph(out, "  * ", &format!("{}: {sentence}", labels.join("; ")), width);
     }
 }
 
@@ -140,9 +268,47 @@ fn outcome<'a>(all: impl Iterator<Item = &'a ForgeryResult>) -> String {
     }
 }
 
-fn summary(out: &mut String, result: &LabResult) {
+/// A scenario that goes through steps.
+fn stages(out: &mut String, s: &ScenarioResult, timeline: &Timeline, width: usize) {
+    out.push('\n');
+    paragraph(out, "", &format!("{}: {} ({})", s.name, s.title, s.judgement), width);
+    for reason in &s.reasons {
+        paragraph(out, "  ! ", reason, width);
+    }
+    let inner = " ".repeat(12);
+    for step in &timeline.steps {
+        paragraph(out, &format!("  {:6.1} s  ", step.t), &step.title, width);
+        for c in &step.changes {
+            paragraph(out, &inner, &format!("{}: {} -> {}", c.what, c.from, c.to), width);
+        }
+        let counts = format!(
+            "new: {} of {} succeeded, failed: {}; established: {}; boom-server: {}",
+            step.new_ok,
+            step.new_attempts,
+            listed(&step.new_failures),
+            listed(&step.established),
+            listed(&step.boom),
+        );
+        paragraph(out, &inner, &counts, width);
+        for note in &step.notes {
+            paragraph(out, &inner, note, width);
+        }
+    }
+    for s in &timeline.statements {
+        paragraph(out, &format!("  {:<14} ", s.finding), &s.claim, width);
+        for e in &s.evidence {
+            paragraph(out, &" ".repeat(17), e, width);
+        }
+    }
+    for reason in &timeline.reasons {
+        paragraph(out, "  weakened: ", reason, width);
+    }
+}
+
+fn summary(out: &mut String, result: &LabResult, width: usize) {
     let control = &result.positive_control;
-    let _ = writeln!(out, "\nKernel: {}", result.run.kernel);
+    out.push('\n');
+    paragraph(out, "", &format!("Kernel: {}", result.run.kernel), width);
     let old = match result.environment.old_segments {
         Some(OldSegments::Ignored) => {
             "since 6.1 (what is below the window is ignored, not INVALID)"
@@ -150,12 +316,12 @@ fn summary(out: &mut String, result: &LabResult) {
         Some(OldSegments::Invalid) => "before 6.1 (what is below the window is INVALID)",
         Some(OldSegments::NotShown) | None => "not shown by this run",
     };
-    let _ = writeln!(out, "Generation by behaviour: {old}");
-    let _ = writeln!(
-        out,
+    paragraph(out, "", &format!("Generation by behaviour: {old}"), width);
+    let text = format!(
         "Positive control: {} of {} above-window segments reset an unprotected connection",
         control.killed, control.forged
     );
+    paragraph(out, "", &text, width);
     let cells = || result.scenarios.iter().flat_map(|s| &s.cells);
     let expected = cells().filter(|c| c.judgement == Judgement::AsExpected).count();
     let timed: Vec<_> = result.scenarios.iter().filter(|s| s.timeline.is_some()).collect();
@@ -165,20 +331,20 @@ fn summary(out: &mut String, result: &LabResult) {
     } else {
         format!(", {held} of {} scenarios with stages", timed.len())
     };
-    let _ = writeln!(
-        out,
-        "{}: {expected} of {} cells as expected{staged}, in {:.0} s",
+    let text = format!(
+        "{}: {expected} of {} as expected{staged}, in {:.0} s",
         match result.judgement {
             Judgement::AsExpected => "EVERY EXPECTATION HELD",
             Judgement::Differs => "SOMETHING DIFFERS FROM ITS EXPECTATION",
             Judgement::Inconclusive => "INCONCLUSIVE",
             Judgement::Skipped => "SKIPPED",
         },
-        cells().count(),
+        count(cells().count()),
         result.run.seconds
     );
+    paragraph(out, "", &text, width);
     for reason in result.reasons.iter().take(20) {
-        let _ = writeln!(out, "  - {reason}");
+        paragraph(out, "  - ", reason, width);
     }
     if result.reasons.len() > 20 {
         let _ = writeln!(out, "  - and {} more, in results.json", result.reasons.len() - 20);

@@ -6,8 +6,9 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use canary_common::outcome::ProbeEnd;
 use canary_common::result::boom::BoomResult;
-use canary_common::result::load::LoadResult;
+use canary_common::result::load::{Cause, LoadResult};
 use canary_common::result::observe::ObserveResult;
 use canary_common::result::timeline::{Change, Step, Timeline};
 use nix::sys::signal::Signal;
@@ -319,10 +320,13 @@ impl<'a> Bench<'a> {
             attributed: boom.resets.attributed,
             conntrack,
         };
+        let (canary, cut) = canary_ends(&probe);
+        let cut =
+            if cut > 0 { format!(", {cut} cut off by the step's end") } else { String::new() };
         let mut notes = vec![format!(
-            "{peak} of {limit} entries at most. The canary's own connections: {}; boom-server forged {} \
+            "{peak} of {limit} entries at most. The canary's own connections: {}{cut}; boom-server forged {} \
              segments and attributed {} RSTs to them.",
-            listed(&probe.probe),
+            listed(&canary),
             shown.forged,
             shown.attributed
         )];
@@ -352,6 +356,17 @@ impl<'a> Bench<'a> {
         self.loads.extend(load);
         Ok(())
     }
+}
+
+/// How the canary's own connections ended, and how many had not when their step did.
+fn canary_ends(probe: &LoadResult) -> (BTreeMap<ProbeEnd, u64>, u64) {
+    let cut: u64 =
+        probe.failures.iter().filter(|f| f.cause == Cause::Interrupted).map(|f| f.count).sum();
+    let mut ends = probe.probe.clone();
+    if let Some(failed) = ends.get_mut(&ProbeEnd::Failed) {
+        *failed -= cut.min(*failed);
+    }
+    (ends, cut)
 }
 
 /// Progress: a step takes seconds, and one of them a minute.

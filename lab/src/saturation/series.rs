@@ -1,6 +1,7 @@
 //! One series out of what the node's observer and the load's own counts say: pure.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use canary_common::result::load::LoadResult;
 use canary_common::result::observe::ObserveResult;
@@ -35,14 +36,13 @@ pub fn add(
         for point in &load.series.points {
             let from = point.at as f64 - begun;
             let end = from + load.series.width_s as f64;
-            let last = samples.len().saturating_sub(1);
-            // The samples that end within the point's time, or else the next.
-            let first = samples.partition_point(|s| s.t <= from).min(last);
-            let beyond = samples.partition_point(|s| s.t <= end).max(first + 1);
-            let within = samples.get_mut(first..beyond).unwrap_or_default();
-            let parts = within.len() as u64;
-            for (part, sample) in within.iter_mut().enumerate() {
-                let due = |n: u64| n * (part as u64 + 1) / parts - n * part as u64 / parts;
+            for (n, part) in parts(&samples, from, end) {
+                // Rounded so that the parts add up to the whole.
+                let due = |n: u64| {
+                    let upto = |part: f64| (n as f64 * part).round() as u64;
+                    upto(part.end) - upto(part.start)
+                };
+                let Some(sample) = samples.get_mut(n) else { continue };
                 sample.attempts += due(point.attempts);
                 sample.ok += due(point.ok);
                 failed_so_far += due(point.failed);
@@ -53,6 +53,26 @@ pub fn add(
     for sample in samples {
         timeline.push(sample);
     }
+}
+
+/// Which samples share a time with a point, and from where to where each one's part of it goes,
+/// as parts of one: a sample that was late has more of it, and one after a pause no more than
+/// its own interval's. Where none does, the next sample has it all.
+fn parts(samples: &[TimelineSample], from: f64, end: f64) -> Vec<(usize, Range<f64>)> {
+    let shared = |s: &TimelineSample| (s.t.min(end) - (s.t - s.interval_s).max(from)).max(0.0);
+    let all: f64 = samples.iter().map(shared).sum();
+    if all <= 0.0 {
+        let last = samples.len().saturating_sub(1);
+        return vec![(samples.partition_point(|s| s.t <= from).min(last), 0.0..1.0)];
+    }
+    let mut so_far = 0.0;
+    let mut parts = Vec::new();
+    for (n, shared) in samples.iter().map(shared).enumerate().filter(|(_, shared)| *shared > 0.0) {
+        let before = so_far;
+        so_far += shared;
+        parts.push((n, before / all..so_far / all));
+    }
+    parts
 }
 
 /// A load's failures by class.
@@ -87,6 +107,40 @@ fn share(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn samples(of: &[(f64, f64)]) -> Vec<TimelineSample> {
+        let sample = |(t, interval_s): &(f64, f64)| TimelineSample {
+            t: *t,
+            interval_s: *interval_s,
+            ..TimelineSample::default()
+        };
+        of.iter().map(sample).collect()
+    }
+
+    /// A steady load has a steady rate, also where a sample was late and where samples paused.
+    #[test]
+    fn a_late_sample_is_no_spike() {
+        let mut samples = samples(&[(0.5, 0.5), (1.8, 1.3), (2.3, 0.5), (4.1, 0.4), (5.0, 0.9)]);
+        for (from, attempts) in [(0.0, 100), (1.0, 100), (2.0, 30), (3.0, 30), (4.0, 100)] {
+            for (n, part) in parts(&samples, from, from + 1.0) {
+                let upto = |part: f64| (f64::from(attempts) * part).round() as u64;
+                samples[n].attempts += upto(part.end) - upto(part.start);
+            }
+        }
+        // Nothing is lost, and nothing is given twice.
+        assert_eq!(samples.iter().map(|s| s.attempts).sum::<u64>(), 360);
+        for s in &samples {
+            assert!((s.rate() - 100.0).abs() < 5.0, "{} at {}", s.rate(), s.t);
+        }
+    }
+
+    /// What no sample shares a time with goes to the next, or to the last.
+    #[test]
+    fn a_pause_loses_nothing() {
+        let samples = samples(&[(1.0, 1.0), (9.0, 1.0)]);
+        assert_eq!(parts(&samples, 4.0, 5.0), [(1, 0.0..1.0)]);
+        assert_eq!(parts(&samples, 20.0, 21.0), [(1, 0.0..1.0)]);
+    }
 
     /// Shares add up to every class's own count.
     #[test]

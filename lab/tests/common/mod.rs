@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use canary_common::result::lab::LabResult;
+use nix::unistd::Pid;
 
 /// A directory that goes with the test.
 pub fn scratch() -> tempfile::TempDir {
@@ -152,6 +153,13 @@ impl Left {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+}
+
+/// A process's only child: the lab's inner process, once there is one.
+pub fn child_of(pid: u32) -> Option<Pid> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let number = fs::read_to_string(path).ok()?.split_whitespace().next()?.parse().ok()?;
+    Some(Pid::from_raw(number))
 }
 
 /// Processes whose command line names `dir`.

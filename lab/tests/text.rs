@@ -1,0 +1,53 @@
+//! What stands on the screen, from the run that is kept under fixtures/report.
+
+use std::path::Path;
+
+use conntrack_lab::report::{folder, text};
+
+fn shown(width: usize) -> String {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/report");
+    let mut result = folder::read(&dir).unwrap();
+    // A label as long as any.
+    let cell = result.scenarios[0].cells.last_mut().unwrap();
+    cell.protections = ["liberal", "forward-drop", "input-drop"].map(|p| p.parse().unwrap()).into();
+    text::render(&result, width)
+}
+
+/// No line is wider than the terminal, whatever its width.
+#[test]
+fn lines_fit_the_terminal() {
+    for width in [80, 100, 160] {
+        for line in shown(width).lines() {
+            assert!(line.chars().count() <= width, "{width}: {line}");
+        }
+    }
+}
+
+/// A narrow terminal shows everything that a wide one shows.
+#[test]
+fn narrow_is_not_less() {
+    let all = |width| {
+        let mut all: Vec<_> = shown(width).chars().filter(|c| !c.is_whitespace()).collect();
+        all.sort_unstable();
+        all.into_iter().collect::<String>()
+    };
+    let wide = all(160);
+    for width in [80, 100] {
+        assert_eq!(all(width), wide, "{width}:\n{}", shown(width));
+    }
+}
+
+/// Each outcome stands under its forgery, in every layout.
+#[test]
+fn outcomes_stand_under_their_forgeries() {
+    for width in [80, 100, 160] {
+        let shown = shown(width);
+        let lines: Vec<_> = shown.lines().collect();
+        let head = lines.iter().position(|l| l.contains("control")).unwrap();
+        let kills = lines.iter().find(|l| l.contains("KILLS")).unwrap();
+        let at = kills.find("KILLS").unwrap();
+        // below-window is the first that kills on the fixture's kernel; its head has two lines.
+        assert_eq!(lines[head].find("window"), Some(at), "{shown}");
+        assert_eq!(lines[head - 1].find("below-"), Some(at), "{shown}");
+    }
+}
