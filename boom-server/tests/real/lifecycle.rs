@@ -1,14 +1,17 @@
 //! How boom-server begins and ends: real processes, real namespaces.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use crate::rig::{Rig, VIP4, exchange};
+use crate::rig::{Rig, VIP4, VIP6, exchange};
 use canary_common::outcome::{EndedBy, Verdict};
 use canary_common::result::boom::BoomResult;
+use canary_common::segment::{Emit, Flags};
+use canary_common::seq::Seq;
 use nix::sys::signal::Signal;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -264,62 +267,62 @@ fn the_admin_port_tells() {
 /// flag byte, every truncation, wrong lengths and checksums.
 #[test]
 fn bad_segments_change_nothing() {
-    use canary_common::segment::{Emit, Flags};
-    use canary_common::seq::Seq;
-    use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+    bad_segments(VIP4, "198.18.1.2", "198.18.2.2");
+}
 
+/// The same in IPv6.
+#[test]
+fn bad_ipv6_segments_change_nothing() {
+    bad_segments(VIP6, "fd00:1::2", "fd00:2::2");
+}
+
+fn bad_segments(vip: &str, client: &str, server: &str) {
     let rig = Rig::new();
     let mut boom = rig.boom(&["--forge", "control", "--on-reset", "count", "--connections", "6"]);
-    let held = rig.connect(VIP4, 5);
-    let to = "198.18.2.2:9000".parse().unwrap();
+    let held = rig.connect(vip, 5);
+    let (client, server): (IpAddr, IpAddr) = (client.parse().unwrap(), server.parse().unwrap());
+    let (domain, header) = match server {
+        IpAddr::V4(_) => (Domain::IPV4, 20),
+        IpAddr::V6(_) => (Domain::IPV6, 40),
+    };
     rig.within('c', || {
-        let raw =
-            Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))).unwrap();
-        let peer = SockAddr::from(std::net::SocketAddr::from(([198, 18, 2, 2], 0)));
+        let raw = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))).unwrap();
+        let peer = SockAddr::from(SocketAddr::new(server, 0));
         let mut packet = Vec::new();
-        for flags in 0..=255u8 {
-            // A handshake by a stranger would be one: SYN alone, and only that, is left out.
-            if flags & 0x3f == 2 {
-                continue;
-            }
-            let src = std::net::SocketAddr::from(([198, 18, 1, 2], 20_000 + u16::from(flags)));
+        let stranger = |port, flags, options, packet: &mut Vec<u8>| {
             let emit = Emit {
-                src,
-                dst: to,
+                src: SocketAddr::new(client, port),
+                dst: SocketAddr::new(server, 9000),
                 seq: Seq(1),
                 ack: Seq(2),
                 flags: Flags(flags),
                 window: 9,
-                options: &[8, 40, 3],
+                options,
                 payload: &[0xff; 9],
             };
-            emit.packet(&mut packet);
+            emit.packet(packet);
+        };
+        // A handshake by a stranger would be one: SYN alone, and only that, is left out.
+        for flags in (0..=255u8).filter(|f| f & 0x3f != 2) {
+            stranger(20_000 + u16::from(flags), flags, &[8, 40, 3], &mut packet);
             raw.send_to(&packet, &peer).unwrap();
         }
-        // Every truncation of the longest header, with a SYN's flags; the kernel fills in
-        // the total length, so the checksum is wrong from the first octet on.
+        // Every truncation of the longest header, with a SYN's flags. The checksum is wrong
+        // from the first octet on.
         for cut in 0..=60 {
             for data_offset in [0x00, 0x40, 0x50, 0xf0] {
-                let src = std::net::SocketAddr::from(([198, 18, 1, 2], 30_000 + cut as u16));
-                let emit = Emit {
-                    src,
-                    dst: to,
-                    seq: Seq(1),
-                    ack: Seq(0),
-                    flags: Flags::SYN,
-                    window: 9,
-                    options: &[1; 40],
-                    payload: &[0xff; 9],
-                };
-                emit.packet(&mut packet);
-                packet[32] = data_offset;
-                packet.truncate(20 + cut);
+                stranger(30_000 + cut as u16, Flags::SYN.0, &[1; 40], &mut packet);
+                packet[header + 12] = data_offset;
+                packet.truncate(header + cut);
+                if header == 40 {
+                    packet[4..6].copy_from_slice(&(cut as u16).to_be_bytes());
+                }
                 raw.send_to(&packet, &peer).unwrap();
             }
         }
     });
     // A last connection: what came before it has been read when it is judged.
-    let last = rig.connect(VIP4, 1);
+    let last = rig.connect(vip, 1);
     boom.wait_for("settled");
     for s in held.iter().chain(&last) {
         exchange(s).unwrap();

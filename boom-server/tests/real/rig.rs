@@ -24,8 +24,14 @@ pub(crate) struct Rig {
 }
 
 pub(crate) fn sh(line: &str) {
+    output(line);
+}
+
+/// What a line for the shell prints.
+pub(crate) fn output(line: &str) -> String {
     let out = Command::new("sh").args(["-euc", line]).output().expect("sh");
     assert!(out.status.success(), "{line}\n{}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
 impl Rig {
