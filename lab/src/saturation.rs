@@ -1,13 +1,17 @@
 //! A conntrack table that fills: the experiment of the blog post that this
 //! suite grew from, step by step, and what of it holds on this kernel.
 //!
-//! [`claims`] judges and is pure, [`bench`] runs the steps and [`eviction`] one of
-//! them, in places that [`stage`] builds; [`streams`] are the connections that were
-//! there before, [`table`] sets the host's limit.
+//! [`claims`] are what is to be judged, [`facts`] what a run showed and
+//! [`findings`] the judgement: pure. [`bench`] runs the steps, [`eviction`] and
+//! [`half_open`] some of them, in places that [`stage`] builds; [`streams`] are the
+//! connections that were there before, [`table`] sets the host's limit.
 
 pub mod bench;
 pub mod claims;
 pub mod eviction;
+pub mod facts;
+pub mod findings;
+pub mod half_open;
 pub mod series;
 pub mod stage;
 pub mod streams;
@@ -28,7 +32,8 @@ use crate::place::PlaceError;
 use crate::scenario::ScenarioError;
 use crate::topology::{Step, Topology};
 use bench::Bench;
-use claims::{Claim, Facts};
+use claims::Claim;
+use facts::Facts;
 use table::Control;
 
 /// The steps' measures, and what they should show.
@@ -122,7 +127,7 @@ pub fn run(
             timeline.reasons.push("the run broke off".to_owned());
         }
     }
-    let found = claims::find(&facts);
+    let found = findings::find(&facts);
     let (here, why) = judge(&s.expect, &found, &facts);
     reasons.extend(why);
     timeline.statements = found.into_iter().map(|(_, statement)| statement).collect();

@@ -88,8 +88,17 @@ fn a_full_table_is_what_is_expected() {
     assert_eq!(s.judgement, Judgement::AsExpected, "{:?}", s.reasons);
     let t = s.timeline.as_ref().unwrap();
     // Step and series count the same attempts, and the series saw the limit reached. The
-    // places where entries are evicted have tables of their own: their loads are in no series.
-    let apart = ["full of established", "INVALID dropped", "waiting for room", "nine tenths full"];
+    // places where entries are evicted or dropped early have tables of their own: their loads are
+    // in no series.
+    let apart = [
+        "full of established",
+        "INVALID dropped",
+        "waiting for room",
+        "nine tenths full",
+        "the SYN ACK on its way",
+        "the client's ACK on its way",
+        "a PREROUTING drop",
+    ];
     let (places, steps): (Vec<_>, Vec<_>) =
         t.steps.iter().partition(|s| apart.iter().any(|title| s.title.contains(title)));
     assert_eq!(places.len(), apart.len());
@@ -110,6 +119,15 @@ fn a_full_table_is_what_is_expected() {
     if size <= 20_000 {
         assert!(evicted("full of established") > 0 && evicted("INVALID dropped") > 0);
         assert_eq!(evicted("nine tenths full"), 0);
+        // Handshakes whose entry was dropped early: which segment was on its way decides.
+        let failed = |title: &str, class| {
+            let step = t.steps.iter().find(|s| s.title.contains(title)).unwrap();
+            assert!(step.conntrack.early_drop > 0, "{title}");
+            step.new_failures.get(&class).copied().unwrap_or(0)
+        };
+        assert_eq!(failed("the SYN ACK on its way", FailureClass::Reset), 0);
+        assert!(failed("the client's ACK on its way", FailureClass::Reset) > 0);
+        assert_eq!(failed("a PREROUTING drop", FailureClass::Reset), 0);
     }
     before.assert_same(dir.path());
 }

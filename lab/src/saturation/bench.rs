@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use canary_common::outcome::ProbeEnd;
 use canary_common::result::boom::BoomResult;
-use canary_common::result::load::{Cause, LoadResult};
+use canary_common::result::load::LoadResult;
 use canary_common::result::observe::ObserveResult;
 use canary_common::result::timeline::{Change, Step, Timeline};
 use nix::sys::signal::Signal;
 
-use super::claims::{Facts, Kind, MOST_HELD, Shown};
+use super::facts::{Facts, Kind, MOST_HELD, Shown};
 use super::stage::{Load, READY, Stage, TIMEOUT};
 use super::streams::{Streams, Talk};
 use super::table::{self, Control};
-use super::{MOST_CLIENTS, Saturation, eviction, series};
+use super::{MOST_CLIENTS, Saturation, eviction, half_open, series};
 use crate::causes::play::{boom_server, count, counters, set};
 use crate::causes::{listed, outcomes};
 use crate::cell::{self, Setting, io_error};
@@ -35,6 +35,8 @@ const CLIENT_RATE: f64 = 100.0;
 /// The established timeout of the last step in seconds, and a silence that is longer.
 const SHORT: &str = "2";
 const IDLE: Duration = Duration::from_millis(3500);
+/// Until the client's octet has passed the node, and much less than the timeout.
+const SPOKEN: Duration = Duration::from_millis(100);
 
 /// A step to run.
 struct Plan<'a> {
@@ -94,6 +96,14 @@ impl<'a> Bench<'a> {
             timeline.steps.extend(found.steps);
             facts.evicted = found.evicted;
             self.series(&found.observed, timeline);
+            let t = self.begun.elapsed().as_secs_f64();
+            say(t, &self.s.name, "half-open entries dropped early");
+            for (found, step) in
+                half_open::run(self.setting, self.dir, self.prefix, limit, self.begun)?
+            {
+                timeline.steps.push(step);
+                facts.half_open.push(found);
+            }
         }
         if let Some(control) = control {
             let before = control.set_max(limit * 4).map_err(sysctl_error)?;
@@ -216,7 +226,8 @@ impl<'a> Bench<'a> {
         self.step(stage, plan, timeline, facts)?;
         let key = "net/netfilter/nf_conntrack_tcp_timeout_established";
         let change = set(&stage.place, "node1", key, SHORT)?;
-        let pairs = stage.connect(self.s.held)?;
+        let mut pairs = stage.connect(self.s.held * 2)?;
+        let mut speaking = pairs.split_off(self.s.held as usize);
         self.setting.interrupt.sleep(IDLE)?;
         // The server's tick comes first.
         let streams = Streams::start(pairs, 0).map_err(io_error("hold connections", &stage.dir))?;
@@ -225,6 +236,21 @@ impl<'a> Bench<'a> {
             title: "established timeout shorter than a silence, the server speaks".to_owned(),
             load: None,
             changes: vec![change],
+            streams: Some((&streams, Talk::Both)),
+        };
+        self.step(stage, plan, timeline, facts)?;
+        for (client, _) in &mut speaking {
+            client.write_all(b".").map_err(io_error("write to a connection", &stage.dir))?;
+        }
+        // Before the server's tick, which would be the first to meet no entry.
+        self.setting.interrupt.sleep(SPOKEN)?;
+        let streams =
+            Streams::start(speaking, 0).map_err(io_error("hold connections", &stage.dir))?;
+        let plan = Plan {
+            kind: Kind::ExpiryClient,
+            title: "the same silence, the client speaks".to_owned(),
+            load: None,
+            changes: Vec::new(),
             streams: Some((&streams, Talk::Both)),
         };
         self.step(stage, plan, timeline, facts)
@@ -320,13 +346,13 @@ impl<'a> Bench<'a> {
             attributed: boom.resets.attributed,
             conntrack,
         };
-        let (canary, cut) = canary_ends(&probe);
+        let cut = series::cut_off(&probe);
         let cut =
             if cut > 0 { format!(", {cut} cut off by the step's end") } else { String::new() };
         let mut notes = vec![format!(
             "{peak} of {limit} entries at most. The canary's own connections: {}{cut}; boom-server forged {} \
              segments and attributed {} RSTs to them.",
-            listed(&canary),
+            listed(&ended(&probe)),
             shown.forged,
             shown.attributed
         )];
@@ -358,15 +384,13 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// How the canary's own connections ended, and how many had not when their step did.
-fn canary_ends(probe: &LoadResult) -> (BTreeMap<ProbeEnd, u64>, u64) {
-    let cut: u64 =
-        probe.failures.iter().filter(|f| f.cause == Cause::Interrupted).map(|f| f.count).sum();
+/// How the canary's own connections ended, but for those that had not when their step did.
+fn ended(probe: &LoadResult) -> BTreeMap<ProbeEnd, u64> {
     let mut ends = probe.probe.clone();
     if let Some(failed) = ends.get_mut(&ProbeEnd::Failed) {
-        *failed -= cut.min(*failed);
+        *failed = failed.saturating_sub(series::cut_off(probe));
     }
-    (ends, cut)
+    ends
 }
 
 /// Progress: a step takes seconds, and one of them a minute.

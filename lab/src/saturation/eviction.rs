@@ -22,7 +22,7 @@ use canary_common::result::observe::{ConntrackCounters, ObserveResult};
 use canary_common::result::timeline::{Change, FailureClass, Step};
 use nix::sys::signal::Signal;
 
-use super::claims::{Case, Evicted};
+use super::facts::{Case, Evicted};
 use super::stage::{Load, READY, Stage};
 use super::streams::{SILENCE, Streams, Talk};
 use super::{MOST_CLIENTS, Saturation, series};
@@ -266,6 +266,10 @@ impl<'a> Run<'a> {
         let failures = load
             .as_ref()
             .map_or_else(|| [(FailureClass::ConnectTimeout, self.refused)].into(), series::classes);
+        let mut notes = vec![found.words()];
+        if let Some(cut @ 1..) = load.as_ref().map(series::cut_off) {
+            notes.push(format!("{cut} of the new connections were cut off by the step's end."));
+        }
         let step = Step {
             t,
             title: self.case.title().to_owned(),
@@ -276,7 +280,7 @@ impl<'a> Run<'a> {
             established: found.half_closed.clone(),
             boom: BTreeMap::new(),
             conntrack,
-            notes: vec![found.words()],
+            notes,
         };
         let observed = self.stage.close()?;
         Ok((found, step, observed))

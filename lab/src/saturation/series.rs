@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use canary_common::result::load::LoadResult;
+use canary_common::result::load::{Cause, LoadResult};
 use canary_common::result::observe::ObserveResult;
 use canary_common::result::timeline::{FailureClass, Timeline, TimelineSample};
 
@@ -83,6 +83,12 @@ pub fn classes(load: &LoadResult) -> BTreeMap<FailureClass, u64> {
         *classes.entry(FailureClass::of(f)).or_default() += f.count;
     }
     classes
+}
+
+/// How many of a load had not ended when their step did: of no class but `other`.
+#[must_use]
+pub fn cut_off(load: &LoadResult) -> u64 {
+    load.failures.iter().filter(|f| f.cause == Cause::Interrupted).map(|f| f.count).sum()
 }
 
 /// Gives each class its share of the failures so far, less what it was given:

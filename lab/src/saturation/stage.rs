@@ -11,6 +11,7 @@ use canary_common::result::lab::{FrontEnd, Path as NetPath, Protection};
 use canary_common::result::observe::ObserveResult;
 use canary_common::segment::Family;
 use nix::sys::signal::Signal;
+use nix::sys::socket::{Backlog, listen};
 
 use super::{MOST_CLIENTS, streams};
 use crate::capture;
@@ -24,7 +25,7 @@ use crate::topology::{Step as Build, Topology};
 /// The port of the load's target.
 const LOAD_PORT: u16 = 8080;
 /// The port of the connections that are in our hands.
-const HELD_PORT: u16 = 8081;
+pub const HELD_PORT: u16 = 8081;
 /// How long a connect may take: longer than one retransmission of a SYN.
 pub const TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long anything may take to become ready or to end.
@@ -134,6 +135,29 @@ impl<'a> Stage<'a> {
 
     fn target(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.place.topology.service.vip.v4.into(), port)
+    }
+
+    /// `ip` in a host.
+    pub fn ip(&self, host: &str, args: &[&str]) -> Result<String, PlaceError> {
+        let full = self.place.topology.full(host);
+        Ok(self.setting.tools.call("ip", &[&["-n", &full][..], args].concat())?.run()?)
+    }
+
+    /// A listener in the server pod that takes what comes without waiting.
+    pub fn listen(&self, port: u16, backlog: u64) -> Result<TcpListener, PlaceError> {
+        let local = SocketAddr::new(self.place.topology.service.pod.v4.into(), port);
+        self.place.within("server", move || {
+            let listening = || -> io::Result<TcpListener> {
+                let listener = TcpListener::bind(local)?;
+                // More than the standard library's: a full queue answers with SYN cookies.
+                let backlog = i32::try_from(backlog).map_err(io::Error::other)?;
+                listen(&listener, Backlog::new(backlog)?)?;
+                listener.set_nonblocking(true)?;
+                Ok(listener)
+            };
+            listening()
+                .map_err(|source| EvidenceError::Io { what: format!("listen on {local}"), source })
+        })
     }
 
     /// Connections to the held port, both ends in our hands.

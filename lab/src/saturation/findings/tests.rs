@@ -1,3 +1,8 @@
+use std::collections::BTreeMap;
+
+use canary_common::result::observe::ConntrackCounters;
+
+use super::super::facts::HalfOpen;
 use super::*;
 
 fn step(kind: Kind) -> Shown {
@@ -30,6 +35,24 @@ fn evicted(case: Case) -> Evicted {
     }
 }
 
+fn half_open(case: OnItsWay) -> HalfOpen {
+    let (late, reset) = match case {
+        OnItsWay::SynAck => (20, 0),
+        OnItsWay::Ack => (0, 20),
+        OnItsWay::AckProtected => (0, 0),
+    };
+    HalfOpen {
+        case,
+        alone: [(ProbeEnd::Survived, 60)].into(),
+        ends: [(ProbeEnd::Survived, 60 - reset), (ProbeEnd::Reset, reset)].into(),
+        late,
+        others: 100,
+        early: 45,
+        untranslated: 30,
+        resets: 30,
+    }
+}
+
 fn facts() -> Facts {
     let fine = |kind, peak| Shown { peak, failures: BTreeMap::new(), ..step(kind) };
     Facts {
@@ -42,10 +65,12 @@ fn facts() -> Facts {
             Shown { limit: 4000, ..fine(Kind::Bigger, 1100) },
             fine(Kind::Shorter, 300),
             Shown { group: [(ProbeEnd::Reset, 40)].into(), ..fine(Kind::Expiry, 40) },
+            fine(Kind::ExpiryClient, 40),
         ],
         can_resize: true,
         can_hold: true,
         evicted: Case::ALL.iter().map(|c| evicted(*c)).collect(),
+        half_open: OnItsWay::ALL.iter().map(|c| half_open(*c)).collect(),
     }
 }
 
@@ -68,8 +93,11 @@ fn every_claim_has_its_finding() {
         Holds,
         DoesNotHold,
         Holds,
+        Holds,
+        Holds,
         DoesNotHold,
         Holds,
+        DoesNotHold,
     ];
     let found: Vec<_> = find(&facts()).into_iter().map(|(_, s)| s.finding).collect();
     assert_eq!(found, expected);
@@ -80,7 +108,7 @@ fn every_claim_has_its_finding() {
 fn every_finding_can_be_otherwise() {
     use Finding::{DoesNotHold, Holds};
     type Change = fn(&mut Shown);
-    let cases: [(Claim, Kind, Change, Finding); 9] = [
+    let cases: [(Claim, Kind, Change, Finding); 10] = [
         (Claim::NewConnectionsTimeOut, Kind::Load, |s| s.conntrack.drop = 0, Holds),
         (
             Claim::NewConnectionsAreReset,
@@ -121,6 +149,12 @@ fn every_finding_can_be_otherwise() {
             Kind::Expiry,
             |s| s.group = [(ProbeEnd::Survived, 40)].into(),
             DoesNotHold,
+        ),
+        (
+            Claim::ShortTimeoutsResetIdleClients,
+            Kind::ExpiryClient,
+            |s| s.group = [(ProbeEnd::Reset, 40)].into(),
+            Holds,
         ),
         (Claim::ResetsNeedLoad, Kind::NoLoad, |s| s.attributed = 0, Finding::NotShown),
     ];
@@ -178,4 +212,49 @@ fn too_small_a_load_shows_nothing() {
     facts.steps.iter_mut().find(|s| s.kind == Kind::Shorter).unwrap().attempts = 900;
     assert_eq!(finding(&facts, Claim::ShorterTimeoutsCure), Finding::NotShown);
     assert!(find(&Facts::default()).iter().all(|(_, s)| s.finding == Finding::NotShown));
+}
+
+/// Half-open entries: a reset counts with its capture alone, and nothing counts where no entry
+/// was dropped or where handshakes failed that nothing disturbed.
+#[test]
+fn only_an_early_drop_counts() {
+    use Finding::{DoesNotHold, Holds, NotShown};
+    type Change = fn(&mut HalfOpen);
+    let ack = Claim::EarlyDropBeforeAckResets;
+    let cases: [(Claim, OnItsWay, Change, Finding); 8] = [
+        (Claim::EarlyDropBeforeSynAckResets, OnItsWay::SynAck, reset, Holds),
+        (Claim::EarlyDropBeforeSynAckResets, OnItsWay::SynAck, |h| h.early = 0, NotShown),
+        (ack, OnItsWay::Ack, |h| h.ends = h.alone.clone(), DoesNotHold),
+        (ack, OnItsWay::Ack, |h| h.resets = 0, NotShown),
+        (ack, OnItsWay::Ack, |h| h.untranslated = 0, NotShown),
+        (ack, OnItsWay::Ack, |h| h.alone = [(ProbeEnd::Hung, 1)].into(), NotShown),
+        (Claim::DropsSaveHalfOpen, OnItsWay::AckProtected, reset, DoesNotHold),
+        (Claim::DropsSaveHalfOpen, OnItsWay::Ack, |h| h.ends = h.alone.clone(), NotShown),
+    ];
+    for (claim, case, change, expected) in cases {
+        let mut facts = facts();
+        change(facts.half_open.iter_mut().find(|h| h.case == case).unwrap());
+        assert_eq!(finding(&facts, claim), expected, "{claim}");
+    }
+}
+
+fn reset(h: &mut HalfOpen) {
+    h.ends = [(ProbeEnd::Reset, 20)].into();
+}
+
+/// Without a limit of its own a run says what its load showed by chance, or that it could not try.
+#[test]
+fn an_ordinary_user_is_told_why() {
+    let mut facts = Facts { can_resize: false, can_hold: false, half_open: Vec::new(), ..facts() };
+    let claim = Claim::EarlyDropBeforeSynAckResets;
+    assert_eq!(finding(&facts, claim), Finding::DoesNotHold);
+    for s in &mut facts.steps {
+        s.conntrack.early_drop = 0;
+    }
+    for claim in [claim, Claim::EarlyDropBeforeAckResets, Claim::DropsSaveHalfOpen] {
+        assert!(claim.not_tried(&facts));
+        let (_, s) = find(&facts).into_iter().find(|(c, _)| *c == claim).unwrap();
+        assert_eq!(s.finding, Finding::NotShown);
+        assert!(s.evidence[0].contains("as root with --host-table-size"), "{:?}", s.evidence);
+    }
 }
