@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -99,6 +99,7 @@ pub fn init_metrics(buckets: &[(&str, &[f64])]) -> Result<PrometheusHandle, Metr
 }
 
 type Page = Box<dyn Fn() -> String + Send + Sync>;
+type Update = Box<dyn Fn() + Send + Sync>;
 
 /// What the admin endpoint shows.
 pub struct Admin {
@@ -106,6 +107,8 @@ pub struct Admin {
     ready: AtomicBool,
     /// The JSON document of /verdict, where there is one.
     verdict: Option<Page>,
+    /// Brings the metrics up to date before they are shown.
+    update: OnceLock<Update>,
 }
 
 impl fmt::Debug for Admin {
@@ -118,7 +121,7 @@ impl Admin {
     /// An endpoint that is alive and not yet ready.
     #[must_use]
     pub fn new(metrics: PrometheusHandle) -> Self {
-        Self { metrics, ready: AtomicBool::new(false), verdict: None }
+        Self { metrics, ready: AtomicBool::new(false), verdict: None, update: OnceLock::new() }
     }
 
     /// Adds /verdict.
@@ -126,6 +129,11 @@ impl Admin {
     pub fn with_verdict(mut self, json: impl Fn() -> String + Send + Sync + 'static) -> Self {
         self.verdict = Some(Box::new(json));
         self
+    }
+
+    /// Sets what is done before each answer to /metrics. The first call counts.
+    pub fn before_metrics(&self, update: impl Fn() + Send + Sync + 'static) {
+        let _ = self.update.set(Box::new(update));
     }
 
     /// Changes what /readyz says.
@@ -143,7 +151,12 @@ impl Admin {
             _ if method != Method::GET && method != Method::HEAD => {
                 (StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET\n".to_owned())
             }
-            "/metrics" => (StatusCode::OK, METRICS, self.metrics.render()),
+            "/metrics" => {
+                if let Some(update) = self.update.get() {
+                    update();
+                }
+                (StatusCode::OK, METRICS, self.metrics.render())
+            }
             "/healthz" => (StatusCode::OK, TEXT, "alive\n".to_owned()),
             "/readyz" if self.ready.load(Ordering::Acquire) => {
                 (StatusCode::OK, TEXT, "ready\n".to_owned())

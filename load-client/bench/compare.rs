@@ -97,9 +97,10 @@ fn peers(me: &Path, client: &Path, oha_path: Option<&Path>, seconds: f64) -> Vec
     };
     let mut wrk_command = words(&format!("wrk -t{cpus} -c{CONCURRENCY} -d{seconds}s -H"));
     wrk_command.extend(["Connection: close".to_owned(), HTTP.to_owned()]);
+    // The loop of the original experiment: one curl after the other, and no other process.
     let curl = format!(
-        "n=0; end=$(($(date +%s%N) + {}000000)); began=$(date +%s%N); while [ $(date +%s%N) -lt $end ]; do curl -s -o /dev/null {HTTP} && n=$((n+1)); done; echo $((n * 1000000000 / ($(date +%s%N) - began)))",
-        (seconds * 1000.0) as u64
+        "n=0; began=${{EPOCHREALTIME/./}}; while [ $((${{EPOCHREALTIME/./}} - began)) -lt {} ]; do curl -s -o /dev/null {HTTP} && n=$((n+1)); done; echo $((n * 1000000 / (${{EPOCHREALTIME/./}} - began)))",
+        (seconds * 1e6) as u64
     );
     let mut all = vec![
         Peer {

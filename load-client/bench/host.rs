@@ -55,6 +55,12 @@ pub(crate) fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
+/// The client's addresses (one-node.sh).
+pub(crate) fn sources() -> String {
+    let all: Vec<_> = (2..34).map(|i| format!("198.18.1.{i}")).collect();
+    all.join(",")
+}
+
 /// A shell line in a host.
 pub(crate) fn sh(host: &str, line: &str) -> Result<String> {
     run(&mut inside(host, &["sh".to_owned(), "-ec".to_owned(), line.to_owned()]))

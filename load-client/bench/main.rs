@@ -3,7 +3,7 @@
 //!
 //! load-bench compare [--rounds N] [--seconds S] [--output FILE] [--oha PATH]
 //! load-bench fill [--within S] [--keep S] [--entries N] [--output FILE]
-//! load-bench soak [--connections N] [--rate N] [--causes LIST] [--output FILE]
+//! load-bench soak [--connections N | --minutes N] [--rate N] [--causes LIST] [--output FILE]
 
 mod compare;
 mod fill;

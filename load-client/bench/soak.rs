@@ -1,6 +1,7 @@
 //! A long churn while things go wrong: the accounts must hold, nothing may grow or spin,
 //! and the load must be back within a second after each cause is gone.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::process::Command;
@@ -8,9 +9,11 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use canary_common::result::load::{LoadResult, SeriesPoint};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::host::{self, Running, SERVICE, inside, options, ready, run, sh, topology, words};
+use crate::host::{
+    self, Running, SERVICE, inside, options, ready, run, sh, sources, topology, words,
+};
 
 /// Undisturbed, before each cause.
 const HEALTHY: Duration = Duration::from_secs(6);
@@ -27,9 +30,26 @@ const SLOPE_KIB_PER_MINUTE: f64 = 64.0;
 /// The kernel's clock tick in /proc/PID/stat (USER_HZ is 100 on every architecture).
 const HZ: f64 = 100.0;
 
-const CAUSES: &[&str] = &["server-killed", "half-syns", "emfile", "ports"];
+/// The causes, and the class in which each one's failures must be counted.
+const CAUSES: &[(&str, &str)] = &[
+    ("server-killed", "ECONNREFUSED in connect"),
+    ("half-syns", "stall in connect"),
+    ("emfile", "EMFILE in connect"),
+    ("ports", "EADDRNOTAVAIL in connect"),
+    ("table-full", "stall in connect"),
+];
+/// The part of a cause's failures that must be in its class: the others are connections that
+/// were in progress when it came.
+const IN_CLASS: f64 = 0.95;
 /// Short timeouts: the table stays small.
 const SHORT: &str = "for t in time_wait close last_ack fin_wait; do sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_$t=1; done";
+/// The kernel's own timeout, with which some 10 s of churn fill the table. No tuple may come
+/// twice meanwhile: it would take its old entry.
+const LONG: &str = "sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_time_wait=120";
+const NO_REUSE: &str = "sysctl -qw net.ipv4.tcp_tw_reuse=0 net.ipv4.tcp_max_tw_buckets=1048576";
+/// The longest time to fill it.
+const FILL: Duration = Duration::from_secs(60);
+const ADMIN: &str = "127.0.0.1:9100";
 
 struct Event {
     cause: &'static str,
@@ -37,7 +57,14 @@ struct Event {
     began: f64,
     ended: f64,
     cpu_share: f64,
+    /// The SYNs that conntrack dropped meanwhile, for want of room.
+    dropped: u64,
+    /// Failures counted before, by class.
+    before: Classes,
 }
+
+/// Failures by class.
+type Classes = BTreeMap<String, u64>;
 
 fn unix() -> f64 {
     UNIX_EPOCH.elapsed().unwrap_or_default().as_secs_f64()
@@ -57,6 +84,29 @@ fn resident(pid: u32) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS")?;
     Ok(line.trim_end_matches("kB").trim().parse()?)
+}
+
+/// The class and count of what follows `load_failures_total{`.
+fn class(line: &str) -> Option<(String, u64)> {
+    let (labels, count) = line.split_once("} ")?;
+    let label = |name: &str| {
+        let value = labels.split(',').find_map(|l| l.strip_prefix(name))?;
+        Some(value.strip_prefix("=\"")?.trim_end_matches('"').to_owned())
+    };
+    Some((format!("{} in {}", label("cause")?, label("phase")?), count.parse().ok()?))
+}
+
+/// Failures so far, by class, as the metrics have them.
+fn classes() -> Result<Classes> {
+    let page = sh("client", &format!("curl -sf http://{ADMIN}/metrics"))?;
+    let lines = page.lines().filter_map(|l| l.strip_prefix("load_failures_total{"));
+    Ok(lines.filter_map(class).collect())
+}
+
+/// Packets that conntrack in the node dropped for want of room.
+fn drops() -> Result<u64> {
+    let text = sh("node", "cat /proc/net/stat/nf_conntrack")?;
+    Ok(load_client::conntrack::stat(&text)?.iter().map(|c| c.counters.drop).sum())
 }
 
 struct Soak<'a> {
@@ -93,6 +143,8 @@ impl Soak<'_> {
 
     fn cause(&mut self, cause: &'static str) -> Result<()> {
         let pid = self.pid();
+        let before_classes = classes()?;
+        let drops_before = drops()?;
         match cause {
             "server-killed" => drop(self.serve.take()),
             "half-syns" => drop(sh(
@@ -102,10 +154,19 @@ impl Soak<'_> {
             "emfile" => drop(run(
                 Command::new("prlimit").args([format!("--pid={pid}"), "--nofile=3:".into()])
             )?),
-            _ => drop(sh(
+            "ports" => drop(sh(
                 "client",
-                "sysctl -qw net.ipv4.tcp_tw_reuse=0 net.ipv4.tcp_max_tw_buckets=262144 net.ipv4.ip_local_port_range='40000 40001'",
+                &format!("{NO_REUSE} net.ipv4.ip_local_port_range='40000 40001'"),
             )?),
+            _ => {
+                sh("client", NO_REUSE)?;
+                sh("node", LONG)?;
+                let end = Instant::now() + FILL;
+                while drops()? == drops_before && !self.over()? {
+                    ensure!(Instant::now() < end, "the table did not fill within {FILL:?}");
+                    self.pass(Duration::from_millis(100))?;
+                }
+            }
         }
         let (began, before) = (unix(), cpu(pid).unwrap_or_default());
         self.pass(LASTS)?;
@@ -129,9 +190,14 @@ impl Soak<'_> {
                         .unwrap_or(1024)
                 ),
             ]))?),
-            _ => drop(sh("client", CLIENT)?),
+            "ports" => drop(sh("client", CLIENT)?),
+            _ => {
+                sh("node", &format!("{SHORT}; conntrack -F 2>/dev/null"))?;
+                sh("client", CLIENT)?;
+            }
         }
-        self.events.push(Event { cause, began, ended: unix(), cpu_share });
+        let (ended, dropped) = (unix(), drops()? - drops_before);
+        self.events.push(Event { cause, began, ended, cpu_share, dropped, before: before_classes });
         Ok(())
     }
 }
@@ -142,29 +208,41 @@ fn serve(client: &Path) -> Result<Running> {
     ready("server", client, "serve --listen 0.0.0.0:9000")
 }
 
-/// `soak [--connections N] [--rate N] [--causes LIST] [--output FILE]`
+/// `soak [--connections N | --minutes N] [--rate N] [--causes LIST] [--output FILE]`
 pub(crate) fn soak(args: &[String]) -> Result<()> {
-    let (mut connections, mut causes, mut output) = (10_000_000_u64, CAUSES.to_vec(), None);
+    let (mut connections, mut minutes) = (Some(10_000_000_u64), None);
+    let (mut causes, mut output) = (CAUSES.to_vec(), None);
     let mut rate = String::new();
     for (name, value) in options(args)? {
         match name {
-            "--connections" => connections = value.parse().context("--connections")?,
+            "--connections" => connections = Some(value.parse().context("--connections")?),
+            "--minutes" => minutes = Some(value.parse::<u32>().context("--minutes")?),
+            "--causes" if value == "none" => causes.clear(),
             "--causes" => {
-                let find = |c: &str| CAUSES.iter().copied().find(|known| *known == c);
+                let find = |c: &str| CAUSES.iter().copied().find(|(known, _)| *known == c);
                 causes = value
                     .split(',')
                     .map(|c| {
                         find(c).with_context(|| {
-                            format!("--causes: {c} is none of {}", CAUSES.join(", "))
+                            let known: Vec<_> = CAUSES.iter().map(|c| c.0).collect();
+                            format!("--causes: {c} is none of {}, or none", known.join(", "))
                         })
                     })
                     .collect::<Result<_>>()?;
             }
             "--rate" => rate = format!("--rate {value}"),
             "--output" => output = Some(value),
-            _ => bail!("unknown option {name}: use --connections, --rate, --causes, --output"),
+            _ => bail!(
+                "unknown option {name}: use --connections, --minutes, --rate, --causes, --output"
+            ),
         }
     }
+    let end = if let Some(m) = minutes {
+        connections = None;
+        format!("--duration {m}m")
+    } else {
+        format!("--connections {}", connections.unwrap_or_default())
+    };
     let client = host::client()?;
     topology(include_str!("one-node.sh"))?;
     sh("client", CLIENT)?;
@@ -172,8 +250,9 @@ pub(crate) fn soak(args: &[String]) -> Result<()> {
     let serve = serve(&client)?;
     let result = Path::new("/run/churn.json");
     let line = format!(
-        "{} churn --target tcp://{SERVICE} --connections {connections} --timeout 500ms {rate} --output {}",
+        "{} churn --target tcp://{SERVICE} {end} --timeout 500ms {rate} --source-ip {} --admin {ADMIN} --output {}",
         client.display(),
+        sources(),
         result.display()
     );
     let log = File::create("/run/churn.log")?;
@@ -186,12 +265,15 @@ pub(crate) fn soak(args: &[String]) -> Result<()> {
         memory: Vec::new(),
         events: Vec::new(),
     };
-    for cause in causes.iter().cycle() {
+    let mut turns = causes.iter().cycle();
+    loop {
         soak.pass(HEALTHY)?;
         if soak.over()? {
             break;
         }
-        soak.cause(cause)?;
+        if let Some((cause, _)) = turns.next() {
+            soak.cause(cause)?;
+        }
     }
     let status = soak.churn.0.wait()?;
     ensure!(status.code() == Some(0), "the churn ended with {status}");
@@ -215,24 +297,96 @@ fn slope(memory: &[(f64, f64)]) -> Option<f64> {
 }
 
 /// Causes that the run ended before.
-fn never(soak: &Soak<'_>, causes: &[&'static str]) -> Vec<String> {
+fn never(soak: &Soak<'_>, causes: &[(&'static str, &'static str)]) -> Vec<String> {
     let tried = |cause: &str| soak.events.iter().any(|e| e.cause == cause);
-    let untried = causes.iter().filter(|c| !tried(c));
-    untried.map(|c| format!("{c} was never tried: more --connections")).collect()
+    let untried = causes.iter().filter(|(c, _)| !tried(c));
+    untried.map(|(c, _)| format!("{c} was never tried: more --connections")).collect()
+}
+
+/// What failed because of each event, by class: the difference to the next one, or to the end.
+fn by_event(soak: &Soak<'_>, r: &LoadResult) -> Vec<Classes> {
+    let last: Classes = r
+        .failures
+        .iter()
+        .map(|f| (format!("{} in {}", f.cause.words(), f.phase), f.count))
+        .collect();
+    let after = soak.events.iter().skip(1).map(|e| &e.before).chain([&last]);
+    let since = |before: &Classes, after: &Classes| {
+        let grown = |(class, n): (&String, &u64)| {
+            let more = n - before.get(class).copied().unwrap_or_default();
+            (more > 0).then(|| (class.clone(), more))
+        };
+        after.iter().filter_map(grown).collect()
+    };
+    soak.events.iter().zip(after).map(|(e, after)| since(&e.before, after)).collect()
+}
+
+/// One line of the table, and what it says against the claims.
+fn judge_event(
+    e: &Event,
+    classes: &Classes,
+    r: &LoadResult,
+    ordinary: u64,
+    wrong: &mut Vec<String>,
+) -> Value {
+    let at = |second: u64| r.series.points.iter().find(|p| p.at == second).copied();
+    let during: Vec<&SeriesPoint> = r
+        .series
+        .points
+        .iter()
+        .filter(|p| p.at as f64 >= e.began && (p.at + 1) as f64 <= e.ended)
+        .collect();
+    let attempts: u64 = during.iter().map(|p| p.attempts).sum();
+    let failures: u64 = during.iter().map(|p| p.failed).sum();
+    let lasted = e.ended - e.began;
+    if failures == 0 {
+        wrong.push(format!("{}: nothing failed, so it was no cause", e.cause));
+    }
+    let class = CAUSES.iter().find(|c| c.0 == e.cause).map_or("", |c| c.1);
+    let in_class = classes.get(class).copied().unwrap_or_default() as f64;
+    if in_class < IN_CLASS * classes.values().sum::<u64>() as f64 {
+        wrong.push(format!("{}: not {class} but {classes:?}", e.cause));
+    }
+    if (e.cause == "table-full") != (e.dropped > 0) {
+        wrong.push(format!("{}: conntrack dropped {} packets", e.cause, e.dropped));
+    }
+    let per_attempt = e.cpu_share * lasted * 1e6 / (attempts as f64).max(1.0);
+    if e.cpu_share > SHARE && per_attempt > PER_ATTEMPT_US {
+        wrong.push(format!(
+            "{}: {:.0}% of a CPU for {attempts} attempts",
+            e.cause,
+            e.cpu_share * 100.0
+        ));
+    }
+    // The first whole second that begins a second or more after the end; none at the run's end.
+    let second = (e.ended + 0.95).ceil() as u64;
+    let after = at(second).filter(|_| at(second + 1).is_some());
+    if let Some(p) = after
+        && (p.failed > 0 || (p.ok as f64) < ordinary as f64 * BACK)
+    {
+        wrong.push(format!("{}: {} ok and {} failed in the second after", e.cause, p.ok, p.failed));
+    }
+    let shown = after.map_or("-".to_owned(), |p| format!("{} ok", p.ok));
+    println!(
+        "{:<14} {lasted:>8.2} {attempts:>10} {failures:>10} {:>8.1}% {shown:>12}",
+        e.cause,
+        e.cpu_share * 100.0
+    );
+    json!({"cause": e.cause, "seconds": lasted, "attempts": attempts, "failed": failures, "classes": classes, "conntrack_dropped": e.dropped, "cpu_share": e.cpu_share, "second_after": after})
 }
 
 fn judge(
     soak: &Soak<'_>,
     r: &LoadResult,
-    causes: &[&'static str],
-    wanted: u64,
+    causes: &[(&'static str, &'static str)],
+    wanted: Option<u64>,
     output: Option<&str>,
 ) -> Result<()> {
     let mut wrong = Vec::new();
     let failed: u64 = r.failures.iter().map(|f| f.count).sum();
-    if r.ok + failed != r.attempts || r.attempts != wanted {
+    if r.ok + failed != r.attempts || wanted.is_some_and(|n| r.attempts != n) {
         wrong.push(format!(
-            "{} ok and {failed} failed are not {} attempts of {wanted}",
+            "{} ok and {failed} failed are not {} attempts of {wanted:?}",
             r.ok, r.attempts
         ));
     }
@@ -242,7 +396,6 @@ fn judge(
             r.series.width_s
         ));
     }
-    let at = |second: u64| r.series.points.iter().find(|p| p.at == second).copied();
     let mut ordinary: Vec<_> =
         r.series.points.iter().filter(|p| p.failed == 0).map(|p| p.ok).collect();
     ordinary.sort_unstable();
@@ -265,45 +418,8 @@ fn judge(
         "cause", "seconds", "attempts", "failed", "CPU", "second after"
     );
     let mut list = Vec::new();
-    for e in &soak.events {
-        let during: Vec<&SeriesPoint> = r
-            .series
-            .points
-            .iter()
-            .filter(|p| p.at as f64 >= e.began && (p.at + 1) as f64 <= e.ended)
-            .collect();
-        let attempts: u64 = during.iter().map(|p| p.attempts).sum();
-        let failures: u64 = during.iter().map(|p| p.failed).sum();
-        let lasted = e.ended - e.began;
-        if failures == 0 {
-            wrong.push(format!("{}: nothing failed, so it was no cause", e.cause));
-        }
-        let per_attempt = e.cpu_share * lasted * 1e6 / (attempts as f64).max(1.0);
-        if e.cpu_share > SHARE && per_attempt > PER_ATTEMPT_US {
-            wrong.push(format!(
-                "{}: {:.0}% of a CPU for {attempts} attempts",
-                e.cause,
-                e.cpu_share * 100.0
-            ));
-        }
-        // The first whole second that begins a second or more after the end; none at the run's end.
-        let second = (e.ended + 0.95).ceil() as u64;
-        let after = at(second).filter(|_| at(second + 1).is_some());
-        if let Some(p) = after
-            && (p.failed > 0 || (p.ok as f64) < ordinary as f64 * BACK)
-        {
-            wrong.push(format!(
-                "{}: {} ok and {} failed in the second after",
-                e.cause, p.ok, p.failed
-            ));
-        }
-        let shown = after.map_or("-".to_owned(), |p| format!("{} ok", p.ok));
-        println!(
-            "{:<14} {lasted:>8.2} {attempts:>10} {failures:>10} {:>8.1}% {shown:>12}",
-            e.cause,
-            e.cpu_share * 100.0
-        );
-        list.push(json!({"cause": e.cause, "seconds": lasted, "attempts": attempts, "failed": failures, "cpu_share": e.cpu_share, "second_after": after}));
+    for (e, classes) in soak.events.iter().zip(by_event(soak, r)) {
+        list.push(judge_event(e, &classes, r, ordinary, &mut wrong));
     }
     wrong.extend(never(soak, causes));
     let slope = slope(&soak.memory);

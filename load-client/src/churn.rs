@@ -12,6 +12,7 @@ use canary_common::telemetry::Admin;
 use hyper::header::HeaderValue;
 
 use crate::cli::{ChurnArgs, Close};
+use crate::fill::{Follower, Room};
 use crate::live::Live;
 use crate::pacer::Pacer;
 use crate::preflight::Load;
@@ -59,8 +60,8 @@ fn plan(
     args: &ChurnArgs,
     target: SocketAddr,
     clock: Clock,
-    w: u32,
-    n: u32,
+    (w, n): (u32, u32),
+    room: Option<&Arc<Room>>,
 ) -> anyhow::Result<Plan> {
     let share = |total: u64| total / u64::from(n) + u64::from(u64::from(w) < total % u64::from(n));
     let request = match &args.target.protocol {
@@ -97,13 +98,15 @@ fn plan(
         pacer,
         connections: args.connections.map(share),
         until: args.duration.map(|d| start + d),
+        room: room.cloned(),
     })
 }
 
-/// Runs the workers to their end.
+/// Runs the workers to their end. `fill` is what follows the table, where one is filled.
 pub async fn run(
     args: &ChurnArgs,
     target: SocketAddr,
+    fill: Option<(&mut Follower, &Arc<Room>)>,
     shutdown: &mut Shutdown,
     admin: Option<&Arc<Admin>>,
 ) -> anyhow::Result<(Tally, EndedBy)> {
@@ -114,7 +117,7 @@ pub async fn run(
     let mut threads = Vec::new();
     let shown: Vec<Shown> = (0..n).map(|_| Shown::default()).collect();
     for (w, shown) in (0..n).zip(&shown) {
-        let plan = plan(args, target, clock, w, n)?;
+        let plan = plan(args, target, clock, (w, n), fill.as_ref().map(|f| f.1))?;
         let (stop, done, shown) = (Arc::clone(&stop), done.clone(), Arc::clone(shown));
         let thread = std::thread::Builder::new().name(format!("churn-{w}")).spawn(move || {
             let tally = worker::run(&plan, clock, &stop, &shown);
@@ -125,8 +128,15 @@ pub async fn run(
     }
     drop(done);
     let live = Live::begin(shown, admin);
+    let follow = async {
+        match fill {
+            Some((follower, room)) => follower.follow(room, clock.start()).await,
+            None => std::future::pending().await,
+        }
+    };
     let ended_by = tokio::select! {
         _ = all_done.recv() => planned(args, clock),
+        never = follow => match never {},
         signal = shutdown.signalled() => {
             stop.begin.store(true, Ordering::Relaxed);
             tokio::select! {

@@ -96,6 +96,14 @@ pub struct ChurnArgs {
     /// With --rate: moves each start by up to this part of the interval, 0 to 1
     #[arg(long, value_name = "PART", env = "LOAD_JITTER", default_value = "0", requires = "rate", value_parser = part)]
     pub jitter: f64,
+    /// Fills a node's conntrack table and keeps it full: a connection begins only while the table that
+    /// `load-client observe --admin` sees at this address has room (with --rate: no faster than that)
+    #[arg(long, value_name = "URL", env = "LOAD_FILL")]
+    pub fill: Option<Target>,
+    /// With --fill: the part of the table's limit to fill. At the limit itself the kernel
+    /// drops SYNs and then evicts closing entries down to 95%
+    #[arg(long, value_name = "PART", env = "LOAD_FILL_TO", default_value = "0.995", value_parser = some_part)]
+    pub fill_to: f64,
     /// Exit code 10 when this is true, e.g. reset>0, error-rate>0.01, stall>0, p99>200ms
     #[arg(long, value_name = "EXPR", env = "LOAD_FAIL_ON", value_delimiter = ',')]
     pub fail_on: Vec<Threshold>,
@@ -272,6 +280,12 @@ fn part(s: &str) -> Result<f64, String> {
         Ok(p) if (0.0..=1.0).contains(&p) => Ok(p),
         _ => Err("write a number from 0 to 1".to_owned()),
     }
+}
+
+/// A part of one, and not none.
+fn some_part(s: &str) -> Result<f64, String> {
+    part(s)
+        .and_then(|p| if p > 0.0 { Ok(p) } else { Err("write a number above 0, up to 1".into()) })
 }
 
 /// A rate above zero.

@@ -4,6 +4,7 @@
 pub mod churn;
 pub mod cli;
 pub mod conntrack;
+pub mod fill;
 pub mod hold;
 pub mod http;
 pub mod live;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use canary_common::outcome::EndedBy;
@@ -203,21 +203,28 @@ pub async fn run(
     admin: Option<&Arc<Admin>>,
 ) -> Result<ObserveResult, String> {
     let start = Instant::now();
-    let mut reader = Reader::new();
-    let Some(first) = reader.look(0.0) else {
-        return Err(format!(
-            "cannot read conntrack here: {}",
-            unreadable(&reader.sources).join("; ")
-        ));
+    let reader = Arc::new(Mutex::new(Reader::new()));
+    // A look that panicked leaves nothing half done that the next one needs.
+    let read = |t| reader.lock().unwrap_or_else(PoisonError::into_inner).look(t);
+    let sources = || reader.lock().unwrap_or_else(PoisonError::into_inner).sources.clone();
+    let Some(first) = read(0.0) else {
+        return Err(format!("cannot read conntrack here: {}", unreadable(&sources()).join("; ")));
     };
     publish(&first.sample);
     if let Some(admin) = admin {
+        // Who asks gets the table as it is now, not as it was at the last sample.
+        let reader = Arc::clone(&reader);
+        admin.before_metrics(move || {
+            if let Some(look) = reader.lock().unwrap_or_else(PoisonError::into_inner).look(0.0) {
+                publish(&look.sample);
+            }
+        });
         admin.set_ready(true);
     }
     tracing::info!(
         entries = first.sample.entries,
         limit = first.sample.limit,
-        sources = ?reader.sources,
+        sources = ?sources(),
         "ready"
     );
     let mut series = Series::default();
@@ -237,7 +244,7 @@ pub async fn run(
             _ = ticks.tick() => None,
         };
         // One last look at the end, so that `last` is the end.
-        match reader.look(start.elapsed().as_secs_f64()) {
+        match read(start.elapsed().as_secs_f64()) {
             Some(look) => {
                 series.push(look.sample);
                 publish(&look.sample);
@@ -254,7 +261,7 @@ pub async fn run(
             break ended_by;
         }
     };
-    reasons.extend(unreadable(&reader.sources));
+    reasons.extend(unreadable(&sources()));
     if gaps > 0 {
         reasons.push(format!("{gaps} samples could not be read"));
     }
@@ -270,7 +277,7 @@ pub async fn run(
         schema_version: SCHEMA_VERSION,
         run: report.run(ended_by),
         reasons,
-        sources: reader.sources,
+        sources: sources(),
         first: first.sample,
         last: last.sample,
         difference: difference_by_cpu

@@ -12,13 +12,14 @@ use canary_common::outcome::{EndedBy, Verdict};
 use canary_common::result::Run;
 use canary_common::result::load::LoadResult;
 use canary_common::shutdown::Shutdown;
-use canary_common::telemetry::{Admin, init_logs};
+use canary_common::telemetry::{Admin, end_logs, init_logs};
 use serde_json::json;
 
 use crate::cli::{
     ChurnArgs, Cli, Command, CommonArgs, HoldArgs, MergeArgs, ObserveArgs, Pattern, ProbeArgs,
     ServeArgs,
 };
+use crate::fill::{Follower, Room};
 use crate::preflight::Load;
 use crate::report::{Config, Report};
 use crate::target::{Protocol, Target};
@@ -53,7 +54,10 @@ pub fn main() -> ExitCode {
             return Exit::Failed.into();
         }
     };
-    match runtime.block_on(run(cli.command)) {
+    let ran = runtime.block_on(run(cli.command));
+    // What was logged before a failure is written before its line.
+    end_logs();
+    match ran {
         Ok(exit) => exit.into(),
         Err(End::Usage(line)) => {
             eprintln!("error: {line}");
@@ -136,9 +140,18 @@ fn finish(report: &Report, mut result: LoadResult, thresholds: &[Threshold]) -> 
 
 async fn run_churn(args: ChurnArgs) -> Result<Exit, End> {
     let target = resolve(&args.target, &args.source_ip)?;
+    let room = Arc::<Room>::default();
+    let mut follower = match &args.fill {
+        Some(observe) => {
+            Some(Follower::new(observe, args.fill_to, &room).await.map_err(End::Usage)?)
+        }
+        None => None,
+    };
     let config = config(&[
         ("target", Some(args.target.to_string())),
         ("address", Some(target.to_string())),
+        ("fill", args.fill.as_ref().map(ToString::to_string)),
+        ("fill-to", args.fill.as_ref().map(|_| args.fill_to.to_string())),
         ("rate", args.rate.map(|r| r.to_string())),
         ("concurrency", Some(churn::concurrency(&args).to_string())),
         ("workers", Some(churn::workers(&args).to_string())),
@@ -158,8 +171,10 @@ async fn run_churn(args: ChurnArgs) -> Result<Exit, End> {
     let preflight = preflight::check(preflight::read(), churn::load(&args, target));
     preflight::log(&preflight);
     ready(admin.as_ref());
-    let (tally, ended_by) = churn::run(&args, target, &mut shutdown, admin.as_ref()).await?;
+    let fill = follower.as_mut().map(|f| (f, &room));
+    let (tally, ended_by) = churn::run(&args, target, fill, &mut shutdown, admin.as_ref()).await?;
     let mut result = report.load_result(&tally, ended_by);
+    result.reasons.extend(follower.map(|f| f.reason()));
     result.preflight = Some(preflight);
     let exit = finish(&report, result, &args.fail_on)?;
     if matches!(ended_by, EndedBy::Sigterm | EndedBy::Sigint) {

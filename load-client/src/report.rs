@@ -72,11 +72,10 @@ impl Report {
     }
 
     /// Writes the document to the file and as the last line of stdout; on a
-    /// terminal `summary` stands there instead.
+    /// terminal `summary` stands there instead. What cannot be written keeps nothing
+    /// else from being written.
     pub fn finish<T: Serialize>(&self, result: &T, summary: &str) -> anyhow::Result<()> {
-        if let Some(file) = &self.file {
-            file.write(result)?;
-        }
+        let filed = self.file.as_ref().map_or(Ok(()), |file| file.write(result));
         if let Some(note) = lost_lines() {
             tracing::warn!("{note}");
         }
@@ -85,7 +84,8 @@ impl Report {
             tracing::warn!(error = %e, "no termination message");
         }
         if std::io::stdout().is_terminal() { print_text(summary) } else { print_line(result) }
-            .context("cannot write the result to stdout")
+            .context("cannot write the result to stdout")?;
+        Ok(filed?)
     }
 }
 

@@ -4,8 +4,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use rustix::event::epoll;
 use rustix::io::Errno as Raw;
 
 use crate::cli::Close;
+use crate::fill::Room;
 use crate::http::{Driver, Exchange, Step};
 use crate::log::FailureLog;
 use crate::pacer::{Pacer, Turn};
@@ -30,6 +31,8 @@ const BATCH: u32 = 64;
 const SCAN: Duration = Duration::from_millis(50);
 /// The pause after failures in a row: a refused connection must not become a busy loop.
 const PAUSE: Duration = Duration::from_millis(20);
+/// The pause while a table has no room.
+const FULL: Duration = Duration::from_millis(5);
 /// How many failures in a row bring a pause; a local limit brings one at once.
 const FAILURES_IN_A_ROW: u32 = 64;
 
@@ -54,6 +57,8 @@ pub struct Plan {
     pub connections: Option<u64>,
     /// When to begin the last one.
     pub until: Option<Instant>,
+    /// Where a table is filled: how many may begin.
+    pub room: Option<Arc<Room>>,
 }
 
 /// An HTTP request as data.
@@ -214,7 +219,12 @@ impl<'a> Worker<'a> {
             }
             let now = Instant::now();
             match self.pacer.turn(now, self.in_progress()) {
-                Turn::Now(intended) => self.begin(intended, now),
+                Turn::Now(intended) => {
+                    if self.plan.room.as_ref().is_some_and(|r| !r.take()) {
+                        return FULL;
+                    }
+                    self.begin(intended, now);
+                }
                 Turn::At(t) => return (t - now).min(SCAN),
                 Turn::Full => return SCAN,
             }
@@ -270,8 +280,11 @@ impl<'a> Worker<'a> {
             return Ok(fd);
         }
         let fd = socket::open(self.plan.target, crate::pick(&self.plan.sources, n))?;
-        if self.plan.close == Close::Rst && self.plan.request.is_some() {
-            socket::close_with_reset(&fd)?;
+        if self.plan.request.is_some() {
+            socket::delay_acks(&fd)?;
+            if self.plan.close == Close::Rst {
+                socket::close_with_reset(&fd)?;
+            }
         }
         Ok(fd)
     }

@@ -53,6 +53,25 @@ fn http_reads_every_octet() {
     assert_eq!((r.ok, r.bytes_received), (500, 500 * 1024));
 }
 
+/// A request carries the ACK of its handshake: of the client's packets one alone is no more
+/// than an ACK, that of the whole answer.
+#[test]
+fn http_sends_no_packet_too_many() {
+    if !privileged("http_sends_no_packet_too_many") {
+        return;
+    }
+    let ns = Ns::new();
+    let _serve = ns.serve();
+    ns.rule("tcp dport 8080 tcp flags == ack meta length 52 counter");
+    ns.rule("tcp dport 8080 tcp flags == syn counter");
+    let r = ns.run("churn --target http://127.0.0.1:8080/ --connections 1000").result;
+    assert_eq!(r.ok, 1000);
+    let counted = ns.counted();
+    assert_eq!(counted[1], 1000);
+    // A quarter more, where an answer came in two pieces; otherwise there are twice as many.
+    assert!(counted[0] < 1250, "{} ACKs alone", counted[0]);
+}
+
 /// An answer that ends before its Content-Length is an early EOF, one with an
 /// error status or without HTTP a wrong answer.
 #[test]

@@ -4,8 +4,9 @@ mod common;
 
 use std::time::Duration;
 
+use canary_common::result::load::LoadResult;
 use canary_common::result::observe::{ObserveResult, SourceState};
-use common::{Ns, last, privileged, wait_for};
+use common::{Ns, check_sum, last, privileged, wait_for};
 
 /// Entries appear in the samples and in the metrics, from every source.
 #[test]
@@ -43,6 +44,51 @@ fn sees_entries_come() {
     assert!(r.samples.is_sorted_by(|a, b| a.t < b.t));
     assert!(r.samples.iter().any(|s| s.entries >= 300));
     assert_eq!(r.reasons, Vec::<String>::new());
+}
+
+/// A table is filled to the part asked for, not beyond, and filled again when it was emptied;
+/// when it is seen no more, nothing begins.
+#[test]
+fn fills_a_table_and_keeps_it() {
+    if !privileged("fills_a_table_and_keeps_it") {
+        return;
+    }
+    let ns = Ns::new();
+    let dir = tempfile::tempdir().unwrap();
+    let (seen, out) = (dir.path().join("seen"), dir.path().join("out"));
+    let _serve = ns.serve();
+    ns.rule("ct state new counter");
+    let mut observe = ns.start("observe --interval 20ms --admin 127.0.0.1:9100", &seen);
+    wait_for("ready", || std::fs::read_to_string(&seen).unwrap().contains("\"message\":\"ready\""));
+    let limit: f64 = ns.sh("cat /proc/sys/net/netfilter/nf_conntrack_max").trim().parse().unwrap();
+    let entries = || ns.sh("cat /proc/sys/net/netfilter/nf_conntrack_count").trim().parse::<u64>();
+    let (wanted, part) = (600, 600.5 / limit);
+    let mut churn = ns.start(
+        &format!("churn --target tcp://127.0.0.1:8080 --fill http://127.0.0.1:9100 --fill-to {part:.9} --log json"),
+        &out,
+    );
+    wait_for("a filled table", || entries().unwrap() >= wanted);
+    ns.sh("conntrack -F 2>/dev/null");
+    wait_for("a table filled again", || entries().unwrap() >= wanted);
+    observe.signal("TERM");
+    assert_eq!(observe.wait(Duration::from_secs(2)), 0);
+    let text = || std::fs::read_to_string(&out).unwrap();
+    wait_for("the loss in the log", || text().contains("the table is not seen"));
+    ns.sh("conntrack -F 2>/dev/null");
+    let attempts = || ns.counted()[0];
+    let before = attempts();
+    std::thread::sleep(Duration::from_millis(300));
+    // The follower's own attempts to see the table, and nothing else.
+    assert!(attempts() - before < 20, "{before} {}", attempts());
+    churn.signal("TERM");
+    assert_eq!(churn.wait(Duration::from_secs(2)), 0);
+    let r: LoadResult = last(&text());
+    check_sum(&r);
+    assert!(r.ok >= 2 * wanted - 20 && r.ok == r.attempts, "{} {:?}", r.ok, r.failures);
+    assert!(r.reasons.iter().any(|r| r.starts_with("the table had 600 of ")), "{:?}", r.reasons);
+    let seen: ObserveResult = last(&std::fs::read_to_string(&seen).unwrap());
+    // The follower's own connection, and that of the one before.
+    assert!((wanted..wanted + 5).contains(&seen.most_entries), "{}", seen.most_entries);
 }
 
 /// A segment that conntrack calls INVALID moves the difference.
