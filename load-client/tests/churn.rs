@@ -141,6 +141,35 @@ fn silence_is_a_stall_of_its_phase() {
     assert_eq!(ran.code, 11);
 }
 
+/// A table without room drops SYNs, which is a stall of the connect and no reset; with room
+/// again every connection succeeds. A rule counts the entries here, since the real limit is
+/// every namespace's: `make soak` fills a real table.
+#[test]
+fn a_full_table_is_a_stall_of_the_connect() {
+    if !privileged("a_full_table_is_a_stall_of_the_connect") {
+        return;
+    }
+    let ns = Ns::new();
+    let dir = tempfile::tempdir().unwrap();
+    let _serve = ns.serve();
+    ns.rule("tcp dport 8080 ct state new ct count over 40 counter drop");
+    let mut hold =
+        ns.start("hold --target tcp://127.0.0.1:8080 --connections 40", &dir.path().join("hold"));
+    wait_for("40 held connections", || {
+        ns.sh("ss -Htn state established dport = :8080").lines().count() == 40
+    });
+    let line =
+        "churn --target tcp://127.0.0.1:8080 --connections 30 --timeout 300ms --fail-on reset>0";
+    let ran = ns.run(line);
+    assert_eq!(failed(&ran.result, |p, c| p == "connect" && c == Cause::Stall), 30);
+    assert_eq!(ran.code, 11);
+    assert!(ns.counted()[0] >= 30);
+    hold.signal("TERM");
+    assert_eq!(hold.wait(Duration::from_secs(2)), 0);
+    let ran = ns.run(line);
+    assert_eq!((ran.code, ran.result.ok), (0, 30));
+}
+
 /// With half the SYNs dropped, every connection is ok or timed out.
 #[test]
 fn half_the_syns_dropped() {

@@ -67,12 +67,12 @@ fn fills_a_table_and_keeps_it() {
         &format!("churn --target tcp://127.0.0.1:8080 --fill http://127.0.0.1:9100 --fill-to {part:.9} --log json"),
         &out,
     );
-    wait_for("a filled table", || entries().unwrap() >= wanted);
+    let text = || std::fs::read_to_string(&out).unwrap();
+    wait_for("a filled table", || text().contains("the table is filled"));
     ns.sh("conntrack -F 2>/dev/null");
     wait_for("a table filled again", || entries().unwrap() >= wanted);
     observe.signal("TERM");
     assert_eq!(observe.wait(Duration::from_secs(2)), 0);
-    let text = || std::fs::read_to_string(&out).unwrap();
     wait_for("the loss in the log", || text().contains("the table is not seen"));
     ns.sh("conntrack -F 2>/dev/null");
     let attempts = || ns.counted()[0];
