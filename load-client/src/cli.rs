@@ -54,6 +54,14 @@ pub struct CommonArgs {
     pub log: Option<LogFormat>,
 }
 
+/// How a target's name is looked up.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct ResolveArgs {
+    /// Asks again this long while the name has no address, as a Service's just after its creation
+    #[arg(long, value_name = "D", env = "LOAD_RESOLVE_TIMEOUT", default_value = "0s", value_parser = duration)]
+    pub resolve_timeout: Duration,
+}
+
 /// How a connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Close {
@@ -69,6 +77,9 @@ pub struct ChurnArgs {
     /// tcp://HOST:PORT (connect and close) or http://HOST:PORT/PATH (one request each)
     #[arg(long, value_name = "URL", env = "LOAD_TARGET")]
     pub target: Target,
+    /// How its name is looked up.
+    #[command(flatten)]
+    pub resolve: ResolveArgs,
     /// Open loop: new connections a second, by a schedule computed from the start
     #[arg(long, value_name = "N", env = "LOAD_RATE", value_parser = rate)]
     pub rate: Option<f64>,
@@ -125,6 +136,9 @@ pub struct HoldArgs {
     /// load-client serve or boom-server: tcp://HOST:PORT
     #[arg(long, value_name = "URL", env = "LOAD_TARGET")]
     pub target: Target,
+    /// How its name is looked up.
+    #[command(flatten)]
+    pub resolve: ResolveArgs,
     /// Connections to keep open
     #[arg(long, value_name = "N", env = "LOAD_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub connections: u32,
@@ -195,6 +209,9 @@ pub struct ProbeArgs {
     /// boom-server: tcp://HOST:PORT
     #[arg(long, value_name = "URL", env = "LOAD_TARGET")]
     pub target: Target,
+    /// How its name is looked up.
+    #[command(flatten)]
+    pub resolve: ResolveArgs,
     /// Connections, all opened at once
     #[arg(long, value_name = "N", env = "LOAD_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub connections: u32,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use canary_common::exit::Exit;
@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::cli::{
     ChurnArgs, Cli, Command, CommonArgs, HoldArgs, MergeArgs, ObserveArgs, Pattern, ProbeArgs,
-    ServeArgs,
+    ResolveArgs, ServeArgs,
 };
 use crate::fill::{Follower, Room};
 use crate::preflight::Load;
@@ -110,8 +110,30 @@ fn name<T: clap::ValueEnum>(v: &T) -> String {
     v.to_possible_value().map_or_else(String::new, |p| p.get_name().to_owned())
 }
 
-fn resolve(target: &Target, sources: &[std::net::IpAddr]) -> Result<SocketAddr, End> {
-    let address = target.resolve().map_err(|e| End::Usage(format!("--target {target}: {e}")))?;
+/// Between two questions for a name that has no address yet.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+
+async fn resolve(
+    target: &Target,
+    sources: &[std::net::IpAddr],
+    within: ResolveArgs,
+) -> Result<SocketAddr, End> {
+    // The first process of a container has no default action for signals.
+    let mut shutdown = Shutdown::catch().context("cannot catch signals")?;
+    let deadline = Instant::now() + within.resolve_timeout;
+    let address = loop {
+        let e = match target.resolve() {
+            Ok(address) => break address,
+            Err(e) => End::Usage(format!("--target {target}: {e}")),
+        };
+        if Instant::now() >= deadline {
+            return Err(e);
+        }
+        tokio::select! {
+            _ = shutdown.signalled() => return Err(e),
+            () = tokio::time::sleep(ASK_AGAIN) => {}
+        }
+    };
     for ip in sources {
         socket::check_source(*ip, address).map_err(End::Usage)?;
     }
@@ -139,7 +161,7 @@ fn finish(report: &Report, mut result: LoadResult, thresholds: &[Threshold]) -> 
 }
 
 async fn run_churn(args: ChurnArgs) -> Result<Exit, End> {
-    let target = resolve(&args.target, &args.source_ip)?;
+    let target = resolve(&args.target, &args.source_ip, args.resolve).await?;
     let room = Arc::<Room>::default();
     let mut follower = match &args.fill {
         Some(observe) => {
@@ -150,6 +172,7 @@ async fn run_churn(args: ChurnArgs) -> Result<Exit, End> {
     let config = config(&[
         ("target", Some(args.target.to_string())),
         ("address", Some(target.to_string())),
+        ("resolve-timeout", Some(spell(args.resolve.resolve_timeout))),
         ("fill", args.fill.as_ref().map(ToString::to_string)),
         ("fill-to", args.fill.as_ref().map(|_| args.fill_to.to_string())),
         ("rate", args.rate.map(|r| r.to_string())),
@@ -188,10 +211,11 @@ async fn run_churn(args: ChurnArgs) -> Result<Exit, End> {
 
 async fn run_hold(args: HoldArgs) -> Result<Exit, End> {
     plain(&args.target, "hold speaks lines")?;
-    let target = resolve(&args.target, &args.source_ip)?;
+    let target = resolve(&args.target, &args.source_ip, args.resolve).await?;
     let config = config(&[
         ("target", Some(args.target.to_string())),
         ("address", Some(target.to_string())),
+        ("resolve-timeout", Some(spell(args.resolve.resolve_timeout))),
         ("connections", Some(args.connections.to_string())),
         ("duration", args.duration.map(spell)),
         ("interval", Some(spell(args.interval))),
@@ -237,12 +261,13 @@ async fn run_probe(args: ProbeArgs) -> Result<Exit, End> {
     {
         return Err(End::Usage("--delay and --answer-delay: at most 1h".to_owned()));
     }
-    let target = resolve(&args.target, &args.source_ip)?;
+    let target = resolve(&args.target, &args.source_ip, args.resolve).await?;
     let slow = args.pattern == Pattern::SlowAnswer;
     let body = matches!(args.pattern, Pattern::Download | Pattern::Upload);
     let config = config(&[
         ("target", Some(args.target.to_string())),
         ("address", Some(target.to_string())),
+        ("resolve-timeout", Some(spell(args.resolve.resolve_timeout))),
         ("connections", Some(args.connections.to_string())),
         ("every", args.every.map(spell)),
         ("duration", args.duration.map(spell)),

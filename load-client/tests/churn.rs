@@ -307,6 +307,44 @@ fn lingers_after_its_result() {
     assert_eq!(churn.wait(Duration::from_secs(2)), 0);
 }
 
+/// A name that has no address yet, as a Service's just after its creation, is asked for again;
+/// without --resolve-timeout it is wrong usage at once.
+#[test]
+fn a_name_may_come_late() {
+    if !privileged("a_name_may_come_late") {
+        return;
+    }
+    let ns = Ns::new();
+    let _serve = ns.serve();
+    let dir = tempfile::tempdir().unwrap();
+    let (hosts, out) = (dir.path().join("hosts"), dir.path().join("out"));
+    std::fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
+    let start = |options: &str| {
+        let line = format!(
+            "mount --bind {} /etc/hosts && exec {} churn --target tcp://late.invalid:8080 --connections 3 {options}",
+            hosts.display(),
+            common::BIN
+        );
+        let mut c = ns.command("unshare");
+        c.args(["--mount", "sh", "-c", &line]);
+        c.stdout(std::fs::File::create(&out).unwrap()).stderr(std::process::Stdio::null());
+        common::Running(c.spawn().unwrap())
+    };
+    assert_eq!(start("").wait(Duration::from_secs(5)), 2);
+    let mut waiting = start("--resolve-timeout 1h");
+    std::thread::sleep(Duration::from_millis(600));
+    assert!(waiting.0.try_wait().unwrap().is_none(), "ended before the name was there");
+    // In place: the file is mounted.
+    std::fs::write(&hosts, "127.0.0.1 localhost late.invalid\n").unwrap();
+    assert_eq!(waiting.wait(Duration::from_secs(5)), 0);
+    assert_eq!(last::<LoadResult>(&std::fs::read_to_string(&out).unwrap()).ok, 3);
+    std::fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
+    let mut given_up = start("--resolve-timeout 1h");
+    std::thread::sleep(Duration::from_millis(300));
+    given_up.signal("TERM");
+    assert_eq!(given_up.wait(Duration::from_secs(2)), 2);
+}
+
 /// SIGTERM ends a run whose connections all hang, with a full result, within 2 s.
 #[test]
 fn sigterm_ends_within_two_seconds() {
