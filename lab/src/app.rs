@@ -14,6 +14,7 @@ use canary_common::result::lab::{Environment, Judgement, LabResult, Path as NetP
 
 use crate::cell::Setting;
 use crate::cli::{BinArgs, CaptureMode, Cli, Command, RunArgs};
+use crate::cluster;
 use crate::evidence;
 use crate::exec::{Call, Interrupt, TOOLS, Tools};
 use crate::hands_on;
@@ -37,6 +38,7 @@ pub fn main() -> ExitCode {
         (Command::Check(args), inside) => check(args, inside),
         (Command::Kernels(args), _) => kernels::run(args).map_err(|e| (e.exit(), e.to_string())),
         (Command::Report { dir }, _) => report(dir),
+        (Command::Cluster { dir }, _) => judge_cluster(dir),
         (Command::Diff { first, second }, _) => diff(first, second),
         (Command::Shell(args), inside) => match inside {
             None => hands_on::check(args).map_err(usage).and_then(|()| enter(None)),
@@ -87,6 +89,12 @@ fn report(dir: &Path) -> Ending {
         print(&format!("{}\n", file.display()));
     }
     Ok(Exit::Ok)
+}
+
+fn judge_cluster(dir: &Path) -> Ending {
+    let result = cluster::run(dir).map_err(|e| (e.exit(), e.to_string()))?;
+    print(&text::render(&result));
+    Ok(exit(&result))
 }
 
 fn diff(first: &Path, second: &Path) -> Ending {

@@ -47,6 +47,12 @@ pub enum Command {
         #[arg(value_name = "DIR")]
         dir: PathBuf,
     },
+    /// Judges what k8s/experiment collected in a cluster: results.json, report.html and junit.xml
+    Cluster {
+        /// Directory that `k8s/experiment` wrote
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
     /// Says which verdicts changed between two runs (exit code 10 if any did)
     Diff {
         /// Directory of the older run

@@ -27,8 +27,8 @@ pub enum MergeError {
     #[error("{0} is of {1}, {2} of {3}: merge results of one subcommand")]
     Mixed(String, String, String, String),
     /// Its own sum is wrong.
-    #[error("{0}: {1} attempts, but {2} ended: the file is damaged")]
-    Sum(String, u64, u64),
+    #[error("{0}: its classes do not add up to its {1} attempts: the file is damaged")]
+    Sum(String, u64),
 }
 
 /// Reads a result, and holds its counts against one another.
@@ -44,9 +44,8 @@ pub fn read(path: &Path) -> Result<LoadResult, MergeError> {
     if result.schema_version != SCHEMA_VERSION {
         return Err(MergeError::Version(name, result.schema_version));
     }
-    let ended = result.ok + result.failures.iter().map(|f| f.count).sum::<u64>();
-    if ended != result.attempts {
-        return Err(MergeError::Sum(name, result.attempts, ended));
+    if !result.adds_up() {
+        return Err(MergeError::Sum(name, result.attempts));
     }
     Ok(result)
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::str::FromStr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -151,52 +150,19 @@ pub struct FailureCount {
     pub count: u64,
 }
 
-/// The counts as a termination message carries them: `12 connections in 3.0 s, 4/s; 10 ok`,
-/// and each class of failure behind its own `; `.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Connections begun.
-    pub attempts: u64,
-    /// Ended as they should.
-    pub ok: u64,
-    /// Ended otherwise, in exactly one class each.
-    pub failures: Vec<FailureCount>,
-}
-
-impl Counts {
-    /// Reads a termination message; none unless its classes add up to its attempts, as those
-    /// of a message that was cut do not.
+impl LoadResult {
+    /// The law of the accounts: every attempt ended in exactly one class. A document for
+    /// which it does not hold was damaged.
     #[must_use]
-    pub fn read(message: &str) -> Option<Self> {
-        let (_, counts) = message.split_once(" (")?;
-        let mut parts = counts.split("; ");
-        let number = |s: &str| s.split(' ').next()?.parse().ok();
-        let attempts = number(parts.next()?.split_once(" connections in ")?.0)?;
-        let ok = number(parts.next()?.strip_suffix(" ok)")?)?;
-        let failures: Vec<_> = parts.filter_map(|p| p.parse().ok()).collect();
-        let all: u64 = ok + failures.iter().map(|f: &FailureCount| f.count).sum::<u64>();
-        (all == attempts).then_some(Self { attempts, ok, failures })
+    pub fn adds_up(&self) -> bool {
+        self.attempts == self.ok + self.failures.iter().map(|f| f.count).sum::<u64>()
     }
 }
-
-const LOCAL: &str = " (a limit of this host)";
 
 impl fmt::Display for FailureCount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let local = if self.local { LOCAL } else { "" };
+        let local = if self.local { " (a limit of this host)" } else { "" };
         write!(f, "{} in {}: {}{local}", self.cause.words(), self.phase, self.count)
-    }
-}
-
-impl FromStr for FailureCount {
-    type Err = ();
-    fn from_str(s: &str) -> Result<Self, ()> {
-        let (s, local) = s.strip_suffix(LOCAL).map_or((s, false), |s| (s, true));
-        let (what, count) = s.rsplit_once(": ").ok_or(())?;
-        let (cause, phase) = what.split_once(" in ").ok_or(())?;
-        let cause = Cause::all().find(|c| c.words() == cause).ok_or(())?;
-        let (phase, count) = (phase.parse().map_err(|_| ())?, count.parse().map_err(|_| ())?);
-        Ok(Self { phase, cause, local, count })
     }
 }
 
@@ -207,7 +173,13 @@ impl Cause {
         Errno::ALL.iter().copied().map(Self::Errno).chain(others)
     }
 
-    /// What a person reads.
+    /// The cause whose [`words`](Self::words) these are.
+    #[must_use]
+    pub fn from_words(words: &str) -> Option<Self> {
+        Self::all().find(|c| c.words() == words)
+    }
+
+    /// What a person reads, and metrics have as a label.
     #[must_use]
     pub const fn words(self) -> &'static str {
         match self {
@@ -242,31 +214,12 @@ pub enum Cause {
 mod tests {
     use super::*;
 
-    /// Every class of failure is read back from its words as itself.
+    /// Every cause is read back from its words as itself.
     #[test]
-    fn every_class_is_read_back() {
-        for &phase in Phase::ALL {
-            for cause in Cause::all() {
-                for local in [false, true] {
-                    let f = FailureCount { phase, cause, local, count: 7 };
-                    assert_eq!(f.to_string().parse(), Ok(f));
-                }
-            }
+    fn every_cause_is_read_back() {
+        for cause in Cause::all() {
+            assert_eq!(Cause::from_words(cause.words()), Some(cause));
         }
-        for bad in ["", "stall in connect", "stall in heaven: 1", "luck in connect: 1"] {
-            assert_eq!(bad.parse::<FailureCount>(), Err(()), "{bad}");
-        }
-    }
-
-    /// A message that was cut, or is another's, gives no counts at all.
-    #[test]
-    fn counts_that_do_not_add_up_are_none() {
-        let whole = "load-client churn: protected (12 connections in 3.0 s, 4/s; 10 ok); \
-                     stall in connect: 1; EMFILE in connect: 1 (a limit of this host); 10 of 12 connections succeeded";
-        let counts = Counts::read(whole).unwrap();
-        assert_eq!((counts.attempts, counts.ok, counts.failures.len()), (12, 10, 2));
-        assert_eq!(Counts::read(&whole[..whole.find("; EMFILE").unwrap()]), None);
-        assert_eq!(Counts::read("served 12 connections"), None);
-        assert_eq!(Counts::read(""), None);
+        assert_eq!(Cause::from_words("luck"), None);
     }
 }

@@ -1,0 +1,242 @@
+use canary_common::outcome::{Errno, Phase, Verdict};
+use canary_common::result::load::{Cause, FailureCount};
+
+use super::*;
+
+/// What boom-server, canary-client and observe export, as k8s/experiment keeps it.
+fn set(t: u32, counts: [u64; 6]) -> String {
+    let [forged, killed, attempts, ok, entries, drop] = counts;
+    format!(
+        "sample {t}\n\
+         boom_handshakes_total {attempts}\n\
+         boom_forged_total{{forgery=\"above-window\",family=\"ipv4\",class=\"pod\"}} {forged}\n\
+         boom_forged_total{{forgery=\"control\",family=\"ipv4\",class=\"pod\"}} {forged}\n\
+         boom_killed_total{{forgery=\"above-window\",family=\"ipv4\",class=\"pod\"}} {killed}\n\
+         boom_outcomes_total{{forgery=\"above-window\",family=\"ipv4\",class=\"pod\",outcome=\"leaked\"}} {killed}\n\
+         boom_outcomes_total{{forgery=\"control\",family=\"ipv4\",class=\"pod\",outcome=\"delivered\"}} {forged}\n\
+         load_attempts_total {attempts}\n\
+         load_ok_total {ok}\n\
+         load_failures_total{{phase=\"receive\",cause=\"ECONNRESET\",local=\"false\"}} {killed}\n\
+         conntrack_entries {entries}\n\
+         conntrack_limit {}\n\
+         conntrack_drop_total {drop}\n",
+        if drop > 0 { 20_000 } else { 262_144 }
+    )
+}
+
+const JOURNAL: &str = "\
+0 run context test
+0 run clients 0 2
+0 run hold-off-drop 1
+0 run kernel n1 6.18.0, kubelet v1.20.2; n2 6.18.0, kubelet v1.20.2
+0 run table-size 20000
+5 step load 0
+10 from
+20 to
+20 note boom-server undisturbed
+21 step load 2
+25 from
+35 to
+36 accepted 1000 1200
+40 step small-table 2
+45 from
+45 change nf_conntrack_max 262144 20000
+55 to
+56 accepted 1200 1300
+60 step liberal 2
+65 from
+75 to
+76 accepted 1300 1500
+80 end completed
+";
+
+fn samples() -> String {
+    [
+        set(10, [0, 0, 0, 0, 10, 0]),
+        set(20, [10, 10, 40, 30, 20, 0]),
+        set(25, [10, 10, 50, 40, 300, 0]),
+        set(35, [15, 15, 70, 55, 900, 0]),
+        set(45, [15, 15, 80, 65, 900, 0]),
+        set(55, [17, 17, 90, 73, 20_000, 500]),
+        set(65, [17, 17, 95, 78, 900, 500]),
+        set(75, [27, 17, 130, 113, 900, 500]),
+    ]
+    .concat()
+}
+
+fn client(attempts: u64, failures: &[(Phase, Cause, u64)]) -> LoadResult {
+    let failures: Vec<_> = failures
+        .iter()
+        .map(|&(phase, cause, count)| FailureCount { phase, cause, local: false, count })
+        .collect();
+    let text = serde_json::json!({
+        "schema_version": SCHEMA_VERSION,
+        "run": {
+            "program": "load-client churn", "version": "0", "kernel": "", "host": "pod", "node": null,
+            "started": "", "ended": "", "seconds": 1.0, "ended_by": "sigterm", "config": {},
+        },
+        "verdict": Verdict::Protected, "reasons": [],
+        "attempts": attempts,
+        "ok": attempts - failures.iter().map(|f| f.count).sum::<u64>(),
+        "failures": failures, "probe": {},
+        "connect_latency": canary_common::hist::Latency::new().summary(),
+        "total_latency": canary_common::hist::Latency::new().summary(),
+    });
+    document(text.to_string().as_bytes()).unwrap()
+}
+
+fn results() -> Vec<Vec<LoadResult>> {
+    let timeout = (Phase::Connect, Cause::Stall, 50);
+    vec![
+        vec![],
+        vec![client(100, &[]), client(100, &[])],
+        vec![client(100, &[timeout]), client(100, &[timeout])],
+        vec![client(100, &[]), client(100, &[])],
+    ]
+}
+
+fn judged(journal: &str, samples: &str, results: &[Vec<LoadResult>]) -> LabResult {
+    let journal = Journal::read(journal).unwrap();
+    judge(&journal, &journal::samples(samples).unwrap(), results, vec![])
+}
+
+fn timeline(result: &LabResult) -> &Timeline {
+    result.scenarios[0].timeline.as_ref().unwrap()
+}
+
+/// A whole run: every step has its own counts and no other's, and the claims follow from them.
+#[test]
+fn a_whole_run_is_judged() {
+    let result = judged(JOURNAL, &samples(), &results());
+    assert_eq!(result.reasons, Vec::<String>::new());
+    assert_eq!(result.judgement, Judgement::AsExpected);
+    assert_eq!(result.run.seconds, 80.0);
+    assert_eq!(result.positive_control, PositiveControl { held: true, forged: 10, killed: 10 });
+    let t = timeline(&result);
+    let titles: Vec<_> = t.steps.iter().map(|s| s.title.as_str()).collect();
+    assert_eq!(
+        titles,
+        [
+            "0 clients",
+            "2 clients",
+            "a table of 20000 entries, 2 clients",
+            "be_liberal on every node, 2 clients"
+        ]
+    );
+    assert_eq!(t.steps[1].boom, [(Outcome::Leaked, 5), (Outcome::Delivered, 5)].into());
+    assert_eq!(t.steps[2].conntrack.drop, 500);
+    assert_eq!(t.steps[2].new_failures, [(FailureClass::ConnectTimeout, 100)].into());
+    assert_eq!(t.steps[2].changes[0].to, "20000");
+    assert_eq!(
+        t.steps[1].notes,
+        [
+            "2 of 2 results collected",
+            "the target accepted 200 connections",
+            "5 of 5 above-window segments reset their connection"
+        ]
+    );
+    let findings: Vec<_> = t.statements.iter().map(|s| s.finding).collect();
+    use Finding::{DoesNotHold, Holds};
+    // A full table times out and does not reset; the canary's resets need no load; be_liberal
+    // cures them; load alone resets nothing.
+    assert_eq!(
+        findings,
+        [Holds, DoesNotHold, DoesNotHold, Holds, DoesNotHold],
+        "{:#?}",
+        t.statements
+    );
+    assert_eq!(t.samples.len(), 7);
+    assert_eq!(t.samples.iter().map(|s| s.attempts).sum::<u64>(), 130);
+    assert_eq!(t.samples[0].failures, [(FailureClass::Reset, 10)].into());
+}
+
+/// A result that is missing, a sum that does not fit and a count that could not be read each
+/// make the run inconclusive, by name.
+#[test]
+fn what_is_missing_is_said() {
+    let said = |journal: &str, results: &[Vec<LoadResult>]| {
+        let result = judged(journal, &samples(), results);
+        assert_eq!(result.judgement, Judgement::Inconclusive);
+        result.reasons.join("; ")
+    };
+    let mut lost = results();
+    lost[1].pop();
+    assert!(said(JOURNAL, &lost).contains("2 clients: 1 of 2 results collected"));
+    let fewer = JOURNAL.replace("accepted 1000 1200", "accepted 1000 1199");
+    assert!(said(&fewer, &results()).contains(
+        "2 clients: 200 begun and 200 succeeded by the clients' count, but the target accepted 199"
+    ));
+    let unread = JOURNAL.replace("36 accepted 1000 1200\n", "");
+    assert!(said(&unread, &results()).contains("the target's own count could not be read"));
+    let doubt = JOURNAL.replace("80 end", "79 doubt node not ready: n2\n80 end");
+    assert!(said(&doubt, &results()).contains("node not ready: n2"));
+    let cut = JOURNAL.replace("80 end completed\n", "");
+    assert!(said(&cut, &results()).contains("its journal has no end"));
+    let unsampled = JOURNAL.replace("25 from\n", "").replace("35 to\n", "");
+    assert!(said(&unsampled, &results()).contains("2 clients: no sample of it could be read"));
+}
+
+/// Without a delivered control segment, or without a reset on a path that was laid bare,
+/// nothing is proved.
+#[test]
+fn without_its_positive_control_nothing_is_proved() {
+    let none: String = samples()
+        .lines()
+        .filter(|l| !l.contains("delivered"))
+        .fold(String::new(), |text, line| text + line + "\n");
+    let result = judged(JOURNAL, &none, &results());
+    assert!(result.reasons[0].contains("positive control is missing"), "{:?}", result.reasons);
+    let spared = samples().replace("boom_killed_total", "boom_other_total");
+    let result = judged(JOURNAL, &spared, &results());
+    assert!(!result.positive_control.held);
+    assert!(result.reasons[0].contains("no above-window segment reset"), "{:?}", result.reasons);
+    // With the drop in force that is as it should be.
+    let kept = judged(&JOURNAL.replace("hold-off-drop 1", "hold-off-drop 0"), &spared, &results());
+    assert_eq!(kept.judgement, Judgement::AsExpected);
+}
+
+/// A program that began again counts from zero, and the step has both its lives.
+#[test]
+fn a_restarted_program_is_counted_on() {
+    let again = [
+        set(10, [100, 0, 500, 500, 10, 0]),
+        set(15, [3, 0, 7, 7, 10, 0]),
+        set(20, [5, 0, 9, 9, 10, 0]),
+    ]
+    .concat();
+    let journal =
+        Journal::read("0 run clients 0\n5 step load 0\n10 from\n20 to\n21 end completed\n")
+            .unwrap();
+    let result = judge(&journal, &journal::samples(&again).unwrap(), &[vec![]], vec![]);
+    assert_eq!(timeline(&result).steps[0].boom[&Outcome::Delivered], 5);
+    assert_eq!(timeline(&result).samples.iter().map(|s| s.attempts).collect::<Vec<_>>(), [7, 2]);
+}
+
+/// A line that was cut by the run's end is no error, a line that nobody wrote is one.
+#[test]
+fn cut_lines_are_left_out_and_strange_ones_refused() {
+    let cut = Journal::read("0 run clients 0\n5 step load 0\n10 fr").unwrap();
+    assert_eq!(cut.steps[0].from, None);
+    let e = Journal::read("0 run clients 0\n5 step moon 0\n").unwrap_err().to_string();
+    assert_eq!(e, "journal, line 2: '5 step moon 0' is no event of k8s/experiment");
+    assert_eq!(journal::samples("sample 1\nload_ok_total 5\nload_fai").unwrap()[0].ok, 5);
+    for bad in
+        ["load_ok_total 5\n", "sample soon\n", "sample 1\nload_ok_total\n", "sample 1\nx{y} 1\n"]
+    {
+        assert!(journal::samples(bad).is_err(), "{bad}");
+    }
+}
+
+/// A client's document whose classes do not add up, or of another version, is none.
+#[test]
+fn damaged_results_are_none() {
+    let text =
+        serde_json::to_string(&client(10, &[(Phase::Receive, Cause::Errno(Errno::Econnreset), 3)]))
+            .unwrap();
+    assert!(document(text.as_bytes()).is_ok());
+    assert!(document(text.replace("\"attempts\":10", "\"attempts\":11").as_bytes()).is_err());
+    assert!(
+        document(text.replace("\"schema_version\":1", "\"schema_version\":9").as_bytes()).is_err()
+    );
+    assert!(document(&text.as_bytes()[1..]).is_err());
+}
