@@ -93,7 +93,7 @@ fn report(dir: &Path) -> Ending {
 
 fn judge_cluster(dir: &Path) -> Ending {
     let result = cluster::run(dir).map_err(|e| (e.exit(), e.to_string()))?;
-    print(&text::render(&result));
+    print(&text::render(&result, text::width()));
     Ok(exit(&result))
 }
 
