@@ -239,7 +239,7 @@ fn step(
     }
     let collected = results.len() as u64;
     if record.clients > 0 {
-        step.notes.push(format!("{collected} of {} results collected", record.clients));
+        step.notes.push(format!("{collected} of {} results collected.", record.clients));
         if collected != record.clients {
             reasons.push(format!("{title}: {collected} of {} results collected", record.clients));
         }
@@ -248,7 +248,7 @@ fn step(
             // Neither side's word alone: what succeeded was accepted, what was accepted had
             // been begun.
             Some(n) if (step.new_ok..=step.new_attempts).contains(&n) => {
-                step.notes.push(format!("the target accepted {n} connections"));
+                step.notes.push(format!("The target accepted {n} connections."));
             }
             Some(n) => reasons.push(format!(
                 "{title}: {} begun and {} succeeded by the clients' count, but the target accepted {n}",
@@ -258,7 +258,7 @@ fn step(
     }
     let (forged, killed) = (sum(|r| r.forged), sum(|r| r.killed));
     // What only an unprotected path does: the proof that this run could have seen the fault.
-    step.notes.push(format!("{killed} of {forged} above-window segments reset their connection"));
+    step.notes.push(format!("{killed} of {forged} above-window segments reset their connection."));
     step.notes.extend(record.notes.iter().cloned());
     let limit = within.iter().map(|r| r.limit).min().unwrap_or(0);
     let shown = Shown {

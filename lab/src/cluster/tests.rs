@@ -9,11 +9,11 @@ fn set(t: u32, counts: [u64; 6]) -> String {
     format!(
         "sample {t}\n\
          boom_handshakes_total {attempts}\n\
-         boom_forged_total{{forgery=\"above-window\",family=\"ipv4\",class=\"pod\"}} {forged}\n\
-         boom_forged_total{{forgery=\"control\",family=\"ipv4\",class=\"pod\"}} {forged}\n\
-         boom_killed_total{{forgery=\"above-window\",family=\"ipv4\",class=\"pod\"}} {killed}\n\
-         boom_outcomes_total{{forgery=\"above-window\",family=\"ipv4\",class=\"pod\",outcome=\"leaked\"}} {killed}\n\
-         boom_outcomes_total{{forgery=\"control\",family=\"ipv4\",class=\"pod\",outcome=\"delivered\"}} {forged}\n\
+         boom_forged_total{{forgery=\"above-window\",family=\"ipv4\",class=\"unclassified\"}} {forged}\n\
+         boom_forged_total{{forgery=\"control\",family=\"ipv4\",class=\"unclassified\"}} {forged}\n\
+         boom_killed_total{{forgery=\"above-window\",family=\"ipv4\",class=\"unclassified\"}} {killed}\n\
+         boom_outcomes_total{{forgery=\"above-window\",family=\"ipv4\",class=\"unclassified\",outcome=\"leaked\"}} {killed}\n\
+         boom_outcomes_total{{forgery=\"control\",family=\"ipv4\",class=\"unclassified\",outcome=\"delivered\"}} {forged}\n\
          load_attempts_total {attempts}\n\
          load_ok_total {ok}\n\
          load_failures_total{{phase=\"receive\",cause=\"ECONNRESET\",local=\"false\"}} {killed}\n\
@@ -28,12 +28,12 @@ const JOURNAL: &str = "\
 0 run context test
 0 run clients 0 2
 0 run hold-off-drop 1
-0 run kernel n1 6.18.0, kubelet v1.20.2; n2 6.18.0, kubelet v1.20.2
+0 run kernel 6.18.0 on n1, kubelet v1.20.2; 6.18.0 on n2, kubelet v1.20.2
 0 run table-size 20000
 5 step load 0
 10 from
 20 to
-20 note boom-server undisturbed
+20 note boom-server undisturbed.
 21 step load 2
 25 from
 35 to
@@ -130,9 +130,9 @@ fn a_whole_run_is_judged() {
     assert_eq!(
         t.steps[1].notes,
         [
-            "2 of 2 results collected",
-            "the target accepted 200 connections",
-            "5 of 5 above-window segments reset their connection"
+            "2 of 2 results collected.",
+            "The target accepted 200 connections.",
+            "5 of 5 above-window segments reset their connection."
         ]
     );
     let (yes, no) = (Finding::Holds, Finding::DoesNotHold);
