@@ -22,7 +22,9 @@ use canary_common::result::{Run, SCHEMA_VERSION};
 
 use self::journal::{Journal, JournalError, Purpose, Reading, StepRecord};
 use crate::report::folder::{self, FolderError};
-use crate::saturation::claims::{self, Claim, Facts, Kind, Shown};
+use crate::saturation::claims::Claim;
+use crate::saturation::facts::{Facts, Kind, Shown};
+use crate::saturation::{findings, series};
 
 /// A directory cannot be judged.
 #[derive(Debug, thiserror::Error)]
@@ -227,8 +229,8 @@ fn step(
         new_ok: results.iter().map(|r| r.ok).sum(),
         ..Step::default()
     };
-    for f in results.iter().flat_map(|r| &r.failures) {
-        *step.new_failures.entry(FailureClass::of(f)).or_default() += f.count;
+    for result in results {
+        add(&mut step.new_failures, &series::classes(result));
     }
     for r in &grown {
         add(&mut step.boom, &r.boom);
@@ -311,7 +313,7 @@ fn statements(steps: &[Judged]) -> Vec<Statement> {
     ];
     let facts =
         Facts { steps: steps.iter().map(|s| s.shown.clone()).collect(), ..Facts::default() };
-    let mut all: Vec<_> = claims::find(&facts)
+    let mut all: Vec<_> = findings::find(&facts)
         .into_iter()
         .filter(|(claim, _)| OURS.contains(claim))
         .map(|(_, statement)| statement)
