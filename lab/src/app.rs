@@ -14,7 +14,6 @@ use canary_common::result::lab::{Environment, Judgement, LabResult, Path as NetP
 
 use crate::cell::Setting;
 use crate::cli::{BinArgs, CaptureMode, Cli, Command, RunArgs};
-use crate::cluster;
 use crate::evidence;
 use crate::exec::{Call, Interrupt, TOOLS, Tools};
 use crate::hands_on;
@@ -22,7 +21,7 @@ use crate::kernels;
 use crate::netns;
 use crate::report::{folder, progress::Progress, text};
 use crate::runner::{self, Plan};
-use crate::saturation::table;
+use crate::saturation::{cluster, table};
 use crate::scenario::{self, Scenario};
 use crate::staged::{self, Staged};
 

@@ -10,7 +10,6 @@ pub mod capture;
 pub mod causes;
 pub mod cell;
 pub mod cli;
-pub mod cluster;
 pub mod evidence;
 pub mod exec;
 #[cfg(test)]

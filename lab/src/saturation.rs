@@ -8,6 +8,7 @@
 
 pub mod bench;
 pub mod claims;
+pub mod cluster;
 pub mod eviction;
 pub mod facts;
 pub mod findings;
