@@ -109,7 +109,7 @@ fn statements(out: &mut String, statements: &[Statement]) {
         return;
     }
     out.push_str(
-        "<div class=\"wide\" tabindex=\"0\" role=\"region\" aria-label=\"Claims\"><table><caption>What has \
+        "<div class=\"wide\" tabindex=\"0\" role=\"region\" aria-label=\"Claims\"><table class=\"claims\"><caption>What has \
          been claimed, and what this run makes of it</caption><thead><tr><th scope=\"col\" class=\"first\">\
          Claim</th><th scope=\"col\">On this kernel</th><th scope=\"col\">Evidence</th></tr></thead><tbody>\n",
     );
@@ -118,12 +118,15 @@ fn statements(out: &mut String, statements: &[Statement]) {
         put!(
             out,
             "<tr><th scope=\"row\" class=\"first\">{}<small>{}</small></th><td class=\"{}\"><span \
-             class=\"sym\" aria-hidden=\"true\">{symbol}</span> <b>{word}</b></td><td>{}</td></tr>\n",
+             class=\"sym\" aria-hidden=\"true\">{symbol}</span> <b>{word}</b></td><td>",
             Esc(&s.claim),
             Esc(&s.source),
-            s.finding,
-            Esc(s.evidence.join(" "))
+            s.finding
         );
+        for line in &s.evidence {
+            put!(out, "<div>{}</div>", Esc(line));
+        }
+        out.push_str("</td></tr>\n");
     }
     out.push_str("</tbody></table></div>\n");
 }

@@ -1,6 +1,8 @@
 //! A run over time, drawn: occupancy of the table, connections a second, and
 //! failures by class, on one time axis with the steps marked. Pure.
 
+use std::ops::Range;
+
 use canary_common::result::timeline::{FailureClass, Timeline, TimelineSample};
 
 use super::markup::{Esc, grouped, put};
@@ -186,31 +188,53 @@ fn panel(
         );
     }
     for line in lines {
-        let points: Vec<_> = t
-            .samples
-            .iter()
-            .zip(&line.values)
-            .map(|(s, v)| format!("{:.1},{:.1}", x(s.t), y(*v)))
-            .collect();
-        let first = x(t.samples.first().map_or(0.0, |s| s.t));
-        if line.area {
+        for run in runs(&t.samples) {
+            let (Some(samples), Some(values)) = (t.samples.get(run.clone()), line.values.get(run))
+            else {
+                continue;
+            };
+            // A sample tells of the time up to it: a run begins where its first one's does.
+            let begin = samples.first().map_or(0.0, |s| (s.t - s.interval_s).max(0.0));
+            let times = std::iter::once(begin).chain(samples.iter().map(|s| s.t));
+            let values = values.first().into_iter().chain(values);
+            let points: Vec<_> =
+                times.zip(values).map(|(t, v)| format!("{:.1},{:.1}", x(t), y(*v))).collect();
+            if line.area {
+                put!(
+                    out,
+                    "<polygon class=\"area {}\" points=\"{:.1},{bottom:.1} {} {:.1},{bottom:.1}\"/>",
+                    line.class,
+                    x(begin),
+                    points.join(" "),
+                    x(samples.last().map_or(begin, |s| s.t))
+                );
+            }
             put!(
                 out,
-                "<polygon class=\"area {}\" points=\"{first:.1},{bottom:.1} {} {:.1},{bottom:.1}\"/>",
+                "<polyline class=\"line {}\" stroke-dasharray=\"{}\" points=\"{}\"/>",
                 line.class,
-                points.join(" "),
-                x(end)
+                line.dashes,
+                points.join(" ")
             );
         }
-        put!(
-            out,
-            "<polyline class=\"line {}\" stroke-dasharray=\"{}\" points=\"{}\"/>",
-            line.class,
-            line.dashes,
-            points.join(" ")
-        );
     }
     legend(out, lines, &|v| y(v), top);
+}
+
+/// Samples that follow each other: where nothing was seen for longer than a sample and a second,
+/// nothing is drawn.
+fn runs(samples: &[TimelineSample]) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    let mut seen = f64::NEG_INFINITY;
+    for (n, s) in samples.iter().enumerate() {
+        let unseen = s.t - s.interval_s - seen;
+        seen = s.t;
+        match runs.last_mut() {
+            Some(run) if unseen <= s.interval_s.max(1.0) => run.end = n + 1,
+            _ => runs.push(n..n + 1),
+        }
+    }
+    runs
 }
 
 /// Each line's name at its right end, pushed apart where they would overlap.
@@ -297,7 +321,27 @@ mod tests {
             assert!((TOP..=TOP + 3.0 * (PANEL + GAP)).contains(&y), "{point}");
             points += 1;
         }
-        assert_eq!(points, 5 * 60, "five lines: limit, entries, attempted, succeeded, timed out");
+        assert_eq!(points, 5 * 61, "five lines: limit, entries, attempted, succeeded, timed out");
+    }
+
+    /// Where nothing was seen nothing is drawn: no line from before to after a pause.
+    #[test]
+    fn a_pause_is_a_gap() {
+        let mut t = series(20);
+        for s in t.samples.iter_mut().skip(10) {
+            s.t += 10.0;
+        }
+        assert_eq!(runs(&t.samples), [0..10, 10..20]);
+        // A sample that was late is no pause.
+        t.samples[3].interval_s = 4.0;
+        for s in t.samples.iter_mut().skip(3) {
+            s.t += 3.0;
+        }
+        assert_eq!(runs(&t.samples), [0..10, 10..20]);
+        let svg = timeline(&t, "a");
+        let doc = roxmltree::Document::parse(&svg).unwrap();
+        let lines = doc.descendants().filter(|n| n.has_tag_name("polyline")).count();
+        assert_eq!(lines, 2 * 5);
     }
 
     /// Steps that begin at once, or nearly so, share a mark that names all of them.

@@ -88,7 +88,7 @@ impl<'a> Bench<'a> {
         let ended = self.fill(&stage, limit, timeline, facts);
         self.close(stage, timeline)?;
         ended?;
-        if facts.can_hold {
+        if let Some(control) = control.filter(|_| facts.can_hold) {
             let t = self.begun.elapsed().as_secs_f64();
             say(t, &self.s.name, "full of established connections, for up to a minute");
             let found =
@@ -99,7 +99,7 @@ impl<'a> Bench<'a> {
             let t = self.begun.elapsed().as_secs_f64();
             say(t, &self.s.name, "half-open entries dropped early");
             for (found, step) in
-                half_open::run(self.setting, self.dir, self.prefix, limit, self.begun)?
+                half_open::run(self.setting, self.dir, self.prefix, control, limit, self.begun)?
             {
                 timeline.steps.push(step);
                 facts.half_open.push(found);

@@ -215,9 +215,13 @@ impl HalfOpen {
             0 => String::new(),
             n => format!(" ({n} connected after another SYN)"),
         };
+        let room = match self.case {
+            OnItsWay::SynAck => "before it came",
+            OnItsWay::Ack | OnItsWay::AckProtected => "after the server had repeated its SYN ACK",
+        };
         format!(
-            "{} entries dropped early for {} SYNs meanwhile: {}{late}. Captured: {} segments that reached the \
-             client untranslated, {} RSTs that reached the server. Without those SYNs: {}.",
+            "{} entries dropped early for {} SYNs meanwhile, room again {room}: {}{late}. Captured: {} segments \
+             that reached the client untranslated, {} RSTs that reached the server. Without those SYNs: {}.",
             self.early,
             self.others,
             listed(&self.ends),

@@ -5,9 +5,9 @@
 //! assured, such as that of a handshake. What the next segment meets then is no entry, and
 //! perhaps no room. A SYN ACK can begin none (tcp_new()): it is INVALID, reaches the client
 //! untranslated, and the client's RST ends the server's half. A client that still waits for it
-//! sends its SYN again. One that has had it believes that it is connected: its ACK is picked up
-//! as NEW, but where it finds no room and the server's second SYN ACK comes first, the server
-//! knows nothing of the connection when the client speaks, and answers with RST.
+//! sends its SYN again. One that has had it believes that it is connected: where its ACK finds
+//! no room and the server's repeated SYN ACK does, the server knows nothing of the connection
+//! when the client speaks, and answers with RST.
 //!
 //! A segment is on its way for as long as the pod that sends it does not know its gateway's
 //! link-layer address: the kernel keeps what waits for ARP, and sends it once it is told.
@@ -29,6 +29,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, s
 
 use super::facts::{HalfOpen, OnItsWay};
 use super::stage::{HELD_PORT, READY, Stage};
+use super::table::Control;
 use crate::causes::play::{count, counters, set};
 use crate::cell::Setting;
 use crate::evidence::EvidenceError;
@@ -40,8 +41,10 @@ const PART: u64 = 10;
 /// SYNs of others at a time, and for each handshake at most.
 const BATCH: u64 = 50;
 const OTHERS: u64 = 20;
-/// From the segment's going on to the client's first octet: the server repeats its SYN ACK
-/// after 1 s (RFC 6298, section 2).
+/// From the segment's going on: the server has repeated its SYN ACK, after 1 s (RFC 6298,
+/// section 2).
+const REPEATED: Duration = Duration::from_millis(1500);
+/// To the client's first octet.
 const SPEAK: Duration = Duration::from_secs(2);
 /// Later than this is after another SYN, which the client sends after 1 s.
 const AT_ONCE: Duration = Duration::from_millis(500);
@@ -58,11 +61,12 @@ type Pod = (&'static str, &'static str, &'static str);
 const CLIENT: Pod = ("client", "to-client", "net/ipv4/conf/to-client/arp_ignore");
 const SERVER: Pod = ("server", "to-server", "net/ipv4/conf/to-server/arp_ignore");
 
-/// Runs all cases side by side, each in a place of its own.
+/// Runs all cases, one after another: each changes the limit.
 pub fn run(
     setting: &Setting,
     dir: &Path,
     prefix: &str,
+    control: &Control,
     limit: u64,
     begun: Instant,
 ) -> Result<Vec<(HalfOpen, Step)>, PlaceError> {
@@ -70,13 +74,20 @@ pub fn run(
     let (_, most) =
         getrlimit(Resource::RLIMIT_NOFILE).map_err(os("read the limit of open files"))?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(os("raise the limit of open files"))?;
-    let t = begun.elapsed().as_secs_f64();
-    std::thread::scope(|scope| {
-        let one = |case| move || play(case, setting, dir, prefix, limit, t);
-        let running: Vec<_> = OnItsWay::ALL.map(|case| scope.spawn(one(case))).into();
-        let broken = || os("watch handshakes")(Errno::ECANCELED);
-        running.into_iter().map(|r| r.join().unwrap_or_else(|_| Err(broken()))).collect()
-    })
+    OnItsWay::ALL
+        .into_iter()
+        .map(|case| {
+            let t = begun.elapsed().as_secs_f64();
+            let found = play(case, setting, dir, prefix, control, limit, t);
+            resize(control, limit)?;
+            found
+        })
+        .collect()
+}
+
+fn resize(control: &Control, limit: u64) -> Result<(), PlaceError> {
+    let wrong = |source| PlaceError::Io { what: "change the table's limit".to_owned(), source };
+    control.set_max(limit).map(|_| ()).map_err(wrong)
 }
 
 fn os(what: &str) -> impl FnOnce(Errno) -> PlaceError {
@@ -110,6 +121,7 @@ fn play(
     setting: &Setting,
     dir: &Path,
     prefix: &str,
+    control: &Control,
     limit: u64,
     t: f64,
 ) -> Result<(HalfOpen, Step), PlaceError> {
@@ -123,10 +135,11 @@ fn play(
     let hold = stage.hold(limit.saturating_sub(there + 2 * n).max(1), &stage.dir)?;
     // First with nothing else going on: the cause removed. They stay, and leave room for as
     // many again.
-    let alone = handshakes(case, &stage, &gates, &listener, n, false)?;
+    let alone = handshakes(case, &stage, &gates, &listener, n, None)?;
     let captures = stage.capture()?;
     let before = stage.place.within("node1", counters)?;
-    let crowded = handshakes(case, &stage, &gates, &listener, n, true)?;
+    let crowd = Crowd { control, limit };
+    let crowded = handshakes(case, &stage, &gates, &listener, n, Some(&crowd))?;
     let [untranslated, resets] = stage.captured(captures)?;
     let conntrack = stage.place.within("node1", counters)?.since(before);
     let half_open = HalfOpen {
@@ -351,7 +364,7 @@ fn handshakes(
     gates: &Gates<'_, '_>,
     listener: &TcpListener,
     n: u64,
-    with_others: bool,
+    crowd: Option<&Crowd<'_>>,
 ) -> Result<Handshakes, PlaceError> {
     let interrupt = &stage.setting().interrupt;
     gates.close(SERVER)?;
@@ -372,20 +385,39 @@ fn handshakes(
     }
     let before = stage.place.within("node1", counters)?.early_drop;
     let silent = SocketAddrV4::new(stage.place.topology.service.pod.v4, SILENT_PORT);
-    while with_others && all.early < n * 3 / 4 && all.others < n * OTHERS {
+    while crowd.is_some() && all.early < n * 3 / 4 && all.others < n * OTHERS {
         // Nobody waits for an answer: the entry is what is wanted.
         drop(begin(stage, "node1", silent, BATCH)?);
         all.others += BATCH;
         all.early = stage.place.within("node1", counters)?.early_drop - before;
         interrupt.check()?;
     }
+    let mut full = crowd;
+    if case == OnItsWay::SynAck {
+        make_room(&mut full)?;
+    }
     gates.open(closed)?;
     let open = Instant::now();
     while !all.over() && open.elapsed() < WATCHED {
         all.step(listener, open.elapsed());
+        if open.elapsed() > REPEATED {
+            make_room(&mut full)?;
+        }
         interrupt.sleep(LOOK)?;
     }
     Ok(all)
+}
+
+/// Others' SYNs in a table that is full, until there is room.
+struct Crowd<'a> {
+    control: &'a Control,
+    limit: u64,
+}
+
+/// The crowd has gone. The table has room again, so that what comes next is decided by what was
+/// lost, and not by who else is lucky.
+fn make_room(full: &mut Option<&Crowd<'_>>) -> Result<(), PlaceError> {
+    full.take().map_or(Ok(()), |crowd| resize(crowd.control, crowd.limit * 2))
 }
 
 /// Where the handshakes go.
