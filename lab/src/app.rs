@@ -257,7 +257,9 @@ fn inner(args: &RunArgs, pipe: i32) -> Ending {
     }
     report?;
     if args.keep {
-        hands_on::keep(&outside, &plan.setting.interrupt).map_err(failed)?;
+        let lanes = runner::last_cells(&plan);
+        hands_on::keep(&outside, in_user_namespace(), &lanes, &plan.setting.interrupt)
+            .map_err(failed)?;
     }
     Ok(exit(&result))
 }

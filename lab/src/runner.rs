@@ -135,6 +135,13 @@ fn lanes(plan: &Plan) -> VecDeque<Lane> {
     lanes
 }
 
+/// The prefix of each lane's hosts, and the last cell that ran in them.
+#[must_use]
+pub fn last_cells(plan: &Plan) -> Vec<(String, String)> {
+    let last = |lane: &Lane| plan.scenarios[lane.scenario].cells.len().saturating_sub(1);
+    lanes(plan).iter().map(|lane| (lane.prefix.clone(), id(plan, lane, last(lane)))).collect()
+}
+
 /// Why a scenario cannot be run on this kernel, and what would mend it.
 fn skipped(s: &Scenario) -> Option<&'static str> {
     let bridge = matches!(s.path, Path::SameNodeBridge | Path::SameNodeBridgeNoNf);
