@@ -224,7 +224,9 @@ fn sigkill_leaves_nothing() {
         child.wait().unwrap();
         before.assert_same(dir.path());
     }
-    println!("{kills} kills in {whole:?}: {inner} inside, {late} runs had ended; LAB_SEED={seed}");
+    println!(
+        "{kills} kills in the {whole:?} of a run: {inner} inside, {late} runs had ended; LAB_SEED={seed}"
+    );
     assert!(late < kills, "no run was killed: LAB_SEED={seed}");
 }
 

@@ -141,7 +141,7 @@ impl Layout {
         let longest = |of: &dyn Fn(&str) -> usize| rows.iter().map(|r| of(&r.label)).max();
         let whole = longest(&str::len).unwrap_or(0).max("protection".len());
         let part = longest(&|l| parts(l).iter().map(String::len).max().unwrap_or(0));
-        let part = part.unwrap_or(0).max("protection".len());
+        let part = (part.unwrap_or(0) + GAP.len()).max("protection".len());
         if part <= room { Self::Column(whole.min(room)) } else { Self::Above }
     }
 
@@ -157,7 +157,9 @@ impl Layout {
                     line.push(' ');
                     line.push_str(&part);
                 }
-                _ => lines.push(part),
+                // Set in, so that it is not taken for a row.
+                Some(_) => lines.push(format!("{GAP}{part}")),
+                None => lines.push(part),
             }
         }
         for (n, line) in lines.iter().enumerate() {
