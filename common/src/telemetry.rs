@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 use tracing::Level;
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::fmt::format::FmtSpan;
 
 /// How events are written.
@@ -41,6 +41,27 @@ impl fmt::Display for LogFormat {
 /// counted: whoever measures must not wait for whoever reads.
 const LINES: usize = 4096;
 
+/// ECMA-48's EL: an event takes the place of a program's live line, whose cursor stays at
+/// its beginning.
+const ERASE_LINE: &str = "\x1b[K";
+
+/// Writes one event.
+struct Line {
+    begin: &'static str,
+    to: NonBlocking,
+}
+
+impl io::Write for Line {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        // One piece, since each piece may be lost.
+        self.to.write_all(&[self.begin.as_bytes(), event].concat()).map(|()| event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
 /// The thread that writes to stdout, and its count of lost lines.
 static WRITER: Mutex<Option<(WorkerGuard, ErrorCounter)>> = Mutex::new(None);
 
@@ -55,8 +76,9 @@ pub fn init_logs(format: Option<LogFormat>) {
     let mut slot = WRITER.lock().unwrap_or_else(PoisonError::into_inner);
     *slot = Some((guard, writer.error_counter()));
     drop(slot);
+    let begin = if terminal { ERASE_LINE } else { "" };
     let logs = tracing_subscriber::fmt()
-        .with_writer(writer)
+        .with_writer(move || Line { begin, to: writer.clone() })
         .with_max_level(Level::INFO)
         .with_target(false)
         .with_span_events(FmtSpan::NONE)

@@ -95,10 +95,19 @@ impl Drop for Live {
     }
 }
 
-/// Replaces the terminal's last line. A terminal that is gone is no failure of the run.
+/// Replaces the terminal's last line, and leaves the cursor at its beginning, where the next
+/// event begins too. A terminal that is gone is no failure of the run.
 fn rewrite(line: &str) {
     use std::io::Write as _;
-    let _ = write!(std::io::stderr(), "\r\x1b[K{line}");
+    let width = rustix::termios::tcgetwinsize(std::io::stderr()).map_or(80, |s| s.ws_col);
+    let _ = write!(std::io::stderr(), "\r\x1b[K{}\r", fitted(line, width));
+}
+
+/// What of `line` stays on one row: a second one could not be replaced. A terminal that does
+/// not know its width says 0.
+fn fitted(line: &str, width: u16) -> &str {
+    let width = if width == 0 { 80 } else { usize::from(width) };
+    line.char_indices().nth(width - 1).map_or(line, |(end, _)| &line[..end])
 }
 
 /// Brings the metrics to `now`.
@@ -164,6 +173,14 @@ mod tests {
     use super::*;
     use crate::tally::{Clock, Tally};
     use canary_common::outcome::{Errno, Phase};
+
+    /// A line is cut where the terminal would begin another row.
+    #[test]
+    fn the_line_stays_on_one_row() {
+        assert_eq!(fitted("0123456789", 11), "0123456789");
+        assert_eq!(fitted("0123456789", 10), "012345678");
+        assert_eq!(fitted("0123456789", 0), "0123456789");
+    }
 
     /// The line has the rate since the last one, and the failures by class.
     #[test]

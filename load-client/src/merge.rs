@@ -18,11 +18,16 @@ pub enum MergeError {
     #[error("cannot read {0}: {1}")]
     Read(String, std::io::Error),
     /// It is no result of load-client.
-    #[error("{0} is no result of load-client churn, hold or probe: {1}")]
+    #[error(
+        "{0} is no result of load-client churn, hold or probe, nor a whole log, whose last line is one: {1}"
+    )]
     Parse(String, serde_json::Error),
     /// Another version's.
     #[error("{0} has schema_version {1}, this program reads {SCHEMA_VERSION}")]
     Version(String, u32),
+    /// The same run twice.
+    #[error("{0} and {1} are the same result: name each once")]
+    Twice(String, String),
     /// Apples and pears.
     #[error("{0} is of {1}, {2} of {3}: merge results of one subcommand")]
     Mixed(String, String, String, String),
@@ -71,6 +76,11 @@ pub fn join(parts: &[(String, LoadResult)]) -> Result<Joined, MergeError> {
             name.clone(),
             other.run.program.clone(),
         ));
+    }
+    for (n, (name, part)) in parts.iter().enumerate() {
+        if let Some((other, _)) = parts[..n].iter().find(|(_, r)| r == part) {
+            return Err(MergeError::Twice(other.clone(), name.clone()));
+        }
     }
     let mut whole = first.clone();
     let (mut connect, mut total) = (Latency::new(), Latency::new());

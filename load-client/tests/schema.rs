@@ -74,6 +74,11 @@ fn merging_adds() {
     assert_eq!(r.result.connect_latency.count, 100);
     let r = ns.run(&format!("merge {a}"));
     assert_eq!((r.code, r.result.merged), (0, 1));
+    // The same result under two names would count twice.
+    let out = ns.command(common::BIN).args(["merge", &a, &b, &a]).output().unwrap();
+    assert_eq!(out.status.code(), Some(2));
+    let line = format!("error: {a} and {a} are the same result: name each once\n");
+    assert_eq!(String::from_utf8(out.stderr).unwrap(), line);
 }
 
 /// observe writes what schema/observe.json says.
