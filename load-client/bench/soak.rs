@@ -271,8 +271,15 @@ pub(crate) fn soak(args: &[String]) -> Result<()> {
         if soak.over()? {
             break;
         }
-        if let Some((cause, _)) = turns.next() {
-            soak.cause(cause)?;
+        if let Some((cause, _)) = turns.next()
+            && let Err(e) = soak.cause(cause)
+        {
+            // A churn that has come to its end takes no cause, and answers no more.
+            soak.pass(Duration::from_secs(3))?;
+            if soak.over()? {
+                break;
+            }
+            return Err(e);
         }
     }
     let status = soak.churn.0.wait()?;
