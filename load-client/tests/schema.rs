@@ -36,13 +36,13 @@ fn load_results_obey_their_schema() {
     let ns = Ns::new();
     let _serve = ns.serve();
     let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("r.json");
-    let churn = format!(
-        "churn --target http://127.0.0.1:8080/ --connections 10 --fail-on p99>1s --output {}",
-        file.display()
-    );
-    obeys(&schema, &ns.run(&churn).text);
-    obeys(&schema, &ns.run(&format!("merge {0} {0}", file.display())).text);
+    let path = |n: &str| dir.path().join(n).display().to_string();
+    let (a, b) = (path("a"), path("b"));
+    for file in [&a, &b] {
+        let churn = "churn --target http://127.0.0.1:8080/ --connections 10 --fail-on p99>1s";
+        obeys(&schema, &ns.run(&format!("{churn} --output {file}")).text);
+    }
+    obeys(&schema, &ns.run(&format!("merge {a} {b}")).text);
     obeys(
         &schema,
         &ns.run(
