@@ -58,7 +58,9 @@ fn programs(state: &Path) -> PathBuf {
 }
 
 fn command(name: &str, state: &Path) -> Command {
-    let mut command = Command::new(script(name));
+    // A shell cannot trap what was ignored when it began, as SIGINT is in background jobs.
+    let mut command = Command::new("env");
+    command.arg("--default-signal=INT").arg(script(name));
     command
         .env("LAB_KERNELS_STATE", state)
         .env("LAB_KERNELS_QEMU", state.join("qemu"))

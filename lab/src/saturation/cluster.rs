@@ -128,7 +128,8 @@ fn judge(
                 .to_owned(),
         );
     }
-    let bare = steps.iter().find(|s| s.shown.kind == Kind::NoLoad);
+    // The first step in which nothing but the drop could protect, held off or not.
+    let bare = steps.iter().find(|s| s.shown.kind != Kind::Liberal);
     let control = PositiveControl {
         held: bare.is_some_and(|s| s.shown.attributed > 0),
         forged: bare.map_or(0, |s| s.shown.forged),

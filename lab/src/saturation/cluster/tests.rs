@@ -190,6 +190,15 @@ fn without_its_positive_control_nothing_is_proved() {
     assert_eq!(kept.judgement, Judgement::AsExpected);
 }
 
+/// A run that begins with clients has its control in its first step.
+#[test]
+fn the_control_needs_no_step_without_clients() {
+    let idle = "5 step load 0\n10 from\n20 to\n20 note boom-server undisturbed.\n";
+    let result = judged(&JOURNAL.replace(idle, ""), &samples(), &results()[1..]);
+    assert_eq!(result.reasons, Vec::<String>::new());
+    assert_eq!(result.positive_control, PositiveControl { held: true, forged: 5, killed: 5 });
+}
+
 /// A program that began again counts from zero, and the step has both its lives.
 #[test]
 fn a_restarted_program_is_counted_on() {
