@@ -78,3 +78,11 @@ accepted() {
     k get --raw "/api/v1/namespaces/$ns/pods/$target:9100/proxy/metrics" 2>/dev/null |
         awk '$1 == "load_accepted_total" { printf "%.0f\n", $2 }'
 }
+
+# node_life: each node, whether it is ready, and since when that is so.
+node_life() { k get nodes -o 'jsonpath={range .items[*]}{.metadata.name}{" "}{.status.conditions[?(@.type=="Ready")].status}{" "}{.status.conditions[?(@.type=="Ready")].lastTransitionTime}{";"}{end}' 2>/dev/null; }
+# away BEFORE NOW: the nodes that are not ready, or were not for a while.
+away() {
+    printf '%s' "$2" | awk -v was=";$1" 'BEGIN { RS = ";" }
+        NF && ($2 != "True" || was != ";" && !index(was, ";" $0 ";")) { printf "%s ", $1 }'
+}
