@@ -355,25 +355,20 @@ impl Program {
         }
         let mut result = self.result(by, &notes);
         let line = report::one_line(&result, &self.shared.state());
-        let mut lost = false;
-        let mut failed = |e: OutputError| {
+        let before = notes.len();
+        let note = |notes: &mut Vec<String>, e: &OutputError| {
             tracing::warn!("{e}");
             notes.push(e.to_string());
-            lost = true;
         };
         if let Err(e) = termination_message(self.config.termination_log.as_deref(), &line) {
-            failed(e);
+            note(&mut notes, &e);
             result = self.result(by, &notes);
         }
         if let Some(Err(e)) = output.map(|o| o.write(&result)) {
-            let mut failed = |e: OutputError| {
-                tracing::warn!("{e}");
-                notes.push(e.to_string());
-                lost = true;
-            };
-            failed(e);
+            note(&mut notes, &e);
             result = self.result(by, &notes);
         }
+        let mut lost = notes.len() > before;
         let printed = if io::stdout().is_terminal() {
             let text = report::human(&result, &self.shared.state());
             print_text(&text)

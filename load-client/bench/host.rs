@@ -2,24 +2,18 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
+#[path = "../tests/common/running.rs"]
+mod running;
+pub(crate) use running::Running;
+
 /// The service's address, reached through the client's node.
 pub(crate) const SERVICE: &str = "198.18.100.1:9000";
-
-/// Kills its child, by its own id, when dropped.
-pub(crate) struct Running(pub(crate) Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 impl Running {
     /// Asks it to end, and waits.

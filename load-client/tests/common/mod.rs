@@ -5,11 +5,14 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use canary_common::result::load::{Cause, LoadResult};
 use serde::de::DeserializeOwned;
+
+pub(crate) mod running;
+pub(crate) use running::Running;
 
 /// The built program.
 pub(crate) const BIN: &str = env!("CARGO_BIN_EXE_load-client");
@@ -21,16 +24,6 @@ pub(crate) fn privileged(test: &str) -> bool {
         eprintln!("SKIPPED {test}: needs root (or CAP_SYS_ADMIN) to make a network namespace");
     }
     ok
-}
-
-/// A child that is killed, by its own id, when dropped.
-pub(crate) struct Running(pub(crate) Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 impl Running {
