@@ -1,6 +1,7 @@
 # Two images from one file:
 #   docker build --target boom-server -t conntrack-canary/boom-server:0.1.0 .
 #   docker build --target load-client -t conntrack-canary/load-client:0.1.0 .
+# For the other architecture (linux/amd64, linux/arm64), on any machine: --platform linux/arm64
 # BuildKit is needed (Docker 23 and later use it; before that, DOCKER_BUILDKIT=1).
 #
 # The programs are linked statically with glibc, which since 2.34 looks names up
@@ -11,30 +12,52 @@ ARG BUILDER_IMAGE=docker.io/library/rust:${RUST_VERSION}-slim-bookworm
 # For a shell in the image: --build-arg RUNTIME_IMAGE=docker.io/library/busybox:1.36
 ARG RUNTIME_IMAGE=scratch
 
+# --- the builder runs on the building machine's own platform and compiles for the
+# image's: neither emulation nor a machine of that kind is needed
+FROM --platform=${BUILDPLATFORM} ${BUILDER_IMAGE} AS builder-amd64
+ENV CARGO_BUILD_TARGET=x86_64-unknown-linux-gnu \
+    LINKER=x86_64-linux-gnu-gcc \
+    LINKER_PACKAGES="gcc-x86-64-linux-gnu libc6-dev-amd64-cross"
+
+FROM --platform=${BUILDPLATFORM} ${BUILDER_IMAGE} AS builder-arm64
+ENV CARGO_BUILD_TARGET=aarch64-unknown-linux-gnu \
+    LINKER=aarch64-linux-gnu-gcc \
+    LINKER_PACKAGES="gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
+
 # --- every dependency, in a layer that lasts until a manifest or the lock file changes
-FROM ${BUILDER_IMAGE} AS dependencies
+FROM builder-${TARGETARCH} AS dependencies
 WORKDIR /build
+# A builder of the image's own platform has both already.
+RUN set -eu; \
+    command -v "$LINKER" >/dev/null || { \
+        apt-get update -qq; \
+        apt-get install -y -qq --no-install-recommends $LINKER_PACKAGES; \
+        rm -rf /var/lib/apt/lists/*; \
+    }; \
+    [ -d "$(rustc --print target-libdir --target "$CARGO_BUILD_TARGET")" ] || rustup target add "$CARGO_BUILD_TARGET"
+# A target that is named keeps RUSTFLAGS away from build scripts and macros, which
+# cannot be static. The machine's own linker, for those, goes by the same name.
 ENV CARGO_PROFILE_RELEASE_STRIP=symbols \
     CARGO_TERM_COLOR=never \
+    CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER=x86_64-linux-gnu-gcc \
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
     RUSTFLAGS="-C target-feature=+crt-static"
 COPY Cargo.toml Cargo.lock ./
 COPY common/Cargo.toml common/
 COPY boom-server/Cargo.toml boom-server/
 COPY load-client/Cargo.toml load-client/
 COPY lab/Cargo.toml lab/
-# An explicit --target keeps RUSTFLAGS away from build scripts and macros, which
-# cannot be static. The stubs and what was built of them do not stay: cargo would
-# take a newer stub for the source.
+# The stubs and what was built of them do not stay: cargo would take a newer stub
+# for the source.
 RUN --mount=type=cache,id=conntrack-canary-registry,target=/usr/local/cargo/registry,sharing=locked \
     set -eu; \
-    triple=$(rustc -vV | sed -n 's/^host: //p'); \
     for crate in common boom-server load-client lab; do \
         mkdir -p "$crate/src"; \
         : >"$crate/src/lib.rs"; \
         [ "$crate" = common ] || echo 'fn main() {}' >"$crate/src/main.rs"; \
     done; \
-    cargo build --release --locked --target "$triple" -p boom-server -p load-client; \
-    cargo clean --release --target "$triple" -p canary-common -p boom-server -p load-client; \
+    cargo build --release --locked -p boom-server -p load-client; \
+    cargo clean --release --target "$CARGO_BUILD_TARGET" -p canary-common -p boom-server -p load-client; \
     rm -rf common/src boom-server/src load-client/src
 
 # --- the programs
@@ -44,10 +67,9 @@ COPY boom-server boom-server
 COPY load-client load-client
 RUN --mount=type=cache,id=conntrack-canary-registry,target=/usr/local/cargo/registry,sharing=locked \
     set -eu; \
-    triple=$(rustc -vV | sed -n 's/^host: //p'); \
-    cargo build --release --locked --target "$triple" -p boom-server -p load-client; \
+    cargo build --release --locked -p boom-server -p load-client; \
     mkdir -p /out; \
-    cp "target/$triple/release/boom-server" "target/$triple/release/load-client" /out/
+    cp "target/$CARGO_BUILD_TARGET/release/boom-server" "target/$CARGO_BUILD_TARGET/release/load-client" /out/
 
 # --- what both images share
 FROM ${RUNTIME_IMAGE} AS runtime
