@@ -81,6 +81,14 @@ impl Pacer {
             }
         }
     }
+
+    /// Lets the turns until `now` go by, as if they had never been due. Of a closed loop
+    /// none is due before it is asked for.
+    pub fn skip(&mut self, now: Instant) {
+        if matches!(self.mode, Mode::Open { .. }) {
+            while matches!(self.turn(now, 0), Turn::Now(_)) {}
+        }
+    }
 }
 
 /// When the connection of (fractional) number `n` begins: the inverse of the
@@ -121,6 +129,21 @@ mod tests {
         }
         let next = pacer.turn(t + Duration::from_millis(1001), 0);
         assert!(matches!(next, Turn::At(at) if at > t + Duration::from_millis(1001)));
+    }
+
+    /// Turns that go by unused are neither made up for nor late.
+    #[test]
+    fn skipped_turns_are_gone() {
+        let t = Instant::now();
+        let mut pacer = Pacer::open(t, 100.0, Duration::ZERO, 0.0, 1);
+        assert_eq!(run(&mut pacer, t + Duration::from_millis(101)).len(), 11);
+        pacer.skip(t + Duration::from_millis(901));
+        let starts = run(&mut pacer, t + Duration::from_millis(1001));
+        assert_eq!(starts.len(), 10);
+        assert!(starts[0] > t + Duration::from_millis(901));
+        let mut closed = Pacer::closed(t, 10, Duration::ZERO);
+        closed.skip(t);
+        assert_eq!(closed.turn(t, 9), Turn::Now(t));
     }
 
     /// During a ramp of 2 s to 100/s there are 100 starts, half of the full rate.

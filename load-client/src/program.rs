@@ -55,6 +55,8 @@ pub fn main() -> ExitCode {
         }
     };
     let ran = runtime.block_on(run(cli.command));
+    // A resolver that does not answer holds nothing up.
+    runtime.shutdown_background();
     // What was logged before a failure is written before its line.
     end_logs();
     match ran {
@@ -121,16 +123,21 @@ async fn resolve(
     // The first process of a container has no default action for signals.
     let mut shutdown = Shutdown::catch().context("cannot catch signals")?;
     let deadline = Instant::now() + within.resolve_timeout;
+    let failed = |why: String| End::Usage(format!("--target {target}: {why}"));
+    let mut why = "no answer from the resolver yet".to_owned();
     let address = loop {
-        let e = match target.resolve() {
-            Ok(address) => break address,
-            Err(e) => End::Usage(format!("--target {target}: {e}")),
-        };
+        tokio::select! {
+            _ = shutdown.signalled() => return Err(failed(why)),
+            answer = target.resolve() => match answer {
+                Ok(address) => break address,
+                Err(e) => why = e.to_string(),
+            },
+        }
         if Instant::now() >= deadline {
-            return Err(e);
+            return Err(failed(why));
         }
         tokio::select! {
-            _ = shutdown.signalled() => return Err(e),
+            _ = shutdown.signalled() => return Err(failed(why)),
             () = tokio::time::sleep(ASK_AGAIN) => {}
         }
     };

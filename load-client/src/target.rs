@@ -1,7 +1,7 @@
 //! What is loaded: `tcp://HOST:PORT` or `http://HOST[:PORT]/PATH`.
 
 use std::fmt;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::str::FromStr;
 
 /// A target as the command line names it.
@@ -115,11 +115,12 @@ impl Target {
         }
     }
 
-    /// The target's first address. Blocks while the resolver works.
-    pub fn resolve(&self) -> Result<SocketAddr, TargetError> {
+    /// The target's first address. The resolver works on a thread of its own, also after this
+    /// future is dropped.
+    pub async fn resolve(&self) -> Result<SocketAddr, TargetError> {
         let unresolved = |why: String| TargetError::Unresolved { host: self.host.clone(), why };
-        (self.host.as_str(), self.port)
-            .to_socket_addrs()
+        tokio::net::lookup_host((self.host.as_str(), self.port))
+            .await
             .map_err(|e| unresolved(e.to_string()))?
             .next()
             .ok_or_else(|| unresolved("no address".to_owned()))

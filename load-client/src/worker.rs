@@ -221,6 +221,8 @@ impl<'a> Worker<'a> {
             match self.pacer.turn(now, self.in_progress()) {
                 Turn::Now(intended) => {
                     if self.plan.room.as_ref().is_some_and(|r| !r.take()) {
+                        // The schedule is of the time in which there is room.
+                        self.pacer.skip(now);
                         return FULL;
                     }
                     self.begin(intended, now);
