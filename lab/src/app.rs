@@ -1,6 +1,6 @@
 //! The commands, put together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::fs;
 use std::io::{IsTerminal, Write};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use canary_common::exit::Exit;
-use canary_common::outcome::EndedBy;
+use canary_common::outcome::{EndedBy, Forgery};
 use canary_common::result::Clock;
 use canary_common::result::lab::{Environment, Judgement, LabResult, Path as NetPath};
 
@@ -19,6 +19,7 @@ use crate::exec::{Call, Interrupt, TOOLS, Tools};
 use crate::hands_on;
 use crate::kernels;
 use crate::netns;
+use crate::record::Record;
 use crate::report::{folder, progress::Progress, text};
 use crate::runner::{self, Plan};
 use crate::saturation::{cluster, table};
@@ -202,10 +203,20 @@ fn scenarios(args: &RunArgs) -> Result<(Vec<Scenario>, Vec<Staged>), (Exit, Stri
         scenario::choose(&names).map_err(usage)?
     };
     let control = |s: &Scenario| {
-        s.path == NetPath::ClusterIp && s.cells.iter().any(|c| c.protections.is_empty())
+        s.path == NetPath::ClusterIp
+            && s.forgeries.contains(&Forgery::AboveWindow)
+            && s.cells.iter().any(|c| c.protections.is_empty())
     };
     if !chosen.iter().any(control) {
         chosen.insert(0, scenario::positive_control().map_err(failed)?);
+    }
+    // Results are kept by name.
+    let names = chosen.iter().map(|s| s.name.as_str()).chain(staged.iter().map(Staged::name));
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name.to_owned()) {
+            return Err(usage(format!("two scenarios are named '{name}': name each once")));
+        }
     }
     for s in &mut chosen {
         s.connections = args.connections.unwrap_or(s.connections);
@@ -237,8 +248,11 @@ fn inner(args: &RunArgs, pipe: i32) -> Ending {
         config: config(args, &dir),
         dir: dir.clone(),
     };
-    let mut result = runner::run(&plan, &clock, &mut Progress::new()).map_err(failed)?;
-    staged::run_all(&staged, &plan, &clock, control.as_ref(), &mut result).map_err(failed)?;
+    let mut record = Record::prepare(&dir, &staged, plan.repeat).map_err(failed)?;
+    let mut result = runner::run(&plan, &clock, &mut Progress::new(), &record);
+    staged::run_all(&staged, &plan, &clock, control.as_ref(), &mut record, &mut result);
+    // What was found is shown, whether or not it can be written.
+    let recorded = record.end(&mut result).map_err(failed);
     let report = folder::write(&dir, &result).map_err(failed);
     print(&text::render(&result, text::width()));
     let file = dir.join("results.json");
@@ -255,7 +269,7 @@ fn inner(args: &RunArgs, pipe: i32) -> Ending {
         });
         print(&format!("{line}\n"));
     }
-    report?;
+    recorded.and(report)?;
     if args.keep {
         let lanes = runner::last_cells(&plan);
         hands_on::keep(&outside, in_user_namespace(), &lanes, &plan.setting.interrupt)
@@ -266,11 +280,10 @@ fn inner(args: &RunArgs, pipe: i32) -> Ending {
 
 fn exit(result: &LabResult) -> Exit {
     match (result.run.ended_by, result.judgement) {
-        (EndedBy::Sigint | EndedBy::Sigterm, _) | (_, Judgement::Inconclusive) => {
-            Exit::Inconclusive
-        }
+        (EndedBy::Sigint | EndedBy::Sigterm, _)
+        | (_, Judgement::Inconclusive | Judgement::Skipped) => Exit::Inconclusive,
         (_, Judgement::Differs) => Exit::Vulnerable,
-        (_, Judgement::AsExpected | Judgement::Skipped) => Exit::Ok,
+        (_, Judgement::AsExpected) => Exit::Ok,
     }
 }
 

@@ -86,7 +86,7 @@ pub enum CaptureMode {
 /// Options of `run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// Scenarios by name, or files whose names end in .toml (default: all that are shipped)
+    /// Scenarios by name, or files whose names end in .toml (default: all that are shipped but saturation)
     #[arg(value_name = "SCENARIO", env = "LAB_SCENARIO", value_delimiter = ',')]
     pub scenarios: Vec<String>,
     /// Directory for the results; must not exist or be empty (default: results/TIME)

@@ -13,6 +13,7 @@ use crate::exec::{ExecError, Interrupt, Tools};
 use crate::netns;
 use crate::place::{Place, PlaceError};
 use crate::scenario::{self, Scenario};
+use crate::staged;
 use crate::topology::Topology;
 
 fn say(text: &str) {
@@ -21,6 +22,12 @@ fn say(text: &str) {
 }
 
 fn chosen(args: &ShellArgs) -> Result<Scenario, String> {
+    let name = &args.scenario;
+    if staged::choose(std::slice::from_ref(name)).is_ok_and(|(staged, _)| !staged.is_empty()) {
+        return Err(format!(
+            "{name} builds its hosts stage by stage: name a scenario with a path, as cluster-ip"
+        ));
+    }
     let one = scenario::choose(std::slice::from_ref(&args.scenario)).map_err(|e| e.to_string())?;
     one.into_iter().next().ok_or_else(|| "no scenario".to_owned())
 }

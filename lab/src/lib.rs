@@ -18,6 +18,7 @@ pub mod hands_on;
 pub mod kernels;
 pub mod netns;
 pub mod place;
+pub mod record;
 pub mod report;
 pub mod ruleset;
 pub mod runner;

@@ -8,7 +8,6 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
 use canary_common::outcome::{EndedBy, Forgery, OldSegments};
-use canary_common::output::{OutputError, ResultFile};
 use canary_common::result::lab::{
     Capture, CellResult, CommandList, Environment, FrontEnd, Judgement, LabResult, Path,
     PositiveControl, ScenarioResult,
@@ -22,8 +21,9 @@ use crate::cli::CaptureMode;
 use crate::evidence;
 use crate::exec::ExecError;
 use crate::place::{Place, PlaceError};
+use crate::record::Record;
 use crate::report::progress::Progress;
-use crate::scenario::Scenario;
+use crate::scenario::{POSITIVE_CONTROL, Scenario};
 use crate::topology::{Step, Topology};
 use crate::verdict;
 
@@ -72,14 +72,12 @@ struct Done {
     captures: Vec<Capture>,
 }
 
-/// Runs everything and writes results.json after every cell.
-pub fn run(plan: &Plan, clock: &Clock, progress: &mut Progress) -> Result<LabResult, OutputError> {
-    let file = ResultFile::prepare(&plan.dir.join("results.json"))?;
+/// Runs every cell and keeps its result as soon as it is there.
+pub fn run(plan: &Plan, clock: &Clock, progress: &mut Progress, record: &Record) -> LabResult {
     let lanes = Mutex::new(lanes(plan));
     let kept = Mutex::new(BTreeSet::new());
     let (tell, told) = channel();
     let mut done: BTreeMap<Key, Done> = BTreeMap::new();
-    let mut result = Ok(());
     std::thread::scope(|scope| {
         for _ in 0..plan.jobs {
             let (tell, lanes, kept) = (tell.clone(), &lanes, &kept);
@@ -97,16 +95,13 @@ pub fn run(plan: &Plan, clock: &Clock, progress: &mut Progress) -> Result<LabRes
             if let Some(cell) = find(&so_far, &done, key) {
                 progress.cell(cell);
             }
-            if result.is_ok() {
-                result = file.write(&so_far);
-            }
+            record.so_far(&so_far);
         }
     });
-    result?;
-    let last = judge(plan, clock, &done, ended_by(plan));
-    file.write(&last)?;
+    let all = judge(plan, clock, &done, ended_by(plan));
+    record.so_far(&all);
     progress.end();
-    Ok(last)
+    all
 }
 
 fn ended_by(plan: &Plan) -> EndedBy {
@@ -169,6 +164,9 @@ fn run_lane(
 ) {
     let scenario = &plan.scenarios[lane.scenario];
     let setting = &plan.setting;
+    if setting.interrupt.signalled().is_some() {
+        return;
+    }
     let place = Place::build(Topology::new(scenario.path, &lane.prefix), &setting.tools);
     for (index, cell_plan) in scenario.cells.iter().enumerate() {
         if setting.interrupt.signalled().is_some() {
@@ -412,7 +410,7 @@ fn judge_cell(s: &Scenario, key: Key, done: &Done, kernel: Option<OldSegments>) 
     cell.reasons = judged.reasons;
     cell.reasons.extend(shown.notes.iter().cloned());
     verdict::meaning(judged.profile, &judged.forgeries).clone_into(&mut cell.meaning);
-    verdict::advice(judged.profile, &plan.protections, &judged.forgeries)
+    verdict::advice(judged.profile, s.path, &plan.protections, &judged.forgeries)
         .clone_into(&mut cell.advice);
     cell.profile = judged.profile;
     cell.forgeries = judged.forgeries;
@@ -464,8 +462,11 @@ pub(crate) fn conclude(
             reasons.extend(c.reasons.iter().map(|r| format!("{}: {r}", c.id)));
         }
     }
-    // A scenario skipped with its reason does not make the rest worthless.
-    if judgement == Judgement::Skipped && control.held {
+    // A scenario skipped with its reason does not make the rest worthless; but the control that
+    // was added to it is no rest.
+    let proved =
+        |s: &ScenarioResult| s.judgement == Judgement::AsExpected && s.name != POSITIVE_CONTROL;
+    if judgement == Judgement::Skipped && control.held && scenarios.iter().any(proved) {
         judgement = Judgement::AsExpected;
     }
     (judgement, reasons)

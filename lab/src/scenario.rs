@@ -1,6 +1,6 @@
 //! Scenario files: TOML in, a checked scenario with its expectation out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use canary_common::outcome::{Forgery, OldSegments};
 use canary_common::result::lab::{FrontEnd, Path, Profile, Protection, Seen};
@@ -200,11 +200,16 @@ pub fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
     if !(1..=1000).contains(&scenario.connections) {
         return senseless("connections: use 1 to 1000");
     }
-    let mut once = scenario.forgeries.clone();
-    once.sort_unstable();
-    once.dedup();
-    if once.len() != scenario.forgeries.len() {
-        return senseless("forgeries: name each once");
+    let sets = scenario.cells.iter().map(|c| c.protections.iter().collect::<BTreeSet<_>>());
+    for (field, twice) in [
+        ("forgeries", !once(&scenario.forgeries)),
+        ("families", !once(&scenario.families)),
+        ("front-ends", !once(&scenario.front_ends)),
+        ("cell: protections", !once(sets)),
+    ] {
+        if twice {
+            return senseless(&format!("{field}: name each once"));
+        }
     }
     for cell in &scenario.cells {
         if let Expectation::Each(map) = &cell.expect
@@ -216,10 +221,19 @@ pub fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
     Ok(scenario)
 }
 
+/// True when no two are equal.
+fn once<T: Ord>(items: impl IntoIterator<Item = T>) -> bool {
+    let mut seen = BTreeSet::new();
+    items.into_iter().all(|item| seen.insert(item))
+}
+
 /// The scenarios in the binary.
 pub fn shipped() -> Result<Vec<Scenario>, ScenarioError> {
     SHIPPED.iter().map(|text| parse("(shipped)", text)).collect()
 }
+
+/// Its name.
+pub const POSITIVE_CONTROL: &str = "positive-control";
 
 /// The scenario that is added to a run without a positive control.
 pub fn positive_control() -> Result<Scenario, ScenarioError> {

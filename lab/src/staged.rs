@@ -2,16 +2,18 @@
 //! Their files say so by `kind`.
 
 use std::io::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::mpsc::channel;
 
 use canary_common::outcome::EndedBy;
-use canary_common::output::{OutputError, ResultFile};
 use canary_common::result::Clock;
-use canary_common::result::lab::{Judgement, LabResult, ScenarioResult};
+use canary_common::result::lab::{LabResult, ScenarioResult};
 
 use crate::causes::{self, Cause};
 use crate::cell::Setting;
-use crate::runner::{self, Plan};
+use crate::record::{Record, unfinished};
+use crate::runner::Plan;
 use crate::saturation::table::Control;
 use crate::saturation::{self, Saturation};
 use crate::scenario::ScenarioError;
@@ -114,15 +116,22 @@ pub fn choose(names: &[String]) -> Result<(Vec<Staged>, Vec<String>), ScenarioEr
     Ok((ours, others))
 }
 
-/// Runs all, as often as the plan says, and writes results.json after each.
+/// Runs all, as often as the plan says, and keeps each result as soon as it is there. After a
+/// signal nothing more begins.
 pub fn run_all(
     staged: &[Staged],
     plan: &Plan,
     clock: &Clock,
     control: Option<&Control>,
+    record: &mut Record,
     result: &mut LabResult,
-) -> Result<(), OutputError> {
-    let file = ResultFile::prepare(&plan.dir.join("results.json"))?;
+) {
+    let signalled = || plan.setting.interrupt.signalled();
+    let mut keep = |more: ScenarioResult| {
+        record.done(&more.name);
+        result.scenarios.push(more);
+        record.so_far(result);
+    };
     for repetition in 1..=plan.repeat {
         let dir = if plan.repeat > 1 {
             plan.dir.join(format!("repetition-{repetition}"))
@@ -135,48 +144,37 @@ pub fn run_all(
             run(one, &plan.setting, &dir, &format!("s{repetition}-{n}-"), control)
         };
         // Causes mostly wait: side by side. Saturation has the machine for itself.
-        let numbered = || staged.iter().enumerate();
-        let mut more: Vec<_> = std::thread::scope(|scope| {
-            let one = &one;
-            let causes = numbered().filter(|(_, s)| matches!(s, Staged::Cause(_)));
-            let running: Vec<_> =
-                causes.map(|(n, s)| (s, scope.spawn(move || one(n, s)))).collect();
-            running
-                .into_iter()
-                .map(|(s, thread)| thread.join().unwrap_or_else(|_| broken(s)))
-                .collect()
+        let (causes, alone): (Vec<_>, Vec<_>) =
+            staged.iter().enumerate().partition(|(_, s)| matches!(s, Staged::Cause(_)));
+        std::thread::scope(|scope| {
+            if signalled().is_some() {
+                return;
+            }
+            let (tell, told) = channel();
+            for (n, s) in causes {
+                let (one, tell) = (&one, tell.clone());
+                scope.spawn(move || {
+                    let shown = catch_unwind(AssertUnwindSafe(|| one(n, s)))
+                        .unwrap_or_else(|_| unfinished(s, "its thread broke off"));
+                    // Whoever listens does so to the end.
+                    let _ = tell.send(shown);
+                });
+            }
+            drop(tell);
+            told.into_iter().for_each(&mut keep);
         });
-        for (n, s) in numbered().filter(|(_, s)| matches!(s, Staged::Saturation(_))) {
-            more.push(one(n, s));
-        }
-        for more in more {
-            add(result, more);
-            let ended_by = plan.setting.interrupt.signalled().unwrap_or(EndedBy::Completed);
-            result.run = clock.run(
-                "conntrack-lab run",
-                env!("CARGO_PKG_VERSION"),
-                ended_by,
-                plan.config.clone(),
-            );
-            file.write(result)?;
+        for (n, s) in alone {
+            if signalled().is_none() {
+                keep(one(n, s));
+            }
         }
     }
-    Ok(())
-}
-
-/// What is left of a scenario whose thread panicked.
-fn broken(staged: &Staged) -> ScenarioResult {
-    ScenarioResult {
-        name: staged.name().to_owned(),
-        title: staged.title().to_owned(),
-        why: String::new(),
-        source: String::new(),
-        judgement: Judgement::Inconclusive,
-        reasons: vec!["its thread broke off".to_owned()],
-        cells: Vec::new(),
-        commands: Vec::new(),
-        timeline: None,
-    }
+    result.run = clock.run(
+        "conntrack-lab run",
+        env!("CARGO_PKG_VERSION"),
+        signalled().unwrap_or(EndedBy::Completed),
+        plan.config.clone(),
+    );
 }
 
 /// Runs one.
@@ -191,13 +189,6 @@ fn run(
         Staged::Cause(cause) => causes::play::run(cause, setting, dir, prefix),
         Staged::Saturation(s) => saturation::run(s, setting, dir, prefix, control),
     }
-}
-
-/// Adds what a scenario gave and judges the whole again.
-pub fn add(result: &mut LabResult, more: ScenarioResult) {
-    result.scenarios.push(more);
-    (result.judgement, result.reasons) =
-        runner::conclude(&result.scenarios, &result.positive_control);
 }
 
 #[cfg(test)]

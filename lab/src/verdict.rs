@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use canary_common::outcome::{Forgery, OldSegments, ProbeEnd, UnknownReason};
 use canary_common::result::boom::BoomResult;
 use canary_common::result::lab::{
-    ForgeryResult, Judgement, NodeEvidence, Profile, Protection, ProtectionKind, Seen,
+    ForgeryResult, Judgement, NodeEvidence, Path, Profile, Protection, ProtectionKind, Seen,
 };
 use canary_common::result::load::LoadResult;
 use canary_common::segment::Family;
@@ -267,7 +267,7 @@ fn profile(
     fitting.next().is_none().then_some(*one)
 }
 
-/// What a row means, in one sentence.
+/// What a row means, in one sentence, of what was forged.
 #[must_use]
 pub fn meaning(profile: Option<Profile>, forgeries: &[ForgeryResult]) -> &'static str {
     let hangs = forgeries.iter().any(|r| r.seen == Seen::Hangs);
@@ -277,6 +277,9 @@ pub fn meaning(profile: Option<Profile>, forgeries: &[ForgeryResult]) -> &'stati
         }
         Some(Profile::Unprotected) => {
             "INVALID segments reach the client untranslated, and its RST ends the connection."
+        }
+        Some(Profile::LiberalOnly | Profile::LiberalAndDropped) if !bad_flags(forgeries) => {
+            "Out-of-window segments are translated and harmless; bad flags were not tried."
         }
         Some(Profile::LiberalOnly) => {
             "Out-of-window segments are translated and harmless, but bad flags still leak and reset."
@@ -293,29 +296,48 @@ pub fn meaning(profile: Option<Profile>, forgeries: &[ForgeryResult]) -> &'stati
     }
 }
 
+fn bad_flags(forgeries: &[ForgeryResult]) -> bool {
+    forgeries.iter().any(|r| matches!(r.forgery, Forgery::NoFlags | Forgery::SynFin))
+}
+
 /// What to do about a row, in one sentence; empty where nothing needs doing.
 #[must_use]
 pub fn advice(
     profile: Option<Profile>,
+    path: Path,
     protections: &[Protection],
     forgeries: &[ForgeryResult],
 ) -> &'static str {
     if forgeries.iter().any(|r| r.seen == Seen::Hangs) {
         return "Set be_liberal=1 as well.";
     }
-    let forward = protections.iter().any(|p| p.kind == ProtectionKind::ForwardDrop);
+    let has = |kind| protections.iter().any(|p| p.kind == kind);
     match profile {
-        Some(Profile::Unprotected) if forward => {
+        Some(Profile::Unprotected) if has(ProtectionKind::ForwardDrop) => {
             "A drop in FORWARD misses segments addressed to the node: drop INVALID in INPUT too, or in mangle PREROUTING."
         }
         Some(Profile::Unprotected) => {
             "Drop INVALID in FORWARD and INPUT, or in mangle PREROUTING; be_liberal=1 alone leaves bad flags."
         }
         Some(Profile::LiberalOnly) => "Drop INVALID as well, in FORWARD and INPUT.",
-        Some(Profile::NoConnection) => {
-            "Set net.bridge.bridge-nf-call-iptables=1 (module br_netfilter)."
+        Some(Profile::LiberalAndDropped)
+            if !bad_flags(forgeries)
+                && protections.iter().all(|p| p.kind == ProtectionKind::Liberal) =>
+        {
+            "Forge no-flags and syn-fin too: under be_liberal=1 alone they leak."
         }
-        Some(Profile::Dropped | Profile::LiberalAndDropped | Profile::NotTranslated) | None => "",
+        Some(Profile::NoConnection)
+            if matches!(path, Path::SameNodeBridge | Path::SameNodeBridgeNoNf) =>
+        {
+            "Set net.bridge.bridge-nf-call-iptables=1 and bridge-nf-call-ip6tables=1 (module br_netfilter)."
+        }
+        Some(
+            Profile::Dropped
+            | Profile::LiberalAndDropped
+            | Profile::NotTranslated
+            | Profile::NoConnection,
+        )
+        | None => "",
     }
 }
 

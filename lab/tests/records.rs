@@ -126,6 +126,47 @@ fn stages_are_in_junit() {
     }
 }
 
+/// A claim that stays as it was is no change because another of its scenario differs, and one
+/// that was shown by neither run says nothing.
+#[test]
+fn a_claim_has_a_change_of_its_own() {
+    let mut old = with_timeline();
+    let timeline = |r: &mut LabResult| r.scenarios.last_mut().unwrap().timeline.take().unwrap();
+    let mut t = timeline(&mut old);
+    let mut other = t.statements[0].clone();
+    (other.claim, other.finding) = ("Another".into(), Finding::NotShown);
+    t.statements.push(other);
+    old.scenarios.last_mut().unwrap().timeline = Some(t);
+    let mut newer = old.clone();
+    newer.scenarios.last_mut().unwrap().judgement = Judgement::Differs;
+    let found = diff::compare(&old, &newer);
+    assert_eq!((found.changed.len(), found.unproved.len()), (1, 0), "{found}");
+    assert!(found.to_string().contains("all stages: run (as-expected) -> run (differs)"));
+}
+
+/// What the first run proved and the second does not have is no agreement.
+#[test]
+fn what_is_gone_is_not_the_same() {
+    let mut newer = result();
+    newer.scenarios[0].cells.pop();
+    let diff = diff::compare(&result(), &newer);
+    assert_eq!((diff.exit(), diff.gone.len(), diff.same), (Exit::Inconclusive, 6, 12));
+}
+
+/// Cells that were not run are an error of their own, also beside one that differs.
+#[test]
+fn junit_tells_missing_cells_beside_failures() {
+    let mut r = result();
+    r.scenarios[0].cells[0].judgement = Judgement::Differs;
+    r.scenarios[0].judgement = Judgement::Differs;
+    r.scenarios[0].reasons = vec!["28 cells were not run".into()];
+    let xml = junit::render(&r);
+    let doc = Document::parse(&xml).unwrap();
+    let error = doc.descendants().find(|n| n.has_tag_name("error")).unwrap();
+    assert_eq!(error.attribute("message"), Some("28 cells were not run"));
+    assert_eq!(doc.descendants().filter(|n| n.has_tag_name("failure")).count(), 1);
+}
+
 /// What one run alone proved is neither a change nor the same.
 #[test]
 fn an_unproved_cell_is_no_comparison() {

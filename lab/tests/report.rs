@@ -94,6 +94,18 @@ fn without_a_positive_control_nothing_is_claimed() {
     }
 }
 
+/// Where only a scenario over time differs, the verdict names that.
+#[test]
+fn a_scenario_over_time_that_differs_is_in_the_verdict() {
+    let mut r = fixture::with_timeline();
+    r.judgement = Judgement::Differs;
+    r.scenarios.last_mut().unwrap().judgement = Judgement::Differs;
+    let page = page(&r);
+    let doc = parse(&page);
+    let verdict = text(by_id(&doc, "verdict"));
+    assert!(verdict.starts_with("0 of 3 cells and 1 of 1 scenario over time did not"), "{verdict}");
+}
+
 /// A run over time alone, as k8s/experiment writes one, has no cells to speak of: the verdict
 /// is of its steps.
 #[test]

@@ -4,7 +4,9 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -46,7 +48,10 @@ fn the_experiment_meets_its_expectation() {
     let before = Left::now(dir.path());
     let file = dir.path().join("short.toml");
     fs::write(&file, SHORT).unwrap();
-    let out = output(lab(&dir).arg("run").arg(&file).arg("--output").arg(dir.path().join("r")));
+    let mut command = lab(&dir);
+    // The programs' own variables, and those of a pod, are not for the programs under test.
+    command.env("POD_IP", "198.18.255.1").env("BOOM_FORGE_DELAY", "1h").env("LOAD_PATTERN", "moon");
+    let out = output(command.arg("run").arg(&file).arg("--output").arg(dir.path().join("r")));
     assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
     let r = result(&dir.path().join("r"));
     assert_eq!(r.judgement, Judgement::AsExpected);
@@ -69,7 +74,8 @@ fn a_false_expectation_is_found_out() {
     let dir = scratch();
     let file = dir.path().join("false.toml");
     // The cause removed: the cell is unprotected, but the expectation is kept.
-    fs::write(&file, SHORT.replace("protections = [\"forward-drop\"]\n", "")).unwrap();
+    let bare = SHORT.replace("[[cell]]\nexpect = \"unprotected\"\n", "");
+    fs::write(&file, bare.replace("protections = [\"forward-drop\"]\n", "")).unwrap();
     let out = output(lab(&dir).arg("run").arg(&file).arg("--output").arg(dir.path().join("r")));
     assert_eq!(out.code, 10, "{}{}", out.stdout, out.stderr);
     let r = result(&dir.path().join("r"));
@@ -81,9 +87,9 @@ fn a_false_expectation_is_found_out() {
     );
 }
 
-/// A run whose unprotected cell does not reset proves nothing: 11.
+/// A scenario that forges nothing lethal gets a control beside it.
 #[test]
-fn without_a_positive_control_nothing_is_proved() {
+fn a_tame_scenario_gets_a_control() {
     let dir = scratch();
     let file = dir.path().join("tame.toml");
     let tame = SHORT
@@ -91,6 +97,32 @@ fn without_a_positive_control_nothing_is_proved() {
         .replace("connections = 10", "connections = 5");
     fs::write(&file, tame).unwrap();
     let out = output(lab(&dir).arg("run").arg(&file).arg("--output").arg(dir.path().join("r")));
+    assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
+    let r = result(&dir.path().join("r"));
+    assert_eq!((r.scenarios[0].name.as_str(), r.scenarios.len()), ("positive-control", 2));
+    assert!(r.positive_control.held);
+}
+
+/// A run whose unprotected cell does not reset proves nothing: 11.
+#[test]
+fn without_a_positive_control_nothing_is_proved() {
+    let dir = scratch();
+    let file = dir.path().join("short.toml");
+    fs::write(&file, SHORT).unwrap();
+    // A boom-server that leaves out what kills.
+    let bin = dir.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    let real = |name: &str| Path::new(env!("CARGO_BIN_EXE_conntrack-lab")).with_file_name(name);
+    symlink(real("load-client"), bin.join("load-client")).unwrap();
+    let script = format!(
+        "#!/bin/sh\nfor a; do shift; set -- \"$@\" \"$(echo \"$a\" | sed s/above-window,//)\"; done\nexec {} \"$@\"\n",
+        real("boom-server").display()
+    );
+    fs::write(bin.join("boom-server"), script).unwrap();
+    fs::set_permissions(bin.join("boom-server"), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = lab(&dir);
+    command.arg("run").arg(&file).arg("--bin-dir").arg(&bin);
+    let out = output(command.arg("--output").arg(dir.path().join("r")));
     assert_eq!(out.code, 11, "{}{}", out.stdout, out.stderr);
     let r = result(&dir.path().join("r"));
     assert!(!r.positive_control.held);

@@ -79,12 +79,18 @@ fn senseless_scenarios_are_refused() {
         ("above-window = \"kills\"", "syn-fin = \"kills\"", "expect: name at least one forgery"),
         ("above-window = \"kills\"", "above-window = \"klls\"", "expect"),
         ("path = \"cluster-ip\"", "path = \"moon\"", "unknown variant `moon`"),
+        ("families = [\"ipv4\"]", "families = [\"ipv4\", \"ipv4\"]", "families: name each once"),
+        (
+            "name = \"positive-control\"",
+            "name = \"cluster-ip\"",
+            "two scenarios are named 'cluster-ip'",
+        ),
     ];
     for (from, to, says) in cases {
         assert!(good.contains(from), "{from}");
         let file = dir.path().join("x.toml");
         fs::write(&file, good.replace(from, to)).unwrap();
-        let out = output(lab(&dir).arg("run").arg(&file));
+        let out = output(lab(&dir).args(["run", "cluster-ip"]).arg(&file));
         assert_eq!(out.code, 2, "{to}: {}", out.stderr);
         assert_eq!(out.stderr.lines().count(), 1, "{}", out.stderr);
         assert!(out.stderr.contains(says), "{to}: {}", out.stderr);

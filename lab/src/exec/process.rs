@@ -66,6 +66,14 @@ impl Call {
         let mut command = Command::new(&self.program);
         // Its own group: a Ctrl-C reaches the lab, which ends it in order.
         command.args(&self.args).process_group(0).env_remove("LAB_OUTPUT");
+        // What they are to do is said by their options alone (POD_IP would have boom-server judge
+        // connections to that address only).
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if ["BOOM_", "LOAD_", "POD_IP"].iter().any(|p| text.starts_with(p)) {
+                command.env_remove(&name);
+            }
+        }
         command
     }
 

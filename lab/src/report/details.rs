@@ -151,16 +151,18 @@ pub(super) fn environment(out: &mut String, result: &LabResult) {
     pair("Kernel", &result.run.kernel);
     pair("Generation", &words::generation(e.old_segments));
     pair("Host", &result.run.host);
-    let isolation = if e.user_namespace {
-        "a user namespace of its own"
-    } else {
-        "root of the host, own namespaces"
-    };
-    pair("Isolation", &isolation);
-    pair("Processors", &e.cpus);
-    match e.conntrack_max {
-        Some(max) => pair("nf_conntrack_max", &grouped(max)),
-        None => pair("nf_conntrack_max", &"could not be read"),
+    if of_this_machine(result) {
+        let isolation = if e.user_namespace {
+            "a user namespace of its own"
+        } else {
+            "root of the host, own namespaces"
+        };
+        pair("Isolation", &isolation);
+        pair("Processors", &e.cpus);
+        match e.conntrack_max {
+            Some(max) => pair("nf_conntrack_max", &grouped(max)),
+            None => pair("nf_conntrack_max", &"could not be read"),
+        }
     }
     for (tool, version) in &e.tools {
         pair(tool, version);
@@ -172,6 +174,11 @@ pub(super) fn environment(out: &mut String, result: &LabResult) {
         pair(&format!("--{option}"), if value.is_empty() { &"(default)" } else { value });
     }
     out.push_str("</tbody></table></div>\n</section>\n");
+}
+
+/// Whether the lab itself ran, on one machine; k8s/experiment has a cluster.
+pub(super) fn of_this_machine(result: &LabResult) -> bool {
+    result.run.program == "conntrack-lab run"
 }
 
 /// How to see the same again: with the lab, or by hand.

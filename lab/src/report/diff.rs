@@ -158,9 +158,16 @@ pub fn compare(a: &LabResult, b: &LabResult) -> Diff {
             continue;
         };
         match (&old.seen, &new.seen) {
-            (Some(_), Some(_)) if old == new => diff.same += 1,
-            (Some(_), Some(_)) => diff.changed.push((key, old, new)),
-            (None, None) if old == new => {}
+            (Some(a), Some(b)) => {
+                // A claim or a stage has no judgement but that of its whole scenario.
+                let own = !matches!(a, Shown::Found(_) | Shown::Ended(_));
+                if a == b && (!own || old.judgement == new.judgement) {
+                    diff.same += 1;
+                } else {
+                    diff.changed.push((key, old, new));
+                }
+            }
+            (None, None) => {}
             _ => diff.unproved.push((key, old, new)),
         }
     }
@@ -287,14 +294,15 @@ fn join(a: Finding, b: Finding) -> Finding {
 
 impl Diff {
     /// 10 when a verdict changed; 11 when the runs cannot be compared or
-    /// something was proved in one alone; 0 when nothing changed.
+    /// something was proved in one alone, or was proved in the first and is not in the second;
+    /// 0 when nothing changed.
     #[must_use]
     pub fn exit(&self) -> Exit {
         if self.incomparable {
             Exit::Inconclusive
         } else if !self.changed.is_empty() {
             Exit::Vulnerable
-        } else if !self.unproved.is_empty() {
+        } else if !self.unproved.is_empty() || self.gone.iter().any(|(_, old)| old.seen.is_some()) {
             Exit::Inconclusive
         } else {
             Exit::Ok

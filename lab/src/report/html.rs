@@ -45,7 +45,9 @@ pub fn render(result: &LabResult, captures: &Captures) -> String {
         details::timelines(&mut out, &timed);
     }
     details::environment(&mut out, result);
-    details::commands(&mut out, result);
+    if details::of_this_machine(result) {
+        details::commands(&mut out, result);
+    }
     details::evidence(&mut out, result);
     reading(&mut out);
     out.push_str("</main>\n");
@@ -101,11 +103,24 @@ pub fn verdict(result: &LabResult) -> String {
             "Nothing is proved: every cell is as expected, but the positive control did not hold."
                 .to_owned()
         }
-        Judgement::Differs => format!(
-            "{} of {} cells did not behave as expected on this kernel.",
-            grouped(of(Judgement::Differs)),
-            grouped(all)
-        ),
+        Judgement::Differs => {
+            let timed = || result.scenarios.iter().filter(|s| s.timeline.is_some());
+            let staged = timed().filter(|s| s.judgement == Judgement::Differs).count() as u64;
+            format!(
+                "{} of {} cells{} did not behave as expected on this kernel.",
+                grouped(of(Judgement::Differs)),
+                grouped(all),
+                if staged == 0 {
+                    String::new()
+                } else {
+                    let all = timed().count() as u64;
+                    format!(
+                        " and {staged} of {}",
+                        count(all, "scenario over time", "scenarios over time")
+                    )
+                }
+            )
+        }
         Judgement::Inconclusive if !result.positive_control.held => {
             "Nothing is proved: the unprotected path did not reset, so this run could not have \
              seen the fault."
@@ -146,6 +161,12 @@ fn head(out: &mut String, result: &LabResult, verdict: &str, timed: bool) {
             grouped(control.killed),
             grouped(control.forged)
         );
+    } else if control.forged == 0 {
+        out.push_str(
+            "<strong class=\"doubt\">? No positive control was tried:</strong> no <code>above-window</code> \
+             segment met a connection without protection. No “delivered” or “dropped” on this page proves \
+             a protection.",
+        );
     } else {
         put!(
             out,
@@ -165,12 +186,11 @@ fn head(out: &mut String, result: &LabResult, verdict: &str, timed: bool) {
     if timed {
         links.push(("time", "Over time"));
     }
-    links.extend([
-        ("environment", "Environment"),
-        ("repeat", "Repeat it"),
-        ("evidence", "Evidence"),
-        ("reading", "How to read this"),
-    ]);
+    links.push(("environment", "Environment"));
+    if details::of_this_machine(result) {
+        links.push(("repeat", "Repeat it"));
+    }
+    links.extend([("evidence", "Evidence"), ("reading", "How to read this")]);
     for (id, text) in links {
         put!(out, "<li><a href=\"#{id}\">{text}</a></li>");
     }

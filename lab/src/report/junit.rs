@@ -63,7 +63,12 @@ pub fn render(result: &LabResult) -> String {
 /// Without the positive control no other case means anything: it is one itself.
 fn control(out: &mut String, result: &LabResult) -> Totals {
     let c = &result.positive_control;
-    let judgement = if c.held { Judgement::AsExpected } else { Judgement::Inconclusive };
+    let judgement = match result.judgement {
+        _ if c.held => Judgement::AsExpected,
+        // Where the run says itself that it needs none.
+        Judgement::AsExpected if c.forged == 0 => Judgement::Skipped,
+        _ => Judgement::Inconclusive,
+    };
     let reason = format!(
         "{} of {} above-window segments reset an unprotected ClusterIP connection",
         c.killed, c.forged
@@ -81,19 +86,25 @@ fn suite(out: &mut String, result: &LabResult, s: &ScenarioResult) -> Totals {
     for cell in &s.cells {
         totals.add(cell.judgement, cell.seconds);
     }
-    // What is wrong with the scenario and with none of its cells is a case too.
+    // What is wrong with the scenario and with none of its cells is a case too, and so are cells
+    // that were not run beside others that differ.
     let worst = s.cells.iter().map(|c| c.judgement).reduce(Judgement::worse);
-    let own = worst != Some(s.judgement);
-    if own {
-        totals.add(s.judgement, 0.0);
+    let own = match worst {
+        Some(worst) if worst == s.judgement => {
+            (!s.reasons.is_empty()).then_some(Judgement::Inconclusive)
+        }
+        _ => Some(s.judgement),
+    };
+    if let Some(judgement) = own {
+        totals.add(judgement, 0.0);
     }
     open(out, result, &s.name, totals);
     for cell in &s.cells {
         let class = format!("{}.{}.{}.{}", s.name, cell.path, cell.front_end, cell.family);
         case(out, &class, &name(cell), cell.seconds, cell.judgement, &cell.reasons);
     }
-    if own {
-        case(out, &s.name, "the scenario as a whole", 0.0, s.judgement, &s.reasons);
+    if let Some(judgement) = own {
+        case(out, &s.name, "the scenario as a whole", 0.0, judgement, &s.reasons);
     }
     out.push_str("  </testsuite>\n");
     totals

@@ -319,10 +319,14 @@ fn summary(out: &mut String, result: &LabResult, width: usize) {
         Some(OldSegments::NotShown) | None => "not shown by this run",
     };
     paragraph(out, "", &format!("Generation by behaviour: {old}"), width);
-    let text = format!(
-        "Positive control: {} of {} above-window segments reset an unprotected connection",
-        control.killed, control.forged
-    );
+    let text = if control.forged == 0 {
+        "Positive control: not tried, no above-window segment met an unprotected connection".into()
+    } else {
+        format!(
+            "Positive control: {} of {} above-window segments reset an unprotected connection",
+            control.killed, control.forged
+        )
+    };
     paragraph(out, "", &text, width);
     let cells = || result.scenarios.iter().flat_map(|s| &s.cells);
     let expected = cells().filter(|c| c.judgement == Judgement::AsExpected).count();

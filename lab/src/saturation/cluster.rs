@@ -128,14 +128,15 @@ fn judge(
                 .to_owned(),
         );
     }
-    // The first step in which nothing but the drop could protect, held off or not.
-    let bare = steps.iter().find(|s| s.shown.kind != Kind::Liberal);
+    // The first step in which nothing protects. With the drop in force there is none.
+    let held_off = journal.told("hold-off-drop") == "1";
+    let bare = steps.iter().find(|s| held_off && s.shown.kind != Kind::Liberal);
     let control = PositiveControl {
         held: bare.is_some_and(|s| s.shown.attributed > 0),
         forged: bare.map_or(0, |s| s.shown.forged),
         killed: bare.map_or(0, |s| s.shown.attributed),
     };
-    if journal.told("hold-off-drop") == "1" && !control.held {
+    if held_off && !control.held {
         reasons.push(
             "INVALID was not dropped, and yet no above-window segment reset its connection"
                 .to_owned(),

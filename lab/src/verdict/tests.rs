@@ -76,8 +76,8 @@ impl Made {
         }
     }
 
-    fn judge(&self, expect: Profile) -> Judged {
-        let evidence = Evidence {
+    fn evidence(&self) -> Evidence<'_> {
+        Evidence {
             forgeries: &FORGERIES,
             connections: N,
             family: Family::Ipv4,
@@ -87,8 +87,11 @@ impl Made {
             load: &self.load,
             nodes: &self.nodes,
             captured: self.captured.as_ref(),
-        };
-        judge(&evidence, &Expectation::Profile(expect), None)
+        }
+    }
+
+    fn judge(&self, expect: Profile) -> Judged {
+        judge(&self.evidence(), &Expectation::Profile(expect), None)
     }
 
     fn outcome(&mut self, forgery: Forgery) -> &mut OutcomeCount {
@@ -223,4 +226,28 @@ fn no_connection_is_proved_by_timeouts() {
     assert_eq!(judged.judgement, Judgement::AsExpected, "{:?}", judged.reasons);
     made.load.probe = [(ProbeEnd::Refused, made.load.attempts)].into();
     assert_eq!(made.judge(Profile::NoConnection).judgement, Judgement::Inconclusive);
+}
+
+/// What was not forged is not said to be harmless: under be_liberal alone bad flags leak.
+#[test]
+fn bad_flags_that_were_not_tried_are_no_comfort() {
+    let made = Made::row(Profile::LiberalAndDropped, &["liberal"]);
+    let expect = Expectation::Profile(Profile::LiberalAndDropped);
+    let few = [Forgery::Control, Forgery::AboveWindow];
+    let evidence = Evidence { forgeries: &few, ..made.evidence() };
+    let forgeries: Vec<_> = judge(&evidence, &expect, None).forgeries;
+    let profile = Some(Profile::LiberalAndDropped);
+    assert!(meaning(profile, &forgeries).contains("bad flags were not tried"));
+    let tip = advice(profile, Path::ClusterIp, &made.protections, &forgeries);
+    assert!(tip.contains("syn-fin"), "{tip}");
+    let all: Vec<_> = judge(&made.evidence(), &expect, None).forgeries;
+    assert!(meaning(profile, &all).contains("nothing leaks"));
+}
+
+/// The bridge's sysctls are advised where there is a bridge, and for both families.
+#[test]
+fn the_bridge_is_blamed_on_its_own_path_alone() {
+    let of = |path| advice(Some(Profile::NoConnection), path, &[], &[]);
+    assert!(of(Path::SameNodeBridgeNoNf).contains("bridge-nf-call-ip6tables"));
+    assert_eq!(of(Path::ClusterIp), "");
 }

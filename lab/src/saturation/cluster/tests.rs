@@ -188,6 +188,20 @@ fn without_its_positive_control_nothing_is_proved() {
     // With the drop in force that is as it should be.
     let kept = judged(&JOURNAL.replace("hold-off-drop 1", "hold-off-drop 0"), &spared, &results());
     assert_eq!(kept.judgement, Judgement::AsExpected);
+    assert_eq!(kept.positive_control, PositiveControl::default());
+}
+
+/// A run whose drop stayed in force does not claim a control, nor a command of the lab's.
+#[test]
+fn a_run_behind_the_drop_tells_no_control() {
+    let kept =
+        judged(&JOURNAL.replace("hold-off-drop 1", "hold-off-drop 0"), &samples(), &results());
+    let text = crate::report::text::render(&kept, 100);
+    assert!(text.contains("Positive control: not tried"), "{text}");
+    assert!(crate::report::junit::render(&kept).contains("<skipped"));
+    let page = crate::report::html::render(&kept, &BTreeMap::new());
+    assert!(page.contains("No positive control was tried") && !page.contains("conntrack-lab run"));
+    assert!(!page.contains("Processors"));
 }
 
 /// A run that begins with clients has its control in its first step.
