@@ -24,6 +24,12 @@ change() {
     fi
 }
 
+# unused NAMESPACE [HINT]: ends this unless it is certain that there is none: it is deleted at the end.
+unused() {
+    found=$(k get namespace "$1" --ignore-not-found -o name) || die 1 "cannot tell whether namespace $1 exists"
+    [ -z "$found" ] || die 1 "namespace $1 exists${2:+: $2}"
+}
+
 # The time in seconds, for deadlines.
 now() { date +%s; }
 

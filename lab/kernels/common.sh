@@ -5,6 +5,8 @@
 STATE=${LAB_KERNELS_STATE:-${XDG_CACHE_HOME:-$HOME/.cache}/conntrack-canary/kernels}
 TOOLS=$STATE/tools
 export PATH=$PATH:/usr/sbin:/sbin
+# What apt says is read, and it speaks the user's language.
+export LC_ALL=C
 
 # fail STATUS TEXT: one clear line, and the end.
 fail() {

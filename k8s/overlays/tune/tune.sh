@@ -57,8 +57,10 @@ restore() {
     [ -z "$failed" ] || end 1 "NOT RESTORED:$failed; the old values are in $dir on the node"
 }
 
+sleeper=
 stop() {
     trap '' TERM INT
+    [ -z "$sleeper" ] || { kill "$sleeper"; wait "$sleeper"; } 2>/dev/null
     rm -f "$dir/ready"
     restore
     end 0 "restored"
@@ -95,5 +97,6 @@ log "ready:$done_with"
 # A signal interrupts wait, not sleep.
 while :; do
     sleep 3600 &
-    wait $!
+    sleeper=$!
+    wait "$sleeper"
 done

@@ -14,8 +14,10 @@ rule() {
             -m comment --comment conntrack-canary-unprotect -j ACCEPT 2>/tmp/error || [ "$tables" = ip6tables ] || return 1
     done
 }
+sleeper=
 stop() {
     trap '' TERM INT
+    [ -z "$sleeper" ] || { kill "$sleeper"; wait "$sleeper"; } 2>/dev/null
     rm -f /tmp/ready
     rule -D FORWARD && echo "restored: kube-proxy's drop is in force again"
     exit 0
@@ -30,5 +32,6 @@ rule -C FORWARD 2>/dev/null || rule -I FORWARD 1 || {
 echo "ready: INVALID packets are accepted ahead of kube-proxy's drop"
 while :; do
     sleep 3600 &
-    wait $!
+    sleeper=$!
+    wait "$sleeper"
 done
