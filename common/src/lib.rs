@@ -9,6 +9,7 @@
 pub mod cli;
 pub mod exit;
 pub mod hist;
+pub mod listen;
 pub mod outcome;
 pub mod output;
 pub mod probe;

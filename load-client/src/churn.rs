@@ -14,7 +14,7 @@ use hyper::header::HeaderValue;
 use crate::cli::{ChurnArgs, Close};
 use crate::fill::{Follower, Room};
 use crate::live::Live;
-use crate::pacer::Pacer;
+use crate::pacer::{self, Pacer};
 use crate::preflight::Load;
 use crate::tally::{Clock, Shown, Tally};
 use crate::target::Protocol;
@@ -83,7 +83,7 @@ fn plan(
         None => Pacer::closed(start, concurrency, args.ramp),
         Some(rate) => {
             // The workers' schedules lie between one another's.
-            let shift = Duration::from_secs_f64((f64::from(w) / rate).min(1.0));
+            let shift = pacer::after(f64::from(w), rate, Duration::ZERO);
             let seed = rand::random();
             Pacer::open(start + shift, rate / f64::from(n), args.ramp, args.jitter, seed)
         }
@@ -116,11 +116,16 @@ pub async fn run(
     let (done, mut all_done) = tokio::sync::mpsc::channel::<()>(1);
     let mut threads = Vec::new();
     let shown: Vec<Shown> = (0..n).map(|_| Shown::default()).collect();
-    for (w, shown) in (0..n).zip(&shown) {
+    // What can fail does so before anything begins.
+    let mut plans = Vec::new();
+    for w in 0..n {
         let plan = plan(args, target, clock, (w, n), fill.as_ref().map(|f| f.1))?;
+        plans.push((w, plan, worker::epoll().context("cannot start a worker")?));
+    }
+    for ((w, plan, epoll), shown) in plans.into_iter().zip(&shown) {
         let (stop, done, shown) = (Arc::clone(&stop), done.clone(), Arc::clone(shown));
         let thread = std::thread::Builder::new().name(format!("churn-{w}")).spawn(move || {
-            let tally = worker::run(&plan, clock, &stop, &shown);
+            let tally = worker::run(&plan, epoll, clock, &stop, &shown);
             drop(done);
             tally
         });
@@ -164,5 +169,38 @@ fn planned(args: &ChurnArgs, clock: Clock) -> EndedBy {
         (Some(d), Some(_)) if clock.start().elapsed() >= d => EndedBy::Duration,
         (_, Some(_)) => EndedBy::Connections,
         _ => EndedBy::Duration,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::pacer::Turn;
+
+    /// However many workers share a rate, their schedules together are even: one at 0.5 a second
+    /// begins a connection every 2 s.
+    #[test]
+    fn the_workers_turns_lie_evenly() {
+        let line = "load-client churn --target tcp://127.0.0.1:1 --rate 0.5 --workers 4";
+        let Command::Churn(args) = Cli::parse_from(line.split(' ')).command else {
+            panic!("another subcommand")
+        };
+        let (clock, target) = (Clock::now(), SocketAddr::from(([127, 0, 0, 1], 1)));
+        let end = clock.start() + Duration::from_secs(16);
+        let mut turns: Vec<Instant> = Vec::new();
+        for w in 0..4 {
+            let mut pacer = plan(&args, target, clock, (w, 4), None).unwrap().pacer;
+            while let Turn::Now(at) = pacer.turn(end, 0) {
+                turns.push(at);
+            }
+        }
+        turns.sort();
+        let after: Vec<_> = turns.iter().map(|t| (*t - clock.start()).as_secs()).collect();
+        assert_eq!(after, [0, 2, 4, 6, 8, 10, 12, 14, 16]);
     }
 }

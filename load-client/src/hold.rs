@@ -20,14 +20,13 @@ use crate::cli::{Close, HoldArgs};
 use crate::live::Live;
 use crate::log::FailureLog;
 use crate::probe::{connect, within};
-use crate::tally::{Clock, Failure, Shown, Tally};
+use crate::tally::{Clock, Failure, Shown, Tally, is_local};
 
 /// Handshakes at once: more would overflow the queue of most listeners.
 const HANDSHAKES: usize = 512;
-/// Between two attempts of the same place after a failure: a dead target must
-/// not become a busy loop.
+/// After a handshake that failed: a dead target must not become a busy loop.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long connections may take to end when the run does.
+/// How long exchanges under way may go on when the run ends.
 const DRAIN: Duration = Duration::from_secs(1);
 /// How often the counts are shown.
 const SHOW: Duration = Duration::from_millis(250);
@@ -44,6 +43,8 @@ struct Shared {
     open: Cell<u64>,
     log: RefCell<FailureLog>,
     handshakes: Semaphore,
+    /// No handshake before this time: a limit of this host is one for every place.
+    paused_until: Cell<Instant>,
     /// Becomes true at the end.
     stop: watch::Receiver<bool>,
 }
@@ -91,6 +92,7 @@ async fn all(
         open: Cell::new(0),
         log: RefCell::new(FailureLog::new(clock.start())),
         handshakes: Semaphore::new(HANDSHAKES),
+        paused_until: Cell::new(clock.start()),
         stop: stopped,
     });
     let places: Vec<_> = (0..u64::from(args.connections))
@@ -132,9 +134,10 @@ async fn all(
         }
     }
     let mut tally = shared.tally.borrow().clone();
+    // What is left is in an exchange, which proves neither life nor loss.
     let ended = tally.counts.ok + tally.counts.failed();
     for _ in ended..tally.counts.attempts {
-        tally.fail(Instant::now(), (Phase::Close, Cause::Interrupted));
+        tally.fail(Instant::now(), (Phase::Receive, Cause::Interrupted));
     }
     drop(live);
     shared.log.borrow_mut().finish();
@@ -159,68 +162,84 @@ async fn place(shared: Rc<Shared>, n: u64) {
     // The places' exchanges are spread over the interval.
     let mut phase = share(shared.args.interval);
     let (mut turn, mut lost) = (n, false);
+    while let Some(stream) = open(&shared, &mut turn, &mut stop).await {
+        let opened = Instant::now();
+        shared.open.set(shared.open.get() + 1);
+        shared.update(|r| {
+            r.most_open = r.most_open.max(shared.open.get());
+            r.replaced += u64::from(lost);
+        });
+        let end = keep(&shared, &stream, phase, &mut stop).await;
+        shared.open.set(shared.open.get() - 1);
+        phase = Duration::ZERO;
+        let Err(failure) = end else {
+            if shared.args.close == Close::Rst
+                && socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).is_ok()
+            {
+                shared.tally.borrow_mut().counts.own_resets += 1;
+            }
+            shared.tally.borrow_mut().ok_untimed(Instant::now());
+            return;
+        };
+        lost = true;
+        shared.update(|r| r.lost += 1);
+        shared.failed(failure);
+        // One that was lost at once must not become a busy loop either.
+        if pause(opened + PAUSE, &mut stop).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Makes a connection; none when the run has ended.
+async fn open(
+    shared: &Shared,
+    turn: &mut u64,
+    stop: &mut watch::Receiver<bool>,
+) -> Option<TcpStream> {
     loop {
-        let Some(opened) = open(&shared, turn, &mut stop).await else { return };
-        turn += wanted;
+        // Kept during the pauses, so that these bound the attempts of all places.
+        let _permit = tokio::select! {
+            biased;
+            () = stopped(stop) => return None,
+            permit = shared.handshakes.acquire() => permit.ok()?,
+        };
+        while shared.paused_until.get() > Instant::now() {
+            pause(shared.paused_until.get(), stop).await?;
+        }
+        let began = Instant::now();
+        shared.tally.borrow_mut().begin(began);
+        let source = crate::pick(&shared.args.source_ip, *turn);
+        *turn += u64::from(shared.args.connections);
+        let connecting =
+            within(shared.args.timeout, Phase::Connect, connect(shared.target, source));
+        let opened = tokio::select! {
+            opened = connecting => opened,
+            () = stopped(stop) => Err((Phase::Connect, Cause::Interrupted)),
+        };
         match opened {
             Ok(stream) => {
-                shared.open.set(shared.open.get() + 1);
-                shared.update(|r| {
-                    r.most_open = r.most_open.max(shared.open.get());
-                    r.replaced += u64::from(lost);
-                });
-                let end = keep(&shared, &stream, phase, &mut stop).await;
-                shared.open.set(shared.open.get() - 1);
-                phase = Duration::ZERO;
-                let Err(failure) = end else {
-                    if shared.args.close == Close::Rst
-                        && socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).is_ok()
-                    {
-                        shared.tally.borrow_mut().counts.own_resets += 1;
-                    }
-                    shared.tally.borrow_mut().ok_untimed(Instant::now());
-                    return;
-                };
-                lost = true;
-                shared.update(|r| r.lost += 1);
-                shared.failed(failure);
-                if *stop.borrow() {
-                    return;
-                }
+                shared.tally.borrow_mut().connected(began.elapsed());
+                return Some(stream);
             }
             Err(failure) => {
                 shared.failed(failure);
-                tokio::select! {
-                    () = stopped(&mut stop) => return,
-                    () = tokio::time::sleep(PAUSE) => {}
+                let until = Instant::now() + PAUSE;
+                if is_local(failure.1) {
+                    shared.paused_until.set(until);
                 }
+                pause(until, stop).await?;
             }
         }
     }
 }
 
-/// Makes a connection; none when the run ended before it was begun.
-async fn open(
-    shared: &Shared,
-    turn: u64,
-    stop: &mut watch::Receiver<bool>,
-) -> Option<Result<TcpStream, Failure>> {
-    let _permit = tokio::select! {
-        () = stopped(stop) => return None,
-        permit = shared.handshakes.acquire() => permit.ok()?,
-    };
-    let began = Instant::now();
-    shared.tally.borrow_mut().begin(began);
-    let source = crate::pick(&shared.args.source_ip, turn);
-    let connecting = within(shared.args.timeout, Phase::Connect, connect(shared.target, source));
-    let opened = tokio::select! {
-        opened = connecting => opened,
-        () = stopped(stop) => Err((Phase::Connect, Cause::Interrupted)),
-    };
-    if opened.is_ok() {
-        shared.tally.borrow_mut().connected(began.elapsed());
+/// Waits until then; none when the run has ended.
+async fn pause(until: Instant, stop: &mut watch::Receiver<bool>) -> Option<()> {
+    tokio::select! {
+        () = stopped(stop) => None,
+        () = tokio::time::sleep_until(until.into()) => Some(()),
     }
-    Some(opened)
 }
 
 /// Keeps a connection until the end (Ok) or its loss.
@@ -233,6 +252,7 @@ async fn keep(
     let mut next = tokio::time::Instant::now() + phase;
     loop {
         tokio::select! {
+            biased;
             () = stopped(stop) => return Ok(()),
             // Between exchanges nothing may come, so whatever comes is an end.
             () = unasked(stream) => {}
@@ -247,14 +267,10 @@ async fn keep(
             Err(e) => return Err((Phase::Receive, crate::probe::cause(&e))),
         }
         if due {
+            let intended = next;
             next += shared.args.interval;
-            let began = Instant::now();
-            tokio::select! {
-                // What is under way at the end proves neither life nor loss.
-                () = stopped(stop) => return Ok(()),
-                end = exchange(stream, shared.args.timeout) => end?,
-            }
-            shared.tally.borrow_mut().exchange(Instant::now(), began.elapsed());
+            exchange(stream, shared.args.timeout).await?;
+            shared.tally.borrow_mut().exchange(Instant::now(), intended.elapsed());
             shared.update(|r| r.exchanges += 1);
         }
     }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use canary_common::listen;
 use canary_common::result::load::Cause;
 use canary_common::telemetry::{Admin, init_metrics, serve};
 use tokio::net::TcpListener;
@@ -26,10 +27,10 @@ const BOUNDS: &[f64] = &[
 ];
 
 /// Opens the admin port, where one is asked for.
-pub async fn admin(addr: Option<SocketAddr>) -> Result<Option<Arc<Admin>>, String> {
+pub fn admin(addr: Option<SocketAddr>) -> Result<Option<Arc<Admin>>, String> {
     let Some(addr) = addr else { return Ok(None) };
-    let listener = TcpListener::bind(addr)
-        .await
+    let listener = listen::bind(addr, std::net::TcpListener::bind)
+        .and_then(|l| l.set_nonblocking(true).and_then(|()| TcpListener::from_std(l)))
         .map_err(|e| format!("--admin {addr}: {e}; choose another address or port"))?;
     let handle = init_metrics(&[(CONNECT, BOUNDS), (TOTAL, BOUNDS)]).map_err(|e| e.to_string())?;
     let admin = Arc::new(Admin::new(handle.clone()));

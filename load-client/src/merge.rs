@@ -87,11 +87,12 @@ pub fn join(parts: &[(String, LoadResult)]) -> Result<Joined, MergeError> {
     let mut failures: BTreeMap<(Phase, Cause), (bool, u64)> = BTreeMap::new();
     let mut course = Course::default();
     (whole.attempts, whole.ok, whole.bytes_received, whole.own_resets) = (0, 0, 0, 0);
-    (whole.merged, whole.hold, whole.preflight) = (0, None, None);
+    (whole.merged, whole.never_begun, whole.hold, whole.preflight) = (0, 0, None, None);
     whole.probe.clear();
     whole.reasons.clear();
     for (_, part) in parts {
         whole.attempts += part.attempts;
+        whole.never_begun += part.never_begun;
         whole.ok += part.ok;
         whole.bytes_received += part.bytes_received;
         whole.own_resets += part.own_resets;

@@ -82,6 +82,27 @@ impl Pacer {
         }
     }
 
+    /// True when turns wait for connections to end, not for times of their own.
+    #[must_use]
+    pub const fn is_closed(&self) -> bool {
+        matches!(self.mode, Mode::Closed { .. })
+    }
+
+    /// How many turns were due before `end` and not taken, give or take one; those of a closed
+    /// loop are due when they are taken.
+    #[must_use]
+    pub fn untaken(&self, end: Instant) -> u64 {
+        let Mode::Open { rate, n, next, .. } = self.mode else { return 0 };
+        if next.is_some_and(|at| at >= end) {
+            return 0;
+        }
+        let t = end.saturating_duration_since(self.start).as_secs_f64();
+        let ramp = self.ramp.as_secs_f64();
+        // The inverse of `after`.
+        let seconds = if t < ramp { t * t / ramp / 2.0 } else { t - ramp / 2.0 };
+        ((rate * seconds).ceil() as u64).saturating_sub(n)
+    }
+
     /// Lets the turns until `now` go by, as if they had never been due. Of a closed loop
     /// none is due before it is asked for.
     pub fn skip(&mut self, now: Instant) {
@@ -93,7 +114,7 @@ impl Pacer {
 
 /// When the connection of (fractional) number `n` begins: the inverse of the
 /// integral of a rate that grows linearly during the ramp, then stays.
-fn after(n: f64, rate: f64, ramp: Duration) -> Duration {
+pub(crate) fn after(n: f64, rate: f64, ramp: Duration) -> Duration {
     let ramp = ramp.as_secs_f64();
     let in_ramp = rate * ramp / 2.0;
     let seconds =
@@ -144,6 +165,26 @@ mod tests {
         let mut closed = Pacer::closed(t, 10, Duration::ZERO);
         closed.skip(t);
         assert_eq!(closed.turn(t, 9), Turn::Now(t));
+    }
+
+    /// What was due and not taken is counted, during a ramp and after it; nothing is where every
+    /// turn was taken, nor in a closed loop.
+    #[test]
+    fn untaken_turns_are_counted() {
+        let t = Instant::now();
+        let at = |ms| t + Duration::from_millis(ms);
+        let mut pacer = Pacer::open(t, 100.0, Duration::from_secs(2), 0.0, 1);
+        assert_eq!(pacer.untaken(at(1001)), 26);
+        assert_eq!(run(&mut pacer, at(1001)).len(), 26);
+        assert_eq!((pacer.untaken(at(1001)), pacer.untaken(at(3001))), (0, 175));
+        pacer.skip(at(3001));
+        assert_eq!(pacer.untaken(at(3001)), 0);
+        assert_eq!(Pacer::closed(t, 10, Duration::ZERO).untaken(at(1001)), 0);
+        // The one turn of this second comes late in it.
+        let mut late = Pacer::open(t, 1.0, Duration::ZERO, 1.0, 1);
+        let Turn::At(next) = late.turn(t, 0) else { panic!("a turn at once") };
+        assert_eq!(late.untaken(next), 0);
+        assert_eq!(late.untaken(next + Duration::from_millis(1)), 1);
     }
 
     /// During a ramp of 2 s to 100/s there are 100 starts, half of the full rate.

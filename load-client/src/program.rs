@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use canary_common::exit::Exit;
 use canary_common::outcome::{EndedBy, Verdict};
-use canary_common::result::Run;
 use canary_common::result::load::LoadResult;
+use canary_common::result::{Run, seconds_between};
 use canary_common::shutdown::Shutdown;
 use canary_common::telemetry::{Admin, end_logs, init_logs};
 use serde_json::json;
@@ -115,13 +115,18 @@ fn name<T: clap::ValueEnum>(v: &T) -> String {
 /// Between two questions for a name that has no address yet.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
+/// Catches signals, once and before anything that may wait: the first process of a container
+/// has no default action for them.
+fn catch() -> Result<Shutdown, End> {
+    Ok(Shutdown::catch().context("cannot catch signals")?)
+}
+
 async fn resolve(
     target: &Target,
     sources: &[std::net::IpAddr],
     within: ResolveArgs,
+    shutdown: &mut Shutdown,
 ) -> Result<SocketAddr, End> {
-    // The first process of a container has no default action for signals.
-    let mut shutdown = Shutdown::catch().context("cannot catch signals")?;
     let deadline = Instant::now() + within.resolve_timeout;
     let failed = |why: String| End::Usage(format!("--target {target}: {why}"));
     let mut why = "no answer from the resolver yet".to_owned();
@@ -147,11 +152,8 @@ async fn resolve(
     Ok(address)
 }
 
-/// Opens the admin port and catches signals.
-async fn prepare(common: &CommonArgs) -> Result<(Option<Arc<Admin>>, Shutdown), End> {
-    let shutdown = Shutdown::catch().context("cannot catch signals")?;
-    let admin = live::admin(common.admin).await.map_err(|e| End::Failed(anyhow!(e)))?;
-    Ok((admin, shutdown))
+fn admin(common: &CommonArgs) -> Result<Option<Arc<Admin>>, End> {
+    live::admin(common.admin).map_err(|e| End::Failed(anyhow!(e)))
 }
 
 fn ready(admin: Option<&Arc<Admin>>) {
@@ -168,12 +170,18 @@ fn finish(report: &Report, mut result: LoadResult, thresholds: &[Threshold]) -> 
 }
 
 async fn run_churn(args: ChurnArgs) -> Result<Exit, End> {
-    let target = resolve(&args.target, &args.source_ip, args.resolve).await?;
+    let mut shutdown = catch()?;
+    let target = resolve(&args.target, &args.source_ip, args.resolve, &mut shutdown).await?;
     let room = Arc::<Room>::default();
     let mut follower = match &args.fill {
-        Some(observe) => {
-            Some(Follower::new(observe, args.fill_to, &room).await.map_err(End::Usage)?)
-        }
+        Some(observe) => tokio::select! {
+            _ = shutdown.signalled() => {
+                return Err(End::Usage(format!("--fill {observe}: no answer yet")));
+            }
+            follower = Follower::new(observe, args.fill_to, &room) => {
+                Some(follower.map_err(End::Usage)?)
+            }
+        },
         None => None,
     };
     let config = config(&[
@@ -197,7 +205,7 @@ async fn run_churn(args: ChurnArgs) -> Result<Exit, End> {
         ("admin", args.common.admin.map(|a| a.to_string())),
     ]);
     let report = begin("load-client churn", config, &args.common)?;
-    let (admin, mut shutdown) = prepare(&args.common).await?;
+    let admin = admin(&args.common)?;
     let preflight = preflight::check(preflight::read(), churn::load(&args, target));
     preflight::log(&preflight);
     ready(admin.as_ref());
@@ -218,7 +226,8 @@ async fn run_churn(args: ChurnArgs) -> Result<Exit, End> {
 
 async fn run_hold(args: HoldArgs) -> Result<Exit, End> {
     plain(&args.target, "hold speaks lines")?;
-    let target = resolve(&args.target, &args.source_ip, args.resolve).await?;
+    let mut shutdown = catch()?;
+    let target = resolve(&args.target, &args.source_ip, args.resolve, &mut shutdown).await?;
     let config = config(&[
         ("target", Some(args.target.to_string())),
         ("address", Some(target.to_string())),
@@ -234,7 +243,7 @@ async fn run_hold(args: HoldArgs) -> Result<Exit, End> {
         ("admin", args.common.admin.map(|a| a.to_string())),
     ]);
     let report = begin("load-client hold", config, &args.common)?;
-    let (admin, mut shutdown) = prepare(&args.common).await?;
+    let admin = admin(&args.common)?;
     let load = Load {
         sources: args.source_ip.len().max(1) as u64,
         at_once: u64::from(args.connections),
@@ -268,7 +277,8 @@ async fn run_probe(args: ProbeArgs) -> Result<Exit, End> {
     {
         return Err(End::Usage("--delay and --answer-delay: at most 1h".to_owned()));
     }
-    let target = resolve(&args.target, &args.source_ip, args.resolve).await?;
+    let mut shutdown = catch()?;
+    let target = resolve(&args.target, &args.source_ip, args.resolve, &mut shutdown).await?;
     let slow = args.pattern == Pattern::SlowAnswer;
     let body = matches!(args.pattern, Pattern::Download | Pattern::Upload);
     let config = config(&[
@@ -288,7 +298,7 @@ async fn run_probe(args: ProbeArgs) -> Result<Exit, End> {
         ("admin", args.common.admin.map(|a| a.to_string())),
     ]);
     let report = begin("load-client probe", config, &args.common)?;
-    let (admin, mut shutdown) = prepare(&args.common).await?;
+    let admin = admin(&args.common)?;
     // For its raised limit of open files.
     let _ = preflight::read();
     ready(admin.as_ref());
@@ -311,9 +321,9 @@ fn run_merge(args: &MergeArgs) -> Result<Exit, End> {
     let report = begin("load-client merge", config, &args.common)?;
     let mut result = joined.result;
     result.run = Run {
+        seconds: seconds_between(&joined.started, &joined.ended).unwrap_or_default(),
         started: joined.started,
         ended: joined.ended,
-        seconds: parts.iter().map(|(_, r)| r.run.seconds).fold(0.0, f64::max),
         ..report.run(result.run.ended_by)
     };
     verdict::judge(&mut result, &args.fail_on);
@@ -326,6 +336,7 @@ fn run_merge(args: &MergeArgs) -> Result<Exit, End> {
 }
 
 async fn run_serve(args: ServeArgs) -> Result<Exit, End> {
+    let mut shutdown = catch()?;
     let workers = args.workers.map_or_else(
         || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         usize::from,
@@ -336,7 +347,7 @@ async fn run_serve(args: ServeArgs) -> Result<Exit, End> {
         ("workers", Some(workers.to_string())),
     ]);
     let report = begin("load-client serve", config, &args.common)?;
-    let (admin, mut shutdown) = prepare(&args.common).await?;
+    let admin = admin(&args.common)?;
     let _ = preflight::read();
     let mut sets = Vec::new();
     for _ in 0..workers {
@@ -393,10 +404,11 @@ async fn run_serve(args: ServeArgs) -> Result<Exit, End> {
 }
 
 async fn run_observe(args: ObserveArgs) -> Result<Exit, End> {
+    let mut shutdown = catch()?;
     let config =
         config(&[("interval", Some(spell(args.interval))), ("duration", args.duration.map(spell))]);
     let report = begin("load-client observe", config, &args.common)?;
-    let (admin, mut shutdown) = prepare(&args.common).await?;
+    let admin = admin(&args.common)?;
     let result = observe::run(&args, &report, &mut shutdown, admin.as_ref())
         .await
         .map_err(|e| End::Failed(anyhow!(e)))?;

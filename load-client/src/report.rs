@@ -56,6 +56,7 @@ impl Report {
             verdict: Verdict::Inconclusive,
             reasons: Vec::new(),
             attempts: tally.counts.attempts,
+            never_begun: tally.never_begun,
             ok: tally.counts.ok,
             failures: tally.counts.failures(),
             probe: Ends::new(),
@@ -113,7 +114,7 @@ pub fn summary(r: &LoadResult) -> String {
         r.verdict,
         r.attempts,
         r.run.seconds,
-        r.attempts as f64 / r.run.seconds.max(1e-9),
+        crate::threshold::rate(r),
         r.ok
     );
     for (end, n) in &r.probe {

@@ -69,15 +69,15 @@ impl Course {
     /// point's width; what comes late counts there.
     fn point(&mut self, at: u64) -> &mut Point {
         let mut begin = at - at % self.width;
-        if self.points.last().is_none_or(|p| p.counts.at < begin) {
-            if self.points.len() == POINTS {
-                self.widen();
-                begin = at - at % self.width;
-            }
-            if self.points.last().is_none_or(|p| p.counts.at < begin) {
-                let counts = SeriesPoint { at: begin, ..SeriesPoint::default() };
-                self.points.push(Point { counts, latency: [0; BUCKETS] });
-            }
+        let is_new = |me: &Self, begin| me.points.last().is_none_or(|p| p.counts.at < begin);
+        // Points that lie apart may stay apart at twice the width.
+        while self.points.len() >= POINTS && is_new(self, begin) {
+            self.widen();
+            begin = at - at % self.width;
+        }
+        if is_new(self, begin) {
+            let counts = SeriesPoint { at: begin, ..SeriesPoint::default() };
+            self.points.push(Point { counts, latency: [0; BUCKETS] });
         }
         let last = self.points.len() - 1;
         &mut self.points[last]
@@ -193,6 +193,18 @@ mod tests {
         assert_eq!(sum(|p| p.attempts), 10_000);
         assert_eq!((sum(|p| p.ok), sum(|p| p.failed), sum(|p| p.local)), (10_000, 10_000, 5_000));
         assert!(s.points.iter().all(|p| p.at % s.width_s == 0 && p.p99_us == upper(bucket(100))));
+    }
+
+    /// Seconds with much time between them take no more room than others.
+    #[test]
+    fn a_sparse_course_is_bounded() {
+        let mut course = Course::default();
+        for n in 0..5_000 {
+            course.attempt(1_000_000 + 60 * n);
+        }
+        let s = course.record();
+        assert!((POINTS / 4..=POINTS).contains(&s.points.len()), "{}", s.points.len());
+        assert_eq!(s.points.iter().map(|p| p.attempts).sum::<u64>(), 5_000);
     }
 
     proptest! {

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use canary_common::listen;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketFlags};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 /// The longest head of a request.
 const MAX_HEAD: usize = 8 << 10;
@@ -19,6 +20,12 @@ const MAX_HEAD: usize = 8 << 10;
 const LISTENER: u64 = 1 << 63;
 /// Connections accepted between two looks at the others.
 const BATCH: usize = 256;
+/// A peer that went without a FIN is noticed. Much longer than the intervals at which `hold`
+/// speaks: on a connection whose entry was lost it matters who speaks first.
+const KEEP_ALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(120))
+    .with_interval(Duration::from_secs(10))
+    .with_retries(3);
 /// How often a worker looks whether it is to end.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -74,6 +81,10 @@ const BAD_REQUEST: &[u8] =
 
 /// Opens one listener of `addr`, shared by port with the other workers'.
 pub fn listen(addr: SocketAddr) -> io::Result<OwnedFd> {
+    listen::bind(addr, bind)
+}
+
+fn bind(addr: SocketAddr) -> io::Result<OwnedFd> {
     let domain = if addr.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new(domain, kind, Some(Protocol::TCP))?;
@@ -83,6 +94,8 @@ pub fn listen(addr: SocketAddr) -> io::Result<OwnedFd> {
         socket.set_only_v6(false)?;
     }
     socket.set_reuse_port(true)?;
+    // What is accepted inherits it, without a system call for each.
+    socket.set_tcp_keepalive(&KEEP_ALIVE)?;
     socket.bind(&addr.into())?;
     socket.listen(i32::from(u16::MAX))?;
     Ok(socket.into())
@@ -356,6 +369,19 @@ fn parse(head: &[u8]) -> Parsed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A connection that was accepted is one whose peer is asked whether it is alive.
+    #[test]
+    fn accepted_connections_are_kept_alive() {
+        let listener = std::net::TcpListener::from(listen(([127, 0, 0, 1], 0).into()).unwrap());
+        listener.set_nonblocking(false).unwrap();
+        let _peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let accepted = Socket::from(listener.accept().unwrap().0);
+        assert!(accepted.keepalive().unwrap());
+        assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_secs(120));
+        assert_eq!(accepted.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+        assert_eq!(accepted.tcp_keepalive_retries().unwrap(), 3);
+    }
 
     /// Requests, lines and what is neither are told apart from the first octets on.
     #[test]

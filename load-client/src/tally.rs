@@ -154,6 +154,8 @@ pub type Shown = Arc<Mutex<Counts>>;
 pub struct Tally {
     /// The counts.
     pub counts: Counts,
+    /// Due by the schedule and never begun.
+    pub never_begun: u64,
     /// From the start of connect() to the handshake's end.
     pub connect: Latency,
     /// From the intended start to the end of the exchange.
@@ -202,6 +204,7 @@ impl Tally {
     pub fn new(clock: Clock) -> Self {
         Self {
             counts: Counts::default(),
+            never_begun: 0,
             connect: Latency::new(),
             total: Latency::new(),
             course: Course::default(),
@@ -253,6 +256,7 @@ impl Tally {
     /// Adds all that `other` has counted.
     pub fn merge(&mut self, other: Self) {
         self.counts.add(&other.counts);
+        self.never_begun += other.never_begun;
         self.connect.merge(&other.connect);
         self.total.merge(&other.total);
         self.course = std::mem::take(&mut self.course).join(other.course);

@@ -1,7 +1,7 @@
 //! What is loaded: `tcp://HOST:PORT` or `http://HOST[:PORT]/PATH`.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 /// A target as the command line names it.
@@ -76,7 +76,7 @@ impl FromStr for Target {
     }
 }
 
-/// `HOST:PORT`, `HOST`, `[V6]:PORT` or `[V6]`.
+/// `HOST:PORT`, `HOST`, `[V6]:PORT` or `[V6]`; also `V6:PORT`, as $(HOST_IP):PORT becomes.
 fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
         let (host, after) = rest.split_once(']')?;
@@ -87,7 +87,11 @@ fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
         }
     } else {
         match authority.split_once(':') {
-            Some((_, port)) if port.contains(':') => return None,
+            Some((_, rest)) if rest.contains(':') => {
+                let (host, port) = authority.rsplit_once(':')?;
+                host.parse::<Ipv6Addr>().ok()?;
+                (host, Some(port))
+            }
             Some((host, port)) => (host, Some(port)),
             None => (authority, None),
         }
@@ -137,6 +141,8 @@ mod tests {
         for (text, full) in [
             ("tcp://server:9000", "tcp://server:9000"),
             ("tcp://[fd00::1]:9000/", "tcp://[fd00::1]:9000"),
+            ("tcp://fd00::5:31883", "tcp://[fd00::5]:31883"),
+            ("http://1:2:3:4:5:6:7:8:80/x", "http://[1:2:3:4:5:6:7:8]:80/x"),
             ("http://198.18.0.1", "http://198.18.0.1:80/"),
             ("http://a.b:81/x?y=1", "http://a.b:81/x?y=1"),
             ("http://[fd00::1]/x", "http://[fd00::1]:80/x"),
@@ -155,6 +161,8 @@ mod tests {
             "tcp://:9000",
             "tcp://server:0",
             "tcp://a:b:1",
+            "tcp://1:2:3:4:5:6:7:8",
+            "tcp://fd00::1:x",
             "tcp://[fd00::1",
             "tcp://[fd00::1]9",
             "http://a b/",

@@ -29,9 +29,10 @@ pub enum Measure {
     Lost,
     /// All failures.
     Failures,
-    /// Failures that are not this host's, by attempts.
+    /// Of the connections that neither a limit of this host nor the end of the run cut short,
+    /// the part that failed.
     ErrorRate,
-    /// Attempts a second.
+    /// Attempts a second, see [`rate`].
     Rate,
     /// A quantile of the total latency.
     Total(Quantile),
@@ -196,13 +197,23 @@ fn measure(measure: Measure, r: &LoadResult) -> f64 {
         Measure::Lost => r.hold.map_or(0.0, |h| h.lost as f64),
         Measure::Failures => count(&|_, _| true),
         Measure::ErrorRate => {
-            let failed: u64 = r.failures.iter().filter(|f| !f.local).map(|f| f.count).sum();
-            failed as f64 / (r.attempts as f64).max(1.0)
+            let told = r.failures.iter().filter(|f| !f.local && f.cause != Cause::Interrupted);
+            let failed: u64 = told.map(|f| f.count).sum();
+            failed as f64 / ((r.ok + failed) as f64).max(1.0)
         }
-        Measure::Rate => r.attempts as f64 / r.run.seconds.max(1e-9),
+        Measure::Rate => rate(r),
         Measure::Total(q) => quantile(q, &r.total_latency),
         Measure::Connect(q) => quantile(q, &r.connect_latency),
     }
+}
+
+/// Attempts a second. None begins after `--duration`, so that the end of those in progress is
+/// no part of the time.
+#[must_use]
+pub fn rate(r: &LoadResult) -> f64 {
+    let duration = r.run.config.get("duration").and_then(|d| duration(d).ok());
+    let seconds = duration.map_or(r.run.seconds, |d| r.run.seconds.min(d.as_secs_f64()));
+    r.attempts as f64 / seconds.max(1e-9)
 }
 
 fn quantile(q: Quantile, l: &LatencySummary) -> f64 {
@@ -218,7 +229,13 @@ fn quantile(q: Quantile, l: &LatencySummary) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use canary_common::outcome::EndedBy;
+
     use super::*;
+    use crate::report::{Config, Report};
+    use crate::tally::{Clock, Tally};
 
     /// Each form is read; latencies need a unit, the others must not have one.
     #[test]
@@ -251,5 +268,42 @@ mod tests {
             let e = bad.parse::<Threshold>().unwrap_err();
             assert!(e.contains(answer), "{bad}: {e}");
         }
+    }
+
+    /// A run of `attempts` that failed in every way that `failures` names, once in each.
+    fn result(attempts: u64, failures: &[Cause]) -> LoadResult {
+        let (now, mut tally) = (Instant::now(), Tally::new(Clock::now()));
+        for &cause in failures {
+            tally.fail(now, (Phase::Connect, cause));
+        }
+        (tally.counts.attempts, tally.counts.ok) = (attempts, attempts - failures.len() as u64);
+        let report = Report::begin("test", Config::new(), None).unwrap();
+        report.load_result(&tally, EndedBy::Duration)
+    }
+
+    fn measured(expression: &str, result: &LoadResult) -> f64 {
+        expression.parse::<Threshold>().unwrap().check(result).measured
+    }
+
+    /// What this host's limits and the end of the run took away is no part of the error rate.
+    #[test]
+    fn the_error_rate_is_the_networks() {
+        let limit = Cause::Errno(Errno::Emfile);
+        let r = result(10, &[Cause::Stall, limit, limit, limit, Cause::Interrupted]);
+        assert!((measured("error-rate>0", &r) - 1.0 / 6.0).abs() < 1e-9);
+        let nothing = result(2, &[limit, Cause::Interrupted]);
+        assert!(measured("error-rate>0", &nothing).abs() < 1e-9);
+    }
+
+    /// The rate is that of the time in which connections began.
+    #[test]
+    fn the_rate_is_without_the_end() {
+        let mut r = result(100, &[]);
+        r.run.seconds = 12.0;
+        assert!((measured("rate<1", &r) - 100.0 / 12.0).abs() < 1e-9);
+        r.run.config.insert("duration".to_owned(), "2s".to_owned());
+        assert!((measured("rate<1", &r) - 50.0).abs() < 1e-9);
+        r.run.seconds = 1.0;
+        assert!((measured("rate<1", &r) - 100.0).abs() < 1e-9);
     }
 }

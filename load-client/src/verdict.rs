@@ -6,8 +6,7 @@ use canary_common::result::load::LoadResult;
 use crate::threshold::Threshold;
 
 /// Holds `result` against the thresholds, and writes the verdict and its
-/// reasons into it. A crossed threshold comes before everything; a run in which
-/// nothing succeeded proved nothing.
+/// reasons into it. A crossed threshold comes before everything.
 pub fn judge(result: &mut LoadResult, thresholds: &[Threshold]) {
     result.thresholds = thresholds.iter().map(|t| t.check(result)).collect();
     let mut reasons: Vec<String> = result
@@ -17,9 +16,9 @@ pub fn judge(result: &mut LoadResult, thresholds: &[Threshold]) {
         .map(|t| format!("threshold crossed: {} (measured {})", t.expression, t.measured))
         .collect();
     let crossed = !reasons.is_empty();
-    if result.ok == 0 {
-        reasons.push("no connection succeeded".to_owned());
-    } else {
+    let unproven = unproven(result);
+    reasons.extend(unproven.clone());
+    if result.ok > 0 {
         reasons.push(format!("{} of {} connections succeeded", result.ok, result.attempts));
     }
     let local: u64 = result.failures.iter().filter(|f| f.local).map(|f| f.count).sum();
@@ -31,11 +30,88 @@ pub fn judge(result: &mut LoadResult, thresholds: &[Threshold]) {
     if let Some(p) = &result.preflight {
         reasons.extend(p.warnings.iter().cloned());
     }
-    result.verdict = match (crossed, result.ok) {
+    if result.never_begun > 0 {
+        reasons.push(format!(
+            "{} connections were due and never begun: the load was smaller than asked for",
+            result.never_begun
+        ));
+    }
+    result.verdict = match (crossed, unproven) {
         (true, _) => Verdict::Vulnerable,
-        (false, 0) => Verdict::Inconclusive,
-        (false, _) => Verdict::Protected,
+        (false, Some(_)) => Verdict::Inconclusive,
+        (false, None) => Verdict::Protected,
     };
     reasons.append(&mut result.reasons);
     result.reasons = reasons;
+}
+
+/// Why a run proved nothing.
+fn unproven(result: &LoadResult) -> Option<String> {
+    match result.hold {
+        _ if result.ok == 0 => Some("no connection succeeded".to_owned()),
+        Some(h) if h.exchanges == 0 => Some("no keep-alive exchange was answered".to_owned()),
+        Some(h) if h.most_open < h.wanted => {
+            Some(format!("at most {} of {} connections were held", h.most_open, h.wanted))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use canary_common::outcome::{EndedBy, Phase};
+    use canary_common::result::load::{Cause, HoldRecord};
+
+    use super::*;
+    use crate::report::{Config, Report};
+    use crate::tally::{Clock, Tally};
+
+    /// A run with ten connections that ended well, and `hold` as its record.
+    fn good(hold: Option<HoldRecord>) -> LoadResult {
+        let (now, mut tally) = (Instant::now(), Tally::new(Clock::now()));
+        for _ in 0..10 {
+            tally.begin(now);
+            tally.ok(now, Duration::from_millis(1));
+        }
+        let report = Report::begin("test", Config::new(), None).unwrap();
+        LoadResult { hold, ..report.load_result(&tally, EndedBy::Duration) }
+    }
+
+    fn judged(mut result: LoadResult) -> (Verdict, String) {
+        judge(&mut result, &["lost>0".parse().unwrap()]);
+        (result.verdict, result.reasons.join("; "))
+    }
+
+    /// A hold is proof when all were open at once and some were talked on; what is in an
+    /// exchange when it ends takes nothing away.
+    #[test]
+    fn a_hold_is_proof_when_all_were_held_and_talked_on() {
+        let held = HoldRecord { wanted: 10, most_open: 10, exchanges: 1, ..HoldRecord::default() };
+        assert_eq!(judged(good(Some(held))).0, Verdict::Protected);
+        let mut cut = good(Some(held));
+        let mut tally = Tally::new(Clock::now());
+        tally.fail(Instant::now(), (Phase::Receive, Cause::Interrupted));
+        (cut.attempts, cut.failures) = (11, tally.counts.failures());
+        assert_eq!(judged(cut).0, Verdict::Protected);
+
+        let (verdict, why) = judged(good(Some(HoldRecord { exchanges: 0, ..held })));
+        assert_eq!(verdict, Verdict::Inconclusive);
+        assert!(why.starts_with("no keep-alive exchange was answered"), "{why}");
+        let (verdict, why) = judged(good(Some(HoldRecord { wanted: 1000, ..held })));
+        assert_eq!(verdict, Verdict::Inconclusive);
+        assert!(why.starts_with("at most 10 of 1000 connections were held"), "{why}");
+        let lost = HoldRecord { wanted: 1000, exchanges: 0, lost: 1, ..held };
+        assert_eq!(judged(good(Some(lost))).0, Verdict::Vulnerable);
+    }
+
+    /// What a schedule lost is said, and fails no run by itself.
+    #[test]
+    fn what_was_never_begun_is_said() {
+        assert_eq!(judged(good(None)).1, "10 of 10 connections succeeded");
+        let (verdict, why) = judged(LoadResult { never_begun: 7, ..good(None) });
+        assert_eq!(verdict, Verdict::Protected);
+        assert!(why.contains("7 connections were due and never begun"), "{why}");
+    }
 }

@@ -33,7 +33,8 @@ const SCAN: Duration = Duration::from_millis(50);
 const PAUSE: Duration = Duration::from_millis(20);
 /// The pause while a table has no room.
 const FULL: Duration = Duration::from_millis(5);
-/// How many failures in a row bring a pause; a local limit brings one at once.
+/// How many failures in a row bring a pause where no schedule paces them; a local limit brings
+/// one at once.
 const FAILURES_IN_A_ROW: u32 = 64;
 
 /// What one worker is to do.
@@ -106,9 +107,20 @@ struct Slot {
     deadline: Instant,
 }
 
+/// What a worker waits with.
+pub fn epoll() -> std::io::Result<OwnedFd> {
+    Ok(epoll::create(epoll::CreateFlags::CLOEXEC)?)
+}
+
 /// Runs until the plan is done or `stop` says so.
-pub fn run(plan: &Plan, clock: Clock, stop: &Stop, shown: &Shown) -> std::io::Result<Tally> {
-    Worker::new(plan, clock)?.run(stop, shown)
+pub fn run(
+    plan: &Plan,
+    epoll: OwnedFd,
+    clock: Clock,
+    stop: &Stop,
+    shown: &Shown,
+) -> std::io::Result<Tally> {
+    Worker::new(plan, epoll, clock).run(stop, shown)
 }
 
 struct Worker<'a> {
@@ -127,10 +139,10 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    fn new(plan: &'a Plan, clock: Clock) -> std::io::Result<Self> {
-        Ok(Self {
+    fn new(plan: &'a Plan, epoll: OwnedFd, clock: Clock) -> Self {
+        Self {
             plan,
-            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            epoll,
             slots: Vec::new(),
             free: Vec::new(),
             tally: Tally::new(clock),
@@ -140,15 +152,19 @@ impl<'a> Worker<'a> {
             spare: None,
             paused_until: None,
             failed_in_a_row: 0,
-        })
+        }
     }
 
     fn run(mut self, stop: &Stop, shown: &Shown) -> std::io::Result<Tally> {
         let mut events = Vec::with_capacity(256);
         let mut scan_at = Instant::now();
+        let mut done = false;
         loop {
             let now = Instant::now();
-            let done = stop.begin.load(Ordering::Relaxed) || self.plan_is_done(now);
+            if !done && (stop.begin.load(Ordering::Relaxed) || self.plan_is_done(now)) {
+                done = true;
+                self.tally.never_begun = self.never_begun(now);
+            }
             let wait = if done { SCAN } else { self.begin_some(now) };
             if done && (self.in_progress() == 0 || stop.now.load(Ordering::Relaxed)) {
                 break;
@@ -201,6 +217,17 @@ impl<'a> Worker<'a> {
     fn plan_is_done(&self, now: Instant) -> bool {
         self.plan.until.is_some_and(|t| now >= t)
             || self.plan.connections.is_some_and(|n| self.tally.counts.attempts >= n)
+    }
+
+    /// Turns that were due and not taken when no more may begin.
+    fn never_begun(&self, now: Instant) -> u64 {
+        let end = self.plan.until.map_or(now, |t| t.min(now));
+        // One that comes with the end is no backlog.
+        if end.checked_sub(SCAN).is_none_or(|t| self.pacer.untaken(t) == 0) {
+            return 0;
+        }
+        let wanted = self.plan.connections.map_or(u64::MAX, |n| n - self.tally.counts.attempts);
+        self.pacer.untaken(end).min(wanted)
     }
 
     /// Begins what may begin now; says how long nothing more may.
@@ -304,7 +331,10 @@ impl<'a> Worker<'a> {
 
     fn release(&mut self, index: u32) {
         let slot = &mut self.slots[index as usize];
-        slot.state = State::Free;
+        let state = std::mem::replace(&mut slot.state, State::Free);
+        if matches!(state, State::Exchanging(_)) && self.plan.close == Close::Rst {
+            self.tally.counts.own_resets += 1;
+        }
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(index);
     }
@@ -403,15 +433,16 @@ impl<'a> Worker<'a> {
             Step::Done(bytes) => {
                 let intended = slot.intended;
                 self.tally.counts.bytes += bytes;
-                if self.plan.close == Close::Rst {
-                    self.tally.counts.own_resets += 1;
-                }
                 self.release(index);
                 let now = Instant::now();
                 self.tally.ok(now, now - intended);
                 self.failed_in_a_row = 0;
             }
             Step::Failed(failure) => {
+                if matches!(failure.1, Cause::Errno(_)) {
+                    // The connection has ended: close() resets nothing.
+                    slot.state = State::Free;
+                }
                 self.release(index);
                 self.failed(failure);
             }
@@ -423,7 +454,8 @@ impl<'a> Worker<'a> {
         self.tally.fail(now, failure);
         self.log.failure(now, failure);
         self.failed_in_a_row += 1;
-        if is_local(failure.1) || self.failed_in_a_row >= FAILURES_IN_A_ROW {
+        let busy = self.pacer.is_closed() && self.failed_in_a_row >= FAILURES_IN_A_ROW;
+        if is_local(failure.1) || busy {
             self.paused_until = Some(now + PAUSE);
         }
     }

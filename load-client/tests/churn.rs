@@ -41,6 +41,28 @@ fn own_resets_are_the_programs_own() {
     assert_eq!((ran.code, ran.result.ok, ran.result.own_resets), (0, 200, 200));
 }
 
+/// A connection without an answer is closed as the others are, and its RST is the program's own;
+/// one that the network reset is not reset again.
+#[test]
+fn resets_of_what_stalled_are_the_programs_own() {
+    if !privileged("resets_of_what_stalled_are_the_programs_own") {
+        return;
+    }
+    let ns = Ns::new();
+    let _serve = ns.serve();
+    ns.server(8081, |_s| std::thread::sleep(Duration::from_secs(60)));
+    ns.rule("tcp dport { 8080, 8081 } tcp flags & rst == rst counter");
+    let r = ns
+        .run("churn --target http://127.0.0.1:8081/ --connections 20 --close rst --timeout 300ms")
+        .result;
+    assert_eq!(failed(&r, |p, c| p == "receive" && c == Cause::Stall), 20, "{:?}", r.failures);
+    assert_eq!((r.own_resets, ns.counted()), (20, vec![20]));
+    ns.rule("tcp dport 8080 tcp flags & psh == psh reject with tcp reset");
+    let r = ns.run("churn --target http://127.0.0.1:8080/ --connections 20 --close rst").result;
+    assert_eq!(failed(&r, |_, c| c == Cause::Errno(Errno::Econnreset)), 20, "{:?}", r.failures);
+    assert_eq!((r.own_resets, ns.counted()), (0, vec![20]));
+}
+
 /// An http churn reads every body to its end.
 #[test]
 fn http_reads_every_octet() {
@@ -117,6 +139,55 @@ fn refused_is_no_busy_loop() {
         failed(&ran.result, |p, c| p == "connect" && c == Cause::Errno(Errno::Econnrefused));
     assert_eq!((ran.code, refused), (11, ran.result.attempts));
     assert!((10..20_000).contains(&ran.result.attempts), "{}", ran.result.attempts);
+}
+
+/// With a rate a refusing target does not thin the load: the schedule is kept.
+#[test]
+fn a_schedule_is_kept_while_refused() {
+    if !privileged("a_schedule_is_kept_while_refused") {
+        return;
+    }
+    let ns = Ns::new();
+    let r = ns.run("churn --target tcp://127.0.0.1:8080 --rate 1000 --duration 1s").result;
+    assert!((900..=1000).contains(&r.attempts), "{}", r.attempts);
+}
+
+/// What was due while as many as allowed were in progress, and never begun, is counted and said.
+#[test]
+fn what_was_never_begun_is_counted() {
+    if !privileged("what_was_never_begun_is_counted") {
+        return;
+    }
+    let ns = Ns::new();
+    ns.server(81, |_s| std::thread::sleep(Duration::from_secs(60)));
+    let r = ns
+        .run("churn --target http://127.0.0.1:81/ --rate 200 --duration 1s --concurrency 2 --workers 1 --timeout 300ms")
+        .result;
+    assert!(r.attempts < 20, "{}", r.attempts);
+    assert_eq!(r.attempts + r.never_begun, 200);
+    let said = format!("{} connections were due and never begun", r.never_begun);
+    assert!(r.reasons.iter().any(|why| why.contains(&said)), "{:?}", r.reasons);
+}
+
+/// Where a worker cannot be had nothing begins.
+#[test]
+fn all_workers_or_none() {
+    if !privileged("all_workers_or_none") {
+        return;
+    }
+    let ns = Ns::new();
+    let _serve = ns.serve();
+    ns.rule("tcp dport 8080 tcp flags & (syn | ack) == syn counter");
+    let out = ns
+        .command("prlimit")
+        .args(["--nofile=30:30", common::BIN, "churn", "--target", "tcp://127.0.0.1:8080"])
+        .args(["--workers", "64", "--connections", "64"])
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("cannot start a worker: Too many open files"), "{stderr}");
+    assert_eq!(ns.counted(), [0]);
 }
 
 /// A dropped SYN is a stall of the connect, a dropped answer one of the receive.

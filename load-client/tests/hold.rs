@@ -84,3 +84,100 @@ fn resets_and_silence_are_told_apart() {
     assert!(resets >= 20 && stalls >= 10, "{:?}", r.failures);
     assert!(text.contains("Connection reset by peer"));
 }
+
+/// A target that accepts and never answers proves nothing: the exchanges that the end of the run
+/// cuts short are neither well ended nor lost.
+#[test]
+fn a_silent_target_proves_nothing() {
+    if !privileged("a_silent_target_proves_nothing") {
+        return;
+    }
+    let ns = Ns::new();
+    ns.server(81, |_s| std::thread::sleep(Duration::from_secs(60)));
+    let ran = ns.run("hold --target tcp://127.0.0.1:81 --connections 20 --interval 10ms --timeout 60s --duration 500ms");
+    let cut = failed(&ran.result, |p, c| p == "receive" && c == Cause::Interrupted);
+    let h = ran.result.hold.unwrap();
+    assert_eq!((ran.code, cut, ran.result.ok), (11, 20, 0), "{:?}", ran.result.failures);
+    assert_eq!((h.most_open, h.exchanges, h.lost), (20, 0, 0));
+}
+
+/// An exchange under way when the run ends is answered first.
+#[test]
+fn the_end_waits_for_answers() {
+    if !privileged("the_end_waits_for_answers") {
+        return;
+    }
+    let ns = Ns::new();
+    ns.server(81, |mut s| {
+        loop {
+            let line = common::read_line(&mut s);
+            std::thread::sleep(Duration::from_millis(200));
+            common::write(&mut s, line.as_bytes());
+        }
+    });
+    let r = ns
+        .run("hold --target tcp://127.0.0.1:81 --connections 5 --interval 10ms --duration 500ms")
+        .result;
+    assert_eq!((r.ok, r.hold.unwrap().lost), (5, 0), "{:?}", r.failures);
+}
+
+/// However many places there are, handshakes that fail are no busy loop: refused ones are as
+/// many as may be under way at once, and a limit of this host is met once for all places.
+#[test]
+fn failing_handshakes_are_no_busy_loop() {
+    if !privileged("failing_handshakes_are_no_busy_loop") {
+        return;
+    }
+    let ns = Ns::new();
+    let _serve = ns.serve();
+    let ran = ns.run("hold --target tcp://127.0.0.1:9 --connections 5000 --duration 1200ms");
+    let attempts = ran.result.attempts;
+    assert!((512..=3 * 512).contains(&attempts), "{attempts}");
+    let out = ns
+        .command("prlimit")
+        .args(["--nofile=40:40", common::BIN, "hold", "--target", "tcp://127.0.0.1:8080"])
+        .args(["--connections", "500", "--duration", "1200ms"])
+        .output()
+        .unwrap();
+    assert_eq!(out.status.code(), Some(11), "fewer were held than asked for");
+    let r: LoadResult = last(&String::from_utf8(out.stdout).unwrap());
+    check_sum(&r);
+    let limit = failed(&r, |_, c| c == Cause::Errno(Errno::Emfile));
+    assert!((1..=3).contains(&limit) && r.ok > 10, "{:?}", r.failures);
+}
+
+/// A target that ends every connection at once is asked no more often than one that refuses.
+#[test]
+fn connections_lost_at_once_are_no_busy_loop() {
+    if !privileged("connections_lost_at_once_are_no_busy_loop") {
+        return;
+    }
+    let ns = Ns::new();
+    ns.server(82, drop);
+    let r = ns.run("hold --target tcp://127.0.0.1:82 --connections 10 --duration 1200ms").result;
+    assert!((20..=30).contains(&r.attempts), "{}", r.attempts);
+    check_sum(&r);
+}
+
+/// An exchange that is late because the one before had no answer yet is counted from when it was
+/// due (no coordinated omission).
+#[test]
+fn a_pause_shows_in_every_exchange_due_meanwhile() {
+    if !privileged("a_pause_shows_in_every_exchange_due_meanwhile") {
+        return;
+    }
+    let ns = Ns::new();
+    ns.server(81, |mut s| {
+        let mut pause = Duration::from_secs(1);
+        loop {
+            let line = common::read_line(&mut s);
+            std::thread::sleep(std::mem::take(&mut pause));
+            common::write(&mut s, line.as_bytes());
+        }
+    });
+    let r = ns
+        .run("hold --target tcp://127.0.0.1:81 --connections 1 --interval 100ms --duration 1500ms")
+        .result;
+    // Some 10 of 15 were due during the pause.
+    assert!(r.total_latency.p50_us > 100_000, "{:?}", r.total_latency);
+}

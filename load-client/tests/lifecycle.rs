@@ -132,8 +132,8 @@ fn an_unread_stdout_holds_up_nothing() {
     assert_eq!(churn.wait(Duration::from_secs(2)), 11);
 }
 
-/// A resolver that never answers holds up neither SIGTERM nor the exit; what could not be
-/// resolved is named.
+/// A resolver that never answers holds up neither SIGTERM nor the exit, whichever name it is
+/// asked for; what could not be resolved is named.
 #[test]
 fn sigterm_while_the_resolver_is_silent() {
     if !privileged("sigterm_while_the_resolver_is_silent") {
@@ -145,21 +145,26 @@ fn sigterm_while_the_resolver_is_silent() {
     std::fs::write(&resolv, "nameserver 198.18.0.1\noptions timeout:30 attempts:5\n").unwrap();
     // What loopback brings back for a foreign address is dropped.
     ns.sh("ip route add 198.18.0.1 dev lo");
-    let line = format!(
-        "mount --bind {} /etc/resolv.conf && exec {BIN} churn --target tcp://silent.invalid:1 --connections 1",
-        resolv.display()
-    );
-    let mut c = ns.command("unshare");
-    let (err, at) = (dir.path().join("err"), Instant::now());
-    c.args(["--mount", "sh", "-c", &line]).stderr(std::fs::File::create(&err).unwrap());
-    let mut load = Running(c.stdout(std::process::Stdio::null()).spawn().unwrap());
-    wait_for("signals are caught", || {
-        std::fs::read_to_string(format!("/proc/{}/status", load.0.id()))
-            .is_ok_and(|s| s.lines().any(catches_term))
-    });
-    load.signal("TERM");
-    assert_eq!(load.wait(Duration::from_secs(2)), 2);
-    assert!(at.elapsed() < Duration::from_secs(5), "the resolver answered: {:?}", at.elapsed());
-    let said = std::fs::read_to_string(&err).unwrap();
-    assert!(said.contains("silent.invalid") && said.contains("no answer from the resolver"), "{said}");
+    for (target, why) in [
+        ("tcp://silent.invalid:1", "no answer from the resolver"),
+        ("tcp://127.0.0.1:1 --fill http://silent.invalid:1", "no answer yet"),
+    ] {
+        let line = format!(
+            "mount --bind {} /etc/resolv.conf && exec {BIN} churn --connections 1 --target {target}",
+            resolv.display()
+        );
+        let mut c = ns.command("unshare");
+        let (err, at) = (dir.path().join("err"), Instant::now());
+        c.args(["--mount", "sh", "-c", &line]).stderr(std::fs::File::create(&err).unwrap());
+        let mut load = Running(c.stdout(std::process::Stdio::null()).spawn().unwrap());
+        wait_for("signals are caught", || {
+            std::fs::read_to_string(format!("/proc/{}/status", load.0.id()))
+                .is_ok_and(|s| s.lines().any(catches_term))
+        });
+        load.signal("TERM");
+        assert_eq!(load.wait(Duration::from_secs(2)), 2, "{target}");
+        assert!(at.elapsed() < Duration::from_secs(5), "the resolver answered: {:?}", at.elapsed());
+        let said = std::fs::read_to_string(&err).unwrap();
+        assert!(said.contains("silent.invalid") && said.contains(why), "{said}");
+    }
 }

@@ -81,6 +81,29 @@ fn merging_adds() {
     assert_eq!(String::from_utf8(out.stderr).unwrap(), line);
 }
 
+/// The time of a whole is from the first begin to the last end of its parts.
+#[test]
+fn merging_spans_the_parts() {
+    if !privileged("merging_spans_the_parts") {
+        return;
+    }
+    let ns = Ns::new();
+    let _serve = ns.serve();
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = Vec::new();
+    for (begin, end) in [(0, 10), (20, 30)] {
+        let mut r = ns.run("churn --target tcp://127.0.0.1:8080 --connections 300").result;
+        let at = |s| format!("2026-01-01T00:00:{s:02}.000Z");
+        (r.run.started, r.run.ended, r.run.seconds) = (at(begin), at(end), 10.0);
+        let file = dir.path().join(begin.to_string()).display().to_string();
+        std::fs::write(&file, serde_json::to_vec(&r).unwrap()).unwrap();
+        files.push(file);
+    }
+    let r = ns.run(&format!("merge {} --fail-on rate<1", files.join(" "))).result;
+    assert!((r.run.seconds - 30.0).abs() < 1e-9, "{}", r.run.seconds);
+    assert!((r.thresholds[0].measured - 20.0).abs() < 1e-9, "{:?}", r.thresholds);
+}
+
 /// observe writes what schema/observe.json says.
 #[test]
 fn observe_obeys_its_schema() {

@@ -15,7 +15,7 @@ use crate::outcome::{Errno, Phase, ProbeEnd, Verdict};
 pub struct LoadResult {
     /// [`super::SCHEMA_VERSION`]
     pub schema_version: u32,
-    /// Who, where, when, how.
+    /// Who, where, when, how; of merged results from the first begin to the last end.
     pub run: Run,
     /// Whether every threshold held.
     pub verdict: Verdict,
@@ -23,6 +23,9 @@ pub struct LoadResult {
     pub reasons: Vec<String>,
     /// Connections begun. Equal to the sum of all classes.
     pub attempts: u64,
+    /// Due by the schedule of a `--rate` and never begun, so not among the attempts.
+    #[serde(default)]
+    pub never_begun: u64,
     /// Ended as they should.
     pub ok: u64,
     /// Ended otherwise, in exactly one class each.

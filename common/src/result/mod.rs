@@ -92,6 +92,13 @@ pub fn rfc3339(t: jiff::Timestamp) -> String {
     format!("{t:.3}")
 }
 
+/// Seconds from one time to another, both as [`rfc3339`] spells them.
+#[must_use]
+pub fn seconds_between(started: &str, ended: &str) -> Option<f64> {
+    let time = |s: &str| s.parse::<jiff::Timestamp>().ok();
+    Some(time(ended)?.duration_since(time(started)?).as_secs_f64())
+}
+
 fn nix_uname() -> (String, String) {
     match nix::sys::utsname::uname() {
         Ok(u) => (
