@@ -57,7 +57,7 @@ pub struct Config {
     #[arg(long, env = "BOOM_OUTCOME_TIMEOUT", value_name = "D", default_value = "1s", value_parser = cli::positive_duration)]
     pub outcome_timeout: Duration,
 
-    /// Judged lethal forgeries, on each path in use, that 'protected' needs
+    /// Judged above-window forgeries, on each path in use, that 'protected' needs
     #[arg(long, env = "BOOM_MIN_FORGED", value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     pub min_forged: u64,
 

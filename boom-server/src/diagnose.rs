@@ -221,23 +221,30 @@ pub fn upper_95(k: u64, n: u64) -> f64 {
     if k == 0 {
         return 1.0 - ALPHA.powf(1.0 / n as f64);
     }
+    // Of k in n: the logarithm of the binomial coefficient.
+    let few = k.min(n - k);
+    let ways = (1..=few).map(|i| ((n - few + i) as f64 / i as f64).ln()).sum();
     // The rate at which k or fewer of n would be seen with probability ALPHA.
     let (mut low, mut high) = (k as f64 / n as f64, 1.0);
     for _ in 0..60 {
         let mid = f64::midpoint(low, high);
-        if at_most(k, n, mid) > ALPHA { low = mid } else { high = mid }
+        if at_most(k, n, ways, mid) > ALPHA { low = mid } else { high = mid }
     }
     high
 }
 
-/// The probability of at most `k` successes in `n` trials of rate `p`.
-fn at_most(k: u64, n: u64, p: f64) -> f64 {
-    let (mut log_term, mut sum) = (n as f64 * (1.0 - p).ln(), 0.0);
-    for i in 0..=k {
-        sum += log_term.exp();
-        log_term += ((n - i) as f64 / (i + 1) as f64).ln() + p.ln() - (1.0 - p).ln();
+/// The probability of at most `k` successes in `n` trials of rate `p`, which is above
+/// k/n: from k down the terms fall, and those that no longer count are left out.
+fn at_most(k: u64, n: u64, ways: f64, p: f64) -> f64 {
+    let (mut term, mut sum) = (1.0, 0.0);
+    for i in (0..=k).rev() {
+        sum += term;
+        term *= i as f64 / (n - i + 1) as f64 * (1.0 - p) / p;
+        if term < sum * f64::EPSILON {
+            break;
+        }
     }
-    sum
+    sum * (ways + k as f64 * p.ln() + (n - k) as f64 * (1.0 - p).ln()).exp()
 }
 
 #[cfg(test)]

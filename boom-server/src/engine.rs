@@ -62,7 +62,7 @@ pub struct State {
     pub sniffer: SnifferResult,
     /// Connections forgotten before their judgement.
     pub evicted: u64,
-    /// Not judged when the run ended.
+    /// Not judged when the run ended, nothing forged on some of them.
     pub unjudged: u64,
     /// The first leak that was judged.
     pub first_leak: Option<Judgement>,

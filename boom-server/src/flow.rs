@@ -9,7 +9,7 @@ mod action;
 mod judge;
 mod table;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use canary_common::outcome::{Forgery, Outcome, UnknownReason};
@@ -31,7 +31,7 @@ const CALM_HANDSHAKE: Duration = Duration::from_millis(900);
 const ANSWERS_AGAIN: Duration = Duration::from_millis(600);
 /// How long an unanswered SYN is remembered.
 const EMBRYO_LIFE: Duration = Duration::from_secs(10);
-/// How long a judged connection is remembered while it is open and silent.
+/// How long a judged connection is remembered, whatever its traffic.
 const JUDGED_LIFE: Duration = Duration::from_secs(60);
 /// How long one is remembered that has been closed or reset.
 const CLOSED_LIFE: Duration = Duration::from_secs(1);
@@ -52,8 +52,21 @@ pub struct Settings {
     pub forge_delay: Duration,
     /// How many connections are remembered at most.
     pub capacity: usize,
+    /// Where connections are accepted. 0.0.0.0 stands for every IPv4 address, [::] for
+    /// every address.
+    pub listen: Vec<SocketAddr>,
     /// The addresses that connections are judged for; empty for every one.
     pub local: Vec<IpAddr>,
+}
+
+impl Settings {
+    fn listens(&self, to: SocketAddr) -> bool {
+        self.listen.iter().any(|l| {
+            let ip = l.ip().to_canonical();
+            let any = ip.is_unspecified() && (ip.is_ipv6() || to.is_ipv4());
+            l.port() == to.port() && (any || ip == to.ip())
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,12 +89,18 @@ struct Flow {
     state: State,
     isn: Seq,
     rcv: Seq,
+    /// What came behind a gap: received when that is filled.
+    ahead: Option<(Seq, Seq)>,
+    /// There was more than one gap at once: `rcv` may lag behind from there on.
+    gaps: bool,
     snd: Seq,
     /// When the first SYN came.
     syn_at: Duration,
     syns: u8,
     rtt: Duration,
     scale: u8,
+    /// As last seen, unscaled, once data of the server's was acknowledged.
+    window: Option<u16>,
     max_window: u32,
     timestamps: Option<(u32, u32)>,
     /// A FIN of the client was seen.
@@ -98,12 +117,13 @@ struct Forged {
     forgery: Forgery,
     spec: Spec,
     at: Duration,
-    /// Acknowledgments moved between the forged segment and the life probe while
-    /// the server may have had data in flight: they may hide the answer.
+    /// Segments came between the forged segment and the life probe that may hide the
+    /// answer, while the server may have had data in flight.
     busy: bool,
     /// Whether data may have been in flight when it was sent.
     in_stream: bool,
     probe: Option<Spec>,
+    /// Bare acknowledgments that may be answers.
     answers: u8,
     alive: bool,
 }
@@ -161,6 +181,10 @@ impl Flows {
     ) {
         let tuple = FourTuple::new(seg.dst, seg.src);
         let Some(key) = self.table.find(&tuple) else {
+            // Another process may listen on this port of another address.
+            if !self.settings.listens(tuple.local) {
+                return;
+            }
             if seg.flags.has(Flags::RST) {
                 out.push(Action::Reset(reset(tuple, seg, ResetCause::UnknownConnection)));
             } else if opens(seg) {
@@ -204,16 +228,20 @@ impl Flows {
     pub fn finish(&mut self, now: Duration, out: &mut Vec<Action>) -> u64 {
         let mut unjudged = 0;
         for key in self.table.keys() {
-            if matches!(self.table.get_mut(key).state, State::Forged | State::Probed) {
-                unjudged += 1;
-                self.settle(
-                    now,
-                    key,
-                    Outcome::Unknown,
-                    Some(UnknownReason::Interrupted),
-                    false,
-                    out,
-                );
+            match self.table.get_mut(key).state {
+                State::Embryo | State::Settled => {}
+                State::Waiting => unjudged += 1,
+                State::Forged | State::Probed => {
+                    unjudged += 1;
+                    self.settle(
+                        now,
+                        key,
+                        Outcome::Unknown,
+                        Some(UnknownReason::Interrupted),
+                        false,
+                        out,
+                    );
+                }
             }
         }
         unjudged
@@ -324,8 +352,9 @@ impl Flows {
 
     fn forge(&mut self, now: Duration, key: Key, at_once: bool, out: &mut Vec<Action>) {
         let flow = self.table.get_mut(key);
-        if flow.fin || flow.dead {
-            // An answer could not be told from the close's own segments.
+        if flow.fin || flow.dead || flow.gaps {
+            // An answer could not be told from the close's own segments, or would not
+            // bear the number that the server expects.
             out.push(Action::NotForged);
             flow.state = State::Settled;
             self.table.set_deadline(key, now + CLOSED_LIFE);
@@ -340,7 +369,7 @@ impl Flows {
             spec,
             at: now,
             busy: false,
-            in_stream: !self.settings.forge_delay.is_zero(),
+            in_stream: !at_once,
             probe: None,
             answers: 0,
             alive: false,
@@ -376,11 +405,14 @@ impl Flow {
             state: State::Embryo,
             isn: seg.seq,
             rcv: seg.seq.add(1),
+            ahead: None,
+            gaps: false,
             snd: Seq(0),
             syn_at: arrived,
             syns: 1,
             rtt: Duration::ZERO,
             scale: options.window_scale.unwrap_or(0),
+            window: None,
             // RFC 7323, section 2.2: the window of a SYN is not scaled.
             max_window: u32::from(seg.window),
             timestamps: options.timestamps,
@@ -412,13 +444,28 @@ impl Flow {
         }
         if seg.ack.after(self.snd) && seg.ack.since(self.snd) < PLAUSIBLE {
             self.snd = seg.ack;
+            self.window = Some(seg.window);
         }
-        let end = seg.seq.add(seg.seg_len());
-        // Only what joins on: a gap means that the server waits for its filling.
-        if !seg.seq.after(self.rcv) && end.after(self.rcv) {
-            self.rcv = end;
-        }
+        self.window = self.window.and(Some(seg.window));
+        self.receive(seg.seq, seg.seq.add(seg.seg_len()));
         self.fin |= seg.flags.has(Flags::FIN);
+    }
+
+    /// Only what joins on moves `rcv`: a gap means that the server waits for its
+    /// filling, and has then what lies behind it too (RFC 9293, section 3.10.7.4).
+    fn receive(&mut self, start: Seq, end: Seq) {
+        let later = |a: Seq, b: Seq| if a.after(b) { a } else { b };
+        if !start.after(self.rcv) {
+            self.rcv = later(self.rcv, end);
+            if let Some((_, to)) = self.ahead.take_if(|(from, _)| !from.after(self.rcv)) {
+                self.rcv = later(self.rcv, to);
+            }
+        } else if start != end {
+            let (from, to) = *self.ahead.get_or_insert((start, end));
+            self.gaps |= start.after(to) || from.after(end);
+            let from = if start.before(from) { start } else { from };
+            self.ahead = Some((from, later(to, end)));
+        }
     }
 }
 

@@ -115,10 +115,15 @@ pub fn spec(forgery: Forgery, n: Numbers) -> Spec {
 /// limit of one answer in 500 ms to segments without data does not apply
 /// (`tcp_oow_rate_limited()`). It begins an octet before control and ack-ahead
 /// end, or a client whose socket is busy would merge them in its backlog and
-/// answer once (`tcp_add_to_backlog()`).
+/// answer once (`tcp_add_to_backlog()`). Its acknowledgment is an old one, which a
+/// client does not come to look at (RFC 9293, section 3.10.7.4: the sequence number
+/// is checked first; `tcp_validate_incoming()`): a reset that the probe provokes ends
+/// nothing, and is never the one that `forged` provokes.
 #[must_use]
-pub fn life_probe(n: Numbers) -> Spec {
-    Spec { seq: n.snd.sub(2), ack: n.rcv, flags: Flags::ACK, payload: b"\0" }
+pub fn life_probe(n: Numbers, forged: &Spec) -> Spec {
+    let old = n.rcv.sub(1);
+    let ack = if old == forged.ack { old.sub(1) } else { old };
+    Spec { seq: n.snd.sub(2), ack, flags: Flags::ACK, payload: b"\0" }
 }
 
 #[cfg(test)]

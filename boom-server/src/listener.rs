@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use canary_common::outcome::Errno;
 use canary_common::probe::{Body, BodyHash, MAX_LINE, Request};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -16,6 +16,12 @@ use tokio::net::{TcpListener, TcpStream};
 const BACKLOG: i32 = 65_535;
 /// Wait after an accept() that failed: the cause, a limit, seldom goes by itself.
 const BACK_OFF: Duration = Duration::from_millis(50);
+/// A dead peer is looked for after this time and the judgement's: the flow is
+/// forgotten by then, or the answer to the kernel's probe could pass for another's.
+const IDLE: Duration = Duration::from_secs(180);
+/// The longest time that the kernel takes (MAX_TCP_KEEPIDLE, include/net/tcp.h).
+const MAX_IDLE: Duration = Duration::from_secs(32_767);
+const INTERVAL: Duration = Duration::from_secs(30);
 const CHUNK: usize = 16 * 1024;
 
 /// Counts of the accept queue's side.
@@ -31,8 +37,15 @@ pub struct Counters {
     pub open: AtomicU64,
 }
 
-/// A listener that is bound. [::] takes IPv4 too.
+/// A listener. [::] takes IPv4 too.
 pub fn bind(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let listener = bound(addr)?;
+    SockRef::from(&listener).listen(BACKLOG)?;
+    Ok(listener)
+}
+
+/// The same, which takes no connection before [`listen`].
+pub fn bound(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(false)?;
@@ -42,8 +55,16 @@ pub fn bind(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.set_tcp_nodelay(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Begins to take connections, which are judged within `judged` of their last segment.
+pub fn listen(listener: &std::net::TcpListener, judged: Duration) -> io::Result<()> {
+    let idle = judged.saturating_add(IDLE).min(MAX_IDLE);
+    let socket = SockRef::from(listener);
+    // What is accepted inherits it (tcp_create_openreq_child()).
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle).with_interval(INTERVAL))?;
+    socket.listen(BACKLOG)
 }
 
 /// Accepts until dropped. Running out of file descriptors is counted and waited out.
@@ -143,4 +164,23 @@ async fn take(stream: &mut TcpStream, mut first: Vec<u8>, length: u64) -> io::Re
     }
     stream.write_all(format!("ok {}\n", hash.hex()).as_bytes()).await?;
     Ok(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{getsockopt, sockopt};
+
+    /// A dead peer is noticed, and not before the connection is judged and forgotten.
+    #[tokio::test]
+    async fn accepted_connections_are_kept_alive() {
+        for (judged, idle) in [(2, 182), (1_000_000, 32_767)] {
+            let listener = bound(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+            listen(&listener, Duration::from_secs(judged)).unwrap();
+            let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (stream, _) = TcpListener::from_std(listener).unwrap().accept().await.unwrap();
+            assert_eq!(getsockopt(&stream, sockopt::KeepAlive), Ok(true));
+            assert_eq!(getsockopt(&stream, sockopt::TcpKeepIdle), Ok(idle));
+        }
+    }
 }

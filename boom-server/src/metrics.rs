@@ -72,6 +72,8 @@ pub fn publish(state: &State, accepted: Accepted) {
         counter!("boom_forged_total", &labels).absolute(row.forged);
         counter!("boom_killed_total", &labels).absolute(row.killed);
         let unknown = row.unknown.values().sum();
+        // Where a late leak corrected an outcome, that one's counter stands still until
+        // its count has caught up: a counter must not fall (absolute() keeps the most).
         for (outcome, n) in [
             ("leaked", row.leaked),
             ("delivered", row.delivered),

@@ -74,6 +74,11 @@ impl Sniffer {
             .map(|o| SockFilter::new(o.code, o.jt, o.jf, o.k))
             .collect();
         socket.attach_filter(&ops).map_err(step("attach a filter to"))?;
+        // Then the buffer, before what is wanted overflows the default one.
+        let forced = setsockopt(&socket, sockopt::RcvBufForce, &buffer).is_ok();
+        if !forced {
+            socket.set_recv_buffer_size(buffer).map_err(step("set SO_RCVBUF on"))?;
+        }
         socket.set_nonblocking(true).map_err(step("set up"))?;
         let nix = |operation| move |e: Errno| RawError { operation, family, source: e.into() };
         setsockopt(&socket, sockopt::RxqOvfl, &1).map_err(nix("set SO_RXQ_OVFL on"))?;
@@ -82,10 +87,6 @@ impl Sniffer {
         if family == Family::Ipv6 {
             setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)
                 .map_err(nix("set IPV6_RECVPKTINFO on"))?;
-        }
-        let forced = setsockopt(&socket, sockopt::RcvBufForce, &buffer).is_ok();
-        if !forced {
-            socket.set_recv_buffer_size(buffer).map_err(step("set SO_RCVBUF on"))?;
         }
         // The kernel doubles what it was asked for (socket(7)).
         let receive_buffer = socket.recv_buffer_size().map_err(step("read SO_RCVBUF of"))? / 2;

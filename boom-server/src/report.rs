@@ -52,7 +52,10 @@ pub fn result(
         .flat_map(|p| p.reasons.iter().map(move |r| format!("{} {}: {r}", p.class, p.family)))
         .collect();
     if paths.is_empty() {
-        reasons.push("nothing was forged: no client connected".to_owned());
+        reasons.push(match connections.handshakes {
+            0 => "nothing was forged: no client connected".to_owned(),
+            n => format!("nothing was forged: {n} connections ended before, or were let alone"),
+        });
     }
     if let Some((n, ip)) = state.tally.elsewhere {
         reasons.push(format!(

@@ -1,13 +1,14 @@
 //! The order of steps: sockets, privileges away, engine and listeners, the end.
 
 use std::io::{self, IsTerminal};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use canary_common::exit::Exit;
+use canary_common::listen;
 use canary_common::outcome::EndedBy;
 use canary_common::output::{OutputError, ResultFile, print_line, print_text, termination_message};
 use canary_common::result::Clock;
@@ -16,7 +17,6 @@ use canary_common::segment::Family;
 use canary_common::shutdown::Shutdown;
 use canary_common::telemetry::{self, Admin, MetricsError};
 use metrics_exporter_prometheus::PrometheusHandle;
-use nix::errno::Errno;
 use nix::sys::socket::SockaddrStorage;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -33,7 +33,7 @@ use crate::report::{self, Accepted};
 const LOOK: Duration = Duration::from_millis(20);
 /// How old a number on the admin port may be.
 const PUBLISH: Duration = Duration::from_millis(500);
-/// How long accept() may lag behind the raw sockets at the end of a run.
+/// How long accept() and the raw sockets may lag behind one another at the end of a run.
 const PARITY: Duration = Duration::from_millis(500);
 
 /// Why the program could not begin.
@@ -78,12 +78,13 @@ fn start(operation: &'static str) -> impl FnOnce(io::Error) -> RunError {
 /// Runs to the end and says how to exit.
 pub fn run(config: &Config) -> Result<Exit, RunError> {
     let clock = Clock::start();
-    let output = config.output.as_deref().map(ResultFile::prepare).transpose();
-    let output = output.map_err(RunError::Output)?;
     privilege::check()?;
-    let listeners =
-        config.listen.iter().map(|addr| bind("--listen", *addr)).collect::<Result<Vec<_>, _>>()?;
-    let admin = config.admin.0.map(|addr| bind("--admin", addr)).transpose()?;
+    let listeners = config
+        .listen
+        .iter()
+        .map(|addr| bind("--listen", *addr, listener::bound))
+        .collect::<Result<Vec<_>, _>>()?;
+    let admin = config.admin.0.map(|addr| bind("--admin", addr, listener::bind)).transpose()?;
 
     let addresses: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
     let ports: Vec<u16> = addresses.iter().map(SocketAddr::port).collect();
@@ -95,25 +96,18 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
     let sender = Sender::open(&families)?;
     // Before any thread: capabilities belong to threads, and are inherited.
     let bounding_empty = privilege::drop_all()?;
+    // As at the end of the run: without CAP_DAC_OVERRIDE.
+    let output = config.output.as_deref().map(ResultFile::prepare).transpose();
+    let output = output.map_err(RunError::Output)?;
     telemetry::init_logs(config.log);
 
     let shared = Arc::new(Shared::default());
     shared.state().sniffer.receive_buffer =
         sniffers.iter().map(|s| s.receive_buffer() as u64).min().unwrap_or(0);
-    let mut notes = Vec::new();
-    for sniffer in sniffers.iter().filter(|s| s.receive_buffer() < config.receive_buffer) {
-        let note = format!(
-            "the {} raw socket has a receive buffer of {} octets instead of {}: raise net.core.rmem_max or add CAP_NET_ADMIN",
-            sniffer.family(),
-            sniffer.receive_buffer(),
-            config.receive_buffer
-        );
+    let mut notes = small_buffers(&sniffers, config.receive_buffer);
+    notes.extend(stranger(&config.local_ips(), &own_addresses()));
+    for note in &notes {
         tracing::warn!("{note}");
-        notes.push(note);
-    }
-    if let Some(note) = stranger(&config.local_ips(), &own_addresses()) {
-        tracing::warn!("{note}");
-        notes.push(note);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -127,6 +121,7 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
             outcome_timeout: config.outcome_timeout,
             forge_delay: config.forge_delay,
             capacity: config.max_flows as usize,
+            listen: addresses.clone(),
             local: config.local_ips(),
         },
         Classes { pods: config.pod_cidr.clone(), nodes: config.node_ip.clone() },
@@ -149,7 +144,8 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
             let program = Arc::clone(&program);
             // Still running: there is no end yet to name.
             move || {
-                serde_json::to_string(&program.result(EndedBy::Duration, &[])).unwrap_or_default()
+                let result = program.result(EndedBy::Duration, program.accepted(), &[]);
+                serde_json::to_string(&result).unwrap_or_default()
             }
         };
         let handle = metrics::init()?;
@@ -164,7 +160,16 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
             .name("engine".to_owned())
             .spawn(move || engine.run())
             .map_err(start("start the engine's thread"))?;
-        for listener in listeners {
+        // Last: no handshake is complete before the raw sockets can see it.
+        for (listener, addr) in listeners.into_iter().zip(&addresses) {
+            let option = "--listen";
+            let judged =
+                config.outcome_timeout.saturating_mul(2).saturating_add(config.forge_delay);
+            listener::listen(&listener, judged).map_err(|source| RunError::Bind {
+                option,
+                addr: *addr,
+                source,
+            })?;
             let listener =
                 tokio::net::TcpListener::from_std(listener).map_err(start("serve --listen"))?;
             tokio::spawn(listener::accept(listener, Arc::clone(&program.counters)));
@@ -209,6 +214,19 @@ fn own_addresses() -> Vec<IpAddr> {
         .map_or_else(|_| Vec::new(), |all| all.filter_map(|i| address(i.address?)).collect())
 }
 
+/// Says so where the kernel granted a smaller buffer than `wanted`.
+fn small_buffers(sniffers: &[Sniffer], wanted: usize) -> Vec<String> {
+    let small = sniffers.iter().filter(|s| s.receive_buffer() < wanted);
+    let note = |s: &Sniffer| {
+        format!(
+            "the {} raw socket has a receive buffer of {} octets instead of {wanted}: raise net.core.rmem_max or add CAP_NET_ADMIN",
+            s.family(),
+            s.receive_buffer()
+        )
+    };
+    small.map(note).collect()
+}
+
 /// Says so when none of the addresses that POD_IP and POD_IPS name is here:
 /// then no connection will be judged.
 fn stranger(named: &[IpAddr], own: &[IpAddr]) -> Option<String> {
@@ -222,19 +240,30 @@ fn stranger(named: &[IpAddr], own: &[IpAddr]) -> Option<String> {
     })
 }
 
-fn bind(option: &'static str, addr: SocketAddr) -> Result<std::net::TcpListener, RunError> {
-    let failed = |source| RunError::Bind { option, addr, source };
-    match listener::bind(addr) {
-        // A kernel without IPv6 can still serve what [::] means for IPv4.
-        Err(e) if addr.ip().is_unspecified() && addr.is_ipv6() && without_ipv6(&e) => {
-            listener::bind((Ipv4Addr::UNSPECIFIED, addr.port()).into()).map_err(failed)
+fn bind(
+    option: &'static str,
+    addr: SocketAddr,
+    how: fn(SocketAddr) -> io::Result<std::net::TcpListener>,
+) -> Result<std::net::TcpListener, RunError> {
+    listen::bind(addr, how).map_err(|source| RunError::Bind { option, addr, source })
+}
+
+/// Waits until `done`, `most` at most, or for a signal.
+async fn wait(shutdown: &mut Shutdown, most: Duration, done: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !done() && begun.elapsed() < most {
+        tokio::select! {
+            _ = shutdown.signalled() => return,
+            () = sleep(LOOK) => {}
         }
-        other => other.map_err(failed),
     }
 }
 
-fn without_ipv6(e: &io::Error) -> bool {
-    [Errno::EAFNOSUPPORT, Errno::EADDRNOTAVAIL].iter().any(|n| e.raw_os_error() == Some(*n as i32))
+/// How many accepted connections belong to a run that saw `handshakes`: `before` were
+/// accepted when its engine was told to end, `now` by now. What came after that end is
+/// no part of the run; what is missing on either side stays a difference.
+fn of_this_run(before: u64, now: u64, handshakes: u64) -> u64 {
+    now.min(handshakes).max(before)
 }
 
 /// Keeps the metrics up to date, and the histogram's memory bounded.
@@ -271,12 +300,12 @@ impl Program {
         }
     }
 
-    fn result(&self, ended_by: EndedBy, notes: &[String]) -> BoomResult {
+    fn result(&self, ended_by: EndedBy, accepted: Accepted, notes: &[String]) -> BoomResult {
         let state = self.shared.snapshot();
         let mut notes = notes.to_vec();
         notes.extend(self.clock_step());
         notes.extend(telemetry::lost_lines());
-        report::result(&self.config, &self.clock, ended_by, &state, self.accepted(), &notes)
+        report::result(&self.config, &self.clock, ended_by, &state, accepted, &notes)
     }
 
     /// Says so when the wall clock moved otherwise than time does: only the
@@ -317,25 +346,6 @@ impl Program {
         }
     }
 
-    /// Lets open connections end by themselves, and accept() catch up.
-    async fn drain(&self, by: EndedBy, shutdown: &mut Shutdown) {
-        let open = || self.counters.open.load(Ordering::Relaxed) > 0;
-        let behind = || self.accepted().accepted < self.shared.state().tally.handshakes;
-        let begun = Instant::now();
-        loop {
-            let waited = begun.elapsed();
-            let more = (by == EndedBy::Connections && open() && waited < self.config.hold)
-                || (behind() && waited < PARITY);
-            if !more {
-                return;
-            }
-            tokio::select! {
-                _ = shutdown.signalled() => return,
-                () = sleep(LOOK) => {}
-            }
-        }
-    }
-
     async fn to_the_end(
         &self,
         mut shutdown: Shutdown,
@@ -344,16 +354,29 @@ impl Program {
         mut notes: Vec<String>,
     ) -> Exit {
         let by = self.end(&mut shutdown).await;
+        let handshakes = || self.shared.state().tally.handshakes;
+        let accepted = || self.accepted().accepted;
         if by == EndedBy::Connections {
             // Whoever holds the connections may let them go.
             tracing::info!("settled");
+            // What waits to be accepted is open too.
+            wait(&mut shutdown, PARITY, || accepted() >= handshakes()).await;
+            let open = || self.counters.open.load(Ordering::Relaxed);
+            wait(&mut shutdown, self.config.hold, || open() == 0).await;
         }
-        self.drain(by, &mut shutdown).await;
+        // Under load neither count ever rests: the engine ends when it has seen what is
+        // accepted now, then accept() gets what the engine saw.
+        let known = accepted();
+        wait(&mut shutdown, PARITY, || handshakes() >= known).await;
         self.shared.stop();
         if thread.join().is_err() {
             self.shared.state().sniffer.failed = Some("the engine's thread panicked".to_owned());
         }
-        let mut result = self.result(by, &notes);
+        let handshakes = handshakes();
+        wait(&mut shutdown, PARITY, || accepted() >= handshakes).await;
+        let mut accepted = self.accepted();
+        accepted.accepted = of_this_run(known, accepted.accepted, handshakes);
+        let mut result = self.result(by, accepted, &notes);
         let line = report::one_line(&result, &self.shared.state());
         let before = notes.len();
         let note = |notes: &mut Vec<String>, e: &OutputError| {
@@ -362,11 +385,11 @@ impl Program {
         };
         if let Err(e) = termination_message(self.config.termination_log.as_deref(), &line) {
             note(&mut notes, &e);
-            result = self.result(by, &notes);
+            result = self.result(by, accepted, &notes);
         }
         if let Some(Err(e)) = output.map(|o| o.write(&result)) {
             note(&mut notes, &e);
-            result = self.result(by, &notes);
+            result = self.result(by, accepted, &notes);
         }
         let mut lost = notes.len() > before;
         let printed = if io::stdout().is_terminal() {
@@ -397,6 +420,16 @@ mod tests {
         assert_eq!(step_note(100.4, 100.0), None);
         assert!(step_note(3700.0, 100.0).is_some_and(|n| n.contains("stepped by 3600.0 s")));
         assert!(step_note(-3500.0, 100.0).is_some_and(|n| n.contains("stepped by -3600.0 s")));
+    }
+
+    /// What comes after the engine's end is left out; a handshake or an accept() that is
+    /// missing stays a difference.
+    #[test]
+    fn only_what_is_missing_is_a_difference() {
+        assert_eq!(of_this_run(10, 10, 10), 10);
+        assert_eq!(of_this_run(10, 25, 12), 12);
+        assert_eq!(of_this_run(10, 25, 9), 10);
+        assert_eq!(of_this_run(10, 11, 12), 11);
     }
 
     /// POD_IP is complained about only where none of its addresses is here.

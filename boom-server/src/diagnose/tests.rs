@@ -1,5 +1,6 @@
 use super::*;
 use canary_common::outcome::UnknownReason;
+use proptest::prelude::*;
 
 /// (forgery, leaked, delivered, dropped)
 type Cell = (Forgery, u64, u64, u64);
@@ -195,4 +196,42 @@ fn the_bound_is_exact() {
     ] {
         assert!((upper_95(k, n) - bound).abs() < 1e-5, "{k} of {n}: {}", upper_95(k, n));
     }
+}
+
+/// The same bound by the sum over every term.
+fn by_the_whole_sum(k: u64, n: u64) -> f64 {
+    let at_most = |p: f64| {
+        let mut log_term = n as f64 * (1.0 - p).ln();
+        (0..=k).fold(0.0, |sum, i| {
+            let term = log_term.exp();
+            log_term += ((n - i) as f64 / (i + 1) as f64).ln() + p.ln() - (1.0 - p).ln();
+            sum + term
+        })
+    };
+    let (mut low, mut high) = (k as f64 / n as f64, 1.0);
+    for _ in 0..60 {
+        let mid = f64::midpoint(low, high);
+        if at_most(mid) > 0.05 { low = mid } else { high = mid }
+    }
+    high
+}
+
+proptest! {
+    /// The terms that are left out do not change it.
+    #[test]
+    fn the_bound_is_that_of_the_whole_sum(n in 2u64..600, part in 0.0..1.0) {
+        let k = 1 + ((n - 2) as f64 * part) as u64;
+        let (bound, whole) = (upper_95(k, n), by_the_whole_sum(k, n));
+        prop_assert!((bound - whole).abs() < 1e-9, "{} of {}: {} {}", k, n, bound, whole);
+    }
+}
+
+/// Of millions of judgements the bound is the normal one in the limit.
+#[test]
+fn the_bound_of_millions() {
+    let (k, n) = (4_000_000, 12_000_000);
+    let bound = upper_95(k, n);
+    let p = k as f64 / n as f64;
+    let normal = p + 1.644_854 * (p * (1.0 - p) / n as f64).sqrt();
+    assert!((bound - normal).abs() < 1e-6, "{bound} {normal}");
 }

@@ -6,7 +6,9 @@ use canary_common::outcome::{Forgery, Outcome, UnknownReason};
 use canary_common::segment::{Flags, Segment};
 
 use super::table::Key;
-use super::{Action, CLOSED_LIFE, Flow, Flows, JUDGED_LIFE, Judgement, ResetCause, State, reset};
+use super::{
+    Action, CLOSED_LIFE, Flow, Flows, Forged, JUDGED_LIFE, Judgement, ResetCause, State, reset,
+};
 use crate::forge;
 
 impl Flows {
@@ -17,17 +19,23 @@ impl Flows {
         seg: &Segment<'_>,
         out: &mut Vec<Action>,
     ) {
+        let timeout = self.timeout(key);
         let flow = self.table.get_mut(key);
         let other = ResetCause::Other { expected: flow.rcv };
         // RFC 9293, section 3.10.7.4: only this number ends the connection.
         let exact = seg.seq == flow.rcv;
-        let matched = flow.forged.filter(|f| f.spec.provokes(seg));
         // One forged segment draws one answer: after another it is not this one's.
-        let open = match flow.outcome {
+        let open = |f: &Forged| match flow.outcome {
             None | Some((Outcome::Dropped, _) | (_, Some(UnknownReason::NoProofOfLife))) => true,
+            // In mid-stream another segment may have drawn the one bare acknowledgment.
+            // After an overshoot a later reset has a name of its own.
+            Some((Outcome::Delivered, _)) => {
+                f.in_stream && f.answers == 1 && f.forgery != Forgery::Overshoot
+            }
             Some(_) => false,
         };
-        let Some(forged) = matched.filter(|_| open && !flow.dead) else {
+        let matched = flow.forged.filter(|f| f.spec.provokes(seg) && open(f) && !flow.dead);
+        let Some(forged) = matched else {
             let cause = if flow.was_poisoned(seg) { ResetCause::Poisoned } else { other };
             out.push(Action::Reset(reset(flow.tuple, seg, cause)));
             if exact {
@@ -36,8 +44,10 @@ impl Flows {
             return;
         };
         // A client that has closed resets whatever still reaches it, with the
-        // same numbers where the server had sent data.
-        if flow.fin {
+        // same numbers where the server had sent data. In mid-stream a segment of the
+        // server's own bears the same acknowledgment, and may be reset later.
+        let late = flow.state != State::Forged && now >= forged.at + timeout;
+        if flow.fin || (forged.in_stream && late) {
             out.push(Action::Reset(reset(flow.tuple, seg, other)));
             flow.dead |= exact;
             if flow.outcome.is_none() {
@@ -98,15 +108,20 @@ impl Flows {
         let answer = flow.reads_as(seg);
         let acks_before = flow.snd;
         flow.advance(seg);
-        let moved = flow.snd != acks_before;
+        let hides = flow.snd != acks_before || answer == Some(Answer::Unclear);
         let fin = flow.fin;
         if let Some(f) = flow.forged.as_mut() {
-            f.busy |= moved && f.in_stream && flow.state == State::Forged;
+            f.busy |= hides && f.in_stream && flow.state == State::Forged;
             f.alive |= flow.state == State::Probed;
         }
         match (flow.state, answer) {
-            (State::Forged, Some(Answer::ToForged | Answer::Duplicate))
-            | (State::Probed, Some(Answer::ToForged)) => {
+            (State::Forged, Some(Answer::Duplicate)) => {
+                if let Some(f) = flow.forged.as_mut() {
+                    f.answers = 1;
+                }
+                self.settle(now, key, Outcome::Delivered, None, false, out);
+            }
+            (State::Forged | State::Probed, Some(Answer::ToForged)) => {
                 self.settle(now, key, Outcome::Delivered, None, false, out);
             }
             (State::Probed, Some(Answer::ToProbe)) => self.last_word(now, key, out),
@@ -141,7 +156,8 @@ impl Flows {
                 out,
             );
         }
-        let spec = forge::life_probe(flow.numbers());
+        let Some(forged) = flow.forged.as_ref() else { return };
+        let spec = forge::life_probe(flow.numbers(), &forged.spec);
         flow.state = State::Probed;
         if let Some(f) = flow.forged.as_mut() {
             f.probe = Some(spec);
@@ -211,6 +227,8 @@ enum Answer {
     ToProbe,
     /// A bare acknowledgment that acknowledges nothing new.
     Duplicate,
+    /// One that another segment or the client's own reading has drawn.
+    Unclear,
 }
 
 impl Flow {
@@ -241,7 +259,12 @@ impl Flow {
         // RFC 9293, section 3.10.7.4: <SEQ=SND.NXT><ACK=RCV.NXT><CTL=ACK>. A
         // keep-alive probe of the client lies one before rcv.
         let bare = seg.payload_len == 0 && !seg.flags.has(Flags::FIN);
-        let duplicate = bare && seg.ack == self.snd && !seg.seq.before(self.rcv);
-        duplicate.then_some(Answer::Duplicate)
+        if !bare || seg.ack != self.snd || seg.seq.before(self.rcv) {
+            return None;
+        }
+        // Blocks name what they answer (RFC 2018, section 4; RFC 2883), and a window
+        // that moved after data of the server's is an update (RFC 9293, section 3.8.6).
+        let other = sack.is_some() || self.window.is_some_and(|w| w != seg.window);
+        Some(if other { Answer::Unclear } else { Answer::Duplicate })
     }
 }

@@ -36,7 +36,12 @@ pub(super) struct Table {
     queue: BinaryHeap<Reverse<(Duration, Key)>>,
     /// Unanswered SYNs, oldest first: a flood of them must not push out the rest.
     embryos: VecDeque<Key>,
+    /// Where the search for a judged flow goes on.
+    hand: usize,
 }
+
+/// Slots that are searched for a judged flow before another must go.
+const SEARCH: usize = 64;
 
 impl Table {
     pub(super) fn new(capacity: usize) -> Self {
@@ -47,6 +52,7 @@ impl Table {
             by_tuple: AHashMap::new(),
             queue: BinaryHeap::new(),
             embryos: VecDeque::new(),
+            hand: 0,
         }
     }
 
@@ -79,8 +85,8 @@ impl Table {
             .collect()
     }
 
-    /// Removes a flow when the table is full: the oldest unanswered SYN, else the
-    /// one that would be due next.
+    /// Removes a flow when the table is full: the oldest unanswered SYN, else one that
+    /// is judged, else the one that would be due next.
     pub(super) fn make_room(&mut self) -> Option<Flow> {
         if self.len() < self.capacity {
             return None;
@@ -88,6 +94,13 @@ impl Table {
         while let Some(key) = self.embryos.pop_front() {
             if self.live(key).is_some_and(|f| f.state == State::Embryo) {
                 return Some(self.remove(key));
+            }
+        }
+        for _ in 0..SEARCH.min(self.slots.len()) {
+            self.hand = (self.hand + 1) % self.slots.len();
+            let Slot { generation, flow, .. } = &self.slots[self.hand];
+            if flow.as_ref().is_some_and(|f| f.state == State::Settled) {
+                return Some(self.remove(Key { slot: self.hand as u32, generation: *generation }));
             }
         }
         while let Some(Reverse((_, key))) = self.queue.pop() {

@@ -21,6 +21,7 @@ fn settings(forgeries: &[Forgery]) -> Settings {
         outcome_timeout: TIMEOUT,
         forge_delay: Duration::ZERO,
         capacity: 100,
+        listen: vec![SocketAddr::from(([0, 0, 0, 0], 9000))],
         local: Vec::new(),
     }
 }
@@ -57,6 +58,13 @@ impl Play {
 
     fn with(settings: Settings) -> Self {
         Self { flows: Flows::new(settings), now: ms(0), port: 40000, out: Vec::new() }
+    }
+
+    /// A connection on which the segment is forged 100 ms after its handshake.
+    fn mid_stream(forgery: Forgery) -> Self {
+        let mut p = Self::with(Settings { forge_delay: ms(100), ..settings(&[forgery]) });
+        p.handshake();
+        p
     }
 
     fn gets(&mut self, seg: &Segment<'_>) -> &mut Self {
@@ -239,7 +247,7 @@ fn dropped_needs_proof_of_life() {
     let mut p = Play::new(Forgery::AboveWindow);
     p.handshake().after(TIMEOUT);
     let probe = p.probe().unwrap();
-    assert_eq!((probe.seq, probe.ack), (SND.sub(2), ISN.add(1)));
+    assert_eq!((probe.seq, probe.ack), (SND.sub(2), ISN));
     let options = dsack(probe);
     let answer = Segment { options: &options, ..p.base() };
     p.gets(&answer);
@@ -274,6 +282,95 @@ fn a_dsack_names_what_was_delivered() {
     let answer = Segment { options: &options, ..p.base() };
     p.gets(&answer);
     assert_eq!(p.outcome(), Some((Outcome::Delivered, None)));
+}
+
+/// The probe's reset bears another number than the forged segment's, also where the
+/// client has sent one octet in between.
+#[test]
+fn the_probes_reset_is_no_leak() {
+    for octets in [0, 1] {
+        let mut p = Play::new(Forgery::AboveWindow);
+        p.handshake();
+        let data = Segment { payload_len: octets, flags: Flags::PSH.with(Flags::ACK), ..p.base() };
+        if octets > 0 {
+            p.gets(&data);
+        }
+        p.after(TIMEOUT);
+        let provoked = p.probe().unwrap().ack;
+        p.rst(provoked).after(TIMEOUT);
+        assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::NoProofOfLife))));
+        assert_eq!(p.resets().len(), 1);
+        assert!(!p.resets().contains(&ResetCause::Forged(Forgery::AboveWindow)));
+    }
+}
+
+/// In mid-stream the server's own segments draw the same reset: it is the forged one's
+/// only while that is waited for.
+#[test]
+fn a_late_reset_in_mid_stream_is_ambiguous() {
+    let mut p = Play::mid_stream(Forgery::AboveWindow);
+    p.after(ms(100)).after(ms(399)).rst(ISN.add(1));
+    assert_eq!(p.outcome(), Some((Outcome::Leaked, None)));
+
+    let mut p = Play::mid_stream(Forgery::AboveWindow);
+    p.after(ms(100)).after(TIMEOUT).rst(ISN.add(1));
+    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::AmbiguousReset))));
+
+    let mut p = Play::mid_stream(Forgery::AboveWindow);
+    p.after(ms(100)).after(TIMEOUT).ack().after(TIMEOUT).rst(ISN.add(1));
+    assert_eq!(p.outcome(), Some((Outcome::Dropped, None)));
+    assert_eq!(p.resets(), [ResetCause::Other { expected: ISN.add(1) }]);
+}
+
+/// A duplicate acknowledgment whose blocks name other octets than the forged ones answers
+/// another segment, and in mid-stream it may hide the answer.
+#[test]
+fn blocks_of_other_octets_are_no_answer() {
+    let other = Spec { seq: SND.add(1448), ack: Seq(0), flags: Flags::ACK, payload: b"other" };
+    for (mut p, silence) in [
+        (Play::new(Forgery::AboveWindow), (Outcome::Dropped, None)),
+        (Play::mid_stream(Forgery::AboveWindow), (Outcome::Unknown, Some(Why::Busy))),
+    ] {
+        if p.out.is_empty() {
+            p.handshake();
+        }
+        p.after(ms(100));
+        let blocks = dsack(other);
+        let duplicate = Segment { options: &blocks, ..p.base() };
+        p.gets(&duplicate);
+        assert_eq!(p.outcome(), None);
+        p.after(TIMEOUT).ack().after(TIMEOUT);
+        assert_eq!(p.outcome(), Some(silence));
+    }
+}
+
+/// Once the client has had data, an acknowledgment whose window alone has changed tells
+/// that it was read; one with the same window is the answer.
+#[test]
+fn a_window_update_is_no_answer() {
+    for (window, outcome) in [(502, Some((Outcome::Delivered, None))), (601, None)] {
+        let mut p = Play::mid_stream(Forgery::AboveWindow);
+        let had = Segment { ack: SND.add(1448), ..p.base() };
+        p.gets(&had).after(ms(100));
+        let bare = Segment { window, ..had };
+        p.gets(&bare);
+        assert_eq!(p.outcome(), outcome);
+        if outcome.is_none() {
+            p.after(TIMEOUT).after(TIMEOUT);
+            assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::Busy))));
+        }
+    }
+}
+
+/// In mid-stream a bare duplicate may have been another segment's answer: the reset that
+/// the forged one provokes corrects it while that is waited for, and not later.
+#[test]
+fn a_reset_corrects_a_bare_duplicate_in_mid_stream() {
+    for (wait, outcome) in [(ms(399), Outcome::Leaked), (TIMEOUT, Outcome::Delivered)] {
+        let mut p = Play::mid_stream(Forgery::AboveWindow);
+        p.after(ms(100)).ack().after(wait).rst(ISN.add(1));
+        assert_eq!(p.outcome(), Some((outcome, None)));
+    }
 }
 
 /// A slow path is given several round trips.

@@ -136,7 +136,8 @@ proptest! {
         prop_assume!(t.windows.0 >= 1000);
         let (mut entry, n) = t.entry(new);
         prop_assert_eq!(entry.class(&spec(Forgery::Control, n)), Class::Valid);
-        prop_assert_eq!(entry.class(&life_probe(n)), Class::Valid);
+        let probe = life_probe(n, &spec(Forgery::Control, n));
+        prop_assert_eq!(entry.class(&probe), Class::Valid);
     }
 
     /// Below the window is never INVALID since Linux 6.1, and always before it
@@ -174,6 +175,22 @@ proptest! {
             // The control's would kill too, if it leaked; it is never INVALID.
             let kills = provoked == n.rcv && *f != Forgery::Control && *f != Forgery::NoFlags;
             prop_assert_eq!(kills, f.can_kill(), "{}", f);
+        }
+    }
+
+    /// The reset that the probe provokes is no forged segment's, however much the client
+    /// has sent in between, and not the one that ends the connection.
+    #[test]
+    fn the_probes_reset_is_told_apart(t in traffic(), since in prop_oneof![0u32..4, 0u32..1 << 29]) {
+        let (_, n) = t.entry(true);
+        let now = Numbers { rcv: n.rcv.add(since), ..n };
+        for f in Forgery::ALL {
+            let s = spec(*f, n);
+            let any = std::net::SocketAddr::from(([198, 18, 0, 1], 1));
+            let seq = life_probe(now, &s).ack;
+            let rst = Segment { src: any, dst: any, seq, ack: Seq(0), flags: Flags::RST, window: 0, options: &[], payload_len: 0 };
+            prop_assert!(!s.provokes(&rst), "{}", f);
+            prop_assert_ne!(seq, now.rcv);
         }
     }
 

@@ -108,6 +108,8 @@ fn a_client_that_closes_first_is_let_alone() {
     let (status, result, _) = boom.end(SOON);
     assert_eq!((result.connections.handshakes, result.connections.forged), (3, 0));
     assert_eq!((result.outcomes.len(), status.code()), (0, Some(11)));
+    let told = "nothing was forged: 3 connections ended before, or were let alone";
+    assert_eq!(result.reasons[0], told);
 }
 
 /// A wall clock that is stepped by an hour, either way, is told; judgements are right.

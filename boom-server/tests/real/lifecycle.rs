@@ -1,11 +1,13 @@
 //! How boom-server begins and ends: real processes, real namespaces.
 
-use std::io::{Read, Write};
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::rig::{Rig, VIP4, VIP6, exchange};
+use crate::rig::{Rig, VIP4, VIP6, exchange, sh};
 use canary_common::outcome::{EndedBy, Verdict};
 use canary_common::result::boom::BoomResult;
 use canary_common::segment::{Emit, Flags};
@@ -145,6 +147,107 @@ fn a_port_in_use_is_told() {
 fn an_impossible_output_is_refused() {
     let rig = Rig::new();
     refuses(&run(&rig, &[], &["--output=/nowhere/r.json"]), 2, &["--output", "/nowhere/r.json"]);
+}
+
+/// A directory that only CAP_DAC_OVERRIDE could write in, which is gone by the end, is
+/// refused at the beginning; one of this user's is not.
+#[test]
+fn an_output_in_anothers_directory_is_refused() {
+    let rig = Rig::new();
+    let dir = tempfile::tempdir().unwrap();
+    let option = format!("--output={}", dir.path().join("r.json").display());
+    rig.boom(&["--duration=100ms", &option]).end(SOON);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    std::os::unix::fs::chown(dir.path(), Some(65_534), None).unwrap();
+    refuses(&run(&rig, &[], &[&option]), 2, &["--output", "r.json", "Permission denied"]);
+}
+
+/// Connections made without a pause, from before the beginning to after the end, are all
+/// counted on both sides: neither end is a doubt.
+#[test]
+fn a_steady_load_is_no_doubt() {
+    let rig = Rig::new();
+    rig.protect(true, true);
+    let to: SocketAddr = VIP4.parse().unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        for _ in 0..3 {
+            s.spawn(|| {
+                rig.within('c', || {
+                    let (mut held, begun) = (VecDeque::new(), Instant::now());
+                    while !stop.load(Ordering::Relaxed) && begun.elapsed() < SOON {
+                        // Refused while nobody listens.
+                        held.extend(TcpStream::connect_timeout(&to, Duration::from_secs(5)));
+                        held.drain(..held.len().saturating_sub(100));
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                });
+            });
+        }
+        let results: Vec<_> = (0..4)
+            .map(|_| {
+                let mut boom = rig.boom(&["--forge=control,above-window", "--events=all"]);
+                for _ in 0..200 {
+                    boom.wait_for("judged");
+                }
+                boom.signal(Signal::SIGTERM);
+                boom.end(Duration::from_secs(2))
+            })
+            .collect();
+        stop.store(true, Ordering::Relaxed);
+        for (status, result, _) in results {
+            let c = result.connections;
+            assert!(c.handshakes >= 200 && c.accepted == c.handshakes, "{c:?}");
+            assert_eq!(status.code(), Some(0), "{:?}", result.reasons);
+        }
+    });
+}
+
+/// Nobody can connect before the raw sockets are open: held up where the output is
+/// prepared, between them and listen(), the port is still closed.
+#[test]
+fn it_listens_last() {
+    let rig = Rig::new();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("r.json");
+    // Opening it to write waits for a reader.
+    let pipe = dir.path().join("r.json.part");
+    sh(&format!("mkfifo {}", pipe.display()));
+    let options = ["--admin=[::]:9100", "--forge=control", "--connections=1", "--output"];
+    let options = [&options[..], &[path.to_str().unwrap()]].concat();
+    std::thread::scope(|s| {
+        let boom = s.spawn(|| rig.boom(&options));
+        let early = rig.within('s', || {
+            let begun = Instant::now();
+            while TcpStream::connect("127.0.0.1:9100").is_err() && begun.elapsed() < SOON {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            TcpStream::connect("127.0.0.1:9000").map_err(|e| e.kind())
+        });
+        let _reader = std::fs::File::options().read(true).write(true).open(&pipe).unwrap();
+        let boom = boom.join().unwrap();
+        assert_eq!(early.err(), Some(ErrorKind::ConnectionRefused));
+        drop(rig.connect(VIP4, 1));
+        let (_, result, _) = boom.end(SOON);
+        assert_eq!((result.connections.accepted, result.connections.handshakes), (1, 1));
+    });
+}
+
+/// Connections that were never accepted are missing in the result, and are a doubt.
+#[test]
+fn what_is_not_accepted_is_a_doubt() {
+    let rig = Rig::new();
+    let options = ["--forge=control", "--on-reset=count"];
+    let boom = rig.boom_under(&["prlimit", "--nofile=32:32"], &options);
+    let held = rig.connect(VIP4, 60);
+    boom.signal(Signal::SIGTERM);
+    let (status, result, _) = boom.end(Duration::from_secs(2));
+    drop(held);
+    let c = result.connections;
+    assert!(c.handshakes == 60 && c.accepted < 60, "{c:?}");
+    let told = "60 handshakes seen: not every connection was judged";
+    assert!(result.reasons.iter().any(|r| r.contains(told)), "{:?}", result.reasons);
+    assert_eq!(status.code(), Some(11));
 }
 
 /// A disk that is full at the end costs the file, not the result.

@@ -16,6 +16,8 @@ const CAPACITY: usize = 4;
 #[derive(Default)]
 struct Seen {
     specs: HashMap<FourTuple, Spec>,
+    /// Handshakes after which nothing has been forged yet.
+    waiting: u64,
     forged: u64,
     judged: u64,
     probed: u64,
@@ -32,6 +34,7 @@ pub(crate) fn drive(bytes: &[u8]) -> Result<(), String> {
         outcome_timeout: Duration::from_millis(100),
         forge_delay: Duration::from_millis(u64::from(bytes.first().copied().unwrap_or(0) % 3) * 20),
         capacity: CAPACITY,
+        listen: vec![SocketAddr::from(([198, 18, 0, 1], 9000))],
         local: Vec::new(),
     });
     let (mut now, mut seen, mut out) = (Duration::ZERO, Seen::default(), Vec::new());
@@ -88,7 +91,7 @@ pub(crate) fn drive(bytes: &[u8]) -> Result<(), String> {
         }
     }
     seen.rst = None;
-    let pending = seen.forged - seen.judged;
+    let pending = seen.waiting + seen.forged - seen.judged;
     if flows.finish(now, &mut out) != pending {
         return Err("the end did not judge what was left".to_owned());
     }
@@ -110,6 +113,7 @@ fn check(seen: &mut Seen, out: &mut Vec<Action>) -> Result<(), String> {
     for action in out.drain(..) {
         match action {
             Action::Forge { tuple, spec, .. } => {
+                seen.waiting -= 1;
                 seen.forged += 1;
                 seen.specs.insert(tuple, spec);
             }
@@ -135,7 +139,8 @@ fn check(seen: &mut Seen, out: &mut Vec<Action>) -> Result<(), String> {
                     leak(seen, r.tuple)?;
                 }
             }
-            Action::Handshake | Action::NotForged | Action::Elsewhere(_) => {}
+            Action::Handshake => seen.waiting += 1,
+            Action::NotForged | Action::Elsewhere(_) => seen.waiting -= 1,
         }
     }
     Ok(())

@@ -106,6 +106,36 @@ fn only_named_addresses_are_judged_for() {
     }
 }
 
+/// Another process may listen on the same port of another address: its connections are
+/// let alone, and their resets are not counted.
+#[test]
+fn only_listeners_are_judged_for() {
+    for (listen, mine) in [
+        ("198.18.0.1:9000", true),
+        ("198.18.0.9:9000", false),
+        ("198.18.0.1:9001", false),
+        ("0.0.0.0:9000", true),
+        ("[::]:9000", true),
+        ("[::]:9001", false),
+        ("[::ffff:198.18.0.1]:9000", true),
+        ("[::1]:9000", false),
+    ] {
+        let mut s = settings(&[Forgery::AboveWindow]);
+        s.listen = vec!["[fd00::1]:9000".parse().unwrap(), listen.parse().unwrap()];
+        let mut p = Play::with(s);
+        p.handshake();
+        p.port += 1;
+        p.rst(ISN);
+        assert_eq!((p.forged().is_some(), p.resets().len()), (mine, usize::from(mine)), "{listen}");
+    }
+    let to: SocketAddr = "[fd00::1]:9000".parse().unwrap();
+    for (listen, mine) in [("[::]:9000", true), ("[fd00::1]:9000", true), ("0.0.0.0:9000", false)] {
+        let mut s = settings(&[Forgery::AboveWindow]);
+        s.listen = vec![listen.parse().unwrap()];
+        assert_eq!(s.listens(to), mine, "{listen}");
+    }
+}
+
 /// A SYN that was sent again long after is old, and the connection goes on.
 #[test]
 fn an_old_syn_changes_nothing() {
@@ -146,6 +176,32 @@ fn a_delayed_forgery_has_the_latest_numbers() {
     assert_eq!((spec.seq, spec.ack), (SND.add(499), ISN.add(31)));
 }
 
+/// Data that came in another order is received all the same once the gap is filled.
+#[test]
+fn a_filled_gap_counts_what_lies_behind_it() {
+    let mut p = Play::mid_stream(Forgery::Control);
+    // 1 to 30 of 150 come last; what a duplicate brings again moves nothing.
+    for (at, len) in [(61, 30), (31, 30), (91, 60), (1, 30), (61, 30)] {
+        let data = Segment { seq: ISN.add(at), payload_len: len, ..p.base() };
+        p.gets(&data);
+    }
+    p.after(ms(100));
+    assert_eq!(p.forged().unwrap().ack, ISN.add(151));
+}
+
+/// With two gaps at once the next number is not known for certain: nothing is forged.
+#[test]
+fn two_gaps_are_let_alone() {
+    let mut p = Play::mid_stream(Forgery::Control);
+    for at in [31, 91, 1, 61] {
+        let data = Segment { seq: ISN.add(at), payload_len: 30, ..p.base() };
+        p.gets(&data);
+    }
+    p.after(ms(100));
+    assert_eq!(p.forged(), None);
+    assert!(p.out.contains(&Action::NotForged));
+}
+
 /// In mid-stream, acknowledgments of data may hide the answer: unknown, not dropped.
 #[test]
 fn a_busy_stream_proves_nothing() {
@@ -158,6 +214,24 @@ fn a_busy_stream_proves_nothing() {
     let ack = Segment { ack: SND.add(2896), ..p.base() };
     p.gets(&ack).after(TIMEOUT);
     assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::Busy))));
+}
+
+/// So does a forgery that waited for a retransmitted handshake to settle.
+#[test]
+fn a_forgery_put_off_is_in_mid_stream() {
+    for (retransmitted, last) in
+        [(false, (Outcome::Dropped, None)), (true, (Outcome::Unknown, Some(Why::Busy)))]
+    {
+        let mut p = Play::new(Forgery::AboveWindow);
+        p.syn();
+        if retransmitted {
+            p.syn();
+        }
+        p.ack().after(if retransmitted { ms(600) } else { ms(0) });
+        let ack = Segment { ack: SND.add(1448), ..p.base() };
+        p.gets(&ack).after(TIMEOUT).gets(&ack).after(TIMEOUT);
+        assert_eq!(p.outcome(), Some(last));
+    }
 }
 
 /// A client that has closed before the delay is over gets nothing forged.
@@ -241,6 +315,23 @@ fn eviction_is_counted() {
     assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::Evicted))));
 }
 
+/// A full table gives up what is judged before what is not.
+#[test]
+fn the_judged_are_evicted_first() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    for port in 1..=150 {
+        p.port = port;
+        p.handshake();
+        if (51..=100).contains(&port) {
+            p.ack();
+        }
+    }
+    assert_eq!((p.flows.len(), p.flows.evicted()), (100, 0));
+    p.port = 151;
+    p.handshake();
+    assert_eq!((p.flows.len(), p.flows.evicted()), (100, 1));
+}
+
 /// Everything is forgotten in the end.
 #[test]
 fn connections_expire() {
@@ -259,13 +350,18 @@ fn connections_expire() {
     assert_eq!(p.flows.next_deadline(), None);
 }
 
-/// The end of the run leaves the unjudged unknown, and counts them.
+/// The end of the run leaves the unjudged unknown, and counts them with those on which
+/// nothing was forged yet.
 #[test]
 fn the_end_interrupts() {
     let mut p = Play::new(Forgery::AboveWindow);
     p.handshake();
     assert_eq!(p.flows.finish(p.now, &mut p.out), 1);
     assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::Interrupted))));
+
+    let mut p = Play::mid_stream(Forgery::AboveWindow);
+    assert_eq!(p.flows.finish(p.now, &mut p.out), 1);
+    assert_eq!(p.outcome(), None);
 }
 
 /// What could not be sent is unknown for that reason.
