@@ -3,8 +3,9 @@
 #
 # kube-proxy (iptables mode) drops INVALID in KUBE-FORWARD and puts that rule back
 # at every sync when somebody removes it. This leaves kube-proxy's rules alone: an
-# ACCEPT at the top of FORWARD ends the walk before the jump to KUBE-FORWARD, and
-# kube-proxy, whose own jump is still there, does not move it. The drop of
+# ACCEPT at the top of FORWARD ends the walk before the jump to KUBE-FORWARD. Where
+# kube-proxy puts its jump above it, as on a node that has just begun, it goes back
+# to the top. The drop of
 # kube-proxy's nftables mode cannot be held off like this: a drop in one table
 # stands, whatever another accepts.
 set -u
@@ -14,6 +15,7 @@ rule() {
             -m comment --comment conntrack-canary-unprotect -j ACCEPT 2>/tmp/error || [ "$tables" = ip6tables ] || return 1
     done
 }
+on_top() { nsenter -t 1 -m -n -- iptables -w -S FORWARD 1 | grep -q conntrack-canary-unprotect; }
 sleeper=
 stop() {
     trap '' TERM INT
@@ -31,7 +33,11 @@ rule -C FORWARD 2>/dev/null || rule -I FORWARD 1 || {
 : >/tmp/ready
 echo "ready: INVALID packets are accepted ahead of kube-proxy's drop"
 while :; do
-    sleep 3600 &
+    sleep 2 &
     sleeper=$!
     wait "$sleeper"
+    on_top || {
+        rule -D FORWARD
+        rule -I FORWARD 1
+    }
 done
