@@ -66,6 +66,8 @@ fn without_the_cause_every_case_differs() {
     assert_eq!(out.code, 10, "{}{}", out.stdout, out.stderr);
     let r = result(&results);
     assert!(r.positive_control.held);
+    let order: Vec<_> = r.scenarios.iter().skip(1).map(|s| s.name.as_str()).collect();
+    assert_eq!(order, SHIPPED.map(|(name, _)| name), "as asked for, whichever ends first");
     for (name, text) in SHIPPED {
         let (judgement, reasons) = judged(&r, name);
         assert_eq!(judgement, Judgement::Differs, "{name}: {reasons:?}");
