@@ -1,5 +1,5 @@
-//! The thread that sniffs, forges and judges: raw sockets on one side, the state
-//! machine on the other.
+//! The thread that sniffs, forges, judges and accepts: sockets on one side, the
+//! state machine on the other.
 
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -13,6 +13,7 @@ use canary_common::segment::{Emit, FourTuple};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::Notify;
 
+use crate::accept::Acceptor;
 use crate::config::{Cidr, Events};
 use crate::events::Log;
 use crate::flow::{Action, Flows, Judgement, Settings};
@@ -24,6 +25,8 @@ use crate::tally::Tally;
 const NAP: Duration = Duration::from_millis(50);
 /// Batches read from one socket before timers and the other socket get a turn.
 const ROUNDS: usize = 16;
+/// How long the raw sockets and accept() may lag behind one another at the end of a run.
+pub const PARITY: Duration = Duration::from_millis(500);
 /// The window that forged segments offer, as Linux does at the start of a
 /// connection; none of the answers depends on it.
 const WINDOW: u16 = 502;
@@ -101,6 +104,7 @@ impl Shared {
 pub struct Engine {
     sniffers: Vec<Sniffer>,
     sender: Sender,
+    acceptor: Acceptor,
     flows: Flows,
     classes: Classes,
     shared: Arc<Shared>,
@@ -117,6 +121,7 @@ impl Engine {
     pub fn new(
         sniffers: Vec<Sniffer>,
         sender: Sender,
+        acceptor: Acceptor,
         settings: Settings,
         classes: Classes,
         events: Events,
@@ -125,6 +130,7 @@ impl Engine {
         Self {
             sniffers,
             sender,
+            acceptor,
             flows: Flows::new(settings),
             classes,
             shared,
@@ -140,8 +146,10 @@ impl Engine {
         let mut actions = Vec::new();
         let mut failed = None;
         while !self.shared.stop.load(Ordering::Acquire) && failed.is_none() {
-            failed = self.wait().and_then(|ready| self.turn(&ready, &mut actions)).err();
+            failed = self.work(&mut actions).err();
         }
+        // A handshake that is missing then is told as such.
+        let _ = self.catch_up();
         let now = self.start.elapsed();
         let unjudged = self.flows.finish(now, &mut actions);
         let shared = Arc::clone(&self.shared);
@@ -156,20 +164,38 @@ impl Engine {
         shared.changed.notify_one();
     }
 
-    /// Waits for segments or for what is due; says which sockets have any.
-    fn wait(&self) -> std::io::Result<Vec<bool>> {
-        let due =
-            self.flows.next_deadline().map_or(NAP, |d| d.saturating_sub(self.start.elapsed()));
-        // A millisecond is what poll() can wait; less would be a busy loop.
-        let millis = due.min(NAP).as_micros().div_ceil(1000) as u16;
+    fn work(&mut self, actions: &mut Vec<Action>) -> std::io::Result<()> {
+        let due = [self.flows.next_deadline(), self.acceptor.next_deadline()];
+        let due = due.into_iter().flatten().min();
+        let ready = self.wait(due.map_or(NAP, |d| d.saturating_sub(self.start.elapsed())))?;
+        self.turn(&ready, actions)?;
+        // Last: a forged segment must not wait for them.
+        self.acceptor.turn(self.start.elapsed())
+    }
+
+    /// Waits for segments and connections; says which raw sockets have any.
+    fn wait(&self, most: Duration) -> std::io::Result<Vec<bool>> {
         let mut fds: Vec<PollFd<'_>> =
             self.sniffers.iter().map(|s| PollFd::new(s.as_fd(), PollFlags::POLLIN)).collect();
-        match poll(&mut fds, PollTimeout::from(millis)) {
+        fds.push(PollFd::new(self.acceptor.as_fd(), PollFlags::POLLIN));
+        match poll(&mut fds, millis(most)) {
             // Errors count too: they are told by reading.
             Ok(_) => Ok(fds.iter().map(|f| f.any().unwrap_or(true)).collect()),
             Err(nix::errno::Errno::EINTR) => Ok(vec![true; fds.len()]),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// Accepts what was seen complete, and no more segments: under load neither ever ends.
+    fn catch_up(&mut self) -> std::io::Result<()> {
+        let handshakes = self.shared.state().tally.handshakes;
+        let until = self.start.elapsed() + PARITY;
+        while self.acceptor.accepted() < handshakes && self.start.elapsed() < until {
+            let mut fds = [PollFd::new(self.acceptor.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, millis(NAP))?;
+            self.acceptor.turn(self.start.elapsed())?;
+        }
+        Ok(())
     }
 
     fn turn(&mut self, ready: &[bool], actions: &mut Vec<Action>) -> std::io::Result<()> {
@@ -315,4 +341,9 @@ impl Engine {
         emit.packet(&mut self.packet);
         self.sender.send(&self.packet, tuple.remote.ip())
     }
+}
+
+/// A millisecond is what poll() can wait; less would be a busy loop.
+fn millis(most: Duration) -> PollTimeout {
+    PollTimeout::from(most.min(NAP).as_micros().div_ceil(1000) as u16)
 }

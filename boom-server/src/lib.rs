@@ -3,10 +3,11 @@
 //! protects its connections from them (Kubernetes issue #74839).
 //!
 //! [`flow`], [`forge`], [`tally`], [`diagnose`] and [`filter`] are pure; [`raw`]
-//! owns the raw sockets, [`privilege`] the capabilities, [`listener`] the
-//! ordinary connections, [`engine`] the thread that joins them, [`run`] the
-//! order of steps.
+//! owns the raw sockets, [`privilege`] the capabilities, [`accept`] and
+//! [`listener`] the ordinary connections, [`engine`] the thread that joins them,
+//! [`run`] the order of steps.
 
+pub mod accept;
 pub mod checksum;
 pub mod config;
 pub mod diagnose;

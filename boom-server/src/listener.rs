@@ -1,8 +1,7 @@
-//! Ordinary accept, and the small protocol that `load-client probe` speaks.
+//! Listening sockets, and the small protocol that `load-client probe` speaks.
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -10,12 +9,10 @@ use canary_common::outcome::Errno;
 use canary_common::probe::{Body, BodyHash, MAX_LINE, Request};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 /// Connections waiting for accept(); the kernel cuts it to net.core.somaxconn.
 const BACKLOG: i32 = 65_535;
-/// Wait after an accept() that failed: the cause, a limit, seldom goes by itself.
-const BACK_OFF: Duration = Duration::from_millis(50);
 /// A dead peer is looked for after this time and the judgement's: the flow is
 /// forgotten by then, or the answer to the kernel's probe could pass for another's.
 const IDLE: Duration = Duration::from_secs(180);
@@ -35,6 +32,16 @@ pub struct Counters {
     pub resets: AtomicU64,
     /// Connections open now.
     pub open: AtomicU64,
+}
+
+impl Counters {
+    /// A connection is over.
+    pub(crate) fn ended(&self, how: io::Result<()>) {
+        if how.is_err_and(|e| Errno::of(&e) == Errno::Econnreset) {
+            self.resets.fetch_add(1, Ordering::Relaxed);
+        }
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A listener. [::] takes IPv4 too.
@@ -67,38 +74,8 @@ pub fn listen(listener: &std::net::TcpListener, judged: Duration) -> io::Result<
     socket.listen(BACKLOG)
 }
 
-/// Accepts until dropped. Running out of file descriptors is counted and waited out.
-pub async fn accept(listener: TcpListener, counters: Arc<Counters>) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                counters.accepted.fetch_add(1, Ordering::Relaxed);
-                counters.open.fetch_add(1, Ordering::Relaxed);
-                let counters = Arc::clone(&counters);
-                tokio::spawn(async move {
-                    if let Err(e) = serve(stream).await
-                        && Errno::of(&e) == Errno::Econnreset
-                    {
-                        counters.resets.fetch_add(1, Ordering::Relaxed);
-                    }
-                    counters.open.fetch_sub(1, Ordering::Relaxed);
-                });
-            }
-            Err(e) => {
-                // One line at the first and at every thousandth: it may go on for long.
-                if counters.errors.fetch_add(1, Ordering::Relaxed).is_multiple_of(1000) {
-                    tracing::warn!(error = %e, "accept failed, going on");
-                }
-                if Errno::of(&e) != Errno::Econnaborted {
-                    tokio::time::sleep(BACK_OFF).await;
-                }
-            }
-        }
-    }
-}
-
 /// One connection, to the client's FIN.
-async fn serve(mut stream: TcpStream) -> io::Result<()> {
+pub(crate) async fn serve(mut stream: TcpStream) -> io::Result<()> {
     let mut buf = Vec::new();
     loop {
         let Some(end) = buf.iter().position(|&b| b == b'\n') else {
@@ -172,13 +149,14 @@ mod tests {
     use nix::sys::socket::{getsockopt, sockopt};
 
     /// A dead peer is noticed, and not before the connection is judged and forgotten.
-    #[tokio::test]
-    async fn accepted_connections_are_kept_alive() {
+    #[test]
+    fn accepted_connections_are_kept_alive() {
         for (judged, idle) in [(2, 182), (1_000_000, 32_767)] {
             let listener = bound(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
             listen(&listener, Duration::from_secs(judged)).unwrap();
             let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let (stream, _) = TcpListener::from_std(listener).unwrap().accept().await.unwrap();
+            listener.set_nonblocking(false).unwrap();
+            let (stream, _) = listener.accept().unwrap();
             assert_eq!(getsockopt(&stream, sockopt::KeepAlive), Ok(true));
             assert_eq!(getsockopt(&stream, sockopt::TcpKeepIdle), Ok(idle));
         }

@@ -18,10 +18,12 @@ use canary_common::shutdown::Shutdown;
 use canary_common::telemetry::{self, Admin, MetricsError};
 use metrics_exporter_prometheus::PrometheusHandle;
 use nix::sys::socket::SockaddrStorage;
+use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::accept::Acceptor;
 use crate::config::{Config, OnReset};
-use crate::engine::{Classes, Engine, Shared};
+use crate::engine::{Classes, Engine, PARITY, Shared};
 use crate::flow::Settings;
 use crate::listener::{self, Counters};
 use crate::metrics;
@@ -33,8 +35,6 @@ use crate::report::{self, Accepted};
 const LOOK: Duration = Duration::from_millis(20);
 /// How old a number on the admin port may be.
 const PUBLISH: Duration = Duration::from_millis(500);
-/// How long accept() and the raw sockets may lag behind one another at the end of a run.
-const PARITY: Duration = Duration::from_millis(500);
 
 /// Why the program could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -113,21 +113,6 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
         .enable_all()
         .build()
         .map_err(start("start the runtime"))?;
-    let engine = Engine::new(
-        sniffers,
-        sender,
-        Settings {
-            forgeries: config.forge.0.clone(),
-            outcome_timeout: config.outcome_timeout,
-            forge_delay: config.forge_delay,
-            capacity: config.max_flows as usize,
-            listen: addresses.clone(),
-            local: config.local_ips(),
-        },
-        Classes { pods: config.pod_cidr.clone(), nodes: config.node_ip.clone() },
-        config.events,
-        Arc::clone(&shared),
-    );
     let program = Program {
         config: config.clone(),
         clock,
@@ -156,24 +141,25 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
                 tokio::net::TcpListener::from_std(listener).map_err(start("serve --admin"))?;
             tokio::spawn(telemetry::serve(listener, Arc::clone(&admin_content)));
         }
-        let thread = std::thread::Builder::new()
-            .name("engine".to_owned())
-            .spawn(move || engine.run())
-            .map_err(start("start the engine's thread"))?;
         // Last: no handshake is complete before the raw sockets can see it.
-        for (listener, addr) in listeners.into_iter().zip(&addresses) {
+        for (listener, addr) in listeners.iter().zip(&addresses) {
             let option = "--listen";
             let judged =
                 config.outcome_timeout.saturating_mul(2).saturating_add(config.forge_delay);
-            listener::listen(&listener, judged).map_err(|source| RunError::Bind {
+            listener::listen(listener, judged).map_err(|source| RunError::Bind {
                 option,
                 addr: *addr,
                 source,
             })?;
-            let listener =
-                tokio::net::TcpListener::from_std(listener).map_err(start("serve --listen"))?;
-            tokio::spawn(listener::accept(listener, Arc::clone(&program.counters)));
         }
+        let counters = Arc::clone(&program.counters);
+        let acceptor = Acceptor::new(listeners, counters, Handle::current())
+            .map_err(start("wait for connections"))?;
+        let engine = engine(sniffers, sender, acceptor, addresses.clone(), &program);
+        let thread = std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || engine.run())
+            .map_err(start("start the engine's thread"))?;
         admin_content.set_ready(true);
         tracing::info!(
             listen = ?addresses, ?families, bounding_set_empty = bounding_empty,
@@ -181,6 +167,27 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
         );
         Ok(program.to_the_end(shutdown, thread, output, notes).await)
     })
+}
+
+fn engine(
+    sniffers: Vec<Sniffer>,
+    sender: Sender,
+    acceptor: Acceptor,
+    listen: Vec<SocketAddr>,
+    program: &Program,
+) -> Engine {
+    let config = &program.config;
+    let settings = Settings {
+        forgeries: config.forge.0.clone(),
+        outcome_timeout: config.outcome_timeout,
+        forge_delay: config.forge_delay,
+        capacity: config.max_flows as usize,
+        listen,
+        local: config.local_ips(),
+    };
+    let classes = Classes { pods: config.pod_cidr.clone(), nodes: config.node_ip.clone() };
+    let shared = Arc::clone(&program.shared);
+    Engine::new(sniffers, sender, acceptor, settings, classes, config.events, shared)
 }
 
 /// Both, for an address that stands for both.
@@ -364,18 +371,15 @@ impl Program {
             let open = || self.counters.open.load(Ordering::Relaxed);
             wait(&mut shutdown, self.config.hold, || open() == 0).await;
         }
-        // Under load neither count ever rests: the engine ends when it has seen what is
-        // accepted now, then accept() gets what the engine saw.
+        // The engine ends when it has seen what is accepted now, and accepts what it saw.
         let known = accepted();
         wait(&mut shutdown, PARITY, || handshakes() >= known).await;
         self.shared.stop();
         if thread.join().is_err() {
             self.shared.state().sniffer.failed = Some("the engine's thread panicked".to_owned());
         }
-        let handshakes = handshakes();
-        wait(&mut shutdown, PARITY, || accepted() >= handshakes).await;
         let mut accepted = self.accepted();
-        accepted.accepted = of_this_run(known, accepted.accepted, handshakes);
+        accepted.accepted = of_this_run(known, accepted.accepted, handshakes());
         let mut result = self.result(by, accepted, &notes);
         let line = report::one_line(&result, &self.shared.state());
         let before = notes.len();
