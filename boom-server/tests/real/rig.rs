@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,7 +12,10 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use canary_common::result::boom::BoomResult;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sched::{CloneFlags, setns};
+use socket2::{Domain, Socket, Type};
 
 /// The Service's addresses.
 pub(crate) const VIP4: &str = "198.18.100.1:9000";
@@ -154,11 +158,21 @@ EOF"
     /// Connections from the client, kept open.
     pub(crate) fn connect(&self, to: &str, n: usize) -> Vec<TcpStream> {
         let to: SocketAddr = to.parse().expect("address");
-        self.within('c', || {
-            let one = || TcpStream::connect_timeout(&to, Duration::from_secs(5)).expect("connect");
-            (0..n).map(|_| one()).collect()
-        })
+        self.within('c', || (0..n).map(|_| connect(to)).collect())
     }
+}
+
+/// A connection whose handshake is over. What has ended it since, a forged segment is
+/// soon there, is left for the first exchange to find.
+fn connect(to: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).expect("socket");
+    socket.set_nonblocking(true).expect("set_nonblocking");
+    let begun = socket.connect(&to.into()).expect_err("EINPROGRESS").raw_os_error();
+    assert_eq!(begun, Some(Errno::EINPROGRESS as i32));
+    let mut done = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+    assert_eq!(poll(&mut done, 5_000_u16), Ok(1), "connect to {to}");
+    socket.set_nonblocking(false).expect("set_nonblocking");
+    socket.into()
 }
 
 impl Drop for Rig {
