@@ -2,21 +2,21 @@
 //!
 //! It is the engine's own thread that does this: a second one would compete with it for
 //! a processor at every connection, and forged segments would wait for it. What a
-//! connection says is the runtime's business, see [`listener`].
+//! connection says is the runtime's business, see [`echo`].
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use canary_common::outcome::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tokio::runtime::Handle;
 
-use crate::listener::{self, Counters};
+use crate::echo;
 
 /// Connections accepted from one listener before segments get a turn.
 const ROUND: usize = 16;
@@ -24,6 +24,29 @@ const ROUND: usize = 16;
 const EVENTS: usize = 32;
 /// Wait after an accept() that failed: the cause, a limit, seldom goes by itself.
 const BACK_OFF: Duration = Duration::from_millis(50);
+
+/// Counts of the accept queue's side.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Connections accepted.
+    pub accepted: AtomicU64,
+    /// accept() errors.
+    pub errors: AtomicU64,
+    /// Connections that ended with ECONNRESET.
+    pub resets: AtomicU64,
+    /// Connections open now.
+    pub open: AtomicU64,
+}
+
+impl Counters {
+    /// A connection is over.
+    fn ended(&self, how: io::Result<()>) {
+        if how.is_err_and(|e| Errno::of(&e) == Errno::Econnreset) {
+            self.resets.fetch_add(1, Ordering::Relaxed);
+        }
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// Listeners, and the connections that have said nothing yet. Its descriptor is readable
 /// when there is something to do.
@@ -40,7 +63,7 @@ pub struct Acceptor {
 
 impl Acceptor {
     /// An acceptor for listeners that do not block. What connections say is answered on
-    /// `runtime`.
+    /// `runtime`. An error is epoll's.
     pub fn new(
         listeners: Vec<TcpListener>,
         counters: Arc<Counters>,
@@ -65,7 +88,8 @@ impl Acceptor {
         self.counters.accepted.load(Ordering::Relaxed)
     }
 
-    /// Does what there is to do now, or a part of it where that is much.
+    /// Does what there is to do now, or a part of it where that is much. An error is epoll's:
+    /// those of accept() are counted.
     pub fn turn(&mut self, now: Duration) -> io::Result<()> {
         if self.resume.take_if(|at| *at <= now).is_some() {
             self.listen(EpollFlags::EPOLLIN)?;
@@ -146,7 +170,7 @@ impl Acceptor {
             stream.set_nonblocking(true).and_then(|()| tokio::net::TcpStream::from_std(stream));
         match stream {
             Ok(stream) => {
-                self.runtime.spawn(async move { counters.ended(listener::serve(stream).await) });
+                self.runtime.spawn(async move { counters.ended(echo::serve(stream).await) });
             }
             Err(e) => {
                 self.failed(&e);

@@ -52,7 +52,7 @@ pub struct Settings {
     pub forge_delay: Duration,
     /// How many connections are remembered at most.
     pub capacity: usize,
-    /// Where connections are accepted. 0.0.0.0 stands for every IPv4 address, [::] for
+    /// Where connections are accepted. 0.0.0.0 stands for every IPv4 address, `[::]` for
     /// every address.
     pub listen: Vec<SocketAddr>,
     /// The addresses that connections are judged for; empty for every one.

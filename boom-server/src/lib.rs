@@ -3,14 +3,15 @@
 //! protects its connections from them (Kubernetes issue #74839).
 //!
 //! [`flow`], [`forge`], [`tally`], [`diagnose`] and [`filter`] are pure; [`raw`]
-//! owns the raw sockets, [`privilege`] the capabilities, [`accept`] and
-//! [`listener`] the ordinary connections, [`engine`] the thread that joins them,
-//! [`run`] the order of steps.
+//! owns the raw sockets, [`privilege`] the capabilities; [`listener`], [`accept`]
+//! and [`echo`] have the ordinary connections, [`engine`] is the thread that joins
+//! them, [`run`] the order of steps.
 
 pub mod accept;
 pub mod checksum;
 pub mod config;
 pub mod diagnose;
+pub mod echo;
 pub mod engine;
 pub mod events;
 pub mod filter;

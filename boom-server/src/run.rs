@@ -21,11 +21,11 @@ use nix::sys::socket::SockaddrStorage;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::accept::Acceptor;
+use crate::accept::{Acceptor, Counters};
 use crate::config::{Config, OnReset};
 use crate::engine::{Classes, Engine, PARITY, Shared};
 use crate::flow::Settings;
-use crate::listener::{self, Counters};
+use crate::listener;
 use crate::metrics;
 use crate::privilege::{self, PrivilegeError};
 use crate::raw::{RawError, Sender, Sniffer};

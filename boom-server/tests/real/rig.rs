@@ -162,6 +162,17 @@ EOF"
     }
 }
 
+impl Drop for Rig {
+    fn drop(&mut self) {
+        for role in ['c', 'n', 's'] {
+            let _ = Command::new("ip")
+                .args(["netns", "del", &self.name(role)])
+                .stderr(Stdio::null())
+                .status();
+        }
+    }
+}
+
 /// A connection whose handshake is over. What has ended it since, a forged segment is
 /// soon there, is left for the first exchange to find.
 fn connect(to: SocketAddr) -> TcpStream {
@@ -173,17 +184,6 @@ fn connect(to: SocketAddr) -> TcpStream {
     assert_eq!(poll(&mut done, 5_000_u16), Ok(1), "connect to {to}");
     socket.set_nonblocking(false).expect("set_nonblocking");
     socket.into()
-}
-
-impl Drop for Rig {
-    fn drop(&mut self) {
-        for role in ['c', 'n', 's'] {
-            let _ = Command::new("ip")
-                .args(["netns", "del", &self.name(role)])
-                .stderr(Stdio::null())
-                .status();
-        }
-    }
 }
 
 /// A running boom-server whose stdout waits to be read.
