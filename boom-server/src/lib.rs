@@ -19,6 +19,7 @@ pub mod flow;
 pub mod forge;
 pub mod listener;
 pub mod metrics;
+pub mod netstat;
 pub mod privilege;
 pub mod raw;
 pub mod report;

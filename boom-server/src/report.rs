@@ -19,6 +19,8 @@ pub struct Accepted {
     pub errors: u64,
     /// Connections that ended with ECONNRESET.
     pub resets: u64,
+    /// Resets of handshakes that TCP had not completed, in this network namespace.
+    pub embryonic: u64,
 }
 
 /// The result so far, or at the end.
@@ -41,6 +43,11 @@ pub fn result(
         unjudged: state.unjudged,
         accept_errors: accepted.errors,
         reset_seen_by_application: accepted.resets,
+        reset_before_accept: reset_before_accept(
+            state.tally.handshakes,
+            accepted,
+            outcomes.iter().map(|o| o.killed).sum(),
+        ),
     };
     let doubts = doubts(state, &connections);
     let mut verdict = diagnose::overall(&paths);
@@ -78,6 +85,12 @@ pub fn result(
     }
 }
 
+/// The kernel counts resets of handshakes that no raw socket saw completed too, such as a
+/// port scan's: no more are explained than are missing, or than the forged segments killed.
+fn reset_before_accept(handshakes: u64, accepted: Accepted, killed: u64) -> u64 {
+    handshakes.saturating_sub(accepted.accepted).min(accepted.embryonic).min(killed)
+}
+
 /// What forbids a verdict of 'protected'.
 fn doubts(state: &State, c: &Connections) -> Vec<String> {
     let mut doubts = Vec::new();
@@ -90,7 +103,7 @@ fn doubts(state: &State, c: &Connections) -> Vec<String> {
             state.sniffer.dropped
         ));
     }
-    if c.accepted != c.handshakes {
+    if !c.add_up() {
         doubts.push(format!(
             "{} connections accepted, {} handshakes seen: not every connection was judged",
             c.accepted, c.handshakes
@@ -160,4 +173,24 @@ pub fn human(result: &BoomResult, state: &State) -> String {
     }
     text.push_str(&one_line(result, state));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A missing accept() is explained by a reset that the kernel counted and a forged
+    /// segment brought about, and by nothing less.
+    #[test]
+    fn only_a_kill_that_the_kernel_counted_explains() {
+        let of = |accepted, embryonic, killed| {
+            reset_before_accept(10, Accepted { accepted, embryonic, ..Accepted::default() }, killed)
+        };
+        assert_eq!(of(9, 1, 5), 1);
+        assert_eq!(of(9, 0, 5), 0);
+        assert_eq!(of(9, 7, 0), 0);
+        assert_eq!(of(7, 2, 5), 2);
+        assert_eq!(of(10, 4, 5), 0);
+        assert_eq!(of(11, 4, 5), 0);
+    }
 }

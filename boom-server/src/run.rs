@@ -27,6 +27,7 @@ use crate::engine::{Classes, Engine, PARITY, Shared};
 use crate::flow::Settings;
 use crate::listener;
 use crate::metrics;
+use crate::netstat;
 use crate::privilege::{self, PrivilegeError};
 use crate::raw::{RawError, Sender, Sniffer};
 use crate::report::{self, Accepted};
@@ -120,6 +121,7 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
         monotonic: std::time::Instant::now(),
         shared,
         counters: Arc::new(Counters::default()),
+        embryonic: netstat::embryonic_resets(),
     };
     runtime.block_on(async {
         // Signals are caught before anything can be lost.
@@ -296,6 +298,8 @@ struct Program {
     monotonic: std::time::Instant,
     shared: Arc<Shared>,
     counters: Arc<Counters>,
+    /// The kernel's count when the program began.
+    embryonic: u64,
 }
 
 impl Program {
@@ -304,6 +308,7 @@ impl Program {
             accepted: self.counters.accepted.load(Ordering::Relaxed),
             errors: self.counters.errors.load(Ordering::Relaxed),
             resets: self.counters.resets.load(Ordering::Relaxed),
+            embryonic: netstat::embryonic_resets().saturating_sub(self.embryonic),
         }
     }
 
@@ -362,7 +367,7 @@ impl Program {
     ) -> Exit {
         let by = self.end(&mut shutdown).await;
         let handshakes = || self.shared.state().tally.handshakes;
-        let accepted = || self.accepted().accepted;
+        let accepted = || self.counters.accepted.load(Ordering::Relaxed);
         if by == EndedBy::Connections {
             // Whoever holds the connections may let them go.
             tracing::info!("settled");

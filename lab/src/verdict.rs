@@ -175,7 +175,7 @@ fn doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> {
         doubts.push(format!("{}: {} forged, not {}", r.forgery, r.forged, e.connections));
     }
     let c = &e.boom.connections;
-    if c.accepted != c.handshakes {
+    if !c.add_up() {
         doubts.push(format!(
             "boom-server accepted {} connections but saw {} handshakes",
             c.accepted, c.handshakes

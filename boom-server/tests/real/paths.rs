@@ -75,8 +75,10 @@ pub(crate) fn row(rig: &Rig, vip: &str, n: u64, drop: bool, liberal: bool) {
         );
     }
     assert_eq!(result.outcomes.len(), forgeries.len());
-    // What the client and the server's application saw agrees with the judgement.
-    assert_eq!((reset, result.connections.reset_seen_by_application), (killed, killed));
+    // What the client and the server's application and TCP saw agrees with the judgement.
+    let c = result.connections;
+    assert_eq!((reset, c.reset_seen_by_application + c.reset_before_accept), (killed, killed));
+    assert_eq!((c.accepted + c.reset_before_accept, c.handshakes), (total as u64, total as u64));
     let vulnerable = !drop;
     assert_eq!(status.code(), Some(if vulnerable { 10 } else { 0 }), "{:?}", result.reasons);
     let diagnosis = match (drop, liberal) {

@@ -173,8 +173,8 @@ impl Drop for Rig {
     }
 }
 
-/// A connection whose handshake is over. What has ended it since, a forged segment is
-/// soon there, is left for the first exchange to find.
+/// A connection whose handshake is over, or was: the reset that a forged segment brings
+/// about may be there before the server's TCP has it. The first exchange finds it.
 fn connect(to: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).expect("socket");
     socket.set_nonblocking(true).expect("set_nonblocking");

@@ -76,6 +76,20 @@ pub struct Connections {
     pub accept_errors: u64,
     /// Accepted connections that ended with ECONNRESET.
     pub reset_seen_by_application: u64,
+    /// Handshakes that only the raw socket saw completed: the client's RST to the forged
+    /// segment was there before TCP had taken the handshake's last segment. So many by the
+    /// kernel's own count (`TcpExtEmbryonicRsts`).
+    #[serde(default)]
+    pub reset_before_accept: u64,
+}
+
+impl Connections {
+    /// Whether every handshake was accepted or reset before it could be, and nothing else
+    /// was accepted.
+    #[must_use]
+    pub const fn add_up(&self) -> bool {
+        self.accepted + self.reset_before_accept == self.handshakes
+    }
 }
 
 /// What became of one kind of forged segment on one kind of path.

@@ -188,6 +188,17 @@ fn contradictions_are_inconclusive() {
     }
 }
 
+/// A connection that was reset before accept() could return it is no contradiction; one
+/// that is missing for no reason is.
+#[test]
+fn a_reset_before_accept_is_accounted_for() {
+    let mut made = Made::row(Profile::Unprotected, &[]);
+    made.boom.connections.accepted -= 1;
+    assert_eq!(made.judge(Profile::Unprotected).judgement, Judgement::Inconclusive);
+    made.boom.connections.reset_before_accept = 1;
+    assert_eq!(made.judge(Profile::Unprotected).judgement, Judgement::AsExpected);
+}
+
 /// A capture that shows fewer resets than boom-server counted spoils the cell.
 #[test]
 fn the_capture_has_a_say() {
