@@ -149,7 +149,7 @@ impl Engine {
             failed = self.work(&mut actions).err();
         }
         // A handshake that is missing then is told as such.
-        let _ = self.catch_up();
+        let _ = self.catch_up(&mut actions);
         let now = self.start.elapsed();
         let unjudged = self.flows.finish(now, &mut actions);
         let shared = Arc::clone(&self.shared);
@@ -186,10 +186,16 @@ impl Engine {
         }
     }
 
-    /// Accepts what was seen complete, and no more segments: under load neither ever ends.
-    fn catch_up(&mut self) -> std::io::Result<()> {
+    /// Reads the segments that had come by the end, then accepts what was seen complete:
+    /// under load neither ever ends.
+    fn catch_up(&mut self, actions: &mut Vec<Action>) -> std::io::Result<()> {
+        let end = self.start.elapsed();
+        let until = end + PARITY;
+        let all = vec![true; self.sniffers.len()];
+        while self.drained < end && self.start.elapsed() < until {
+            self.turn(&all, actions)?;
+        }
         let handshakes = self.shared.state().tally.handshakes;
-        let until = self.start.elapsed() + PARITY;
         while self.acceptor.accepted() < handshakes && self.start.elapsed() < until {
             let mut fds = [PollFd::new(self.acceptor.as_fd(), PollFlags::POLLIN)];
             poll(&mut fds, millis(NAP))?;
