@@ -43,7 +43,10 @@ ENV CARGO_PROFILE_RELEASE_STRIP=symbols \
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
     RUSTFLAGS="-C target-feature=+crt-static"
 COPY Cargo.toml Cargo.lock ./
-COPY common/Cargo.toml common/
+COPY common/wire/Cargo.toml common/wire/
+COPY common/record/Cargo.toml common/record/
+COPY common/runtime/Cargo.toml common/runtime/
+COPY common/forge/Cargo.toml common/forge/
 COPY boom-server/Cargo.toml boom-server/
 COPY load-client/Cargo.toml load-client/
 COPY lab/Cargo.toml lab/
@@ -51,14 +54,14 @@ COPY lab/Cargo.toml lab/
 # for the source.
 RUN --mount=type=cache,id=conntrack-canary-registry,target=/usr/local/cargo/registry,sharing=locked \
     set -eu; \
-    for crate in common boom-server load-client lab; do \
+    for crate in common/* boom-server load-client lab; do \
         mkdir -p "$crate/src"; \
         : >"$crate/src/lib.rs"; \
-        [ "$crate" = common ] || echo 'fn main() {}' >"$crate/src/main.rs"; \
+        case "$crate" in common/*) ;; *) echo 'fn main() {}' >"$crate/src/main.rs" ;; esac; \
     done; \
     cargo build --release --locked -p boom-server -p load-client; \
-    cargo clean --release --target "$CARGO_BUILD_TARGET" -p canary-common -p boom-server -p load-client; \
-    rm -rf common/src boom-server/src load-client/src
+    cargo clean --release --target "$CARGO_BUILD_TARGET" -p 'canary-*' -p boom-server -p load-client; \
+    rm -rf common/*/src boom-server/src load-client/src
 
 # --- the programs
 FROM dependencies AS build

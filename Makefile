@@ -70,10 +70,10 @@ unit:
 	@$(MAKE) --no-print-directory properties
 
 # A million cases need optimised code; what they do not touch stays as it was built.
-OPTIMISED := $(foreach p,boom-server canary-common proptest,--config profile.dev.package.$(p).opt-level=2)
+OPTIMISED := $(foreach p,canary-forge canary-wire canary-record proptest,--config profile.dev.package.$(p).opt-level=2)
 properties:
 	@echo '== the state machine under a million arbitrary connections'
-	@BOOM_CASES=1000000 $(CARGO) test $(OPTIMISED) --quiet -p boom-server --test properties
+	@BOOM_CASES=1000000 $(CARGO) test $(OPTIMISED) --quiet -p canary-forge --test properties
 
 manifests:
 	@echo '== manifests, dashboard and cluster scripts'
@@ -132,8 +132,8 @@ matrix:
 FUZZ_TARGETS := segment flow
 fuzz: $(TOOLS)/bin/cargo-fuzz
 	@for t in $(FUZZ_TARGETS); do mkdir -p target/fuzz/corpus/$$t && \
-	(cd boom-server && cargo-fuzz fuzz run --fuzz-dir fuzz -s none --target-dir ../target/fuzz $$t \
-	../target/fuzz/corpus/$$t fuzz/corpus/$$t -- -runs=$(or $(RUNS),50000000) -max_len=480 -print_final_stats=1) || exit 1; done
+	(cd common/forge && cargo-fuzz fuzz run --fuzz-dir fuzz -s none --target-dir ../../target/fuzz $$t \
+	../../target/fuzz/corpus/$$t fuzz/corpus/$$t -- -runs=$(or $(RUNS),50000000) -max_len=480 -print_final_stats=1) || exit 1; done
 
 $(TOOLS)/bin/cargo-fuzz:
 	@echo '== installing cargo-fuzz $(FUZZ_VERSION) into target/tools'

@@ -15,12 +15,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use boom_server::forge::{self, Numbers};
-use canary_common::hist::Latency;
-use canary_common::outcome::Forgery;
-use canary_common::result::boom::BoomResult;
-use canary_common::segment::{Emit, Flags, Segment};
-use canary_common::seq::Seq;
+use canary_forge::forgery::{self, Numbers};
+use canary_record::hist::Latency;
+use canary_record::names::Forgery;
+use canary_record::result::boom::BoomResult;
+use canary_wire::segment::{Emit, Flags, Segment};
+use canary_wire::seq::Seq;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -333,7 +333,7 @@ fn simple() -> Result<()> {
 
 fn forge_on(sender: &Socket, seg: &Segment<'_>, packet: &mut Vec<u8>) -> Result<()> {
     let numbers = Numbers { snd: seg.ack, rcv: Seq(seg.seq.0), client_window: 0 };
-    let spec = forge::spec(Forgery::Control, numbers);
+    let spec = forgery::spec(Forgery::Control, numbers);
     let emit = Emit {
         src: seg.dst,
         dst: seg.src,
@@ -380,7 +380,7 @@ fn signal(stop: Arc<std::sync::atomic::AtomicBool>) -> Result<()> {
     let (ready, armed) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         runtime.block_on(async {
-            let shutdown = canary_common::shutdown::Shutdown::catch();
+            let shutdown = canary_runtime::shutdown::Shutdown::catch();
             let _ = ready.send(());
             if let Ok(mut shutdown) = shutdown {
                 shutdown.signalled().await;

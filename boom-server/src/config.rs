@@ -5,9 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use canary_common::cli;
-use canary_common::outcome::Forgery;
-use canary_common::telemetry::LogFormat;
+use canary_record::names::Forgery;
+use canary_runtime::cli;
+use canary_runtime::logs::LogFormat;
 use clap::{Parser, ValueEnum};
 
 /// Forges TCP segments that conntrack calls INVALID towards every client that

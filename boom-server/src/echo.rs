@@ -2,7 +2,7 @@
 
 use std::io;
 
-use canary_common::probe::{Body, BodyHash, MAX_LINE, Request};
+use canary_record::probe::{Body, BodyHash, MAX_LINE, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

@@ -7,19 +7,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use canary_common::outcome::{ClientClass, Outcome};
-use canary_common::result::boom::Sniffer as SnifferResult;
-use canary_common::segment::{Emit, FourTuple};
+use canary_record::names::{ClientClass, Outcome};
+use canary_record::result::boom::Sniffer as SnifferResult;
+use canary_wire::segment::{Emit, FourTuple};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::Notify;
 
 use crate::accept::Acceptor;
 use crate::config::{Cidr, Events};
 use crate::events::Log;
-use crate::flow::{Action, Flows, Judgement, Settings};
-use crate::forge::Spec;
-use crate::raw::{BATCH, Sender, Sniffer};
 use crate::tally::Tally;
+use canary_forge::flow::{Action, Flows, Judgement, Settings};
+use canary_forge::forgery::Spec;
+use canary_forge::raw::{BATCH, Sender, Sniffer};
 
 /// How long the thread sleeps at most: it looks for the end of the run then.
 const NAP: Duration = Duration::from_millis(50);

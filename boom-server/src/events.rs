@@ -3,12 +3,12 @@
 use std::io;
 use std::time::Duration;
 
-use canary_common::outcome::{Forgery, Outcome};
-use canary_common::segment::FourTuple;
+use canary_record::names::{Forgery, Outcome};
+use canary_wire::segment::FourTuple;
 
 use crate::config::Events;
-use crate::flow::{Judgement, Reset, ResetCause};
-use crate::forge::Spec;
+use canary_forge::flow::{Judgement, Reset, ResetCause};
+use canary_forge::forgery::Spec;
 
 const PER_SECOND: u32 = 100;
 /// The first leaks are always told.
@@ -113,7 +113,7 @@ impl Log {
         } else if self.all || self.judged.allow(now) {
             tracing::info!(
                 client = %j.tuple.remote, server = %j.tuple.local, forgery = %j.forgery,
-                outcome = %j.outcome, reason = j.reason.map(canary_common::outcome::UnknownReason::as_str),
+                outcome = %j.outcome, reason = j.reason.map(canary_record::names::UnknownReason::as_str),
                 after_us = j.after.as_micros() as u64,
                 "judged"
             );

@@ -2,33 +2,26 @@
 //! client that connects, and tells from the answers whether the client's node
 //! protects its connections from them (Kubernetes issue #74839).
 //!
-//! [`flow`], [`forge`], [`tally`], [`diagnose`] and [`filter`] are pure; [`raw`]
-//! owns the raw sockets, [`privilege`] the capabilities; [`listener`], [`accept`]
+//! [`canary_forge`] forges and judges; [`tally`] is pure, [`privilege`] has the capabilities; [`listener`], [`accept`]
 //! and [`echo`] have the ordinary connections, [`engine`] is the thread that joins
 //! them, [`run`] the order of steps.
 
 pub mod accept;
-pub mod checksum;
 pub mod config;
-pub mod diagnose;
 pub mod echo;
 pub mod engine;
 pub mod events;
-pub mod filter;
-pub mod flow;
-pub mod forge;
 pub mod listener;
 pub mod metrics;
 pub mod netstat;
 pub mod privilege;
-pub mod raw;
 pub mod report;
 pub mod run;
 pub mod tally;
 
 use std::process::ExitCode;
 
-use canary_common::{cli, exit::Exit};
+use canary_runtime::{cli, exit::Exit};
 
 /// The whole program.
 #[must_use]

@@ -1,6 +1,6 @@
 //! The numbers on the admin port, under the prefix `boom_`.
 
-use canary_common::telemetry::{self, MetricsError};
+use canary_runtime::admin::{self, MetricsError};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::PrometheusHandle;
 
@@ -16,7 +16,7 @@ const BOUNDS: &[f64] = &[
 
 /// Sets up the process's metrics and their descriptions.
 pub fn init() -> Result<PrometheusHandle, MetricsError> {
-    let handle = telemetry::init_metrics(&[(HANDSHAKE_TO_FORGE, BOUNDS)])?;
+    let handle = admin::init_metrics(&[(HANDSHAKE_TO_FORGE, BOUNDS)])?;
     describe_histogram!(
         HANDSHAKE_TO_FORGE,
         Unit::Seconds,

@@ -2,13 +2,13 @@
 
 use std::fmt::Write as _;
 
-use canary_common::outcome::{EndedBy, Verdict};
-use canary_common::result::boom::{BoomResult, Connections};
-use canary_common::result::{Clock, SCHEMA_VERSION};
+use canary_record::names::{EndedBy, Verdict};
+use canary_record::result::boom::{BoomResult, Connections};
+use canary_record::result::{Clock, SCHEMA_VERSION};
 
 use crate::config::Config;
-use crate::diagnose;
 use crate::engine::State;
+use canary_forge::diagnose;
 
 /// The accept queue's side of the counts.
 #[derive(Clone, Copy, Debug, Default)]

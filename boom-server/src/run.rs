@@ -7,15 +7,18 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use canary_common::exit::Exit;
-use canary_common::listen;
-use canary_common::outcome::EndedBy;
-use canary_common::output::{OutputError, ResultFile, print_line, print_text, termination_message};
-use canary_common::result::Clock;
-use canary_common::result::boom::BoomResult;
-use canary_common::segment::Family;
-use canary_common::shutdown::Shutdown;
-use canary_common::telemetry::{self, Admin, MetricsError};
+use canary_record::names::EndedBy;
+use canary_record::result::Clock;
+use canary_record::result::boom::BoomResult;
+use canary_runtime::admin::{self, Admin, MetricsError};
+use canary_runtime::exit::Exit;
+use canary_runtime::listen;
+use canary_runtime::logs;
+use canary_runtime::output::{
+    OutputError, ResultFile, print_line, print_text, termination_message,
+};
+use canary_runtime::shutdown::Shutdown;
+use canary_wire::segment::Family;
 use metrics_exporter_prometheus::PrometheusHandle;
 use nix::sys::socket::SockaddrStorage;
 use tokio::runtime::Handle;
@@ -24,13 +27,13 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::accept::{Acceptor, Counters};
 use crate::config::{Config, OnReset};
 use crate::engine::{Classes, Engine, PARITY, Shared};
-use crate::flow::Settings;
 use crate::listener;
 use crate::metrics;
 use crate::netstat;
 use crate::privilege::{self, PrivilegeError};
-use crate::raw::{RawError, Sender, Sniffer};
 use crate::report::{self, Accepted};
+use canary_forge::flow::Settings;
+use canary_forge::raw::{RawError, Sender, Sniffer};
 
 /// How often the ends of a run are looked for.
 const LOOK: Duration = Duration::from_millis(20);
@@ -100,7 +103,7 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
     // As at the end of the run: without CAP_DAC_OVERRIDE.
     let output = config.output.as_deref().map(ResultFile::prepare).transpose();
     let output = output.map_err(RunError::Output)?;
-    telemetry::init_logs(config.log);
+    logs::init_logs(config.log);
 
     let shared = Arc::new(Shared::default());
     shared.state().sniffer.receive_buffer =
@@ -141,7 +144,7 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
         if let Some(listener) = admin {
             let listener =
                 tokio::net::TcpListener::from_std(listener).map_err(start("serve --admin"))?;
-            tokio::spawn(telemetry::serve(listener, Arc::clone(&admin_content)));
+            tokio::spawn(admin::serve(listener, Arc::clone(&admin_content)));
         }
         // Last: no handshake is complete before the raw sockets can see it.
         for (listener, addr) in listeners.iter().zip(&addresses) {
@@ -316,7 +319,7 @@ impl Program {
         let state = self.shared.snapshot();
         let mut notes = notes.to_vec();
         notes.extend(self.clock_step());
-        notes.extend(telemetry::lost_lines());
+        notes.extend(logs::lost_lines());
         report::result(&self.config, &self.clock, ended_by, &state, accepted, &notes)
     }
 

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use canary_common::hist::Latency;
-use canary_common::outcome::{ClientClass, Forgery, Outcome, UnknownReason};
-use canary_common::result::boom::{OutcomeCount, ResetSample, Resets};
-use canary_common::segment::{Family, FourTuple};
+use canary_record::hist::Latency;
+use canary_record::names::{ClientClass, Forgery, Outcome, UnknownReason};
+use canary_record::result::boom::{OutcomeCount, ResetSample, Resets};
+use canary_wire::segment::{Family, FourTuple};
 
-use crate::flow::{Judgement, Reset, ResetCause};
+use canary_forge::flow::{Judgement, Reset, ResetCause};
 
 /// Unattributed resets that are kept with their numbers.
 const SAMPLES: usize = 20;

@@ -1,6 +1,6 @@
 //! The committed JSON Schema of the result is the types' own.
 
-use canary_common::result::boom::BoomResult;
+use canary_record::result::boom::BoomResult;
 
 /// `schema/boom-server.json` says what boom-server writes. `UPDATE_GOLDEN=1` takes a new one.
 #[test]

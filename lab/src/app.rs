@@ -7,10 +7,10 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use canary_common::exit::Exit;
-use canary_common::outcome::{EndedBy, Forgery};
-use canary_common::result::Clock;
-use canary_common::result::lab::{Environment, Judgement, LabResult, Path as NetPath};
+use crate::document::lab::{Environment, Judgement, LabResult, Path as NetPath};
+use canary_record::names::{EndedBy, Forgery};
+use canary_record::result::Clock;
+use canary_runtime::exit::Exit;
 
 use crate::cell::Setting;
 use crate::cli::{BinArgs, CaptureMode, Cli, Command, RunArgs};
@@ -29,7 +29,7 @@ use crate::staged::{self, Staged};
 /// The program.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match canary_common::cli::parse::<Cli>() {
+    let cli = match canary_runtime::cli::parse::<Cli>() {
         Ok(cli) => cli,
         Err(code) => return code,
     };

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use canary_common::outcome::Forgery;
-use canary_common::segment::{Flags, Segment};
-use canary_common::seq::Seq;
+use canary_record::names::Forgery;
+use canary_wire::segment::{Flags, Segment};
+use canary_wire::seq::Seq;
 use pcap_file::DataLink;
 use pcap_file::pcap::{PcapPacket, PcapReader, PcapWriter};
 

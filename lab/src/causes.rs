@@ -6,9 +6,9 @@ pub mod play;
 
 use std::collections::BTreeMap;
 
-use canary_common::outcome::{Diagnosis, Forgery, Outcome, ProbeEnd};
-use canary_common::result::boom::BoomResult;
-use canary_common::result::lab::Judgement;
+use crate::document::lab::Judgement;
+use canary_record::names::{Diagnosis, Forgery, Outcome, ProbeEnd};
+use canary_record::result::boom::BoomResult;
 use serde::Deserialize;
 
 use crate::scenario::ScenarioError;

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use canary_common::outcome::Forgery;
-use canary_common::result::boom::BoomResult;
-use canary_common::result::lab::{FrontEnd, NodeEvidence, Profile};
-use canary_common::result::load::LoadResult;
-use canary_common::segment::Family;
+use crate::document::lab::{FrontEnd, NodeEvidence, Profile};
+use canary_record::names::Forgery;
+use canary_record::result::boom::BoomResult;
+use canary_record::result::load::LoadResult;
+use canary_wire::segment::Family;
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use canary_common::result::lab::{FrontEnd, Protection};
-use canary_common::segment::Family;
+use crate::document::lab::{FrontEnd, Protection};
+use canary_wire::segment::Family;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::kernels::KernelsArgs;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
-use canary_common::result::lab::FrontEnd;
-use canary_common::segment::Family;
+use crate::document::lab::FrontEnd;
+use canary_wire::segment::Family;
 
 use crate::exec::{ExecError, Tools};
 use crate::ruleset::family_name;

@@ -8,7 +8,7 @@ mod tools;
 
 use std::io;
 
-use canary_common::outcome::EndedBy;
+use canary_record::names::EndedBy;
 
 pub use interrupt::{Interrupt, supervise};
 pub use process::{Call, Process, Ready, foreground};

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use canary_common::exit::Exit;
+use canary_runtime::exit::Exit;
 
 use crate::app::find_program;
 use crate::cli::ShellArgs;

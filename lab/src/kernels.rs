@@ -17,11 +17,11 @@ use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
-use canary_common::exit::Exit;
-use canary_common::outcome::EndedBy;
-use canary_common::output::{self, OutputError, ResultFile};
-use canary_common::result::Clock;
-use canary_common::result::lab::Judgement;
+use crate::document::lab::Judgement;
+use canary_record::names::EndedBy;
+use canary_record::result::Clock;
+use canary_runtime::exit::Exit;
+use canary_runtime::output::{self, OutputError, ResultFile};
 use clap::Args;
 
 /// The options of `conntrack-lab kernels`.

@@ -10,6 +10,7 @@ pub mod capture;
 pub mod causes;
 pub mod cell;
 pub mod cli;
+pub mod document;
 pub mod evidence;
 pub mod exec;
 #[cfg(test)]

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use canary_common::result::lab::{At, FrontEnd, NodeEvidence, Protection};
-use canary_common::segment::Family;
+use crate::document::lab::{At, FrontEnd, NodeEvidence, Protection};
+use canary_wire::segment::Family;
 
 use crate::evidence::{self, EvidenceError};
 use crate::exec::{self, Call, ExecError, Interrupt, Process, Ready, Tools};

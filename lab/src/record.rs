@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
-use canary_common::outcome::EndedBy;
-use canary_common::output::{OutputError, ResultFile};
-use canary_common::result::lab::{Judgement, LabResult, ScenarioResult};
+use crate::document::lab::{Judgement, LabResult, ScenarioResult};
+use canary_record::names::EndedBy;
+use canary_runtime::output::{OutputError, ResultFile};
 
 use crate::runner;
 use crate::staged::Staged;
@@ -73,8 +73,8 @@ pub(crate) fn unfinished(staged: &Staged, why: &str) -> ScenarioResult {
 
 #[cfg(test)]
 mod tests {
-    use canary_common::result::Clock;
-    use canary_common::result::lab::{Environment, PositiveControl};
+    use crate::document::lab::{Environment, PositiveControl};
+    use canary_record::result::Clock;
 
     use super::*;
 
@@ -95,7 +95,7 @@ mod tests {
             ..unfinished(&one[0], "")
         };
         let mut result = LabResult {
-            schema_version: canary_common::result::SCHEMA_VERSION,
+            schema_version: canary_record::result::SCHEMA_VERSION,
             run: Clock::start().run("conntrack-lab run", "0", EndedBy::Completed, [].into()),
             judgement: Judgement::AsExpected,
             reasons: Vec::new(),

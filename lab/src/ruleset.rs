@@ -10,8 +10,8 @@ pub mod readback;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use canary_common::result::lab::{FrontEnd, Protection, ProtectionKind};
-use canary_common::segment::Family;
+use crate::document::lab::{FrontEnd, Protection, ProtectionKind};
+use canary_wire::segment::Family;
 
 use crate::topology::Service;
 
@@ -127,8 +127,8 @@ pub const fn family_name(family: Family) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::document::lab::{At, Path};
     use crate::topology::Topology;
-    use canary_common::result::lab::{At, Path};
 
     const ALL: NodeProtection =
         NodeProtection { forward: true, input: true, prerouting: true, liberal: true };

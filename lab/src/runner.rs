@@ -7,13 +7,13 @@ use std::path::{Path as FsPath, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
-use canary_common::outcome::{EndedBy, Forgery, OldSegments};
-use canary_common::result::lab::{
+use crate::document::lab::{
     Capture, CellResult, CommandList, Environment, FrontEnd, Judgement, LabResult, Path,
     PositiveControl, ScenarioResult,
 };
-use canary_common::result::{Clock, SCHEMA_VERSION};
-use canary_common::segment::Family;
+use canary_record::names::{EndedBy, Forgery, OldSegments};
+use canary_record::result::{Clock, SCHEMA_VERSION};
+use canary_wire::segment::Family;
 
 use crate::capture;
 use crate::cell::{self, Cell, Setting, Shown, capture_file, io_error};

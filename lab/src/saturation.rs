@@ -22,8 +22,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use canary_common::result::lab::{CommandList, Judgement, Path as NetPath, ScenarioResult};
-use canary_common::result::timeline::{Finding, Statement, Timeline};
+use crate::document::lab::{CommandList, Judgement, Path as NetPath, ScenarioResult};
+use crate::document::timeline::{Finding, Statement, Timeline};
 use serde::Deserialize;
 
 use crate::causes::legal_name;

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use canary_common::outcome::{Forgery, OldSegments};
-use canary_common::result::lab::{FrontEnd, Path, Profile, Protection, Seen};
-use canary_common::segment::Family;
+use crate::document::lab::{FrontEnd, Path, Profile, Protection, Seen};
+use canary_record::names::{Forgery, OldSegments};
+use canary_wire::segment::Family;
 use serde::Deserialize;
 
 /// The scenarios in the binary, in the order that `run` takes them.

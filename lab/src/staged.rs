@@ -6,9 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::mpsc::channel;
 
-use canary_common::outcome::EndedBy;
-use canary_common::result::Clock;
-use canary_common::result::lab::{LabResult, ScenarioResult};
+use crate::document::lab::{LabResult, ScenarioResult};
+use canary_record::names::EndedBy;
+use canary_record::result::Clock;
 
 use crate::causes::{self, Cause};
 use crate::cell::Setting;

@@ -7,8 +7,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use canary_common::result::lab::{At, Path};
-use canary_common::segment::Family;
+use crate::document::lab::{At, Path};
+use canary_wire::segment::Family;
 
 /// The port that the Service has.
 pub const SERVICE_PORT: u16 = 80;

@@ -4,13 +4,13 @@
 
 use std::collections::BTreeMap;
 
-use canary_common::outcome::{Forgery, OldSegments, ProbeEnd, UnknownReason};
-use canary_common::result::boom::BoomResult;
-use canary_common::result::lab::{
+use crate::document::lab::{
     ForgeryResult, Judgement, NodeEvidence, Path, Profile, Protection, ProtectionKind, Seen,
 };
-use canary_common::result::load::LoadResult;
-use canary_common::segment::Family;
+use canary_record::names::{Forgery, OldSegments, ProbeEnd, UnknownReason};
+use canary_record::result::boom::BoomResult;
+use canary_record::result::load::LoadResult;
+use canary_wire::segment::Family;
 
 use crate::scenario::{Expectation, row};
 
@@ -105,7 +105,7 @@ fn count(e: &Evidence<'_>, forgery: Forgery) -> ForgeryResult {
         dropped: 0,
         unknown: BTreeMap::new(),
     };
-    let of_this = |o: &&canary_common::result::boom::OutcomeCount| {
+    let of_this = |o: &&canary_record::result::boom::OutcomeCount| {
         o.forgery == forgery && o.family == e.family
     };
     for o in e.boom.outcomes.iter().filter(of_this) {

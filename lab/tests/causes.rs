@@ -4,8 +4,8 @@ mod common;
 
 use std::fs;
 
-use canary_common::result::lab::{Judgement, LabResult};
 use common::{Left, lab, output, result, scratch};
+use conntrack_lab::document::lab::{Judgement, LabResult};
 
 const SHIPPED: [(&str, &str); 4] = [
     ("entry-deleted", include_str!("../scenarios/entry-deleted.toml")),

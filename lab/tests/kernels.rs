@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use canary_common::outcome::{EndedBy, OldSegments};
-use canary_common::result::kernels::{GuestRecord, GuestState, KernelsResult};
-use canary_common::result::lab::{Environment, Judgement, LabResult, PositiveControl};
-use canary_common::result::{Clock, SCHEMA_VERSION};
+use canary_record::names::{EndedBy, OldSegments};
+use canary_record::result::{Clock, SCHEMA_VERSION};
+use conntrack_lab::document::kernels::{GuestRecord, GuestState, KernelsResult};
+use conntrack_lab::document::lab::{Environment, Judgement, LabResult, PositiveControl};
 use tempfile::TempDir;
 
 const LAB: &str = env!("CARGO_BIN_EXE_conntrack-lab");

@@ -7,10 +7,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use canary_common::exit::Exit;
-use canary_common::outcome::{Forgery, ProbeEnd};
-use canary_common::result::lab::{Judgement, LabResult, Seen};
-use canary_common::result::timeline::Finding;
+use canary_record::names::{Forgery, ProbeEnd};
+use canary_runtime::exit::Exit;
+use conntrack_lab::document::lab::{Judgement, LabResult, Seen};
+use conntrack_lab::document::timeline::Finding;
 use conntrack_lab::report::{diff, junit};
 use fixture::{fixture, result, skipped, with_timeline};
 use roxmltree::{Document, Node};

@@ -6,7 +6,7 @@ mod fixture;
 use std::collections::BTreeSet;
 use std::fs;
 
-use canary_common::result::lab::{FrontEnd, Judgement, LabResult, Seen};
+use conntrack_lab::document::lab::{FrontEnd, Judgement, LabResult, Seen};
 use conntrack_lab::report::{folder, junit};
 use fixture::{fixture, result, skipped, with_timeline};
 use roxmltree::{Document, Node, ParsingOptions};

@@ -10,9 +10,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use canary_common::outcome::{EndedBy, Forgery};
-use canary_common::result::lab::{Judgement, LabResult, Profile};
+use canary_record::names::{EndedBy, Forgery};
 use common::{Left, lab, output, result, scratch, wait_for};
+use conntrack_lab::document::lab::{Judgement, LabResult, Profile};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rand::rngs::StdRng;

@@ -12,10 +12,10 @@ use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use canary_common::outcome::ProbeEnd;
-use canary_common::result::lab::Judgement;
-use canary_common::result::timeline::{FailureClass, Finding};
+use canary_record::names::ProbeEnd;
 use common::{Left, lab, output, result, scratch, wait_for};
+use conntrack_lab::document::lab::Judgement;
+use conntrack_lab::document::timeline::{FailureClass, Finding};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

@@ -5,8 +5,8 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use canary_common::result::lab::Judgement;
 use common::{lab, output, result, scratch};
+use conntrack_lab::document::lab::Judgement;
 use toml::{Table, Value};
 
 /// The scenario with one protected cell, whose protection is then taken away; for

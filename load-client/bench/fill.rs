@@ -5,8 +5,8 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use canary_common::result::load::LoadResult;
-use canary_common::result::observe::ObserveResult;
+use canary_record::result::load::LoadResult;
+use canary_record::result::observe::ObserveResult;
 use serde_json::json;
 
 use crate::host::{self, SERVICE, inside, options, ready, sh, topology, words};

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
-use canary_common::result::load::{LoadResult, SeriesPoint};
+use canary_record::result::load::{LoadResult, SeriesPoint};
 use serde_json::{Value, json};
 
 use crate::host::{

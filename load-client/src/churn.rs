@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
-use canary_common::outcome::EndedBy;
-use canary_common::shutdown::Shutdown;
-use canary_common::telemetry::Admin;
+use canary_record::names::EndedBy;
+use canary_runtime::admin::Admin;
+use canary_runtime::shutdown::Shutdown;
 use hyper::header::HeaderValue;
 
 use crate::cli::{ChurnArgs, Close};

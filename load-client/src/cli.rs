@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use canary_common::cli::{address, duration, positive_duration, size};
-use canary_common::telemetry::LogFormat;
+use canary_runtime::cli::{address, duration, positive_duration, size};
+use canary_runtime::logs::LogFormat;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::target::Target;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use canary_common::result::observe::{ConntrackCounters, CpuCounters};
+use canary_record::result::observe::{ConntrackCounters, CpuCounters};
 
 /// What was said is not in the form that the kernel uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

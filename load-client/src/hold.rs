@@ -8,10 +8,10 @@ use std::rc::Rc;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use canary_common::outcome::{EndedBy, Phase};
-use canary_common::result::load::{Cause, HoldRecord};
-use canary_common::shutdown::Shutdown;
-use canary_common::telemetry::Admin;
+use canary_record::names::{EndedBy, Phase};
+use canary_record::result::load::{Cause, HoldRecord};
+use canary_runtime::admin::Admin;
+use canary_runtime::shutdown::Shutdown;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::LocalSet;

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
-use canary_common::outcome::{Errno, Phase};
-use canary_common::result::load::Cause;
+use canary_record::names::{Errno, Phase};
+use canary_record::result::load::Cause;
 use http_body_util::Empty;
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1::{self, Connection};

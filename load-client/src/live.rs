@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use canary_common::listen;
-use canary_common::result::load::Cause;
-use canary_common::telemetry::{Admin, init_metrics, serve};
+use canary_record::result::load::Cause;
+use canary_runtime::admin::{Admin, init_metrics, serve};
+use canary_runtime::listen;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -173,7 +173,7 @@ fn line(before: &Counts, now: &Counts, elapsed: Duration) -> String {
 mod tests {
     use super::*;
     use crate::tally::{Clock, Tally};
-    use canary_common::outcome::{Errno, Phase};
+    use canary_record::names::{Errno, Phase};
 
     /// A line is cut where the terminal would begin another row.
     #[test]

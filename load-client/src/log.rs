@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use canary_common::outcome::Errno;
-use canary_common::result::load::Cause;
+use canary_record::names::Errno;
+use canary_record::result::load::Cause;
 
 use crate::tally::Failure;
 

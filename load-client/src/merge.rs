@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use canary_common::hist::Latency;
-use canary_common::outcome::{Phase, Verdict};
-use canary_common::result::SCHEMA_VERSION;
-use canary_common::result::load::{Cause, HoldRecord, LoadResult};
+use canary_record::hist::Latency;
+use canary_record::names::{Phase, Verdict};
+use canary_record::result::SCHEMA_VERSION;
+use canary_record::result::load::{Cause, HoldRecord, LoadResult};
 
 use crate::series::Course;
 
@@ -116,7 +116,7 @@ pub fn join(parts: &[(String, LoadResult)]) -> Result<Joined, MergeError> {
     }
     whole.failures = failures
         .into_iter()
-        .map(|((phase, cause), (local, count))| canary_common::result::load::FailureCount {
+        .map(|((phase, cause), (local, count))| canary_record::result::load::FailureCount {
             phase,
             cause,
             local,

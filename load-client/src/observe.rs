@@ -7,13 +7,13 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use canary_common::outcome::EndedBy;
-use canary_common::result::SCHEMA_VERSION;
-use canary_common::result::observe::{
+use canary_record::names::EndedBy;
+use canary_record::result::SCHEMA_VERSION;
+use canary_record::result::observe::{
     ConntrackCounters, ConntrackSample, CpuCounters, ObserveResult, SourceState,
 };
-use canary_common::shutdown::Shutdown;
-use canary_common::telemetry::Admin;
+use canary_runtime::admin::Admin;
+use canary_runtime::shutdown::Shutdown;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 

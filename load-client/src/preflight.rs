@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use canary_common::result::load::Preflight;
+use canary_record::result::load::Preflight;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// How long Linux keeps a closed connection's port (TCP_TIMEWAIT_LEN).

@@ -6,11 +6,11 @@ use std::rc::Rc;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use canary_common::outcome::{EndedBy, Errno, Phase, ProbeEnd};
-use canary_common::probe::{Body, BodyHash, Request};
-use canary_common::result::load::Cause;
-use canary_common::shutdown::Shutdown;
-use canary_common::telemetry::Admin;
+use canary_record::names::{EndedBy, Errno, Phase, ProbeEnd};
+use canary_record::probe::{Body, BodyHash, Request};
+use canary_record::result::load::Cause;
+use canary_runtime::admin::Admin;
+use canary_runtime::shutdown::Shutdown;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};

@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use canary_common::exit::Exit;
-use canary_common::outcome::{EndedBy, Verdict};
-use canary_common::result::load::LoadResult;
-use canary_common::result::{Run, seconds_between};
-use canary_common::shutdown::Shutdown;
-use canary_common::telemetry::{Admin, end_logs, init_logs};
+use canary_record::names::{EndedBy, Verdict};
+use canary_record::result::load::LoadResult;
+use canary_record::result::{Run, seconds_between};
+use canary_runtime::admin::Admin;
+use canary_runtime::exit::Exit;
+use canary_runtime::logs::{end_logs, init_logs};
+use canary_runtime::shutdown::Shutdown;
 use serde_json::json;
 
 use crate::cli::{
@@ -43,7 +44,7 @@ impl From<anyhow::Error> for End {
 /// The program.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match canary_common::cli::parse::<Cli>() {
+    let cli = match canary_runtime::cli::parse::<Cli>() {
         Ok(cli) => cli,
         Err(code) => return code,
     };
@@ -272,8 +273,8 @@ fn plain(target: &Target, why: &str) -> Result<(), End> {
 
 async fn run_probe(args: ProbeArgs) -> Result<Exit, End> {
     plain(&args.target, "probe speaks to boom-server")?;
-    if args.delay > canary_common::probe::MAX_DELAY
-        || args.answer_delay > canary_common::probe::MAX_DELAY
+    if args.delay > canary_record::probe::MAX_DELAY
+        || args.answer_delay > canary_record::probe::MAX_DELAY
     {
         return Err(End::Usage("--delay and --answer-delay: at most 1h".to_owned()));
     }
@@ -389,7 +390,7 @@ async fn run_serve(args: ServeArgs) -> Result<Exit, End> {
     }
     let count = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
     let result = json!({
-        "schema_version": canary_common::result::SCHEMA_VERSION,
+        "schema_version": canary_record::result::SCHEMA_VERSION,
         "run": report.run(ended_by),
         "accepted": count(&served.accepted),
         "answers": count(&served.answers),

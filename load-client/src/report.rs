@@ -5,12 +5,12 @@ use std::io::IsTerminal;
 use std::path::Path;
 
 use anyhow::Context;
-use canary_common::exit::Exit;
-use canary_common::outcome::{EndedBy, Verdict};
-use canary_common::output::{ResultFile, print_line, print_text, termination_message};
-use canary_common::result::load::LoadResult;
-use canary_common::result::{Clock, Run, SCHEMA_VERSION};
-use canary_common::telemetry::lost_lines;
+use canary_record::names::{EndedBy, Verdict};
+use canary_record::result::load::LoadResult;
+use canary_record::result::{Clock, Run, SCHEMA_VERSION};
+use canary_runtime::exit::Exit;
+use canary_runtime::logs::lost_lines;
+use canary_runtime::output::{ResultFile, print_line, print_text, termination_message};
 use serde::Serialize;
 
 use crate::tally::{Ends, Tally};
@@ -138,8 +138,8 @@ pub fn summary(r: &LoadResult) -> String {
 
 #[cfg(test)]
 mod tests {
-    use canary_common::outcome::{Errno, Phase, ProbeEnd};
-    use canary_common::result::load::Cause;
+    use canary_record::names::{Errno, Phase, ProbeEnd};
+    use canary_record::result::load::Cause;
 
     use super::*;
     use crate::tally::Clock as TallyClock;

@@ -2,7 +2,7 @@
 //! are joined and every point is twice as wide. Points begin at multiples of
 //! their width since 1970, so that those of many programs can be joined.
 
-use canary_common::result::load::{Series, SeriesPoint};
+use canary_record::result::load::{Series, SeriesPoint};
 
 /// The most points.
 const POINTS: usize = 1024;

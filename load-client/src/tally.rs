@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use canary_common::hist::Latency;
-use canary_common::outcome::{Errno, Phase, ProbeEnd};
-use canary_common::result::load::{Cause, FailureCount};
+use canary_record::hist::Latency;
+use canary_record::names::{Errno, Phase, ProbeEnd};
+use canary_record::result::load::{Cause, FailureCount};
 
 use crate::series::{self, BUCKETS, Course};
 

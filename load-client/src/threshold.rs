@@ -3,10 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use canary_common::cli::duration;
-use canary_common::hist::LatencySummary;
-use canary_common::outcome::{Errno, Phase};
-use canary_common::result::load::{Cause, LoadResult, ThresholdRecord};
+use canary_record::hist::LatencySummary;
+use canary_record::names::{Errno, Phase};
+use canary_record::result::load::{Cause, LoadResult, ThresholdRecord};
+use canary_runtime::cli::duration;
 
 /// What is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -231,7 +231,7 @@ fn quantile(q: Quantile, l: &LatencySummary) -> f64 {
 mod tests {
     use std::time::Instant;
 
-    use canary_common::outcome::EndedBy;
+    use canary_record::names::EndedBy;
 
     use super::*;
     use crate::report::{Config, Report};

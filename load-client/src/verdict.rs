@@ -1,7 +1,7 @@
 //! From a result's counts to its verdict.
 
-use canary_common::outcome::Verdict;
-use canary_common::result::load::LoadResult;
+use canary_record::names::Verdict;
+use canary_record::result::load::LoadResult;
 
 use crate::threshold::Threshold;
 
@@ -61,8 +61,8 @@ fn unproven(result: &LoadResult) -> Option<String> {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use canary_common::outcome::{EndedBy, Phase};
-    use canary_common::result::load::{Cause, HoldRecord};
+    use canary_record::names::{EndedBy, Phase};
+    use canary_record::result::load::{Cause, HoldRecord};
 
     use super::*;
     use crate::report::{Config, Report};

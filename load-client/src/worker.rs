@@ -9,8 +9,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use canary_common::outcome::{Errno, Phase};
-use canary_common::result::load::Cause;
+use canary_record::names::{Errno, Phase};
+use canary_record::result::load::Cause;
 use http_body_util::Empty;
 use hyper::Request;
 use hyper::header::{CONNECTION, HOST, HeaderValue};

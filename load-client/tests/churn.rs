@@ -5,8 +5,8 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use canary_common::outcome::Errno;
-use canary_common::result::load::{Cause, LoadResult};
+use canary_record::names::Errno;
+use canary_record::result::load::{Cause, LoadResult};
 use common::{Ns, check_sum, failed, last, privileged, wait_for};
 
 /// A tcp churn of a number makes exactly that number, closed with FIN.
@@ -444,7 +444,7 @@ fn sigterm_ends_within_two_seconds() {
     let r: LoadResult = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     check_sum(&r);
     assert_eq!(r, last(&std::fs::read_to_string(&out).unwrap()));
-    assert_eq!(r.run.ended_by, canary_common::outcome::EndedBy::Sigterm);
+    assert_eq!(r.run.ended_by, canary_record::names::EndedBy::Sigterm);
     assert_eq!(failed(&r, |p, c| p == "receive" && c == Cause::Interrupted), 20);
 }
 

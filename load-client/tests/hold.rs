@@ -4,8 +4,8 @@ mod common;
 
 use std::time::Duration;
 
-use canary_common::outcome::Errno;
-use canary_common::result::load::{Cause, LoadResult};
+use canary_record::names::Errno;
+use canary_record::result::load::{Cause, LoadResult};
 use common::{Ns, check_sum, failed, last, privileged, wait_for};
 
 fn established(ns: &Ns) -> usize {

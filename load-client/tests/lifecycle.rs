@@ -5,8 +5,8 @@ mod common;
 use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
 
-use canary_common::outcome::EndedBy;
-use canary_common::result::load::LoadResult;
+use canary_record::names::EndedBy;
+use canary_record::result::load::LoadResult;
 use common::{BIN, Ns, Running, check_sum, last, privileged, wait_for};
 use serde_json::Value;
 

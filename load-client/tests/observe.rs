@@ -4,8 +4,8 @@ mod common;
 
 use std::time::Duration;
 
-use canary_common::result::load::LoadResult;
-use canary_common::result::observe::{ObserveResult, SourceState};
+use canary_record::result::load::LoadResult;
+use canary_record::result::observe::{ObserveResult, SourceState};
 use common::{Ns, check_sum, last, privileged, wait_for};
 
 /// Entries appear in the samples and in the metrics, from every source.

@@ -6,8 +6,8 @@ use std::io::Read;
 use std::net::TcpStream;
 use std::time::Duration;
 
-use canary_common::outcome::ProbeEnd;
-use canary_common::probe::{Body, BodyHash, Request};
+use canary_record::names::ProbeEnd;
+use canary_record::probe::{Body, BodyHash, Request};
 use common::{Ns, Ran, privileged, read_line, write};
 
 /// How the server misbehaves.
@@ -67,7 +67,7 @@ fn answer(mut s: TcpStream, fault: Fault) {
     }
 }
 
-fn probe(ns: &Ns, fault: Fault, more: &str) -> Ran<canary_common::result::load::LoadResult> {
+fn probe(ns: &Ns, fault: Fault, more: &str) -> Ran<canary_record::result::load::LoadResult> {
     ns.server(9000, move |s| answer(s, fault));
     ns.run(&format!(
         "probe --target tcp://127.0.0.1:9000 --connections 10 --delay 50ms --timeout 700ms {more}"

@@ -4,8 +4,8 @@ mod common;
 
 use std::path::PathBuf;
 
-use canary_common::result::load::LoadResult;
-use canary_common::result::observe::ObserveResult;
+use canary_record::result::load::LoadResult;
+use canary_record::result::observe::ObserveResult;
 use common::{Ns, privileged};
 use serde_json::Value;
 

@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use canary_common::outcome::Forgery;
+use canary_record::names::Forgery;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::paths::row;

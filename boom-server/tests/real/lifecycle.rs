@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::rig::{Rig, VIP4, VIP6, exchange, sh};
-use canary_common::outcome::{EndedBy, Verdict};
-use canary_common::result::boom::BoomResult;
-use canary_common::segment::{Emit, Flags};
-use canary_common::seq::Seq;
+use canary_record::names::{EndedBy, Verdict};
+use canary_record::result::boom::BoomResult;
+use canary_wire::segment::{Emit, Flags};
+use canary_wire::seq::Seq;
 use nix::sys::signal::Signal;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 

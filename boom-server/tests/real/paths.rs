@@ -7,8 +7,8 @@ use std::io::{ErrorKind, Write};
 use std::time::{Duration, Instant};
 
 use crate::rig::{Rig, VIP4, VIP6, exchange, sh};
-use canary_common::outcome::{Diagnosis, Forgery};
-use canary_common::result::boom::BoomResult;
+use canary_record::names::{Diagnosis, Forgery};
+use canary_record::result::boom::BoomResult;
 
 /// (leaked, killed, delivered, dropped) of n.
 type Cell = [u64; 4];

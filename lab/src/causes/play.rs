@@ -8,17 +8,17 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use canary_common::outcome::ProbeEnd;
-use canary_common::probe::Request;
-use canary_common::result::boom::BoomResult;
-use canary_common::result::lab::{
+use crate::document::lab::{
     At, CommandList, FrontEnd, Judgement, Path as NetPath, Protection, ProtectionKind,
     ScenarioResult,
 };
-use canary_common::result::load::LoadResult;
-use canary_common::result::observe::ConntrackCounters;
-use canary_common::result::timeline::{Change, FailureClass, Step, Timeline};
-use canary_common::segment::Family;
+use crate::document::timeline::{Change, FailureClass, Step, Timeline};
+use canary_record::names::ProbeEnd;
+use canary_record::probe::Request;
+use canary_record::result::boom::BoomResult;
+use canary_record::result::load::LoadResult;
+use canary_record::result::observe::ConntrackCounters;
+use canary_wire::segment::Family;
 use nix::sys::signal::Signal;
 
 use super::{Action, Case, Cause, Pattern, Seen, ctnetlink, judge};

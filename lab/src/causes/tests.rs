@@ -1,12 +1,12 @@
-use canary_common::outcome::Verdict;
-use canary_common::result::Clock;
-use canary_common::result::boom::{OutcomeCount, PathDiagnosis};
+use canary_record::names::Verdict;
+use canary_record::result::Clock;
+use canary_record::result::boom::{OutcomeCount, PathDiagnosis};
 
 use super::*;
 
 fn boom(n: u64) -> BoomResult {
-    use canary_common::outcome::{ClientClass, EndedBy, OldSegments};
-    use canary_common::segment::Family;
+    use canary_record::names::{ClientClass, EndedBy, OldSegments};
+    use canary_wire::segment::Family;
     let path = PathDiagnosis {
         class: ClientClass::Pod,
         family: Family::Ipv4,
@@ -36,11 +36,11 @@ fn boom(n: u64) -> BoomResult {
         verdict: Verdict::Protected,
         reasons: Vec::new(),
         paths: vec![path],
-        connections: canary_common::result::boom::Connections::default(),
+        connections: canary_record::result::boom::Connections::default(),
         outcomes: vec![outcome],
-        resets: canary_common::result::boom::Resets::default(),
-        sniffer: canary_common::result::boom::Sniffer::default(),
-        handshake_to_forge: canary_common::hist::LatencySummary::default(),
+        resets: canary_record::result::boom::Resets::default(),
+        sniffer: canary_record::result::boom::Sniffer::default(),
+        handshake_to_forge: canary_record::hist::LatencySummary::default(),
     }
 }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use canary_common::outcome::EndedBy;
-use canary_common::shutdown::Shutdown;
+use canary_record::names::EndedBy;
+use canary_runtime::shutdown::Shutdown;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use canary_common::result::kernels::{Agreement, KernelCell, KernelRow, KernelRun, KernelsResult};
-use canary_common::result::lab::{Judgement, Seen};
+use crate::document::kernels::{Agreement, KernelCell, KernelRow, KernelRun, KernelsResult};
+use crate::document::lab::{Judgement, Seen};
 
 use super::table::{explanation, protections};
 use super::text::{behaviour, held, mark, segments, word};

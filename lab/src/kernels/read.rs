@@ -4,10 +4,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use canary_common::outcome::OldSegments;
-use canary_common::result::SCHEMA_VERSION;
-use canary_common::result::kernels::{GuestRecord, GuestState, KernelRun};
-use canary_common::result::lab::{Judgement, LabResult};
+use crate::document::kernels::{GuestRecord, GuestState, KernelRun};
+use crate::document::lab::{Judgement, LabResult};
+use canary_record::names::OldSegments;
+use canary_record::result::SCHEMA_VERSION;
 
 use super::table::Input;
 
@@ -79,7 +79,7 @@ fn of_guest(record: GuestRecord, results: &Path) -> Result<Input, ReadError> {
     };
     match kernel.state {
         GuestState::Ran => {
-            // Those with which the lab ends a whole run (canary_common::exit).
+            // Those with which the lab ends a whole run (canary_runtime::exit).
             if ![0, 10, 11].contains(&status) {
                 kernel
                     .reasons

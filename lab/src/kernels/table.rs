@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use canary_common::outcome::{Forgery, OldSegments};
-use canary_common::result::kernels::{
+use crate::document::kernels::{
     Agreement, GuestState, KernelCell, KernelRow, KernelRun, KernelsResult,
 };
-use canary_common::result::lab::{
+use crate::document::lab::{
     CellResult, ForgeryResult, FrontEnd, Judgement, LabResult, Path, Profile, Protection, Seen,
 };
-use canary_common::result::{Run, SCHEMA_VERSION};
-use canary_common::segment::Family;
+use canary_record::names::{Forgery, OldSegments};
+use canary_record::result::{Run, SCHEMA_VERSION};
+use canary_wire::segment::Family;
 
 use crate::scenario::row as row_of;
 

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use canary_common::outcome::{EndedBy, Forgery, OldSegments, UnknownReason};
-use canary_common::result::kernels::{Agreement, GuestState, KernelRun, KernelsResult};
-use canary_common::result::lab::{
+use crate::document::kernels::{Agreement, GuestState, KernelRun, KernelsResult};
+use crate::document::lab::{
     CellResult, Environment, ForgeryResult, FrontEnd, Judgement, LabResult, Path, PositiveControl,
     Protection, ScenarioResult, Seen,
 };
-use canary_common::result::{Run, SCHEMA_VERSION};
-use canary_common::segment::Family;
+use canary_record::names::{EndedBy, Forgery, OldSegments, UnknownReason};
+use canary_record::result::{Run, SCHEMA_VERSION};
+use canary_wire::segment::Family;
 
 use super::table::{Input, compare};
 use super::{html, text};

@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use canary_common::outcome::OldSegments;
-use canary_common::result::kernels::{Agreement, KernelCell, KernelRow, KernelRun, KernelsResult};
-use canary_common::result::lab::{Judgement, Seen};
+use crate::document::kernels::{Agreement, KernelCell, KernelRow, KernelRun, KernelsResult};
+use crate::document::lab::{Judgement, Seen};
+use canary_record::names::OldSegments;
 
 use super::table::{explanation, protections};
 

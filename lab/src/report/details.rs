@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
-use canary_common::result::lab::{CellResult, LabResult, ScenarioResult};
-use canary_common::result::timeline::{Statement, Step, Timeline};
+use crate::document::lab::{CellResult, LabResult, ScenarioResult};
+use crate::document::timeline::{Statement, Step, Timeline};
 
 use super::fold::sorted;
 use super::markup::{Esc, grouped, put};

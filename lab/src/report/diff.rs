@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use canary_common::exit::Exit;
-use canary_common::outcome::{Forgery, ProbeEnd};
-use canary_common::result::lab::{
+use crate::document::lab::{
     CellResult, FrontEnd, Judgement, LabResult, Path, Protection, ScenarioResult, Seen,
 };
-use canary_common::result::timeline as statement;
-use canary_common::segment::Family;
+use crate::document::timeline as statement;
+use canary_record::names::{Forgery, ProbeEnd};
+use canary_runtime::exit::Exit;
+use canary_wire::segment::Family;
 
 use super::fold::sorted;
 use super::markup::{count, put};

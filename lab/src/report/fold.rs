@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use canary_common::outcome::{Forgery, ProbeEnd, UnknownReason};
-use canary_common::result::lab::{
+use crate::document::lab::{
     At, CellResult, FrontEnd, Judgement, LabResult, Path, Protection, Seen,
 };
-use canary_common::segment::Family;
+use canary_record::names::{Forgery, ProbeEnd, UnknownReason};
+use canary_wire::segment::Family;
 
 /// Rules and IP family.
 pub type Variant = (FrontEnd, Family);
@@ -53,7 +53,7 @@ pub struct Sum {
 }
 
 impl Sum {
-    fn add(&mut self, f: &canary_common::result::lab::ForgeryResult) {
+    fn add(&mut self, f: &crate::document::lab::ForgeryResult) {
         self.seen = match self.seen {
             None => Some(f.seen),
             Some(seen) if seen == f.seen => Some(seen),

@@ -5,8 +5,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use canary_common::exit::Exit;
-use canary_common::result::lab::LabResult;
+use crate::document::lab::LabResult;
+use canary_runtime::exit::Exit;
 
 use super::diff::{self, Diff};
 use super::html::{self, Captures};

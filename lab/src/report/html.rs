@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use canary_common::outcome::Forgery;
-use canary_common::result::lab::{CellResult, Judgement, LabResult, Path, ScenarioResult};
+use crate::document::lab::{CellResult, Judgement, LabResult, Path, ScenarioResult};
+use canary_record::names::Forgery;
 
 use super::details;
 use super::fold::{self, Exposure};

@@ -1,6 +1,6 @@
 //! JUnit XML, as CI systems read it: a test case for each cell. Pure.
 
-use canary_common::result::lab::{CellResult, Judgement, LabResult, ScenarioResult};
+use crate::document::lab::{CellResult, Judgement, LabResult, ScenarioResult};
 
 use super::fold::sorted;
 use super::markup::{Esc, put};

@@ -4,9 +4,9 @@
 
 use std::net::SocketAddr;
 
-use canary_common::outcome::Forgery;
-use canary_common::segment::{Flags, Segment};
-use canary_common::seq::Seq;
+use canary_record::names::Forgery;
+use canary_wire::segment::{Flags, Segment};
+use canary_wire::seq::Seq;
 
 use super::markup::put;
 

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use canary_common::result::lab::LabResult;
+use crate::document::lab::LabResult;
 
 use super::html::{Drawn, cells};
 use super::ladder::{Event, Ladder, Role};

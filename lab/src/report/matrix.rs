@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use canary_common::outcome::Forgery;
-use canary_common::result::lab::{Judgement, LabResult, ProtectionKind, ScenarioResult, Seen};
+use crate::document::lab::{Judgement, LabResult, ProtectionKind, ScenarioResult, Seen};
+use canary_record::names::Forgery;
 
 use super::fold::{self, Exposure, Overview, Row, Sum};
 use super::markup::{Esc, count, grouped, put};

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
-use canary_common::result::lab::{CellResult, Judgement};
+use crate::document::lab::{CellResult, Judgement};
 
 /// Progress of a run.
 pub struct Progress {

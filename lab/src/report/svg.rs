@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use canary_common::result::timeline::{FailureClass, Timeline, TimelineSample};
+use crate::document::timeline::{FailureClass, Timeline, TimelineSample};
 
 use super::markup::{Esc, grouped, put};
 use super::words;
@@ -287,7 +287,7 @@ fn nice(highest: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use canary_common::result::timeline::Step;
+    use crate::document::timeline::Step;
 
     fn series(n: u64) -> Timeline {
         let mut t = Timeline::default();

@@ -3,11 +3,9 @@
 
 use std::fmt::Write as _;
 
-use canary_common::outcome::OldSegments;
-use canary_common::result::lab::{
-    CellResult, ForgeryResult, Judgement, LabResult, ScenarioResult, Seen,
-};
-use canary_common::result::timeline::Timeline;
+use crate::document::lab::{CellResult, ForgeryResult, Judgement, LabResult, ScenarioResult, Seen};
+use crate::document::timeline::Timeline;
+use canary_record::names::OldSegments;
 
 use crate::causes::listed;
 

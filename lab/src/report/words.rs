@@ -1,9 +1,9 @@
 //! What the closed sets of names mean to a reader.
 
-use canary_common::outcome::{Forgery, OldSegments};
-use canary_common::result::lab::{At, FrontEnd, Judgement, Path, Protection, ProtectionKind, Seen};
-use canary_common::result::timeline::{FailureClass, Finding};
-use canary_common::segment::Family;
+use crate::document::lab::{At, FrontEnd, Judgement, Path, Protection, ProtectionKind, Seen};
+use crate::document::timeline::{FailureClass, Finding};
+use canary_record::names::{Forgery, OldSegments};
+use canary_wire::segment::Family;
 
 /// A path, in a few words.
 #[must_use]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use canary_common::segment::Family;
+use canary_wire::segment::Family;
 
 use super::{Chain, NodeProtection, Ruleset, family_name};
 use crate::topology::{NODE_PORT, POD_PORT, SERVICE_PORT, Service, cluster_cidr, node};

@@ -6,11 +6,11 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use canary_common::outcome::ProbeEnd;
-use canary_common::result::boom::BoomResult;
-use canary_common::result::load::LoadResult;
-use canary_common::result::observe::ObserveResult;
-use canary_common::result::timeline::{Change, Step, Timeline};
+use crate::document::timeline::{Change, Step, Timeline};
+use canary_record::names::ProbeEnd;
+use canary_record::result::boom::BoomResult;
+use canary_record::result::load::LoadResult;
+use canary_record::result::observe::ObserveResult;
 use nix::sys::signal::Signal;
 
 use super::facts::{Facts, Kind, MOST_HELD, Shown};

@@ -8,17 +8,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use canary_common::exit::Exit;
-use canary_common::outcome::{EndedBy, Outcome};
-use canary_common::output::{OutputError, ResultFile};
-use canary_common::result::lab::{
-    Environment, Judgement, LabResult, PositiveControl, ScenarioResult,
-};
-use canary_common::result::load::LoadResult;
-use canary_common::result::timeline::{
-    FailureClass, Finding, Statement, Step, Timeline, TimelineSample,
-};
-use canary_common::result::{Run, SCHEMA_VERSION};
+use crate::document::lab::{Environment, Judgement, LabResult, PositiveControl, ScenarioResult};
+use crate::document::timeline::{FailureClass, Finding, Statement, Step, Timeline, TimelineSample};
+use canary_record::names::{EndedBy, Outcome};
+use canary_record::result::load::LoadResult;
+use canary_record::result::{Run, SCHEMA_VERSION};
+use canary_runtime::exit::Exit;
+use canary_runtime::output::{OutputError, ResultFile};
 
 use self::journal::{Journal, JournalError, Purpose, Reading, StepRecord};
 use crate::report::folder::{self, FolderError};

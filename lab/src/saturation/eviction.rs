@@ -15,11 +15,11 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use canary_common::outcome::ProbeEnd;
-use canary_common::result::lab::{At, Protection, ProtectionKind};
-use canary_common::result::load::LoadResult;
-use canary_common::result::observe::{ConntrackCounters, ObserveResult};
-use canary_common::result::timeline::{Change, FailureClass, Step};
+use crate::document::lab::{At, Protection, ProtectionKind};
+use crate::document::timeline::{Change, FailureClass, Step};
+use canary_record::names::ProbeEnd;
+use canary_record::result::load::LoadResult;
+use canary_record::result::observe::{ConntrackCounters, ObserveResult};
 use nix::sys::signal::Signal;
 
 use super::facts::{Case, Evicted};

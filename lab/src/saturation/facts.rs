@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use canary_common::outcome::ProbeEnd;
-use canary_common::result::observe::ConntrackCounters;
-use canary_common::result::timeline::FailureClass;
+use crate::document::timeline::FailureClass;
+use canary_record::names::ProbeEnd;
+use canary_record::result::observe::ConntrackCounters;
 
 use crate::causes::listed;
 

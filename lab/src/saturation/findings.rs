@@ -1,7 +1,7 @@
 //! What a run's facts make of what has been claimed: pure.
 
-use canary_common::outcome::ProbeEnd;
-use canary_common::result::timeline::{FailureClass, Finding, Statement};
+use crate::document::timeline::{FailureClass, Finding, Statement};
+use canary_record::names::ProbeEnd;
 
 use super::claims::Claim;
 use super::facts::{Case, Evicted, Facts, HalfOpen, Kind, MOST_HELD, OnItsWay, Shown};

@@ -19,9 +19,9 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use canary_common::outcome::ProbeEnd;
-use canary_common::result::lab::{At, Protection, ProtectionKind};
-use canary_common::result::timeline::{Change, FailureClass, Step};
+use crate::document::lab::{At, Protection, ProtectionKind};
+use crate::document::timeline::{Change, FailureClass, Step};
+use canary_record::names::ProbeEnd;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;

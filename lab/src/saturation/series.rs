@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use canary_common::result::load::{Cause, LoadResult};
-use canary_common::result::observe::ObserveResult;
-use canary_common::result::timeline::{FailureClass, Timeline, TimelineSample};
+use crate::document::timeline::{FailureClass, Timeline, TimelineSample};
+use canary_record::result::load::{Cause, LoadResult};
+use canary_record::result::observe::ObserveResult;
 
 /// Adds the samples of one place. `begun` is when the run began and `watched`
 /// when its observer did, both in seconds since 1970.

@@ -7,9 +7,9 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use canary_common::result::lab::{FrontEnd, Path as NetPath, Protection};
-use canary_common::result::observe::ObserveResult;
-use canary_common::segment::Family;
+use crate::document::lab::{FrontEnd, Path as NetPath, Protection};
+use canary_record::result::observe::ObserveResult;
+use canary_wire::segment::Family;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{Backlog, listen};
 

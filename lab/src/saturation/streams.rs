@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use canary_common::outcome::ProbeEnd;
+use canary_record::names::ProbeEnd;
 
 /// Between two octets of a connection.
 const TICK: Duration = Duration::from_millis(250);

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use canary_common::outcome::{EndedBy, Forgery, OldSegments, ProbeEnd, UnknownReason, Verdict};
-use canary_common::result::boom::{BoomResult, Connections, OutcomeCount, Resets, Sniffer};
-use canary_common::result::lab::{Judgement, NodeEvidence, Profile, Protection, Seen};
-use canary_common::result::{Clock, SCHEMA_VERSION};
-use canary_common::segment::Family;
+use crate::document::lab::{Judgement, NodeEvidence, Profile, Protection, Seen};
+use canary_record::names::{EndedBy, Forgery, OldSegments, ProbeEnd, UnknownReason, Verdict};
+use canary_record::result::boom::{BoomResult, Connections, OutcomeCount, Resets, Sniffer};
+use canary_record::result::{Clock, SCHEMA_VERSION};
+use canary_wire::segment::Family;
 
 use super::*;
 use crate::scenario::row;
@@ -43,8 +43,8 @@ impl Made {
             "schema_version": SCHEMA_VERSION, "run": run, "verdict": "protected", "reasons": [],
             "attempts": all, "ok": all - killed, "failures": [],
             "probe": {"survived": all - killed, "reset": killed},
-            "connect_latency": canary_common::hist::LatencySummary::default(),
-            "total_latency": canary_common::hist::LatencySummary::default(),
+            "connect_latency": canary_record::hist::LatencySummary::default(),
+            "total_latency": canary_record::hist::LatencySummary::default(),
         });
         Self {
             boom: BoomResult {
@@ -62,7 +62,7 @@ impl Made {
                 outcomes,
                 resets: Resets::default(),
                 sniffer: Sniffer::default(),
-                handshake_to_forge: canary_common::hist::LatencySummary::default(),
+                handshake_to_forge: canary_record::hist::LatencySummary::default(),
             },
             load: serde_json::from_value(load).unwrap(),
             nodes: vec![NodeEvidence {
@@ -104,7 +104,7 @@ fn outcome(forgery: Forgery, seen: Seen) -> OutcomeCount {
     OutcomeCount {
         forgery,
         family: Family::Ipv4,
-        class: canary_common::outcome::ClientClass::Unclassified,
+        class: canary_record::names::ClientClass::Unclassified,
         forged: N,
         leaked: n(matches!(seen, Seen::Leaked | Seen::Kills)),
         killed: n(seen == Seen::Kills),

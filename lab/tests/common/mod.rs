@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use canary_common::result::lab::LabResult;
+use conntrack_lab::document::lab::LabResult;
 use nix::unistd::Pid;
 
 /// A directory that goes with the test.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use canary_common::result::load::{Cause, LoadResult};
+use canary_record::result::load::{Cause, LoadResult};
 use serde::de::DeserializeOwned;
 
 pub(crate) mod running;
@@ -174,7 +174,7 @@ pub(crate) fn last<T: DeserializeOwned>(text: &str) -> T {
 pub(crate) fn check_sum(r: &LoadResult) {
     let failed: u64 = r.failures.iter().map(|f| f.count).sum();
     assert_eq!(r.attempts, r.ok + failed, "{:?}", r.failures);
-    let sum = |f: fn(&canary_common::result::load::SeriesPoint) -> u64| {
+    let sum = |f: fn(&canary_record::result::load::SeriesPoint) -> u64| {
         r.series.points.iter().map(f).sum::<u64>()
     };
     assert_eq!((sum(|p| p.attempts), sum(|p| p.ok), sum(|p| p.failed)), (r.attempts, r.ok, failed));

@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use canary_common::outcome::{EndedBy, Outcome, Phase};
-use canary_common::result::load::{Cause, FailureCount};
-use canary_common::result::observe::ConntrackCounters;
-use canary_common::result::timeline::{Change, FailureClass};
+use crate::document::timeline::{Change, FailureClass};
+use canary_record::names::{EndedBy, Outcome, Phase};
+use canary_record::result::load::{Cause, FailureCount};
+use canary_record::result::observe::ConntrackCounters;
 
 /// A line that nobody would have written.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,5 +1,5 @@
-use canary_common::outcome::{Errno, Phase, Verdict};
-use canary_common::result::load::{Cause, FailureCount};
+use canary_record::names::{Errno, Phase, Verdict};
+use canary_record::result::load::{Cause, FailureCount};
 
 use super::*;
 
@@ -79,8 +79,8 @@ fn client(attempts: u64, failures: &[(Phase, Cause, u64)]) -> LoadResult {
         "attempts": attempts,
         "ok": attempts - failures.iter().map(|f| f.count).sum::<u64>(),
         "failures": failures, "probe": {},
-        "connect_latency": canary_common::hist::Latency::new().summary(),
-        "total_latency": canary_common::hist::Latency::new().summary(),
+        "connect_latency": canary_record::hist::Latency::new().summary(),
+        "total_latency": canary_record::hist::Latency::new().summary(),
     });
     document(text.to_string().as_bytes()).unwrap()
 }

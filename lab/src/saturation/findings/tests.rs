@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use canary_common::result::observe::ConntrackCounters;
+use canary_record::result::observe::ConntrackCounters;
 
 use super::super::facts::HalfOpen;
 use super::*;

@@ -1,0 +1,251 @@
+//! From outcome counts to what they say of a path.
+
+use std::collections::BTreeMap;
+
+use canary_record::names::{ClientClass, Diagnosis, Forgery, OldSegments, Verdict};
+use canary_record::result::boom::{OutcomeCount, PathDiagnosis};
+use canary_wire::segment::Family;
+
+/// One diagnosis for each class of clients and family in `rows`. `min_forged` is
+/// how many above-window segments 'protected' needs on each.
+#[must_use]
+pub fn paths(rows: &[OutcomeCount], min_forged: u64) -> Vec<PathDiagnosis> {
+    let mut by_path: BTreeMap<(Family, ClientClass), Vec<&OutcomeCount>> = BTreeMap::new();
+    for row in rows {
+        by_path.entry((row.family, row.class)).or_default().push(row);
+    }
+    by_path
+        .into_iter()
+        .map(|((family, class), rows)| path(family, class, &rows, min_forged))
+        .collect()
+}
+
+/// The worst of all: one vulnerable path makes the run vulnerable, one
+/// inconclusive path keeps it from being protected.
+#[must_use]
+pub fn overall(paths: &[PathDiagnosis]) -> Verdict {
+    if paths.iter().any(|p| p.verdict == Verdict::Vulnerable) {
+        Verdict::Vulnerable
+    } else if !paths.is_empty() && paths.iter().all(|p| p.verdict == Verdict::Protected) {
+        Verdict::Protected
+    } else {
+        Verdict::Inconclusive
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    leaked: u64,
+    delivered: u64,
+    dropped: u64,
+}
+
+impl Count {
+    const fn known(self) -> u64 {
+        self.leaked + self.delivered + self.dropped
+    }
+    /// Delivered in most of the known cases.
+    const fn mostly_delivered(self) -> bool {
+        self.delivered > self.dropped
+    }
+}
+
+/// The counts of one path, forgery by forgery.
+#[derive(Clone, Copy, Debug)]
+struct Seen<'a>(&'a [&'a OutcomeCount]);
+
+impl Seen<'_> {
+    fn of(&self, forgery: Forgery) -> Count {
+        self.0.iter().find(|r| r.forgery == forgery).map_or(Count::default(), |r| Count {
+            leaked: r.leaked,
+            delivered: r.delivered,
+            dropped: r.dropped,
+        })
+    }
+
+    fn leaked(&self) -> u64 {
+        self.0.iter().map(|r| r.leaked).sum()
+    }
+
+    /// What conntrack refuses by its window check, on every kernel.
+    fn window(&self) -> Count {
+        let above = self.of(Forgery::AboveWindow);
+        if above.known() > 0 { above } else { self.of(Forgery::AckAhead) }
+    }
+
+    /// Lethal segments judged, and leaked. Below the window one that was
+    /// delivered was no test of this kernel.
+    fn lethal(&self) -> (u64, u64) {
+        let below = self.of(Forgery::BelowWindow);
+        let others = [Forgery::AboveWindow, Forgery::SynFin].map(|f| self.of(f));
+        (
+            others.iter().map(|c| c.known()).sum::<u64>() + below.leaked + below.dropped,
+            others.iter().map(|c| c.leaked).sum::<u64>() + below.leaked,
+        )
+    }
+
+    fn diagnosis(&self) -> Diagnosis {
+        let (window, syn_fin) = (self.window(), self.of(Forgery::SynFin));
+        let bad_flags_leaked = syn_fin.leaked + self.of(Forgery::NoFlags).leaked;
+        if self.leaked() > bad_flags_leaked || self.poisoned() > 0 {
+            Diagnosis::Unprotected
+        } else if bad_flags_leaked > 0 {
+            Diagnosis::Partly
+        } else if window.known() == 0 {
+            Diagnosis::Inconclusive
+        } else if !window.mostly_delivered() {
+            Diagnosis::Dropped
+        } else if syn_fin.known() == 0 {
+            Diagnosis::Liberal
+        } else if syn_fin.mostly_delivered() {
+            Diagnosis::NotTranslated
+        } else {
+            Diagnosis::LiberalAndDropped
+        }
+    }
+
+    fn old_segments(&self) -> OldSegments {
+        let (below, window) = (self.of(Forgery::BelowWindow), self.window());
+        // Where even what lies above the window arrives, nothing is refused.
+        let refuses = window.leaked > 0 || (window.known() > 0 && !window.mostly_delivered());
+        if below.leaked + below.dropped > below.delivered {
+            OldSegments::Invalid
+        } else if below.delivered > 0 && refuses {
+            OldSegments::Ignored
+        } else {
+            OldSegments::NotShown
+        }
+    }
+
+    /// Why this path cannot be called protected.
+    fn lacks(&self, min_forged: u64) -> Vec<String> {
+        let mut lacks = Vec::new();
+        if self.0.iter().all(|r| r.delivered == 0) {
+            lacks.push(
+                "no forged segment was delivered: the positive control is missing".to_owned(),
+            );
+        }
+        let above = self.of(Forgery::AboveWindow).known();
+        if above < min_forged {
+            lacks.push(format!("{above} above-window segments judged, {min_forged} needed"));
+        }
+        lacks
+    }
+
+    /// Connections that an overshoot ended later, through the entry it poisoned.
+    fn poisoned(&self) -> u64 {
+        self.0.iter().map(|r| r.killed_later).sum()
+    }
+
+    fn leaks(&self) -> String {
+        let each = self.0.iter().filter(|r| r.leaked > 0);
+        let each = each.map(|r| format!("{} {} of {}", r.forgery, r.leaked, r.forged));
+        each.collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn path(
+    family: Family,
+    class: ClientClass,
+    rows: &[&OutcomeCount],
+    min_forged: u64,
+) -> PathDiagnosis {
+    let seen = Seen(rows);
+    let (judged, leaked) = seen.lethal();
+    let leak_rate_upper_95 = upper_95(leaked, judged);
+    let (verdict, mut reasons) = if seen.leaked() > 0 {
+        let mut reasons =
+            vec![format!("forged segments reached the client untranslated: {}", seen.leaks())];
+        if leaked == 0 {
+            reasons.push(
+                "those do no harm by themselves, but others like them reset connections".to_owned(),
+            );
+        }
+        (Verdict::Vulnerable, reasons)
+    } else if seen.poisoned() > 0 {
+        (Verdict::Vulnerable, Vec::new())
+    } else {
+        let lacks = seen.lacks(min_forged);
+        if lacks.is_empty() {
+            let bound = leak_rate_upper_95 * 100.0;
+            let reason = format!(
+                "0 of {judged} lethal segments leaked: with 95% confidence fewer than {bound:.2}% do"
+            );
+            (Verdict::Protected, vec![reason])
+        } else {
+            (Verdict::Inconclusive, lacks)
+        }
+    };
+    if seen.poisoned() > 0 {
+        reasons.push(format!(
+            "after an overshoot, segments of the server's own reached the client untranslated and {} of {} connections were reset",
+            seen.poisoned(),
+            seen.of(Forgery::Overshoot).known()
+        ));
+    }
+    let above = seen.of(Forgery::AboveWindow);
+    if above.delivered > 0 && above.dropped > 0 {
+        reasons.push(format!(
+            "above-window was delivered {} times and dropped {} times: the clients' nodes differ, or segments were lost",
+            above.delivered, above.dropped
+        ));
+    }
+    if verdict == Verdict::Protected && seen.of(Forgery::SynFin).known() == 0 {
+        reasons.push("bad flags were not tried: be_liberal alone lets them leak".to_owned());
+    }
+    let unknown: u64 = rows.iter().flat_map(|r| r.unknown.values()).sum();
+    if unknown > 0 {
+        reasons.push(format!("{unknown} outcomes are unknown"));
+    }
+    PathDiagnosis {
+        class,
+        family,
+        diagnosis: seen.diagnosis(),
+        verdict,
+        old_segments: seen.old_segments(),
+        reasons,
+        judged,
+        leaked,
+        leak_rate_upper_95,
+    }
+}
+
+/// The one-sided 95% upper confidence bound of a rate of which `k` in `n` were
+/// seen: the exact binomial (Clopper and Pearson, 1934). 1 when nothing was seen.
+#[must_use]
+pub fn upper_95(k: u64, n: u64) -> f64 {
+    const ALPHA: f64 = 0.05;
+    if k >= n {
+        return 1.0;
+    }
+    if k == 0 {
+        return 1.0 - ALPHA.powf(1.0 / n as f64);
+    }
+    // Of k in n: the logarithm of the binomial coefficient.
+    let few = k.min(n - k);
+    let ways = (1..=few).map(|i| ((n - few + i) as f64 / i as f64).ln()).sum();
+    // The rate at which k or fewer of n would be seen with probability ALPHA.
+    let (mut low, mut high) = (k as f64 / n as f64, 1.0);
+    for _ in 0..60 {
+        let mid = f64::midpoint(low, high);
+        if at_most(k, n, ways, mid) > ALPHA { low = mid } else { high = mid }
+    }
+    high
+}
+
+/// The probability of at most `k` successes in `n` trials of rate `p`, which is above
+/// k/n: from k down the terms fall, and those that no longer count are left out.
+fn at_most(k: u64, n: u64, ways: f64, p: f64) -> f64 {
+    let (mut term, mut sum) = (1.0, 0.0);
+    for i in (0..=k).rev() {
+        sum += term;
+        term *= i as f64 / (n - i + 1) as f64 * (1.0 - p) / p;
+        if term < sum * f64::EPSILON {
+            break;
+        }
+    }
+    sum * (ways + k as f64 * p.ln() + (n - k) as f64 * (1.0 - p).ln()).exp()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,237 @@
+use super::*;
+use canary_record::names::UnknownReason;
+use proptest::prelude::*;
+
+/// (forgery, leaked, delivered, dropped)
+type Cell = (Forgery, u64, u64, u64);
+
+fn rows(cells: &[Cell]) -> Vec<OutcomeCount> {
+    let row = |&(forgery, leaked, delivered, dropped): &Cell| OutcomeCount {
+        forgery,
+        family: Family::Ipv4,
+        class: ClientClass::Pod,
+        forged: leaked + delivered + dropped,
+        leaked,
+        killed: 0,
+        killed_later: 0,
+        delivered,
+        dropped,
+        unknown: BTreeMap::new(),
+    };
+    cells.iter().map(row).collect()
+}
+
+fn one(cells: &[Cell]) -> PathDiagnosis {
+    paths(&rows(cells), 20).remove(0)
+}
+
+use Forgery::{AboveWindow, AckAhead, BelowWindow, Control, NoFlags, SynFin};
+
+/// An unprotected node since Linux 6.1, as measured.
+#[test]
+fn unprotected() {
+    let d = one(&[(Control, 0, 50, 0), (BelowWindow, 0, 50, 0), (AboveWindow, 50, 0, 0)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Unprotected, Verdict::Vulnerable));
+    assert_eq!(d.old_segments, OldSegments::Ignored);
+    assert_eq!((d.judged, d.leaked), (50, 50));
+}
+
+/// Before Linux 6.1 what lies below the window leaks too.
+#[test]
+fn a_kernel_before_6_1() {
+    let d = one(&[(BelowWindow, 50, 0, 0), (AboveWindow, 50, 0, 0)]);
+    assert_eq!(d.old_segments, OldSegments::Invalid);
+    assert_eq!((d.judged, d.leaked), (100, 100));
+}
+
+/// INVALID dropped on the path.
+#[test]
+fn dropped() {
+    let d = one(&[
+        (Control, 0, 50, 0),
+        (BelowWindow, 0, 50, 0),
+        (AboveWindow, 0, 0, 50),
+        (SynFin, 0, 0, 50),
+    ]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Dropped, Verdict::Protected));
+    assert_eq!(d.old_segments, OldSegments::Ignored);
+}
+
+/// be_liberal alone leaks bad flags, and is vulnerable once those are tried.
+#[test]
+fn liberal_and_partly() {
+    let d = one(&[(AboveWindow, 0, 50, 0)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Liberal, Verdict::Protected));
+    assert!(d.reasons.iter().any(|r| r.contains("bad flags were not tried")), "{:?}", d.reasons);
+    let d = one(&[(AboveWindow, 0, 50, 0), (SynFin, 50, 0, 0)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Partly, Verdict::Vulnerable));
+    assert_eq!(d.old_segments, OldSegments::NotShown);
+}
+
+/// Liberal together with drops.
+#[test]
+fn liberal_and_dropped() {
+    let d = one(&[(BelowWindow, 0, 50, 0), (AboveWindow, 0, 50, 0), (SynFin, 0, 0, 50)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::LiberalAndDropped, Verdict::Protected));
+    assert_eq!(d.old_segments, OldSegments::NotShown);
+}
+
+/// Where even bad flags arrive there is no conntrack NAT on the path.
+#[test]
+fn not_translated() {
+    let d = one(&[(AboveWindow, 0, 50, 0), (SynFin, 0, 50, 0)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::NotTranslated, Verdict::Protected));
+}
+
+/// The original's forgery alone shows nothing on a new kernel: never protected.
+#[test]
+fn below_window_alone_proves_nothing() {
+    let d = one(&[(Control, 0, 50, 0), (BelowWindow, 0, 50, 0)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Inconclusive, Verdict::Inconclusive));
+    assert_eq!(d.judged, 0);
+    assert!((d.leak_rate_upper_95 - 1.0).abs() < f64::EPSILON);
+}
+
+/// Silence to everything may be a broken path: without a control nothing is protected.
+#[test]
+fn protected_needs_the_control() {
+    let d = one(&[(AboveWindow, 0, 0, 50)]);
+    assert_eq!(d.verdict, Verdict::Inconclusive);
+    assert!(d.reasons[0].contains("positive control"), "{:?}", d.reasons);
+}
+
+/// An overshoot that reset connections through a poisoned entry makes the path vulnerable.
+#[test]
+fn a_poisoned_entry_is_a_vulnerable_path() {
+    let mut all = rows(&[(Control, 0, 50, 0), (Forgery::Overshoot, 0, 50, 0)]);
+    assert_eq!(paths(&all, 20)[0].verdict, Verdict::Inconclusive);
+    all[1].killed_later = 3;
+    let d = &paths(&all, 20)[0];
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Unprotected, Verdict::Vulnerable));
+    assert!(d.reasons[0].ends_with("3 of 50 connections were reset"), "{:?}", d.reasons);
+}
+
+/// Each class of clients and each family has a diagnosis and a bound of its own: a
+/// protected one lends nothing to a masqueraded one.
+#[test]
+fn classes_and_families_are_told_apart() {
+    let mut all = Vec::new();
+    for (class, family, cells) in [
+        (ClientClass::Pod, Family::Ipv4, [(Control, 0, 9, 0), (AboveWindow, 0, 0, 1000)]),
+        (ClientClass::Pod, Family::Ipv6, [(Control, 0, 9, 0), (AboveWindow, 0, 0, 20)]),
+        (ClientClass::Node, Family::Ipv4, [(Control, 0, 9, 0), (AboveWindow, 50, 0, 0)]),
+        (ClientClass::Outside, Family::Ipv4, [(Control, 0, 9, 0), (AboveWindow, 0, 1000, 0)]),
+    ] {
+        let rows = rows(&cells).into_iter();
+        all.extend(rows.map(|row| OutcomeCount { class, family, ..row }));
+    }
+    let found: Vec<_> = paths(&all, 20)
+        .iter()
+        .map(|p| (p.class, p.family, p.diagnosis, (p.leak_rate_upper_95 * 1e4).round() as u32))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            (ClientClass::Pod, Family::Ipv4, Diagnosis::Dropped, 30),
+            (ClientClass::Node, Family::Ipv4, Diagnosis::Unprotected, 10_000),
+            (ClientClass::Outside, Family::Ipv4, Diagnosis::Liberal, 30),
+            (ClientClass::Pod, Family::Ipv6, Diagnosis::Dropped, 1391),
+        ]
+    );
+}
+
+/// Too few are too few.
+#[test]
+fn protected_needs_enough() {
+    let d = one(&[(Control, 0, 50, 0), (AboveWindow, 0, 0, 19)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Dropped, Verdict::Inconclusive));
+}
+
+/// The silence of no-flags tells nothing, its leak does.
+#[test]
+fn no_flags_counts_only_when_it_leaks() {
+    let d = one(&[(Control, 0, 50, 0), (NoFlags, 0, 0, 50)]);
+    assert_eq!(d.diagnosis, Diagnosis::Inconclusive);
+    let d = one(&[(Control, 0, 50, 0), (NoFlags, 1, 0, 49)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Partly, Verdict::Vulnerable));
+}
+
+/// The safe set finds the fault, and says what it stands for.
+#[test]
+fn the_safe_set_finds_the_fault() {
+    let d = one(&[(Control, 0, 50, 0), (AckAhead, 50, 0, 0)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Unprotected, Verdict::Vulnerable));
+    assert_eq!((d.judged, d.leaked), (0, 0));
+    let d = one(&[(Control, 0, 50, 0), (AckAhead, 0, 0, 50)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Dropped, Verdict::Inconclusive));
+}
+
+/// One bad path is enough, one unproved path keeps from 'protected', none is nothing.
+#[test]
+fn the_worst_path_decides() {
+    let mut all = rows(&[(BelowWindow, 0, 50, 0), (AboveWindow, 0, 0, 50)]);
+    assert_eq!(overall(&paths(&all, 20)), Verdict::Protected);
+    let mut other = rows(&[(AboveWindow, 0, 0, 50)]);
+    other[0].family = Family::Ipv6;
+    other[0].unknown.insert(UnknownReason::ClosedEarly, 3);
+    all.append(&mut other);
+    assert_eq!(overall(&paths(&all, 20)), Verdict::Inconclusive);
+    all[2].leaked = 1;
+    assert_eq!(overall(&paths(&all, 20)), Verdict::Vulnerable);
+    assert_eq!(overall(&[]), Verdict::Inconclusive);
+}
+
+/// The exact bound: the rule of three in the limit, and values of R's binom.test
+/// (alternative "less") for others.
+#[test]
+fn the_bound_is_exact() {
+    for (k, n, bound) in [
+        (0, 1, 0.95),
+        (0, 20, 0.139_108),
+        (0, 1000, 0.002_991_25),
+        (1, 10, 0.394_163),
+        (5, 10, 0.777_559),
+        (50, 50, 1.0),
+        (0, 0, 1.0),
+    ] {
+        assert!((upper_95(k, n) - bound).abs() < 1e-5, "{k} of {n}: {}", upper_95(k, n));
+    }
+}
+
+/// The same bound by the sum over every term.
+fn by_the_whole_sum(k: u64, n: u64) -> f64 {
+    let at_most = |p: f64| {
+        let mut log_term = n as f64 * (1.0 - p).ln();
+        (0..=k).fold(0.0, |sum, i| {
+            let term = log_term.exp();
+            log_term += ((n - i) as f64 / (i + 1) as f64).ln() + p.ln() - (1.0 - p).ln();
+            sum + term
+        })
+    };
+    let (mut low, mut high) = (k as f64 / n as f64, 1.0);
+    for _ in 0..60 {
+        let mid = f64::midpoint(low, high);
+        if at_most(mid) > 0.05 { low = mid } else { high = mid }
+    }
+    high
+}
+
+proptest! {
+    /// The terms that are left out do not change it.
+    #[test]
+    fn the_bound_is_that_of_the_whole_sum(n in 2u64..600, part in 0.0..1.0) {
+        let k = 1 + ((n - 2) as f64 * part) as u64;
+        let (bound, whole) = (upper_95(k, n), by_the_whole_sum(k, n));
+        prop_assert!((bound - whole).abs() < 1e-9, "{} of {}: {} {}", k, n, bound, whole);
+    }
+}
+
+/// Of millions of judgements the bound is the normal one in the limit.
+#[test]
+fn the_bound_of_millions() {
+    let (k, n) = (4_000_000, 12_000_000);
+    let bound = upper_95(k, n);
+    let p = k as f64 / n as f64;
+    let normal = p + 1.644_854 * (p * (1.0 - p) / n as f64).sqrt();
+    assert!((bound - normal).abs() < 1e-6, "{bound} {normal}");
+}

@@ -1,0 +1,130 @@
+//! Which segment to forge, and which answer it provokes.
+//!
+//! `snd` is the server's next sequence number as the client last acknowledged
+//! it, `rcv` the next one that the server expects from the client.
+
+use canary_record::names::Forgery;
+use canary_wire::segment::{Flags, Segment};
+use canary_wire::seq::Seq;
+
+/// How far behind the window the original canary forges.
+pub const BELOW: u32 = 100_000;
+/// How far ahead of the window: the one distance that conntrack calls INVALID
+/// for every window scale and every state (window fields reach 2^30).
+pub const ABOVE: u32 = 0x7FFF_C000;
+/// How far ahead of what the client sent a forged acknowledgment lies.
+pub const ACK_AHEAD: u32 = 0x4000_0000;
+/// How far beyond the window the overshoot begins at most. Twice the largest
+/// window (65535 << 14) and this stay below 2^31, where conntrack's comparisons
+/// turn; and from a window of 43 KiB on it lies further ahead than the 66,000
+/// octets (MAXACKWINDOW) by which an acknowledgment may lag behind: conntrack then
+/// takes no more note of what the client sends, and finds the server's next
+/// acknowledgment INVALID.
+pub const OVERSHOOT: u32 = 24 * 1024;
+/// The data of a forged segment: one octet suffices to make it a data segment,
+/// a word is easier to find in a capture.
+pub const PAYLOAD: &[u8] = b"boom!!!";
+
+/// The numbers of a segment to send. Addresses are added by the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// SEG.SEQ
+    pub seq: Seq,
+    /// SEG.ACK
+    pub ack: Seq,
+    /// Control bits.
+    pub flags: Flags,
+    /// Data.
+    pub payload: &'static [u8],
+}
+
+impl Spec {
+    /// SEG.LEN, SYN and FIN counted (RFC 9293, section 3.4).
+    #[must_use]
+    pub fn seg_len(&self) -> u32 {
+        self.payload.len() as u32
+            + u32::from(self.flags.has(Flags::SYN))
+            + u32::from(self.flags.has(Flags::FIN))
+    }
+
+    /// True when `rst` is the reset that a host without this connection answers
+    /// to this segment (RFC 9293, section 3.10.7.1; `tcp_v4_send_reset()`).
+    #[must_use]
+    pub fn provokes(&self, rst: &Segment<'_>) -> bool {
+        if !rst.flags.has(Flags::RST) {
+            return false;
+        }
+        if self.flags.has(Flags::ACK) {
+            // <SEQ=SEG.ACK><CTL=RST>. An application's own reset has the ACK bit
+            // set (tcp_send_active_reset()), so the two are told apart.
+            !rst.flags.has(Flags::ACK) && rst.seq == self.ack
+        } else {
+            // <SEQ=0><ACK=SEG.SEQ+SEG.LEN><CTL=RST,ACK>
+            rst.flags.has(Flags::ACK)
+                && rst.seq == Seq(0)
+                && rst.ack == self.seq.add(self.seg_len())
+        }
+    }
+
+    /// The octets that a D-SACK for this segment would name (RFC 2883).
+    #[must_use]
+    pub fn named_by(&self, sack: Option<(Seq, Seq)>) -> bool {
+        !self.payload.is_empty()
+            && sack == Some((self.seq, self.seq.add(self.payload.len() as u32)))
+    }
+}
+
+/// What is known of the connection when a segment is forged on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numbers {
+    /// The server's next sequence number as the client last acknowledged it.
+    pub snd: Seq,
+    /// The next sequence number expected from the client.
+    pub rcv: Seq,
+    /// The largest window that the client has offered, in octets.
+    pub client_window: u32,
+}
+
+/// The segment of a forgery.
+#[must_use]
+pub fn spec(forgery: Forgery, n: Numbers) -> Spec {
+    let Numbers { snd, rcv, client_window } = n;
+    let data = Flags::PSH.with(Flags::ACK);
+    let (seq, ack, flags, payload) = match forgery {
+        Forgery::Control => (snd.sub(1), rcv, Flags::ACK, &b""[..]),
+        Forgery::BelowWindow => (snd.sub(BELOW), rcv, data, PAYLOAD),
+        Forgery::AboveWindow => (snd.add(ABOVE), rcv, data, PAYLOAD),
+        // At snd an answer would depend on the client's tcp_ack(): Linux 6.18 gives
+        // one. At snd-1 tcp_sequence() refuses it before, with a duplicate ACK.
+        // conntrack calls both INVALID.
+        Forgery::AckAhead => (snd.sub(1), rcv.add(ACK_AHEAD), Flags::ACK, &b""[..]),
+        Forgery::NoFlags => (snd, rcv, Flags::default(), &b""[..]),
+        Forgery::SynFin => (snd, rcv, Flags::SYN.with(Flags::FIN).with(Flags::ACK), &b""[..]),
+        // tcp_in_window() takes the end of an INVALID segment as the sender's new
+        // end while it oversteps by no more than the receiver's largest window.
+        Forgery::Overshoot => {
+            let over = client_window.saturating_sub(16).min(OVERSHOOT);
+            (snd.add(client_window.saturating_add(over)), rcv, data, PAYLOAD)
+        }
+    };
+    Spec { seq, ack, flags, payload }
+}
+
+/// A keep-alive probe with one octet that the client has had already: a live
+/// client answers it at once, with a D-SACK where SACK was negotiated, and its
+/// limit of one answer in 500 ms to segments without data does not apply
+/// (`tcp_oow_rate_limited()`). It begins an octet before control and ack-ahead
+/// end, or a client whose socket is busy would merge them in its backlog and
+/// answer once (`tcp_add_to_backlog()`). Its acknowledgment is an old one, which a
+/// client does not come to look at (RFC 9293, section 3.10.7.4: the sequence number
+/// is checked first; `tcp_validate_incoming()`): a reset that the probe provokes ends
+/// nothing, and is never the one that `forged` provokes.
+#[must_use]
+pub fn life_probe(n: Numbers, forged: &Spec) -> Spec {
+    let old = n.rcv.sub(1);
+    let ack = if old == forged.ack { old.sub(1) } else { old };
+    Spec { seq: n.snd.sub(2), ack, flags: Flags::ACK, payload: b"\0" }
+}
+
+#[cfg(test)]
+mod tests;

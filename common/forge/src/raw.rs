@@ -1,0 +1,250 @@
+//! The only raw sockets: what they receive and lose, and how to send.
+//!
+//! An IPv4 raw socket receives the IP header, an IPv6 one does not. What is sent
+//! carries its own header in both families (IPPROTO_RAW).
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, SystemTime};
+
+use canary_wire::segment::{Family, Segment, SegmentError};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn6, SockaddrStorage, recvmmsg,
+    setsockopt, sockopt,
+};
+use nix::sys::time::TimeSpec;
+use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
+
+use canary_wire::checksum;
+
+use crate::filter;
+
+/// Segments read in one system call.
+pub const BATCH: usize = 64;
+/// Bytes kept of each: every header, and any segment that was not merged on receipt.
+const SNAP: usize = 2048;
+
+/// A raw socket could not be opened or set up.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {operation} the {family} raw socket: {source}")]
+pub struct RawError {
+    operation: &'static str,
+    family: Family,
+    source: io::Error,
+}
+
+/// The inbound segments of one family.
+#[derive(Debug)]
+pub struct Sniffer {
+    socket: Socket,
+    family: Family,
+    buffers: Vec<u8>,
+    /// SO_RXQ_OVFL as last told: drops since the socket was made.
+    dropped: u32,
+    /// Packets that were no TCP segments.
+    malformed: u64,
+    received: u64,
+    receive_buffer: usize,
+    forced: bool,
+}
+
+/// One segment as received.
+#[derive(Debug)]
+pub struct Received<'a> {
+    /// The segment.
+    pub segment: Segment<'a>,
+    /// When the kernel received it, by the wall clock.
+    pub at: Option<SystemTime>,
+}
+
+impl Sniffer {
+    /// Opens a raw socket that sees the TCP segments to `ports` and asks for a
+    /// receive buffer of `buffer` octets, beyond the system's limit where
+    /// CAP_NET_ADMIN allows it.
+    pub fn open(family: Family, ports: &[u16], buffer: usize) -> Result<Self, RawError> {
+        let step = |operation| move |source| RawError { operation, family, source };
+        let domain = match family {
+            Family::Ipv4 => Domain::IPV4,
+            Family::Ipv6 => Domain::IPV6,
+        };
+        let socket = Socket::new(domain, Type::RAW, Some(Protocol::TCP)).map_err(step("open"))?;
+        // First, so that little of others' traffic is in the buffer.
+        let ops: Vec<SockFilter> = filter::program(family, ports)
+            .iter()
+            .map(|o| SockFilter::new(o.code, o.jt, o.jf, o.k))
+            .collect();
+        socket.attach_filter(&ops).map_err(step("attach a filter to"))?;
+        // Then the buffer, before what is wanted overflows the default one.
+        let forced = setsockopt(&socket, sockopt::RcvBufForce, &buffer).is_ok();
+        if !forced {
+            socket.set_recv_buffer_size(buffer).map_err(step("set SO_RCVBUF on"))?;
+        }
+        socket.set_nonblocking(true).map_err(step("set up"))?;
+        let nix = |operation| move |e: Errno| RawError { operation, family, source: e.into() };
+        setsockopt(&socket, sockopt::RxqOvfl, &1).map_err(nix("set SO_RXQ_OVFL on"))?;
+        setsockopt(&socket, sockopt::ReceiveTimestampns, &true)
+            .map_err(nix("set SO_TIMESTAMPNS on"))?;
+        if family == Family::Ipv6 {
+            setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)
+                .map_err(nix("set IPV6_RECVPKTINFO on"))?;
+        }
+        // The kernel doubles what it was asked for (socket(7)).
+        let receive_buffer = socket.recv_buffer_size().map_err(step("read SO_RCVBUF of"))? / 2;
+        Ok(Self {
+            socket,
+            family,
+            buffers: vec![0; BATCH * SNAP],
+            dropped: 0,
+            malformed: 0,
+            received: 0,
+            receive_buffer,
+            forced,
+        })
+    }
+
+    /// The socket's family.
+    #[must_use]
+    pub const fn family(&self) -> Family {
+        self.family
+    }
+
+    /// Segments lost because the buffer was full.
+    #[must_use]
+    pub const fn dropped(&self) -> u32 {
+        self.dropped
+    }
+
+    /// Packets that were no TCP segments, or had a wrong checksum.
+    #[must_use]
+    pub const fn malformed(&self) -> u64 {
+        self.malformed
+    }
+
+    /// Packets read.
+    #[must_use]
+    pub const fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// The receive buffer that the kernel granted, in octets.
+    #[must_use]
+    pub const fn receive_buffer(&self) -> usize {
+        self.receive_buffer
+    }
+
+    /// True when the system's limit was overstepped (SO_RCVBUFFORCE).
+    #[must_use]
+    pub const fn forced(&self) -> bool {
+        self.forced
+    }
+
+    /// Reads what is there, at most one batch, without waiting. Returns how many
+    /// packets were read.
+    pub fn receive(&mut self, mut each: impl FnMut(Received<'_>)) -> io::Result<usize> {
+        // Made anew for every batch: recvmmsg() writes the length of the control
+        // data into the headers, nix keeps it, and a later and longer message (the
+        // first one that reports a loss) would be cut.
+        let space = nix::cmsg_space!(TimeSpec, u32, libc::in6_pktinfo);
+        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, Some(space));
+        let mut slices: Vec<[IoSliceMut<'_>; 1]> =
+            self.buffers.chunks_mut(SNAP).map(|b| [IoSliceMut::new(b)]).collect();
+        // With MSG_TRUNC the length is that of the packet, however much was kept.
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC;
+        let messages =
+            match recvmmsg(self.socket.as_raw_fd(), &mut headers, slices.iter_mut(), flags, None) {
+                Ok(messages) => messages,
+                Err(Errno::EAGAIN | Errno::EINTR) => return Ok(0),
+                Err(e) => return Err(e.into()),
+            };
+        let mut n = 0;
+        for message in messages {
+            n += 1;
+            let (mut at, mut local) = (None, None);
+            for control in message.cmsgs()? {
+                match control {
+                    ControlMessageOwned::ScmTimestampns(t) => at = wall(t),
+                    ControlMessageOwned::RxqOvfl(drops) => self.dropped = drops,
+                    ControlMessageOwned::Ipv6PacketInfo(info) => {
+                        local = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr));
+                    }
+                    _ => {}
+                }
+            }
+            let bytes = message.iovs().next().unwrap_or(&[]);
+            let parsed = match self.family {
+                Family::Ipv4 => Segment::parse_ipv4(bytes, message.bytes),
+                Family::Ipv6 => {
+                    let peer =
+                        message.address.and_then(|a| a.as_sockaddr_in6().map(SockaddrIn6::ip));
+                    match (peer, local) {
+                        (Some(peer), Some(local)) => Segment::parse_tcp(
+                            IpAddr::V6(peer),
+                            IpAddr::V6(local),
+                            bytes,
+                            message.bytes,
+                        ),
+                        _ => Err(SegmentError::Truncated { have: 0, need: 0 }),
+                    }
+                }
+            };
+            match parsed {
+                // The kernel's TCP refuses what is damaged, a raw socket does not.
+                Ok(segment) if checksum::acceptable(&segment, bytes, message.bytes) => {
+                    each(Received { segment, at });
+                }
+                Ok(_) | Err(_) => self.malformed += 1,
+            }
+        }
+        self.received += n as u64;
+        Ok(n)
+    }
+}
+
+impl AsFd for Sniffer {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn wall(t: TimeSpec) -> Option<SystemTime> {
+    let (sec, nsec) = (u64::try_from(t.tv_sec()).ok()?, u32::try_from(t.tv_nsec()).ok()?);
+    SystemTime::UNIX_EPOCH.checked_add(Duration::new(sec, nsec))
+}
+
+/// Sends packets that carry their own IP header.
+#[derive(Debug)]
+pub struct Sender {
+    v4: Option<Socket>,
+    v6: Option<Socket>,
+}
+
+impl Sender {
+    /// Opens one socket for each family.
+    pub fn open(families: &[Family]) -> Result<Self, RawError> {
+        let open = |family, domain| {
+            if !families.contains(&family) {
+                return Ok(None);
+            }
+            let step = |operation| move |source| RawError { operation, family, source };
+            let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))
+                .map_err(step("open"))?;
+            socket.set_nonblocking(true).map_err(step("set up"))?;
+            Ok(Some(socket))
+        };
+        Ok(Self { v4: open(Family::Ipv4, Domain::IPV4)?, v6: open(Family::Ipv6, Domain::IPV6)? })
+    }
+
+    /// Sends one IP packet to `to`.
+    pub fn send(&self, packet: &[u8], to: IpAddr) -> io::Result<()> {
+        let (socket, to) = match to {
+            IpAddr::V4(ip) => (&self.v4, SocketAddr::new(ip.into(), 0)),
+            // A raw socket takes the port as a protocol number: 0 leaves it open.
+            IpAddr::V6(ip) => (&self.v6, SocketAddrV6::new(ip, 0, 0, 0).into()),
+        };
+        let socket = socket.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let sent = socket.send_to(packet, &SockAddr::from(to))?;
+        if sent == packet.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    }
+}

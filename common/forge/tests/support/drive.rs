@@ -1,0 +1,166 @@
+//! Drives the state machine with arbitrary segments and checks what must hold
+//! whatever comes. Shared by the property test and the fuzz target.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use canary_forge::flow::{Action, Flows, ResetCause, Settings};
+use canary_forge::forgery::Spec;
+use canary_record::names::{Forgery, Outcome};
+use canary_wire::segment::{Flags, FourTuple, Segment};
+use canary_wire::seq::Seq;
+
+const CAPACITY: usize = 4;
+
+#[derive(Default)]
+struct Seen {
+    specs: HashMap<FourTuple, Spec>,
+    /// Handshakes after which nothing has been forged yet.
+    waiting: u64,
+    forged: u64,
+    judged: u64,
+    probed: u64,
+    dropped: u64,
+    /// Numbers of the last segment that came in, where it was an RST.
+    rst: Option<(FourTuple, Seq, Seq, Flags)>,
+}
+
+/// Ten octets are one step: who, time, flags, where seq and ack lie, how far off,
+/// and how much data.
+pub(crate) fn drive(bytes: &[u8]) -> Result<(), String> {
+    let mut flows = Flows::new(Settings {
+        forgeries: Forgery::ALL.to_vec(),
+        outcome_timeout: Duration::from_millis(100),
+        forge_delay: Duration::from_millis(u64::from(bytes.first().copied().unwrap_or(0) % 3) * 20),
+        capacity: CAPACITY,
+        listen: vec![SocketAddr::from(([198, 18, 0, 1], 9000))],
+        local: Vec::new(),
+    });
+    let (mut now, mut seen, mut out) = (Duration::ZERO, Seen::default(), Vec::new());
+    let steps = bytes.chunks_exact(10).map(|c| <[u8; 10]>::try_from(c).unwrap_or_default());
+    for [who, time, flags, at, off0, off1, ack_off, len, window, option] in steps {
+        now += Duration::from_millis(u64::from(time));
+        flows.tick(now, &mut out);
+        seen.rst = None;
+        check(&mut seen, &mut out)?;
+
+        let src = SocketAddr::from(([198, 18, 0, 2], 1000 + u16::from(who % 6)));
+        let dst = SocketAddr::from(([198, 18, 0, 1], 9000));
+        let tuple = FourTuple::new(dst, src);
+        let isn = Seq(0xffff_ffe0 + u32::from(who >> 6));
+        let spec = seen.specs.get(&tuple).copied();
+        let off = u32::from(u16::from_be_bytes([off0, off1]));
+        let seq = match at & 7 {
+            0 => isn,
+            1 | 2 => isn.add(1),
+            3 => spec.map_or(isn, |s| s.ack),
+            4 => Seq(0),
+            5 => isn.add(1).add(off),
+            6 => isn.sub(off),
+            _ => Seq(off << 16),
+        };
+        let ack = match (at >> 3) & 3 {
+            0 => Seq(0x8000_0000),
+            1 => Seq(0x8000_0000).add(u32::from(ack_off)),
+            2 => spec.map_or(Seq(0), |s| s.seq.add(s.seg_len())),
+            _ => Seq(u32::from(ack_off) << 24),
+        };
+        let mut options = vec![1, 1, 5, 10];
+        if let Some(s) = spec.filter(|_| option & 1 != 0) {
+            options.extend(s.seq.0.to_be_bytes());
+            options.extend(s.seq.add(s.payload.len() as u32).0.to_be_bytes());
+        } else {
+            options = vec![3, 3, option, 0];
+        }
+        let segment = Segment {
+            src,
+            dst,
+            seq,
+            ack,
+            flags: Flags(flags),
+            window: u16::from(window) << 8,
+            options: &options,
+            payload_len: u32::from(len) * 50,
+        };
+        seen.rst = segment.flags.has(Flags::RST).then_some((tuple, seq, ack, segment.flags));
+        flows.segment(now, now, &segment, &mut out);
+        check(&mut seen, &mut out)?;
+        if flows.len() > CAPACITY {
+            return Err(format!("{} connections in a table of {CAPACITY}", flows.len()));
+        }
+    }
+    seen.rst = None;
+    let pending = seen.waiting + seen.forged - seen.judged;
+    if flows.finish(now, &mut out) != pending {
+        return Err("the end did not judge what was left".to_owned());
+    }
+    check(&mut seen, &mut out)?;
+    if seen.forged != seen.judged {
+        return Err(format!("{} forged, {} judged", seen.forged, seen.judged));
+    }
+    // One that still waited is forged on, probed, judged and forgotten in turn.
+    for i in 1..=5 {
+        flows.tick(now + Duration::from_secs(200 * i), &mut out);
+    }
+    if !flows.is_empty() {
+        return Err(format!("{} connections never expire", flows.len()));
+    }
+    Ok(())
+}
+
+fn check(seen: &mut Seen, out: &mut Vec<Action>) -> Result<(), String> {
+    for action in out.drain(..) {
+        match action {
+            Action::Forge { tuple, spec, .. } => {
+                seen.waiting -= 1;
+                seen.forged += 1;
+                seen.specs.insert(tuple, spec);
+            }
+            Action::Probe { .. } => seen.probed += 1,
+            Action::Judged(j) => {
+                // A correction judges nothing new.
+                seen.judged += u64::from(j.replaces.is_none());
+                if j.replaces.is_some() && j.outcome != Outcome::Leaked {
+                    return Err(format!("{j:?} corrects to something other than a leak"));
+                }
+                if j.outcome == Outcome::Dropped {
+                    seen.dropped += 1;
+                    if seen.dropped > seen.probed {
+                        return Err("dropped without a probe for life".to_owned());
+                    }
+                }
+                if j.outcome == Outcome::Leaked {
+                    leak(seen, j.tuple)?;
+                }
+            }
+            Action::Reset(r) => {
+                if matches!(r.cause, ResetCause::Forged(_)) {
+                    leak(seen, r.tuple)?;
+                }
+            }
+            Action::Handshake => seen.waiting += 1,
+            Action::NotForged | Action::Elsewhere(_) => seen.waiting -= 1,
+        }
+    }
+    Ok(())
+}
+
+/// A leak needs an RST, on this connection, with the very numbers of RFC 9293,
+/// section 3.10.7.1, written out here once more.
+fn leak(seen: &Seen, tuple: FourTuple) -> Result<(), String> {
+    let (Some((at, seq, ack, flags)), Some(spec)) = (seen.rst, seen.specs.get(&tuple)) else {
+        return Err("a leak without an RST or without a forged segment".to_owned());
+    };
+    let bare = flags.has(Flags::RST) && !flags.has(Flags::ACK);
+    let matches = if spec.flags.has(Flags::ACK) {
+        bare && seq == spec.ack
+    } else {
+        flags.has(Flags::RST.with(Flags::ACK)) && seq == Seq(0) && ack == spec.seq
+    };
+    if at == tuple && matches {
+        Ok(())
+    } else {
+        Err(format!("{flags} {seq} {ack} is no leak of {spec:?}"))
+    }
+}

@@ -1,0 +1,9 @@
+//! What all programs say: the closed sets of names, counts and histograms, the
+//! versioned result documents, and the protocol between a probe and its server.
+//!
+//! Nothing here opens a connection, starts a process or touches a file.
+
+pub mod hist;
+pub mod names;
+pub mod probe;
+pub mod result;

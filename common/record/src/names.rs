@@ -1,0 +1,393 @@
+//! The closed sets of names that every part shares: what can be forged, what
+//! became of it, what that says about a node, how a connection ended.
+//!
+//! Each name has one spelling, [`as_str`](Forgery::as_str), which is the name
+//! on command lines, in results and in metric labels.
+
+use std::io;
+
+/// A closed set of names: the enum, its spelling, its list. Who calls it depends
+/// on serde and schemars.
+#[macro_export]
+macro_rules! names {
+    (
+        $(#[$meta:meta])*
+        pub enum $name:ident { $( $(#[$vmeta:meta])* $variant:ident = $text:literal, )+ }
+    ) => {
+        $(#[$meta])*
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
+            serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+        )]
+        pub enum $name { $( $(#[$vmeta])* #[serde(rename = $text)] $variant, )+ }
+
+        impl $name {
+            /// Every value, in order.
+            pub const ALL: &'static [Self] = &[ $( Self::$variant, )+ ];
+
+            /// The one spelling of this name.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $( Self::$variant => $text, )+ }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = $crate::names::UnknownName;
+            fn from_str(s: &str) -> Result<Self, $crate::names::UnknownName> {
+                Self::ALL.iter().copied().find(|v| v.as_str() == s).ok_or_else(|| $crate::names::UnknownName {
+                    name: s.to_owned(),
+                    known: Self::ALL.iter().map(|v| v.as_str()).collect(),
+                })
+            }
+        }
+    };
+}
+
+/// A name outside its closed set.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown name '{name}': use one of {}", known.join(", "))]
+pub struct UnknownName {
+    /// As it was written.
+    pub name: String,
+    /// The right ones.
+    pub known: Vec<&'static str>,
+}
+
+names! {
+    /// A segment to forge towards a client. `snd` is the server's next sequence
+    /// number as the client last acknowledged it, `rcv` the next one that the
+    /// server expects.
+    pub enum Forgery {
+        /// A keep-alive probe, seq snd-1: always in order for conntrack. The positive control.
+        Control = "control",
+        /// Data at snd-100000: what the original canary forged. INVALID before Linux 6.1 alone.
+        BelowWindow = "below-window",
+        /// Data at snd+0x7FFFC000: INVALID for every window scale and every kernel.
+        AboveWindow = "above-window",
+        /// An acknowledgment of what the client never sent, rcv+0x40000000.
+        AckAhead = "ack-ahead",
+        /// No control bit set: conntrack's tcp_error() refuses it even when liberal.
+        NoFlags = "no-flags",
+        /// SYN FIN ACK: refused even when liberal, and its answer kills.
+        SynFin = "syn-fin",
+        /// Data a little beyond the window: conntrack keeps it as the new end (research).
+        Overshoot = "overshoot",
+    }
+}
+
+impl Forgery {
+    /// Those that find a fault without killing a connection.
+    pub const SAFE: &'static [Self] = &[Self::Control, Self::AckAhead, Self::NoFlags];
+    /// Those whose leak resets the connection.
+    pub const LETHAL: &'static [Self] = &[Self::BelowWindow, Self::AboveWindow, Self::SynFin];
+
+    /// True when a leaked segment draws an RST that the server must accept
+    /// (RFC 9293, section 3.10.7.4: its sequence number is RCV.NXT).
+    #[must_use]
+    pub const fn can_kill(self) -> bool {
+        matches!(self, Self::BelowWindow | Self::AboveWindow | Self::SynFin | Self::Overshoot)
+    }
+
+    /// True when Linux discards the segment without an answer even when it
+    /// reaches the client's socket: silence then does not tell dropped from delivered.
+    #[must_use]
+    pub const fn silent_when_delivered(self) -> bool {
+        // tcp_rcv_established(): neither ACK, RST nor SYN is discarded before any answer.
+        matches!(self, Self::NoFlags)
+    }
+}
+
+names! {
+    /// What became of a forged segment.
+    pub enum Outcome {
+        /// It reached the client untranslated: an RST came back whose numbers only it provokes.
+        Leaked = "leaked",
+        /// It reached the client's own socket, which answered with a duplicate or challenge ACK.
+        Delivered = "delivered",
+        /// Silence, and the connection was alive afterwards.
+        Dropped = "dropped",
+        /// Nothing was proved; the reason is counted.
+        Unknown = "unknown",
+    }
+}
+
+names! {
+    /// Why an outcome is unknown.
+    pub enum UnknownReason {
+        /// Silence, and no proof of life afterwards either.
+        NoProofOfLife = "no-proof-of-life",
+        /// The client closed before an answer could be told apart.
+        ClosedEarly = "closed-early",
+        /// Traffic of the connection may have hidden the answer (forged in mid-stream alone).
+        Busy = "busy",
+        /// An RST came whose numbers also fit a cause other than the forged segment.
+        AmbiguousReset = "ambiguous-reset",
+        /// Another RST, not provoked by the forged segment, ended the connection.
+        OtherReset = "other-reset",
+        /// The 4-tuple was used again before a judgement.
+        Reused = "reused",
+        /// The table of connections was full.
+        Evicted = "evicted",
+        /// The program ended before the judgement.
+        Interrupted = "interrupted",
+        /// The forged segment could not be sent.
+        SendFailed = "send-failed",
+    }
+}
+
+names! {
+    /// Where the peer address that the server sees belongs.
+    pub enum ClientClass {
+        /// In a pod network: the client's own address.
+        Pod = "pod",
+        /// A node's address: masqueraded, or a host-network client.
+        Node = "node",
+        /// Neither.
+        Outside = "outside",
+        /// No network was named, so nothing can be said.
+        Unclassified = "unclassified",
+    }
+}
+
+names! {
+    /// What the outcomes say of the path to a class of clients.
+    pub enum Diagnosis {
+        /// INVALID segments leak and reset connections: Kubernetes issue #74839.
+        Unprotected = "unprotected",
+        /// Out-of-window segments are translated: be_liberal, bad flags not tried.
+        Liberal = "liberal",
+        /// INVALID segments are dropped.
+        Dropped = "dropped",
+        /// Out-of-window segments are translated, those with bad flags dropped.
+        LiberalAndDropped = "liberal-and-dropped",
+        /// be_liberal alone: segments with bad flags still leak and reset.
+        Partly = "partly",
+        /// Every segment arrives as it is: no NAT by conntrack on this path.
+        NotTranslated = "not-translated",
+        /// Too little was proved.
+        Inconclusive = "inconclusive",
+    }
+}
+
+names! {
+    /// What the client's kernel does with a segment below the window: the
+    /// generation by behaviour, not by version number.
+    pub enum OldSegments {
+        /// INVALID: before Linux 6.1 (commit 6e250dcbff1d) and its backports.
+        Invalid = "invalid",
+        /// Ignored, and so still translated: since 6.1.
+        Ignored = "ignored",
+        /// Not shown: not tried, or hidden by be_liberal or a drop.
+        NotShown = "not-shown",
+    }
+}
+
+names! {
+    /// A run's verdict, which is its exit code.
+    pub enum Verdict {
+        /// Protected, or within every threshold.
+        Protected = "protected",
+        /// Vulnerable, or a threshold was crossed.
+        Vulnerable = "vulnerable",
+        /// The run proved nothing.
+        Inconclusive = "inconclusive",
+    }
+}
+
+names! {
+    /// The part of a connection's life in which it ended.
+    pub enum Phase {
+        /// Name look-up.
+        Resolve = "resolve",
+        /// Local socket and handshake.
+        Connect = "connect",
+        /// Writing.
+        Send = "send",
+        /// Reading.
+        Receive = "receive",
+        /// Closing.
+        Close = "close",
+    }
+}
+
+names! {
+    /// errno as a closed set, from the number the kernel gave.
+    pub enum Errno {
+        /// Connection reset by peer.
+        Econnreset = "ECONNRESET",
+        /// Connection refused.
+        Econnrefused = "ECONNREFUSED",
+        /// Connection timed out, by the kernel's own timers.
+        Etimedout = "ETIMEDOUT",
+        /// No route to host.
+        Ehostunreach = "EHOSTUNREACH",
+        /// Network is unreachable.
+        Enetunreach = "ENETUNREACH",
+        /// Cannot assign requested address: local ports exhausted.
+        Eaddrnotavail = "EADDRNOTAVAIL",
+        /// Address already in use.
+        Eaddrinuse = "EADDRINUSE",
+        /// Too many open files in this process.
+        Emfile = "EMFILE",
+        /// Too many open files in the system.
+        Enfile = "ENFILE",
+        /// No buffer space available.
+        Enobufs = "ENOBUFS",
+        /// Out of memory.
+        Enomem = "ENOMEM",
+        /// Broken pipe.
+        Epipe = "EPIPE",
+        /// Operation not permitted: a local rule refused the packet.
+        Eperm = "EPERM",
+        /// Permission denied.
+        Eacces = "EACCES",
+        /// Connection aborted.
+        Econnaborted = "ECONNABORTED",
+        /// Invalid argument.
+        Einval = "EINVAL",
+        /// A number outside this set.
+        Other = "other",
+        /// An error that carried no number; never the same as no error.
+        Unknown = "unknown",
+    }
+}
+
+impl Errno {
+    /// The class of a system error number.
+    #[must_use]
+    pub const fn from_raw(errno: i32) -> Self {
+        match errno {
+            libc::ECONNRESET => Self::Econnreset,
+            libc::ECONNREFUSED => Self::Econnrefused,
+            libc::ETIMEDOUT => Self::Etimedout,
+            libc::EHOSTUNREACH => Self::Ehostunreach,
+            libc::ENETUNREACH => Self::Enetunreach,
+            libc::EADDRNOTAVAIL => Self::Eaddrnotavail,
+            libc::EADDRINUSE => Self::Eaddrinuse,
+            libc::EMFILE => Self::Emfile,
+            libc::ENFILE => Self::Enfile,
+            libc::ENOBUFS => Self::Enobufs,
+            libc::ENOMEM => Self::Enomem,
+            libc::EPIPE => Self::Epipe,
+            libc::EPERM => Self::Eperm,
+            libc::EACCES => Self::Eacces,
+            libc::ECONNABORTED => Self::Econnaborted,
+            libc::EINVAL => Self::Einval,
+            _ => Self::Other,
+        }
+    }
+
+    /// The class of an I/O error.
+    #[must_use]
+    pub fn of(error: &io::Error) -> Self {
+        error.raw_os_error().map_or(Self::Unknown, Self::from_raw)
+    }
+
+    /// True when the fault is this host's own limit and says nothing of the network.
+    #[must_use]
+    pub const fn is_local_limit(self) -> bool {
+        matches!(
+            self,
+            Self::Eaddrnotavail
+                | Self::Eaddrinuse
+                | Self::Emfile
+                | Self::Enfile
+                | Self::Enobufs
+                | Self::Enomem
+        )
+    }
+}
+
+names! {
+    /// How a probed connection ended.
+    pub enum ProbeEnd {
+        /// Every exchange was answered, every body was right.
+        Survived = "survived",
+        /// ECONNRESET, or EPIPE after one.
+        Reset = "reset",
+        /// No answer within the deadline.
+        Hung = "hung",
+        /// Nobody listened.
+        Refused = "refused",
+        /// The handshake was not answered in time.
+        TimedOut = "timed-out",
+        /// A body arrived with a wrong hash or length.
+        Corrupted = "corrupted",
+        /// The server closed before the exchange was complete.
+        EarlyEof = "early-eof",
+        /// A limit of this host (ports, open files): says nothing of the network.
+        LocalLimit = "local-limit",
+        /// Any other error; the phase and errno tell.
+        Failed = "failed",
+    }
+}
+
+names! {
+    /// Why a program ended.
+    pub enum EndedBy {
+        /// `--duration` ran out.
+        Duration = "duration",
+        /// `--connections` were done.
+        Connections = "connections",
+        /// An attributed reset with `--on-reset exit`.
+        Reset = "reset",
+        /// Everything that was asked for is done.
+        Completed = "completed",
+        /// SIGTERM.
+        Sigterm = "sigterm",
+        /// SIGINT.
+        Sigint = "sigint",
+        /// It could not go on; the reasons say why.
+        Error = "error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every name parses back from its spelling, and serde spells it alike.
+    #[test]
+    fn names_round_trip() {
+        for f in Forgery::ALL {
+            assert_eq!(f.as_str().parse(), Ok(*f));
+            assert_eq!(serde_json::to_value(f).unwrap(), f.as_str());
+        }
+        for e in Errno::ALL {
+            assert_eq!(e.as_str().parse(), Ok(*e));
+            assert_eq!(serde_json::to_value(e).unwrap(), e.as_str());
+        }
+    }
+
+    /// A wrong name is answered with the right ones.
+    #[test]
+    fn a_wrong_name_lists_the_right_ones() {
+        let e = "leeked".parse::<Outcome>().unwrap_err();
+        assert_eq!(
+            e.to_string(),
+            "unknown name 'leeked': use one of leaked, delivered, dropped, unknown"
+        );
+    }
+
+    /// An I/O error without a number is Unknown, a number outside the set Other.
+    #[test]
+    fn errno_is_never_lost() {
+        assert_eq!(Errno::of(&io::Error::other("x")), Errno::Unknown);
+        assert_eq!(Errno::of(&io::Error::from_raw_os_error(libc::ENOTTY)), Errno::Other);
+        assert_eq!(Errno::of(&io::Error::from_raw_os_error(104)), Errno::Econnreset);
+    }
+
+    /// No safe forgery can kill, every lethal one can.
+    #[test]
+    fn sets_agree_with_can_kill() {
+        assert!(Forgery::SAFE.iter().all(|f| !f.can_kill()));
+        assert!(Forgery::LETHAL.iter().all(|f| f.can_kill()));
+    }
+}

@@ -1,0 +1,228 @@
+//! What load-client counted.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Run;
+use crate::hist::LatencySummary;
+use crate::names::{Errno, Phase, ProbeEnd, Verdict};
+
+/// The document that `load-client churn`, `hold` and `probe` end with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LoadResult {
+    /// [`super::SCHEMA_VERSION`]
+    pub schema_version: u32,
+    /// Who, where, when, how; of merged results from the first begin to the last end.
+    pub run: Run,
+    /// Whether every threshold held.
+    pub verdict: Verdict,
+    /// Why, most important first; also what weakens the verdict.
+    pub reasons: Vec<String>,
+    /// Connections begun. Equal to the sum of all classes.
+    pub attempts: u64,
+    /// Due by the schedule of a `--rate` and never begun, so not among the attempts.
+    #[serde(default)]
+    pub never_begun: u64,
+    /// Ended as they should.
+    pub ok: u64,
+    /// Ended otherwise, in exactly one class each.
+    pub failures: Vec<FailureCount>,
+    /// How each probed connection ended; empty for churn and hold.
+    pub probe: BTreeMap<ProbeEnd, u64>,
+    /// From the start of connect() to the handshake's end.
+    pub connect_latency: LatencySummary,
+    /// From the intended start to the end of the exchange; in a `hold`, of every keep-alive
+    /// exchange.
+    pub total_latency: LatencySummary,
+    /// Octets of answers that were read.
+    #[serde(default)]
+    pub bytes_received: u64,
+    /// Connections that this program itself closed with RST (`--close rst`); never counted as
+    /// the network's resets.
+    #[serde(default)]
+    pub own_resets: u64,
+    /// Each `--fail-on`, and whether it was crossed.
+    #[serde(default)]
+    pub thresholds: Vec<ThresholdRecord>,
+    /// The course of the run, bounded in length.
+    #[serde(default)]
+    pub series: Series,
+    /// What this host's limits allow, read before the start; none where it was not asked.
+    #[serde(default)]
+    pub preflight: Option<Preflight>,
+    /// What became of held connections; none but for `hold`.
+    #[serde(default)]
+    pub hold: Option<HoldRecord>,
+    /// How many results were merged into this one; 1 for a result of its own.
+    #[serde(default = "one")]
+    pub merged: u32,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+/// A threshold of `--fail-on`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ThresholdRecord {
+    /// As it was written.
+    pub expression: String,
+    /// What was measured, in the expression's own unit (microseconds for latencies).
+    pub measured: f64,
+    /// True when it fails the run.
+    pub crossed: bool,
+}
+
+/// Counts over time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Series {
+    /// The width of every point in seconds: doubled when the series was full.
+    pub width_s: u64,
+    /// Points with anything in them, oldest first.
+    pub points: Vec<SeriesPoint>,
+}
+
+/// What happened in one interval.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SeriesPoint {
+    /// Its begin in seconds since 1970 (UTC), a multiple of the width.
+    pub at: u64,
+    /// Connections begun.
+    pub attempts: u64,
+    /// Ended as they should.
+    pub ok: u64,
+    /// Ended otherwise.
+    pub failed: u64,
+    /// Of those, by a limit of this host.
+    pub local: u64,
+    /// The 99th percentile of the total latency in microseconds, rounded up to the next of 4
+    /// steps an octave; in a merged result the greatest of all.
+    pub p99_us: u64,
+}
+
+/// The limits of this host.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Preflight {
+    /// Local ports for each pair of source address and target (`ip_local_port_range`).
+    pub ports: u64,
+    /// Source addresses.
+    pub sources: u64,
+    /// Open files that this process may have (RLIMIT_NOFILE, raised to its hard limit).
+    pub open_files: u64,
+    /// `tcp_tw_reuse`: 0 never, 1 always, 2 on loopback alone.
+    pub tw_reuse: u64,
+    /// Connections a second that the ports allow for ever when this side closes first;
+    /// none when nothing is left in TIME_WAIT.
+    pub lasting_rate: Option<f64>,
+    /// Connections that can be open at once.
+    pub open_connections: u64,
+    /// Where the load asked for goes beyond these.
+    pub warnings: Vec<String>,
+}
+
+/// What became of held connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HoldRecord {
+    /// Connections to be held.
+    pub wanted: u64,
+    /// The most that were open at once.
+    pub most_open: u64,
+    /// Open when the run ended.
+    pub open_at_end: u64,
+    /// Established and lost before the end; their classes are among the failures.
+    pub lost: u64,
+    /// Established in the place of a lost one.
+    pub replaced: u64,
+    /// Keep-alive exchanges that were answered.
+    pub exchanges: u64,
+}
+
+/// Connections of one class of failure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FailureCount {
+    /// Where it ended.
+    pub phase: Phase,
+    /// How it ended.
+    pub cause: Cause,
+    /// True for a limit of this host, which says nothing of the network.
+    pub local: bool,
+    /// Connections.
+    pub count: u64,
+}
+
+impl LoadResult {
+    /// The law of the accounts: every attempt ended in exactly one class. A document for
+    /// which it does not hold was damaged.
+    #[must_use]
+    pub fn adds_up(&self) -> bool {
+        self.attempts == self.ok + self.failures.iter().map(|f| f.count).sum::<u64>()
+    }
+}
+
+impl fmt::Display for FailureCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let local = if self.local { " (a limit of this host)" } else { "" };
+        write!(f, "{} in {}: {}{local}", self.cause.words(), self.phase, self.count)
+    }
+}
+
+impl Cause {
+    /// Every cause.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let others = [Self::EarlyEof, Self::Stall, Self::BadAnswer, Self::Interrupted];
+        Errno::ALL.iter().copied().map(Self::Errno).chain(others)
+    }
+
+    /// The cause whose [`words`](Self::words) these are.
+    #[must_use]
+    pub fn from_words(words: &str) -> Option<Self> {
+        Self::all().find(|c| c.words() == words)
+    }
+
+    /// What a person reads, and metrics have as a label.
+    #[must_use]
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Errno(e) => e.as_str(),
+            Self::EarlyEof => "early EOF",
+            Self::Stall => "stall",
+            Self::BadAnswer => "wrong answer",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+/// How a connection failed.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// The kernel's error.
+    Errno(Errno),
+    /// The peer closed before the exchange was complete.
+    EarlyEof,
+    /// No progress within the deadline.
+    Stall,
+    /// An answer that was not what was asked for.
+    BadAnswer,
+    /// Cut short by the end of the run.
+    Interrupted,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every cause is read back from its words as itself.
+    #[test]
+    fn every_cause_is_read_back() {
+        for cause in Cause::all() {
+            assert_eq!(Cause::from_words(cause.words()), Some(cause));
+        }
+        assert_eq!(Cause::from_words("luck"), None);
+    }
+}

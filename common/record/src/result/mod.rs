@@ -1,0 +1,107 @@
+//! The versioned records that every program emits. Their JSON Schema is
+//! committed under `schema/`; a test holds it equal to these types.
+//!
+//! Counts are of connections unless a field says otherwise; times are RFC 3339
+//! in UTC; durations carry their unit in the name.
+
+pub mod boom;
+pub mod load;
+pub mod observe;
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::names::EndedBy;
+
+/// The version of every record here. It grows by one when a field changes its
+/// meaning or goes; new fields alone do not change it.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Who ran, where, when, with what, and why it ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Run {
+    /// The program: `boom-server`, `load-client churn`, `conntrack-lab`, ...
+    pub program: String,
+    /// Its version.
+    pub version: String,
+    /// The kernel's release and version, as uname gives them.
+    pub kernel: String,
+    /// The host's name; in Kubernetes the pod's.
+    pub host: String,
+    /// NODE_NAME where the environment gives it.
+    pub node: Option<String>,
+    /// When the run began.
+    pub started: String,
+    /// When it ended.
+    pub ended: String,
+    /// Seconds between the two, by the monotonic clock.
+    pub seconds: f64,
+    /// Why it ended.
+    pub ended_by: EndedBy,
+    /// Every option in effect, as the command line would spell it.
+    pub config: BTreeMap<String, String>,
+}
+
+/// Measures one run, from its start to its [`Run`] record.
+#[derive(Clone, Debug)]
+pub struct Clock {
+    started: jiff::Timestamp,
+    monotonic: std::time::Instant,
+}
+
+impl Clock {
+    /// Starts now.
+    #[must_use]
+    pub fn start() -> Self {
+        Self { started: jiff::Timestamp::now(), monotonic: std::time::Instant::now() }
+    }
+
+    /// The record of a run that ends now.
+    #[must_use]
+    pub fn run(
+        &self,
+        program: &str,
+        version: &str,
+        ended_by: EndedBy,
+        config: BTreeMap<String, String>,
+    ) -> Run {
+        let (kernel, host) = nix_uname();
+        Run {
+            program: program.to_owned(),
+            version: version.to_owned(),
+            kernel,
+            host,
+            node: std::env::var("NODE_NAME").ok().filter(|n| !n.is_empty()),
+            started: rfc3339(self.started),
+            ended: rfc3339(jiff::Timestamp::now()),
+            seconds: self.monotonic.elapsed().as_secs_f64(),
+            ended_by,
+            config,
+        }
+    }
+}
+
+/// A time as results spell it: UTC, milliseconds.
+#[must_use]
+pub fn rfc3339(t: jiff::Timestamp) -> String {
+    format!("{t:.3}")
+}
+
+/// Seconds from one time to another, both as [`rfc3339`] spells them.
+#[must_use]
+pub fn seconds_between(started: &str, ended: &str) -> Option<f64> {
+    let time = |s: &str| s.parse::<jiff::Timestamp>().ok();
+    Some(time(ended)?.duration_since(time(started)?).as_secs_f64())
+}
+
+fn nix_uname() -> (String, String) {
+    match nix::sys::utsname::uname() {
+        Ok(u) => (
+            format!("{} {}", u.release().to_string_lossy(), u.version().to_string_lossy()),
+            u.nodename().to_string_lossy().into_owned(),
+        ),
+        Err(e) => (format!("unknown: uname: {e}"), String::new()),
+    }
+}

@@ -1,0 +1,37 @@
+//! Exit codes, the same for every program.
+
+use std::process::ExitCode;
+
+use canary_record::names::Verdict;
+
+/// How a program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Protected, or within every threshold.
+    Ok = 0,
+    /// It could not do its job.
+    Failed = 1,
+    /// The command line or a file it names is wrong; nothing was done.
+    Usage = 2,
+    /// Vulnerable, or a threshold was crossed.
+    Vulnerable = 10,
+    /// The run proved nothing.
+    Inconclusive = 11,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+impl From<Verdict> for Exit {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Protected => Self::Ok,
+            Verdict::Vulnerable => Self::Vulnerable,
+            Verdict::Inconclusive => Self::Inconclusive,
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! What every program does alike: command lines, exit codes, listening, shutdown,
+//! logs, metrics and the admin endpoint, output files.
+//!
+//! [`output`] is the only module that touches files, and `admin::serve` the only
+//! function that is handed a (bound) socket.
+
+#[cfg(feature = "admin")]
+pub mod admin;
+pub mod cli;
+pub mod exit;
+pub mod listen;
+pub mod logs;
+pub mod output;
+pub mod shutdown;

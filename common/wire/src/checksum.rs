@@ -1,0 +1,134 @@
+//! Whether a received segment is undamaged.
+//!
+//! A packet from the same host has often not been summed yet when a raw socket
+//! sees it: its checksum field then holds the sum of the pseudo-header alone
+//! (CHECKSUM_PARTIAL, linux/skbuff.h), as it does after segments were merged.
+
+use std::net::IpAddr;
+
+use crate::segment::Segment;
+
+const IPPROTO_TCP: u32 = 6;
+
+/// True when the checksum of `segment` is right or was left to be computed.
+/// `bytes` is what was captured, its end being the segment's, of a packet of
+/// `wire_len` octets; one that was cut short cannot be checked and is taken.
+#[must_use]
+pub fn acceptable(segment: &Segment<'_>, bytes: &[u8], wire_len: usize) -> bool {
+    let header = 20 + segment.options.len();
+    let length = header + segment.payload_len as usize;
+    if bytes.len() < wire_len {
+        return true;
+    }
+    // The IP header before it, and padding behind it, are not the segment's.
+    let start = match segment.src.ip() {
+        IpAddr::V4(_) => bytes.first().map_or(0, |b| usize::from(b & 0xf) * 4),
+        IpAddr::V6(_) => 0,
+    };
+    let Some(tcp) = bytes.get(start..start + length) else { return false };
+    let pseudo = add(address_sum(segment), IPPROTO_TCP + length as u32);
+    let field = u32::from(u16::from_be_bytes([tcp[16], tcp[17]]));
+    fold(add(pseudo, sum(tcp))) == 0xffff || field == fold(pseudo)
+}
+
+fn address_sum(segment: &Segment<'_>) -> u32 {
+    match (segment.src.ip(), segment.dst.ip()) {
+        (IpAddr::V4(s), IpAddr::V4(d)) => add(sum(&s.octets()), sum(&d.octets())),
+        (IpAddr::V6(s), IpAddr::V6(d)) => add(sum(&s.octets()), sum(&d.octets())),
+        _ => 0,
+    }
+}
+
+/// The sum of 16-bit words, an odd octet filled up with zero (RFC 1071). What
+/// fits a segment of 64 KiB cannot overflow 32 bits.
+fn sum(bytes: &[u8]) -> u32 {
+    let (words, rest) = bytes.as_chunks::<2>();
+    let sum: u32 = words.iter().map(|w| u32::from(u16::from_be_bytes(*w))).sum();
+    sum + rest.first().map_or(0, |b| u32::from(*b) << 8)
+}
+
+const fn add(a: u32, b: u32) -> u32 {
+    fold(a) + fold(b)
+}
+
+const fn fold(mut sum: u32) -> u32 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::segment::{Emit, Flags};
+    use crate::seq::Seq;
+    use proptest::prelude::*;
+    use std::net::SocketAddr;
+
+    fn packet(six: bool, payload: &[u8]) -> (Vec<u8>, SocketAddr, SocketAddr) {
+        let at = |last: u16, port| {
+            if six {
+                SocketAddr::from(([0xfd00, 0, 0, 0, 0, 0, 0, last], port))
+            } else {
+                SocketAddr::from(([198, 18, 0, last as u8], port))
+            }
+        };
+        let (src, dst) = (at(2, 40000), at(1, 9000));
+        let mut buf = Vec::new();
+        Emit {
+            src,
+            dst,
+            seq: Seq(0xfffe_0102),
+            ack: Seq(0x9abc_def0),
+            flags: Flags::RST,
+            window: 1,
+            options: &[1, 1, 1, 1],
+            payload,
+        }
+        .packet(&mut buf);
+        // An IPv6 raw socket does not see the IP header.
+        (if six { buf.split_off(40) } else { buf }, src, dst)
+    }
+
+    fn read(six: bool, b: &[u8], src: SocketAddr, dst: SocketAddr) -> Segment<'_> {
+        if six {
+            Segment::parse_tcp(src.ip(), dst.ip(), b, b.len()).unwrap()
+        } else {
+            Segment::parse_ipv4(b, b.len()).unwrap()
+        }
+    }
+
+    proptest! {
+        /// A right checksum and one left to be computed are taken; a damaged one is not.
+        #[test]
+        fn tells_damage(six: bool, payload in proptest::collection::vec(any::<u8>(), 0..200), damage in 1u16..0xffff) {
+            let (mut bytes, src, dst) = packet(six, &payload);
+            let at = if six { 16 } else { 36 };
+            prop_assert!(acceptable(&read(six, &bytes, src, dst), &bytes, bytes.len()));
+            let right = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+
+            let s = read(six, &bytes, src, dst);
+            let length = 24 + payload.len() as u32;
+            let partial = fold(add(address_sum(&s), IPPROTO_TCP + length)) as u16;
+            bytes[at..at + 2].copy_from_slice(&partial.to_be_bytes());
+            prop_assert!(acceptable(&read(six, &bytes, src, dst), &bytes, bytes.len()));
+
+            let wrong = right.wrapping_add(damage);
+            // 0 and 0xffff are the same number in one's complement.
+            prop_assume!(wrong != partial && !matches!((right, wrong), (0, 0xffff) | (0xffff, 0)));
+            bytes[at..at + 2].copy_from_slice(&wrong.to_be_bytes());
+            prop_assert!(!acceptable(&read(six, &bytes, src, dst), &bytes, bytes.len()));
+        }
+    }
+
+    /// A segment that the capture cut short is taken as it is.
+    #[test]
+    fn what_was_cut_cannot_be_checked() {
+        let (mut bytes, _, _) = packet(false, &[7; 100]);
+        bytes[36] ^= 1;
+        let s = Segment::parse_ipv4(&bytes[..60], bytes.len()).unwrap();
+        assert!(acceptable(&s, &bytes[..60], bytes.len()));
+        assert!(!acceptable(&s, &bytes, bytes.len()));
+    }
+}

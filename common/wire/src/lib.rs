@@ -1,0 +1,8 @@
+//! TCP segments as bytes: sequence numbers, a checked view of what was received,
+//! an emitter of any combination of numbers and flags, checksums.
+//!
+//! Pure, and knows nothing of the rest of the project.
+
+pub mod checksum;
+pub mod segment;
+pub mod seq;

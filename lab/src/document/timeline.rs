@@ -1,0 +1,252 @@
+//! What a run that changes over time showed: samples, the steps that it went
+//! through, and which statements held.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use canary_record::names;
+use canary_record::names::{Errno, Outcome, Phase, ProbeEnd};
+use canary_record::result::load::{Cause, FailureCount};
+use canary_record::result::observe::ConntrackCounters;
+
+/// The most samples that a [`Timeline`] holds.
+pub const MAX_SAMPLES: usize = 600;
+
+names! {
+    /// What a failed connection looked like to the application, few enough to draw.
+    pub enum FailureClass {
+        /// The handshake was not answered in time: what a full table does.
+        ConnectTimeout = "connect-timeout",
+        /// ECONNRESET, or EPIPE after one: what issue #74839 does to a writer.
+        Reset = "reset",
+        /// Connected, and then no progress: what it does to a reader.
+        Hung = "hung",
+        /// Nobody listened.
+        Refused = "refused",
+        /// The peer closed too soon, or answered wrongly.
+        BadAnswer = "bad-answer",
+        /// A limit of this host, which says nothing of the network.
+        LocalLimit = "local-limit",
+        /// Anything else.
+        Other = "other",
+    }
+}
+
+impl FailureClass {
+    /// The class of what load-client counted.
+    #[must_use]
+    pub const fn of(failure: &FailureCount) -> Self {
+        if failure.local {
+            return Self::LocalLimit;
+        }
+        match (failure.phase, failure.cause) {
+            (_, Cause::Errno(Errno::Econnreset | Errno::Epipe)) => Self::Reset,
+            (_, Cause::Errno(Errno::Econnrefused)) => Self::Refused,
+            (Phase::Connect, Cause::Stall | Cause::Errno(Errno::Etimedout)) => Self::ConnectTimeout,
+            (_, Cause::Stall | Cause::Errno(Errno::Etimedout)) => Self::Hung,
+            (_, Cause::EarlyEof | Cause::BadAnswer) => Self::BadAnswer,
+            (_, Cause::Errno(_) | Cause::Interrupted) => Self::Other,
+        }
+    }
+}
+
+/// A run over time.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Timeline {
+    /// Samples taken; more than the series holds when it was thinned.
+    pub samples_taken: u64,
+    /// The series, oldest first, at most [`MAX_SAMPLES`]. When it was full, neighbours were
+    /// joined: counts added, the highest occupancy kept.
+    pub samples: Vec<TimelineSample>,
+    /// What was done when, oldest first.
+    pub steps: Vec<Step>,
+    /// Claims and what this run makes of them.
+    pub statements: Vec<Statement>,
+    /// What weakens these numbers: sources that could not be read, gaps.
+    pub reasons: Vec<String>,
+}
+
+/// One moment, and what was counted since the sample before.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TimelineSample {
+    /// Seconds since the run began, by the monotonic clock: the end of the interval.
+    pub t: f64,
+    /// Seconds that the counts below cover.
+    pub interval_s: f64,
+    /// Entries in the table that translates for the client.
+    pub entries: u64,
+    /// Its limit.
+    pub limit: u64,
+    /// Connections begun.
+    pub attempts: u64,
+    /// Connections that ended as they should.
+    pub ok: u64,
+    /// Connections that failed, by class.
+    pub failures: BTreeMap<FailureClass, u64>,
+    /// What boom-server judged of the segments that it forged.
+    pub boom: BTreeMap<Outcome, u64>,
+    /// What conntrack counted on the client's node.
+    #[serde(default)]
+    pub conntrack: ConntrackCounters,
+}
+
+impl TimelineSample {
+    /// Connections begun in a second.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        if self.interval_s > 0.0 { self.attempts as f64 / self.interval_s } else { 0.0 }
+    }
+
+    /// Both intervals as one.
+    fn join(mut self, later: Self) -> Self {
+        for (class, n) in later.failures {
+            *self.failures.entry(class).or_default() += n;
+        }
+        for (outcome, n) in later.boom {
+            *self.boom.entry(outcome).or_default() += n;
+        }
+        Self {
+            t: later.t,
+            interval_s: self.interval_s + later.interval_s,
+            entries: self.entries.max(later.entries),
+            limit: later.limit,
+            attempts: self.attempts + later.attempts,
+            ok: self.ok + later.ok,
+            failures: self.failures,
+            boom: self.boom,
+            conntrack: self.conntrack.plus(later.conntrack),
+        }
+    }
+}
+
+impl Timeline {
+    /// Adds the next sample; joins neighbours when the series is full.
+    pub fn push(&mut self, sample: TimelineSample) {
+        self.samples_taken += 1;
+        if self.samples.len() >= MAX_SAMPLES {
+            let mut old = std::mem::take(&mut self.samples).into_iter();
+            while let Some(first) = old.next() {
+                self.samples.push(match old.next() {
+                    Some(second) => first.join(second),
+                    None => first,
+                });
+            }
+        }
+        self.samples.push(sample);
+    }
+}
+
+/// A part of the run, from its own time to that of the next.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Step {
+    /// Seconds since the run began.
+    pub t: f64,
+    /// What it is, in a few words.
+    pub title: String,
+    /// What was changed on entering it.
+    pub changes: Vec<Change>,
+    /// New connections begun in it.
+    pub new_attempts: u64,
+    /// Of those, ended as they should.
+    pub new_ok: u64,
+    /// Of those, failed.
+    pub new_failures: BTreeMap<FailureClass, u64>,
+    /// What became of connections made before it.
+    pub established: BTreeMap<ProbeEnd, u64>,
+    /// What boom-server judged of the segments that it forged.
+    pub boom: BTreeMap<Outcome, u64>,
+    /// What conntrack counted on the client's node.
+    pub conntrack: ConntrackCounters,
+    /// What it shows, in a sentence; what weakens it.
+    pub notes: Vec<String>,
+}
+
+/// A setting that was changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Change {
+    /// Its name.
+    pub what: String,
+    /// The value before, as read.
+    pub from: String,
+    /// The value after, as read back.
+    pub to: String,
+}
+
+/// A claim about the issue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Statement {
+    /// The claim.
+    pub claim: String,
+    /// Who makes it, and where.
+    pub source: String,
+    /// What this run makes of it.
+    pub finding: Finding,
+    /// The numbers that say so.
+    pub evidence: Vec<String>,
+}
+
+names! {
+    /// What a run makes of a claim.
+    pub enum Finding {
+        /// It was seen to be so.
+        Holds = "holds",
+        /// It was seen not to be so.
+        DoesNotHold = "does-not-hold",
+        /// This run shows neither.
+        NotShown = "not-shown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A series of any length stays bounded and loses no count and no peak.
+    #[test]
+    fn a_series_is_bounded_and_complete() {
+        let mut series = Timeline::default();
+        let n = 10 * MAX_SAMPLES as u64 + 7;
+        for i in 0..n {
+            series.push(TimelineSample {
+                t: i as f64,
+                interval_s: 1.0,
+                entries: if i == 1234 { 99 } else { 1 },
+                attempts: 2,
+                ok: 1,
+                failures: [(FailureClass::Reset, 1)].into(),
+                ..TimelineSample::default()
+            });
+        }
+        assert!(series.samples.len() <= MAX_SAMPLES, "{}", series.samples.len());
+        assert_eq!(series.samples_taken, n);
+        assert_eq!(series.samples.iter().map(|s| s.attempts).sum::<u64>(), 2 * n);
+        assert_eq!(series.samples.iter().map(|s| s.failures[&FailureClass::Reset]).sum::<u64>(), n);
+        assert_eq!(series.samples.iter().map(|s| s.entries).max(), Some(99));
+        assert!(series.samples.windows(2).all(|w| w[0].t < w[1].t));
+        assert!((series.samples[0].rate() - 2.0).abs() < 1e-9);
+    }
+
+    /// A timeout of the handshake and a timeout after it are different failures.
+    #[test]
+    fn a_full_table_and_a_hang_are_told_apart() {
+        let class =
+            |phase, cause| FailureClass::of(&FailureCount { phase, cause, local: false, count: 1 });
+        assert_eq!(class(Phase::Connect, Cause::Stall), FailureClass::ConnectTimeout);
+        assert_eq!(
+            class(Phase::Connect, Cause::Errno(Errno::Etimedout)),
+            FailureClass::ConnectTimeout
+        );
+        assert_eq!(class(Phase::Receive, Cause::Stall), FailureClass::Hung);
+        assert_eq!(class(Phase::Send, Cause::Errno(Errno::Epipe)), FailureClass::Reset);
+        assert_eq!(class(Phase::Resolve, Cause::Errno(Errno::Unknown)), FailureClass::Other);
+        let local = FailureCount {
+            phase: Phase::Connect,
+            cause: Cause::Errno(Errno::Eaddrnotavail),
+            local: true,
+            count: 1,
+        };
+        assert_eq!(FailureClass::of(&local), FailureClass::LocalLimit);
+    }
+}
