@@ -160,7 +160,7 @@ impl Engine {
         state.unjudged = unjudged;
         state.sniffer.failed = failed.map(|e| e.to_string());
         drop(state);
-        self.log.flush(now);
+        self.log.finish();
         shared.changed.notify_one();
     }
 

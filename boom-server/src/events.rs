@@ -1,9 +1,11 @@
 //! Events of single connections, at most so many of a kind in a second.
 
 use std::io;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use canary_record::names::{Forgery, Outcome};
+use canary_runtime::limit::{Decision, Limit};
 use canary_wire::segment::FourTuple;
 
 use crate::config::Events;
@@ -14,35 +16,27 @@ const PER_SECOND: u32 = 100;
 /// The first leaks are always told.
 const FIRST_LEAKS: u64 = 20;
 
-#[derive(Debug, Default)]
+/// One kind of events.
+#[derive(Debug)]
 struct Kind {
     name: &'static str,
-    second: u64,
-    told: u32,
-    held: u64,
+    limit: Limit,
 }
 
 impl Kind {
-    const fn new(name: &'static str) -> Self {
-        Self { name, second: 0, told: 0, held: 0 }
-    }
-
     fn allow(&mut self, now: Duration) -> bool {
-        self.flush(now);
-        if self.told < PER_SECOND {
-            self.told += 1;
-            return true;
+        match self.limit.admit(now) {
+            Decision::Tell { held_back } => {
+                self.tell(NonZeroU64::new(held_back));
+                true
+            }
+            Decision::HoldBack => false,
         }
-        self.held += 1;
-        false
     }
 
-    fn flush(&mut self, now: Duration) {
-        if now.as_secs() != self.second {
-            if self.held > 0 {
-                tracing::info!(kind = self.name, held_back = self.held, "events held back");
-            }
-            (self.second, self.told, self.held) = (now.as_secs(), 0, 0);
+    fn tell(&self, held_back: Option<NonZeroU64>) {
+        if let Some(held_back) = held_back {
+            tracing::info!(kind = self.name, held_back, "events held back");
         }
     }
 }
@@ -50,7 +44,6 @@ impl Kind {
 /// Writes events.
 #[derive(Debug)]
 pub struct Log {
-    all: bool,
     leaks: u64,
     forged: Kind,
     judged: Kind,
@@ -62,34 +55,45 @@ pub struct Log {
 impl Log {
     /// Nothing written yet.
     #[must_use]
-    pub const fn new(events: Events) -> Self {
+    pub fn new(events: Events) -> Self {
+        let limit = match events {
+            Events::All => Limit::none(),
+            Events::Some => Limit::new(PER_SECOND),
+        };
+        let kind = |name| Kind { name, limit: limit.clone() };
         Self {
-            all: matches!(events, Events::All),
             leaks: 0,
-            forged: Kind::new("connection established"),
-            judged: Kind::new("judged"),
-            leaked: Kind::new("ERROR"),
-            other: Kind::new("reset"),
-            errors: Kind::new("send failed"),
+            forged: kind("connection established"),
+            judged: kind("judged"),
+            leaked: kind("ERROR"),
+            other: kind("reset"),
+            errors: kind("send failed"),
         }
+    }
+
+    fn kinds(&mut self) -> [&mut Kind; 5] {
+        [&mut self.forged, &mut self.judged, &mut self.leaked, &mut self.other, &mut self.errors]
     }
 
     /// Tells what was held back in seconds gone by.
     pub fn flush(&mut self, now: Duration) {
-        for kind in [
-            &mut self.forged,
-            &mut self.judged,
-            &mut self.leaked,
-            &mut self.other,
-            &mut self.errors,
-        ] {
-            kind.flush(now);
+        for kind in self.kinds() {
+            let due = kind.limit.due(now);
+            kind.tell(due);
+        }
+    }
+
+    /// Tells what was held back and is not told yet: the end.
+    pub fn finish(&mut self) {
+        for kind in self.kinds() {
+            let rest = kind.limit.finish();
+            kind.tell(rest);
         }
     }
 
     /// A segment was forged. Kubernetes' end-to-end test looks for these words.
     pub fn forged(&mut self, now: Duration, tuple: &FourTuple, forgery: Forgery, spec: &Spec) {
-        if self.all || self.forged.allow(now) {
+        if self.forged.allow(now) {
             tracing::info!(
                 client = %tuple.remote, server = %tuple.local, %forgery,
                 seq = spec.seq.0, ack = spec.ack.0, flags = %spec.flags,
@@ -102,7 +106,7 @@ impl Log {
     pub fn judged(&mut self, now: Duration, j: &Judgement) {
         if j.outcome == Outcome::Leaked {
             self.leaks += 1;
-            if self.all || self.leaks <= FIRST_LEAKS || self.leaked.allow(now) {
+            if self.leaks <= FIRST_LEAKS || self.leaked.allow(now) {
                 // The word that Kubernetes' end-to-end test looks for.
                 tracing::error!(
                     client = %j.tuple.remote, server = %j.tuple.local, forgery = %j.forgery,
@@ -110,7 +114,7 @@ impl Log {
                     "ERROR: the client's RST answers a forged segment"
                 );
             }
-        } else if self.all || self.judged.allow(now) {
+        } else if self.judged.allow(now) {
             tracing::info!(
                 client = %j.tuple.remote, server = %j.tuple.local, forgery = %j.forgery,
                 outcome = %j.outcome, reason = j.reason.map(canary_record::names::UnknownReason::as_str),
@@ -124,7 +128,7 @@ impl Log {
     pub fn reset(&mut self, now: Duration, r: &Reset) {
         let expected = match r.cause {
             ResetCause::Forged(_) => return,
-            ResetCause::Poisoned if !self.all && !self.other.allow(now) => return,
+            ResetCause::Poisoned if !self.other.allow(now) => return,
             ResetCause::Poisoned => {
                 tracing::warn!(
                     client = %r.tuple.remote, server = %r.tuple.local, seq = r.seq.0,
@@ -135,7 +139,7 @@ impl Log {
             ResetCause::Other { expected } => Some(expected.0),
             ResetCause::UnknownConnection => None,
         };
-        if self.all || self.other.allow(now) {
+        if self.other.allow(now) {
             tracing::info!(
                 client = %r.tuple.remote, server = %r.tuple.local,
                 seq = r.seq.0, ack = r.ack.0, flags = %r.flags, expected_seq = expected,
@@ -146,8 +150,69 @@ impl Log {
 
     /// A segment could not be sent.
     pub fn send_failed(&mut self, now: Duration, tuple: &FourTuple, error: &io::Error) {
-        if self.all || self.errors.allow(now) {
+        if self.errors.allow(now) {
             tracing::warn!(client = %tuple.remote, %error, "cannot send a segment");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    use canary_forge::flow::Reset;
+    use canary_wire::segment::Flags;
+    use canary_wire::seq::Seq;
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(line)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What `log` writes of `n` resets in one second and the end.
+    fn lines(events: Events, n: usize) -> Vec<String> {
+        let written = Written::default();
+        let to = written.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || to.clone()).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let end = |addr: &str| addr.parse().unwrap();
+            let tuple = FourTuple::new(end("198.18.0.2:9000"), end("198.18.0.1:40000"));
+            let cause = ResetCause::UnknownConnection;
+            let reset = Reset { tuple, seq: Seq(1), ack: Seq(2), flags: Flags::RST, cause };
+            let mut log = Log::new(events);
+            for _ in 0..n {
+                log.reset(Duration::from_millis(100), &reset);
+            }
+            log.flush(Duration::from_millis(200));
+            log.finish();
+        });
+        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// 400 events in the run's last second: 100 lines, and one that tells of the other 300.
+    #[test]
+    fn the_last_second_is_told() {
+        let lines = lines(Events::Some, 400);
+        assert_eq!(lines.len(), PER_SECOND as usize + 1);
+        assert!(lines.last().unwrap().contains("held_back=300"), "{:?}", lines.last());
+    }
+
+    /// Whoever wants all gets all, and no word of what was not held back.
+    #[test]
+    fn all_is_all() {
+        let lines = lines(Events::All, 400);
+        assert_eq!(lines.len(), 400);
+        assert!(!lines.iter().any(|l| l.contains("held_back")));
     }
 }

@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod cli;
 pub mod exit;
+pub mod limit;
 pub mod listen;
 pub mod logs;
 pub mod output;
