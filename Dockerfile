@@ -50,11 +50,12 @@ COPY common/forge/Cargo.toml common/forge/
 COPY boom-server/Cargo.toml boom-server/
 COPY load-client/Cargo.toml load-client/
 COPY lab/Cargo.toml lab/
+COPY testbed/Cargo.toml testbed/
 # The stubs and what was built of them do not stay: cargo would take a newer stub
 # for the source.
 RUN --mount=type=cache,id=conntrack-canary-registry,target=/usr/local/cargo/registry,sharing=locked \
     set -eu; \
-    for crate in common/* boom-server load-client lab; do \
+    for crate in common/* boom-server load-client lab testbed; do \
         mkdir -p "$crate/src"; \
         : >"$crate/src/lib.rs"; \
         case "$crate" in common/*) ;; *) echo 'fn main() {}' >"$crate/src/main.rs" ;; esac; \

@@ -272,7 +272,7 @@ fn results_of_another_kernel_are_inconclusive() {
 #[test]
 fn text_shows_versions_marks_and_the_commit() {
     let shown = text::render(&both(lab(OldSegments::Invalid), lab(OldSegments::Ignored)));
-    crate::golden::check("kernels.txt", &shown);
+    canary_testbed::golden::check(env!("CARGO_MANIFEST_DIR"), "kernels.txt", &shown);
 }
 
 /// The page escapes what it did not write itself, and marks the rows that differ.

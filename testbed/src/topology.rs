@@ -7,7 +7,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::document::lab::{At, Path};
+use crate::model::{At, Path};
 use canary_wire::segment::Family;
 
 /// The port that the Service has.
@@ -374,7 +374,7 @@ mod tests {
         for path in Path::ALL {
             let lines: Vec<_> = Topology::new(*path, "").steps.iter().map(Step::shell).collect();
             let text = lines.join("\n") + "\n";
-            crate::golden::check(&format!("topology/{path}.sh"), &text);
+            crate::golden::check(env!("CARGO_MANIFEST_DIR"), &format!("topology/{path}.sh"), &text);
         }
     }
 }

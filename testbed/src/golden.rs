@@ -3,9 +3,12 @@
 
 use std::path::Path;
 
-/// Compares `text` with a committed file.
-pub(crate) fn check(name: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+/// Compares `text` with a file committed under `tests/golden` of the package at `manifest`.
+///
+/// # Panics
+/// When they differ, or a file cannot be read or written.
+pub fn check(manifest: &str, name: &str, text: &str) {
+    let path = Path::new(manifest).join("tests/golden").join(name);
     if std::env::var_os("LAB_GOLDEN").is_some_and(|v| v == "write") {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, text).unwrap();

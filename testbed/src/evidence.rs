@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
-use crate::document::lab::FrontEnd;
+use crate::model::FrontEnd;
 use canary_wire::segment::Family;
 
 use crate::exec::{ExecError, Tools};

@@ -10,7 +10,7 @@ pub mod readback;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::document::lab::{FrontEnd, Protection, ProtectionKind};
+use crate::model::{FrontEnd, Protection, ProtectionKind};
 use canary_wire::segment::Family;
 
 use crate::topology::Service;
@@ -127,7 +127,7 @@ pub const fn family_name(family: Family) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::document::lab::{At, Path};
+    use crate::model::{At, Path};
     use crate::topology::Topology;
 
     const ALL: NodeProtection =
@@ -143,6 +143,7 @@ mod tests {
                     for (name, p) in [("none", NodeProtection::default()), ("all", ALL)] {
                         let rules = Ruleset::new(*front_end, &service, family, p);
                         crate::golden::check(
+                            env!("CARGO_MANIFEST_DIR"),
                             &format!("ruleset/{front_end}-{family}-{path}-{name}.txt"),
                             &rules.text,
                         );

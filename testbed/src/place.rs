@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use crate::document::lab::{At, FrontEnd, NodeEvidence, Protection};
+use crate::model::{At, FrontEnd, NodeEvidence, Protection};
 use canary_wire::segment::Family;
 
 use crate::evidence::{self, EvidenceError};

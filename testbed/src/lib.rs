@@ -1,0 +1,18 @@
+//! The testbed on which the lab, every real-packet test and every bench stand:
+//! hosts in network namespaces, the links between them, Service rules and
+//! protections, programs placed in the hosts, captures and kernel counters.
+//!
+//! [`model`], [`topology`], [`ruleset`] and [`capture`] are pure. [`netns`] has
+//! the only unshare and setns, [`exec`] the only processes, [`evidence`] the
+//! only kernel reads; [`place`] puts them in order. Nothing here knows what a
+//! cell or a test wants to prove.
+
+pub mod capture;
+pub mod evidence;
+pub mod exec;
+pub mod golden;
+pub mod model;
+pub mod netns;
+pub mod place;
+pub mod ruleset;
+pub mod topology;
