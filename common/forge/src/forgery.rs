@@ -4,7 +4,7 @@
 //! it, `rcv` the next one that the server expects from the client.
 
 use canary_record::names::Forgery;
-use canary_wire::segment::{Flags, Segment};
+use canary_wire::segment::{self, Flags, Segment};
 use canary_wire::seq::Seq;
 
 /// How far behind the window the original canary forges.
@@ -51,18 +51,17 @@ impl Spec {
     /// to this segment (RFC 9293, section 3.10.7.1; `tcp_v4_send_reset()`).
     #[must_use]
     pub fn provokes(&self, rst: &Segment<'_>) -> bool {
-        if !rst.flags.has(Flags::RST) {
-            return false;
-        }
-        if self.flags.has(Flags::ACK) {
-            // <SEQ=SEG.ACK><CTL=RST>. An application's own reset has the ACK bit
-            // set (tcp_send_active_reset()), so the two are told apart.
-            !rst.flags.has(Flags::ACK) && rst.seq == self.ack
-        } else {
-            // <SEQ=0><ACK=SEG.SEQ+SEG.LEN><CTL=RST,ACK>
-            rst.flags.has(Flags::ACK)
-                && rst.seq == Seq(0)
-                && rst.ack == self.seq.add(self.seg_len())
+        self.numbers().provokes(rst)
+    }
+
+    /// The numbers that its answer depends on.
+    #[must_use]
+    pub fn numbers(&self) -> segment::Numbers {
+        segment::Numbers {
+            seq: self.seq,
+            ack: self.ack,
+            flags: self.flags,
+            seg_len: self.seg_len(),
         }
     }
 

@@ -271,10 +271,49 @@ impl<'a> Segment<'a> {
             + u32::from(self.flags.has(Flags::FIN))
     }
 
+    /// The numbers by which the reset that this segment provokes is known.
+    #[must_use]
+    pub fn numbers(&self) -> Numbers {
+        Numbers { seq: self.seq, ack: self.ack, flags: self.flags, seg_len: self.seg_len() }
+    }
+
     /// The options that matter here, decoded.
     #[must_use]
     pub fn options(&self) -> Options {
         Options::parse(self.options)
+    }
+}
+
+/// The numbers of a segment on which the answer of a host without its connection depends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numbers {
+    /// SEG.SEQ
+    pub seq: Seq,
+    /// SEG.ACK, significant only with [`Flags::ACK`].
+    pub ack: Seq,
+    /// Control bits.
+    pub flags: Flags,
+    /// SEG.LEN, SYN and FIN counted.
+    pub seg_len: u32,
+}
+
+impl Numbers {
+    /// True when `rst` has the numbers of the reset that a host without this connection answers
+    /// to this segment (RFC 9293, section 3.10.7.1; `tcp_v4_send_reset()`).
+    #[must_use]
+    pub fn provokes(&self, rst: &Segment<'_>) -> bool {
+        // A reset is never answered.
+        if !rst.flags.has(Flags::RST) || self.flags.has(Flags::RST) {
+            return false;
+        }
+        if self.flags.has(Flags::ACK) {
+            // <SEQ=SEG.ACK><CTL=RST>. An application's own reset has the ACK bit
+            // set (tcp_send_active_reset()), so the two are told apart.
+            !rst.flags.has(Flags::ACK) && rst.seq == self.ack
+        } else {
+            // <SEQ=0><ACK=SEG.SEQ+SEG.LEN><CTL=RST,ACK>
+            rst.flags.has(Flags::ACK) && rst.seq == Seq(0) && rst.ack == self.seq.add(self.seg_len)
+        }
     }
 }
 

@@ -186,3 +186,35 @@ proptest! {
         }
     }
 }
+
+/// The reset that answers a segment has its numbers and no others; an application's own reset
+/// and any other segment answer nothing, and a reset is not answered.
+#[test]
+fn a_reset_answers_one_segments_numbers() {
+    let parsed = |e: Emit<'_>, check: &dyn Fn(&Segment<'_>)| {
+        let mut buf = Vec::new();
+        assert!(e.packet(&mut buf));
+        check(&Segment::parse_ipv4(&buf, buf.len()).unwrap());
+    };
+    let data = Emit { payload: b"abc", ..emit(v4(2, 9000), v4(1, 4000), &[], &[]) };
+    let bare = Emit { flags: Flags::default(), ..data };
+    let answer =
+        |seq, ack, flags| Emit { seq, ack, flags, ..emit(v4(1, 4000), v4(2, 9000), &[], &[]) };
+    let both = Flags::RST.with(Flags::ACK);
+    for (e, seq, ack, flags, expected) in [
+        (data, data.ack, Seq(0), Flags::RST, true),
+        (data, data.ack.add(1), Seq(0), Flags::RST, false),
+        (data, data.ack, Seq(0), both, false),
+        (data, data.ack, Seq(0), Flags::ACK, false),
+        (bare, Seq(0), bare.seq.add(3), both, true),
+        (bare, Seq(0), bare.seq, both, false),
+        (bare, data.ack, Seq(0), Flags::RST, false),
+        (Emit { flags: both, ..data }, data.ack, Seq(0), Flags::RST, false),
+    ] {
+        parsed(e, &|s| {
+            parsed(answer(seq, ack, flags), &|r| {
+                assert_eq!(s.numbers().provokes(r), expected, "{s:?} {r:?}");
+            });
+        });
+    }
+}
