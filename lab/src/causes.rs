@@ -1,7 +1,6 @@
 //! Other causes of resets and hangs, so that nobody takes them for issue
 //! #74839: scenarios with their expectation, and the judgement. [`play`] runs them.
 
-pub mod ctnetlink;
 pub mod play;
 
 use std::collections::BTreeMap;

@@ -106,7 +106,7 @@ fn classes() -> Result<Classes> {
 /// Packets that conntrack in the node dropped for want of room.
 fn drops() -> Result<u64> {
     let text = sh("node", "cat /proc/net/stat/nf_conntrack")?;
-    Ok(load_client::conntrack::stat(&text)?.iter().map(|c| c.counters.drop).sum())
+    Ok(canary_conntrack::stat::counters(&text)?.iter().map(|c| c.counters.drop).sum())
 }
 
 struct Soak<'a> {

@@ -3,7 +3,6 @@
 
 pub mod churn;
 pub mod cli;
-pub mod conntrack;
 pub mod fill;
 pub mod hold;
 pub mod http;

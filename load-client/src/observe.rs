@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use canary_conntrack::stat;
+use canary_conntrack::table::Table;
 use canary_record::names::EndedBy;
 use canary_record::result::SCHEMA_VERSION;
 use canary_record::result::observe::{
@@ -14,16 +14,10 @@ use canary_record::result::observe::{
 };
 use canary_runtime::admin::Admin;
 use canary_runtime::shutdown::Shutdown;
-use rustix::net::netlink::{self, SocketAddrNetlink};
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 
 use crate::cli::ObserveArgs;
-use crate::conntrack::{self, Ask};
 use crate::report::Report;
 
-const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
-const LIMIT: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
-const STAT: &str = "/proc/net/stat/nf_conntrack";
 /// The most samples that the result carries.
 const SERIES: usize = 1024;
 
@@ -44,8 +38,7 @@ pub struct Look {
 /// Reads conntrack, from whatever source can be read.
 #[derive(Debug)]
 pub struct Reader {
-    netlink: Option<OwnedFd>,
-    seq: u32,
+    netlink: Option<Table>,
     /// Which source could be read.
     pub sources: BTreeMap<String, SourceState>,
 }
@@ -61,12 +54,12 @@ impl Reader {
     #[must_use]
     pub fn new() -> Self {
         let mut sources = BTreeMap::new();
-        let netlink = open_netlink()
+        let netlink = Table::open()
             .map_err(|e| {
                 sources.insert(CTNETLINK.to_owned(), SourceState::Unreadable(e.to_string()))
             })
             .ok();
-        Self { netlink, seq: 0, sources }
+        Self { netlink, sources }
     }
 
     fn note(&mut self, source: &str, failure: Option<String>) {
@@ -86,78 +79,37 @@ impl Reader {
 
     /// One look at time `t`; none when no source gave both count and counters.
     pub fn look(&mut self, t: f64) -> Option<Look> {
-        let counts = read_number(COUNT).and_then(|c| Ok((c, read_number(LIMIT)?)));
+        let counts = number(stat::COUNT).and_then(|c| Ok((c, number(stat::LIMIT)?)));
         self.note(PROCFS, counts.as_ref().err().cloned());
-        let stat = fs::read_to_string(STAT)
-            .map_err(|e| format!("{STAT}: {e}"))
-            .and_then(|s| conntrack::stat(&s).map_err(|e| format!("{STAT}: {e}")));
-        self.note(PROCFS_STAT, stat.as_ref().err().cloned());
-        let (mut global, mut cpus) = (None, None);
-        if self.netlink.is_some() {
-            let asked = self.ask(Ask::Global).and_then(|g| Ok((g, self.ask(Ask::Cpus)?)));
-            self.note(CTNETLINK, asked.as_ref().err().cloned());
+        let procfs = read(&format!("/proc/net/{}", stat::STAT), stat::counters);
+        self.note(PROCFS_STAT, procfs.as_ref().err().cloned());
+        let (mut usage, mut cpus) = (None, None);
+        if let Some(table) = &mut self.netlink {
+            let asked = table.usage().and_then(|u| Ok((u, table.counters()?)));
+            self.note(CTNETLINK, asked.as_ref().err().map(ToString::to_string));
             match asked {
-                Ok((g, c)) => {
-                    global = g.entries.zip(g.limit);
-                    cpus = Some(c.cpus).filter(|c| !c.is_empty());
+                Ok(((entries, limit), counters)) => {
+                    usage = Some(entries).zip(limit);
+                    cpus = Some(counters).filter(|c| !c.is_empty());
                 }
                 Err(_) => self.netlink = None,
             }
         }
-        let (entries, limit) = counts.ok().or(global)?;
-        let cpus = stat.ok().or(cpus)?;
+        let (entries, limit) = counts.ok().or(usage)?;
+        let cpus = procfs.ok().or(cpus)?;
         let counters =
             cpus.iter().fold(ConntrackCounters::default(), |sum, cpu| sum.plus(cpu.counters));
         Some(Look { sample: ConntrackSample { t, entries, limit, counters }, cpus })
     }
-
-    fn ask(&mut self, ask: Ask) -> Result<conntrack::Answer, String> {
-        let socket = self.netlink.as_ref().ok_or("not open")?;
-        self.seq = self.seq.wrapping_add(1);
-        let say = |e: rustix::io::Errno| io::Error::from(e).to_string();
-        let message = conntrack::request(ask, self.seq);
-        rustix::net::send(socket, &message, rustix::net::SendFlags::empty()).map_err(say)?;
-        let mut whole = conntrack::Answer::default();
-        let mut buffer = vec![0; 32 << 10];
-        loop {
-            let (n, _) =
-                rustix::net::recv(socket, &mut buffer[..], RecvFlags::empty()).map_err(say)?;
-            let part = conntrack::answer(&buffer[..n], self.seq).map_err(|e| e.to_string())?;
-            whole.cpus.extend(part.cpus);
-            whole.entries = whole.entries.or(part.entries);
-            whole.limit = whole.limit.or(part.limit);
-            let complete = match ask {
-                Ask::Global => whole.entries.is_some(),
-                Ask::Cpus => part.done,
-            };
-            if complete {
-                return Ok(whole);
-            }
-        }
-    }
 }
 
-fn open_netlink() -> io::Result<OwnedFd> {
-    let socket = rustix::net::socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        Some(netlink::NETFILTER),
-    )?;
-    rustix::net::bind(&socket, &SocketAddrNetlink::new(0, 0))?;
-    rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0))?;
-    // The kernel answers at once or never.
-    rustix::net::sockopt::set_socket_timeout(
-        &socket,
-        rustix::net::sockopt::Timeout::Recv,
-        Some(Duration::from_secs(1)),
-    )?;
-    Ok(socket)
-}
-
-fn read_number(path: &str) -> Result<u64, String> {
+fn read<T>(path: &str, parse: fn(&str) -> Result<T, stat::ReadError>) -> Result<T, String> {
     let text = fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
-    conntrack::number(&text).map_err(|e| format!("{path}: {e}"))
+    parse(&text).map_err(|e| format!("{path}: {e}"))
+}
+
+fn number(key: &str) -> Result<u64, String> {
+    read(&format!("/proc/sys/{key}"), stat::number)
 }
 
 /// A series of samples, bounded: when full, every second one goes.

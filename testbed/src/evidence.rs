@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 
 use crate::model::FrontEnd;
+use canary_conntrack::stat;
+use canary_conntrack::table::Table;
 use canary_wire::segment::Family;
 
 use crate::exec::{ExecError, Tools};
@@ -67,27 +69,20 @@ pub fn set_sysctl(key: &str, value: &str) -> Result<(), EvidenceError> {
 /// The conntrack statistics of this thread's network namespace, summed over the
 /// processors. (/proc/net is the process's, not the thread's.)
 pub fn conntrack_stat() -> Result<BTreeMap<String, u64>, EvidenceError> {
-    let path = "/proc/thread-self/net/stat/nf_conntrack";
-    let text = fs::read_to_string(path)
-        .map_err(|source| EvidenceError::Io { what: format!("read {path}"), source })?;
-    Ok(sum_stat(&text))
+    let path = format!("/proc/thread-self/net/{}", stat::STAT);
+    let failed = |source| EvidenceError::Io { what: format!("read {path}"), source };
+    let text = fs::read_to_string(&path).map_err(failed)?;
+    let cpus =
+        stat::columns(&text).map_err(|e| failed(io::Error::new(io::ErrorKind::InvalidData, e)))?;
+    Ok(stat::sum(&cpus))
 }
 
-/// Sums the hexadecimal columns of /proc/net/stat/nf_conntrack by their names.
-#[must_use]
-pub fn sum_stat(text: &str) -> BTreeMap<String, u64> {
-    let mut lines = text.lines();
-    let names: Vec<_> = lines.next().unwrap_or_default().split_whitespace().collect();
-    let mut sum = BTreeMap::new();
-    for line in lines {
-        for (name, value) in names.iter().zip(line.split_whitespace()) {
-            let value = u64::from_str_radix(value, 16).unwrap_or(0);
-            let total = sum.entry((*name).to_owned()).or_insert(0);
-            // Every processor's line repeats the number of entries.
-            *total = if *name == "entries" { value } else { *total + value };
-        }
-    }
-    sum
+/// Makes conntrack forget every entry of this thread's network namespace.
+pub fn forget_all() -> Result<(), EvidenceError> {
+    Table::open().and_then(|mut table| table.flush()).map_err(|e| EvidenceError::Io {
+        what: "delete conntrack entries".to_owned(),
+        source: io::Error::other(e),
+    })
 }
 
 /// What grew from `before` to `after`.
@@ -98,7 +93,7 @@ pub fn grown(
 ) -> BTreeMap<String, u64> {
     after
         .iter()
-        .filter(|(name, _)| *name != "entries")
+        .filter(|(name, _)| *name != stat::ENTRIES)
         .map(|(name, n)| (name.clone(), n.saturating_sub(before.get(name).copied().unwrap_or(0))))
         .collect()
 }
@@ -147,14 +142,10 @@ pub fn read_rules(
 mod tests {
     use super::*;
 
-    /// Columns are hexadecimal and summed by name; entries are not per processor.
+    /// Growth is of counters; the number of entries is none.
     #[test]
-    fn statistics_are_summed() {
-        let text = "entries  clashres found invalid drop\n0000000a 0 1 0000000f 2\n0000000a 0 2 00000001 0\n";
-        let s = sum_stat(text);
-        assert_eq!((s["entries"], s["found"], s["invalid"], s["drop"]), (10, 3, 16, 2));
-        let g = grown(&s, &sum_stat(&text.replace("0000000f", "00000010")));
-        assert_eq!(g["invalid"], 1);
-        assert!(!g.contains_key("entries"));
+    fn growth_is_of_counters() {
+        let at = |n| BTreeMap::from([("drop".to_owned(), n), (stat::ENTRIES.to_owned(), n)]);
+        assert_eq!(grown(&at(3), &at(5)), [("drop".to_owned(), 2)].into());
     }
 }

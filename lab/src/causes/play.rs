@@ -21,7 +21,7 @@ use canary_record::result::observe::ConntrackCounters;
 use canary_wire::segment::Family;
 use nix::sys::signal::Signal;
 
-use super::{Action, Case, Cause, Pattern, Seen, ctnetlink, judge};
+use super::{Action, Case, Cause, Pattern, Seen, judge};
 use crate::cell::{self, Setting, io_error};
 use crate::evidence::{self, EvidenceError};
 use crate::exec::{Call, Process, Ready};
@@ -214,7 +214,7 @@ fn play(
             Action::DeleteEntries => {
                 let change = place.within("node1", || {
                     let from = count()?;
-                    ctnetlink::flush()?;
+                    evidence::forget_all()?;
                     Ok((from, count()?))
                 })?;
                 deleted = change.0.saturating_sub(change.1);

@@ -17,6 +17,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use canary_conntrack::stat;
 use canary_runtime::exit::Exit;
 use clap::Args;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -354,8 +355,9 @@ fn most_entries() -> u64 {
 
 /// Entries of a process's network namespace, from the first column of its statistics.
 fn entries(process: &Path) -> u64 {
-    let text = fs::read_to_string(process.join("net/stat/nf_conntrack")).unwrap_or_default();
-    evidence::sum_stat(&text).get("entries").copied().unwrap_or(0)
+    let text = fs::read_to_string(process.join("net").join(stat::STAT)).unwrap_or_default();
+    let cpus = stat::columns(&text).unwrap_or_default();
+    stat::sum(&cpus).get(stat::ENTRIES).copied().unwrap_or(0)
 }
 
 #[cfg(test)]
