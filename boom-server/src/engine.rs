@@ -307,7 +307,7 @@ impl Engine {
             Action::Elsewhere(tuple) => state.tally.elsewhere(tuple),
             Action::Judged(j) => {
                 state.tally.judged(j, self.classes.of(j.tuple.remote.ip()));
-                if j.outcome == Outcome::Leaked && state.first_leak.is_none() {
+                if j.fate.name() == Outcome::Leaked && state.first_leak.is_none() {
                     state.first_leak = Some(*j);
                 }
                 self.log.judged(now, j);

@@ -104,20 +104,20 @@ impl Log {
 
     /// A forged segment was judged.
     pub fn judged(&mut self, now: Duration, j: &Judgement) {
-        if j.outcome == Outcome::Leaked {
+        if j.fate.name() == Outcome::Leaked {
             self.leaks += 1;
             if self.leaks <= FIRST_LEAKS || self.leaked.allow(now) {
                 // The word that Kubernetes' end-to-end test looks for.
                 tracing::error!(
                     client = %j.tuple.remote, server = %j.tuple.local, forgery = %j.forgery,
-                    killed = j.killed, after_us = j.after.as_micros() as u64,
+                    killed = j.fate.killed(), after_us = j.after.as_micros() as u64,
                     "ERROR: the client's RST answers a forged segment"
                 );
             }
         } else if self.judged.allow(now) {
             tracing::info!(
                 client = %j.tuple.remote, server = %j.tuple.local, forgery = %j.forgery,
-                outcome = %j.outcome, reason = j.reason.map(canary_record::names::UnknownReason::as_str),
+                outcome = %j.fate.name(), reason = j.fate.reason().map(canary_record::names::UnknownReason::as_str),
                 after_us = j.after.as_micros() as u64,
                 "judged"
             );

@@ -1,5 +1,6 @@
 //! The numbers on the admin port, under the prefix `boom_`.
 
+use canary_record::names::Outcome;
 use canary_runtime::admin::{self, MetricsError};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -70,21 +71,15 @@ pub fn publish(state: &State, accepted: Accepted) {
             (row.forgery.as_str(), row.family.as_str(), row.class.as_str());
         let labels = [("forgery", forgery), ("family", family), ("class", class)];
         counter!("boom_forged_total", &labels).absolute(row.forged);
-        counter!("boom_killed_total", &labels).absolute(row.killed);
-        let unknown = row.unknown.values().sum();
+        counter!("boom_killed_total", &labels).absolute(row.counts.killed);
         // Where a late leak corrected an outcome, that one's counter stands still until
         // its count has caught up: a counter must not fall (absolute() keeps the most).
-        for (outcome, n) in [
-            ("leaked", row.leaked),
-            ("delivered", row.delivered),
-            ("dropped", row.dropped),
-            ("unknown", unknown),
-        ] {
+        for outcome in Outcome::ALL {
             counter!(
                 "boom_outcomes_total",
-                "forgery" => forgery, "family" => family, "class" => class, "outcome" => outcome
+                "forgery" => forgery, "family" => family, "class" => class, "outcome" => outcome.as_str()
             )
-            .absolute(n);
+            .absolute(row.counts.of(*outcome));
         }
     }
 }

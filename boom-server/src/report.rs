@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use canary_record::names::{EndedBy, Verdict};
+use canary_record::names::{EndedBy, Outcome, Verdict};
 use canary_record::result::boom::{BoomResult, Connections};
 use canary_record::result::{Clock, SCHEMA_VERSION};
 
@@ -46,7 +46,7 @@ pub fn result(
         reset_before_accept: reset_before_accept(
             state.tally.handshakes,
             accepted,
-            outcomes.iter().map(|o| o.killed).sum(),
+            outcomes.iter().map(|o| o.counts.killed).sum(),
         ),
     };
     let doubts = doubts(state, &connections);
@@ -131,7 +131,7 @@ pub fn one_line(result: &BoomResult, state: &State) -> String {
             "{} to {} was answered with a reset{}; ",
             leak.forgery,
             leak.tuple.remote,
-            if leak.killed { " that ended the connection" } else { "" }
+            if leak.fate.killed() { " that ended the connection" } else { "" }
         );
     }
     line.push_str(&result.reasons.join("; "));
@@ -161,11 +161,11 @@ pub fn human(result: &BoomResult, state: &State) -> String {
             o.family.as_str(),
             o.class,
             o.forged,
-            o.leaked,
-            o.killed,
-            o.delivered,
-            o.dropped,
-            o.unknown.values().sum::<u64>()
+            o.counts.leaked,
+            o.counts.killed,
+            o.counts.delivered,
+            o.counts.dropped,
+            o.counts.of(Outcome::Unknown)
         );
     }
     for p in &result.paths {

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use canary_record::hist::Latency;
-use canary_record::names::{ClientClass, Forgery, Outcome, UnknownReason};
+use canary_record::names::{ClientClass, Forgery};
+use canary_record::outcome::Counts;
 use canary_record::result::boom::{OutcomeCount, ResetSample, Resets};
 use canary_wire::segment::{Family, FourTuple};
 
@@ -49,12 +50,7 @@ impl Tally {
             family,
             class,
             forged: 0,
-            leaked: 0,
-            killed: 0,
-            killed_later: 0,
-            delivered: 0,
-            dropped: 0,
-            unknown: BTreeMap::new(),
+            counts: Counts::default(),
         })
     }
 
@@ -78,14 +74,11 @@ impl Tally {
 
     /// A forged segment was judged.
     pub fn judged(&mut self, j: &Judgement, class: ClientClass) {
-        let row = self.row(&j.tuple, class, j.forgery);
         match j.replaces {
             None => self.settled += 1,
-            Some((outcome, reason)) => *cell(row, outcome, reason) -= 1,
+            Some(fate) => self.row(&j.tuple, class, j.forgery).counts.uncount(fate),
         }
-        let row = self.row(&j.tuple, class, j.forgery);
-        *cell(row, j.outcome, j.reason) += 1;
-        row.killed += u64::from(j.killed);
+        self.row(&j.tuple, class, j.forgery).counts.count(j.fate);
     }
 
     /// A connection to an address that is not judged for.
@@ -103,7 +96,7 @@ impl Tally {
             }
             ResetCause::Poisoned => {
                 self.resets.poisoned += 1;
-                self.row(&r.tuple, class, Forgery::Overshoot).killed_later += 1;
+                self.row(&r.tuple, class, Forgery::Overshoot).counts.killed_later += 1;
                 return;
             }
             ResetCause::Other { expected } => {
@@ -130,16 +123,5 @@ impl Tally {
     #[must_use]
     pub fn outcomes(&self) -> Vec<OutcomeCount> {
         self.outcomes.values().cloned().collect()
-    }
-}
-
-fn cell(row: &mut OutcomeCount, outcome: Outcome, reason: Option<UnknownReason>) -> &mut u64 {
-    match outcome {
-        Outcome::Leaked => &mut row.leaked,
-        Outcome::Delivered => &mut row.delivered,
-        Outcome::Dropped => &mut row.dropped,
-        Outcome::Unknown => {
-            row.unknown.entry(reason.unwrap_or(UnknownReason::NoProofOfLife)).or_default()
-        }
     }
 }

@@ -135,10 +135,10 @@ pub fn outcomes(boom: &BoomResult) -> BTreeMap<Outcome, u64> {
     let mut all = BTreeMap::new();
     for o in &boom.outcomes {
         for (outcome, n) in [
-            (Outcome::Leaked, o.leaked),
-            (Outcome::Delivered, o.delivered),
-            (Outcome::Dropped, o.dropped),
-            (Outcome::Unknown, o.unknown.values().sum()),
+            (Outcome::Leaked, o.counts.leaked),
+            (Outcome::Delivered, o.counts.delivered),
+            (Outcome::Dropped, o.counts.dropped),
+            (Outcome::Unknown, o.counts.unknown.values().sum()),
         ] {
             if n > 0 {
                 *all.entry(outcome).or_default() += n;
@@ -169,7 +169,7 @@ pub fn judge(expect: &Expect, seen: &Seen) -> (Judgement, Vec<String>) {
         .outcomes
         .iter()
         .filter(|o| matches!(o.forgery, Forgery::Control | Forgery::AboveWindow))
-        .map(|o| o.delivered)
+        .map(|o| o.counts.delivered)
         .sum();
     if control < n {
         doubts.push(format!(

@@ -110,11 +110,11 @@ fn count(e: &Evidence<'_>, forgery: Forgery) -> ForgeryResult {
     };
     for o in e.boom.outcomes.iter().filter(of_this) {
         r.forged += o.forged;
-        r.leaked += o.leaked;
-        r.killed += o.killed;
-        r.delivered += o.delivered;
-        r.dropped += o.dropped;
-        for (reason, n) in &o.unknown {
+        r.leaked += o.counts.leaked;
+        r.killed += o.counts.killed;
+        r.delivered += o.counts.delivered;
+        r.dropped += o.counts.dropped;
+        for (reason, n) in &o.counts.unknown {
             *r.unknown.entry(*reason).or_default() += n;
         }
     }
@@ -145,7 +145,7 @@ fn later(e: &Evidence<'_>, forgery: Forgery, forged: u64) -> Option<Seen> {
     }
     let of = |end| e.load.probe.get(&end).copied().unwrap_or(0);
     let outcomes = e.boom.outcomes.iter().filter(|o| o.family == e.family);
-    let killed: u64 = outcomes.map(|o| o.killed).sum();
+    let killed: u64 = outcomes.map(|o| o.counts.killed).sum();
     match (of(ProbeEnd::Reset).checked_sub(killed)?, of(ProbeEnd::Hung)) {
         (0, 0) => None,
         (reset, 0) if reset == forged => Some(Seen::KillsLater),

@@ -93,7 +93,11 @@ fn retransmitted_handshakes_are_judged() {
     for o in &result.outcomes {
         let control = o.forgery == Forgery::Control;
         let cell = if control { (0, 0, 6, 0) } else { (6, 6, 0, 0) };
-        assert_eq!((o.leaked, o.killed, o.delivered, o.dropped), cell, "{o:?}");
+        assert_eq!(
+            (o.counts.leaked, o.counts.killed, o.counts.delivered, o.counts.dropped),
+            cell,
+            "{o:?}"
+        );
     }
     assert_eq!(result.outcomes.len(), 2);
 }
@@ -134,7 +138,8 @@ fn a_stepped_clock_is_told() {
         drop(held);
         let (_, result, _) = boom.end(SOON);
         assert!(result.reasons.iter().any(|r| r.contains(told)), "{:?}", result.reasons);
-        let judged: Vec<_> = result.outcomes.iter().map(|o| (o.delivered, o.killed)).collect();
+        let judged: Vec<_> =
+            result.outcomes.iter().map(|o| (o.counts.delivered, o.counts.killed)).collect();
         assert_eq!(judged, [(4, 0), (0, 4)]);
         let most = result.handshake_to_forge.max_us;
         assert!(most < 10_000_000, "{most} us from the handshake to the forged segment");

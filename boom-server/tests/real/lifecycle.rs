@@ -295,7 +295,7 @@ fn an_unread_stdout_holds_up_nothing() {
     let status = boom.status(SOON);
     let result: BoomResult = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     assert_eq!(result.connections.forged, N as u64);
-    let judged: u64 = result.outcomes.iter().map(|o| o.delivered + o.dropped).sum();
+    let judged: u64 = result.outcomes.iter().map(|o| o.counts.delivered + o.counts.dropped).sum();
     assert_eq!(judged, N as u64, "{:?}", result.outcomes);
     // Protected, but the result could not be printed.
     assert_eq!((result.verdict, status.code()), (Verdict::Protected, Some(1)));
@@ -434,7 +434,7 @@ fn bad_segments(vip: &str, client: &str, server: &str) {
     let (status, result, _) = boom.end(SOON);
     assert_eq!(status.code(), Some(11));
     assert_eq!(result.outcomes.len(), 1);
-    assert_eq!((result.outcomes[0].delivered, result.connections.handshakes), (6, 6));
+    assert_eq!((result.outcomes[0].counts.delivered, result.connections.handshakes), (6, 6));
     assert_eq!((result.resets.attributed, result.sniffer.dropped), (0, 0));
     assert!(result.sniffer.malformed > 0 && result.resets.unknown_connection > 0);
 }

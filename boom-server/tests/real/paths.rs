@@ -68,7 +68,7 @@ pub(crate) fn row(rig: &Rig, vip: &str, n: u64, drop: bool, liberal: bool) {
         let cell = expected(drop, liberal, o.forgery, n);
         killed += cell[1];
         assert_eq!(
-            [o.leaked, o.killed, o.delivered, o.dropped],
+            [o.counts.leaked, o.counts.killed, o.counts.delivered, o.counts.dropped],
             cell,
             "{} with drop {drop}, liberal {liberal}: {o:?}",
             o.forgery
@@ -136,9 +136,9 @@ fn an_overshoot_kills_later() {
     assert_eq!(kinds, BTreeMap::from([("connection reset".to_owned(), 5)]));
     drop_all(held);
     let (status, result, _) = boom.end(Duration::from_secs(30));
-    assert_eq!((result.outcomes[0].delivered, result.outcomes[0].leaked), (5, 0));
+    assert_eq!((result.outcomes[0].counts.delivered, result.outcomes[0].counts.leaked), (5, 0));
     // Their numbers are the answer's, not the forged segment's: poisoned, not leaked.
-    assert_eq!((result.resets.poisoned, result.outcomes[0].killed_later), (5, 5));
+    assert_eq!((result.resets.poisoned, result.outcomes[0].counts.killed_later), (5, 5));
     assert_eq!((result.resets.attributed, result.resets.unattributed), (0, 0));
     assert_eq!(result.paths[0].diagnosis, Diagnosis::Unprotected);
     assert!(result.paths[0].reasons[0].contains("after an overshoot"), "{:?}", result.reasons);
@@ -182,9 +182,16 @@ fn a_port_used_again_is_another_connection() {
     assert_eq!((c.handshakes, c.forged), (c.accepted, c.accepted));
     assert!(c.accepted > TIMES / 2, "{c:?}");
     assert_eq!(result.resets.attributed, 0);
-    assert!(result.outcomes.iter().all(|o| o.leaked + o.dropped == 0), "{:?}", result.outcomes);
-    let judged: u64 =
-        result.outcomes.iter().map(|o| o.delivered + o.unknown.values().sum::<u64>()).sum();
+    assert!(
+        result.outcomes.iter().all(|o| o.counts.leaked + o.counts.dropped == 0),
+        "{:?}",
+        result.outcomes
+    );
+    let judged: u64 = result
+        .outcomes
+        .iter()
+        .map(|o| o.counts.delivered + o.counts.unknown.values().sum::<u64>())
+        .sum();
     assert_eq!(judged, result.connections.forged);
     // The clients' own, and those that a forged segment draws from a port closed by then.
     assert!(result.resets.unattributed + result.resets.unknown_connection >= c.accepted - 1);
@@ -217,7 +224,11 @@ fn syn_cookies_hide_no_connection() {
     for o in &result.outcomes {
         let control = o.forgery == Forgery::Control;
         let cell = if control { [0, 0, 10, 0] } else { [10, 0, 0, 0] };
-        assert_eq!([o.leaked, o.killed, o.delivered, o.dropped], cell, "{o:?}");
+        assert_eq!(
+            [o.counts.leaked, o.counts.killed, o.counts.delivered, o.counts.dropped],
+            cell,
+            "{o:?}"
+        );
     }
     assert_eq!(result.outcomes.len(), 4);
 }

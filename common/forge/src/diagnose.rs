@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use canary_record::names::{ClientClass, Diagnosis, Forgery, OldSegments, Verdict};
+use canary_record::outcome::Counts;
 use canary_record::result::boom::{OutcomeCount, PathDiagnosis};
 use canary_wire::segment::Family;
 
@@ -33,21 +34,9 @@ pub fn overall(paths: &[PathDiagnosis]) -> Verdict {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Count {
-    leaked: u64,
-    delivered: u64,
-    dropped: u64,
-}
-
-impl Count {
-    const fn known(self) -> u64 {
-        self.leaked + self.delivered + self.dropped
-    }
-    /// Delivered in most of the known cases.
-    const fn mostly_delivered(self) -> bool {
-        self.delivered > self.dropped
-    }
+/// Delivered in most of the known cases.
+const fn mostly_delivered(c: &Counts) -> bool {
+    c.delivered > c.dropped
 }
 
 /// The counts of one path, forgery by forgery.
@@ -55,20 +44,16 @@ impl Count {
 struct Seen<'a>(&'a [&'a OutcomeCount]);
 
 impl Seen<'_> {
-    fn of(&self, forgery: Forgery) -> Count {
-        self.0.iter().find(|r| r.forgery == forgery).map_or(Count::default(), |r| Count {
-            leaked: r.leaked,
-            delivered: r.delivered,
-            dropped: r.dropped,
-        })
+    fn of(&self, forgery: Forgery) -> Counts {
+        self.0.iter().filter(|r| r.forgery == forgery).map(|r| &r.counts).sum()
     }
 
     fn leaked(&self) -> u64 {
-        self.0.iter().map(|r| r.leaked).sum()
+        self.0.iter().map(|r| r.counts.leaked).sum()
     }
 
     /// What conntrack refuses by its window check, on every kernel.
-    fn window(&self) -> Count {
+    fn window(&self) -> Counts {
         let above = self.of(Forgery::AboveWindow);
         if above.known() > 0 { above } else { self.of(Forgery::AckAhead) }
     }
@@ -79,7 +64,7 @@ impl Seen<'_> {
         let below = self.of(Forgery::BelowWindow);
         let others = [Forgery::AboveWindow, Forgery::SynFin].map(|f| self.of(f));
         (
-            others.iter().map(|c| c.known()).sum::<u64>() + below.leaked + below.dropped,
+            others.iter().map(Counts::known).sum::<u64>() + below.leaked + below.dropped,
             others.iter().map(|c| c.leaked).sum::<u64>() + below.leaked,
         )
     }
@@ -93,11 +78,11 @@ impl Seen<'_> {
             Diagnosis::Partly
         } else if window.known() == 0 {
             Diagnosis::Inconclusive
-        } else if !window.mostly_delivered() {
+        } else if !mostly_delivered(&window) {
             Diagnosis::Dropped
         } else if syn_fin.known() == 0 {
             Diagnosis::Liberal
-        } else if syn_fin.mostly_delivered() {
+        } else if mostly_delivered(&syn_fin) {
             Diagnosis::NotTranslated
         } else {
             Diagnosis::LiberalAndDropped
@@ -107,7 +92,7 @@ impl Seen<'_> {
     fn old_segments(&self) -> OldSegments {
         let (below, window) = (self.of(Forgery::BelowWindow), self.window());
         // Where even what lies above the window arrives, nothing is refused.
-        let refuses = window.leaked > 0 || (window.known() > 0 && !window.mostly_delivered());
+        let refuses = window.leaked > 0 || (window.known() > 0 && !mostly_delivered(&window));
         if below.leaked + below.dropped > below.delivered {
             OldSegments::Invalid
         } else if below.delivered > 0 && refuses {
@@ -120,7 +105,7 @@ impl Seen<'_> {
     /// Why this path cannot be called protected.
     fn lacks(&self, min_forged: u64) -> Vec<String> {
         let mut lacks = Vec::new();
-        if self.0.iter().all(|r| r.delivered == 0) {
+        if self.0.iter().all(|r| r.counts.delivered == 0) {
             lacks.push(
                 "no forged segment was delivered: the positive control is missing".to_owned(),
             );
@@ -134,12 +119,12 @@ impl Seen<'_> {
 
     /// Connections that an overshoot ended later, through the entry it poisoned.
     fn poisoned(&self) -> u64 {
-        self.0.iter().map(|r| r.killed_later).sum()
+        self.0.iter().map(|r| r.counts.killed_later).sum()
     }
 
     fn leaks(&self) -> String {
-        let each = self.0.iter().filter(|r| r.leaked > 0);
-        let each = each.map(|r| format!("{} {} of {}", r.forgery, r.leaked, r.forged));
+        let each = self.0.iter().filter(|r| r.counts.leaked > 0);
+        let each = each.map(|r| format!("{} {} of {}", r.forgery, r.counts.leaked, r.forged));
         each.collect::<Vec<_>>().join(", ")
     }
 }
@@ -193,7 +178,7 @@ fn path(
     if verdict == Verdict::Protected && seen.of(Forgery::SynFin).known() == 0 {
         reasons.push("bad flags were not tried: be_liberal alone lets them leak".to_owned());
     }
-    let unknown: u64 = rows.iter().flat_map(|r| r.unknown.values()).sum();
+    let unknown: u64 = rows.iter().flat_map(|r| r.counts.unknown.values()).sum();
     if unknown > 0 {
         reasons.push(format!("{unknown} outcomes are unknown"));
     }

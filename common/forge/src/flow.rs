@@ -12,7 +12,8 @@ mod table;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use canary_record::names::{Forgery, Outcome, UnknownReason};
+use canary_record::names::{Forgery, UnknownReason};
+use canary_record::outcome::Fate;
 use canary_wire::segment::{Flags, FourTuple, Segment};
 use canary_wire::seq::Seq;
 
@@ -108,7 +109,7 @@ struct Flow {
     /// An RST that the server must accept was seen.
     dead: bool,
     forged: Option<Forged>,
-    outcome: Option<(Outcome, Option<UnknownReason>)>,
+    outcome: Option<Fate>,
     deadline: Duration,
 }
 
@@ -220,7 +221,7 @@ impl Flows {
     /// A forged segment could not be sent.
     pub fn send_failed(&mut self, now: Duration, tuple: &FourTuple, out: &mut Vec<Action>) {
         if let Some(key) = self.table.find(tuple) {
-            self.settle(now, key, Outcome::Unknown, Some(UnknownReason::SendFailed), false, out);
+            self.settle(now, key, Fate::Unknown(UnknownReason::SendFailed), out);
         }
     }
 
@@ -233,14 +234,7 @@ impl Flows {
                 State::Waiting => unjudged += 1,
                 State::Forged | State::Probed => {
                     unjudged += 1;
-                    self.settle(
-                        now,
-                        key,
-                        Outcome::Unknown,
-                        Some(UnknownReason::Interrupted),
-                        false,
-                        out,
-                    );
+                    self.settle(now, key, Fate::Unknown(UnknownReason::Interrupted), out);
                 }
             }
         }
@@ -265,14 +259,7 @@ impl Flows {
                 }
                 State::Forged | State::Probed => {
                     self.evicted += 1;
-                    judge::record(
-                        &mut victim,
-                        now,
-                        Outcome::Unknown,
-                        Some(UnknownReason::Evicted),
-                        false,
-                        out,
-                    );
+                    judge::record(&mut victim, now, Fate::Unknown(UnknownReason::Evicted), out);
                 }
                 State::Embryo | State::Settled => {}
             }
@@ -300,7 +287,7 @@ impl Flows {
             State::Embryo | State::Settled => {}
             State::Waiting => out.push(Action::NotForged),
             State::Forged | State::Probed => {
-                self.settle(now, key, Outcome::Unknown, Some(UnknownReason::Reused), false, out);
+                self.settle(now, key, Fate::Unknown(UnknownReason::Reused), out);
             }
         }
         let tuple = self.table.remove(key).tuple;

@@ -5,5 +5,6 @@
 
 pub mod hist;
 pub mod names;
+pub mod outcome;
 pub mod probe;
 pub mod result;

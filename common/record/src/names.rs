@@ -109,6 +109,8 @@ names! {
     pub enum Outcome {
         /// It reached the client untranslated: an RST came back whose numbers only it provokes.
         Leaked = "leaked",
+        /// A node on the way answered with a reset in the client's name.
+        Rejected = "rejected",
         /// It reached the client's own socket, which answered with a duplicate or challenge ACK.
         Delivered = "delivered",
         /// Silence, and the connection was alive afterwards.
@@ -129,6 +131,8 @@ names! {
         Busy = "busy",
         /// An RST came whose numbers also fit a cause other than the forged segment.
         AmbiguousReset = "ambiguous-reset",
+        /// Answers came that something other than the forged segment explains too.
+        UnclearAnswer = "unclear-answer",
         /// Another RST, not provoked by the forged segment, ended the connection.
         OtherReset = "other-reset",
         /// The 4-tuple was used again before a judgement.
@@ -372,7 +376,7 @@ mod tests {
         let e = "leeked".parse::<Outcome>().unwrap_err();
         assert_eq!(
             e.to_string(),
-            "unknown name 'leeked': use one of leaked, delivered, dropped, unknown"
+            "unknown name 'leeked': use one of leaked, rejected, delivered, dropped, unknown"
         );
     }
 

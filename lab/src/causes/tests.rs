@@ -1,4 +1,5 @@
 use canary_record::names::Verdict;
+use canary_record::outcome::Counts;
 use canary_record::result::Clock;
 use canary_record::result::boom::{OutcomeCount, PathDiagnosis};
 
@@ -23,12 +24,7 @@ fn boom(n: u64) -> BoomResult {
         family: Family::Ipv4,
         class: ClientClass::Pod,
         forged: n,
-        leaked: 0,
-        killed: 0,
-        killed_later: 0,
-        delivered: n,
-        dropped: 0,
-        unknown: BTreeMap::new(),
+        counts: Counts { delivered: n, ..Counts::default() },
     };
     BoomResult {
         schema_version: 1,
@@ -90,7 +86,7 @@ fn every_part_can_fail() {
 #[test]
 fn without_forged_segments_nothing_is_proved() {
     let changes: [fn(&mut Seen); 3] = [
-        |s| s.boom.outcomes[0].delivered = 4,
+        |s| s.boom.outcomes[0].counts.delivered = 4,
         |s| s.boom.sniffer.dropped = 1,
         |s| s.client = [(ProbeEnd::TimedOut, 5)].into(),
     ];

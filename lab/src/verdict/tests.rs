@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::document::lab::{Judgement, NodeEvidence, Profile, Protection, Seen};
 use canary_record::names::{EndedBy, Forgery, OldSegments, ProbeEnd, UnknownReason, Verdict};
+use canary_record::outcome::Counts;
 use canary_record::result::boom::{BoomResult, Connections, OutcomeCount, Resets, Sniffer};
 use canary_record::result::{Clock, SCHEMA_VERSION};
 use canary_wire::segment::Family;
@@ -34,10 +35,10 @@ impl Made {
     fn row(profile: Profile, protections: &[&str]) -> Self {
         let seen = |f| row(profile, f, Some(OldSegments::Ignored)).unwrap();
         let outcomes: Vec<_> = FORGERIES.map(|f| outcome(f, seen(f))).into();
-        let killed: u64 = outcomes.iter().map(|o| o.killed).sum();
-        let dropped: u64 = outcomes.iter().map(|o| o.dropped).sum();
+        let killed: u64 = outcomes.iter().map(|o| o.counts.killed).sum();
+        let dropped: u64 = outcomes.iter().map(|o| o.counts.dropped).sum();
         let all = N * FORGERIES.len() as u64;
-        let captured = outcomes.iter().map(|o| (o.forgery, o.leaked)).collect();
+        let captured = outcomes.iter().map(|o| (o.forgery, o.counts.leaked)).collect();
         let run = Clock::start().run("test", "0", EndedBy::Connections, BTreeMap::new());
         let load = serde_json::json!({
             "schema_version": SCHEMA_VERSION, "run": run, "verdict": "protected", "reasons": [],
@@ -106,12 +107,13 @@ fn outcome(forgery: Forgery, seen: Seen) -> OutcomeCount {
         family: Family::Ipv4,
         class: canary_record::names::ClientClass::Unclassified,
         forged: N,
-        leaked: n(matches!(seen, Seen::Leaked | Seen::Kills)),
-        killed: n(seen == Seen::Kills),
-        killed_later: 0,
-        delivered: n(seen == Seen::Delivered),
-        dropped: n(seen == Seen::Dropped),
-        unknown: BTreeMap::new(),
+        counts: Counts {
+            leaked: n(matches!(seen, Seen::Leaked | Seen::Kills)),
+            killed: n(seen == Seen::Kills),
+            delivered: n(seen == Seen::Delivered),
+            dropped: n(seen == Seen::Dropped),
+            ..Counts::default()
+        },
     }
 }
 
@@ -154,8 +156,8 @@ fn no_row_passes_for_another() {
 fn one_unknown_is_a_difference() {
     let mut made = Made::row(Profile::Dropped, &["forward-drop"]);
     let o = made.outcome(Forgery::SynFin);
-    o.dropped -= 1;
-    o.unknown.insert(UnknownReason::NoProofOfLife, 1);
+    o.counts.dropped -= 1;
+    o.counts.unknown.insert(UnknownReason::NoProofOfLife, 1);
     let judged = made.judge(Profile::Dropped);
     assert_eq!(judged.judgement, Judgement::Differs);
     assert!(judged.reasons[0].contains("no-proof-of-life 1"), "{:?}", judged.reasons);

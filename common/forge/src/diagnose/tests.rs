@@ -11,12 +11,7 @@ fn rows(cells: &[Cell]) -> Vec<OutcomeCount> {
         family: Family::Ipv4,
         class: ClientClass::Pod,
         forged: leaked + delivered + dropped,
-        leaked,
-        killed: 0,
-        killed_later: 0,
-        delivered,
-        dropped,
-        unknown: BTreeMap::new(),
+        counts: Counts { leaked, delivered, dropped, ..Counts::default() },
     };
     cells.iter().map(row).collect()
 }
@@ -105,7 +100,7 @@ fn protected_needs_the_control() {
 fn a_poisoned_entry_is_a_vulnerable_path() {
     let mut all = rows(&[(Control, 0, 50, 0), (Forgery::Overshoot, 0, 50, 0)]);
     assert_eq!(paths(&all, 20)[0].verdict, Verdict::Inconclusive);
-    all[1].killed_later = 3;
+    all[1].counts.killed_later = 3;
     let d = &paths(&all, 20)[0];
     assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Unprotected, Verdict::Vulnerable));
     assert!(d.reasons[0].ends_with("3 of 50 connections were reset"), "{:?}", d.reasons);
@@ -173,10 +168,10 @@ fn the_worst_path_decides() {
     assert_eq!(overall(&paths(&all, 20)), Verdict::Protected);
     let mut other = rows(&[(AboveWindow, 0, 0, 50)]);
     other[0].family = Family::Ipv6;
-    other[0].unknown.insert(UnknownReason::ClosedEarly, 3);
+    other[0].counts.unknown.insert(UnknownReason::ClosedEarly, 3);
     all.append(&mut other);
     assert_eq!(overall(&paths(&all, 20)), Verdict::Inconclusive);
-    all[2].leaked = 1;
+    all[2].counts.leaked = 1;
     assert_eq!(overall(&paths(&all, 20)), Verdict::Vulnerable);
     assert_eq!(overall(&[]), Verdict::Inconclusive);
 }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use canary_record::names::{Forgery, Outcome, UnknownReason};
+use canary_record::names::Forgery;
+use canary_record::outcome::Fate;
 use canary_wire::segment::{Flags, FourTuple, Segment};
 use canary_wire::seq::Seq;
 
@@ -53,15 +54,11 @@ pub struct Judgement {
     /// What was forged.
     pub forgery: Forgery,
     /// What became of it.
-    pub outcome: Outcome,
-    /// Why nothing is known, where that is the outcome.
-    pub reason: Option<UnknownReason>,
-    /// True when the RST of a leaked segment was one that the server must accept.
-    pub killed: bool,
+    pub fate: Fate,
     /// From the forged segment's departure to the judgement.
     pub after: Duration,
     /// An earlier judgement that this one replaces.
-    pub replaces: Option<(Outcome, Option<UnknownReason>)>,
+    pub replaces: Option<Fate>,
 }
 
 /// An RST and what it belongs to.

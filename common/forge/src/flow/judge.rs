@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use canary_record::names::{Forgery, Outcome, UnknownReason};
+use canary_record::names::{Forgery, UnknownReason};
+use canary_record::outcome::Fate;
 use canary_wire::segment::{Flags, Segment};
 
 use super::table::Key;
@@ -26,10 +27,10 @@ impl Flows {
         let exact = seg.seq == flow.rcv;
         // One forged segment draws one answer: after another it is not this one's.
         let open = |f: &Forged| match flow.outcome {
-            None | Some((Outcome::Dropped, _) | (_, Some(UnknownReason::NoProofOfLife))) => true,
+            None | Some(Fate::Dropped | Fate::Unknown(UnknownReason::NoProofOfLife)) => true,
             // In mid-stream another segment may have drawn the one bare acknowledgment.
             // After an overshoot a later reset has a name of its own.
-            Some((Outcome::Delivered, _)) => {
+            Some(Fate::Delivered) => {
                 f.in_stream && f.answers == 1 && f.forgery != Forgery::Overshoot
             }
             Some(_) => false,
@@ -51,20 +52,13 @@ impl Flows {
             out.push(Action::Reset(reset(flow.tuple, seg, other)));
             flow.dead |= exact;
             if flow.outcome.is_none() {
-                self.settle(
-                    now,
-                    key,
-                    Outcome::Unknown,
-                    Some(UnknownReason::AmbiguousReset),
-                    false,
-                    out,
-                );
+                self.settle(now, key, Fate::Unknown(UnknownReason::AmbiguousReset), out);
             }
             return;
         }
         out.push(Action::Reset(reset(flow.tuple, seg, ResetCause::Forged(forged.forgery))));
         flow.dead |= exact;
-        self.settle(now, key, Outcome::Leaked, None, exact, out);
+        self.settle(now, key, Fate::Leaked { killed: exact }, out);
     }
 
     /// An RST that no forged segment provoked ended the connection.
@@ -81,14 +75,7 @@ impl Flows {
                 self.table.set_deadline(key, now + CLOSED_LIFE);
             }
             State::Forged | State::Probed => {
-                self.settle(
-                    now,
-                    key,
-                    Outcome::Unknown,
-                    Some(UnknownReason::OtherReset),
-                    false,
-                    out,
-                );
+                self.settle(now, key, Fate::Unknown(UnknownReason::OtherReset), out);
             }
             State::Settled => self.table.set_deadline(key, now + CLOSED_LIFE),
         }
@@ -119,10 +106,10 @@ impl Flows {
                 if let Some(f) = flow.forged.as_mut() {
                     f.answers = 1;
                 }
-                self.settle(now, key, Outcome::Delivered, None, false, out);
+                self.settle(now, key, Fate::Delivered, out);
             }
             (State::Forged | State::Probed, Some(Answer::ToForged)) => {
-                self.settle(now, key, Outcome::Delivered, None, false, out);
+                self.settle(now, key, Fate::Delivered, out);
             }
             (State::Probed, Some(Answer::ToProbe)) => self.last_word(now, key, out),
             (State::Probed, Some(Answer::Duplicate)) => {
@@ -132,7 +119,7 @@ impl Flows {
                 });
                 // One belongs to the probe, so the other is the forged segment's, late.
                 if answers >= 2 {
-                    self.settle(now, key, Outcome::Delivered, None, false, out);
+                    self.settle(now, key, Fate::Delivered, out);
                 }
             }
             (State::Settled, _) if fin => {
@@ -147,14 +134,7 @@ impl Flows {
         let flow = self.table.get_mut(key);
         if flow.fin {
             // A probe could meet a port that the client has given to another connection.
-            return self.settle(
-                now,
-                key,
-                Outcome::Unknown,
-                Some(UnknownReason::ClosedEarly),
-                false,
-                out,
-            );
+            return self.settle(now, key, Fate::Unknown(UnknownReason::ClosedEarly), out);
         }
         let Some(forged) = flow.forged.as_ref() else { return };
         let spec = forgery::life_probe(flow.numbers(), &forged.spec);
@@ -171,26 +151,18 @@ impl Flows {
     pub(super) fn last_word(&mut self, now: Duration, key: Key, out: &mut Vec<Action>) {
         let flow = self.table.get_mut(key);
         let f = flow.forged.as_ref();
-        let (outcome, reason) = match f {
+        let fate = match f {
             // Acknowledgments of data may have been the answer: nothing is shown.
-            Some(f) if f.busy => (Outcome::Unknown, Some(UnknownReason::Busy)),
-            Some(f) if f.alive => (Outcome::Dropped, None),
-            _ => (Outcome::Unknown, Some(UnknownReason::NoProofOfLife)),
+            Some(f) if f.busy => Fate::Unknown(UnknownReason::Busy),
+            Some(f) if f.alive => Fate::Dropped,
+            _ => Fate::Unknown(UnknownReason::NoProofOfLife),
         };
-        self.settle(now, key, outcome, reason, false, out);
+        self.settle(now, key, fate, out);
     }
 
-    pub(super) fn settle(
-        &mut self,
-        now: Duration,
-        key: Key,
-        outcome: Outcome,
-        reason: Option<UnknownReason>,
-        killed: bool,
-        out: &mut Vec<Action>,
-    ) {
+    pub(super) fn settle(&mut self, now: Duration, key: Key, fate: Fate, out: &mut Vec<Action>) {
         let flow = self.table.get_mut(key);
-        record(flow, now, outcome, reason, killed, out);
+        record(flow, now, fate, out);
         flow.state = State::Settled;
         let life = if flow.dead || flow.fin { CLOSED_LIFE } else { JUDGED_LIFE };
         self.table.set_deadline(key, now + life);
@@ -198,22 +170,13 @@ impl Flows {
 }
 
 /// Notes the outcome and tells it, an earlier one replaced.
-pub(super) fn record(
-    flow: &mut Flow,
-    now: Duration,
-    outcome: Outcome,
-    reason: Option<UnknownReason>,
-    killed: bool,
-    out: &mut Vec<Action>,
-) {
+pub(super) fn record(flow: &mut Flow, now: Duration, fate: Fate, out: &mut Vec<Action>) {
     let Some(forged) = flow.forged else { return };
-    let replaces = flow.outcome.replace((outcome, reason));
+    let replaces = flow.outcome.replace(fate);
     out.push(Action::Judged(Judgement {
         tuple: flow.tuple,
         forgery: forged.forgery,
-        outcome,
-        reason,
-        killed,
+        fate,
         after: now.saturating_sub(forged.at),
         replaces,
     }));
@@ -239,7 +202,7 @@ impl Flow {
     fn was_poisoned(&self, rst: &Segment<'_>) -> bool {
         let overshot = self.forged.is_some_and(|f| f.forgery == Forgery::Overshoot);
         overshot
-            && self.outcome == Some((Outcome::Delivered, None))
+            && self.outcome == Some(Fate::Delivered)
             && rst.seq == self.rcv
             && !rst.flags.has(Flags::ACK)
             && !self.fin

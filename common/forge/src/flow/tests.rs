@@ -11,6 +11,7 @@ const ISN: Seq = Seq(0xffff_fff0);
 /// The server's first number as the client acknowledges it, near the wrap too.
 const SND: Seq = Seq(0xffff_ff00);
 const TIMEOUT: Duration = Duration::from_millis(400);
+const KILLED: Fate = Fate::Leaked { killed: true };
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
@@ -137,8 +138,8 @@ impl Play {
         judged.collect()
     }
 
-    fn outcome(&self) -> Option<(Outcome, Option<Why>)> {
-        self.judgements().last().map(|j| (j.outcome, j.reason))
+    fn outcome(&self) -> Option<Fate> {
+        self.judgements().last().map(|j| j.fate)
     }
 
     fn resets(&self) -> Vec<ResetCause> {
@@ -176,7 +177,7 @@ fn the_provoked_reset_is_a_leak_that_kills() {
     let mut p = Play::new(Forgery::AboveWindow);
     p.handshake().rst(ISN.add(1));
     let j = p.judgements();
-    assert_eq!((j[0].outcome, j[0].killed), (Outcome::Leaked, true));
+    assert_eq!(j[0].fate, KILLED);
     assert_eq!(p.resets(), [ResetCause::Forged(Forgery::AboveWindow)]);
 }
 
@@ -185,7 +186,7 @@ fn the_provoked_reset_is_a_leak_that_kills() {
 fn ack_ahead_leaks_without_killing() {
     let mut p = Play::new(Forgery::AckAhead);
     p.handshake().rst(ISN.add(1).add(0x4000_0000));
-    assert_eq!((p.judgements()[0].outcome, p.judgements()[0].killed), (Outcome::Leaked, false));
+    assert_eq!(p.outcome(), Some(Fate::Leaked { killed: false }));
 }
 
 /// A segment without flags draws RST and ACK with sequence number 0.
@@ -195,7 +196,7 @@ fn no_flags_leaks_without_killing() {
     p.handshake();
     let rst = Segment { seq: Seq(0), ack: SND, flags: Flags::RST.with(Flags::ACK), ..p.base() };
     p.gets(&rst);
-    assert_eq!((p.judgements()[0].outcome, p.judgements()[0].killed), (Outcome::Leaked, false));
+    assert_eq!(p.outcome(), Some(Fate::Leaked { killed: false }));
 }
 
 /// An application's own reset has the ACK bit and is not the bug, although its
@@ -206,7 +207,7 @@ fn an_applications_reset_is_not_a_leak() {
     p.handshake();
     let rst = Segment { flags: Flags::RST.with(Flags::ACK), ..p.base() };
     p.gets(&rst);
-    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::OtherReset))));
+    assert_eq!(p.outcome(), Some(Fate::Unknown(Why::OtherReset)));
     assert_eq!(p.resets(), [ResetCause::Other { expected: ISN.add(1) }]);
 }
 
@@ -217,7 +218,7 @@ fn a_reset_with_other_numbers_changes_nothing() {
     p.handshake().rst(ISN.add(2)).rst(ISN).rst(ISN.add(2_000_000));
     assert_eq!(p.outcome(), None);
     p.rst(ISN.add(1));
-    assert_eq!(p.outcome(), Some((Outcome::Leaked, None)));
+    assert_eq!(p.outcome(), Some(KILLED));
 }
 
 /// A bare acknowledgment that acknowledges nothing new is the client's answer.
@@ -225,7 +226,7 @@ fn a_reset_with_other_numbers_changes_nothing() {
 fn a_duplicate_ack_is_delivered() {
     let mut p = Play::new(Forgery::AboveWindow);
     p.handshake().ack();
-    assert_eq!(p.outcome(), Some((Outcome::Delivered, None)));
+    assert_eq!(p.outcome(), Some(Fate::Delivered));
     assert_eq!(p.probe(), None);
 }
 
@@ -251,11 +252,11 @@ fn dropped_needs_proof_of_life() {
     let options = dsack(probe);
     let answer = Segment { options: &options, ..p.base() };
     p.gets(&answer);
-    assert_eq!(p.outcome(), Some((Outcome::Dropped, None)));
+    assert_eq!(p.outcome(), Some(Fate::Dropped));
 
     let mut p = Play::new(Forgery::AboveWindow);
     p.handshake().after(TIMEOUT).after(TIMEOUT);
-    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::NoProofOfLife))));
+    assert_eq!(p.outcome(), Some(Fate::Unknown(Why::NoProofOfLife)));
 }
 
 /// Without SACK one answer is the probe's and two mean that one was the forged
@@ -266,11 +267,11 @@ fn without_sack_answers_are_counted() {
     p.handshake().after(TIMEOUT).ack();
     assert_eq!(p.outcome(), None);
     p.after(TIMEOUT);
-    assert_eq!(p.outcome(), Some((Outcome::Dropped, None)));
+    assert_eq!(p.outcome(), Some(Fate::Dropped));
 
     let mut p = Play::new(Forgery::AboveWindow);
     p.handshake().after(TIMEOUT).ack().ack();
-    assert_eq!(p.outcome(), Some((Outcome::Delivered, None)));
+    assert_eq!(p.outcome(), Some(Fate::Delivered));
 }
 
 /// A D-SACK that names the forged octets is the forged segment's answer, however late.
@@ -281,7 +282,7 @@ fn a_dsack_names_what_was_delivered() {
     let options = dsack(p.forged().unwrap());
     let answer = Segment { options: &options, ..p.base() };
     p.gets(&answer);
-    assert_eq!(p.outcome(), Some((Outcome::Delivered, None)));
+    assert_eq!(p.outcome(), Some(Fate::Delivered));
 }
 
 /// The probe's reset bears another number than the forged segment's, also where the
@@ -298,7 +299,7 @@ fn the_probes_reset_is_no_leak() {
         p.after(TIMEOUT);
         let provoked = p.probe().unwrap().ack;
         p.rst(provoked).after(TIMEOUT);
-        assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::NoProofOfLife))));
+        assert_eq!(p.outcome(), Some(Fate::Unknown(Why::NoProofOfLife)));
         assert_eq!(p.resets().len(), 1);
         assert!(!p.resets().contains(&ResetCause::Forged(Forgery::AboveWindow)));
     }
@@ -310,15 +311,15 @@ fn the_probes_reset_is_no_leak() {
 fn a_late_reset_in_mid_stream_is_ambiguous() {
     let mut p = Play::mid_stream(Forgery::AboveWindow);
     p.after(ms(100)).after(ms(399)).rst(ISN.add(1));
-    assert_eq!(p.outcome(), Some((Outcome::Leaked, None)));
+    assert_eq!(p.outcome(), Some(KILLED));
 
     let mut p = Play::mid_stream(Forgery::AboveWindow);
     p.after(ms(100)).after(TIMEOUT).rst(ISN.add(1));
-    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::AmbiguousReset))));
+    assert_eq!(p.outcome(), Some(Fate::Unknown(Why::AmbiguousReset)));
 
     let mut p = Play::mid_stream(Forgery::AboveWindow);
     p.after(ms(100)).after(TIMEOUT).ack().after(TIMEOUT).rst(ISN.add(1));
-    assert_eq!(p.outcome(), Some((Outcome::Dropped, None)));
+    assert_eq!(p.outcome(), Some(Fate::Dropped));
     assert_eq!(p.resets(), [ResetCause::Other { expected: ISN.add(1) }]);
 }
 
@@ -328,8 +329,8 @@ fn a_late_reset_in_mid_stream_is_ambiguous() {
 fn blocks_of_other_octets_are_no_answer() {
     let other = Spec { seq: SND.add(1448), ack: Seq(0), flags: Flags::ACK, payload: b"other" };
     for (mut p, silence) in [
-        (Play::new(Forgery::AboveWindow), (Outcome::Dropped, None)),
-        (Play::mid_stream(Forgery::AboveWindow), (Outcome::Unknown, Some(Why::Busy))),
+        (Play::new(Forgery::AboveWindow), Fate::Dropped),
+        (Play::mid_stream(Forgery::AboveWindow), Fate::Unknown(Why::Busy)),
     ] {
         if p.out.is_empty() {
             p.handshake();
@@ -348,7 +349,7 @@ fn blocks_of_other_octets_are_no_answer() {
 /// that it was read; one with the same window is the answer.
 #[test]
 fn a_window_update_is_no_answer() {
-    for (window, outcome) in [(502, Some((Outcome::Delivered, None))), (601, None)] {
+    for (window, outcome) in [(502, Some(Fate::Delivered)), (601, None)] {
         let mut p = Play::mid_stream(Forgery::AboveWindow);
         let had = Segment { ack: SND.add(1448), ..p.base() };
         p.gets(&had).after(ms(100));
@@ -357,7 +358,7 @@ fn a_window_update_is_no_answer() {
         assert_eq!(p.outcome(), outcome);
         if outcome.is_none() {
             p.after(TIMEOUT).after(TIMEOUT);
-            assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::Busy))));
+            assert_eq!(p.outcome(), Some(Fate::Unknown(Why::Busy)));
         }
     }
 }
@@ -366,10 +367,10 @@ fn a_window_update_is_no_answer() {
 /// the forged one provokes corrects it while that is waited for, and not later.
 #[test]
 fn a_reset_corrects_a_bare_duplicate_in_mid_stream() {
-    for (wait, outcome) in [(ms(399), Outcome::Leaked), (TIMEOUT, Outcome::Delivered)] {
+    for (wait, outcome) in [(ms(399), KILLED), (TIMEOUT, Fate::Delivered)] {
         let mut p = Play::mid_stream(Forgery::AboveWindow);
         p.after(ms(100)).ack().after(wait).rst(ISN.add(1));
-        assert_eq!(p.outcome(), Some((outcome, None)));
+        assert_eq!(p.outcome(), Some(outcome));
     }
 }
 
@@ -389,8 +390,8 @@ fn a_late_leak_replaces_dropped() {
     let mut p = Play::new(Forgery::SynFin);
     p.handshake().after(TIMEOUT).ack().after(TIMEOUT).rst(ISN.add(1));
     let j = p.judgements();
-    assert_eq!(j[1].outcome, Outcome::Leaked);
-    assert_eq!(j[1].replaces, Some((Outcome::Dropped, None)));
+    assert_eq!(j[1].fate, KILLED);
+    assert_eq!(j[1].replaces, Some(Fate::Dropped));
 }
 
 /// A reset after the answer belongs to something else: one segment, one answer.
@@ -398,7 +399,7 @@ fn a_late_leak_replaces_dropped() {
 fn a_reset_after_the_answer_is_another() {
     let mut p = Play::new(Forgery::BelowWindow);
     p.handshake().ack().rst(ISN.add(1));
-    assert_eq!(p.outcome(), Some((Outcome::Delivered, None)));
+    assert_eq!(p.outcome(), Some(Fate::Delivered));
     assert_eq!(p.resets(), [ResetCause::Other { expected: ISN.add(1) }]);
 }
 
@@ -411,7 +412,7 @@ fn an_overshoots_later_reset_is_the_poisoned_entrys() {
     let data = Segment { payload_len: 14, ..p.base() };
     p.gets(&data).rst(ISN.add(15));
     assert_eq!(p.resets(), [ResetCause::Poisoned]);
-    assert_eq!(p.outcome(), Some((Outcome::Delivered, None)));
+    assert_eq!(p.outcome(), Some(Fate::Delivered));
 
     let mut p = Play::new(Forgery::Overshoot);
     p.handshake().ack();
@@ -435,7 +436,7 @@ fn an_overshoots_later_reset_is_the_poisoned_entrys() {
 fn a_reset_after_fin_is_ambiguous() {
     let mut p = Play::new(Forgery::AboveWindow);
     p.handshake().fin().rst(ISN.add(1));
-    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::AmbiguousReset))));
+    assert_eq!(p.outcome(), Some(Fate::Unknown(Why::AmbiguousReset)));
     assert_eq!(p.resets().len(), 1);
 }
 
@@ -445,7 +446,7 @@ fn a_reset_after_fin_is_ambiguous() {
 fn a_close_before_the_answer_is_unknown() {
     let mut p = Play::new(Forgery::AboveWindow);
     p.handshake().fin().after(TIMEOUT);
-    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::ClosedEarly))));
+    assert_eq!(p.outcome(), Some(Fate::Unknown(Why::ClosedEarly)));
     assert_eq!(p.probe(), None);
 }
 
@@ -463,5 +464,5 @@ fn simultaneous_close() {
     p.handshake().fin();
     let answer = Segment { seq: ISN.add(2), ..p.base() };
     p.gets(&answer);
-    assert_eq!(p.outcome(), Some((Outcome::Delivered, None)));
+    assert_eq!(p.outcome(), Some(Fate::Delivered));
 }

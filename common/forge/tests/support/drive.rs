@@ -121,16 +121,16 @@ fn check(seen: &mut Seen, out: &mut Vec<Action>) -> Result<(), String> {
             Action::Judged(j) => {
                 // A correction judges nothing new.
                 seen.judged += u64::from(j.replaces.is_none());
-                if j.replaces.is_some() && j.outcome != Outcome::Leaked {
+                if j.replaces.is_some() && j.fate.name() != Outcome::Leaked {
                     return Err(format!("{j:?} corrects to something other than a leak"));
                 }
-                if j.outcome == Outcome::Dropped {
+                if j.fate.name() == Outcome::Dropped {
                     seen.dropped += 1;
                     if seen.dropped > seen.probed {
                         return Err("dropped without a probe for life".to_owned());
                     }
                 }
-                if j.outcome == Outcome::Leaked {
+                if j.fate.name() == Outcome::Leaked {
                     leak(seen, j.tuple)?;
                 }
             }

@@ -1,13 +1,12 @@
 //! What boom-server found.
 
-use std::collections::BTreeMap;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Run;
 use crate::hist::LatencySummary;
-use crate::names::{ClientClass, Diagnosis, Forgery, OldSegments, UnknownReason, Verdict};
+use crate::names::{ClientClass, Diagnosis, Forgery, OldSegments, Verdict};
+use crate::outcome::Counts;
 use canary_wire::segment::Family;
 
 /// The document that boom-server ends with, and that /verdict shows so far.
@@ -103,20 +102,9 @@ pub struct OutcomeCount {
     pub class: ClientClass,
     /// Forged segments sent.
     pub forged: u64,
-    /// The client answered with the RST that only this segment provokes.
-    pub leaked: u64,
-    /// Of the leaked, those whose RST ended the connection.
-    pub killed: u64,
-    /// Of the delivered, connections reset afterwards because a segment of the server's
-    /// own was not translated any more: an overshoot poisons conntrack's entry.
-    #[serde(default)]
-    pub killed_later: u64,
-    /// The client's own socket answered.
-    pub delivered: u64,
-    /// Silence, and life afterwards.
-    pub dropped: u64,
-    /// Nothing proved, by reason.
-    pub unknown: BTreeMap<UnknownReason, u64>,
+    /// What became of them.
+    #[serde(flatten)]
+    pub counts: Counts,
 }
 
 /// RSTs received on the service's port.

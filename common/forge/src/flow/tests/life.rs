@@ -71,13 +71,13 @@ fn ports_used_again_are_another_connection() {
     let isn = ISN.add(5_000_000);
     let syn = Segment { seq: isn, flags: Flags::SYN, ..p.base() };
     p.gets(&syn);
-    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::Reused))));
+    assert_eq!(p.outcome(), Some(Fate::Unknown(Why::Reused)));
     // The server's challenge ACK for the new SYN draws this from the new client socket.
     p.rst(ISN.add(1));
     assert_eq!(p.resets(), [ResetCause::Other { expected: isn.add(1) }]);
     let ack = Segment { seq: isn.add(1), ack: SND.add(77), ..p.base() };
     p.gets(&ack).rst(isn.add(1));
-    assert_eq!(p.outcome(), Some((Outcome::Leaked, None)));
+    assert_eq!(p.outcome(), Some(KILLED));
 }
 
 /// The same ports on another server address are another connection altogether.
@@ -143,7 +143,7 @@ fn an_old_syn_changes_nothing() {
     p.handshake().syn();
     assert_eq!(p.outcome(), None);
     p.ack();
-    assert_eq!(p.outcome(), Some((Outcome::Delivered, None)));
+    assert_eq!(p.outcome(), Some(Fate::Delivered));
 }
 
 /// Segments of a connection long gone neither answer nor move the numbers.
@@ -213,15 +213,13 @@ fn a_busy_stream_proves_nothing() {
     p.gets(&ack).after(TIMEOUT);
     let ack = Segment { ack: SND.add(2896), ..p.base() };
     p.gets(&ack).after(TIMEOUT);
-    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::Busy))));
+    assert_eq!(p.outcome(), Some(Fate::Unknown(Why::Busy)));
 }
 
 /// So does a forgery that waited for a retransmitted handshake to settle.
 #[test]
 fn a_forgery_put_off_is_in_mid_stream() {
-    for (retransmitted, last) in
-        [(false, (Outcome::Dropped, None)), (true, (Outcome::Unknown, Some(Why::Busy)))]
-    {
+    for (retransmitted, last) in [(false, Fate::Dropped), (true, Fate::Unknown(Why::Busy))] {
         let mut p = Play::new(Forgery::AboveWindow);
         p.syn();
         if retransmitted {
@@ -298,7 +296,7 @@ fn a_syn_flood_does_not_evict_connections() {
     assert_eq!((p.flows.len(), p.flows.evicted()), (100, 0));
     p.port = 40000;
     p.ack();
-    assert_eq!(p.outcome(), Some((Outcome::Delivered, None)));
+    assert_eq!(p.outcome(), Some(Fate::Delivered));
 }
 
 /// A table full of connections gives up the one due first, and says so.
@@ -312,7 +310,7 @@ fn eviction_is_counted() {
     }
     assert_eq!((p.flows.len(), p.flows.evicted()), (100, 1));
     assert_eq!(p.judgements()[0].tuple.remote.port(), 1);
-    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::Evicted))));
+    assert_eq!(p.outcome(), Some(Fate::Unknown(Why::Evicted)));
 }
 
 /// A full table gives up what is judged before what is not.
@@ -357,7 +355,7 @@ fn the_end_interrupts() {
     let mut p = Play::new(Forgery::AboveWindow);
     p.handshake();
     assert_eq!(p.flows.finish(p.now, &mut p.out), 1);
-    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::Interrupted))));
+    assert_eq!(p.outcome(), Some(Fate::Unknown(Why::Interrupted)));
 
     let mut p = Play::mid_stream(Forgery::AboveWindow);
     assert_eq!(p.flows.finish(p.now, &mut p.out), 1);
@@ -372,5 +370,5 @@ fn a_failed_send_is_unknown() {
     let base = p.base();
     let tuple = FourTuple::new(base.dst, base.src);
     p.flows.send_failed(p.now, &tuple, &mut p.out);
-    assert_eq!(p.outcome(), Some((Outcome::Unknown, Some(Why::SendFailed))));
+    assert_eq!(p.outcome(), Some(Fate::Unknown(Why::SendFailed)));
 }
