@@ -22,6 +22,7 @@ use crate::exec::{Call, Interrupt, Process, Ready, Tools};
 use crate::place::{Place, PlaceError};
 use crate::scenario::CellPlan;
 use crate::topology::POD_PORT;
+use canary_testbed::tap::Tap;
 
 /// How long boom-server waits for the answer to a forged segment.
 const OUTCOME_TIMEOUT: Duration = Duration::from_millis(400);
@@ -150,14 +151,12 @@ pub fn run(place: &Place<'_>, cell: &Cell<'_>, setting: &Setting) -> Result<Show
     if !warm && !none_expected {
         notes.push("the target's port never answered before the cell".to_owned());
     }
-    let complete = stop_captures(captures, setting, &mut notes)?;
+    let pcap = stop_captures(captures, setting, &mut notes)?;
     for counters in &after {
         let name = format!("counters-{}.txt", counters.node);
         write(&cell.dir.join(name), counters.text.as_bytes())?;
     }
-    let server = place.topology.server();
-    let resets = if complete {
-        let pcap = read(&cell.dir.join(capture_file(server)))?;
+    let resets = if let Some(pcap) = pcap {
         let pod = std::net::SocketAddr::new(place.topology.service.pod.of(cell.family), POD_PORT);
         match capture::resets(&pcap, pod) {
             Ok(resets) => Some(resets),
@@ -239,7 +238,7 @@ fn start_captures(
     place: &Place<'_>,
     cell: &Cell<'_>,
     setting: &Setting,
-) -> Result<Vec<Process>, PlaceError> {
+) -> Result<Vec<Tap>, PlaceError> {
     if setting.capture == CaptureMode::None {
         return Ok(Vec::new());
     }
@@ -252,67 +251,31 @@ fn start_captures(
     for host in hosts {
         // A node has several links, a pod one.
         let link = if host.starts_with("node") { "any" } else { "eth0" };
-        let file = cell.dir.join(capture_file(host)).display().to_string();
-        let options = [
-            "-Z",
-            "root",
-            "-n",
-            "-i",
-            link,
-            "--immediate-mode",
-            "-s",
-            "128",
-            "-B",
-            "8192",
-            "-w",
-            &file,
-            "tcp",
-        ];
-        let program = setting.tools.call("tcpdump", &options)?;
-        let log = cell.dir.join(format!("tcpdump-{host}.log"));
-        running.push(place.start(host, program, &log, Ready::Text("listening on"))?);
+        running.push(Tap::start(place, host, link, &cell.dir.join(capture_file(host)))?);
     }
-    for process in &mut running {
-        process.wait_ready(setting.scaled(READY), &setting.interrupt)?;
+    for tap in &mut running {
+        tap.wait_ready(setting.scaled(READY), &setting.interrupt)?;
     }
     Ok(running)
 }
 
-/// Stops captures and tells whether there were any and all are complete.
+/// Stops captures. Gives the first one, the server's, if all are complete.
 fn stop_captures(
-    captures: Vec<Process>,
+    captures: Vec<Tap>,
     setting: &Setting,
     notes: &mut Vec<String>,
-) -> Result<bool, PlaceError> {
-    let mut complete = !captures.is_empty();
-    for process in &captures {
-        process.signal(Signal::SIGINT);
-    }
-    for process in captures {
-        let log = process.log().to_owned();
-        process.wait(setting.scaled(READY), &setting.interrupt)?;
-        let said = fs::read_to_string(&log).unwrap_or_default();
-        if let Some(loss) = lost(&said) {
+) -> Result<Option<Vec<u8>>, PlaceError> {
+    let (mut first, mut complete) = (None, true);
+    captures.iter().for_each(Tap::end);
+    for tap in captures {
+        let (pcap, loss) = tap.stop(setting.scaled(READY), &setting.interrupt)?;
+        if let Some(loss) = loss {
             notes.push(format!("the capture is not whole: {loss}"));
             complete = false;
         }
+        first.get_or_insert(pcap);
     }
-    Ok(complete)
-}
-
-/// What tcpdump's closing words say was lost; None when nothing was.
-fn lost(said: &str) -> Option<String> {
-    let number =
-        |what: &str| said.lines().find_map(|l| l.strip_suffix(what)?.trim().parse::<u64>().ok());
-    let plural =
-        |what: &str| number(&format!(" packets {what}")).or(number(&format!(" packet {what}")));
-    match (plural("captured"), plural("received by filter"), plural("dropped by kernel")) {
-        (Some(captured), Some(received), Some(0)) if captured == received => None,
-        (Some(captured), Some(received), Some(dropped)) => {
-            Some(format!("{captured} of {received} captured, {dropped} dropped by the kernel"))
-        }
-        _ => Some("tcpdump did not say what it captured".to_owned()),
-    }
+    Ok(first.filter(|_| complete))
 }
 
 pub(crate) fn result<T: DeserializeOwned>(
@@ -342,10 +305,6 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), PlaceError> {
     fs::write(path, bytes).map_err(io_error("write", path))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, PlaceError> {
-    fs::read(path).map_err(io_error("read", path))
-}
-
 /// An error that names the file.
 pub fn io_error<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> PlaceError + 'a {
     move |source| PlaceError::Io { what: format!("{what} {}", path.display()), source }
@@ -363,15 +322,5 @@ mod tests {
         assert_eq!(local_ports(42, 300), a);
         let all = local_ports(3, 60_000);
         assert!(all.0 >= 1024 && all.1 < 65_536 && all.1 - all.0 > 60_000);
-    }
-
-    /// tcpdump's own count decides whether a capture may be evidence.
-    #[test]
-    fn a_capture_with_losses_is_no_evidence() {
-        let whole = "tcpdump: listening on eth0\n12 packets captured\n12 packets received by filter\n0 packets dropped by kernel\n";
-        assert_eq!(lost(whole), None);
-        assert!(lost(&whole.replace("0 packets dropped", "3 packets dropped")).is_some());
-        assert!(lost(&whole.replace("12 packets captured", "11 packets captured")).is_some());
-        assert!(lost("tcpdump: killed").is_some());
     }
 }

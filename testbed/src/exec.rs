@@ -11,7 +11,7 @@ use std::io;
 use canary_record::names::EndedBy;
 
 pub use interrupt::{Interrupt, supervise};
-pub use process::{Call, Process, Ready, foreground};
+pub use process::{Call, Output, Process, Ready, foreground};
 pub use tools::{TOOLS, Tools};
 
 /// What went wrong with a process.
@@ -60,6 +60,16 @@ pub enum ExecError {
         command: String,
         /// What it said.
         stderr: String,
+    },
+    /// It ended, or was silent, before it had said something.
+    #[error("{command} did not say '{message}': {said}")]
+    NotSaid {
+        /// The whole command line.
+        command: String,
+        /// The message of the event.
+        message: String,
+        /// What it said.
+        said: String,
     },
     /// A signal asked the lab to end.
     #[error("interrupted by {0}")]

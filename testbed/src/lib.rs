@@ -14,5 +14,9 @@ pub mod golden;
 pub mod model;
 pub mod netns;
 pub mod place;
+pub mod programs;
 pub mod ruleset;
+pub mod tap;
+#[cfg(feature = "test")]
+pub mod test;
 pub mod topology;

@@ -1,4 +1,4 @@
-//! The lab's own namespaces: the only unshare, setns and mount.
+//! Namespaces of the testbed's own: the only unshare, setns and mount.
 //!
 //! The outer process unshares and starts this program again inside; that inner
 //! process is PID 1 of a new PID namespace. Whatever ends the outer one ends
@@ -11,12 +11,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
-use std::sync::mpsc::{Sender, channel, sync_channel};
-use std::thread::JoinHandle;
 
 use caps::CapSet;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
@@ -202,48 +200,22 @@ fn inode(path: impl AsRef<Path>) -> Result<u64, NetnsError> {
     fs::metadata(path).map(|m| m.ino()).map_err(os(format!("stat {}", path.display())))
 }
 
-type Job = Box<dyn FnOnce() + Send>;
-
-/// A host of the topology: a thread that lives in its network namespace.
-/// Whatever it starts or reads belongs to that namespace.
+/// A host of the topology: a network namespace, held open.
+#[derive(Debug)]
 pub struct Host {
     name: String,
-    jobs: Option<Sender<Job>>,
-    thread: Option<JoinHandle<()>>,
+    namespace: File,
 }
 
 impl Host {
-    /// A thread in the namespace that `ip netns add NAME` made.
-    pub fn enter(name: &str) -> Result<Self, NetnsError> {
+    /// The namespace that `ip netns add NAME` made.
+    pub fn open(name: &str) -> Result<Self, NetnsError> {
         let path = Path::new(NETNS_DIR).join(name);
-        let (jobs, todo) = channel::<Job>();
-        let (tell, told) = sync_channel(1);
-        let own = inode("/proc/self/ns/net")?;
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                let entered = (|| {
-                    let file = File::open(&path).map_err(os(format!("open {}", path.display())))?;
-                    setns(&file, CloneFlags::CLONE_NEWNET)
-                        .map_err(os(format!("enter {}", path.display())))?;
-                    let now = inode("/proc/thread-self/ns/net")?;
-                    if now == own || now != inode(&path)? {
-                        return Err(NetnsError::NotIsolated(path.display().to_string()));
-                    }
-                    Ok(())
-                })();
-                let go_on = entered.is_ok();
-                let _ = tell.send(entered);
-                if go_on {
-                    for job in todo {
-                        job();
-                    }
-                }
-            })
-            .map_err(os(format!("start a thread for {name}")))?;
-        let host = Self { name: name.to_owned(), jobs: Some(jobs), thread: Some(thread) };
-        told.recv().map_err(|_| gone(name))??;
-        Ok(host)
+        let namespace = File::open(&path).map_err(os(format!("open {}", path.display())))?;
+        if inode(&path)? == inode("/proc/self/ns/net")? {
+            return Err(NetnsError::NotIsolated(path.display().to_string()));
+        }
+        Ok(Self { name: name.to_owned(), namespace })
     }
 
     /// The namespace's name.
@@ -252,32 +224,26 @@ impl Host {
         &self.name
     }
 
-    /// Runs `job` in this host and gives its result.
-    pub fn run<T: Send + 'static>(
-        &self,
-        job: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, NetnsError> {
-        let (tell, told) = sync_channel(1);
-        let job: Job = Box::new(move || {
-            let _ = tell.send(job());
-        });
-        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
-        if !sent {
-            return Err(gone(&self.name));
-        }
-        told.recv().map_err(|_| gone(&self.name))
+    /// Runs `job` in a thread that lives in this host, and gives its result: whatever it starts,
+    /// opens or reads belongs to this namespace.
+    pub fn run<T: Send>(&self, job: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new()
+                .name(self.name.clone())
+                .spawn_scoped(scope, || {
+                    setns(&self.namespace, CloneFlags::CLONE_NEWNET)
+                        .map_err(os(format!("enter {}", self.name)))?;
+                    Ok(job())
+                })
+                .map_err(os(format!("start a thread for {}", self.name)))?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
-}
 
-fn gone(name: &str) -> NetnsError {
-    os(format!("work in {name}"))(io::Error::other("its thread is gone"))
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        self.jobs.take();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+    /// Takes the name away: the namespace ends with the last process and socket in it.
+    pub fn remove(&self) -> Result<(), NetnsError> {
+        let path = Path::new(NETNS_DIR).join(&self.name);
+        umount2(&path, MntFlags::MNT_DETACH).map_err(os(format!("unmount {}", path.display())))?;
+        fs::remove_file(&path).map_err(os(format!("remove {}", path.display())))
     }
 }

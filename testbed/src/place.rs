@@ -11,7 +11,7 @@ use crate::model::{At, FrontEnd, NodeEvidence, Protection};
 use canary_wire::segment::Family;
 
 use crate::evidence::{self, EvidenceError};
-use crate::exec::{self, Call, ExecError, Interrupt, Process, Ready, Tools};
+use crate::exec::{self, Call, ExecError, Interrupt, Output, Process, Ready, Tools};
 use crate::netns::{Host, NetnsError};
 use crate::ruleset::readback::Loaded;
 use crate::ruleset::{NodeProtection, Ruleset};
@@ -81,7 +81,7 @@ impl<'a> Place<'a> {
         let hosts = topology
             .hosts
             .iter()
-            .map(|host| Ok((*host, Host::enter(&topology.full(host))?)))
+            .map(|host| Ok((*host, Host::open(&topology.full(host))?)))
             .collect::<Result<BTreeMap<_, _>, NetnsError>>()?;
         let place = Self { topology, hosts, tools };
         let mut batch: Option<(&str, String)> = None;
@@ -110,6 +110,17 @@ impl<'a> Place<'a> {
         Ok(place)
     }
 
+    /// The tools that it uses.
+    #[must_use]
+    pub fn tools(&self) -> &Tools {
+        self.tools
+    }
+
+    /// Lets the hosts go; each ends with the last process and socket in it.
+    pub fn remove(&self) -> Result<(), PlaceError> {
+        Ok(self.hosts.values().try_for_each(Host::remove)?)
+    }
+
     /// Several `ip` commands of one host in one call.
     fn flush(&self, batch: Option<(&str, String)>) -> Result<(), PlaceError> {
         if let Some((host, lines)) = batch {
@@ -122,15 +133,16 @@ impl<'a> Place<'a> {
         self.hosts.values().find(|h| h.name() == full).ok_or_else(|| no_host(full))
     }
 
-    fn host(&self, name: &str) -> Result<&Host, PlaceError> {
+    /// A host by its short name.
+    pub fn host(&self, name: &str) -> Result<&Host, PlaceError> {
         self.hosts.get(name).ok_or_else(|| no_host(name))
     }
 
     /// Runs `job` in a host.
-    pub fn within<T: Send + 'static>(
+    pub fn within<T: Send>(
         &self,
         host: &str,
-        job: impl FnOnce() -> Result<T, EvidenceError> + Send + 'static,
+        job: impl FnOnce() -> Result<T, EvidenceError> + Send,
     ) -> Result<T, PlaceError> {
         self.host(host)?
             .run(job)?
@@ -145,8 +157,17 @@ impl<'a> Place<'a> {
         log: &Path,
         ready: Ready,
     ) -> Result<Process, PlaceError> {
-        let log = log.to_owned();
-        Ok(self.host(host)?.run(move || call.start(&log, ready))??)
+        Ok(self.host(host)?.run(move || call.start(log, ready))??)
+    }
+
+    /// Runs a program in a host to its end.
+    pub fn run(&self, host: &str, call: &Call) -> Result<Output, PlaceError> {
+        Ok(self.host(host)?.run(|| call.output())??)
+    }
+
+    /// Runs a line for the shell in a host, which must succeed; gives what it prints.
+    pub fn sh(&self, host: &str, line: &str) -> Result<String, PlaceError> {
+        Ok(self.host(host)?.run(|| Call::sh(line).run())??)
     }
 
     /// Runs a program in a host, on the terminal of this process, to its end.

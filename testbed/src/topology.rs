@@ -94,11 +94,18 @@ impl Step {
     }
 }
 
-/// A path's hosts, the way to build them, and who talks to whom.
+/// Hosts, the way to build them, and who talks to whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
     prefix: String,
-    path: Path,
+    client: &'static str,
+    server: &'static str,
+    target: (Addr, u16),
+    translated: bool,
+    /// Every node, the client's first.
+    nodes: &'static [&'static str],
+    /// The two hosts whose link, `eth0` of each, a bad network can take the place of.
+    link: Option<[&'static str; 2]>,
     /// Every host, without the prefix.
     pub hosts: Vec<&'static str>,
     /// How to build it.
@@ -171,8 +178,103 @@ impl Topology {
             b.ip("node2", &format!("route add {} via {}", cidr4(OUTSIDE), node(1).v4));
             b.ip("node2", &format!("route add {} via {}", cidr6(OUTSIDE), node(1).v6));
         }
-        let steps = b.steps;
-        Self { prefix: prefix.to_owned(), path, hosts, steps, service }
+        let (client, target) = match path {
+            _ if outside => ("outside", (node(1), NODE_PORT)),
+            Path::HostNetwork | Path::HostNetworkRemote => ("node1", (service.vip, SERVICE_PORT)),
+            Path::Hairpin => ("server", (service.vip, SERVICE_PORT)),
+            Path::PodIp => ("client", (pod, POD_PORT)),
+            _ => ("client", (service.vip, SERVICE_PORT)),
+        };
+        Self {
+            prefix: prefix.to_owned(),
+            client,
+            server: "server",
+            target,
+            translated: path != Path::PodIp,
+            nodes: &["node1", "node2"],
+            link: Some(["node1", "node2"]),
+            hosts,
+            steps: b.steps,
+            service,
+        }
+    }
+
+    /// One host with its loopback alone: client and server in one.
+    #[must_use]
+    pub fn single(prefix: &str) -> Self {
+        let mut b = Builder { prefix, steps: Vec::new() };
+        b.hosts(&["host"]);
+        let own = Addr { v4: Ipv4Addr::LOCALHOST, v6: Ipv6Addr::LOCALHOST };
+        Self::without_nodes(prefix, &["host"], b.steps, own)
+    }
+
+    /// A client and a server, joined by one link: nothing between them tracks or translates.
+    #[must_use]
+    pub fn pair(prefix: &str) -> Self {
+        let mut b = Builder { prefix, steps: Vec::new() };
+        b.hosts(&["client", "server"]);
+        let peer = format!("{prefix}server");
+        b.ip("client", &format!("link add eth0 type veth peer name eth0 netns {peer}"));
+        let addresses = [("client", Addr::new(PODS1, 10)), ("server", Addr::new(PODS1, 20))];
+        for (host, own) in addresses {
+            b.ip(host, &format!("addr add {}/24 dev eth0", own.v4));
+            b.ip(host, &format!("addr add {}/64 dev eth0 nodad", own.v6));
+            b.ip(host, "link set eth0 up");
+        }
+        let mut pair = Self::without_nodes(prefix, &["client", "server"], b.steps, addresses[1].1);
+        pair.link = Some(["client", "server"]);
+        pair
+    }
+
+    fn without_nodes(prefix: &str, hosts: &[&'static str], steps: Vec<Step>, server: Addr) -> Self {
+        Self {
+            prefix: prefix.to_owned(),
+            client: hosts[0],
+            server: hosts[hosts.len() - 1],
+            target: (server, POD_PORT),
+            translated: false,
+            nodes: &[],
+            link: None,
+            hosts: hosts.to_vec(),
+            steps,
+            service: Service { vip: server, pod: server, masquerade_all: false, local_only: false },
+        }
+    }
+
+    /// The same with the host `network` in the link between the two nodes, or between client and
+    /// server where there are none: nothing passes but what [`crate::network`] carries from its
+    /// `left` to its `right` and back.
+    #[must_use]
+    pub fn through_a_network(mut self) -> Self {
+        const NETWORK: &str = "network";
+        let Some([left, right]) = self.link.take() else { return self };
+        let joined = format!("link add eth0 type veth peer name eth0 netns {}", self.full(right));
+        let (near, full) = (Step::Ip(self.full(left), joined), self.full(NETWORK));
+        let ip = |host: &str, args: String| Step::Ip(self.full(host), args);
+        let mut steps = vec![
+            Step::Add(full.clone()),
+            // Nothing of its own goes out on either side.
+            Step::Sysctl(full, "net/ipv6/conf/all/disable_ipv6", "1"),
+        ];
+        for step in &self.steps {
+            if *step != near {
+                steps.push(step.clone());
+                continue;
+            }
+            for (side, host) in [("left", left), ("right", right)] {
+                let peer = self.full(host);
+                steps.push(ip(
+                    NETWORK,
+                    format!("link add {side} type veth peer name eth0 netns {peer}"),
+                ));
+                steps.push(ip(NETWORK, format!("link set {side} up")));
+                // One segment a frame, as on a wire.
+                steps.push(ip(host, "link set eth0 gso_max_segs 1".to_owned()));
+            }
+        }
+        self.hosts.push(NETWORK);
+        self.steps = steps;
+        self
     }
 
     /// The full name of a host: its network namespace.
@@ -184,45 +286,34 @@ impl Topology {
     /// Where load-client runs.
     #[must_use]
     pub fn client(&self) -> &'static str {
-        match self.path {
-            Path::NodePortCluster | Path::NodePortClusterRemote | Path::NodePortLocal => "outside",
-            Path::HostNetwork | Path::HostNetworkRemote => "node1",
-            Path::Hairpin => "server",
-            _ => "client",
-        }
+        self.client
     }
 
     /// Where boom-server runs.
     #[must_use]
     pub fn server(&self) -> &'static str {
-        "server"
+        self.server
     }
 
     /// What load-client connects to.
     #[must_use]
     pub fn target(&self, family: Family) -> SocketAddr {
-        match self.path {
-            Path::NodePortCluster | Path::NodePortClusterRemote | Path::NodePortLocal => {
-                SocketAddr::new(node(1).of(family), NODE_PORT)
-            }
-            Path::PodIp => SocketAddr::new(self.service.pod.of(family), POD_PORT),
-            _ => SocketAddr::new(self.service.vip.of(family), SERVICE_PORT),
-        }
+        SocketAddr::new(self.target.0.of(family), self.target.1)
     }
 
     /// True when conntrack translates on this path.
     #[must_use]
     pub fn translated(&self) -> bool {
-        self.path != Path::PodIp
+        self.translated
     }
 
     /// The nodes on the path that carry a protection set `at`.
     #[must_use]
     pub fn nodes(&self, at: At) -> &'static [&'static str] {
-        match at {
-            At::Both => &["node1", "node2"],
-            At::Client => &["node1"],
-            At::Server => &["node2"],
+        match (at, self.nodes) {
+            (At::Client, [client, ..]) => std::slice::from_ref(client),
+            (At::Server, [.., server]) => std::slice::from_ref(server),
+            (_, all) => all,
         }
     }
 }
@@ -279,7 +370,7 @@ impl Builder<'_> {
             }
             self.ip(host, "link set lo up");
         }
-        for host in ["node1", "node2"] {
+        for host in hosts.iter().filter(|h| h.starts_with("node")) {
             self.sysctl(host, "net/ipv4/ip_forward", "1");
             self.sysctl(host, "net/ipv6/conf/all/forwarding", "1");
         }
@@ -376,5 +467,19 @@ mod tests {
             let text = lines.join("\n") + "\n";
             crate::golden::check(env!("CARGO_MANIFEST_DIR"), &format!("topology/{path}.sh"), &text);
         }
+    }
+
+    /// The network takes the place of one link and of nothing else.
+    #[test]
+    fn a_network_takes_the_place_of_a_link() {
+        for plain in [Topology::new(Path::ClusterIp, "p-"), Topology::pair("p-")] {
+            let through = plain.clone().through_a_network();
+            let gone: Vec<_> = plain.steps.iter().filter(|s| !through.steps.contains(s)).collect();
+            assert_eq!(gone.len(), 1, "{gone:?}");
+            assert!(gone[0].shell().contains("link add eth0"), "{gone:?}");
+            assert_eq!(through.hosts.last(), Some(&"network"));
+            assert_eq!(through.steps.len(), plain.steps.len() - 1 + 8);
+        }
+        assert_eq!(Topology::single("").through_a_network(), Topology::single(""));
     }
 }

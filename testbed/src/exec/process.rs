@@ -24,8 +24,20 @@ const STDERR_MAX: usize = 2000;
 pub struct Call {
     program: PathBuf,
     args: Vec<String>,
+    env: Vec<(String, String)>,
     stdin: Option<String>,
     deadline: Duration,
+}
+
+/// How a call ended and what it said.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Its status.
+    pub status: ExitStatus,
+    /// Its whole stdout.
+    pub stdout: String,
+    /// Its whole stderr.
+    pub stderr: String,
 }
 
 impl Call {
@@ -34,9 +46,41 @@ impl Call {
         Self {
             program: program.to_owned(),
             args: args.iter().map(|a| a.as_ref().to_owned()).collect(),
+            env: Vec::new(),
             stdin: None,
             deadline: TOOL_DEADLINE,
         }
+    }
+
+    /// A line for the shell, which ends at the first command that fails.
+    #[must_use]
+    pub fn sh(line: &str) -> Self {
+        Self::new(Path::new("/bin/sh"), &["-euc", line])
+    }
+
+    /// The same, started by another program, such as `prlimit --nofile=32`.
+    #[must_use]
+    pub fn under(mut self, wrap: &[impl AsRef<str>]) -> Self {
+        if let Some((first, rest)) = wrap.split_first() {
+            let inner = std::mem::replace(&mut self.program, PathBuf::from(first.as_ref()));
+            let words = rest.iter().map(|w| w.as_ref().to_owned());
+            self.args.splice(0..0, words.chain([inner.display().to_string()]));
+        }
+        self
+    }
+
+    /// The same with an environment variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The same with another time than a minute to end in.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
     }
 
     /// The same with text on stdin.
@@ -74,11 +118,28 @@ impl Call {
                 command.env_remove(&name);
             }
         }
+        // An ordinary user's PATH lacks the sbin directories, where nft, ip and sysctl are.
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command
     }
 
-    /// Runs it to its end in this thread's namespaces and gives its stdout.
+    /// Runs it to its end in this thread's namespaces and gives its stdout; a failure is an error.
     pub fn run(&self) -> Result<String, ExecError> {
+        let out = self.output()?;
+        if out.status.success() {
+            return Ok(out.stdout);
+        }
+        Err(ExecError::Failed {
+            command: self.line(),
+            status: out.status.to_string(),
+            stderr: tail(&out.stderr),
+        })
+    }
+
+    /// Runs it to its end in this thread's namespaces, well or badly.
+    pub fn output(&self) -> Result<Output, ExecError> {
         let started =
             |source| ExecError::Start { program: self.program.display().to_string(), source };
         let mut child = self
@@ -116,16 +177,13 @@ impl Call {
         }
         let _ = writer.join();
         let stdout = out.join().unwrap_or_default();
-        let stderr = tail(&err.join().unwrap_or_default());
+        let stderr = err.join().unwrap_or_default();
         match status? {
-            Some(status) if status.success() => Ok(stdout),
-            Some(status) => {
-                Err(ExecError::Failed { command: self.line(), status: status.to_string(), stderr })
-            }
+            Some(status) => Ok(Output { status, stdout, stderr }),
             None => Err(ExecError::Deadline {
                 command: self.line(),
                 seconds: self.deadline.as_secs_f64(),
-                stderr,
+                stderr: tail(&stderr),
             }),
         }
     }
@@ -133,18 +191,23 @@ impl Call {
     /// Starts it in this thread's namespaces, its stdout and stderr going to
     /// files, and looks for `ready` in what it prints.
     pub fn start(&self, log: &Path, ready: Ready) -> Result<Process, ExecError> {
-        let create = |path: &Path| {
-            File::create(path).map_err(|source| ExecError::Io {
-                what: format!("create {}", path.display()),
-                source,
-            })
-        };
+        self.start_into(Stdio::piped(), log, ready)
+    }
+
+    /// The same with its stdout going somewhere else, where nobody looks for `ready`.
+    pub fn start_into(
+        &self,
+        stdout: impl Into<Stdio>,
+        log: &Path,
+        ready: Ready,
+    ) -> Result<Process, ExecError> {
+        let create = |path: &Path| File::create(path).map_err(io("create", path));
         let err_path = log.with_extension("stderr");
         let (out_file, err_file) = (create(log)?, create(&err_path)?);
         let mut child = self
             .command()
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(stdout)
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|source| ExecError::Start {
@@ -169,8 +232,22 @@ impl Call {
                 })
             })
             .collect();
-        Ok(Process { line: self.line(), guard: Guard(child), ready: is_ready, readers, err_path })
+        let written = File::open(log).map_err(io("open", log))?;
+        Ok(Process {
+            line: self.line(),
+            guard: Guard(child),
+            ready: is_ready,
+            readers,
+            out_path: log.to_owned(),
+            err_path,
+            written: BufReader::new(written),
+        })
     }
+}
+
+fn io(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> ExecError {
+    let what = format!("{what} {}", path.display());
+    move |source| ExecError::Io { what, source }
 }
 
 fn copy_lines(pipe: Option<Box<dyn Read + Send>>, mut file: File, mut see: impl FnMut(&str)) {
@@ -261,7 +338,10 @@ pub struct Process {
     guard: Guard,
     ready: Receiver<()>,
     readers: Vec<JoinHandle<()>>,
+    out_path: PathBuf,
     err_path: PathBuf,
+    /// What it has printed, from where [`Process::wait_for`] has not looked yet.
+    written: BufReader<File>,
 }
 
 impl Process {
@@ -289,6 +369,47 @@ impl Process {
     #[must_use]
     pub fn says_again(&self, within: Duration) -> bool {
         self.ready.recv_timeout(within).is_ok()
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.guard.0.id()
+    }
+
+    /// Waits for the next event with this message, beyond the one found before.
+    pub fn wait_for(
+        &mut self,
+        message: &str,
+        within: Duration,
+        interrupt: &Interrupt,
+    ) -> Result<(), ExecError> {
+        let wanted = format!("\"message\":\"{message}\"");
+        let (end, mut line) = (Instant::now() + within, String::new());
+        loop {
+            let ended = self.guard.wait(Duration::ZERO, interrupt)?.is_some();
+            if ended {
+                self.join();
+            }
+            // A line may be there in part.
+            while self.written.read_line(&mut line).map_err(io("read", &self.out_path))? > 0 {
+                if !line.ends_with('\n') {
+                    continue;
+                }
+                if line.contains(&wanted) {
+                    return Ok(());
+                }
+                line.clear();
+            }
+            if ended || Instant::now() >= end {
+                return Err(ExecError::NotSaid {
+                    command: self.line.clone(),
+                    message: message.to_owned(),
+                    said: format!("{} {}", tail(&self.printed()), self.said()),
+                });
+            }
+            interrupt.sleep(Duration::from_millis(5))?;
+        }
     }
 
     /// Waits for its end. Running out of time kills it and is an error.
@@ -329,6 +450,13 @@ impl Process {
     #[must_use]
     pub fn log(&self) -> &Path {
         &self.err_path
+    }
+
+    /// All that it has printed so far.
+    #[must_use]
+    pub fn printed(&self) -> String {
+        let bytes = std::fs::read(&self.out_path).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// The end of what it wrote to stderr.

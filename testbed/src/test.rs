@@ -1,0 +1,276 @@
+//! Writing a real-packet test: a test file with `harness = false` that names its tests.
+//!
+//! ```no_run
+//! use canary_testbed::test::Bed;
+//! use canary_testbed::topology::Topology;
+//!
+//! canary_testbed::tests![a_client_reaches_the_server];
+//!
+//! /// A client reaches the server.
+//! fn a_client_reaches_the_server() {
+//!     let bed = Bed::new(Topology::pair);
+//!     bed.sh("client", "ping -c 1 198.18.65.20");
+//! }
+//! ```
+//!
+//! All tests of a file run inside user (unless root), mount, PID and network namespaces that are
+//! entered before any thread starts, and end with the file. What fails panics, with the reason.
+
+use std::any::Any;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd as _;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use canary_record::result::boom::BoomResult;
+use canary_wire::segment::Family;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
+use socket2::{Domain, Socket, Type};
+use tempfile::TempDir;
+
+use crate::exec::{Call, Interrupt, Output, Tools};
+use crate::model::{FrontEnd, Path, Protection};
+use crate::netns;
+use crate::place::Place;
+use crate::programs::{Program, Running, boom_server};
+use crate::topology::Topology;
+
+/// How long anything that a test waits for may take, unless it says so itself.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// A test: its name and its body.
+pub type Test = (&'static str, fn());
+
+/// The `main` of a test file, which runs these functions.
+#[macro_export]
+macro_rules! tests {
+    ($($test:path),* $(,)?) => {
+        fn main() -> ::std::process::ExitCode {
+            $crate::test::main(&[$((stringify!($test), $test as fn())),*])
+        }
+    };
+}
+
+/// Why a test cannot run here.
+struct Skip(String);
+
+/// Ends this test as one that cannot run here: said loudly, and counted as ignored.
+pub fn skip(reason: impl Into<String>) -> ! {
+    resume_unwind(Box::new(Skip(reason.into())))
+}
+
+/// Skips the test unless this is root of the machine.
+pub fn needs_root(why: &str) {
+    if !nix::unistd::geteuid().is_root() {
+        skip(format!("needs root: {why}"));
+    }
+}
+
+/// Runs the tests of a file.
+///
+/// # Panics
+/// When the namespaces that were entered cannot be set up.
+pub fn main(tests: &'static [Test]) -> ExitCode {
+    let mut args: Vec<_> = std::env::args().collect();
+    if args.get(1).is_some_and(|a| a == netns::INSIDE) {
+        args.remove(1);
+        let pipe = args.remove(1).parse().expect("the number of a pipe");
+        netns::settle(pipe).unwrap_or_else(|e| panic!("{e}"));
+        let interrupt = Interrupt::catch().unwrap_or_else(|e| panic!("cannot catch signals: {e}"));
+        std::thread::spawn(move || {
+            let _ = interrupt.sleep(Duration::from_secs(86_400));
+            std::process::exit(130);
+        });
+        return conclude(&Arguments::from_iter(args), tests, None);
+    }
+    let options = Arguments::from_args();
+    if options.list {
+        return conclude(&options, tests, None);
+    }
+    match netns::isolate(None) {
+        Ok(status) => ExitCode::from(status.code().map_or(1, |code| code as u8)),
+        Err(e) => conclude(&options, tests, Some(&e.to_string())),
+    }
+}
+
+fn conclude(options: &Arguments, tests: &'static [Test], refused: Option<&str>) -> ExitCode {
+    let trial = |(name, body): &(&'static str, fn())| {
+        let (name, body, refused) = (*name, *body, refused.map(str::to_owned));
+        Trial::ignorable_test(name, move || match refused {
+            Some(reason) => Ok(skipped(name, reason)),
+            None => catch_unwind(AssertUnwindSafe(body)).map_or_else(
+                |panic| match panic.downcast::<Skip>() {
+                    Ok(reason) => Ok(skipped(name, reason.0)),
+                    Err(panic) => Err(message(&*panic)),
+                },
+                |()| Ok(Completion::Completed),
+            ),
+        })
+    };
+    libtest_mimic::run(options, tests.iter().map(trial).collect()).exit_code()
+}
+
+fn skipped(name: &str, reason: String) -> Completion {
+    eprintln!("SKIPPED {name}: {reason}");
+    Completion::ignored_with(reason)
+}
+
+fn message(panic: &(dyn Any + Send)) -> Failed {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panicked").into()
+}
+
+/// Hosts that are up, for one test. They go with it, and so does what runs in them.
+pub struct Bed {
+    place: Place<'static>,
+    dir: TempDir,
+    started: AtomicU32,
+}
+
+#[track_caller]
+fn ok<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
+    result.unwrap_or_else(|e| panic!("{e}"))
+}
+
+impl Bed {
+    /// Builds a topology, which is given its prefix.
+    #[track_caller]
+    pub fn new(topology: impl FnOnce(&str) -> Topology) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        static TOOLS: LazyLock<Tools> = LazyLock::new(Tools::find);
+        let prefix = format!("t{}-", NEXT.fetch_add(1, Ordering::Relaxed));
+        Self {
+            place: ok(Place::build(topology(&prefix), &TOOLS)),
+            dir: ok(tempfile::tempdir()),
+            started: AtomicU32::new(0),
+        }
+    }
+
+    /// The topology of a path, with Service rules of both families and no protection.
+    #[must_use]
+    #[track_caller]
+    pub fn path(path: Path) -> Self {
+        let bed = Self::new(|prefix| Topology::new(path, prefix));
+        bed.protect(&[]);
+        bed
+    }
+
+    /// The hosts.
+    #[must_use]
+    pub fn place(&self) -> &Place<'static> {
+        &self.place
+    }
+
+    /// A file of this test's own.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn log(&self) -> PathBuf {
+        self.file(&format!("{}.log", self.started.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// Sets these protections on every node and no others, such as `forward-drop`.
+    #[track_caller]
+    pub fn protect(&self, protections: &[&str]) {
+        let protections: Vec<Protection> = protections.iter().map(|p| ok(p.parse())).collect();
+        for family in [Family::Ipv4, Family::Ipv6] {
+            ok(self.place.protect(FrontEnd::Nftables, family, &protections));
+        }
+    }
+
+    /// Runs a line for the shell in a host, which must succeed; gives what it prints.
+    #[track_caller]
+    pub fn sh(&self, host: &str, line: &str) -> String {
+        ok(self.place.sh(host, line))
+    }
+
+    /// Runs a program in a host to its end, well or badly.
+    #[track_caller]
+    pub fn run(&self, host: &str, call: &Call) -> Output {
+        ok(self.place.run(host, call))
+    }
+
+    /// Runs `job` in a host.
+    #[track_caller]
+    pub fn within<T: Send>(&self, host: &str, job: impl FnOnce() -> T + Send) -> T {
+        ok(ok(self.place.host(host)).run(job))
+    }
+
+    /// Starts a program in a host; ready when this returns.
+    #[track_caller]
+    pub fn start<R: serde::de::DeserializeOwned>(
+        &self,
+        host: &str,
+        program: Program<R>,
+    ) -> Running<R> {
+        ok(program.ready(&self.place, host, &self.log()))
+    }
+
+    /// boom-server on the path's server, ready.
+    #[track_caller]
+    pub fn boom(&self, options: &[impl AsRef<str>]) -> Running<BoomResult> {
+        self.start(self.place.topology.server(), ok(boom_server(options)))
+    }
+
+    /// What clients connect to.
+    #[must_use]
+    pub fn target(&self, family: Family) -> SocketAddr {
+        self.place.topology.target(family)
+    }
+
+    /// Connections from the path's client, kept open.
+    #[track_caller]
+    pub fn connect(&self, to: SocketAddr, n: usize) -> Vec<TcpStream> {
+        self.within(self.place.topology.client(), || (0..n).map(|_| connection(to)).collect())
+    }
+}
+
+/// A connection whose handshake is over, or was: the reset that a forged segment brings
+/// about may be there before the server's TCP has it. The first exchange finds it.
+fn connection(to: SocketAddr) -> TcpStream {
+    let socket = ok(Socket::new(Domain::for_address(to), Type::STREAM, None));
+    ok(socket.set_nonblocking(true));
+    let begun = socket.connect(&to.into()).expect_err("EINPROGRESS").raw_os_error();
+    assert_eq!(begun, Some(Errno::EINPROGRESS as i32));
+    let mut done = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+    assert_eq!(poll(&mut done, 5_000_u16), Ok(1), "connect to {to}");
+    ok(socket.set_nonblocking(false));
+    socket.into()
+}
+
+/// One exchange of the probe protocol with boom-server; the error otherwise.
+pub fn exchange(mut stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(b"answer 0 10 1\n")?;
+    stream.read_exact(&mut [0; 10])
+}
+
+/// Waits for a condition.
+///
+/// # Panics
+/// When it does not come true in time.
+#[track_caller]
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + SOON;
+    while !condition() {
+        assert!(Instant::now() < end, "waited in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if let Err(e) = self.place.remove() {
+            eprintln!("{e}");
+        }
+    }
+}
