@@ -31,6 +31,7 @@ pub struct LoadResult {
     /// Ended otherwise, in exactly one class each.
     pub failures: Vec<FailureCount>,
     /// How each probed connection ended; empty for churn and hold.
+    #[schemars(extend("propertyNames" = {"enum": ProbeEnd::ALL}))]
     pub probe: BTreeMap<ProbeEnd, u64>,
     /// From the start of connect() to the handshake's end.
     pub connect_latency: LatencySummary,
