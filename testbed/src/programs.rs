@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use canary_record::result::boom::BoomResult;
@@ -15,6 +15,8 @@ use crate::place::{Place, PlaceError};
 
 /// How long a program may take to become ready.
 const READY: Duration = Duration::from_secs(20);
+/// How long an event may take to come.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where cargo puts a program of this workspace: beside this executable, or, for a test or an
 /// example, in the directory above.
@@ -35,10 +37,15 @@ pub struct Program<R> {
     document: PhantomData<R>,
 }
 
-/// boom-server. Whatever goes wrong it ends after a minute, and it serves no metrics, unless told.
+/// boom-server. Unless told otherwise it ends after a minute, whatever goes wrong, serves no
+/// metrics, and waits half a second for an outcome.
 pub fn boom_server(options: &[impl AsRef<str>]) -> Result<Program<BoomResult>, PlaceError> {
     let program = Program::new("boom-server", options)?;
-    Ok(program.env("BOOM_ADMIN", "none").env("BOOM_DURATION", "60s").env("BOOM_LOG", "json"))
+    Ok(program
+        .env("BOOM_ADMIN", "none")
+        .env("BOOM_DURATION", "60s")
+        .env("BOOM_LOG", "json")
+        .env("BOOM_OUTCOME_TIMEOUT", "500ms"))
 }
 
 /// load-client; the first option is the subcommand.
@@ -95,7 +102,19 @@ impl<R: DeserializeOwned> Program<R> {
         host: &str,
         log: &Path,
     ) -> Result<Running<R>, PlaceError> {
-        let process = place.start(host, self.call, log, Ready::Event)?;
+        self.start_into(Stdio::piped(), place, host, log)
+    }
+
+    /// The same with its stdout going somewhere else than to `log`.
+    pub fn start_into(
+        self,
+        stdout: impl Into<Stdio> + Send,
+        place: &Place<'_>,
+        host: &str,
+        log: &Path,
+    ) -> Result<Running<R>, PlaceError> {
+        let start = || self.call.start_into(stdout, log, Ready::Event);
+        let process = place.host(host)?.run(start)??;
         Ok(Running { name: self.name, process, log: log.to_owned(), document: PhantomData })
     }
 }
@@ -146,8 +165,13 @@ impl<R: DeserializeOwned> Running<R> {
     }
 
     /// Waits for the next event with this message.
-    pub fn wait_for(&mut self, message: &str, within: Duration) -> Result<(), ExecError> {
-        self.process.wait_for(message, within, &Interrupt::default())
+    pub fn wait_for(&mut self, message: &str) -> Result<(), ExecError> {
+        self.process.wait_for(message, PATIENCE, &Interrupt::default())
+    }
+
+    /// Waits for its end.
+    pub fn wait(self, within: Duration) -> Result<ExitStatus, ExecError> {
+        self.process.wait(within, &Interrupt::default())
     }
 
     /// Waits for its end and reads its result.

@@ -18,7 +18,7 @@
 
 use std::any::Any;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
@@ -229,8 +229,9 @@ impl Bed {
 
     /// Connections from the path's client, kept open.
     #[track_caller]
-    pub fn connect(&self, to: SocketAddr, n: usize) -> Vec<TcpStream> {
-        self.within(self.place.topology.client(), || (0..n).map(|_| connection(to)).collect())
+    pub fn connect(&self, to: impl ToSocketAddrs, n: usize) -> Vec<TcpStream> {
+        let to: Vec<_> = ok(to.to_socket_addrs()).collect();
+        self.within(self.place.topology.client(), || (0..n).map(|_| connection(to[0])).collect())
     }
 }
 

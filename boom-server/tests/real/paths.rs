@@ -6,9 +6,15 @@ use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write};
 use std::time::{Duration, Instant};
 
-use crate::rig::{Rig, VIP4, VIP6, exchange, sh};
 use canary_record::names::{Diagnosis, Forgery};
 use canary_record::result::boom::BoomResult;
+use canary_testbed::model::Path;
+use canary_testbed::programs::Ended;
+use canary_testbed::test::{Bed, exchange};
+
+/// The Service's addresses.
+pub(crate) const VIP4: &str = "198.19.0.10:80";
+pub(crate) const VIP6: &str = "[fd00:19::10]:80";
 
 /// (leaked, killed, delivered, dropped) of n.
 type Cell = [u64; 4];
@@ -32,19 +38,21 @@ fn six_forgeries() -> Vec<Forgery> {
 
 fn matrix(vip: &str) {
     let n: u64 = std::env::var("BOOM_MATRIX").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
-    let rig = Rig::new();
+    let bed = Bed::path(Path::SameNode);
     for (drop, liberal) in [(false, false), (true, false), (false, true), (true, true)] {
-        row(&rig, vip, n, drop, liberal);
+        row(&bed, vip, n, drop, liberal);
     }
 }
 
 /// `n` connections for each of the six forgeries, under one protection.
-pub(crate) fn row(rig: &Rig, vip: &str, n: u64, drop: bool, liberal: bool) {
+pub(crate) fn row(bed: &Bed, vip: &str, n: u64, drop: bool, liberal: bool) {
     let forgeries = six_forgeries();
     let names: Vec<_> = forgeries.iter().map(ToString::to_string).collect();
     let total = n as usize * forgeries.len();
-    rig.protect(drop, liberal);
-    let mut boom = rig.boom(&[
+    let wanted = [("forward-drop", drop), ("liberal", liberal)];
+    let wanted: Vec<_> = wanted.iter().filter(|p| p.1).map(|p| p.0).collect();
+    bed.protect(&wanted);
+    let mut boom = bed.boom(&[
         "--forge",
         &names.join(","),
         "--on-reset",
@@ -56,12 +64,12 @@ pub(crate) fn row(rig: &Rig, vip: &str, n: u64, drop: bool, liberal: bool) {
     ]);
     let mut held = Vec::new();
     for _ in 0..total.div_ceil(100) {
-        held.extend(rig.connect(vip, 100.min(total - held.len())));
+        held.extend(bed.connect(vip, 100.min(total - held.len())));
     }
-    boom.wait_for("settled");
+    boom.wait_for("settled").unwrap();
     let reset = held.iter().filter(|s| exchange(s).is_err()).count() as u64;
     drop_all(held);
-    let (status, result, _) = boom.end(Duration::from_secs(60));
+    let Ended { status, result, .. } = boom.end(Duration::from_secs(60)).unwrap();
 
     let mut killed = 0;
     for o in &result.outcomes {
@@ -109,25 +117,22 @@ fn valid(result: &BoomResult) {
 }
 
 /// Every cell of the design's table holds for IPv4, without one exception.
-#[test]
-fn matrix_ipv4() {
+pub(crate) fn matrix_ipv4() {
     matrix(VIP4);
 }
 
 /// And for IPv6.
-#[test]
-fn matrix_ipv6() {
+pub(crate) fn matrix_ipv6() {
     matrix(VIP6);
 }
 
 /// An overshoot is delivered and poisons the entry: the next answer is reset.
-#[test]
-fn an_overshoot_kills_later() {
-    let rig = Rig::new();
-    let mut boom = rig.boom(&["--forge", "overshoot", "--on-reset", "count", "--connections", "5"]);
-    let held = rig.connect(VIP4, 5);
+pub(crate) fn an_overshoot_kills_later() {
+    let bed = Bed::path(Path::SameNode);
+    let mut boom = bed.boom(&["--forge", "overshoot", "--on-reset", "count", "--connections", "5"]);
+    let held = bed.connect(VIP4, 5);
     // Only what is sent after the forged segment meets the poisoned entry.
-    boom.wait_for("settled");
+    boom.wait_for("settled").unwrap();
     let kinds: BTreeMap<String, usize> = held.iter().fold(BTreeMap::new(), |mut m, s| {
         let end = exchange(s).map_or_else(|e| e.kind().to_string(), |()| "ok".to_owned());
         *m.entry(end).or_default() += 1;
@@ -135,7 +140,7 @@ fn an_overshoot_kills_later() {
     });
     assert_eq!(kinds, BTreeMap::from([("connection reset".to_owned(), 5)]));
     drop_all(held);
-    let (status, result, _) = boom.end(Duration::from_secs(30));
+    let Ended { status, result, .. } = boom.end(Duration::from_secs(30)).unwrap();
     assert_eq!((result.outcomes[0].counts.delivered, result.outcomes[0].counts.leaked), (5, 0));
     // Their numbers are the answer's, not the forged segment's: poisoned, not leaked.
     assert_eq!((result.resets.poisoned, result.outcomes[0].counts.killed_later), (5, 5));
@@ -147,15 +152,14 @@ fn an_overshoot_kills_later() {
 
 /// One port used over and over, each connection reset by its client: what comes late
 /// from one is not blamed on the next, and a client's own reset is never an ERROR.
-#[test]
-fn a_port_used_again_is_another_connection() {
+pub(crate) fn a_port_used_again_is_another_connection() {
     use socket2::{Domain, Socket, Type};
     const TIMES: u64 = 50;
-    let rig = Rig::new();
-    let boom = rig.boom(&["--forge=control,below-window", "--events=all"]);
-    let bind: std::net::SocketAddr = "198.18.1.2:40000".parse().unwrap();
+    let bed = Bed::path(Path::SameNode);
+    let boom = bed.boom(&["--forge=control,below-window", "--events=all"]);
+    let bind: std::net::SocketAddr = "198.18.65.10:40000".parse().unwrap();
     let to: std::net::SocketAddr = VIP4.parse().unwrap();
-    rig.within('c', || {
+    bed.within("client", || {
         for _ in 0..TIMES {
             let begun = Instant::now();
             let socket = loop {
@@ -174,9 +178,8 @@ fn a_port_used_again_is_another_connection() {
         }
     });
     // The last one is answered, so everything before it has come.
-    exchange(&rig.connect(VIP4, 1)[0]).unwrap();
-    boom.signal(nix::sys::signal::Signal::SIGTERM);
-    let (_, result, log) = boom.end(Duration::from_secs(30));
+    exchange(&bed.connect(VIP4, 1)[0]).unwrap();
+    let Ended { result, text: log, .. } = boom.stop(Duration::from_secs(30)).unwrap();
     // A reset may overtake the server's half of a handshake: accept() sees none then either.
     let c = result.connections;
     assert_eq!((c.handshakes, c.forged), (c.accepted, c.accepted));
@@ -202,23 +205,21 @@ fn a_port_used_again_is_another_connection() {
 /// SACK travel in the timestamp: each connection is seen and judged all the same.
 /// Nothing lethal is forged: a client's next segment makes a new connection out of
 /// the cookie of one that was reset.
-#[test]
-fn syn_cookies_hide_no_connection() {
-    let rig = Rig::new();
-    let s = rig.name('s');
-    sh(&format!("ip netns exec {s} sysctl -qw net.ipv4.tcp_syncookies=2"));
+pub(crate) fn syn_cookies_hide_no_connection() {
+    let bed = Bed::path(Path::SameNode);
+    bed.sh("server", "sysctl -qw net.ipv4.tcp_syncookies=2");
     let options = ["--forge=control,ack-ahead", "--on-reset=count", "--connections=40"];
-    let mut boom = rig.boom(&options);
-    let mut held = rig.connect(VIP4, 20);
-    held.extend(rig.connect(VIP6, 20));
-    boom.wait_for("settled");
+    let mut boom = bed.boom(&options);
+    let mut held = bed.connect(VIP4, 20);
+    held.extend(bed.connect(VIP6, 20));
+    boom.wait_for("settled").unwrap();
     for s in &held {
         exchange(s).unwrap();
     }
     drop_all(held);
-    let (_, result, _) = boom.end(Duration::from_secs(30));
+    let result = boom.end(Duration::from_secs(30)).unwrap().result;
     let count = "nstat -asz TcpExtSyncookiesRecv | awk '/Recv/ {print $2}'";
-    sh(&format!("n=$(ip netns exec {s} {count}); echo $n cookies came back >&2; test $n = 40"));
+    assert_eq!(bed.sh("server", count).trim(), "40", "cookies came back");
     let c = result.connections;
     assert_eq!((c.accepted, c.handshakes, c.forged), (40, 40, 40));
     for o in &result.outcomes {
@@ -233,46 +234,50 @@ fn syn_cookies_hide_no_connection() {
     assert_eq!(result.outcomes.len(), 4);
 }
 
+/// Gives the server pod 198.18.65.21 too.
+fn second_address(bed: &Bed) {
+    bed.sh("server", "ip addr add 198.18.65.21/32 dev eth0");
+    bed.sh("node1", "ip route add 198.18.65.21/32 dev to-server");
+}
+
 /// POD_IP names what is judged for: a connection to another of the pod's addresses
 /// is accepted and let alone, and one to a named address is judged beside it.
-#[test]
-fn connections_to_other_addresses_are_let_alone() {
-    let rig = Rig::new();
-    sh(&format!("ip -n {} addr add 198.18.2.3/24 dev e0", rig.name('s')));
-    let mut boom = rig.boom(&[
+pub(crate) fn connections_to_other_addresses_are_let_alone() {
+    let bed = Bed::path(Path::SameNode);
+    second_address(&bed);
+    let mut boom = bed.boom(&[
         "--forge=above-window",
         "--on-reset=count",
         "--connections=4",
-        "--pod-ip=198.18.2.2",
-        "--pod-ips=198.18.2.2,fd00:2::2",
+        "--pod-ip=198.18.65.20",
+        "--pod-ips=198.18.65.20,fd00:65::20",
     ]);
-    let held: Vec<_> = [VIP4, VIP6, "198.18.2.3:9000", "198.18.2.3:9000"]
+    let held: Vec<_> = [VIP4, VIP6, "198.18.65.21:9000", "198.18.65.21:9000"]
         .iter()
-        .flat_map(|to| rig.connect(to, 1))
+        .flat_map(|to| bed.connect(to, 1))
         .collect();
-    boom.wait_for("settled");
+    boom.wait_for("settled").unwrap();
     let ends: Vec<_> = held.iter().map(|s| exchange(s).is_ok()).collect();
     assert_eq!(ends, [false, false, true, true]);
     drop_all(held);
-    let (_, result, _) = boom.end(Duration::from_secs(30));
+    let result = boom.end(Duration::from_secs(30)).unwrap().result;
     assert_eq!((result.connections.handshakes, result.connections.forged), (4, 2));
-    let words = "2 connections came to 198.18.2.3 ";
+    let words = "2 connections came to 198.18.65.21 ";
     assert!(result.reasons.iter().any(|r| r.contains(words)), "{:?}", result.reasons);
     assert!(!result.reasons.iter().any(|r| r.contains("none of these")), "{:?}", result.reasons);
 }
 
 /// Nor is one that another process accepts on the same port of another address.
-#[test]
-fn connections_of_another_process_are_let_alone() {
-    let rig = Rig::new();
-    sh(&format!("ip -n {} addr add 198.18.2.3/24 dev e0", rig.name('s')));
-    let other = rig.within('s', || std::net::TcpListener::bind("198.18.2.3:9000").unwrap());
-    let listen = "--listen=198.18.2.2:9000,[fd00:2::2]:9000";
+pub(crate) fn connections_of_another_process_are_let_alone() {
+    let bed = Bed::path(Path::SameNode);
+    second_address(&bed);
+    let other = bed.within("server", || std::net::TcpListener::bind("198.18.65.21:9000").unwrap());
+    let listen = "--listen=198.18.65.20:9000,[fd00:65::20]:9000";
     let mut boom =
-        rig.boom(&[listen, "--forge=above-window", "--on-reset=count", "--connections=2"]);
-    let held = rig.connect("198.18.2.3:9000", 5);
-    let own = [rig.connect(VIP4, 1), rig.connect(VIP6, 1)];
-    boom.wait_for("settled");
+        bed.boom(&[listen, "--forge=above-window", "--on-reset=count", "--connections=2"]);
+    let held = bed.connect("198.18.65.21:9000", 5);
+    let own = [bed.connect(VIP4, 1), bed.connect(VIP6, 1)];
+    boom.wait_for("settled").unwrap();
     assert!(own.iter().all(|s| exchange(&s[0]).is_err()));
     for client in &held {
         let (mut stream, _) = other.accept().unwrap();
@@ -280,21 +285,21 @@ fn connections_of_another_process_are_let_alone() {
         exchange(client).unwrap();
     }
     drop_all(held);
-    let (_, result, _) = boom.end(Duration::from_secs(30));
+    let result = boom.end(Duration::from_secs(30)).unwrap().result;
     let c = result.connections;
     assert_eq!((c.handshakes, c.forged, c.accepted), (2, 2, 2));
 }
 
 /// A POD_IP that is no address of this pod is told, with those that are.
-#[test]
-fn a_foreign_pod_ip_is_told() {
-    let rig = Rig::new();
-    let boom = rig.boom(&["--pod-ip=198.18.2.77", "--connections=1", "--forge=control"]);
-    let held = rig.connect(VIP4, 1);
+pub(crate) fn a_foreign_pod_ip_is_told() {
+    let bed = Bed::path(Path::SameNode);
+    let boom = bed.boom(&["--pod-ip=198.18.65.77", "--connections=1", "--forge=control"]);
+    let held = bed.connect(VIP4, 1);
     drop_all(held);
-    let (status, result, log) = boom.end(Duration::from_secs(30));
+    let Ended { status, result, text: log } = boom.end(Duration::from_secs(30)).unwrap();
     let reasons = result.reasons.join("\n");
-    for word in ["name 198.18.2.77", "198.18.2.2", "fd00:2::2", "1 connections came to 198.18.2.2"]
+    for word in
+        ["name 198.18.65.77", "198.18.65.20", "fd00:65::20", "1 connections came to 198.18.65.20"]
     {
         assert!(reasons.contains(word), "{word}: {reasons}");
     }
@@ -303,10 +308,9 @@ fn a_foreign_pod_ip_is_told() {
 }
 
 /// A pod address is not translated: every segment arrives, even with bad flags.
-#[test]
-fn a_pod_address_is_not_translated() {
-    let rig = Rig::new();
-    let mut boom = rig.boom(&[
+pub(crate) fn a_pod_address_is_not_translated() {
+    let bed = Bed::path(Path::SameNode);
+    let mut boom = bed.boom(&[
         "--forge",
         "control,above-window,syn-fin",
         "--on-reset",
@@ -319,11 +323,11 @@ fn a_pod_address_is_not_translated() {
         "198.18.0.0/16",
     ]);
     // No NAT rule on this path, but conntrack sees it: the answer still finds the socket.
-    let held = rig.connect("198.18.2.2:9000", 30);
-    boom.wait_for("settled");
+    let held = bed.connect("198.18.65.20:9000", 30);
+    boom.wait_for("settled").unwrap();
     let reset = held.iter().filter(|s| exchange(s).is_err()).count();
     drop_all(held);
-    let (status, result, _) = boom.end(Duration::from_secs(30));
+    let Ended { status, result, .. } = boom.end(Duration::from_secs(30)).unwrap();
     assert_eq!((reset, status.code()), (0, Some(0)), "{:?}", result.reasons);
     assert_eq!(result.paths[0].diagnosis, Diagnosis::NotTranslated);
     assert_eq!(result.paths[0].class.as_str(), "pod");
