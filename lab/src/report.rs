@@ -1,7 +1,6 @@
 //! Results for people: progress lines and the table, the page, JUnit, the
 //! comparison. All but [`folder`] and [`progress`] are pure.
 
-mod details;
 pub mod diff;
 pub mod fold;
 pub mod folder;
@@ -9,8 +8,10 @@ pub mod html;
 pub mod junit;
 pub mod ladder;
 mod ladder_view;
-pub mod markup;
-mod matrix;
+mod machine;
+mod over_time;
+mod overview;
+mod paths;
 pub mod progress;
 pub mod svg;
 pub mod text;

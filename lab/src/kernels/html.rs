@@ -1,6 +1,6 @@
 //! The comparison as one page that needs nothing beside it.
 
-use std::fmt::Write as _;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::document::kernels::{Agreement, KernelCell, KernelRow, KernelRun, KernelsResult};
 use crate::document::lab::{Judgement, Seen};
@@ -20,180 +20,128 @@ thead th{border-bottom:2px solid var(--line);vertical-align:bottom}.kernels td{m
 .delivered,.dropped{color:var(--good)}.doubt{color:var(--doubt);font-style:italic}
 .differs td,.differs th{background:#fb02}.unexplained td,.unexplained th{background:#f002}
 .first th,.first td{border-top:2px solid var(--line)}
-code{font-size:.9em}
+code{font-size:.9em;overflow-wrap:anywhere}
 ";
 
 /// The whole page.
 #[must_use]
 pub fn render(result: &KernelsResult) -> String {
-    let mut out =
-        String::from("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n");
-    let _ = write!(
-        out,
-        "<meta name=\"viewport\" content=\"width=device-width\">\n\
-         <title>conntrack-canary: kernel generations</title>\n<style>{STYLE}</style></head><body>\n\
-         <h1>The same forged segments on {} kernels</h1>\n<p>Compared {} by {} {}. Judgement: <strong>{}</strong>, {}.</p>\n",
-        result.kernels.len(),
-        minute(&result.run.ended),
-        escape(&result.run.program),
-        escape(&result.run.version),
-        result.judgement,
-        held(&result.rows)
-    );
-    list(&mut out, &result.reasons);
-    kernels(&mut out, &result.kernels);
-    for group in result
-        .rows
-        .chunk_by(|a, b| (a.path, a.family, a.front_end) == (b.path, b.family, b.front_end))
-    {
-        table(&mut out, group, &result.kernels);
-    }
-    notes(&mut out, result);
-    out.push_str("</body></html>\n");
-    out
-}
-
-fn kernels(out: &mut String, kernels: &[KernelRun]) {
-    out.push_str(
-        "<h2>Kernels</h2><div class=\"wide\"><table class=\"kernels\"><thead><tr><th>kernel</th><th>version</th>\
-         <th>segments below the window</th><th>ran</th><th>judgement</th><th>results</th></tr></thead><tbody>\n",
-    );
-    for k in kernels {
-        let ran = match (k.seconds, &k.started) {
-            (Some(seconds), Some(started)) => {
-                format!("{}, {seconds:.0} s {}", minute(started), k.accel)
-            }
-            _ => k.state.to_string(),
-        };
-        let _ = write!(
-            out,
-            "<tr><th>{}</th><td>{}<small>{}</small></td><td>{}</td><td>{}</td><td>{}",
-            escape(&k.name),
-            escape(k.version.as_deref().unwrap_or("unknown")),
-            escape(&k.source),
-            behaviour(k.old_segments),
-            escape(&ran),
-            k.judgement
-        );
-        for reason in &k.reasons {
-            let _ = write!(out, "<small>{}</small>", escape(reason));
-        }
-        let _ = writeln!(
-            out,
-            "</td><td><code>{}</code></td></tr>",
-            escape(&k.results).replace('/', "/<wbr>")
-        );
-    }
-    out.push_str("</tbody></table></div>\n");
-}
-
-fn table(out: &mut String, rows: &[KernelRow], kernels: &[KernelRun]) {
-    let Some(first) = rows.first() else { return };
-    let _ = write!(
-        out,
-        "<h2>{}, {}, {} rules: {}</h2><div class=\"wide\"><table><thead><tr><th></th><th>protection</th><th>forgery</th>",
-        first.path,
-        first.family,
-        first.front_end,
-        segments(rows)
-    );
-    for kernel in kernels {
-        let _ = write!(out, "<th>{}</th>", escape(&kernel.name));
-    }
-    out.push_str("</tr></thead><tbody>\n");
-    let mut before: Option<&KernelRow> = None;
-    for row in rows {
-        let new = before.is_none_or(|b| b.protections != row.protections);
-        let class = match row.agreement {
-            Agreement::OldSegments => "differs",
-            Agreement::Unexplained => "unexplained",
-            Agreement::Alike | Agreement::NotCompared => "",
-        };
-        let _ = write!(
-            out,
-            "<tr class=\"{class}{}\"><td>{}</td><td>{}</td><th>{}</th>",
-            if new { " first" } else { "" },
-            mark(row.agreement),
-            protections(&row.protections),
-            row.forgery
-        );
-        for cell in &row.cells {
-            self::cell(out, cell);
-        }
-        out.push_str("</tr>\n");
-        before = Some(row);
-    }
-    out.push_str("</tbody></table></div>\n");
-}
-
-fn cell(out: &mut String, cell: &KernelCell) {
-    let class = match cell.seen {
-        None => "doubt",
-        Some(Seen::Kills) => "kills",
-        Some(seen) => seen.as_str(),
+    let same = |a: &KernelRow, b: &KernelRow| {
+        (a.path, a.family, a.front_end) == (b.path, b.family, b.front_end)
     };
-    let _ = write!(out, "<td class=\"{class}\">{}", word(cell));
-    if cell.seen.is_some() {
-        let _ = write!(out, " <small>{} of {}</small>", cell.counted, cell.forged);
-    }
-    if cell.judgement != Judgement::AsExpected {
-        for reason in &cell.reasons {
-            let _ = write!(out, "<small>{}</small>", escape(reason));
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width";
+                title { "conntrack-canary: kernel generations" }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                h1 { "The same forged segments on " (result.kernels.len()) " kernels" }
+                p {
+                    "Compared " (minute(&result.run.ended)) " by " (result.run.program) " " (result.run.version)
+                    ". Judgement: " strong { (result.judgement) } ", " (held(&result.rows)) "."
+                }
+                @if !result.reasons.is_empty() { ul { @for reason in &result.reasons { li { (reason) } } } }
+                (kernels(&result.kernels))
+                @for group in result.rows.chunk_by(same) { (table(group, &result.kernels)) }
+                (notes(result))
+            }
         }
-    }
-    out.push_str("</td>");
+    };
+    page.into_string()
 }
 
-fn notes(out: &mut String, result: &KernelsResult) {
-    out.push_str("<h2>Reading it</h2><ul>\n");
-    for agreement in [Agreement::OldSegments, Agreement::Unexplained] {
-        if result.rows.iter().any(|r| r.agreement == agreement) {
-            let _ = writeln!(
-                out,
-                "<li><strong>{}</strong> {}</li>",
-                mark(agreement),
-                escape(explanation(agreement))
-            );
+fn kernels(kernels: &[KernelRun]) -> Markup {
+    let ran = |k: &KernelRun| match (k.seconds, &k.started) {
+        (Some(seconds), Some(started)) => {
+            format!("{}, {seconds:.0} s {}", minute(started), k.accel)
         }
+        _ => k.state.to_string(),
+    };
+    html! {
+        h2 { "Kernels" }
+        div.wide { table.kernels {
+            thead { tr {
+                @for head in ["kernel", "version", "segments below the window", "ran", "judgement", "results"] {
+                    th { (head) }
+                }
+            } }
+            tbody { @for k in kernels { tr {
+                th { (k.name) }
+                td { (k.version.as_deref().unwrap_or("unknown")) small { (k.source) } }
+                td { (behaviour(k.old_segments)) }
+                td { (ran(k)) }
+                td { (k.judgement) @for reason in &k.reasons { small { (reason) } } }
+                td { code { (k.results) } }
+            } } }
+        } }
     }
-    out.push_str(
-        "<li><strong>KILLS</strong>: the segment reached the client untranslated, and the RST that it drew ended the \
-         connection. <strong>leaked</strong>: it drew an RST that the server ignores. <strong>delivered</strong>: it \
-         was translated and reached the client's own socket. <strong>dropped</strong>: silence, and the connection \
-         was alive afterwards. <strong>inconclusive</strong>: nothing was proved, the reason stands beside it.</li>\n\
-         <li>Under emulation (tcg) behaviour is proved, timing is not: no performance figure is taken there.</li></ul>\n",
-    );
 }
 
-fn list(out: &mut String, items: &[String]) {
-    if items.is_empty() {
-        return;
+fn table(rows: &[KernelRow], kernels: &[KernelRun]) -> Markup {
+    let Some(first) = rows.first() else { return Markup::default() };
+    let class = |row: &KernelRow| match row.agreement {
+        Agreement::OldSegments => "differs",
+        Agreement::Unexplained => "unexplained",
+        Agreement::Alike | Agreement::NotCompared => "",
+    };
+    html! {
+        h2 { (first.path) ", " (first.family) ", " (first.front_end) " rules: " (segments(rows)) }
+        div.wide { table {
+            thead { tr {
+                th {} th { "protection" } th { "forgery" }
+                @for kernel in kernels { th { (kernel.name) } }
+            } }
+            tbody { @for (n, row) in rows.iter().enumerate() {
+                @let new = n == 0 || rows[n - 1].protections != row.protections;
+                tr class={ (class(row)) @if new { " first" } } {
+                    td { (mark(row.agreement)) }
+                    td { (protections(&row.protections)) }
+                    th { (row.forgery) }
+                    @for c in &row.cells { (cell(c)) }
+                }
+            } }
+        } }
     }
-    out.push_str("<ul>");
-    for item in items {
-        let _ = write!(out, "<li>{}</li>", escape(item));
+}
+
+fn cell(cell: &KernelCell) -> Markup {
+    let class = cell.seen.map_or("doubt", Seen::as_str);
+    html! { td.(class) {
+        (word(cell))
+        @if cell.seen.is_some() { " " small { (cell.counted) " of " (cell.forged) } }
+        @if cell.judgement != Judgement::AsExpected { @for reason in &cell.reasons { small { (reason) } } }
+    } }
+}
+
+fn notes(result: &KernelsResult) -> Markup {
+    html! {
+        h2 { "Reading it" }
+        ul {
+            @for agreement in [Agreement::OldSegments, Agreement::Unexplained] {
+                @if result.rows.iter().any(|r| r.agreement == agreement) {
+                    li { strong { (mark(agreement)) } " " (explanation(agreement)) }
+                }
+            }
+            li {
+                strong { "KILLS" } ": the segment reached the client untranslated, and the RST that it drew ended the "
+                "connection. " strong { "leaked" } ": it drew an RST that the server ignores. " strong { "delivered" }
+                ": it was translated and reached the client’s own socket. " strong { "dropped" } ": silence, and the "
+                "connection was alive afterwards. " strong { "inconclusive" } ": nothing was proved, the reason stands "
+                "beside it."
+            }
+            li { "Under emulation (tcg) behaviour is proved, timing is not: no performance figure is taken there." }
+        }
     }
-    out.push_str("</ul>\n");
 }
 
 /// An RFC 3339 time for a reader: to the minute.
 fn minute(time: &str) -> String {
     match (time.get(..10), time.get(11..16)) {
-        (Some(day), Some(minute)) => escape(&format!("{day} {minute} UTC")),
-        _ => escape(time),
+        (Some(day), Some(minute)) => format!("{day} {minute} UTC"),
+        _ => time.to_owned(),
     }
-}
-
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            _ => out.push(c),
-        }
-    }
-    out
 }

@@ -1,7 +1,7 @@
 //! What changed from one run to another: two machines, two kernels, two days. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use crate::document::lab::{
     CellResult, FrontEnd, Judgement, LabResult, Path, Protection, ScenarioResult, Seen,
@@ -12,7 +12,7 @@ use canary_runtime::exit::Exit;
 use canary_wire::segment::Family;
 
 use super::fold::sorted;
-use super::markup::{count, put};
+use super::words::count;
 
 /// What is compared.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -315,10 +315,7 @@ impl fmt::Display for Diff {
         let mut out = String::new();
         let mut list = |title: &str, lines: Vec<String>| {
             if !lines.is_empty() {
-                put!(&mut out, "{title}:\n");
-                for line in lines {
-                    put!(&mut out, "  {line}\n");
-                }
+                let _ = writeln!(out, "{title}:\n  {}", lines.join("\n  "));
             }
         };
         let both = |v: &[(Key, Finding, Finding)]| -> Vec<_> {

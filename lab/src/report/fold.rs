@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::document::lab::{
-    At, CellResult, FrontEnd, Judgement, LabResult, Path, Protection, Seen,
+    At, CellResult, ForgeryResult, FrontEnd, Judgement, LabResult, Path, Protection, Seen,
 };
 use canary_record::names::{Forgery, ProbeEnd, UnknownReason};
 use canary_wire::segment::Family;
@@ -15,6 +15,8 @@ pub type Variant = (FrontEnd, Family);
 /// A row of a scenario's table.
 #[derive(Clone, Debug)]
 pub struct Row<'a> {
+    /// Names the row among its scenario's: `forward-drop+input-drop`, `none`, `liberal~2`.
+    pub id: String,
     /// The way from client to server.
     pub path: Path,
     /// What protects, sorted.
@@ -52,8 +54,16 @@ pub struct Sum {
     pub unknown: BTreeMap<UnknownReason, u64>,
 }
 
+impl From<&ForgeryResult> for Sum {
+    fn from(f: &ForgeryResult) -> Self {
+        let mut sum = Self::default();
+        sum.add(f);
+        sum
+    }
+}
+
 impl Sum {
-    fn add(&mut self, f: &crate::document::lab::ForgeryResult) {
+    fn add(&mut self, f: &ForgeryResult) {
         self.seen = match self.seen {
             None => Some(f.seen),
             Some(seen) if seen == f.seen => Some(seen),
@@ -68,6 +78,18 @@ impl Sum {
         for (reason, n) in &f.unknown {
             *self.unknown.entry(*reason).or_default() += n;
         }
+    }
+
+    /// What became of how many, in words.
+    #[must_use]
+    pub fn parts(&self) -> [(&'static str, u64); 5] {
+        [
+            ("killed", self.killed),
+            ("leaked, harmless", self.leaked.saturating_sub(self.killed)),
+            ("delivered", self.delivered),
+            ("dropped", self.dropped),
+            ("not proved", self.unknown.values().sum()),
+        ]
     }
 
     /// How many of the forged bear out what was seen.
@@ -137,6 +159,14 @@ pub fn rows(cells: &[CellResult]) -> Vec<Row<'_>> {
             row.unanimous = unanimous;
         }
     }
+    let mut taken: BTreeMap<String, usize> = BTreeMap::new();
+    for row in &mut rows {
+        let names: Vec<_> = row.protections.iter().map(ToString::to_string).collect();
+        let name = if names.is_empty() { "none".to_owned() } else { names.join("+") };
+        let nth = taken.entry(name.clone()).or_default();
+        *nth += 1;
+        row.id = if *nth == 1 { name } else { format!("{name}~{nth}") };
+    }
     rows
 }
 
@@ -164,6 +194,7 @@ fn row<'a>(
     }
     let judgement = cells.iter().map(|c| c.judgement).reduce(Judgement::worse);
     Row {
+        id: String::new(),
         path,
         protections: protections.to_vec(),
         variants: vec![variant],
@@ -225,7 +256,18 @@ pub struct Overview {
     /// Sets of protections, in the order in which they first appear.
     pub protections: Vec<Vec<Protection>>,
     /// A path, and for each set of protections what was found, if it was tried.
-    pub paths: Vec<(Path, Vec<Option<Exposure>>)>,
+    pub paths: Vec<(Path, Vec<Option<Found>>)>,
+}
+
+/// What a path under a set of protections exposes to, and the row that says so.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Found {
+    /// The worst of its rows.
+    pub exposure: Exposure,
+    /// The scenario of that row.
+    pub scenario: String,
+    /// [`Row::id`]
+    pub row: String,
 }
 
 /// Folds a whole run: the protections that are the same on every node, or those
@@ -236,13 +278,14 @@ pub fn overview(result: &LabResult, everywhere: bool) -> Overview {
         c.forgeries.is_empty() || c.forgeries.iter().any(|f| f.forgery != Forgery::Overshoot)
     };
     let scenarios = result.scenarios.iter().filter(|s| s.timeline.is_none());
-    let mut found: Vec<(Path, Vec<Protection>, Exposure)> = Vec::new();
+    let mut found: Vec<(Path, Vec<Protection>, Found)> = Vec::new();
     for scenario in scenarios {
         for row in rows(&scenario.cells) {
             let same = row.protections.iter().all(|p| p.at == At::Both);
             if same == everywhere && row.cells.iter().any(forges) {
-                let exposure = row.exposure();
-                found.push((row.path, row.protections, exposure));
+                let (exposure, scenario) = (row.exposure(), scenario.name.clone());
+                let at = Found { exposure, scenario, row: row.id };
+                found.push((row.path, row.protections, at));
             }
         }
     }
@@ -262,7 +305,7 @@ pub fn overview(result: &LabResult, everywhere: bool) -> Overview {
             .protections
             .iter()
             .map(|set| {
-                let of = |f: &&(Path, Vec<Protection>, Exposure)| f.0 == *path && f.1 == *set;
+                let of = |f: &&(Path, Vec<Protection>, Found)| f.0 == *path && f.1 == *set;
                 found.iter().filter(of).map(|f| f.2.clone()).max()
             })
             .collect();

@@ -1,21 +1,19 @@
-//! The report as one page that needs nothing beside it: no script, no font, no
-//! picture from elsewhere. Pure: a result and the packets of its captures in,
-//! markup out, which is well-formed XML as well as HTML.
+//! The report as one page that needs nothing beside it: no font, no picture, no script from
+//! elsewhere. Its own script filters and opens; everything can be read without it. Pure: a result and
+//! the packets of its captures in, markup out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::document::lab::{CellResult, Judgement, LabResult, Path, ScenarioResult};
-use canary_record::names::Forgery;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::details;
-use super::fold::{self, Exposure};
-use super::ladder::{self, Ladder, Packet};
-use super::ladder_view;
-use super::markup::{Esc, count, grouped, put};
-use super::matrix;
-use super::words;
+use crate::document::lab::{CellResult, Judgement, LabResult};
 
-const STYLE: &str = include_str!("style.css");
+use super::ladder::Packet;
+use super::words::{self, count, grouped};
+use super::{ladder_view, machine, over_time, overview, paths};
+
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
 
 /// The packets of each capture, by its file as results.json names it.
 pub type Captures = BTreeMap<String, Vec<Packet>>;
@@ -23,42 +21,41 @@ pub type Captures = BTreeMap<String, Vec<Packet>>;
 /// The whole page.
 #[must_use]
 pub fn render(result: &LabResult, captures: &Captures) -> String {
-    let mut out = String::with_capacity(128 * 1024);
     let verdict = verdict(result);
-    put!(
-        &mut out,
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
-         <title>conntrack-lab: {}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n\
-         <a class=\"skip\" href=\"#main\">Skip to the report</a>\n",
-        Esc(&verdict)
-    );
-    let ladders = ladders(result, captures);
-    let timed: Vec<_> = result.scenarios.iter().filter(|s| s.timeline.is_some()).collect();
-    head(&mut out, result, &verdict, !timed.is_empty());
-    out.push_str("<main id=\"main\">\n");
-    weaknesses(&mut out, result);
-    matrix::overview(&mut out, result);
-    matrix::tables(&mut out, result);
-    ladder_view::section(&mut out, &ladders, result);
-    if !timed.is_empty() {
-        details::timelines(&mut out, &timed);
-    }
-    details::environment(&mut out, result);
-    if details::of_this_machine(result) {
-        details::commands(&mut out, result);
-    }
-    details::evidence(&mut out, result);
-    reading(&mut out);
-    out.push_str("</main>\n");
-    put!(
-        &mut out,
-        "<footer><p>Written by {} {} from results.json, which holds every number on this page. \
-         Nothing here was loaded from elsewhere, and no script runs.</p></footer>\n</body>\n</html>\n",
-        Esc(&result.run.program),
-        Esc(&result.run.version)
-    );
-    out
+    let timed = result.scenarios.iter().any(|s| s.timeline.is_some());
+    let forged = result.scenarios.iter().any(|s| s.timeline.is_none());
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                // Nothing is loaded, whatever a result says.
+                meta http-equiv="Content-Security-Policy"
+                    content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
+                title { "conntrack-lab: " (verdict) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                a.skip href="#main" { "Skip to the report" }
+                (head(result, &verdict, forged, timed))
+                main #main {
+                    (overview::section(result))
+                    @if forged { (paths::section(result)) }
+                    (ladder_view::section(result, captures))
+                    @if timed { (over_time::section(result)) }
+                    (machine::section(result))
+                    (reading())
+                }
+                footer { p {
+                    "Written by " (result.run.program) " " (result.run.version) " from results.json, which holds every "
+                    "number on this page. Nothing here was loaded from elsewhere."
+                } }
+                script { (PreEscaped(SCRIPT)) }
+            }
+        }
+    };
+    page.into_string()
 }
 
 /// All cells of a run.
@@ -139,130 +136,107 @@ pub fn verdict(result: &LabResult) -> String {
     }
 }
 
-fn head(out: &mut String, result: &LabResult, verdict: &str, timed: bool) {
+/// The first screen: the verdict, what it rests on, what to do, what weakens it.
+fn head(result: &LabResult, verdict: &str, forged: bool, timed: bool) -> Markup {
     let (symbol, word) = words::judgement(result.judgement);
-    let control = &result.positive_control;
-    put!(
-        out,
-        "<header>\n<p class=\"kicker\">conntrack-lab report · Kubernetes issue #74839 · {}</p>\n\
-         <h1 id=\"verdict\">{}</h1>\n<p><span class=\"status {}\"><span aria-hidden=\"true\">{symbol}\
-         </span> {word}</span></p>\n",
-        Esc(&result.run.started),
-        Esc(verdict),
-        result.judgement
-    );
-    put!(out, "<p class=\"lead\" id=\"positive-control\">");
-    if control.held {
-        put!(
-            out,
-            "<strong class=\"good\">✓ The positive control held:</strong> {} of {} <code>above-window\
-             </code> segments forged on unprotected ClusterIP connections reset them, so this run could \
-             see the fault wherever it is.",
-            grouped(control.killed),
-            grouped(control.forged)
-        );
-    } else if control.forged == 0 {
-        out.push_str(
-            "<strong class=\"doubt\">? No positive control was tried:</strong> no <code>above-window</code> \
-             segment met a connection without protection. No “delivered” or “dropped” on this page proves \
-             a protection.",
-        );
-    } else {
-        put!(
-            out,
-            "<strong class=\"doubt\">? The positive control did not hold:</strong> {} of {} <code>\
-             above-window</code> segments forged on unprotected ClusterIP connections reset them. No \
-             “delivered” or “dropped” on this page proves a protection.",
-            grouped(control.killed),
-            grouped(control.forged)
-        );
-    }
-    out.push_str("</p>\n");
-    finding(out, result);
-    facts(out, result);
-    out.push_str("<nav aria-label=\"On this page\"><ul>");
-    let mut links =
-        vec![("overview", "At a glance"), ("matrix", "Every forgery"), ("ladder", "How one dies")];
-    if timed {
-        links.push(("time", "Over time"));
-    }
-    links.push(("environment", "Environment"));
-    if details::of_this_machine(result) {
-        links.push(("repeat", "Repeat it"));
-    }
-    links.extend([("evidence", "Evidence"), ("reading", "How to read this")]);
-    for (id, text) in links {
-        put!(out, "<li><a href=\"#{id}\">{text}</a></li>");
-    }
-    out.push_str("</ul></nav>\n</header>\n");
-}
-
-/// What the overview says: which protections hold everywhere, which do not.
-fn finding(out: &mut String, result: &LabResult) {
-    if !result.positive_control.held {
-        return;
-    }
-    let overview = fold::overview(result, true);
-    let (mut safe, mut open, mut unsure) = (Vec::new(), Vec::new(), Vec::new());
-    for (n, set) in overview.protections.iter().enumerate().filter(|(_, set)| !set.is_empty()) {
-        let found = || {
-            let translated = overview.paths.iter().filter(|(p, _)| *p != Path::PodIp);
-            translated.filter_map(move |(_, c)| c.get(n)?.as_ref())
-        };
-        let count_of = |f: &dyn Fn(&Exposure) -> bool| found().filter(|e| f(e)).count() as u64;
-        let tried = count_of(&|_| true);
-        let bad = count_of(&|e| *e > Exposure::NotProved);
-        let doubtful = count_of(&|e| *e == Exposure::NotProved);
-        let name = words::protections(set);
-        if bad > 0 {
-            open.push(format!("{name} ({bad} of {})", count(tried, "path", "paths")));
-        } else if doubtful > 0 {
-            unsure.push(format!("{name} ({doubtful} of {})", count(tried, "path", "paths")));
-        } else if tried > 0 {
-            safe.push(format!("{name} ({})", count(tried, "path", "paths")));
+    html! {
+        header {
+            p.kicker { "conntrack-lab report · Kubernetes issue #74839 · " (result.run.started) }
+            h1 #verdict { (verdict) }
+            p { span.status.(result.judgement) { span aria-hidden="true" { (symbol) } " " (word) } }
+            div.answer {
+                section aria-labelledby="found" {
+                    h2 #found { "What it rests on" }
+                    (control(result))
+                    (facts(result))
+                }
+                section aria-labelledby="do" { h2 #do { "What to do" } (advice(result)) }
+                section aria-labelledby="doubts" { h2 #doubts { "What weakens it" } (weaknesses(result)) }
+            }
+            nav aria-label="On this page" { ul {
+                li { a href="#overview" { "At a glance" } }
+                @if forged { li { a href="#matrix" { "Every forgery" } } }
+                li { a href="#ladder" { "How a connection dies" } }
+                @if timed { li { a href="#time" { "Over time" } } }
+                li { a href="#environment" { "Machine and command" } }
+                li { a href="#reading" { "How to read this" } }
+            } }
         }
     }
-    out.push_str("<ul class=\"lead plain\" id=\"finding\">\n");
-    for (class, symbol, what, sets) in [
-        ("good", "✓", "Nothing leaked on any path tried:", safe),
-        ("bad", "✕", "Leaks or resets on a path tried:", open),
-        ("doubt", "?", "Not proved on a path tried:", unsure),
-    ] {
-        if !sets.is_empty() {
-            put!(
-                out,
-                "<li><strong class=\"{class}\">{symbol} {what}</strong> {}.</li>\n",
-                Esc(sets.join("; "))
-            );
+}
+
+fn control(result: &LabResult) -> Markup {
+    let c = &result.positive_control;
+    let numbers = html! {
+        (grouped(c.killed)) " of " (grouped(c.forged)) " " code { "above-window" }
+        " segments forged on unprotected ClusterIP connections reset them"
+    };
+    let unproved = "No “delivered” or “dropped” on this page proves a protection.";
+    html! { p #positive-control {
+        @if c.held {
+            strong.good { "✓ The positive control held: " } (numbers)
+            ", so this run could see the fault wherever it is."
+        } @else if c.forged == 0 {
+            strong.doubt { "? No positive control was tried: " } "no " code { "above-window" }
+            " segment met a connection without protection. " (unproved)
+        } @else {
+            strong.doubt { "? The positive control did not hold: " } (numbers) ". " (unproved)
+        }
+    } }
+}
+
+fn facts(result: &LabResult) -> Markup {
+    let sum = |of: &dyn Fn(&CellResult) -> u64| grouped(cells(result).map(of).sum());
+    let all = cells(result).count() as u64;
+    let expected = |c: &CellResult| u64::from(c.judgement == Judgement::AsExpected);
+    let facts = [
+        ("Kernel", result.run.kernel.split(' ').next().unwrap_or_default().to_owned()),
+        ("Cells as expected", format!("{} of {}", sum(&expected), grouped(all))),
+        ("Segments forged", sum(&|c| c.forgeries.iter().map(|f| f.forged).sum())),
+        ("Lost by the observer", sum(&|c| c.sniffer_dropped)),
+        ("Took", format!("{:.0} s ({})", result.run.seconds, result.run.ended_by)),
+    ];
+    html! { dl.facts { @for (name, value) in facts { div { dt { (name) } dd { (value) } } } } }
+}
+
+/// Which protections hold everywhere and which do not; where a cell is not as expected, that first.
+fn advice(result: &LabResult) -> Markup {
+    const MOST: usize = 6;
+    let odd: Vec<_> = cells(result).filter(|c| c.judgement == Judgement::Differs).collect();
+    let summary = result.positive_control.held.then(|| overview::summary(result));
+    html! {
+        @if !odd.is_empty() {
+            p {
+                "Look at what differs from its expectation first: "
+                @for c in odd.iter().take(MOST) { a href={ "#" (paths::spaceless(&c.id)) } { (c.id) } " " }
+                @if odd.len() > MOST { "and " (odd.len() - MOST) " more" }
+            }
+        }
+        @match summary {
+            None => p {
+                "Nothing can be advised from this run: see what weakens it, mend that, and run it again."
+            },
+            Some(s) => {
+                ul.plain #finding { @for (class, symbol, what, sets) in [
+                    ("good", "✓", "Nothing leaked on any path tried", s.safe),
+                    ("bad", "✕", "Leaks or resets on a path tried", s.open),
+                    ("doubt", "?", "Not proved on a path tried", s.unsure),
+                ] {
+                    @if !sets.is_empty() {
+                        li { strong.(class) { (symbol) " " (what) ": " } (sets.join("; ")) "." }
+                    }
+                } }
+                p.small.soft {
+                    "A drop of INVALID also drops legal segments where conntrack sees a part of a connection alone "
+                    "(asymmetric routes, direct server return)."
+                }
+            },
         }
     }
-    out.push_str("</ul>\n");
 }
 
-fn facts(out: &mut String, result: &LabResult) {
-    let forged: u64 = cells(result).flat_map(|c| &c.forgeries).map(|f| f.forged).sum();
-    let lost: u64 = cells(result).map(|c| c.sniffer_dropped).sum();
-    let expected = cells(result).filter(|c| c.judgement == Judgement::AsExpected).count() as u64;
-    let kernel = result.run.kernel.split(' ').next().unwrap_or_default();
-    out.push_str("<dl class=\"facts\">\n");
-    for (name, value) in [
-        ("Kernel", kernel.to_owned()),
-        (
-            "Cells as expected",
-            format!("{} of {}", grouped(expected), grouped(cells(result).count() as u64)),
-        ),
-        ("Segments forged", grouped(forged)),
-        ("Segments lost by the observer", grouped(lost)),
-        ("Took", format!("{:.0} s", result.run.seconds)),
-        ("Ended by", result.run.ended_by.to_string()),
-    ] {
-        put!(out, "<div><dt>{name}</dt><dd>{}</dd></div>\n", Esc(value));
-    }
-    out.push_str("</dl>\n");
-}
-
-/// What was skipped, lost, or not measured, before the numbers that it weakens.
-fn weaknesses(out: &mut String, result: &LabResult) {
+/// What was skipped, lost, or not measured.
+fn weaknesses(result: &LabResult) -> Markup {
     const MOST: usize = 40;
     let mut items: Vec<String> = result.reasons.clone();
     for s in &result.scenarios {
@@ -273,15 +247,10 @@ fn weaknesses(out: &mut String, result: &LabResult) {
             items.push(format!("{}: skipped, no reason given", s.name));
         }
     }
-    for c in cells(result) {
-        if c.sniffer_dropped > 0 {
-            items.push(format!(
-                "{}: boom-server’s raw socket lost {}",
-                c.id,
-                count(c.sniffer_dropped, "segment", "segments")
-            ));
-        }
-    }
+    items.extend(cells(result).filter(|c| c.sniffer_dropped > 0).map(|c| {
+        let lost = count(c.sniffer_dropped, "segment", "segments");
+        format!("{}: boom-server’s raw socket lost {lost}", c.id)
+    }));
     let unread = cells(result).filter(|c| c.captured_resets.is_none()).count() as u64;
     if unread > 0 {
         items.push(format!(
@@ -289,153 +258,52 @@ fn weaknesses(out: &mut String, result: &LabResult) {
             count(unread, "cell", "cells")
         ));
     }
-    let mut said = std::collections::BTreeSet::new();
+    let mut said = BTreeSet::new();
     items.retain(|i| said.insert(i.clone()));
-    out.push_str("<section aria-labelledby=\"doubts\"><h2 id=\"doubts\">What weakens this</h2>\n");
-    if items.is_empty() {
-        out.push_str(
-            "<p>Nothing: no cell was skipped or cut short, no segment was lost by the observer, and in \
-             every cell the capture, boom-server, load-client and the kernel’s counters agree.</p>\n",
-        );
-    } else {
-        out.push_str("<div class=\"notes\"><ul>\n");
-        for item in items.iter().take(MOST) {
-            put!(out, "<li>{}</li>\n", Esc(item));
-        }
-        if items.len() > MOST {
-            put!(out, "<li>and {} more, in results.json</li>\n", items.len() - MOST);
-        }
-        out.push_str("</ul></div>\n");
-    }
-    out.push_str("</section>\n");
-}
-
-/// One ladder for each capture of a reset connection, the classic first.
-fn ladders(result: &LabResult, captures: &Captures) -> Vec<Drawn> {
-    let mut found = Vec::new();
-    for scenario in &result.scenarios {
-        for cell in &scenario.cells {
-            found.extend(of_cell(scenario, cell, captures));
+    html! {
+        @if items.is_empty() {
+            p {
+                "Nothing: no cell was skipped or cut short, no segment was lost by the observer, and in every cell "
+                "the capture, boom-server, load-client and the kernel’s counters agree."
+            }
+        } @else {
+            div.notes { ul {
+                @for item in items.iter().take(MOST) { li { (item) } }
+                @if items.len() > MOST { li { "and " (items.len() - MOST) " more, in results.json" } }
+            } }
         }
     }
-    // An unprotected ClusterIP and above-window: what the issue is about.
-    found.sort_by_key(|l| {
-        (
-            !l.ladder.killed,
-            !l.ladder.complete,
-            l.path != Path::ClusterIp,
-            !l.protections.is_empty(),
-            l.ladder.forgery != Forgery::AboveWindow,
-        )
-    });
-    found
 }
 
-/// A ladder and where it comes from.
-#[derive(Clone, Debug)]
-pub struct Drawn {
-    /// The packets.
-    pub ladder: Ladder,
-    /// The way from client to server.
-    pub path: Path,
-    /// What protected, in words.
-    pub protections: String,
-    /// The cell.
-    pub cell: String,
-    /// Where the client's and the server's capture were taken, and their files.
-    pub files: Vec<(String, String)>,
-}
-
-fn of_cell(scenario: &ScenarioResult, cell: &CellResult, captures: &Captures) -> Vec<Drawn> {
-    let mut found = Vec::new();
-    let mut forgeries: Vec<Forgery> = cell.captures.iter().filter_map(|c| c.forgery).collect();
-    forgeries.dedup();
-    for forgery in forgeries {
-        let own: Vec<_> = cell.captures.iter().filter(|c| c.forgery == Some(forgery)).collect();
-        // The server pod's capture is the one taken in "server"; hairpin has no other.
-        let server = own.iter().find(|c| c.host == "server");
-        let client = own.iter().find(|c| c.host != "server").or(server);
-        let (Some(client), Some(server)) = (client, server) else { continue };
-        let packets = |file: &str| captures.get(file);
-        let (Some(at_client), Some(at_server)) = (packets(&client.file), packets(&server.file))
-        else {
-            continue;
-        };
-        let Some(ladder) = ladder::build(at_client, at_server, forgery) else { continue };
-        let mut files = vec![(client.host.clone(), client.file.clone())];
-        if server.file != client.file {
-            files.push((server.host.clone(), server.file.clone()));
+fn reading() -> Markup {
+    html! {
+        section aria-labelledby="reading" {
+            h2 #reading { "How to read this" }
+            p {
+                "boom-server accepts ordinary connections and sends one forged segment on each, as if the server had "
+                "sent it. What comes back tells what the client’s node did with it:"
+            }
+            dl { @for (class, symbol, name, text) in [
+                ("kills", "✕", "kills", "It reached the client untranslated. The client’s kernel answered RST with \
+                  exactly the sequence number that the server expects, and that ended the connection."),
+                ("leaked", "△", "leaks", "It reached the client untranslated and drew an RST that the server ignores. \
+                  Harmless, and the same fault."),
+                ("delivered", "✓", "delivered", "It was translated and reached the client’s own socket, which \
+                  answered with a duplicate or challenge ACK. Harmless."),
+                ("dropped", "⊘", "dropped", "Silence, and the connection was alive afterwards; the drop rule’s \
+                  counter moved by as much."),
+                ("mixed", "≈", "mixed", "Not all did the same, or not all were proved; the counts say what."),
+                ("no-connection", "–", "no connection", "No connection could be made, so nothing was forged."),
+            ] {
+                dt.(class) { span.sym aria-hidden="true" { (symbol) } " " strong { (name) } }
+                dd { (text) }
+            } }
+            p {
+                "A reset counts only if its addresses and numbers match a segment that was forged on that very "
+                "connection. A cell is as expected only if boom-server, load-client, the rules’ counters and, where "
+                "there is one, the capture agree with each other; otherwise it is inconclusive, whatever it seems to "
+                "show."
+            }
         }
-        let protections = if cell.protections.is_empty() {
-            String::new()
-        } else {
-            words::protections(&cell.protections)
-        };
-        found.push(Drawn {
-            ladder,
-            path: cell.path,
-            protections,
-            cell: if cell.id.is_empty() { scenario.name.clone() } else { cell.id.clone() },
-            files,
-        });
     }
-    found
-}
-
-fn reading(out: &mut String) {
-    out.push_str(
-        "<section aria-labelledby=\"reading\"><h2 id=\"reading\">How to read this</h2>\n\
-         <p>boom-server accepts ordinary connections and sends one forged segment on each, as if the \
-         server had sent it. What comes back tells what the client’s node did with it:</p>\n<dl>\n",
-    );
-    for (class, symbol, name, text) in [
-        (
-            "kills",
-            "✕",
-            "kills",
-            "It reached the client untranslated. The client’s kernel answered RST with exactly the sequence number that the server expects, and that ended the connection.",
-        ),
-        (
-            "leaked",
-            "△",
-            "leaks",
-            "It reached the client untranslated and drew an RST that the server ignores. Harmless, and the same fault.",
-        ),
-        (
-            "delivered",
-            "✓",
-            "delivered",
-            "It was translated and reached the client’s own socket, which answered with a duplicate or challenge ACK. Harmless.",
-        ),
-        (
-            "dropped",
-            "⊘",
-            "dropped",
-            "Silence, and the connection was alive afterwards; the drop rule’s counter moved by as much.",
-        ),
-        (
-            "mixed",
-            "≈",
-            "mixed",
-            "Not all did the same, or not all were proved; the counts say what.",
-        ),
-        (
-            "no-connection",
-            "–",
-            "no connection",
-            "No connection could be made, so nothing was forged.",
-        ),
-    ] {
-        put!(
-            out,
-            "<dt class=\"{class}\" ><span class=\"sym\" \
-             aria-hidden=\"true\">{symbol}</span> <strong>{name}</strong></dt><dd>{text}</dd>\n"
-        );
-    }
-    out.push_str(
-        "</dl>\n<p>A reset counts only if its addresses and numbers match a segment that was forged on that \
-         very connection. A cell is as expected only if boom-server, load-client, the rules’ counters \
-         and, where there is one, the capture agree with each other; otherwise it is inconclusive, \
-         whatever it seems to show.</p>\n</section>\n",
-    );
 }

@@ -1,67 +1,27 @@
 //! JUnit XML, as CI systems read it: a test case for each cell. Pure.
 
+use std::time::Duration;
+
+use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
+
 use crate::document::lab::{CellResult, Judgement, LabResult, ScenarioResult};
 
 use super::fold::sorted;
-use super::markup::{Esc, put};
-
-/// What a test case is to a CI system.
-#[derive(Clone, Copy, Default)]
-struct Totals {
-    tests: usize,
-    failures: usize,
-    errors: usize,
-    skipped: usize,
-    seconds: f64,
-}
-
-impl Totals {
-    fn add(&mut self, judgement: Judgement, seconds: f64) {
-        self.tests += 1;
-        self.seconds += seconds;
-        match judgement {
-            Judgement::AsExpected => {}
-            Judgement::Differs => self.failures += 1,
-            Judgement::Inconclusive => self.errors += 1,
-            Judgement::Skipped => self.skipped += 1,
-        }
-    }
-
-    fn plus(self, other: Self) -> Self {
-        Self {
-            tests: self.tests + other.tests,
-            failures: self.failures + other.failures,
-            errors: self.errors + other.errors,
-            skipped: self.skipped + other.skipped,
-            seconds: self.seconds + other.seconds,
-        }
-    }
-}
 
 /// The document.
 #[must_use]
 pub fn render(result: &LabResult) -> String {
-    let mut suites = String::new();
-    let mut all = control(&mut suites, result);
-    for scenario in &result.scenarios {
-        all = all.plus(suite(&mut suites, result, scenario));
-    }
-    let mut out = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
-    put!(
-        &mut out,
-        "<testsuites name=\"conntrack-lab\" tests=\"{}\" failures=\"{}\" errors=\"{}\" \
-         skipped=\"{}\" time=\"{:.3}\">\n{suites}</testsuites>\n",
-        all.tests,
-        all.failures,
-        all.errors,
-        all.skipped,
-        all.seconds
-    );
-    out
+    let mut report = Report::new("conntrack-lab");
+    report.add_test_suite(control(result));
+    report.add_test_suites(result.scenarios.iter().map(|s| scenario(result, s)));
+    let seconds =
+        report.test_suites.iter().flat_map(|s| &s.test_cases).filter_map(|c| c.time).sum();
+    report.set_time(seconds);
+    report.to_string().unwrap_or_else(|e| unreachable!("a String takes everything: {e}"))
 }
 
 /// Without the positive control no other case means anything: it is one itself.
-fn control(out: &mut String, result: &LabResult) -> Totals {
+fn control(result: &LabResult) -> TestSuite {
     let c = &result.positive_control;
     let judgement = match result.judgement {
         _ if c.held => Judgement::AsExpected,
@@ -73,19 +33,23 @@ fn control(out: &mut String, result: &LabResult) -> Totals {
         "{} of {} above-window segments reset an unprotected ClusterIP connection",
         c.killed, c.forged
     );
-    let mut totals = Totals::default();
-    totals.add(judgement, 0.0);
-    open(out, result, "positive-control", totals);
-    case(out, "positive-control", "unprotected ClusterIP resets", 0.0, judgement, &[reason]);
-    out.push_str("  </testsuite>\n");
-    totals
+    let name = "unprotected ClusterIP resets";
+    suite(
+        result,
+        "positive-control",
+        vec![case("positive-control", name, 0.0, judgement, &[reason])],
+    )
 }
 
-fn suite(out: &mut String, result: &LabResult, s: &ScenarioResult) -> Totals {
-    let mut totals = Totals::default();
-    for cell in &s.cells {
-        totals.add(cell.judgement, cell.seconds);
-    }
+fn scenario(result: &LabResult, s: &ScenarioResult) -> TestSuite {
+    let mut cases: Vec<_> = s
+        .cells
+        .iter()
+        .map(|cell| {
+            let class = format!("{}.{}.{}.{}", s.name, cell.path, cell.front_end, cell.family);
+            case(&class, &name(cell), cell.seconds, cell.judgement, &cell.reasons)
+        })
+        .collect();
     // What is wrong with the scenario and with none of its cells is a case too, and so are cells
     // that were not run beside others that differ.
     let worst = s.cells.iter().map(|c| c.judgement).reduce(Judgement::worse);
@@ -95,19 +59,8 @@ fn suite(out: &mut String, result: &LabResult, s: &ScenarioResult) -> Totals {
         }
         _ => Some(s.judgement),
     };
-    if let Some(judgement) = own {
-        totals.add(judgement, 0.0);
-    }
-    open(out, result, &s.name, totals);
-    for cell in &s.cells {
-        let class = format!("{}.{}.{}.{}", s.name, cell.path, cell.front_end, cell.family);
-        case(out, &class, &name(cell), cell.seconds, cell.judgement, &cell.reasons);
-    }
-    if let Some(judgement) = own {
-        case(out, &s.name, "the scenario as a whole", 0.0, judgement, &s.reasons);
-    }
-    out.push_str("  </testsuite>\n");
-    totals
+    cases.extend(own.map(|j| case(&s.name, "the scenario as a whole", 0.0, j, &s.reasons)));
+    suite(result, &s.name, cases)
 }
 
 fn name(cell: &CellResult) -> String {
@@ -116,59 +69,39 @@ fn name(cell: &CellResult) -> String {
     if cell.repetition > 1 { format!("{set} (repetition {})", cell.repetition) } else { set }
 }
 
-fn open(out: &mut String, result: &LabResult, name: &str, t: Totals) {
-    put!(
-        out,
-        "  <testsuite name=\"{}\" tests=\"{}\" failures=\"{}\" errors=\"{}\" skipped=\"{}\" \
-         time=\"{:.3}\" timestamp=\"{}\" hostname=\"{}\">\n",
-        Esc(name),
-        t.tests,
-        t.failures,
-        t.errors,
-        t.skipped,
-        t.seconds,
-        // The schema wants a time without a zone.
-        Esc(result.run.started.get(..19).unwrap_or(&result.run.started)),
-        Esc(&result.run.host)
-    );
-    put!(
-        out,
-        "    <properties>\n      <property name=\"kernel\" value=\"{}\"/>\n      <property \
-         name=\"version\" value=\"{}\"/>\n    </properties>\n",
-        Esc(&result.run.kernel),
-        Esc(&result.run.version)
-    );
+fn suite(result: &LabResult, name: &str, cases: Vec<TestCase>) -> TestSuite {
+    let mut suite = TestSuite::new(name);
+    // A result is a file like any other: a time that is none is left out.
+    suite.timestamp = result.run.started.parse().ok();
+    suite.set_time(cases.iter().filter_map(|c| c.time).sum());
+    suite.extra.insert("hostname".into(), result.run.host.as_str().into());
+    suite.add_property(("kernel", result.run.kernel.as_str()));
+    suite.add_property(("version", result.run.version.as_str()));
+    suite.add_test_cases(cases);
+    suite
 }
 
 fn case(
-    out: &mut String,
     class: &str,
     name: &str,
     seconds: f64,
     judgement: Judgement,
     reasons: &[String],
-) {
-    put!(
-        out,
-        "    <testcase classname=\"{}\" name=\"{}\" time=\"{seconds:.3}\"",
-        Esc(class),
-        Esc(name)
-    );
-    let element = match judgement {
-        Judgement::AsExpected => {
-            out.push_str("/>\n");
-            return;
-        }
-        Judgement::Differs => "failure",
-        Judgement::Inconclusive => "error",
-        Judgement::Skipped => "skipped",
+) -> TestCase {
+    let mut status = match judgement {
+        Judgement::AsExpected => TestCaseStatus::success(),
+        Judgement::Differs => TestCaseStatus::non_success(NonSuccessKind::Failure),
+        Judgement::Inconclusive => TestCaseStatus::non_success(NonSuccessKind::Error),
+        Judgement::Skipped => TestCaseStatus::skipped(),
     };
-    let first = reasons.first().map_or(judgement.as_str(), String::as_str);
-    put!(out, ">\n      <{element} message=\"{}\"", Esc(first));
-    if element == "skipped" {
-        out.push_str("/>\n");
-    } else {
-        put!(out, " type=\"{judgement}\">{}</{element}>\n", Esc(reasons.join("\n")));
+    if judgement != Judgement::AsExpected {
+        status.set_message(reasons.first().map_or(judgement.as_str(), String::as_str));
     }
-    out.push_str("    </testcase>\n");
+    if matches!(judgement, Judgement::Differs | Judgement::Inconclusive) {
+        status.set_type(judgement.as_str()).set_description(reasons.join("\n"));
+    }
+    let mut case = TestCase::new(name, status);
+    case.set_classname(class);
+    case.set_time(Duration::try_from_secs_f64(seconds).unwrap_or_default());
+    case
 }

@@ -8,8 +8,6 @@ use canary_record::names::Forgery;
 use canary_wire::segment::{Flags, Segment};
 use canary_wire::seq::Seq;
 
-use super::markup::put;
-
 /// A TCP segment of a capture.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Packet {
@@ -48,11 +46,22 @@ impl Packet {
         self.flags.has(Flags::SYN) && !self.flags.has(Flags::ACK)
     }
 
-    /// The next sequence number after this segment (RFC 9293, section 3.4).
+    fn segment(&self) -> Segment<'static> {
+        Segment {
+            src: self.src,
+            dst: self.dst,
+            seq: self.seq,
+            ack: self.ack,
+            flags: self.flags,
+            window: 0,
+            options: &[],
+            payload_len: self.len,
+        }
+    }
+
+    /// The next sequence number after this segment.
     fn end(&self) -> Seq {
-        let controls =
-            u32::from(self.flags.has(Flags::SYN)) + u32::from(self.flags.has(Flags::FIN));
-        self.seq.add(self.len + controls)
+        self.seq.add(self.segment().seg_len())
     }
 
     /// NAT changes addresses and ports, nothing of this.
@@ -222,7 +231,10 @@ impl Story {
         let (role, words) = if forged {
             self.forged = Some(p);
             (Role::Forged, self.forged_words(pair, &p))
-        } else if pair.to_server && p.flags.has(Flags::RST) && !self.answered && self.provoked(&p) {
+        } else if pair.to_server
+            && !self.answered
+            && self.forged.is_some_and(|f| f.segment().numbers().provokes(&p.segment()))
+        {
             self.answered = true;
             self.rst_words(pair, &p)
         } else if self.killed {
@@ -268,17 +280,6 @@ impl Story {
             Forgery::NoFlags => p.flags.0 == 0,
             Forgery::SynFin => p.flags.has(Flags::SYN.with(Flags::FIN)),
         }
-    }
-
-    /// RFC 9293, section 3.10.7.1: what answers a segment of no connection.
-    fn provoked(&self, rst: &Packet) -> bool {
-        self.forged.is_some_and(|f| {
-            if f.flags.has(Flags::ACK) {
-                rst.seq == f.ack
-            } else {
-                rst.seq == Seq(0) && rst.ack == f.end()
-            }
-        })
     }
 
     fn forged_words(&self, pair: &Pair, p: &Packet) -> String {
@@ -395,14 +396,14 @@ impl Story {
         };
         let flags = if p.flags.0 == 0 { "no flags".to_owned() } else { p.flags.to_string() };
         let relative = |n: Seq, isn: Seq| i64::from(n.0.wrapping_sub(isn.0).cast_signed());
-        let mut text = format!("{flags} · seq {}", relative(p.seq, own));
+        let mut text = vec![flags, format!("seq {}", relative(p.seq, own))];
         if p.flags.has(Flags::ACK) {
-            put!(&mut text, " · ack {}", relative(p.ack, other));
+            text.push(format!("ack {}", relative(p.ack, other)));
         }
         if p.len > 0 {
-            put!(&mut text, " · {} octets", p.len);
+            text.push(format!("{} octets", p.len));
         }
-        text
+        text.join(" · ")
     }
 }
 
@@ -438,4 +439,58 @@ fn shorten(events: &mut Vec<Event>) {
     }
     let forged = events.iter().position(|e| e.role == Role::Forged).unwrap_or(0);
     events.truncate(forged + AFTER);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection on which above-window was forged, and the RST that came from the client then, as
+    /// both ends saw it.
+    fn ended_by(flags: Flags) -> Ladder {
+        let [client, service, server] =
+            ["198.18.65.10:2220", "198.19.0.10:80", "198.18.66.20:9000"]
+                .map(|a| a.parse().unwrap());
+        let both = Flags::SYN.with(Flags::ACK);
+        let data = Flags::PSH.with(Flags::ACK);
+        let at_client: Vec<_> = [
+            (client, service, 99, 0, Flags::SYN, 0),
+            (service, client, 499, 100, both, 0),
+            (client, service, 100, 500, Flags::ACK, 0),
+            // Not translated back.
+            (server, client, 500 + 0x7FFF_C000, 100, data, 7),
+            (client, server, 100, 0, flags, 0),
+        ]
+        .into_iter()
+        .zip(0_u8..)
+        .map(|((src, dst, seq, ack, flags, len), t)| {
+            let (seq, ack) = (Seq(seq), Seq(ack));
+            Packet { t: f64::from(t), src, dst, seq, ack, flags, len }
+        })
+        .collect();
+        let translated = |a| if a == service { server } else { a };
+        let at_server: Vec<_> = at_client
+            .iter()
+            .map(|p| Packet { src: translated(p.src), dst: translated(p.dst), ..*p })
+            .collect();
+        build(&at_client, &at_server, Forgery::AboveWindow).unwrap()
+    }
+
+    /// The kernel's RST to a segment of no connection is the kill.
+    #[test]
+    fn the_provoked_reset_kills() {
+        let ladder = ended_by(Flags::RST);
+        assert!(ladder.complete && ladder.killed);
+        assert_eq!(ladder.events.last().unwrap().role, Role::Kill);
+    }
+
+    /// An application's own reset has the same sequence number, and its ACK bit set: no kill.
+    #[test]
+    fn an_applications_reset_is_no_kill() {
+        let ladder = ended_by(Flags::RST.with(Flags::ACK));
+        assert!(!ladder.complete && !ladder.killed);
+        let last = ladder.events.last().unwrap();
+        assert_eq!(last.role, Role::Own);
+        assert!(last.words.contains("no forged segment provokes"), "{}", last.words);
+    }
 }

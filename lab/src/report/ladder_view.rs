@@ -1,123 +1,178 @@
-//! The ladder on the page: a list of segments, each drawn as an arrow between
-//! what the client saw and what the server pod saw.
+//! The ladders on the page: lists of segments, each drawn as an arrow between what the client saw
+//! and what the server pod saw. One for each distinct way to die; the others are named.
 
 use std::net::SocketAddr;
 
-use crate::document::lab::LabResult;
+use maud::{Markup, html};
 
-use super::html::{Drawn, cells};
-use super::ladder::{Event, Ladder, Role};
-use super::markup::{Esc, put};
+use crate::document::lab::{CellResult, LabResult, Path, ScenarioResult};
+use canary_record::names::Forgery;
+
+use super::html::{Captures, cells};
+use super::ladder::{self, Event, Ladder, Role};
 use super::words;
 
-/// All ladders: the first open, the others to be unfolded.
-pub(super) fn section(out: &mut String, drawn: &[Drawn], result: &LabResult) {
-    out.push_str(
-        "<section aria-labelledby=\"ladder\"><h2 id=\"ladder\">How one connection dies</h2>\n",
-    );
-    let Some((first, others)) = drawn.split_first() else {
-        let captured = cells(result).any(|c| c.captures.iter().any(|k| k.forgery.is_some()));
-        out.push_str(if captured {
-            "<p class=\"notes\">The captures named in results.json are not beside it, so nothing is drawn.</p>\n"
-        } else {
-            "<p class=\"notes\">No capture of a reset connection was kept, so nothing is drawn.</p>\n"
-        });
-        out.push_str("</section>\n");
-        return;
-    };
-    put!(
-        out,
-        "<p>One real connection of this run, from captures taken in both places at once. NAT changes \
-         addresses and ports, never sequence numbers: that is how a segment on the left is known on the \
-         right. Numbers count from each side’s first.</p>\n"
-    );
-    figure(out, first);
-    for other in others {
-        let protected =
-            if other.protections.is_empty() { "no protection" } else { &other.protections };
-        put!(
-            out,
-            "<details><summary>{}: {}, {}</summary>\n",
-            other.ladder.forgery,
-            words::path(other.path),
-            Esc(protected)
-        );
-        figure(out, other);
-        out.push_str("</details>\n");
-    }
-    out.push_str("</section>\n");
+/// A ladder and where it comes from.
+struct Drawn {
+    ladder: Ladder,
+    /// The way from client to server.
+    path: Path,
+    /// What protected, in words.
+    protections: String,
+    /// Whether anything did.
+    protected: bool,
+    /// The cell.
+    cell: String,
+    /// Where the client's and the server's capture were taken, and their files.
+    files: Vec<(String, String)>,
 }
 
-fn figure(out: &mut String, d: &Drawn) {
+/// All ladders: a way to die that none before has shown is drawn, what shows the same is named.
+pub(super) fn section(result: &LabResult, captures: &Captures) -> Markup {
+    let ways = ways(ladders(result, captures));
+    html! {
+        section aria-labelledby="ladder" {
+            h2 #ladder { "How a connection dies" }
+            @if ways.is_empty() { (nothing(result)) } @else {
+                p {
+                    "Real connections of this run, from captures taken in both places at once. NAT changes addresses "
+                    "and ports, never sequence numbers: that is how a segment on the left is known on the right. "
+                    "Numbers count from each side’s first."
+                }
+            }
+            @for (n, way) in ways.iter().enumerate() {
+                @if let Some(first) = way.first() {
+                    details.way open=[(n == 0).then_some("")] {
+                        summary { (title(first)) }
+                        (figure(first))
+                        (others(way))
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn nothing(result: &LabResult) -> Markup {
+    let captured = cells(result).any(|c| c.captures.iter().any(|k| k.forgery.is_some()));
+    html! { p.notes {
+        @if captured {
+            "The captures named in results.json are not beside it, so nothing is drawn."
+        } @else {
+            "No capture of a reset connection was kept, so nothing is drawn."
+        }
+    } }
+}
+
+/// Ladders in groups of the same way to die, in the order of each group's first.
+fn ways(ladders: Vec<Drawn>) -> Vec<Vec<Drawn>> {
+    let mut ways: Vec<Vec<Drawn>> = Vec::new();
+    for drawn in ladders {
+        let way = way(&drawn.ladder);
+        match ways.iter_mut().find(|w| w.first().is_some_and(|f| self::way(&f.ladder) == way)) {
+            Some(same) => same.push(drawn),
+            None => ways.push(vec![drawn]),
+        }
+    }
+    ways
+}
+
+/// What makes a way to die: whether the RST kills, who sent it, and whether the client's addresses
+/// were rewritten too.
+fn way(l: &Ladder) -> (bool, bool, bool, bool, bool) {
+    let of = |roles: &[Role]| l.events.iter().find(|e| roles.contains(&e.role));
+    let seen = |e: Option<&Event>| e.is_some_and(|e| e.client.is_some());
+    (
+        l.killed,
+        l.complete,
+        seen(of(&[Role::Forged])),
+        seen(of(&[Role::Kill, Role::Answer])),
+        masqueraded(l),
+    )
+}
+
+fn masqueraded(l: &Ladder) -> bool {
+    l.events
+        .first()
+        .is_some_and(|e| matches!((e.client, e.server), (Some(c), Some(s)) if c.0 != s.0))
+}
+
+fn title(d: &Drawn) -> String {
+    let l = &d.ladder;
+    let (_, complete, _, by_client, masqueraded) = way(l);
+    let who = if by_client { "the client" } else { "the node" };
+    let what = match (complete, l.killed) {
+        (false, _) => "The end is not in the captures".to_owned(),
+        (true, true) => format!("Killed by a RST of {who}"),
+        (true, false) => format!("Leaked, and {who}’s RST is ignored"),
+    };
+    let how = if masqueraded { ", masqueraded" } else { "" };
+    format!("{what}{how} ({}: {})", l.forgery, words::path(d.path))
+}
+
+fn others(way: &[Drawn]) -> Markup {
+    html! {
+        @if way.len() > 1 {
+            p.small.same { "The same way, not drawn:" }
+            ul.small.same { @for d in &way[1..] { li {
+                (d.ladder.forgery) ", " (words::path(d.path)) ", " (d.protections)
+                @for (host, file) in &d.files { " " a href=(file) { (host) ".pcap" } }
+            } } }
+        }
+    }
+}
+
+fn figure(d: &Drawn) -> Markup {
     let l = &d.ladder;
     let client = host(d.files.first().map_or("client", |f| f.0.as_str()));
-    put!(
-        out,
-        "<figure style=\"margin:0\"><figcaption class=\"small soft\"><strong>{}</strong> on: {}, {} \
-         (cell <code>{}</code>).",
-        l.forgery,
-        words::path(d.path),
-        if d.protections.is_empty() {
-            "no protection".into()
-        } else {
-            Esc(&d.protections).to_string()
-        },
-        Esc(&d.cell)
-    );
-    for (host, file) in &d.files {
-        put!(out, " Capture in {0}: <a href=\"{1}\">{1}</a>.", Esc(self::host(host)), Esc(file));
-    }
-    if !l.complete {
-        out.push_str(" The forged segment or the RST that answers it is not in these captures.");
-    }
-    out.push_str("</figcaption>\n");
-    put!(
-        out,
-        "<div class=\"ladder\"><div class=\"ends\" aria-hidden=\"true\"><span>ms</span><span>Seen in {0}\
-         <small>calls {1}</small></span><span>Node<small>conntrack</small></span><span>Seen in the server pod\
-         <small>listens on {2}</small></span><span>What it is</span></div>\n<ol>\n",
-        Esc(&client),
-        l.target,
-        l.server
-    );
-    for e in &l.events {
-        event(out, l, e, &client);
-    }
-    out.push_str("</ol></div></figure>\n");
+    html! { figure {
+        figcaption.small.soft {
+            strong { (l.forgery) } " on: " (words::path(d.path)) ", " (d.protections) " (cell "
+            code { (d.cell) } ")."
+            @for (name, file) in &d.files { " Capture in " (host(name)) ": " a href=(file) { (file) } "." }
+            @if !l.complete { " The forged segment or the RST that answers it is not in these captures." }
+        }
+        div.ladder {
+            div.ends aria-hidden="true" {
+                span { "ms" }
+                span { "Seen in " (client) small { "calls " (l.target) } }
+                span { "Node" small { "conntrack" } }
+                span { "Seen in the server pod" small { "listens on " (l.server) } }
+                span { "What it is" }
+            }
+            ol { @for e in &l.events { (event(l, e, &client)) } }
+        }
+    } }
 }
 
-fn event(out: &mut String, l: &Ladder, e: &Event, client: &str) {
-    let class = match e.role {
-        Role::Own => "own",
-        Role::Forged => "forged",
-        Role::Kill => "kill",
-        Role::Answer => "answer",
-        Role::Aftermath => "aftermath",
+fn event(l: &Ladder, e: &Event, client: &str) -> Markup {
+    let (class, mark) = match e.role {
+        Role::Own => ("own", ""),
+        Role::Forged => ("forged", "Forged. "),
+        Role::Kill => ("kill", "Killed. "),
+        Role::Answer => ("answer", "Leaked. "),
+        Role::Aftermath => ("aftermath", ""),
     };
-    put!(out, "<li class=\"event {class}\"><span class=\"t\">{:.1}</span>", e.t * 1000.0);
-    let odd = matches!(e.role, Role::Forged | Role::Kill | Role::Answer);
-    place(out, "c", e.client, odd && e.client.is_some_and(|c| !of(c, l.target)), client);
-    put!(
-        out,
-        "<span class=\"lane\"><svg aria-hidden=\"true\"><line class=\"life\" x1=\"1%\" x2=\"1%\" y1=\"0\" \
-         y2=\"100%\"/><line class=\"life node\" x1=\"50%\" x2=\"50%\" y1=\"0\" y2=\"100%\"/><line \
-         class=\"life\" x1=\"99%\" x2=\"99%\" y1=\"0\" y2=\"100%\"/></svg><svg aria-hidden=\"true\">{}</svg>\
-         <span class=\"nums\"><span>{}</span></span></span>",
-        arrow(e),
-        Esc(&e.numbers)
-    );
-    place(out, "s", e.server, false, "the server pod");
-    let mark = match e.role {
-        Role::Forged => "<strong>Forged. </strong>",
-        Role::Kill => "<strong>Killed. </strong>",
-        Role::Answer => "<strong>Leaked. </strong>",
-        Role::Own | Role::Aftermath => "",
+    let odd = !mark.is_empty() && e.client.is_some_and(|c| c.0 != l.target && c.1 != l.target);
+    let said = match e.words.strip_prefix("Forged by boom-server ") {
+        Some(rest) => format!("By boom-server {rest}"),
+        None => e.words.clone(),
     };
-    let said = e
-        .words
-        .strip_prefix("Forged by boom-server ")
-        .map_or(e.words.clone(), |rest| format!("By boom-server {rest}"));
-    put!(out, "<span class=\"say\">{mark}{}</span></li>\n", Esc(said));
+    html! { li.event.(class) {
+        span.t { (format!("{:.1}", e.t * 1000.0)) }
+        (ends("c", e.client, odd, client))
+        span.path {
+            svg aria-hidden="true" {
+                line.life x1="1%" x2="1%" y1="0" y2="100%" {}
+                line.life.node x1="50%" x2="50%" y1="0" y2="100%" {}
+                line.life x1="99%" x2="99%" y1="0" y2="100%" {}
+            }
+            (arrow(e))
+            span.nums { span { (e.numbers) } }
+        }
+        (ends("s", e.server, false, "the server pod"))
+        span.say { @if !mark.is_empty() { strong { (mark) } } (said) }
+    } }
 }
 
 /// A host of the topology, to people.
@@ -130,47 +185,85 @@ fn host(name: &str) -> String {
     }
 }
 
-fn of(ends: (SocketAddr, SocketAddr), addr: SocketAddr) -> bool {
-    ends.0 == addr || ends.1 == addr
+fn ends(side: &str, ends: Option<(SocketAddr, SocketAddr)>, odd: bool, host: &str) -> Markup {
+    html! { @match ends {
+        Some((src, dst)) => span.at.odd[odd].(side) { span { (src) } span { "→ " (dst) } },
+        None => span.at.absent.(side) { "not seen in " (host) },
+    } }
 }
 
-fn place(
-    out: &mut String,
-    side: &str,
-    ends: Option<(SocketAddr, SocketAddr)>,
-    odd: bool,
-    host: &str,
-) {
-    match ends {
-        Some((src, dst)) => put!(
-            out,
-            "<span class=\"{side} at{}\"><span>{src}</span><span>→ {dst}</span></span>",
-            if odd { " odd" } else { "" }
-        ),
-        None => put!(out, "<span class=\"{side} at absent\">not seen in {}</span>", Esc(host)),
-    }
-}
-
-/// An arrow over the whole lane, or over the half where the segment was seen.
-fn arrow(e: &Event) -> String {
+/// An arrow over the whole width, or over the half where the segment was seen.
+fn arrow(e: &Event) -> Markup {
     let (left, right) = match (e.client.is_some(), e.server.is_some()) {
-        (true, false) => (1.0, 50.0),
-        (false, true) => (50.0, 99.0),
-        _ => (1.0, 99.0),
+        (true, false) => (1, 50),
+        (false, true) => (50, 99),
+        _ => (1, 99),
     };
-    // Nested, so that the head keeps its shape whatever the lane's width.
+    // Nested, so that the head keeps its shape whatever the width.
     let (tip, head) =
         if e.to_server { (right, "M-11,-6 L0,0 L-11,6 Z") } else { (left, "M11,-6 L0,0 L11,6 Z") };
     // Sent, and not seen at the other end.
-    let lost = match (e.to_server, e.client.is_some(), e.server.is_some()) {
-        (true, true, false) | (false, false, true) => {
-            "<svg x=\"50%\" y=\"46\" overflow=\"visible\"><path class=\"shaft\" \
-             d=\"M-6,-6 L6,6 M6,-6 L-6,6\"/></svg>"
+    let lost = matches!(
+        (e.to_server, e.client.is_some(), e.server.is_some()),
+        (true, true, false) | (false, false, true)
+    );
+    html! { svg aria-hidden="true" {
+        line.shaft x1={ (left) "%" } x2={ (right) "%" } y1="46" y2="46" {}
+        svg x={ (tip) "%" } y="46" overflow="visible" { path.head d=(head) {} }
+        @if lost {
+            svg x="50%" y="46" overflow="visible" { path.shaft d="M-6,-6 L6,6 M6,-6 L-6,6" {} }
         }
-        _ => "",
-    };
-    format!(
-        "<line class=\"shaft\" x1=\"{left}%\" x2=\"{right}%\" y1=\"46\" y2=\"46\"/><svg x=\"{tip}%\" \
-         y=\"46\" overflow=\"visible\"><path class=\"head\" d=\"{head}\"/></svg>{lost}"
-    )
+    } }
+}
+
+/// One ladder for each capture of a reset connection, the classic first.
+fn ladders(result: &LabResult, captures: &Captures) -> Vec<Drawn> {
+    let mut found: Vec<Drawn> = result
+        .scenarios
+        .iter()
+        .flat_map(|s| s.cells.iter().flat_map(move |c| of_cell(s, c, captures)))
+        .collect();
+    // An unprotected ClusterIP and above-window: what the issue is about.
+    found.sort_by_key(|d| {
+        (
+            !d.ladder.killed,
+            !d.ladder.complete,
+            d.path != Path::ClusterIp,
+            d.protected,
+            d.ladder.forgery != Forgery::AboveWindow,
+        )
+    });
+    found
+}
+
+fn of_cell(scenario: &ScenarioResult, cell: &CellResult, captures: &Captures) -> Vec<Drawn> {
+    let mut found = Vec::new();
+    let mut forgeries: Vec<Forgery> = cell.captures.iter().filter_map(|c| c.forgery).collect();
+    forgeries.dedup();
+    for forgery in forgeries {
+        let own: Vec<_> = cell.captures.iter().filter(|c| c.forgery == Some(forgery)).collect();
+        // The server pod's capture is the one taken in "server"; hairpin has no other.
+        let server = own.iter().find(|c| c.host == "server");
+        let client = own.iter().find(|c| c.host != "server").or(server);
+        let (Some(client), Some(server)) = (client, server) else { continue };
+        let packets = |file: &str| captures.get(file);
+        let (Some(at_client), Some(at_server)) = (packets(&client.file), packets(&server.file))
+        else {
+            continue;
+        };
+        let Some(ladder) = ladder::build(at_client, at_server, forgery) else { continue };
+        let mut files = vec![(client.host.clone(), client.file.clone())];
+        if server.file != client.file {
+            files.push((server.host.clone(), server.file.clone()));
+        }
+        found.push(Drawn {
+            ladder,
+            path: cell.path,
+            protections: words::protections(&cell.protections),
+            protected: !cell.protections.is_empty(),
+            cell: if cell.id.is_empty() { scenario.name.clone() } else { cell.id.clone() },
+            files,
+        });
+    }
+    found
 }

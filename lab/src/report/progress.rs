@@ -1,15 +1,18 @@
-//! One line a cell on stderr while the lab works.
+//! What stderr says while the lab works: one live line on a terminal, with what
+//! is not as expected kept above it; elsewhere a line for each cell.
 
-use std::io::{IsTerminal, Write};
+use std::fmt::Display;
+use std::io::IsTerminal as _;
 use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::document::lab::{CellResult, Judgement};
 
 /// Progress of a run.
 pub struct Progress {
     begun: Instant,
-    total: usize,
-    done: usize,
+    bar: ProgressBar,
     terminal: bool,
 }
 
@@ -18,58 +21,45 @@ impl Progress {
     #[must_use]
     pub fn new() -> Self {
         let terminal = std::io::stderr().is_terminal();
-        Self { begun: Instant::now(), total: 0, done: 0, terminal }
+        let target =
+            if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let style = ProgressStyle::with_template("[{pos:>3}/{len}] {elapsed:>4}  {wide_msg}")
+            .unwrap_or_else(|e| unreachable!("the template is constant: {e}"));
+        let bar = ProgressBar::with_draw_target(Some(0), target).with_style(style);
+        Self { begun: Instant::now(), bar, terminal }
     }
 
     /// The number of cells to come.
     pub fn begin(&mut self, total: usize) {
-        self.total = total;
-        self.line(&super::markup::count(total as u64, "cell to run", "cells to run"));
+        self.bar.set_length(total as u64);
+        let text = super::words::count(total as u64, "cell to run", "cells to run");
+        if self.terminal { self.bar.set_message(text) } else { line(text) }
     }
 
     /// One more cell is done.
     pub fn cell(&mut self, cell: &CellResult) {
-        self.done += 1;
-        let text = format!(
-            "[{:>3}/{}] {:>5.1}s  {:<12} {}",
-            self.done,
-            self.total,
-            self.begun.elapsed().as_secs_f64(),
-            cell.judgement,
-            cell.id
-        );
-        if cell.judgement == Judgement::AsExpected {
-            self.line(&text);
-        } else {
-            let text = format!("{text}: {}", cell.reasons.join("; "));
-            self.write(&text);
-            self.keep();
+        self.bar.inc(1);
+        let text = format!("{:<12} {}", cell.judgement, cell.id);
+        let whole = || {
+            let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
+            let doubts = if cell.reasons.is_empty() { "" } else { ": " };
+            format!(
+                "[{done:>3}/{all}] {:>5.1}s  {text}{doubts}{}",
+                self.begun.elapsed().as_secs_f64(),
+                cell.reasons.join("; ")
+            )
+        };
+        if !self.terminal {
+            line(whole());
+        } else if cell.judgement != Judgement::AsExpected {
+            self.bar.suspend(|| line(whole()));
         }
+        self.bar.set_message(text);
     }
 
     /// Everything is done.
     pub fn end(&mut self) {
-        self.keep();
-    }
-
-    /// A line that the next one takes the place of: one that the terminal breaks could not be
-    /// written over.
-    fn line(&self, text: &str) {
-        let width = terminal_size::terminal_size_of(std::io::stderr())
-            .map_or(usize::MAX, |(width, _)| usize::from(width.0));
-        self.write(&text.chars().take(width.saturating_sub(1)).collect::<String>());
-    }
-
-    fn write(&self, text: &str) {
-        // A closed stderr must not stop the run.
-        let mut err = std::io::stderr().lock();
-        let _ = if self.terminal { write!(err, "\r\x1b[K{text}") } else { writeln!(err, "{text}") };
-    }
-
-    fn keep(&self) {
-        if self.terminal {
-            let _ = writeln!(std::io::stderr().lock());
-        }
+        self.bar.abandon();
     }
 }
 
@@ -77,4 +67,10 @@ impl Default for Progress {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// A closed stderr must not stop the run.
+fn line(text: impl Display) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }

@@ -3,10 +3,11 @@
 
 use std::ops::Range;
 
+use maud::{Markup, html};
+
 use crate::document::timeline::{FailureClass, Timeline, TimelineSample};
 
-use super::markup::{Esc, grouped, put};
-use super::words;
+use super::words::{self, grouped};
 
 const WIDTH: f64 = 880.0;
 const LEFT: f64 = 64.0;
@@ -37,42 +38,39 @@ struct Line {
     values: Vec<f64>,
 }
 
-/// The drawing of a timeline. `id` tells several on one page apart.
+/// The drawing of a timeline, where there is enough to draw. `id` tells several on one page apart.
 #[must_use]
-pub fn timeline(t: &Timeline, id: &str) -> String {
-    let mut out = String::new();
+pub fn timeline(t: &Timeline, id: &str) -> Option<Markup> {
     let end = t.samples.last().map_or(0.0, |s| s.t);
     if t.samples.len() < 2 || end <= 0.0 {
-        return out;
+        return None;
     }
     let panels = panels(t);
     let height = TOP + panels.len() as f64 * (PANEL + GAP);
-    let summary = panels
+    let summary: Vec<_> = panels
         .iter()
         .map(|(title, lines)| {
-            let peaks: Vec<_> = lines
-                .iter()
-                .map(|l| format!("{} at most {}", l.name, grouped(max(&l.values).round() as u64)))
-                .collect();
-            format!("{title}: {}", peaks.join(", "))
+            let peak =
+                |l: &Line| format!("{} at most {}", l.name, grouped(max(&l.values).round() as u64));
+            format!("{title}: {}", lines.iter().map(peak).collect::<Vec<_>>().join(", "))
         })
-        .collect::<Vec<_>>()
-        .join(". ");
-    put!(
-        &mut out,
-        "<svg class=\"chart\" viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" \
-         aria-labelledby=\"{id}-title {id}-text\"><title id=\"{id}-title\">Over time</title>\
-         <desc id=\"{id}-text\">{}</desc>",
-        Esc(summary)
-    );
+        .collect();
     let x = |at: f64| LEFT + (at / end).clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT);
-    steps(&mut out, t, height, &x);
-    for (n, (title, lines)) in panels.iter().enumerate() {
-        let top = TOP + 16.0 + n as f64 * (PANEL + GAP);
-        panel(&mut out, t, title, lines, top, &x);
-    }
-    out.push_str("</svg>");
-    out
+    Some(html! {
+        svg.chart viewBox={ "0 0 " (WIDTH) " " (height) } role="img" aria-labelledby={ (id) "-title " (id) "-text" } {
+            title id={ (id) "-title" } { "Over time" }
+            desc id={ (id) "-text" } { (summary.join(". ")) }
+            (steps(t, height, &x))
+            @for (n, (title, lines)) in panels.iter().enumerate() {
+                (panel(t, title, lines, TOP + 16.0 + n as f64 * (PANEL + GAP), &x))
+            }
+        }
+    })
+}
+
+/// A coordinate: a tenth of a pixel is enough.
+fn at(v: f64) -> String {
+    format!("{v:.1}")
 }
 
 fn panels(t: &Timeline) -> Vec<(&'static str, Vec<Line>)> {
@@ -116,109 +114,87 @@ fn panels(t: &Timeline) -> Vec<(&'static str, Vec<Line>)> {
 }
 
 /// Where each step begins. Marks that would lie on each other are one: `2–4`.
-fn steps(out: &mut String, t: &Timeline, height: f64, x: &dyn Fn(f64) -> f64) {
+fn steps(t: &Timeline, height: f64, x: &dyn Fn(f64) -> f64) -> Markup {
     const APART: f64 = 24.0;
     let mut marks: Vec<(f64, usize, usize)> = Vec::new();
     for (n, step) in t.steps.iter().enumerate() {
-        let at = x(step.t);
-        put!(
-            out,
-            "<line class=\"begin\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"24\" y2=\"{:.1}\"/>",
-            height - GAP + 6.0
-        );
         match marks.last_mut() {
-            Some((first, _, to)) if at - *first < APART => *to = n + 1,
-            _ => marks.push((at, n + 1, n + 1)),
+            Some((first, _, to)) if x(step.t) - *first < APART => *to = n + 1,
+            _ => marks.push((x(step.t), n + 1, n + 1)),
         }
     }
-    for (at, from, to) in marks {
-        let text = if from == to { from.to_string() } else { format!("{from}–{to}") };
-        let width = 13.0 + 7.0 * text.chars().count() as f64;
-        put!(
-            out,
-            "<g class=\"step\"><rect x=\"{:.1}\" y=\"4\" width=\"{width:.1}\" height=\"20\" \
-             rx=\"10\"/><text x=\"{at:.1}\" y=\"18\" text-anchor=\"middle\">{text}</text></g>",
-            at - width / 2.0
-        );
+    html! {
+        @for step in &t.steps {
+            @let x = at(x(step.t));
+            line.begin x1=(x) x2=(x) y1="24" y2=(at(height - GAP + 6.0)) {}
+        }
+        @for (middle, from, to) in marks {
+            @let text = if from == to { from.to_string() } else { format!("{from}–{to}") };
+            @let width = 13.0 + 7.0 * text.chars().count() as f64;
+            g.step {
+                rect x=(at(middle - width / 2.0)) y="4" width=(at(width)) height="20" rx="10" {}
+                text x=(at(middle)) y="18" text-anchor="middle" { (text) }
+            }
+        }
     }
 }
 
-fn panel(
-    out: &mut String,
-    t: &Timeline,
-    title: &str,
-    lines: &[Line],
-    top: f64,
-    x: &dyn Fn(f64) -> f64,
-) {
+fn panel(t: &Timeline, title: &str, lines: &[Line], top: f64, x: &dyn Fn(f64) -> f64) -> Markup {
     let bottom = top + PANEL;
     let highest = nice(lines.iter().map(|l| max(&l.values)).fold(0.0, f64::max));
     let y = |v: f64| bottom - (v / highest).clamp(0.0, 1.0) * PANEL;
     let end = t.samples.last().map_or(0.0, |s| s.t);
-    put!(out, "<text class=\"panel\" x=\"{LEFT}\" y=\"{:.1}\">{title}</text>", top - 8.0);
-    for part in [0.0, 0.5, 1.0] {
-        let v = highest * part;
-        let label = if highest < 4.0 { format!("{v:.1}") } else { grouped(v.round() as u64) };
-        put!(
-            out,
-            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{1:.1}\" y2=\"{1:.1}\"/>\
-             <text class=\"tick\" x=\"{2:.1}\" y=\"{3:.1}\" text-anchor=\"end\">{label}</text>",
-            WIDTH - RIGHT,
-            y(v),
-            LEFT - 8.0,
-            y(v) + 4.0
-        );
-    }
-    for n in 0..=4 {
-        let at = end * f64::from(n) / 4.0;
-        let unit = if n == 4 { " s" } else { "" };
-        put!(
-            out,
-            "<text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{at:.0}{unit}</text>",
-            x(at),
-            bottom + 16.0
-        );
-    }
-    if lines.is_empty() {
-        put!(
-            out,
-            "<text class=\"none\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">none</text>",
-            f64::midpoint(LEFT, WIDTH - RIGHT),
-            f64::midpoint(top, bottom)
-        );
-    }
-    for line in lines {
-        for run in runs(&t.samples) {
-            let (Some(samples), Some(values)) = (t.samples.get(run.clone()), line.values.get(run))
-            else {
-                continue;
-            };
-            // A sample tells of the time up to it: a run begins where its first one's does.
-            let begin = samples.first().map_or(0.0, |s| (s.t - s.interval_s).max(0.0));
-            let times = std::iter::once(begin).chain(samples.iter().map(|s| s.t));
-            let values = values.first().into_iter().chain(values);
-            let points: Vec<_> =
-                times.zip(values).map(|(t, v)| format!("{:.1},{:.1}", x(t), y(*v))).collect();
-            if line.area {
-                put!(
-                    out,
-                    "<polygon class=\"area {}\" points=\"{:.1},{bottom:.1} {} {:.1},{bottom:.1}\"/>",
-                    line.class,
-                    x(begin),
-                    points.join(" "),
-                    x(samples.last().map_or(begin, |s| s.t))
-                );
+    html! {
+        text.panel x=(LEFT) y=(at(top - 8.0)) { (title) }
+        @for part in [0.0, 0.5, 1.0] {
+            @let v = highest * part;
+            line.grid x1=(LEFT) x2=(at(WIDTH - RIGHT)) y1=(at(y(v))) y2=(at(y(v))) {}
+            text.tick x=(at(LEFT - 8.0)) y=(at(y(v) + 4.0)) text-anchor="end" {
+                @if highest < 4.0 { (at(v)) } @else { (grouped(v.round() as u64)) }
             }
-            put!(
-                out,
-                "<polyline class=\"line {}\" stroke-dasharray=\"{}\" points=\"{}\"/>",
-                line.class,
-                line.dashes,
-                points.join(" ")
-            );
         }
+        @for n in 0..=4 {
+            @let time = end * f64::from(n) / 4.0;
+            text.tick x=(at(x(time))) y=(at(bottom + 16.0)) text-anchor="middle" {
+                (format!("{time:.0}")) @if n == 4 { " s" }
+            }
+        }
+        @if lines.is_empty() {
+            text.none x=(at(f64::midpoint(LEFT, WIDTH - RIGHT))) y=(at(f64::midpoint(top, bottom)))
+                text-anchor="middle" { "none" }
+        }
+        @for line in lines { @for run in runs(&t.samples) { (drawn(t, line, run, bottom, x, &y)) } }
+        (legend(lines, &y, top))
     }
-    legend(out, lines, &|v| y(v), top);
+}
+
+/// A part of a line without a gap in it.
+fn drawn(
+    t: &Timeline,
+    line: &Line,
+    run: Range<usize>,
+    bottom: f64,
+    x: &dyn Fn(f64) -> f64,
+    y: &dyn Fn(f64) -> f64,
+) -> Markup {
+    let (Some(samples), Some(values)) = (t.samples.get(run.clone()), line.values.get(run)) else {
+        return Markup::default();
+    };
+    // A sample tells of the time up to it: a run begins where its first one's does.
+    let begin = samples.first().map_or(0.0, |s| (s.t - s.interval_s).max(0.0));
+    let last = samples.last().map_or(begin, |s| s.t);
+    let times = std::iter::once(begin).chain(samples.iter().map(|s| s.t));
+    let values = values.first().into_iter().chain(values);
+    let points: Vec<_> =
+        times.zip(values).map(|(t, v)| format!("{:.1},{:.1}", x(t), y(*v))).collect();
+    let points = points.join(" ");
+    html! {
+        @if line.area {
+            polygon.area.(line.class)
+                points={ (at(x(begin))) "," (at(bottom)) " " (points) " " (at(x(last))) "," (at(bottom)) } {}
+        }
+        polyline.line.(line.class) stroke-dasharray=(line.dashes) points=(points) {}
+    }
 }
 
 /// Samples that follow each other: where nothing was seen for longer than a sample and a second,
@@ -238,7 +214,7 @@ fn runs(samples: &[TimelineSample]) -> Vec<Range<usize>> {
 }
 
 /// Each line's name at its right end, pushed apart where they would overlap.
-fn legend(out: &mut String, lines: &[Line], y: &dyn Fn(f64) -> f64, top: f64) {
+fn legend(lines: &[Line], y: &dyn Fn(f64) -> f64, top: f64) -> Markup {
     const LINE: f64 = 16.0;
     let mut places: Vec<(f64, &Line)> =
         lines.iter().map(|l| (y(l.values.last().copied().unwrap_or(0.0)), l)).collect();
@@ -254,20 +230,11 @@ fn legend(out: &mut String, lines: &[Line], y: &dyn Fn(f64) -> f64, top: f64) {
         place.0 = place.0.min(below - LINE);
         below = place.0;
     }
-    for (at, line) in places {
-        put!(
-            out,
-            "<line class=\"line {}\" stroke-dasharray=\"{}\" x1=\"{:.1}\" x2=\"{:.1}\" \
-             y1=\"{at:.1}\" y2=\"{at:.1}\"/><text class=\"name\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-            line.class,
-            line.dashes,
-            WIDTH - RIGHT + 6.0,
-            WIDTH - RIGHT + 28.0,
-            WIDTH - RIGHT + 33.0,
-            at + 4.0,
-            Esc(&line.name)
-        );
-    }
+    html! { @for (height, line) in places {
+        line.line.(line.class) stroke-dasharray=(line.dashes) x1=(at(WIDTH - RIGHT + 6.0)) x2=(at(WIDTH - RIGHT + 28.0))
+            y1=(at(height)) y2=(at(height)) {}
+        text.name x=(at(WIDTH - RIGHT + 33.0)) y=(at(height + 4.0)) { (line.name) }
+    } }
 }
 
 fn max(values: &[f64]) -> f64 {
@@ -310,7 +277,7 @@ mod tests {
     /// Every coordinate lies inside the drawing, and it is well-formed.
     #[test]
     fn nothing_is_drawn_outside() {
-        let svg = timeline(&series(60), "a");
+        let svg = timeline(&series(60), "a").unwrap().into_string();
         let doc = roxmltree::Document::parse(&svg).unwrap();
         let lines = doc.descendants().filter(|n| n.has_tag_name("polyline"));
         let mut points = 0;
@@ -338,7 +305,7 @@ mod tests {
             s.t += 3.0;
         }
         assert_eq!(runs(&t.samples), [0..10, 10..20]);
-        let svg = timeline(&t, "a");
+        let svg = timeline(&t, "a").unwrap().into_string();
         let doc = roxmltree::Document::parse(&svg).unwrap();
         let lines = doc.descendants().filter(|n| n.has_tag_name("polyline")).count();
         assert_eq!(lines, 2 * 5);
@@ -351,7 +318,7 @@ mod tests {
         for at in [6.0, 6.0, 40.0] {
             t.steps.push(Step { t: at, ..Step::default() });
         }
-        let svg = timeline(&t, "a");
+        let svg = timeline(&t, "a").unwrap().into_string();
         let doc = roxmltree::Document::parse(&svg).unwrap();
         let marks: Vec<_> = doc
             .descendants()
@@ -364,15 +331,15 @@ mod tests {
     /// A class that never failed has no line; one that did has its name.
     #[test]
     fn failures_are_named() {
-        let svg = timeline(&series(60), "a");
+        let svg = timeline(&series(60), "a").unwrap().into_string();
         assert!(svg.contains("connect timed out") && !svg.contains("refused"), "{svg}");
     }
 
     /// One sample is no series.
     #[test]
     fn too_little_is_not_drawn() {
-        assert_eq!(timeline(&series(1), "a"), "");
-        assert_eq!(timeline(&Timeline::default(), "a"), "");
+        assert!(timeline(&series(1), "a").is_none());
+        assert!(timeline(&Timeline::default(), "a").is_none());
     }
 
     /// A scale ends at or above its highest value, not far above.

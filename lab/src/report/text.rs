@@ -1,13 +1,15 @@
 //! What stands on the screen, as wide as the terminal: a table of forgery by
 //! protection with a sentence a row, and the steps of what has steps.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use crate::document::lab::{CellResult, ForgeryResult, Judgement, LabResult, ScenarioResult, Seen};
+use crate::document::lab::{Judgement, LabResult, ScenarioResult, Seen};
 use crate::document::timeline::Timeline;
-use canary_record::names::OldSegments;
+use canary_record::names::{Forgery, OldSegments};
 
-use crate::causes::listed;
+use super::fold::{self, Row, Sum};
+use super::words::{self, counts};
 
 /// Between two columns.
 const GAP: &str = "  ";
@@ -57,21 +59,21 @@ fn table(out: &mut String, scenario: &ScenarioResult, width: usize) {
     for reason in &scenario.reasons {
         paragraph(out, "  ! ", reason, width);
     }
-    let rows = rows(&scenario.cells);
-    let Some(first) = rows.iter().map(|r| r.cells[0]).find(|c| !c.forgeries.is_empty()) else {
+    let rows = fold::rows(&scenario.cells);
+    let forgeries: BTreeSet<Forgery> =
+        rows.iter().flat_map(|r| r.forgeries.keys().copied()).collect();
+    if forgeries.is_empty() {
         for cell in &scenario.cells {
             paragraph(out, "  ", &format!("{}: {}", cell.id, cell.reasons.join("; ")), width);
         }
         return;
-    };
-    let heads: Vec<_> = first.forgeries.iter().map(|f| f.forgery.to_string()).collect();
+    }
+    let several = rows.iter().any(|r| r.path != rows[0].path);
+    let rows: Vec<_> = rows.iter().map(|r| (label(r, several), r)).collect();
+    let heads: Vec<_> = forgeries.iter().map(ToString::to_string).collect();
     let body: Vec<Vec<String>> = rows
         .iter()
-        .map(|row| {
-            (0..row.cells[0].forgeries.len())
-                .map(|i| outcome(row.cells.iter().filter_map(|c| c.forgeries.get(i))))
-                .collect()
-        })
+        .map(|(_, row)| forgeries.iter().map(|f| outcome(row.forgeries.get(f))).collect())
         .collect();
     let columns: Vec<usize> = heads
         .iter()
@@ -100,10 +102,10 @@ fn table(out: &mut String, scenario: &ScenarioResult, width: usize) {
         let label = if line + 1 == top { "protection" } else { "" };
         layout.line(out, label, &heads.iter().map(part).collect::<Vec<_>>(), &columns);
     }
-    for (row, cells) in rows.iter().zip(&body) {
-        layout.row(out, &row.label, cells, &columns);
-        if row.cells[0].judgement != Judgement::AsExpected {
-            let text = format!("{} in {}", row.cells[0].judgement, count(row.cells.len()));
+    for ((label, row), cells) in rows.iter().zip(&body) {
+        layout.row(out, label, cells, &columns);
+        if row.judgement != Judgement::AsExpected {
+            let text = format!("{} in {}", row.judgement, count(row.cells.len()));
             paragraph(out, "    ! ", &text, width);
         }
         for cell in row.cells.iter().filter(|c| !c.reasons.is_empty()) {
@@ -116,7 +118,7 @@ fn table(out: &mut String, scenario: &ScenarioResult, width: usize) {
 }
 
 fn count(n: usize) -> String {
-    if n == 1 { "1 cell".to_owned() } else { format!("{n} cells") }
+    words::count(n as u64, "cell", "cells")
 }
 
 /// A forgery's name, in two lines where it has two words.
@@ -133,10 +135,10 @@ enum Layout {
 }
 
 impl Layout {
-    fn of(rows: &[Row<'_>], columns: &[usize], width: usize) -> Self {
+    fn of(rows: &[(String, &Row<'_>)], columns: &[usize], width: usize) -> Self {
         let cells: usize = columns.iter().map(|c| c + GAP.len()).sum();
         let room = width.saturating_sub(cells + GAP.len());
-        let longest = |of: &dyn Fn(&str) -> usize| rows.iter().map(|r| of(&r.label)).max();
+        let longest = |of: &dyn Fn(&str) -> usize| rows.iter().map(|(label, _)| of(label)).max();
         let whole = longest(&str::len).unwrap_or(0).max("protection".len());
         let part = longest(&|l| parts(l).iter().map(String::len).max().unwrap_or(0));
         let part = (part.unwrap_or(0) + GAP.len()).max("protection".len());
@@ -189,51 +191,31 @@ fn parts(label: &str) -> Vec<String> {
     parts
 }
 
-/// Cells of the same protections that showed the same: families, front ends
-/// and repetitions folded together.
-struct Row<'a> {
-    label: String,
-    cells: Vec<&'a CellResult>,
-}
-
-fn rows(cells: &[CellResult]) -> Vec<Row<'_>> {
-    let seen = |c: &CellResult| -> Vec<_> { c.forgeries.iter().map(|f| f.seen).collect() };
-    let mut rows: Vec<Row<'_>> = Vec::new();
-    for cell in cells {
-        let same = rows.iter_mut().find(|r| {
-            let first = r.cells[0];
-            first.protections == cell.protections
-                && first.judgement == cell.judgement
-                && seen(first) == seen(cell)
-        });
-        match same {
-            Some(row) => row.cells.push(cell),
-            None => rows.push(Row { label: protections(cell), cells: vec![cell] }),
-        }
+/// What a row is called: its protections, with its path where there are several, and whose it is where
+/// another row has the same.
+fn label(row: &Row<'_>, several: bool) -> String {
+    let names: Vec<_> = row.protections.iter().map(ToString::to_string).collect();
+    let mut name = if names.is_empty() { "none".to_owned() } else { names.join(" + ") };
+    if several {
+        name = format!("{}: {name}", row.path);
     }
-    // A row that is not alone in its protections says whose it is.
-    let labels: Vec<_> = rows.iter().map(|r| r.label.clone()).collect();
-    for row in &mut rows {
-        if labels.iter().filter(|l| **l == row.label).count() > 1 {
-            let mut whose: Vec<_> =
-                row.cells.iter().map(|c| format!("{} {}", c.front_end, c.family)).collect();
-            whose.dedup();
-            row.label = format!("{} ({})", row.label, whose.join(", "));
-        }
+    if row.unanimous {
+        return name;
     }
-    rows
+    let whose: Vec<_> = row.variants.iter().map(|v| format!("{} {}", v.0, v.1)).collect();
+    format!("{name} ({})", whose.join(", "))
 }
 
 /// A sentence or two for every row, said once for all rows that share it.
-fn meanings(out: &mut String, rows: &[Row<'_>], width: usize) {
+fn meanings(out: &mut String, rows: &[(String, &Row<'_>)], width: usize) {
     let mut said: Vec<(String, Vec<&str>)> = Vec::new();
-    for row in rows {
+    for (label, row) in rows {
         let cell = row.cells[0];
         let sentence = format!("{} {}", cell.meaning, cell.advice).trim().to_owned();
         match said.iter_mut().find(|(s, _)| *s == sentence) {
             _ if sentence.is_empty() => {}
-            Some((_, labels)) => labels.push(&row.label),
-            None => said.push((sentence, vec![&row.label])),
+            Some((_, labels)) => labels.push(label),
+            None => said.push((sentence, vec![label])),
         }
     }
     for (sentence, labels) in said {
@@ -241,23 +223,13 @@ fn meanings(out: &mut String, rows: &[Row<'_>], width: usize) {
     }
 }
 
-/// What protects a cell, `none` where nothing does.
-#[must_use]
-pub fn protections(cell: &CellResult) -> String {
-    let names: Vec<_> = cell.protections.iter().map(ToString::to_string).collect();
-    if names.is_empty() { "none".to_owned() } else { names.join(" + ") }
-}
-
 /// `KILLS 50/50`: what kills stands out without colour.
-fn outcome<'a>(all: impl Iterator<Item = &'a ForgeryResult>) -> String {
-    let (mut killed, mut forged, mut seen) = (0, 0, Seen::Mixed);
-    for f in all {
-        killed += f.killed;
-        forged += f.forged;
-        seen = f.seen;
-    }
+fn outcome(sum: Option<&Sum>) -> String {
+    let Some((sum, seen)) = sum.and_then(|s| Some((s, s.seen?))) else {
+        return "not tried".to_owned();
+    };
     match seen {
-        Seen::Kills => format!("KILLS {killed}/{forged}"),
+        Seen::Kills => format!("KILLS {}/{}", sum.killed, sum.forged),
         Seen::Leaked => "leaked".to_owned(),
         Seen::Delivered => "delivered".to_owned(),
         Seen::Dropped => "dropped".to_owned(),
@@ -285,9 +257,9 @@ fn stages(out: &mut String, s: &ScenarioResult, timeline: &Timeline, width: usiz
             "new: {} of {} succeeded, failed: {}; established: {}; boom-server: {}",
             step.new_ok,
             step.new_attempts,
-            listed(&step.new_failures),
-            listed(&step.established),
-            listed(&step.boom),
+            counts(step.new_failures.iter().map(|(c, n)| (c.as_str(), *n))),
+            counts(step.established.iter().map(|(c, n)| (c.as_str(), *n))),
+            counts(step.boom.iter().map(|(c, n)| (c.as_str(), *n))),
         );
         paragraph(out, &inner, &counts, width);
         for note in &step.notes {

@@ -5,6 +5,8 @@ use crate::document::timeline::{FailureClass, Finding};
 use canary_record::names::{Forgery, OldSegments};
 use canary_wire::segment::Family;
 
+use super::fold::Exposure;
+
 /// A path, in a few words.
 #[must_use]
 pub const fn path(path: Path) -> &'static str {
@@ -37,6 +39,25 @@ pub fn protection(p: Protection) -> String {
         At::Both => what.to_owned(),
         At::Client => format!("{what} (client’s node)"),
         At::Server => format!("{what} (server’s node)"),
+    }
+}
+
+/// A protection where there is room for a letter: `F`, at one node alone `F@c`.
+#[must_use]
+pub fn letter(p: Protection) -> &'static str {
+    match (p.kind, p.at) {
+        (ProtectionKind::ForwardDrop, At::Both) => "F",
+        (ProtectionKind::ForwardDrop, At::Client) => "F@c",
+        (ProtectionKind::ForwardDrop, At::Server) => "F@s",
+        (ProtectionKind::InputDrop, At::Both) => "I",
+        (ProtectionKind::InputDrop, At::Client) => "I@c",
+        (ProtectionKind::InputDrop, At::Server) => "I@s",
+        (ProtectionKind::PreroutingDrop, At::Both) => "P",
+        (ProtectionKind::PreroutingDrop, At::Client) => "P@c",
+        (ProtectionKind::PreroutingDrop, At::Server) => "P@s",
+        (ProtectionKind::Liberal, At::Both) => "L",
+        (ProtectionKind::Liberal, At::Client) => "L@c",
+        (ProtectionKind::Liberal, At::Server) => "L@s",
     }
 }
 
@@ -75,6 +96,19 @@ pub const fn seen(s: Seen) -> (&'static str, &'static str) {
         Seen::Hangs => ("⧖", "hangs"),
         Seen::NoConnection => ("–", "no connection"),
         Seen::Mixed => ("≈", "mixed"),
+    }
+}
+
+/// A class of the page, a symbol and a word for what a path is exposed to.
+#[must_use]
+pub const fn exposure(e: &Exposure) -> (&'static str, &'static str, &'static str) {
+    match e {
+        Exposure::Safe => ("safe", "✓", "safe"),
+        Exposure::NoConnection => ("no-connection", "–", "no connection"),
+        Exposure::NotProved => ("not-proved", "?", "not proved"),
+        Exposure::Leaks => ("leaks", "△", "leaks"),
+        Exposure::Hangs => ("hangs", "⧖", "hangs"),
+        Exposure::Resets(_) => ("resets", "✕", "resets"),
     }
 }
 
@@ -143,5 +177,51 @@ pub const fn generation(old: Option<OldSegments>) -> &'static str {
             "before Linux 6.1 by its behaviour: a segment below the window is INVALID"
         }
         Some(OldSegments::NotShown) | None => "not shown by this run",
+    }
+}
+
+/// A number with its thousands set apart, as people read it.
+#[must_use]
+pub fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// `1 cell`, `2 cells`.
+#[must_use]
+pub fn count(n: u64, one: &str, many: &str) -> String {
+    format!("{} {}", grouped(n), if n == 1 { one } else { many })
+}
+
+/// `survived 200, reset 100`; what did not happen is left out.
+#[must_use]
+pub fn counts(of: impl IntoIterator<Item = (&'static str, u64)>) -> String {
+    let text: Vec<_> = of
+        .into_iter()
+        .filter(|(_, n)| *n > 0)
+        .map(|(name, n)| format!("{name} {}", grouped(n)))
+        .collect();
+    if text.is_empty() { "none".to_owned() } else { text.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Thousands are set apart from the right.
+    #[test]
+    fn thousands() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(count(1, "cell", "cells"), "1 cell");
+        assert_eq!(counts([("a", 0), ("b", 2)]), "b 2");
     }
 }
