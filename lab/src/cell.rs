@@ -11,6 +11,7 @@ use crate::document::lab::{FrontEnd, NodeEvidence, Profile};
 use canary_record::names::Forgery;
 use canary_record::result::boom::BoomResult;
 use canary_record::result::load::LoadResult;
+use canary_runtime::output::write_file;
 use canary_wire::segment::Family;
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
@@ -302,7 +303,7 @@ fn with_line(e: PlaceError, line: &str) -> PlaceError {
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), PlaceError> {
-    fs::write(path, bytes).map_err(io_error("write", path))
+    write_file(path, bytes).map_err(|e| io_error("write", path)(e.into()))
 }
 
 /// An error that names the file.

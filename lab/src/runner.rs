@@ -13,6 +13,7 @@ use crate::document::lab::{
 };
 use canary_record::names::{EndedBy, Forgery, OldSegments};
 use canary_record::result::{Clock, SCHEMA_VERSION};
+use canary_runtime::output::write_file;
 use canary_wire::segment::Family;
 
 use crate::capture;
@@ -261,7 +262,7 @@ fn keep(
             let file = format!("captures/{name}-{}-{host}.pcap", reset.forgery);
             let path = plan.dir.join(&file);
             fs::create_dir_all(plan.dir.join("captures"))
-                .and_then(|()| fs::write(&path, bytes))
+                .and_then(|()| Ok(write_file(&path, bytes)?))
                 .map_err(io_error("write", &path))?;
             captures.push(Capture {
                 forgery: Some(reset.forgery),
