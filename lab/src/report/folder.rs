@@ -13,7 +13,7 @@ use super::diff::{self, Diff};
 use super::html::{self, Captures};
 use super::junit;
 use super::ladder::Packet;
-use crate::capture;
+use canary_testbed::capture;
 
 /// A directory's results could not be read, or the report not be written.
 #[derive(Debug, thiserror::Error)]
