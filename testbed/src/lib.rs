@@ -13,7 +13,6 @@ pub mod exec;
 pub mod golden;
 pub mod model;
 pub mod netns;
-pub mod network;
 pub mod place;
 pub mod programs;
 pub mod ruleset;

@@ -7,13 +7,12 @@ use std::path::{Path, PathBuf};
 
 use crate::document::lab::LabResult;
 use canary_runtime::exit::Exit;
-use canary_runtime::output::{OutputError, write_file};
 
 use super::diff::{self, Diff};
 use super::html::{self, Captures};
 use super::junit;
 use super::ladder::Packet;
-use canary_testbed::capture;
+use crate::capture;
 
 /// A directory's results could not be read, or the report not be written.
 #[derive(Debug, thiserror::Error)]
@@ -35,8 +34,13 @@ pub enum FolderError {
         source: serde_json::Error,
     },
     /// The report could not be written.
-    #[error(transparent)]
-    Write(#[from] OutputError),
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 impl FolderError {
@@ -45,7 +49,7 @@ impl FolderError {
     pub const fn exit(&self) -> Exit {
         match self {
             Self::Read { .. } | Self::Json { .. } => Exit::Usage,
-            Self::Write(_) => Exit::Failed,
+            Self::Write { .. } => Exit::Failed,
         }
     }
 }
@@ -67,7 +71,11 @@ pub fn write(dir: &Path, result: &LabResult) -> Result<Vec<PathBuf>, FolderError
         ("junit.xml", junit::render(result)),
     ] {
         let path = dir.join(name);
-        write_file(&path, text)?;
+        // Whole or not at all: a reader may have the older one open.
+        let part = dir.join(format!("{name}.part"));
+        fs::write(&part, text)
+            .and_then(|()| fs::rename(&part, &path))
+            .map_err(|source| FolderError::Write { path: path.clone(), source })?;
         written.push(path);
     }
     Ok(written)

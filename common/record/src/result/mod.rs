@@ -7,6 +7,7 @@
 pub mod boom;
 pub mod load;
 pub mod observe;
+pub mod witness;
 
 use std::collections::BTreeMap;
 
