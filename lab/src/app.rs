@@ -6,25 +6,27 @@ use std::fs;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::mpsc::channel;
 
-use crate::document::lab::{Environment, Judgement, LabResult, Path as NetPath};
-use canary_record::names::{EndedBy, Forgery};
+use crate::document::lab::{Environment, Judgement, LabResult};
+use canary_record::names::EndedBy;
 use canary_record::result::Clock;
 use canary_runtime::exit::Exit;
 
-use crate::cell::Setting;
-use crate::cli::{BinArgs, CaptureMode, Cli, Command, RunArgs};
-use crate::evidence;
-use crate::exec::{Call, Interrupt, TOOLS, Tools};
+use canary_testbed::exec::{Call, Interrupt, TOOLS, Tools};
+use canary_testbed::{evidence, netns};
+
+use crate::cli::{BinArgs, Cli, Command, RunArgs};
+use crate::cluster;
 use crate::hands_on;
+use crate::judge::ledger::{Entry, Ledger};
 use crate::kernels;
-use crate::netns;
 use crate::record::Record;
 use crate::report::{folder, progress::Progress, text};
-use crate::runner::{self, Plan};
-use crate::saturation::{cluster, table};
-use crate::scenario::{self, Scenario};
-use crate::staged::{self, Staged};
+use crate::run::setting::{self, CaptureMode, Setting};
+use crate::run::{self, Plan, host_table};
+use crate::scenario::matrix::Matrix;
+use crate::scenario::{self, Body, Scenario};
 
 /// The program.
 #[must_use]
@@ -44,7 +46,7 @@ pub fn main() -> ExitCode {
             None => hands_on::check(args).map_err(usage).and_then(|()| enter(None)),
             Some(pipe) => settled(pipe).and_then(|_| hands_on::shell(args).map_err(failed)),
         },
-        (Command::HostTable(args), _) => Ok(table::guard(args)),
+        (Command::HostTable(args), _) => Ok(host_table::guard(args)),
         (Command::Run(args), None) => outer(args),
         (Command::Run(args), Some(pipe)) => inner(args, pipe),
     };
@@ -74,10 +76,7 @@ fn print(text: &str) {
 
 fn list() -> Ending {
     for s in scenario::shipped().map_err(failed)? {
-        print(&format!("{:<28} {}\n", s.name, s.title));
-    }
-    for s in staged::shipped().map_err(failed)? {
-        print(&format!("{:<28} {}\n", s.name(), s.title()));
+        print(&format!("{:<28} {}\n", s.about.name, s.about.title));
     }
     Ok(Exit::Ok)
 }
@@ -157,7 +156,7 @@ fn in_user_namespace() -> bool {
 fn outer(args: &RunArgs) -> Ending {
     scenarios(args)?;
     if let Some(dir) = &args.output
-        && !runner::usable(dir)
+        && !usable(dir)
     {
         return Err(usage(format!(
             "--output: {} is not an empty directory; name another",
@@ -173,14 +172,22 @@ fn outer(args: &RunArgs) -> Ending {
     }
     let Some(size) = args.host_table_size else { return enter(None) };
     // Here, because the initial network namespace alone has this setting.
-    let refused = |e: table::TableError| (e.exit(), e.to_string());
-    let guard = table::Guard::start(size).map_err(refused)?;
+    let refused = |e: host_table::TableError| (e.exit(), e.to_string());
+    let guard = host_table::Guard::start(size).map_err(refused)?;
     let ending = guard
         .share()
         .map_err(refused)
-        .and_then(|pipe| enter(Some((table::PIPE, pipe.to_string()))));
+        .and_then(|pipe| enter(Some((host_table::PIPE, pipe.to_string()))));
     guard.restore().map_err(refused)?;
     ending
+}
+
+/// True when `dir` may be used for results: absent, or empty.
+fn usable(dir: &Path) -> bool {
+    match fs::read_dir(dir) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(e) => e.kind() == std::io::ErrorKind::NotFound,
+    }
 }
 
 fn enter(env: Option<(&str, String)>) -> Ending {
@@ -195,66 +202,77 @@ fn enter(env: Option<(&str, String)>) -> Ending {
     })
 }
 
-fn scenarios(args: &RunArgs) -> Result<(Vec<Scenario>, Vec<Staged>), (Exit, String)> {
-    let (staged, names) = staged::choose(&args.scenarios).map_err(usage)?;
-    let mut chosen = if names.is_empty() && !args.scenarios.is_empty() {
-        Vec::new()
-    } else {
-        scenario::choose(&names).map_err(usage)?
-    };
-    let control = |s: &Scenario| {
-        s.path == NetPath::ClusterIp
-            && s.forgeries.contains(&Forgery::AboveWindow)
-            && s.cells.iter().any(|c| c.protections.is_empty())
-    };
-    if !chosen.iter().any(control) {
+fn scenarios(args: &RunArgs) -> Result<Vec<Scenario>, (Exit, String)> {
+    let mut chosen = scenario::choose(&args.scenarios).map_err(usage)?;
+    let matrices = || chosen.iter().filter_map(Scenario::matrix);
+    let depends = |m: &Matrix| m.cells.iter().any(|c| m.depends_on_generation(c));
+    // Without it nothing is proved; and what depends on the kernel's generation needs a cell
+    // that shows it.
+    if !matrices().any(Matrix::has_control)
+        || (matrices().any(depends) && !matrices().any(Matrix::tells_generation))
+    {
         chosen.insert(0, scenario::positive_control().map_err(failed)?);
     }
     // Results are kept by name.
-    let names = chosen.iter().map(|s| s.name.as_str()).chain(staged.iter().map(Staged::name));
     let mut seen = BTreeSet::new();
-    for name in names {
-        if !seen.insert(name.to_owned()) {
+    for name in chosen.iter().map(|s| &s.about.name) {
+        if !seen.insert(name) {
             return Err(usage(format!("two scenarios are named '{name}': name each once")));
         }
     }
     for s in &mut chosen {
-        s.connections = args.connections.unwrap_or(s.connections);
+        if let (Body::Matrix(m), Some(n)) = (&mut s.body, args.connections) {
+            m.connections = n;
+        }
     }
-    Ok((chosen, staged))
+    Ok(chosen)
 }
 
 fn inner(args: &RunArgs, pipe: i32) -> Ending {
     let clock = Clock::start();
     let outside = netns::outside_pid();
     let interrupt = settled(pipe)?;
-    let control = table::Control::inherited().map_err(failed)?;
+    let control = host_table::Control::inherited().map_err(failed)?;
     let dir = results_dir(args)?;
     let tools = Tools::find();
-    let (chosen, staged) = scenarios(args)?;
+    let environment = environment(&tools);
     let plan = Plan {
-        scenarios: chosen,
+        scenarios: scenarios(args)?,
         repeat: args.repeat,
         jobs: usize::from(args.jobs),
-        environment: environment(&tools),
         setting: Setting {
             boom_server: find_program(&args.bin, "boom-server").map_err(failed)?,
             load_client: find_program(&args.bin, "load-client").map_err(failed)?,
             tools,
             time_scale: args.time_scale,
             capture: args.capture,
-            interrupt,
+            interrupt: interrupt.clone(),
         },
-        config: config(args, &dir),
         dir: dir.clone(),
     };
-    let mut record = Record::prepare(&dir, &staged, plan.repeat).map_err(failed)?;
-    let mut result = runner::run(&plan, &clock, &mut Progress::new(), &record);
-    staged::run_all(&staged, &plan, &clock, control.as_ref(), &mut record, &mut result);
+    let entries: Vec<_> = plan.scenarios.iter().map(entry).collect();
+    let cells: usize = entries
+        .iter()
+        .filter(|e| e.skipped.is_none())
+        .filter_map(|e| e.scenario.matrix())
+        .map(|m| m.cells() * plan.repeat as usize)
+        .sum();
+    let record = Record::prepare(&dir, clock, interrupt, config(args, &dir)).map_err(failed)?;
+    let mut ledger = Ledger::new(entries, plan.repeat, environment, record.so_far());
+    let mut progress = Progress::new();
+    let (tell, told) = channel();
+    std::thread::scope(|scope| {
+        let (plan, control) = (&plan, control.as_ref());
+        // The sender goes with the run, so that listening ends with it.
+        scope.spawn(move || run::run(plan, control, &tell));
+        progress.begin(cells);
+        record.listen(&told, &mut ledger, &mut progress);
+    });
+    progress.end();
     // What was found is shown, whether or not it can be written.
-    let recorded = record.end(&mut result).map_err(failed);
-    let report = folder::write(&dir, &result).map_err(failed);
-    print(&text::render(&result, text::width()));
+    let (result, recorded) = record.end(&mut ledger);
+    let report = folder::write(&dir, result).map_err(failed);
+    print(&text::render(result, text::width()));
     let file = dir.join("results.json");
     if std::io::stdout().is_terminal() {
         print(&format!(
@@ -269,13 +287,22 @@ fn inner(args: &RunArgs, pipe: i32) -> Ending {
         });
         print(&format!("{line}\n"));
     }
-    recorded.and(report)?;
+    recorded.map_err(failed)?;
+    report?;
     if args.keep {
-        let lanes = runner::last_cells(&plan);
+        let lanes = run::last_cells(&plan);
         hands_on::keep(&outside, in_user_namespace(), &lanes, &plan.setting.interrupt)
             .map_err(failed)?;
     }
-    Ok(exit(&result))
+    Ok(exit(result))
+}
+
+fn entry(scenario: &Scenario) -> Entry {
+    Entry {
+        scenario: scenario.clone(),
+        skipped: run::skipped(scenario).map(str::to_owned),
+        commands: run::commands(scenario),
+    }
 }
 
 fn exit(result: &LabResult) -> Exit {
@@ -304,22 +331,8 @@ fn results_dir(args: &RunArgs) -> Result<PathBuf, (Exit, String)> {
     dir.canonicalize().map_err(|e| failed(format!("cannot find {}: {e}", dir.display())))
 }
 
-pub(crate) fn find_program(args: &BinArgs, name: &str) -> Result<PathBuf, String> {
-    let dir = match &args.bin_dir {
-        Some(dir) => dir.clone(),
-        None => std::env::current_exe()
-            .ok()
-            .and_then(|p| p.parent().map(Path::to_owned))
-            .unwrap_or_default(),
-    };
-    let path = dir.join(name);
-    let path = path.canonicalize().map_err(|e| {
-        format!(
-            "cannot find {}: {e}; build it or name its directory with --bin-dir",
-            path.display()
-        )
-    })?;
-    Ok(path)
+fn find_program(args: &BinArgs, name: &str) -> Result<PathBuf, String> {
+    setting::find_program(args.bin_dir.as_deref(), name)
 }
 
 fn environment(tools: &Tools) -> Environment {

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use crate::document::lab::{FrontEnd, Protection};
 use canary_wire::segment::Family;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 use crate::kernels::KernelsArgs;
-use crate::saturation::table::{SMALLEST, TableArgs};
+use crate::run::host_table::{SMALLEST, TableArgs};
+use crate::run::setting::CaptureMode;
 
 /// Reproduces Kubernetes issue #74839 on one machine, with real packets through
 /// the real kernel, and judges which protections hold.
@@ -70,17 +71,6 @@ pub struct BinArgs {
     /// Directory of boom-server and load-client (default: that of this program)
     #[arg(long, value_name = "DIR", env = "LAB_BIN_DIR")]
     pub bin_dir: Option<PathBuf>,
-}
-
-/// Which captures are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum CaptureMode {
-    /// One connection of every kind that was reset
-    One,
-    /// Everything, in every cell
-    All,
-    /// Nothing is captured
-    None,
 }
 
 /// Options of `run`.

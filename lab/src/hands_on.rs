@@ -7,34 +7,36 @@ use std::time::Duration;
 
 use canary_runtime::exit::Exit;
 
-use crate::app::find_program;
+use canary_testbed::exec::{ExecError, Interrupt, Tools};
+use canary_testbed::netns;
+use canary_testbed::place::{Place, PlaceError};
+use canary_testbed::topology::Topology;
+
 use crate::cli::ShellArgs;
-use crate::exec::{ExecError, Interrupt, Tools};
-use crate::netns;
-use crate::place::{Place, PlaceError};
-use crate::scenario::{self, Scenario};
-use crate::staged;
-use crate::topology::Topology;
+use crate::document::lab::Protections;
+use crate::run::setting::find_program;
+use crate::scenario::matrix::Matrix;
+use crate::scenario::{self, About, Body};
 
 fn say(text: &str) {
     // stderr may be closed; the shell is what matters.
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-fn chosen(args: &ShellArgs) -> Result<Scenario, String> {
-    let name = &args.scenario;
-    if staged::choose(std::slice::from_ref(name)).is_ok_and(|(staged, _)| !staged.is_empty()) {
-        return Err(format!(
-            "{name} builds its hosts stage by stage: name a scenario with a path, as cluster-ip"
-        ));
+fn chosen(args: &ShellArgs) -> Result<(About, Matrix), String> {
+    let one = scenario::named(&args.scenario).map_err(|e| e.to_string())?;
+    match one.body {
+        Body::Matrix(matrix) => Ok((one.about, matrix)),
+        Body::Cause(_) | Body::Saturation(_) => Err(format!(
+            "{} builds its hosts stage by stage: name a scenario with a path, as cluster-ip",
+            one.about.name
+        )),
     }
-    let one = scenario::choose(std::slice::from_ref(&args.scenario)).map_err(|e| e.to_string())?;
-    one.into_iter().next().ok_or_else(|| "no scenario".to_owned())
 }
 
 /// Whether the scenario is known and has the host.
 pub fn check(args: &ShellArgs) -> Result<(), String> {
-    let hosts = Topology::new(chosen(args)?.path, "").hosts;
+    let hosts = Topology::new(chosen(args)?.1.path, "").hosts;
     if hosts.contains(&args.host.as_str()) {
         return Ok(());
     }
@@ -48,30 +50,28 @@ pub fn shell(args: &ShellArgs) -> Result<Exit, PlaceError> {
         what: "open a shell".to_owned(),
         source: std::io::Error::other(why),
     };
-    let scenario = chosen(args).map_err(wrong)?;
-    let (front_end, family) = (
-        args.front_end.unwrap_or(scenario.front_ends[0]),
-        args.family.unwrap_or(scenario.families[0]),
-    );
+    let (about, matrix) = chosen(args).map_err(wrong)?;
+    let (front_end, family) =
+        (args.front_end.unwrap_or(matrix.front_ends[0]), args.family.unwrap_or(matrix.families[0]));
     let tools = Tools::find();
-    let place = Place::build(Topology::new(scenario.path, ""), &tools)?;
+    let place = Place::build(Topology::new(matrix.path, ""), &tools)?;
     place.protect(front_end, family, &args.protection)?;
-    let protections: Vec<_> = args.protection.iter().map(ToString::to_string).collect();
-    let protections =
-        if protections.is_empty() { "none".to_owned() } else { protections.join(", ") };
+    let protections: Protections = args.protection.iter().copied().collect();
     say(&format!(
         "{}: {front_end} {family} rules, protections: {protections}\n\
          hosts: {} (ip netns exec HOST ...)\n\
          boom-server belongs in {}, load-client in {}: load-client probe --target tcp://{} ...",
-        scenario.title,
+        about.title,
         place.topology.hosts.join(", "),
         place.topology.server(),
         place.topology.client(),
         place.topology.target(family),
     ));
     let mut env = Vec::new();
-    if let Some(dir) =
-        find_program(&args.bin, "boom-server").ok().as_deref().and_then(|p| p.parent())
+    if let Some(dir) = find_program(args.bin.bin_dir.as_deref(), "boom-server")
+        .ok()
+        .as_deref()
+        .and_then(|p| p.parent())
     {
         let path = std::env::var("PATH").unwrap_or_default();
         env.push(("PATH".to_owned(), format!("{}:{path}:/usr/sbin:/sbin", dir.display())));

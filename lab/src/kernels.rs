@@ -81,15 +81,11 @@ pub fn run(args: &KernelsArgs) -> Result<Exit, KernelsError> {
     let result = table::compare(inputs, run);
     let text = text::render(&result);
     if let Some(dir) = &args.output {
-        let write = |name: &str, bytes: &str| {
-            let path = dir.join(name);
-            fs::write(&path, bytes).map_err(|source| KernelsError::Write { path, source })
-        };
         fs::create_dir_all(dir)
             .map_err(|source| KernelsError::Write { path: dir.clone(), source })?;
         ResultFile::prepare(&dir.join("kernels.json"))?.write(&result)?;
-        write("kernels.html", &html::render(&result))?;
-        write("kernels.txt", &text)?;
+        output::write_file(&dir.join("kernels.html"), html::render(&result))?;
+        output::write_file(&dir.join("kernels.txt"), text.as_str())?;
     }
     // The table is for a reader wherever it is read; the record is the last line for a script.
     let mut stdout = io::stdout().lock();

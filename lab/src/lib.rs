@@ -1,22 +1,19 @@
 //! The whole conntrack experiment on one machine, in throw-away namespaces.
 //!
-//! [`scenario`], [`verdict`] and [`report`] are pure. Namespaces, processes and
-//! kernel reads are those of [`canary_testbed`]; [`cell`] and [`runner`] put
-//! them in order.
+//! Rooms, each of which knows only those before it: [`document`] and [`scenario`] are data,
+//! [`observed`] is what was seen; [`judge`] and [`report`] are pure. [`run`] runs and tells,
+//! [`record`] keeps what it tells. Namespaces, processes and kernel reads are those of
+//! [`canary_testbed`]. [`cluster`] and [`kernels`] judge what was collected elsewhere.
 
 pub mod app;
-pub mod causes;
-pub mod cell;
 pub mod cli;
+pub mod cluster;
 pub mod document;
 pub mod hands_on;
+pub mod judge;
 pub mod kernels;
+pub mod observed;
 pub mod record;
 pub mod report;
-pub mod runner;
-pub mod saturation;
+pub mod run;
 pub mod scenario;
-pub mod staged;
-pub mod verdict;
-
-use canary_testbed::{capture, evidence, exec, netns, place, topology};

@@ -1,142 +1,81 @@
-//! results.json while the run goes on. Whoever finds it after a run that was cut sees that
-//! it did not end, and what was not run.
+//! Keeps what a run tells: in the account, on the screen, and in results.json while the run goes
+//! on. Whoever finds that file after a run that was cut sees that it did not end, and what was
+//! not run.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::mpsc::Receiver;
 
-use crate::document::lab::{Judgement, LabResult, ScenarioResult};
+use crate::document::lab::{CellResult, LabResult};
 use canary_record::names::EndedBy;
+use canary_record::result::{Clock, Run};
 use canary_runtime::output::{OutputError, ResultFile};
+use canary_testbed::exec::Interrupt;
 
-use crate::runner;
-use crate::staged::Staged;
+use crate::judge::ledger::Ledger;
+use crate::report::progress::Progress;
+use crate::run::Event;
 
-/// The file, and what is still to come.
+/// The file, and what it says of the run.
 #[derive(Debug)]
 pub struct Record {
     file: ResultFile,
-    later: Vec<ScenarioResult>,
+    clock: Clock,
+    interrupt: Interrupt,
+    config: BTreeMap<String, String>,
 }
 
 impl Record {
-    /// A record in `dir` of a run that has `staged` scenarios after its cells.
-    pub fn prepare(dir: &Path, staged: &[Staged], repeat: u32) -> Result<Self, OutputError> {
+    /// A record in `dir`.
+    pub fn prepare(
+        dir: &Path,
+        clock: Clock,
+        interrupt: Interrupt,
+        config: BTreeMap<String, String>,
+    ) -> Result<Self, OutputError> {
         let file = ResultFile::prepare(&dir.join("results.json"))?;
-        let each = || staged.iter().map(|s| unfinished(s, "not run"));
-        Ok(Self { file, later: (0..repeat).flat_map(|_| each()).collect() })
+        Ok(Self { file, clock, interrupt, config })
     }
 
-    /// `one` has been run.
-    pub fn done(&mut self, one: &str) {
-        if let Some(at) = self.later.iter().position(|s| s.name == one) {
-            self.later.remove(at);
+    /// The run so far: an end that did not come is an error's.
+    #[must_use]
+    pub fn so_far(&self) -> Run {
+        self.run(EndedBy::Error)
+    }
+
+    /// Listens until the run has ended.
+    pub fn listen(&self, told: &Receiver<Event>, ledger: &mut Ledger, progress: &mut Progress) {
+        let show = |progress: &mut Progress, cells: Vec<CellResult>| {
+            for cell in &cells {
+                progress.cell(cell);
+            }
+        };
+        while let Ok(first) = told.recv() {
+            // Writing the whole takes longer than what may have come meanwhile.
+            for event in std::iter::once(first).chain(told.try_iter()) {
+                match event {
+                    Event::Cell(done) => show(progress, ledger.cell(*done)),
+                    Event::Cause(n, repetition, seen) => ledger.cause(n, repetition, &seen),
+                    Event::Saturation(n, repetition, filled) => {
+                        ledger.saturation(n, repetition, *filled);
+                    }
+                }
+            }
+            // What could not be written may be written with the next; that the last is counts.
+            let _ = self.file.write(ledger.result(self.so_far()));
         }
+        show(progress, ledger.close());
     }
 
-    /// Keeps what is known so far. What could not be written may be written with the next
-    /// result; that the last is counts.
-    pub fn so_far(&self, result: &LabResult) {
-        let mut result = result.clone();
-        self.complete(&mut result);
-        if result.run.ended_by == EndedBy::Completed {
-            result.run.ended_by = EndedBy::Error;
-        }
-        let _ = self.file.write(&result);
+    /// The end.
+    pub fn end<'a>(&self, ledger: &'a mut Ledger) -> (&'a LabResult, Result<(), OutputError>) {
+        let result = ledger.result(self.run(EndedBy::Completed));
+        (result, self.file.write(result))
     }
 
-    /// The end: what was not run until now will not be.
-    pub fn end(self, result: &mut LabResult) -> Result<(), OutputError> {
-        self.complete(result);
-        self.file.write(result)
-    }
-
-    fn complete(&self, result: &mut LabResult) {
-        result.scenarios.extend(self.later.iter().cloned());
-        (result.judgement, result.reasons) =
-            runner::conclude(&result.scenarios, &result.positive_control);
-    }
-}
-
-/// What there is of a scenario that did not come to its end.
-pub(crate) fn unfinished(staged: &Staged, why: &str) -> ScenarioResult {
-    ScenarioResult {
-        name: staged.name().to_owned(),
-        title: staged.title().to_owned(),
-        why: String::new(),
-        source: String::new(),
-        judgement: Judgement::Inconclusive,
-        reasons: vec![why.to_owned()],
-        cells: Vec::new(),
-        commands: Vec::new(),
-        timeline: None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use crate::document::lab::{Environment, PositiveControl};
-    use canary_record::result::Clock;
-
-    use super::*;
-
-    /// A record that is cut says that the run did not end and what was not run; at the end
-    /// nothing of that is left.
-    #[test]
-    fn a_cut_record_claims_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let read = || -> LabResult {
-            serde_json::from_slice(&std::fs::read(dir.path().join("results.json")).unwrap())
-                .unwrap()
-        };
-        let staged = crate::staged::shipped().unwrap();
-        let one = &staged[..1];
-        let done = || ScenarioResult {
-            judgement: Judgement::AsExpected,
-            reasons: Vec::new(),
-            ..unfinished(&one[0], "")
-        };
-        let mut result = LabResult {
-            schema_version: canary_record::result::SCHEMA_VERSION,
-            run: Clock::start().run("conntrack-lab run", "0", EndedBy::Completed, [].into()),
-            judgement: Judgement::AsExpected,
-            reasons: Vec::new(),
-            environment: Environment::default(),
-            positive_control: PositiveControl { held: true, forged: 1, killed: 1 },
-            scenarios: Vec::new(),
-        };
-        let mut record = Record::prepare(dir.path(), one, 2).unwrap();
-        record.done(one[0].name());
-        result.scenarios.push(done());
-        record.so_far(&result);
-        let cut = read();
-        assert_eq!((cut.run.ended_by, cut.judgement), (EndedBy::Error, Judgement::Inconclusive));
-        assert_eq!(cut.scenarios[1].reasons, ["not run"]);
-        assert!(cut.reasons[0].ends_with("not run"), "{:?}", cut.reasons);
-        record.done(one[0].name());
-        result.scenarios.push(done());
-        record.end(&mut result).unwrap();
-        let whole = read();
-        assert_eq!(
-            (whole.run.ended_by, whole.judgement),
-            (EndedBy::Completed, Judgement::AsExpected)
-        );
-        assert_eq!(whole.scenarios.len(), 2);
-    }
-
-    /// Where nothing but the added control ran, nothing was shown.
-    #[test]
-    fn a_skipped_scenario_beside_the_added_control_is_skipped() {
-        let control = PositiveControl { held: true, forged: 1, killed: 1 };
-        let named = |name: &str, judgement| ScenarioResult {
-            name: name.to_owned(),
-            judgement,
-            reasons: Vec::new(),
-            ..unfinished(&crate::staged::shipped().unwrap()[0], "")
-        };
-        let skipped = named("same-node-bridge", Judgement::Skipped);
-        let added = named(crate::scenario::POSITIVE_CONTROL, Judgement::AsExpected);
-        let other = named("cluster-ip", Judgement::AsExpected);
-        let judged = |all: &[ScenarioResult]| runner::conclude(all, &control).0;
-        assert_eq!(judged(&[added.clone(), skipped.clone()]), Judgement::Skipped);
-        assert_eq!(judged(&[added, skipped, other]), Judgement::AsExpected);
+    fn run(&self, ended_by: EndedBy) -> Run {
+        let ended_by = self.interrupt.signalled().unwrap_or(ended_by);
+        let config = self.config.clone();
+        self.clock.run("conntrack-lab run", env!("CARGO_PKG_VERSION"), ended_by, config)
     }
 }

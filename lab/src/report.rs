@@ -2,7 +2,6 @@
 //! comparison. All but [`folder`] and [`progress`] are pure.
 
 pub mod diff;
-pub mod fold;
 pub mod folder;
 pub mod html;
 pub mod junit;

@@ -1,11 +1,22 @@
-//! Scenario files: TOML in, a checked scenario with its expectation out.
+//! Scenario files: TOML in, a checked scenario with its expectation out. One loader for every
+//! kind; what a scenario leads to is not known here.
 
-use std::collections::{BTreeMap, BTreeSet};
+pub mod cause;
+pub mod claims;
+pub mod matrix;
+pub mod saturation;
+#[cfg(test)]
+mod tests;
 
-use crate::document::lab::{FrontEnd, Path, Profile, Protection, Seen};
-use canary_record::names::{Forgery, OldSegments};
-use canary_wire::segment::Family;
+use std::path::Path;
+
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use toml::de::{DeTable, Deserializer};
+
+use cause::Cause;
+use matrix::Matrix;
+use saturation::Saturation;
 
 /// The scenarios in the binary, in the order that `run` takes them.
 const SHIPPED: &[&str] = &[
@@ -23,17 +34,28 @@ const SHIPPED: &[&str] = &[
     include_str!("../scenarios/pod-ip.toml"),
     include_str!("../scenarios/one-node-protected.toml"),
     include_str!("../scenarios/overshoot.toml"),
+    include_str!("../scenarios/entry-deleted.toml"),
+    include_str!("../scenarios/endpoint-replaced.toml"),
+    include_str!("../scenarios/mtu-black-hole.toml"),
+    include_str!("../scenarios/close-unread.toml"),
+    include_str!("../scenarios/saturation.toml"),
 ];
+/// What errors call these.
+const BUILT_IN: &str = "(shipped)";
+/// The name of the scenario that is added to a run without a positive control.
+pub const POSITIVE_CONTROL: &str = "positive-control";
 
 /// A scenario file is wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
     /// Not the TOML that is expected.
-    #[error("scenario {file}: {}", message.trim().replace('\n', " "))]
+    #[error("scenario {file}, line {line}: {message}")]
     Toml {
         /// The file, or the shipped scenario's name.
         file: String,
-        /// Where and what.
+        /// From 1.
+        line: usize,
+        /// What, and what would be right.
         message: String,
     },
     /// Well-formed, but it makes no sense.
@@ -46,11 +68,14 @@ pub enum ScenarioError {
     },
     /// Neither shipped nor a file.
     #[error(
-        "no scenario '{name}': name one that `conntrack-lab list` shows, or a file that ends in .toml"
+        "no scenario '{name}': {}name one that `conntrack-lab list` shows, or a file that ends in .toml",
+        near.as_ref().map_or_else(String::new, |n| format!("did you mean {n}? Or "))
     )]
     Unknown {
         /// As it was asked for.
         name: String,
+        /// The nearest shipped one.
+        near: Option<String>,
     },
     /// The file cannot be read.
     #[error("cannot read scenario {file}: {source}")]
@@ -62,10 +87,10 @@ pub enum ScenarioError {
     },
 }
 
-/// One claim, the cells that show it, and what they should show.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Scenario {
+/// What every scenario says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct About {
     /// Its name: lower-case letters, digits and hyphens.
     pub name: String,
     /// One line on what it is.
@@ -74,192 +99,178 @@ pub struct Scenario {
     pub why: String,
     /// Where that is known from.
     pub source: String,
-    /// The way from client to server.
-    pub path: Path,
-    /// IP families, each a cell of its own.
-    pub families: Vec<Family>,
-    /// Front ends, each a cell of its own.
-    pub front_ends: Vec<FrontEnd>,
-    /// Connections for each forgery in each cell.
-    #[serde(default = "fifty")]
-    pub connections: u32,
-    /// What to forge, by turns.
-    pub forgeries: Vec<Forgery>,
-    /// The protections and what each should lead to.
-    #[serde(rename = "cell")]
-    pub cells: Vec<CellPlan>,
 }
 
-const fn fifty() -> u32 {
-    50
+/// One scenario.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scenario {
+    /// What it says of itself.
+    pub about: About,
+    /// What it does.
+    pub body: Body,
 }
 
-/// One set of protections and its expectation.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct CellPlan {
-    /// What is set; none for an unprotected path.
-    #[serde(default)]
-    pub protections: Vec<Protection>,
-    /// What should be seen.
-    pub expect: Expectation,
+/// What a scenario does; `kind` in its file, which a matrix may leave out.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Body {
+    /// Paths under protections.
+    Matrix(Matrix),
+    /// Another cause of resets.
+    Cause(Cause),
+    /// A table that fills.
+    Saturation(Saturation),
 }
 
-/// What should be seen of each forgery.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(untagged)]
-pub enum Expectation {
-    /// A whole row by its name.
-    Profile(Profile),
-    /// Forgery by forgery, whatever the kernel's generation.
-    Each(BTreeMap<Forgery, Seen>),
-}
-
-impl Expectation {
-    /// What should be seen of `forgery`. While the kernel's generation is not
-    /// known, nothing is expected of what depends on it.
+impl Scenario {
+    /// Whether a run that names no scenario has it: saturation takes minutes and the whole
+    /// machine.
     #[must_use]
-    pub fn of(&self, forgery: Forgery, kernel: Option<OldSegments>) -> Option<Seen> {
-        match self {
-            Self::Each(map) => map.get(&forgery).copied(),
-            Self::Profile(profile) => row(*profile, forgery, kernel),
+    pub const fn by_default(&self) -> bool {
+        !matches!(self.body, Body::Saturation(_))
+    }
+
+    /// Its cells, where it has any.
+    #[must_use]
+    pub const fn matrix(&self) -> Option<&Matrix> {
+        match &self.body {
+            Body::Matrix(m) => Some(m),
+            Body::Cause(_) | Body::Saturation(_) => None,
         }
     }
 
-    /// The row that is expected, where it is one.
-    #[must_use]
-    pub fn profile(&self) -> Option<Profile> {
-        match self {
-            Self::Profile(profile) => Some(*profile),
-            Self::Each(_) => None,
+    /// What runs first: cells side by side, then causes, then what needs the whole machine.
+    const fn turn(&self) -> u8 {
+        match self.body {
+            Body::Matrix(_) => 0,
+            Body::Cause(_) => 1,
+            Body::Saturation(_) => 2,
         }
     }
 }
 
-/// The table of profile, forgery and outcome (nf_conntrack_proto_tcp.c:
-/// tcp_in_window(), tcp_error()).
-#[must_use]
-pub fn row(profile: Profile, forgery: Forgery, kernel: Option<OldSegments>) -> Option<Seen> {
-    use Forgery::{AboveWindow, AckAhead, BelowWindow, Control, NoFlags, Overshoot, SynFin};
-    Some(match (profile, forgery) {
-        (Profile::NoConnection, _) => Seen::NoConnection,
-        // In order for every kernel.
-        (_, Control)
-        // be_liberal, or no NAT, hides the window check.
-        | (
-            Profile::LiberalOnly | Profile::LiberalAndDropped | Profile::NotTranslated,
-            BelowWindow | AboveWindow | AckAhead | Overshoot,
-        )
-        | (Profile::NotTranslated, SynFin) => Seen::Delivered,
-        // Since 6.1 (commit 6e250dcbff1d) what is too old is ignored, and so translated.
-        (Profile::Unprotected | Profile::Dropped, BelowWindow) => match (kernel?, profile) {
-            (OldSegments::Ignored, _) => Seen::Delivered,
-            (OldSegments::Invalid, Profile::Unprotected) => Seen::Kills,
-            (OldSegments::Invalid, _) => Seen::Dropped,
-            (OldSegments::NotShown, _) => return None,
-        },
-        // Since 6.1 conntrack takes the overshoot for the new end of the server's data: what
-        // is in order is then INVALID, which resets the connection, or is dropped for good.
-        (Profile::Unprotected | Profile::Dropped, Overshoot) => match (kernel?, profile) {
-            (OldSegments::Ignored, Profile::Unprotected) => Seen::KillsLater,
-            (OldSegments::Ignored, _) => Seen::Hangs,
-            (OldSegments::Invalid | OldSegments::NotShown, _) => return None,
-        },
-        (Profile::Unprotected, AboveWindow)
-        | (Profile::Unprotected | Profile::LiberalOnly, SynFin) => Seen::Kills,
-        (Profile::Unprotected, AckAhead)
-        // tcp_error() refuses it whatever be_liberal says; its answer is no RST that kills.
-        | (Profile::Unprotected | Profile::LiberalOnly, NoFlags) => Seen::Leaked,
-        // Silence, which for no-flags also means delivered.
-        (Profile::Dropped, AboveWindow | AckAhead | NoFlags | SynFin)
-        | (Profile::LiberalAndDropped, NoFlags | SynFin)
-        | (Profile::NotTranslated, NoFlags) => Seen::Dropped,
-    })
+/// What can be wrong with a value that was read.
+trait Checked: DeserializeOwned {
+    /// What makes no sense, and how to mend it.
+    fn check(&self) -> Result<(), String>;
+}
+
+impl Checked for About {
+    fn check(&self) -> Result<(), String> {
+        let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        // Part of files' names.
+        if self.name.is_empty() || !self.name.chars().all(legal) {
+            return Err("name: use lower-case letters, digits and hyphens".to_owned());
+        }
+        Ok(())
+    }
 }
 
 /// Reads one scenario. `file` names it in errors.
 pub fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
-    let scenario: Scenario = toml::from_str(text)
-        .map_err(|e| ScenarioError::Toml { file: file.to_owned(), message: e.to_string() })?;
-    let senseless =
-        |what: &str| Err(ScenarioError::Senseless { file: file.to_owned(), what: what.to_owned() });
-    let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if scenario.name.is_empty() || !scenario.name.chars().all(legal) {
-        return senseless("name: use lower-case letters, digits and hyphens");
-    }
-    for (field, empty) in [
-        ("families", scenario.families.is_empty()),
-        ("front-ends", scenario.front_ends.is_empty()),
-        ("forgeries", scenario.forgeries.is_empty()),
-        ("cell", scenario.cells.is_empty()),
-    ] {
-        if empty {
-            return senseless(&format!("{field}: name at least one"));
+    let loader = Loader { file, text };
+    let table = DeTable::parse(text).map_err(|e| loader.toml(&e))?;
+    let span = table.span();
+    let (mut about, mut body) = (DeTable::new(), table.into_inner());
+    let kind = body.remove("kind");
+    for field in ABOUT {
+        if let Some((key, value)) = body.remove_entry(field) {
+            about.insert(key, value);
         }
     }
-    if !(1..=1000).contains(&scenario.connections) {
-        return senseless("connections: use 1 to 1000");
-    }
-    let sets = scenario.cells.iter().map(|c| c.protections.iter().collect::<BTreeSet<_>>());
-    for (field, twice) in [
-        ("forgeries", !once(&scenario.forgeries)),
-        ("families", !once(&scenario.families)),
-        ("front-ends", !once(&scenario.front_ends)),
-        ("cell: protections", !once(sets)),
-    ] {
-        if twice {
-            return senseless(&format!("{field}: name each once"));
-        }
-    }
-    for cell in &scenario.cells {
-        if let Expectation::Each(map) = &cell.expect
-            && (map.is_empty() || map.keys().any(|f| !scenario.forgeries.contains(f)))
-        {
-            return senseless("expect: name at least one forgery, and only those of this scenario");
-        }
-    }
-    Ok(scenario)
+    let read = |body| toml::Spanned::new(span.clone(), body);
+    let kind = kind.as_ref().map_or(Some("matrix"), |k| k.get_ref().as_str());
+    let body = match kind {
+        Some("matrix") => loader.read(read(body)).map(Body::Matrix),
+        Some("cause") => loader.read(read(body)).map(Body::Cause),
+        Some("saturation") => loader.read(read(body)).map(Body::Saturation),
+        _ => Err(loader.senseless("kind: use matrix, cause or saturation".to_owned())),
+    }?;
+    Ok(Scenario { about: loader.read(read(about))?, body })
 }
 
-/// True when no two are equal.
-fn once<T: Ord>(items: impl IntoIterator<Item = T>) -> bool {
-    let mut seen = BTreeSet::new();
-    items.into_iter().all(|item| seen.insert(item))
+/// The fields of [`About`].
+const ABOUT: [&str; 4] = ["name", "title", "why", "source"];
+
+struct Loader<'a> {
+    file: &'a str,
+    text: &'a str,
+}
+
+impl Loader<'_> {
+    fn read<T: Checked>(&self, table: toml::Spanned<DeTable<'_>>) -> Result<T, ScenarioError> {
+        let value = T::deserialize(Deserializer::from(table)).map_err(|e| self.toml(&e))?;
+        value.check().map_err(|what| self.senseless(what))?;
+        Ok(value)
+    }
+
+    fn senseless(&self, what: String) -> ScenarioError {
+        ScenarioError::Senseless { file: self.file.to_owned(), what }
+    }
+
+    fn toml(&self, e: &toml::de::Error) -> ScenarioError {
+        let before = e.span().and_then(|span| self.text.get(..span.start)).unwrap_or_default();
+        ScenarioError::Toml {
+            file: self.file.to_owned(),
+            line: before.matches('\n').count() + 1,
+            message: with_nearest(&e.message().trim().replace('\n', " ")),
+        }
+    }
+}
+
+/// serde's "unknown field `x`, expected one of `y`, `z`", with the nearest said first.
+fn with_nearest(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let (Some(wrong), true) = (quoted.next(), message.starts_with("unknown ")) else {
+        return message.to_owned();
+    };
+    let field = message.starts_with("unknown field");
+    let known = quoted.chain(ABOUT.into_iter().filter(|_| field));
+    match nearest(wrong, known) {
+        Some(near) => {
+            let what = message.split(',').next().unwrap_or(message);
+            format!("{what}: did you mean `{near}`?")
+        }
+        None => message.to_owned(),
+    }
+}
+
+/// What somebody meant who wrote `wrong`, if anything is near.
+fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let near = known.map(|k| (strsim::damerau_levenshtein(wrong, k), k));
+    near.min().filter(|(far, k)| *far * 3 <= k.len().max(wrong.len())).map(|(_, k)| k)
 }
 
 /// The scenarios in the binary.
 pub fn shipped() -> Result<Vec<Scenario>, ScenarioError> {
-    SHIPPED.iter().map(|text| parse("(shipped)", text)).collect()
+    SHIPPED.iter().map(|text| parse(BUILT_IN, text)).collect()
 }
-
-/// Its name.
-pub const POSITIVE_CONTROL: &str = "positive-control";
 
 /// The scenario that is added to a run without a positive control.
 pub fn positive_control() -> Result<Scenario, ScenarioError> {
-    parse("(shipped)", include_str!("../scenarios/positive-control.toml"))
+    parse(BUILT_IN, include_str!("../scenarios/positive-control.toml"))
 }
 
-/// The scenarios asked for: shipped ones by name, others by file; all shipped
-/// ones when none is named.
-pub fn choose(names: &[String]) -> Result<Vec<Scenario>, ScenarioError> {
-    let shipped = shipped()?;
-    if names.is_empty() {
-        return Ok(shipped);
+/// One scenario: a shipped one by name, another by file.
+pub fn named(name: &str) -> Result<Scenario, ScenarioError> {
+    if Path::new(name).extension().is_some_and(|e| e == "toml") {
+        let text = std::fs::read_to_string(name)
+            .map_err(|source| ScenarioError::Read { file: name.to_owned(), source })?;
+        return parse(name, &text);
     }
-    names
-        .iter()
-        .map(|name| {
-            if std::path::Path::new(name).extension().is_some_and(|e| e == "toml") {
-                let text = std::fs::read_to_string(name)
-                    .map_err(|source| ScenarioError::Read { file: name.clone(), source })?;
-                return parse(name, &text);
-            }
-            shipped
-                .iter()
-                .find(|s| s.name == *name)
-                .cloned()
-                .ok_or_else(|| ScenarioError::Unknown { name: name.clone() })
-        })
-        .collect()
+    let shipped = shipped()?;
+    let near = || nearest(name, shipped.iter().map(|s| s.about.name.as_str())).map(str::to_owned);
+    let found = shipped.iter().find(|s| s.about.name == name).cloned();
+    found.ok_or_else(|| ScenarioError::Unknown { name: name.to_owned(), near: near() })
+}
+
+/// The scenarios asked for, in the order in which they run; those of a default run when none
+/// is named.
+pub fn choose(names: &[String]) -> Result<Vec<Scenario>, ScenarioError> {
+    let mut chosen: Vec<_> = if names.is_empty() {
+        shipped()?.into_iter().filter(Scenario::by_default).collect()
+    } else {
+        names.iter().map(|name| named(name)).collect::<Result<_, _>>()?
+    };
+    chosen.sort_by_key(Scenario::turn);
+    Ok(chosen)
 }

@@ -85,7 +85,7 @@ fn wrong_files_are_one_line() {
     let dir = scratch();
     for (from, to, says) in [
         ("title =", "titel =", "unknown field `titel`"),
-        ("kind = \"cause\"", "kind = \"moon\"", "use cause or saturation"),
+        ("kind = \"cause\"", "kind = \"moon\"", "use matrix, cause or saturation"),
         ("action = \"nothing\"", "action = \"noting\"", "unknown variant `noting`"),
     ] {
         let file = dir.path().join("bad.toml");

@@ -38,7 +38,7 @@ expect = "dropped"
 
 fn seen(result: &LabResult, cell: usize, forgery: Forgery) -> (u64, u64) {
     let f = result.scenarios[0].cells[cell].forgeries.iter().find(|f| f.forgery == forgery);
-    f.map(|f| (f.leaked, f.killed)).unwrap()
+    f.map(|f| (f.counts.leaked, f.counts.killed)).unwrap()
 }
 
 /// The whole experiment meets its expectation, its record is whole, and nothing is left.
@@ -157,7 +157,7 @@ fn tshark_counts_the_same_resets() {
         let mut ports: Vec<_> = text.lines().collect();
         ports.sort_unstable();
         ports.dedup();
-        let leaked: u64 = cell.forgeries.iter().map(|f| f.leaked).sum();
+        let leaked: u64 = cell.forgeries.iter().map(|f| f.counts.leaked).sum();
         assert_eq!(ports.len() as u64, leaked, "{}: {text}", cell.id);
         let counted: u64 = cell.captured_resets.as_ref().unwrap().values().sum();
         assert_eq!(counted, leaked);

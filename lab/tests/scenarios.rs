@@ -77,7 +77,7 @@ fn senseless_scenarios_are_refused() {
         ("families = [\"ipv4\"]", "families = []", "families: name at least one"),
         ("\"below-window\", \"above-window\"]", "\"control\"]", "forgeries: name each once"),
         ("above-window = \"kills\"", "syn-fin = \"kills\"", "expect: name at least one forgery"),
-        ("above-window = \"kills\"", "above-window = \"klls\"", "expect"),
+        ("above-window = \"kills\"", "above-window = \"klls\"", "did you mean `kills`?"),
         ("path = \"cluster-ip\"", "path = \"moon\"", "unknown variant `moon`"),
         ("families = [\"ipv4\"]", "families = [\"ipv4\", \"ipv4\"]", "families: name each once"),
         (

@@ -7,6 +7,7 @@ use std::io;
 use crate::model::FrontEnd;
 use canary_conntrack::stat;
 use canary_conntrack::table::Table;
+use canary_record::result::observe::ConntrackCounters;
 use canary_wire::segment::Family;
 
 use crate::exec::{ExecError, Tools};
@@ -67,14 +68,23 @@ pub fn set_sysctl(key: &str, value: &str) -> Result<(), EvidenceError> {
 }
 
 /// The conntrack statistics of this thread's network namespace, summed over the
-/// processors. (/proc/net is the process's, not the thread's.)
+/// processors.
 pub fn conntrack_stat() -> Result<BTreeMap<String, u64>, EvidenceError> {
+    statistics(stat::columns).map(|cpus| stat::sum(&cpus))
+}
+
+/// The same as counters.
+pub fn conntrack_counters() -> Result<ConntrackCounters, EvidenceError> {
+    let cpus = statistics(stat::counters)?;
+    Ok(cpus.iter().fold(ConntrackCounters::default(), |sum, cpu| sum.plus(cpu.counters)))
+}
+
+/// (/proc/net is the process's, not the thread's.)
+fn statistics<T>(read: fn(&str) -> Result<T, stat::ReadError>) -> Result<T, EvidenceError> {
     let path = format!("/proc/thread-self/net/{}", stat::STAT);
     let failed = |source| EvidenceError::Io { what: format!("read {path}"), source };
     let text = fs::read_to_string(&path).map_err(failed)?;
-    let cpus =
-        stat::columns(&text).map_err(|e| failed(io::Error::new(io::ErrorKind::InvalidData, e)))?;
-    Ok(stat::sum(&cpus))
+    read(&text).map_err(|e| failed(io::Error::new(io::ErrorKind::InvalidData, e)))
 }
 
 /// Makes conntrack forget every entry of this thread's network namespace.

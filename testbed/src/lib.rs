@@ -13,6 +13,7 @@ pub mod exec;
 pub mod golden;
 pub mod model;
 pub mod netns;
+pub mod network;
 pub mod place;
 pub mod programs;
 pub mod ruleset;

@@ -15,18 +15,19 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Starts capturing TCP in a host, at `link` (`any` for all), into `file`.
+    /// Starts capturing what `filter` says in a host, at `link` (`any` for all), into `file`.
     /// It is ready once [`Tap::wait_ready`] returns.
     pub fn start(
         place: &Place<'_>,
         host: &str,
         link: &str,
+        filter: &str,
         file: &Path,
     ) -> Result<Self, PlaceError> {
         let name = file.display().to_string();
         let options =
             ["-Z", "root", "-n", "-i", link, "--immediate-mode", "-s", "128", "-B", "8192"];
-        let options = [&options[..], &["-w", &name, "tcp"]].concat();
+        let options = [&options[..], &["-w", &name, filter]].concat();
         let call = place.tools().call("tcpdump", &options)?;
         let log = file.with_file_name(format!("tcpdump-{host}.log"));
         let process = place.start(host, call, &log, Ready::Text("listening on"))?;

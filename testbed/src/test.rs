@@ -38,6 +38,8 @@ use tempfile::TempDir;
 use crate::exec::{Call, Interrupt, Output, Tools};
 use crate::model::{FrontEnd, Path, Protection};
 use crate::netns;
+use crate::network::Conditions;
+use crate::network::wire::Network;
 use crate::place::Place;
 use crate::programs::{Program, Running, boom_server};
 use crate::topology::Topology;
@@ -160,6 +162,16 @@ impl Bed {
         let bed = Self::new(|prefix| Topology::new(path, prefix));
         bed.protect(&[]);
         bed
+    }
+
+    /// The same with a bad network between the nodes, or client and server where there are none.
+    #[track_caller]
+    #[must_use]
+    pub fn through(path: Path, conditions: Conditions) -> (Self, Network) {
+        let bed = Self::new(|prefix| Topology::new(path, prefix).through_a_network());
+        bed.protect(&[]);
+        let network = ok(Network::start(&bed.place, conditions));
+        (bed, network)
     }
 
     /// The hosts.

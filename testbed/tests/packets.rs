@@ -1,11 +1,22 @@
 //! The testbed itself, with real packets.
 
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
 use canary_testbed::model::Path;
-use canary_testbed::test::Bed;
+use canary_testbed::network::wire::Network;
+use canary_testbed::network::{Conditions, Fate, KINDS, Share};
+use canary_testbed::test::{Bed, SOON};
 use canary_testbed::topology::Topology;
 use canary_wire::segment::Family;
 
-canary_testbed::tests![a_service_is_translated, hosts_are_apart];
+canary_testbed::tests![
+    a_service_is_translated,
+    hosts_are_apart,
+    a_clean_network_carries_all,
+    a_bad_network_does_what_it_says,
+];
 
 /// What a client sends to the Service arrives at the server pod.
 fn a_service_is_translated() {
@@ -27,4 +38,72 @@ fn hosts_are_apart() {
         bed.sh("host", "ls /sys/class/net | wc -l; ip -o link | wc -l").lines().last(),
         Some("1")
     );
+}
+
+/// Sends `n` octets each way, over IPv4 and IPv6; they arrive as they were.
+fn transfer(bed: &Bed, n: usize) {
+    for host in ["client", "server"] {
+        // No burst is more than the socket buffer of an ordinary user's network.
+        bed.sh(host, "sysctl -qw net.ipv4.tcp_rmem='4096 32768 32768'");
+    }
+    let body: Vec<u8> = (0..n).map(|i| (i / 7) as u8).collect();
+    let carry = |mut from: &TcpStream, mut to: &TcpStream| {
+        let mut got = vec![0; n];
+        to.set_read_timeout(Some(SOON)).unwrap();
+        std::thread::scope(|s| {
+            s.spawn(|| from.write_all(&body).unwrap());
+            to.read_exact(&mut got).unwrap();
+        });
+        assert!(got == body);
+    };
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let to = bed.target(family);
+        let listener = bed.within("server", || TcpListener::bind(to).unwrap());
+        let client = bed.within("client", || TcpStream::connect_timeout(&to, SOON).unwrap());
+        let (server, _) = listener.accept().unwrap();
+        carry(&client, &server);
+        carry(&server, &client);
+    }
+}
+
+/// A clean network carries every frame, whatever the hosts offload.
+fn a_clean_network_carries_all() {
+    let bed = Bed::new(|prefix| Topology::pair(prefix).through_a_network());
+    let network = Network::start(bed.place(), KINDS[0].1).unwrap();
+    transfer(&bed, 1 << 20);
+    let damaged = "nstat -asz TcpInCsumErrors | awk '/Tcp/ { print $2 }'";
+    for host in ["client", "server"] {
+        assert_eq!(bed.sh(host, damaged), "0\n", "wrong checksums at the {host}");
+    }
+    let report = network.stop().unwrap();
+    for tally in [&report.left, &report.right] {
+        // 4 MiB in segments of at most 1448 octets, half of them each way.
+        assert!(tally.packets > 1400 && tally.sent == tally.packets, "{report}");
+    }
+    assert_eq!(report.missed, 0, "{report}");
+}
+
+/// Each kind of harm comes to pass, is counted, and TCP gets over it.
+fn a_bad_network_does_what_it_says() {
+    let bed = Bed::new(|prefix| Topology::pair(prefix).through_a_network());
+    let few = Share::percent(3);
+    let all =
+        Conditions { truncate: few, lose: few, jitter: Duration::from_millis(2), ..KINDS[5].1 };
+    let network = Network::start(bed.place(), all).unwrap();
+    transfer(&bed, 200_000);
+    let report = network.stop().unwrap();
+    for t in [&report.left, &report.right] {
+        for (what, n) in [
+            ("lost", t.lost),
+            ("duplicated", t.duplicated),
+            ("reordered", t.reordered),
+            ("truncated", t.truncated),
+        ] {
+            assert!(n > 0, "nothing was {what}: {report}");
+        }
+        assert!(t.longest > Duration::from_millis(1), "{report}");
+        let named = |what: fn(&Fate) -> bool| t.events.iter().filter(|e| what(&e.1)).count() as u64;
+        assert_eq!(named(|f| f.lost), t.lost);
+    }
+    assert_eq!(report.missed, 0, "{report}");
 }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::lab::{FrontEnd, Judgement, Path, Protection, Seen};
+use super::lab::{FrontEnd, Judgement, Path, Protections, Seen};
 use canary_record::names;
 use canary_record::names::{Forgery, OldSegments};
 use canary_record::result::Run;
@@ -98,7 +98,7 @@ pub struct KernelRow {
     /// Whose rules.
     pub front_end: FrontEnd,
     /// What protects; empty for none.
-    pub protections: Vec<Protection>,
+    pub protections: Protections,
     /// What was forged.
     pub forgery: Forgery,
     /// One for each kernel, in the order of [`KernelsResult::kernels`].

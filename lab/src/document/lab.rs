@@ -1,16 +1,69 @@
 //! What the lab found: every cell of its matrix, with the evidence beside it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::timeline::Timeline;
 use canary_record::names;
-use canary_record::names::{Diagnosis, Forgery, OldSegments, ProbeEnd, UnknownReason};
+use canary_record::names::{Diagnosis, Forgery, OldSegments, ProbeEnd};
+use canary_record::outcome::Counts;
 use canary_record::result::Run;
 pub use canary_testbed::model::{At, FrontEnd, NodeEvidence, Path, Protection, ProtectionKind};
 use canary_wire::segment::Family;
+
+/// A set of protections, as it was written. Equal sets are equal when [`sorted`](Self::sorted).
+#[derive(
+    Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(transparent)]
+pub struct Protections(Vec<Protection>);
+
+impl Protections {
+    /// In the one order that makes equal sets equal.
+    #[must_use]
+    pub fn sorted(&self) -> Self {
+        self.iter().copied().collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Whether any of them drops INVALID segments.
+    #[must_use]
+    pub fn drop(&self) -> bool {
+        self.iter().any(|p| p.kind != ProtectionKind::Liberal)
+    }
+}
+
+impl std::ops::Deref for Protections {
+    type Target = [Protection];
+    fn deref(&self) -> &[Protection] {
+        &self.0
+    }
+}
+
+impl<P: Into<Vec<Protection>>> From<P> for Protections {
+    fn from(list: P) -> Self {
+        Self(list.into())
+    }
+}
+
+impl FromIterator<Protection> for Protections {
+    fn from_iter<I: IntoIterator<Item = Protection>>(list: I) -> Self {
+        Self(list.into_iter().collect())
+    }
+}
+
+/// `liberal+forward-drop`; with `{:#}` as a reader likes it.
+impl fmt::Display for Protections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.iter().map(ToString::to_string).collect();
+        match &*names {
+            [] => f.pad("none"),
+            names => f.pad(&names.join(if f.alternate() { " + " } else { "+" })),
+        }
+    }
+}
 
 names! {
     /// What became of every forged segment of one kind in one cell.
@@ -72,13 +125,18 @@ impl Judgement {
     /// The worse of two: differs, inconclusive, skipped, as expected.
     #[must_use]
     pub fn worse(self, other: Self) -> Self {
-        let rank = |j| match j {
+        if self.rank() <= other.rank() { self } else { other }
+    }
+
+    /// The worst is 0.
+    #[must_use]
+    pub const fn rank(self) -> u8 {
+        match self {
             Self::Differs => 0,
             Self::Inconclusive => 1,
             Self::Skipped => 2,
             Self::AsExpected => 3,
-        };
-        if rank(self) <= rank(other) { self } else { other }
+        }
     }
 }
 
@@ -174,7 +232,7 @@ pub struct CellResult {
     /// Whose rules.
     pub front_end: FrontEnd,
     /// What protects; empty for none.
-    pub protections: Vec<Protection>,
+    pub protections: Protections,
     /// Observation against expectation.
     pub judgement: Judgement,
     /// Why, where it is not as expected.
@@ -215,16 +273,64 @@ pub struct ForgeryResult {
     pub seen: Seen,
     /// Segments forged.
     pub forged: u64,
-    /// Leaked, killed or not.
-    pub leaked: u64,
-    /// Leaked, and the connection reset.
-    pub killed: u64,
-    /// Delivered.
-    pub delivered: u64,
-    /// Dropped.
-    pub dropped: u64,
-    /// Not proved, by reason.
-    pub unknown: BTreeMap<UnknownReason, u64>,
+    /// What became of them.
+    #[serde(flatten)]
+    pub counts: Counts,
+}
+
+impl ForgeryResult {
+    /// Nothing forged yet.
+    #[must_use]
+    pub fn none(forgery: Forgery) -> Self {
+        Self { forgery, expected: None, seen: Seen::Mixed, forged: 0, counts: Counts::default() }
+    }
+
+    /// Adds another cell's, of the same forgery. What they do not agree on is mixed.
+    pub fn add(&mut self, other: &Self) {
+        if self.seen != other.seen {
+            self.seen = Seen::Mixed;
+        }
+        self.expected = self.expected.or(other.expected);
+        self.forged += other.forged;
+        self.counts += &other.counts;
+    }
+
+    /// What became of how many, in words.
+    #[must_use]
+    pub fn parts(&self) -> [(&'static str, u64); 5] {
+        let counts = &self.counts;
+        [
+            ("killed", counts.killed),
+            ("leaked, harmless", counts.leaked.saturating_sub(counts.killed)),
+            ("delivered", counts.delivered),
+            ("dropped", counts.dropped),
+            ("not proved", counts.unknown.values().sum()),
+        ]
+    }
+
+    /// How many of the forged bear out what was seen.
+    #[must_use]
+    pub const fn agreeing(&self) -> u64 {
+        match self.seen {
+            Seen::Kills => self.counts.killed,
+            Seen::Leaked => self.counts.leaked,
+            Seen::Delivered | Seen::KillsLater | Seen::Hangs => self.counts.delivered,
+            Seen::Dropped => self.counts.dropped,
+            Seen::NoConnection | Seen::Mixed => 0,
+        }
+    }
+
+    /// Against its expectation, in a cell whose evidence holds.
+    #[must_use]
+    pub fn judgement(&self) -> Judgement {
+        match self.expected {
+            Some(expected) if expected != self.seen => Judgement::Differs,
+            _ if self.seen == Seen::Mixed && !self.counts.unknown.is_empty() => {
+                Judgement::Inconclusive
+            }
+            _ => Judgement::AsExpected,
+        }
+    }
 }
 
 /// A packet capture that was kept.

@@ -5,7 +5,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use crate::document::kernels::{Agreement, KernelCell, KernelRow, KernelRun, KernelsResult};
 use crate::document::lab::{Judgement, Seen};
 
-use super::table::{explanation, protections};
+use super::table::explanation;
 use super::text::{behaviour, held, mark, segments, word};
 
 const STYLE: &str = "
@@ -99,7 +99,7 @@ fn table(rows: &[KernelRow], kernels: &[KernelRun]) -> Markup {
                 @let new = n == 0 || rows[n - 1].protections != row.protections;
                 tr class={ (class(row)) @if new { " first" } } {
                     td { (mark(row.agreement)) }
-                    td { (protections(&row.protections)) }
+                    td { (row.protections.to_string()) }
                     th { (row.forgery) }
                     @for c in &row.cells { (cell(c)) }
                 }

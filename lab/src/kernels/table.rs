@@ -6,13 +6,13 @@ use crate::document::kernels::{
     Agreement, GuestState, KernelCell, KernelRow, KernelRun, KernelsResult,
 };
 use crate::document::lab::{
-    CellResult, ForgeryResult, FrontEnd, Judgement, LabResult, Path, Profile, Protection, Seen,
+    CellResult, ForgeryResult, FrontEnd, Judgement, LabResult, Path, Profile, Protections, Seen,
 };
 use canary_record::names::{Forgery, OldSegments};
 use canary_record::result::{Run, SCHEMA_VERSION};
 use canary_wire::segment::Family;
 
-use crate::scenario::row as row_of;
+use crate::scenario::matrix::row as row_of;
 
 /// What one kernel left, as it was read.
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ struct Key {
     path: Path,
     family: Family,
     front_end: FrontEnd,
-    protections: Vec<Protection>,
+    protections: Protections,
     forgery: Forgery,
 }
 
@@ -62,8 +62,7 @@ fn results(lab: &LabResult) -> impl Iterator<Item = (&CellResult, &ForgeryResult
 }
 
 fn key(cell: &CellResult, forgery: &ForgeryResult) -> Key {
-    let mut protections = cell.protections.clone();
-    protections.sort_unstable();
+    let protections = cell.protections.sorted();
     Key {
         path: cell.path,
         family: cell.family,
@@ -98,22 +97,23 @@ fn cell(key: &Key, input: &Input) -> KernelCell {
         return nothing("this kernel left no results");
     };
     let all: Vec<_> = results(lab).filter(|(c, f)| self::key(c, f) == *key).collect();
-    let Some((_, first)) = all.first() else {
-        return nothing("this kernel's run has no such cell");
-    };
-    let seen = if all.iter().all(|(_, f)| f.seen == first.seen) { first.seen } else { Seen::Mixed };
-    let mut reasons: Vec<String> = all.iter().flat_map(|(c, _)| c.reasons.clone()).collect();
+    let sum = all.iter().map(|(_, f)| (*f).clone()).reduce(|mut sum, more| {
+        sum.add(&more);
+        sum
+    });
+    let Some(sum) = sum else { return nothing("this kernel's run has no such cell") };
     let judgement =
         all.iter().map(|(c, f)| judge_forgery(c, f)).fold(Judgement::AsExpected, Judgement::worse);
     let proved = matches!(judgement, Judgement::AsExpected | Judgement::Differs);
-    if proved && judgement == Judgement::AsExpected {
-        reasons.clear();
-    }
+    let reasons = match judgement {
+        Judgement::AsExpected => Vec::new(),
+        _ => all.iter().flat_map(|(c, _)| c.reasons.clone()).collect(),
+    };
     KernelCell {
-        seen: proved.then_some(seen),
+        seen: proved.then_some(sum.seen),
         judgement,
-        forged: all.iter().map(|(_, f)| f.forged).sum(),
-        counted: all.iter().map(|(_, f)| counted(f, seen)).sum(),
+        forged: sum.forged,
+        counted: sum.agreeing(),
         reasons,
     }
 }
@@ -122,23 +122,7 @@ fn cell(key: &Key, input: &Input) -> KernelCell {
 fn judge_forgery(cell: &CellResult, forgery: &ForgeryResult) -> Judgement {
     match cell.judgement {
         Judgement::Skipped | Judgement::Inconclusive => cell.judgement,
-        Judgement::AsExpected | Judgement::Differs => match forgery.expected {
-            Some(expected) if expected != forgery.seen => Judgement::Differs,
-            _ if forgery.seen == Seen::Mixed && !forgery.unknown.is_empty() => {
-                Judgement::Inconclusive
-            }
-            _ => Judgement::AsExpected,
-        },
-    }
-}
-
-fn counted(forgery: &ForgeryResult, seen: Seen) -> u64 {
-    match seen {
-        Seen::Delivered | Seen::KillsLater | Seen::Hangs => forgery.delivered,
-        Seen::Leaked => forgery.leaked - forgery.killed.min(forgery.leaked),
-        Seen::Kills => forgery.killed,
-        Seen::Dropped => forgery.dropped,
-        Seen::NoConnection | Seen::Mixed => 0,
+        Judgement::AsExpected | Judgement::Differs => forgery.judgement(),
     }
 }
 
@@ -231,13 +215,7 @@ fn judge(kernels: &[KernelRun], rows: &[KernelRow]) -> (Judgement, Vec<String>) 
         found.push((Judgement::Inconclusive, "one kernel alone: nothing to compare".to_owned()));
     }
     let worst = found.iter().map(|(j, _)| *j).fold(Judgement::AsExpected, Judgement::worse);
-    let rank = |j: Judgement| match j {
-        Judgement::Differs => 0,
-        Judgement::Inconclusive => 1,
-        Judgement::Skipped => 2,
-        Judgement::AsExpected => 3,
-    };
-    found.sort_by_key(|(j, _)| rank(*j));
+    found.sort_by_key(|(j, _)| j.rank());
     (worst, found.into_iter().map(|(_, text)| text).collect())
 }
 
@@ -246,21 +224,8 @@ fn judge(kernels: &[KernelRun], rows: &[KernelRow]) -> (Judgement, Vec<String>) 
 pub fn title(row: &KernelRow) -> String {
     format!(
         "{} under {} ({}, {}, {})",
-        row.forgery,
-        protections(&row.protections),
-        row.path,
-        row.family,
-        row.front_end
+        row.forgery, row.protections, row.path, row.family, row.front_end
     )
-}
-
-/// Protections as one word.
-#[must_use]
-pub fn protections(list: &[Protection]) -> String {
-    if list.is_empty() {
-        return "none".to_owned();
-    }
-    list.iter().map(ToString::to_string).collect::<Vec<_>>().join("+")
 }
 
 /// Why a row's kernels differ, for a reader; empty where they do not.

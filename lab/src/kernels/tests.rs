@@ -11,6 +11,8 @@ use canary_record::names::{EndedBy, Forgery, OldSegments, UnknownReason};
 use canary_record::result::{Run, SCHEMA_VERSION};
 use canary_wire::segment::Family;
 
+use canary_record::outcome::Counts;
+
 use super::table::{Input, compare};
 use super::{html, text};
 
@@ -36,11 +38,13 @@ fn forgery(forgery: Forgery, seen: Seen) -> ForgeryResult {
         expected: Some(seen),
         seen,
         forged: 20,
-        leaked: n(Seen::Leaked) + n(Seen::Kills),
-        killed: n(Seen::Kills),
-        delivered: n(Seen::Delivered),
-        dropped: n(Seen::Dropped),
-        unknown: BTreeMap::new(),
+        counts: Counts {
+            leaked: n(Seen::Leaked) + n(Seen::Kills),
+            killed: n(Seen::Kills),
+            delivered: n(Seen::Delivered),
+            dropped: n(Seen::Dropped),
+            ..Counts::default()
+        },
     }
 }
 
@@ -237,8 +241,8 @@ fn unjudged_segments_are_inconclusive() {
     let f = &mut new.scenarios[0].cells[0].forgeries[0];
     f.expected = None;
     f.seen = Seen::Mixed;
-    f.delivered = 19;
-    f.unknown = BTreeMap::from([(UnknownReason::NoProofOfLife, 1)]);
+    f.counts.delivered = 19;
+    f.counts.unknown = BTreeMap::from([(UnknownReason::NoProofOfLife, 1)]);
     let result = both(lab(OldSegments::Invalid), new);
     assert_eq!(result.rows[0].cells[1].judgement, Judgement::Inconclusive);
     assert_eq!(result.judgement, Judgement::Inconclusive);

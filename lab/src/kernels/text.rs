@@ -6,7 +6,7 @@ use crate::document::kernels::{Agreement, KernelCell, KernelRow, KernelRun, Kern
 use crate::document::lab::{Judgement, Seen};
 use canary_record::names::OldSegments;
 
-use super::table::{explanation, protections};
+use super::table::explanation;
 
 /// One cell in one word: what was seen, marked where it is not what the
 /// scenario expects, or why nothing was. Never empty.
@@ -103,11 +103,8 @@ fn kernel_line(kernel: &KernelRun) -> Vec<String> {
 }
 
 fn row_line(row: &KernelRow) -> Vec<String> {
-    let mut line = vec![
-        mark(row.agreement).to_owned(),
-        protections(&row.protections),
-        row.forgery.to_string(),
-    ];
+    let mut line =
+        vec![mark(row.agreement).to_owned(), row.protections.to_string(), row.forgery.to_string()];
     line.extend(row.cells.iter().map(word));
     line
 }

@@ -4,14 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 
 use crate::document::lab::{
-    CellResult, FrontEnd, Judgement, LabResult, Path, Protection, ScenarioResult, Seen,
+    CellResult, FrontEnd, Judgement, LabResult, Path, Protections, ScenarioResult, Seen,
 };
 use crate::document::timeline as statement;
 use canary_record::names::{Forgery, ProbeEnd};
 use canary_runtime::exit::Exit;
 use canary_wire::segment::Family;
 
-use super::fold::sorted;
 use super::words::count;
 
 /// What is compared.
@@ -30,7 +29,7 @@ enum Part {
         path: Path,
         family: Family,
         front_end: FrontEnd,
-        protections: Vec<Protection>,
+        protections: Protections,
         forgery: Option<Forgery>,
     },
     /// A scenario that goes through stages, as a whole.
@@ -218,7 +217,7 @@ fn findings(result: &LabResult) -> BTreeMap<Key, Finding> {
                     path: cell.path,
                     family: cell.family,
                     front_end: cell.front_end,
-                    protections: sorted(&cell.protections),
+                    protections: cell.protections.sorted(),
                     forgery,
                 };
                 add(part, finding);

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 use crate::document::lab::LabResult;
 use canary_runtime::exit::Exit;
+use canary_runtime::output::{OutputError, write_file};
 
 use super::diff::{self, Diff};
 use super::html::{self, Captures};
 use super::junit;
 use super::ladder::Packet;
-use crate::capture;
+use canary_testbed::capture;
 
 /// A directory's results could not be read, or the report not be written.
 #[derive(Debug, thiserror::Error)]
@@ -34,13 +35,8 @@ pub enum FolderError {
         source: serde_json::Error,
     },
     /// The report could not be written.
-    #[error("cannot write {path}: {source}")]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Write(#[from] OutputError),
 }
 
 impl FolderError {
@@ -49,7 +45,7 @@ impl FolderError {
     pub const fn exit(&self) -> Exit {
         match self {
             Self::Read { .. } | Self::Json { .. } => Exit::Usage,
-            Self::Write { .. } => Exit::Failed,
+            Self::Write(_) => Exit::Failed,
         }
     }
 }
@@ -71,11 +67,7 @@ pub fn write(dir: &Path, result: &LabResult) -> Result<Vec<PathBuf>, FolderError
         ("junit.xml", junit::render(result)),
     ] {
         let path = dir.join(name);
-        // Whole or not at all: a reader may have the older one open.
-        let part = dir.join(format!("{name}.part"));
-        fs::write(&part, text)
-            .and_then(|()| fs::rename(&part, &path))
-            .map_err(|source| FolderError::Write { path: path.clone(), source })?;
+        write_file(&path, text)?;
         written.push(path);
     }
     Ok(written)

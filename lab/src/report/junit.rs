@@ -6,8 +6,6 @@ use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
 use crate::document::lab::{CellResult, Judgement, LabResult, ScenarioResult};
 
-use super::fold::sorted;
-
 /// The document.
 #[must_use]
 pub fn render(result: &LabResult) -> String {
@@ -64,8 +62,7 @@ fn scenario(result: &LabResult, s: &ScenarioResult) -> TestSuite {
 }
 
 fn name(cell: &CellResult) -> String {
-    let set: Vec<_> = sorted(&cell.protections).iter().map(ToString::to_string).collect();
-    let set = if set.is_empty() { "none".to_owned() } else { set.join(" + ") };
+    let set = format!("{:#}", cell.protections.sorted());
     if cell.repetition > 1 { format!("{set} (repetition {})", cell.repetition) } else { set }
 }
 

@@ -6,9 +6,9 @@ use maud::{Markup, html};
 
 use crate::document::lab::{LabResult, Path, Protection};
 
-use super::fold::{self, Exposure, Found, Overview};
 use super::paths::anchor;
 use super::words;
+use crate::judge::rows::{self as fold, Exposure, Found, Overview};
 
 /// Both grids: protections that all nodes have, and those that one node has alone.
 pub(super) fn section(result: &LabResult) -> Markup {
@@ -87,7 +87,7 @@ fn field(found: Option<&Found>) -> Markup {
 /// What the letters and symbols of a narrow screen mean.
 fn key(everywhere: &Overview, one_node: &Overview) -> Markup {
     let sets = everywhere.protections.iter().chain(&one_node.protections);
-    let letters: BTreeSet<Protection> = sets.flatten().copied().collect();
+    let letters: BTreeSet<Protection> = sets.flat_map(|set| set.iter()).copied().collect();
     let exposures: BTreeSet<_> = everywhere
         .paths
         .iter()

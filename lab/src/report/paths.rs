@@ -5,13 +5,11 @@ use std::collections::BTreeSet;
 
 use maud::{Markup, html};
 
-use crate::document::lab::{
-    CellResult, Judgement, LabResult, ProtectionKind, ScenarioResult, Seen,
-};
+use crate::document::lab::{CellResult, ForgeryResult, Judgement, LabResult, ScenarioResult, Seen};
 use canary_record::names::Forgery;
 
-use super::fold::{self, Row, Sum};
 use super::words::{self, count, counts, grouped};
+use crate::judge::rows::{self as fold, Row};
 
 /// The id of an element: of a row, a cell, a scenario.
 pub(super) fn anchor(scenario: &str, row: &str) -> String {
@@ -84,7 +82,7 @@ fn scenario(result: &LabResult, s: &ScenarioResult) -> Markup {
 
 /// `resets in 3 of 10 rows`
 fn gist(rows: &[Row<'_>]) -> String {
-    let killing = rows.iter().filter(|r| r.forgeries.values().any(|s| s.killed > 0)).count();
+    let killing = rows.iter().filter(|r| r.forgeries.values().any(|s| s.counts.killed > 0)).count();
     format!("resets in {killing} of {}", count(rows.len() as u64, "row", "rows"))
 }
 
@@ -95,7 +93,7 @@ fn judged(j: Judgement) -> Markup {
 
 fn row(s: &ScenarioResult, row: &Row<'_>, forgeries: &BTreeSet<Forgery>, several: bool) -> Markup {
     let id = anchor(&s.name, &row.id);
-    let kills = row.forgeries.values().any(|s| s.killed > 0);
+    let kills = row.forgeries.values().any(|s| s.counts.killed > 0);
     let doubt = row.judgement != Judgement::AsExpected;
     html! {
         tbody.found id=(id) data-resets=[kills.then_some("")] data-doubt=[doubt.then_some("")] {
@@ -107,7 +105,7 @@ fn row(s: &ScenarioResult, row: &Row<'_>, forgeries: &BTreeSet<Forgery>, several
                     @if !row.unanimous { span.tag.differ { "≠ others differ" } }
                 }
                 @for f in forgeries {
-                    @match row.forgeries.get(f).and_then(|sum| Some((sum, sum.seen?))) {
+                    @match row.forgeries.get(f).map(|sum| (sum, sum.seen)) {
                         Some((sum, seen)) => (outcome(*f, sum, seen, row)),
                         None => td.o.not-tried { "not tried" },
                     }
@@ -139,10 +137,10 @@ fn variants(row: &Row<'_>) -> String {
     }
 }
 
-fn outcome(forgery: Forgery, sum: &Sum, seen: Seen, row: &Row<'_>) -> Markup {
+fn outcome(forgery: Forgery, sum: &ForgeryResult, seen: Seen, row: &Row<'_>) -> Markup {
     let (symbol, word) = words::seen(seen);
     // Where a rule drops, its counter tells; elsewhere silence says nothing of this one.
-    let rule = row.protections.iter().any(|p| p.kind != ProtectionKind::Liberal);
+    let rule = row.protections.drop();
     html! {
         td.o.(seen) {
             b { (symbol) " " (word) }
@@ -150,7 +148,7 @@ fn outcome(forgery: Forgery, sum: &Sum, seen: Seen, row: &Row<'_>) -> Markup {
                 @for (what, n) in sum.parts().into_iter().filter(|(_, n)| *n > 0) {
                     small { (grouped(n)) " " (what) }
                 }
-                @for (reason, n) in &sum.unknown { small { (reason) ": " (grouped(*n)) } }
+                @for (reason, n) in &sum.counts.unknown { small { (reason) ": " (grouped(*n)) } }
             } @else if seen != Seen::NoConnection {
                 small { (grouped(sum.agreeing())) " of " (grouped(sum.forged)) }
             }
@@ -222,11 +220,8 @@ fn evidence(row: &Row<'_>) -> Markup {
 }
 
 fn facts(c: &CellResult) -> Vec<String> {
-    let forged: Vec<_> = c
-        .forgeries
-        .iter()
-        .map(|f| format!("{} {}", f.forgery, counts(Sum::from(f).parts())))
-        .collect();
+    let forged: Vec<_> =
+        c.forgeries.iter().map(|f| format!("{} {}", f.forgery, counts(f.parts()))).collect();
     let mut facts = vec![format!("forged: {}", forged.join("; "))];
     facts.extend(c.boom_diagnosis.map(|d| format!("boom-server’s diagnosis: {d}")));
     if c.sniffer_dropped > 0 {

@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use crate::document::lab::{Judgement, LabResult, ScenarioResult, Seen};
+use crate::document::lab::{ForgeryResult, Judgement, LabResult, ScenarioResult, Seen};
 use crate::document::timeline::Timeline;
 use canary_record::names::{Forgery, OldSegments};
 
-use super::fold::{self, Row, Sum};
 use super::words::{self, counts};
+use crate::judge::rows::{self as fold, Row};
 
 /// Between two columns.
 const GAP: &str = "  ";
@@ -194,8 +194,7 @@ fn parts(label: &str) -> Vec<String> {
 /// What a row is called: its protections, with its path where there are several, and whose it is where
 /// another row has the same.
 fn label(row: &Row<'_>, several: bool) -> String {
-    let names: Vec<_> = row.protections.iter().map(ToString::to_string).collect();
-    let mut name = if names.is_empty() { "none".to_owned() } else { names.join(" + ") };
+    let mut name = format!("{:#}", row.protections);
     if several {
         name = format!("{}: {name}", row.path);
     }
@@ -224,12 +223,10 @@ fn meanings(out: &mut String, rows: &[(String, &Row<'_>)], width: usize) {
 }
 
 /// `KILLS 50/50`: what kills stands out without colour.
-fn outcome(sum: Option<&Sum>) -> String {
-    let Some((sum, seen)) = sum.and_then(|s| Some((s, s.seen?))) else {
-        return "not tried".to_owned();
-    };
-    match seen {
-        Seen::Kills => format!("KILLS {}/{}", sum.killed, sum.forged),
+fn outcome(sum: Option<&ForgeryResult>) -> String {
+    let Some(sum) = sum else { return "not tried".to_owned() };
+    match sum.seen {
+        Seen::Kills => format!("KILLS {}/{}", sum.counts.killed, sum.forged),
         Seen::Leaked => "leaked".to_owned(),
         Seen::Delivered => "delivered".to_owned(),
         Seen::Dropped => "dropped".to_owned(),

@@ -5,7 +5,7 @@ use crate::document::timeline::{FailureClass, Finding};
 use canary_record::names::{Forgery, OldSegments};
 use canary_wire::segment::Family;
 
-use super::fold::Exposure;
+use crate::judge::rows::Exposure;
 
 /// A path, in a few words.
 #[must_use]

@@ -1,0 +1,344 @@
+//! A run of `k8s/experiment`, from what it collected to the lab's own result and report: pure
+//! but for [`run`].
+
+pub mod journal;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::document::lab::{Environment, Judgement, LabResult, PositiveControl, ScenarioResult};
+use crate::document::timeline::{FailureClass, Finding, Statement, Step, Timeline, TimelineSample};
+use canary_record::names::{EndedBy, Outcome};
+use canary_record::result::load::LoadResult;
+use canary_record::result::{Run, SCHEMA_VERSION};
+use canary_runtime::exit::Exit;
+use canary_runtime::output::{OutputError, ResultFile};
+
+use self::journal::{Journal, JournalError, Purpose, Reading, StepRecord};
+use crate::judge::saturation::findings;
+use crate::observed::saturation::{Facts, Kind, Shown};
+use crate::observed::series;
+use crate::report::folder::{self, FolderError};
+use crate::scenario::claims::Claim;
+
+/// A directory cannot be judged.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// It cannot be read.
+    #[error("cannot read {0}: {1}; name a directory that k8s/experiment wrote")]
+    Read(PathBuf, io::Error),
+    /// It was not k8s/experiment that wrote it.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The result cannot be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// Nor the report.
+    #[error(transparent)]
+    Report(#[from] FolderError),
+}
+
+impl ClusterError {
+    /// A directory that is none is wrong usage, one that cannot be written a failure.
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        match self {
+            Self::Read(..) | Self::Journal(_) => Exit::Usage,
+            Self::Output(_) | Self::Report(_) => Exit::Failed,
+        }
+    }
+}
+
+/// Judges what is under `dir`/raw, and writes results.json and the report beside it.
+pub fn run(dir: &Path) -> Result<LabResult, ClusterError> {
+    let raw = dir.join("raw");
+    let read = |name: &str| {
+        let path = raw.join(name);
+        fs::read_to_string(&path).map_err(|e| ClusterError::Read(path, e))
+    };
+    let journal = Journal::read(&read("journal")?)?;
+    let samples = journal::samples(&read("samples")?)?;
+    let mut doubts = Vec::new();
+    let results: Vec<_> = (0..journal.steps.len())
+        .map(|n| results(&raw.join(format!("step-{n}")), &mut doubts))
+        .collect();
+    let result = judge(&journal, &samples, &results, doubts);
+    ResultFile::prepare(&dir.join("results.json"))?.write(&result)?;
+    folder::write(dir, &result)?;
+    Ok(result)
+}
+
+/// The clients' result documents of one step. What is none is said and left out.
+fn results(dir: &Path, doubts: &mut Vec<String>) -> Vec<LoadResult> {
+    let mut files: Vec<_> =
+        fs::read_dir(dir).into_iter().flatten().flatten().map(|f| f.path()).collect();
+    files.sort();
+    let mut results = Vec::new();
+    for file in files {
+        let name = file.display();
+        match fs::read(&file).map_err(|e| e.to_string()).and_then(|bytes| document(&bytes)) {
+            Ok(result) => results.push(result),
+            Err(why) => doubts.push(format!("{name} is no result of load-client: {why}")),
+        }
+    }
+    results
+}
+
+fn document(bytes: &[u8]) -> Result<LoadResult, String> {
+    let result: LoadResult = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    match result.schema_version {
+        SCHEMA_VERSION if result.adds_up() => Ok(result),
+        SCHEMA_VERSION => Err("its classes do not add up to its attempts".to_owned()),
+        other => Err(format!("schema_version {other}, this program reads {SCHEMA_VERSION}")),
+    }
+}
+
+/// One step with everything that belongs to it.
+struct Judged {
+    record: StepRecord,
+    step: Step,
+    shown: Shown,
+}
+
+fn judge(
+    journal: &Journal,
+    readings: &[Reading],
+    results: &[Vec<LoadResult>],
+    unread: Vec<String>,
+) -> LabResult {
+    let mut reasons: Vec<String> = journal.doubts.iter().cloned().chain(unread).collect();
+    let steps: Vec<_> = journal
+        .steps
+        .iter()
+        .zip(results)
+        .map(|(record, results)| step(record, readings, results, journal, &mut reasons))
+        .collect();
+    let (seconds, ended_by) = journal.end.unwrap_or((journal.last, EndedBy::Error));
+    if journal.end.is_none() {
+        reasons.push("the run was cut: its journal has no end".to_owned());
+    }
+    if !steps.iter().any(|s| s.step.boom.contains_key(&Outcome::Delivered)) {
+        reasons.push(
+            "boom-server saw no forged segment delivered: the positive control is missing"
+                .to_owned(),
+        );
+    }
+    // The first step in which nothing protects. With the drop in force there is none.
+    let held_off = journal.told("hold-off-drop") == "1";
+    let bare = steps.iter().find(|s| held_off && s.shown.kind != Kind::Liberal);
+    let control = PositiveControl {
+        held: bare.is_some_and(|s| s.shown.attributed > 0),
+        forged: bare.map_or(0, |s| s.shown.forged),
+        killed: bare.map_or(0, |s| s.shown.attributed),
+    };
+    if held_off && !control.held {
+        reasons.push(
+            "INVALID was not dropped, and yet no above-window segment reset its connection"
+                .to_owned(),
+        );
+    }
+    let judgement =
+        if reasons.is_empty() { Judgement::AsExpected } else { Judgement::Inconclusive };
+    let mut timeline = Timeline {
+        statements: statements(&steps),
+        reasons: vec![
+            "the series counts the canary client: the attempts of the load are in the steps"
+                .to_owned(),
+        ],
+        ..Timeline::default()
+    };
+    for pair in readings.windows(2) {
+        timeline.push(sample(&pair[0], &pair[1]));
+    }
+    timeline.steps = steps.into_iter().map(|s| s.step).collect();
+    LabResult {
+        schema_version: SCHEMA_VERSION,
+        run: Run {
+            program: "k8s/experiment".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: journal.told("kernel").to_owned(),
+            host: journal.told("context").to_owned(),
+            node: None,
+            started: journal.told("started").to_owned(),
+            ended: journal.told("ended").to_owned(),
+            seconds,
+            ended_by,
+            config: ["clients", "seconds", "table-size", "hold-off-drop"]
+                .map(|key| (key.to_owned(), journal.told(key).to_owned()))
+                .into(),
+        },
+        judgement,
+        reasons: reasons.clone(),
+        environment: Environment {
+            tools: [("kubernetes".to_owned(), journal.told("kubernetes").to_owned())].into(),
+            ..Environment::default()
+        },
+        positive_control: control,
+        scenarios: vec![ScenarioResult {
+            name: "cluster-saturation".to_owned(),
+            title: format!("Load from 0 to {} clients on a real cluster", most(journal)),
+            why: "The blog post scales its clients until the conntrack table is full".to_owned(),
+            source: "k8s/experiment".to_owned(),
+            judgement,
+            reasons,
+            cells: Vec::new(),
+            commands: Vec::new(),
+            timeline: Some(timeline),
+        }],
+    }
+}
+
+fn most(journal: &Journal) -> u64 {
+    journal.steps.iter().map(|s| s.clients).max().unwrap_or(0)
+}
+
+fn title(record: &StepRecord, journal: &Journal) -> String {
+    let clients = record.clients;
+    match record.purpose {
+        Purpose::Load => format!("{clients} clients"),
+        Purpose::SmallTable => {
+            format!("a table of {} entries, {clients} clients", journal.told("table-size"))
+        }
+        Purpose::Liberal => format!("be_liberal on every node, {clients} clients"),
+    }
+}
+
+fn step(
+    record: &StepRecord,
+    readings: &[Reading],
+    results: &[LoadResult],
+    journal: &Journal,
+    reasons: &mut Vec<String>,
+) -> Judged {
+    let title = title(record, journal);
+    // The sample before the step is what its counts begin from.
+    let (from, to) = (record.from.unwrap_or(f64::MAX), record.to.unwrap_or(journal.last));
+    let first = readings.partition_point(|r| r.t <= from).saturating_sub(1);
+    let beyond = readings.partition_point(|r| r.t <= to).max(first);
+    let within = &readings[first..beyond];
+    let grown: Vec<_> = within.windows(2).map(|w| w[1].since(&w[0])).collect();
+    let sum = |of: fn(&Reading) -> u64| grown.iter().map(of).sum::<u64>();
+    let mut step = Step {
+        t: record.t,
+        title: title.clone(),
+        changes: record.changes.clone(),
+        new_attempts: results.iter().map(|r| r.attempts).sum(),
+        new_ok: results.iter().map(|r| r.ok).sum(),
+        ..Step::default()
+    };
+    for result in results {
+        add(&mut step.new_failures, &series::classes(result));
+    }
+    for r in &grown {
+        add(&mut step.boom, &r.boom);
+        step.conntrack = step.conntrack.plus(r.conntrack);
+    }
+    if grown.is_empty() {
+        reasons.push(format!("{title}: no sample of it could be read"));
+    }
+    let collected = results.len() as u64;
+    if record.clients > 0 {
+        step.notes.push(format!("{collected} of {} results collected.", record.clients));
+        if collected != record.clients {
+            reasons.push(format!("{title}: {collected} of {} results collected", record.clients));
+        }
+        match record.accepted.and_then(|(before, after)| after.checked_sub(before)) {
+            None => reasons.push(format!("{title}: the target's own count could not be read")),
+            // Neither side's word alone: what succeeded was accepted, what was accepted had
+            // been begun.
+            Some(n) if (step.new_ok..=step.new_attempts).contains(&n) => {
+                step.notes.push(format!("The target accepted {n} connections."));
+            }
+            Some(n) => reasons.push(format!(
+                "{title}: {} begun and {} succeeded by the clients' count, but the target accepted {n}",
+                step.new_attempts, step.new_ok
+            )),
+        }
+    }
+    let (forged, killed) = (sum(|r| r.forged), sum(|r| r.killed));
+    // What only an unprotected path does: the proof that this run could have seen the fault.
+    step.notes.push(format!("{killed} of {forged} above-window segments reset their connection."));
+    step.notes.extend(record.notes.iter().cloned());
+    let limit = within.iter().map(|r| r.limit).min().unwrap_or(0);
+    let shown = Shown {
+        kind: match record.purpose {
+            Purpose::Load if record.clients == 0 => Kind::NoLoad,
+            Purpose::Load => Kind::Clients,
+            Purpose::SmallTable => Kind::Load,
+            Purpose::Liberal => Kind::Liberal,
+        },
+        limit,
+        peak: within.iter().filter(|r| r.limit == limit).map(|r| r.entries).max().unwrap_or(0),
+        attempts: step.new_attempts,
+        failures: step.new_failures.clone(),
+        group: BTreeMap::new(),
+        forged,
+        attributed: killed,
+        conntrack: step.conntrack,
+    };
+    Judged { record: record.clone(), step, shown }
+}
+
+fn add<K: Ord + Copy>(to: &mut BTreeMap<K, u64>, more: &BTreeMap<K, u64>) {
+    for (k, n) in more {
+        *to.entry(*k).or_default() += n;
+    }
+}
+
+fn sample(before: &Reading, now: &Reading) -> TimelineSample {
+    let grown = now.since(before);
+    TimelineSample {
+        t: now.t,
+        interval_s: now.t - before.t,
+        entries: now.entries,
+        limit: now.limit,
+        attempts: grown.attempts,
+        ok: grown.ok,
+        failures: grown.failures,
+        boom: grown.boom,
+        conntrack: grown.conntrack,
+    }
+}
+
+/// The claims that such a run can say something about, by the lab's own rules.
+fn statements(steps: &[Judged]) -> Vec<Statement> {
+    const OURS: [Claim; 4] = [
+        Claim::NewConnectionsTimeOut,
+        Claim::NewConnectionsAreReset,
+        Claim::ResetsNeedLoad,
+        Claim::LiberalCuresTheResets,
+    ];
+    let facts =
+        Facts { steps: steps.iter().map(|s| s.shown.clone()).collect(), ..Facts::default() };
+    let mut all: Vec<_> = findings::find(&facts)
+        .into_iter()
+        .filter(|(claim, _)| OURS.contains(claim))
+        .map(|(_, statement)| statement)
+        .collect();
+    let loads = || steps.iter().filter(|s| s.shown.kind == Kind::Clients);
+    if let Some(most) = loads().max_by_key(|s| s.record.clients) {
+        let resets = most.step.new_failures.get(&FailureClass::Reset).copied().unwrap_or(0);
+        all.push(Statement {
+            claim: format!(
+                "Scaling the load to {} clients resets connections.",
+                most.record.clients
+            ),
+            source: "the blog post that this suite grew from".to_owned(),
+            finding: match (resets, most.step.new_ok) {
+                (0, 0) => Finding::NotShown,
+                (0, _) => Finding::DoesNotHold,
+                _ => Finding::Holds,
+            },
+            evidence: vec![format!(
+                "{resets} of {} connections of the load were reset.",
+                most.step.new_attempts
+            )],
+        });
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,104 @@
+use std::collections::BTreeMap;
+
+use canary_record::names::Verdict;
+use canary_record::outcome::Counts;
+use canary_record::result::Clock;
+use canary_record::result::boom::{BoomResult, OutcomeCount, PathDiagnosis};
+
+use super::*;
+
+fn boom(n: u64) -> BoomResult {
+    use canary_record::names::{ClientClass, EndedBy, OldSegments};
+    use canary_wire::segment::Family;
+    let path = PathDiagnosis {
+        class: ClientClass::Pod,
+        family: Family::Ipv4,
+        diagnosis: Diagnosis::Liberal,
+        verdict: Verdict::Protected,
+        old_segments: OldSegments::NotShown,
+        reasons: Vec::new(),
+        judged: n,
+        leaked: 0,
+        leak_rate_upper_95: 0.1,
+    };
+    let outcome = OutcomeCount {
+        forgery: Forgery::AboveWindow,
+        family: Family::Ipv4,
+        class: ClientClass::Pod,
+        forged: n,
+        counts: Counts { delivered: n, ..Counts::default() },
+    };
+    BoomResult {
+        schema_version: 1,
+        run: Clock::start().run("boom-server", "0", EndedBy::Completed, BTreeMap::new()),
+        verdict: Verdict::Protected,
+        reasons: Vec::new(),
+        paths: vec![path],
+        connections: canary_record::result::boom::Connections::default(),
+        outcomes: vec![outcome],
+        resets: canary_record::result::boom::Resets::default(),
+        sniffer: canary_record::result::boom::Sniffer::default(),
+        handshake_to_forge: canary_record::hist::LatencySummary::default(),
+    }
+}
+
+fn seen() -> Seen {
+    Seen {
+        t: 0.0,
+        failures: BTreeMap::new(),
+        changes: Vec::new(),
+        conntrack: canary_record::result::observe::ConntrackCounters::default(),
+        connections: 5,
+        client: [(ProbeEnd::Hung, 5)].into(),
+        boom: {
+            let mut b = boom(5);
+            b.connections.reset_seen_by_application = 5;
+            b.resets.unattributed = 5;
+            b
+        },
+        deleted: 7,
+    }
+}
+
+const EXPECT: Expect =
+    Expect { client: Some(ProbeEnd::Hung), server_reset: true, entries_deleted: true };
+
+/// What is as expected is called so.
+#[test]
+fn as_expected() {
+    assert_eq!(judge(EXPECT, &seen()), (Judgement::AsExpected, Vec::new()));
+}
+
+/// Each part of an expectation can fail alone.
+#[test]
+fn every_part_can_fail() {
+    let changes: [fn(&mut Seen); 5] = [
+        |s| s.boom.resets.attributed = 1,
+        |s| s.boom.paths[0].diagnosis = Diagnosis::Unprotected,
+        |s| s.client = [(ProbeEnd::Hung, 4), (ProbeEnd::Survived, 1)].into(),
+        |s| s.boom.connections.reset_seen_by_application = 4,
+        |s| s.deleted = 0,
+    ];
+    for (n, change) in changes.iter().enumerate() {
+        let mut s = seen();
+        change(&mut s);
+        let (judgement, why) = judge(EXPECT, &s);
+        assert_eq!(judgement, Judgement::Differs, "{n}");
+        assert_eq!(why.len(), 1, "{why:?}");
+    }
+}
+
+/// Where boom-server could not have been wrong, nothing is proved.
+#[test]
+fn without_forged_segments_nothing_is_proved() {
+    let changes: [fn(&mut Seen); 3] = [
+        |s| s.boom.outcomes[0].counts.delivered = 4,
+        |s| s.boom.sniffer.dropped = 1,
+        |s| s.client = [(ProbeEnd::TimedOut, 5)].into(),
+    ];
+    for (n, change) in changes.iter().enumerate() {
+        let mut s = seen();
+        change(&mut s);
+        assert_eq!(judge(EXPECT, &s).0, Judgement::Inconclusive, "{n}");
+    }
+}

@@ -1,0 +1,414 @@
+//! The judgement of one cell: from the programs' results and the kernel's
+//! counters. Where the evidence does not agree with itself the cell is
+//! inconclusive, whatever it seems to show.
+
+use std::collections::BTreeMap;
+
+use crate::document::lab::{
+    CellResult, ForgeryResult, Judgement, NodeEvidence, Path, Profile, ProtectionKind, Protections,
+    Seen,
+};
+use canary_record::names::{Forgery, OldSegments, ProbeEnd};
+use canary_record::result::boom::BoomResult;
+use canary_record::result::load::LoadResult;
+use canary_testbed::capture;
+use canary_wire::segment::Family;
+
+use crate::observed::cell::{Done, Shown};
+use crate::scenario::matrix::{CellPlan, Expectation, Matrix, row};
+
+/// Everything that a cell is judged by.
+#[derive(Clone, Copy, Debug)]
+struct Evidence<'a> {
+    /// What was forged, in order.
+    forgeries: &'a [Forgery],
+    /// Connections for each forgery.
+    connections: u64,
+    /// IP family of the cell.
+    family: Family,
+    /// True where conntrack translates on this path.
+    translated: bool,
+    /// What was set.
+    protections: &'a Protections,
+    /// boom-server's result.
+    boom: &'a BoomResult,
+    /// load-client's result.
+    load: &'a LoadResult,
+    /// What the nodes counted.
+    nodes: &'a [NodeEvidence],
+    /// RSTs in the capture that answer a forged segment, where one was taken.
+    captured: Option<&'a BTreeMap<Forgery, u64>>,
+}
+
+impl<'a> Evidence<'a> {
+    fn of(matrix: &'a Matrix, plan: &'a CellPlan, family: Family, shown: &'a Shown) -> Self {
+        Self {
+            forgeries: &matrix.forgeries,
+            connections: u64::from(matrix.connections),
+            family,
+            translated: matrix.path != Path::PodIp,
+            protections: &plan.protections,
+            boom: &shown.boom,
+            load: &shown.load,
+            nodes: &shown.nodes,
+            captured: None,
+        }
+    }
+}
+
+/// A judged cell.
+#[derive(Clone, Debug, PartialEq)]
+struct Judged {
+    /// Against the expectation.
+    judgement: Judgement,
+    /// Why, where it is not as expected.
+    reasons: Vec<String>,
+    /// The row that it makes.
+    profile: Option<Profile>,
+    /// By forgery.
+    forgeries: Vec<ForgeryResult>,
+}
+
+/// The kernel's generation, if this cell shows it.
+#[must_use]
+pub fn tells_generation(matrix: &Matrix, done: &Done) -> Option<OldSegments> {
+    let (shown, plan) = (done.shown.as_ref().ok()?, matrix.cells.get(done.key.plan)?);
+    let e = Evidence::of(matrix, plan, done.key.family, shown);
+    generation(&e.forgeries.iter().map(|f| count(&e, *f)).collect::<Vec<_>>())
+}
+
+/// A cell that has ended, judged on a kernel of a known or unknown generation.
+#[must_use]
+pub fn result(
+    matrix: &Matrix,
+    plan: &CellPlan,
+    done: Done,
+    kernel: Option<OldSegments>,
+) -> CellResult {
+    let Done { key, id, shown, captures } = done;
+    let mut cell = CellResult {
+        id,
+        repetition: key.repetition,
+        path: matrix.path,
+        family: key.family,
+        front_end: key.front_end,
+        protections: plan.protections.clone(),
+        judgement: Judgement::Inconclusive,
+        reasons: Vec::new(),
+        profile: None,
+        meaning: String::new(),
+        advice: String::new(),
+        forgeries: Vec::new(),
+        boom_diagnosis: None,
+        client: BTreeMap::new(),
+        sniffer_dropped: 0,
+        nodes: Vec::new(),
+        captured_resets: None,
+        captures,
+        seconds: 0.0,
+    };
+    let shown = match shown {
+        Ok(shown) => shown,
+        Err(why) => {
+            cell.reasons.push(why);
+            return cell;
+        }
+    };
+    cell.captured_resets = shown.resets.as_ref().map(|r| capture::by_forgery(r));
+    let evidence = Evidence {
+        captured: cell.captured_resets.as_ref(),
+        ..Evidence::of(matrix, plan, key.family, &shown)
+    };
+    let judged = judge(&evidence, &plan.expect, kernel);
+    cell.judgement = judged.judgement;
+    cell.reasons = judged.reasons;
+    meaning(judged.profile, &judged.forgeries).clone_into(&mut cell.meaning);
+    advice(judged.profile, matrix.path, &plan.protections, &judged.forgeries)
+        .clone_into(&mut cell.advice);
+    cell.profile = judged.profile;
+    cell.forgeries = judged.forgeries;
+    cell.boom_diagnosis =
+        shown.boom.paths.iter().find(|p| p.family == key.family).map(|p| p.diagnosis);
+    cell.client = shown.load.probe.iter().filter(|(_, n)| **n > 0).map(|(k, n)| (*k, *n)).collect();
+    cell.sniffer_dropped = shown.boom.sniffer.dropped;
+    cell.reasons.extend(shown.notes);
+    cell.nodes = shown.nodes;
+    cell.seconds = shown.seconds;
+    cell
+}
+
+/// Judges a cell on a kernel of a generation that is known or, in the cell that
+/// shows it, not yet known.
+fn judge(e: &Evidence<'_>, expect: &Expectation, kernel: Option<OldSegments>) -> Judged {
+    let none_expected = expect.profile() == Some(Profile::NoConnection);
+    let counted: Vec<_> = e.forgeries.iter().map(|f| count(e, *f)).collect();
+    let kernel = kernel.or_else(|| generation(&counted));
+    let forgeries: Vec<_> = counted
+        .into_iter()
+        .map(|r| ForgeryResult { expected: expect.of(r.forgery, kernel), ..r })
+        .collect();
+    let doubts = if none_expected && e.boom.connections.handshakes == 0 {
+        doubts_without(e)
+    } else {
+        doubts(e, &forgeries)
+    };
+    let differences: Vec<_> = forgeries.iter().filter_map(difference).collect();
+    let judgement = match (doubts.is_empty(), differences.is_empty()) {
+        (false, _) => Judgement::Inconclusive,
+        (true, false) => Judgement::Differs,
+        (true, true) => Judgement::AsExpected,
+    };
+    let profile = profile(&forgeries, expect.profile(), kernel);
+    Judged {
+        judgement,
+        reasons: doubts.into_iter().chain(differences).collect(),
+        profile,
+        forgeries,
+    }
+}
+
+/// The kernel's generation, from a row that shows it.
+fn generation(forgeries: &[ForgeryResult]) -> Option<OldSegments> {
+    let seen = |f| forgeries.iter().find(|r| r.forgery == f).map(|r| r.seen);
+    // Where above-window is delivered, be_liberal hides what is too old as well.
+    match (seen(Forgery::AboveWindow)?, seen(Forgery::BelowWindow)?) {
+        (Seen::Kills | Seen::Dropped, Seen::Delivered) => Some(OldSegments::Ignored),
+        (Seen::Kills, Seen::Kills) | (Seen::Dropped, Seen::Dropped) => Some(OldSegments::Invalid),
+        _ => None,
+    }
+}
+
+fn count(e: &Evidence<'_>, forgery: Forgery) -> ForgeryResult {
+    let mut r = ForgeryResult::none(forgery);
+    let of_this = |o: &&canary_record::result::boom::OutcomeCount| {
+        o.forgery == forgery && o.family == e.family
+    };
+    for o in e.boom.outcomes.iter().filter(of_this) {
+        r.forged += o.forged;
+        r.counts += &o.counts;
+    }
+    let later = later(e, forgery, r.forged);
+    r.seen = if e.boom.connections.handshakes == 0 && r.forged == 0 {
+        Seen::NoConnection
+    } else if r.forged == 0 {
+        Seen::Mixed
+    } else if r.counts.delivered == r.forged {
+        later.unwrap_or(Seen::Delivered)
+    } else if r.counts.dropped == r.forged {
+        Seen::Dropped
+    } else if r.counts.leaked == r.forged && r.counts.killed == r.forged {
+        Seen::Kills
+    } else if r.counts.leaked == r.forged && r.counts.killed == 0 {
+        Seen::Leaked
+    } else {
+        Seen::Mixed
+    };
+    r
+}
+
+/// What became later of connections whose forged segment was delivered: only an
+/// overshoot is known to harm them, so every end that no other segment explains is its.
+fn later(e: &Evidence<'_>, forgery: Forgery, forged: u64) -> Option<Seen> {
+    if forgery != Forgery::Overshoot {
+        return None;
+    }
+    let of = |end| e.load.probe.get(&end).copied().unwrap_or(0);
+    let outcomes = e.boom.outcomes.iter().filter(|o| o.family == e.family);
+    let killed: u64 = outcomes.map(|o| o.counts.killed).sum();
+    match (of(ProbeEnd::Reset).checked_sub(killed)?, of(ProbeEnd::Hung)) {
+        (0, 0) => None,
+        (reset, 0) if reset == forged => Some(Seen::KillsLater),
+        (0, hung) if hung == forged => Some(Seen::Hangs),
+        _ => Some(Seen::Mixed),
+    }
+}
+
+fn difference(r: &ForgeryResult) -> Option<String> {
+    let expected = r.expected?;
+    (expected != r.seen).then(|| {
+        let unknown: u64 = r.counts.unknown.values().sum();
+        let why: Vec<_> = r.counts.unknown.iter().map(|(k, n)| format!("{k} {n}")).collect();
+        let why = if why.is_empty() { String::new() } else { format!(" ({})", why.join(", ")) };
+        format!(
+            "{}: expected {expected}, saw {}: of {} forged, {} leaked ({} killed), {} delivered, \
+             {} dropped, {unknown} unknown{why}",
+            r.forgery,
+            r.seen,
+            r.forged,
+            r.counts.leaked,
+            r.counts.killed,
+            r.counts.delivered,
+            r.counts.dropped
+        )
+    })
+}
+
+/// What keeps a cell with connections from being proof.
+fn doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> {
+    let mut doubts = Vec::new();
+    for r in forgeries.iter().filter(|r| r.forged != e.connections) {
+        doubts.push(format!("{}: {} forged, not {}", r.forgery, r.forged, e.connections));
+    }
+    let c = &e.boom.connections;
+    if !c.add_up() {
+        doubts.push(format!(
+            "boom-server accepted {} connections but saw {} handshakes",
+            c.accepted, c.handshakes
+        ));
+    }
+    if e.boom.sniffer.dropped > 0 {
+        doubts.push(format!("boom-server's raw socket lost {} segments", e.boom.sniffer.dropped));
+    }
+    if let Some(why) = &e.boom.sniffer.failed {
+        doubts.push(format!("boom-server's raw socket failed: {why}"));
+    }
+    let killed: u64 = forgeries.iter().map(|r| r.counts.killed).sum();
+    let of = |end| e.load.probe.get(&end).copied().unwrap_or(0);
+    let with =
+        |seen| -> u64 { forgeries.iter().filter(|r| r.seen == seen).map(|r| r.forged).sum() };
+    let (reset, hung) = (of(ProbeEnd::Reset), of(ProbeEnd::Hung));
+    if reset != killed + with(Seen::KillsLater) {
+        doubts.push(format!(
+            "boom-server saw {killed} connections killed, load-client {reset} reset"
+        ));
+    }
+    if hung != with(Seen::Hangs) {
+        doubts.push(format!("load-client saw {hung} connections hang"));
+    }
+    if let Some(captured) = e.captured {
+        for r in forgeries {
+            let n = captured.get(&r.forgery).copied().unwrap_or(0);
+            if n != r.counts.leaked {
+                doubts.push(format!(
+                    "{}: boom-server counted {} leaked, the capture shows {n}",
+                    r.forgery, r.counts.leaked
+                ));
+            }
+        }
+    }
+    doubts.extend(counter_doubts(e, forgeries));
+    doubts
+}
+
+/// Rules that did not count what they should have.
+fn counter_doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> {
+    let mut doubts = Vec::new();
+    let all = e.connections * e.forgeries.len() as u64;
+    let dnat: u64 = e.nodes.iter().map(|n| n.dnat).sum();
+    if e.translated && dnat < all {
+        doubts.push(format!("the DNAT rule matched {dnat} times for {all} connections"));
+    }
+    if !e.translated && dnat > 0 {
+        doubts.push(format!("the DNAT rule matched {dnat} times on a path without NAT"));
+    }
+    // Without a rule, silence after no-flags means delivered.
+    let dropped: u64 = forgeries
+        .iter()
+        .filter(|r| e.protections.drop() && e.translated || !r.forgery.silent_when_delivered())
+        .map(|r| r.counts.dropped)
+        .sum();
+    let matched: u64 = e.nodes.iter().flat_map(|n| n.drop_rules.values()).sum();
+    if matched < dropped {
+        doubts.push(format!("{dropped} segments dropped, but the drop rules matched {matched}"));
+    }
+    doubts
+}
+
+/// What keeps "no connection came to be" from being proof.
+fn doubts_without(e: &Evidence<'_>) -> Vec<String> {
+    let timed_out = e.load.probe.get(&ProbeEnd::TimedOut).copied().unwrap_or(0);
+    if timed_out == e.load.attempts && e.load.attempts > 0 {
+        return Vec::new();
+    }
+    vec![format!("{timed_out} of {} connects timed out", e.load.attempts)]
+}
+
+/// The row that the observations make: the expected one where it fits.
+fn profile(
+    forgeries: &[ForgeryResult],
+    expected: Option<Profile>,
+    kernel: Option<OldSegments>,
+) -> Option<Profile> {
+    let makes = |p: &&Profile| {
+        forgeries.iter().all(|r| row(**p, r.forgery, kernel).is_none_or(|seen| seen == r.seen))
+    };
+    if let Some(expected) = expected.filter(|p| makes(&p)) {
+        return Some(expected);
+    }
+    let mut fitting = Profile::ALL.iter().filter(makes);
+    let one = fitting.next()?;
+    // A scenario that forges little may fit several rows: then it is none.
+    fitting.next().is_none().then_some(*one)
+}
+
+/// What a row means, in one sentence, of what was forged.
+fn meaning(profile: Option<Profile>, forgeries: &[ForgeryResult]) -> &'static str {
+    let hangs = forgeries.iter().any(|r| r.seen == Seen::Hangs);
+    match profile {
+        Some(Profile::Dropped) if hangs => {
+            "INVALID segments are dropped and reset nothing, but after an overshoot the connection hangs."
+        }
+        Some(Profile::Unprotected) => {
+            "INVALID segments reach the client untranslated, and its RST ends the connection."
+        }
+        Some(Profile::LiberalOnly | Profile::LiberalAndDropped) if !bad_flags(forgeries) => {
+            "Out-of-window segments are translated and harmless; bad flags were not tried."
+        }
+        Some(Profile::LiberalOnly) => {
+            "Out-of-window segments are translated and harmless, but bad flags still leak and reset."
+        }
+        Some(Profile::Dropped) => "INVALID segments are dropped, no connection is reset.",
+        Some(Profile::LiberalAndDropped) => {
+            "Out-of-window segments are translated, bad flags dropped: nothing leaks."
+        }
+        Some(Profile::NotTranslated) => {
+            "Nothing is translated here, so every segment belongs to its connection."
+        }
+        Some(Profile::NoConnection) => "No connection can be made on this path.",
+        None => "The outcomes make no known row; see each forgery.",
+    }
+}
+
+fn bad_flags(forgeries: &[ForgeryResult]) -> bool {
+    forgeries.iter().any(|r| matches!(r.forgery, Forgery::NoFlags | Forgery::SynFin))
+}
+
+/// What to do about a row, in one sentence; empty where nothing needs doing.
+fn advice(
+    profile: Option<Profile>,
+    path: Path,
+    protections: &Protections,
+    forgeries: &[ForgeryResult],
+) -> &'static str {
+    if forgeries.iter().any(|r| r.seen == Seen::Hangs) {
+        return "Set be_liberal=1 as well.";
+    }
+    let has = |kind| protections.iter().any(|p| p.kind == kind);
+    match profile {
+        Some(Profile::Unprotected) if has(ProtectionKind::ForwardDrop) => {
+            "A drop in FORWARD misses segments addressed to the node: drop INVALID in INPUT too, or in mangle PREROUTING."
+        }
+        Some(Profile::Unprotected) => {
+            "Drop INVALID in FORWARD and INPUT, or in mangle PREROUTING; be_liberal=1 alone leaves bad flags."
+        }
+        Some(Profile::LiberalOnly) => "Drop INVALID as well, in FORWARD and INPUT.",
+        Some(Profile::LiberalAndDropped) if !bad_flags(forgeries) && !protections.drop() => {
+            "Forge no-flags and syn-fin too: under be_liberal=1 alone they leak."
+        }
+        Some(Profile::NoConnection)
+            if matches!(path, Path::SameNodeBridge | Path::SameNodeBridgeNoNf) =>
+        {
+            "Set net.bridge.bridge-nf-call-iptables=1 and bridge-nf-call-ip6tables=1 (module br_netfilter)."
+        }
+        Some(
+            Profile::Dropped
+            | Profile::LiberalAndDropped
+            | Profile::NotTranslated
+            | Profile::NoConnection,
+        )
+        | None => "",
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests;

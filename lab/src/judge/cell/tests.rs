@@ -1,0 +1,265 @@
+//! The judgement on evidence that is made up: whole, contradictory, lacking.
+
+use std::collections::BTreeMap;
+
+use crate::document::lab::{Judgement, NodeEvidence, Profile, Protections, Seen};
+use canary_record::names::{EndedBy, Forgery, OldSegments, ProbeEnd, UnknownReason, Verdict};
+use canary_record::outcome::Counts;
+use canary_record::result::boom::{BoomResult, Connections, OutcomeCount, Resets, Sniffer};
+use canary_record::result::{Clock, SCHEMA_VERSION};
+use canary_wire::segment::Family;
+
+use super::*;
+
+const FORGERIES: [Forgery; 6] = [
+    Forgery::Control,
+    Forgery::BelowWindow,
+    Forgery::AboveWindow,
+    Forgery::AckAhead,
+    Forgery::NoFlags,
+    Forgery::SynFin,
+];
+const N: u64 = 50;
+
+/// The evidence of one cell, whole and in agreement.
+pub(crate) struct Made {
+    pub(crate) boom: BoomResult,
+    pub(crate) load: LoadResult,
+    pub(crate) nodes: Vec<NodeEvidence>,
+    captured: Option<BTreeMap<Forgery, u64>>,
+    protections: Protections,
+}
+
+impl Made {
+    pub(crate) fn row(profile: Profile, protections: &[&str]) -> Self {
+        let seen = |f| row(profile, f, Some(OldSegments::Ignored)).unwrap();
+        let outcomes: Vec<_> = FORGERIES.map(|f| outcome(f, seen(f))).into();
+        let killed: u64 = outcomes.iter().map(|o| o.counts.killed).sum();
+        let dropped: u64 = outcomes.iter().map(|o| o.counts.dropped).sum();
+        let all = N * FORGERIES.len() as u64;
+        let captured = outcomes.iter().map(|o| (o.forgery, o.counts.leaked)).collect();
+        let run = Clock::start().run("test", "0", EndedBy::Connections, BTreeMap::new());
+        let load = serde_json::json!({
+            "schema_version": SCHEMA_VERSION, "run": run, "verdict": "protected", "reasons": [],
+            "attempts": all, "ok": all - killed, "failures": [],
+            "probe": {"survived": all - killed, "reset": killed},
+            "connect_latency": canary_record::hist::LatencySummary::default(),
+            "total_latency": canary_record::hist::LatencySummary::default(),
+        });
+        Self {
+            boom: BoomResult {
+                schema_version: SCHEMA_VERSION,
+                run,
+                verdict: Verdict::Protected,
+                reasons: Vec::new(),
+                paths: Vec::new(),
+                connections: Connections {
+                    accepted: all,
+                    handshakes: all,
+                    forged: all,
+                    ..Connections::default()
+                },
+                outcomes,
+                resets: Resets::default(),
+                sniffer: Sniffer::default(),
+                handshake_to_forge: canary_record::hist::LatencySummary::default(),
+            },
+            load: serde_json::from_value(load).unwrap(),
+            nodes: vec![NodeEvidence {
+                node: "node1".into(),
+                dnat: all,
+                drop_rules: [("ip/filter/KUBE-FORWARD".to_owned(), dropped)].into(),
+                ..NodeEvidence::default()
+            }],
+            captured: Some(captured),
+            protections: protections.iter().map(|p| p.parse().unwrap()).collect(),
+        }
+    }
+
+    fn evidence(&self) -> Evidence<'_> {
+        Evidence {
+            forgeries: &FORGERIES,
+            connections: N,
+            family: Family::Ipv4,
+            translated: true,
+            protections: &self.protections,
+            boom: &self.boom,
+            load: &self.load,
+            nodes: &self.nodes,
+            captured: self.captured.as_ref(),
+        }
+    }
+
+    fn judge(&self, expect: Profile) -> Judged {
+        judge(&self.evidence(), &Expectation::Profile(expect), None)
+    }
+
+    fn outcome(&mut self, forgery: Forgery) -> &mut OutcomeCount {
+        self.boom.outcomes.iter_mut().find(|o| o.forgery == forgery).unwrap()
+    }
+}
+
+fn outcome(forgery: Forgery, seen: Seen) -> OutcomeCount {
+    let n = |yes: bool| if yes { N } else { 0 };
+    OutcomeCount {
+        forgery,
+        family: Family::Ipv4,
+        class: canary_record::names::ClientClass::Unclassified,
+        forged: N,
+        counts: Counts {
+            leaked: n(matches!(seen, Seen::Leaked | Seen::Kills)),
+            killed: n(seen == Seen::Kills),
+            delivered: n(seen == Seen::Delivered),
+            dropped: n(seen == Seen::Dropped),
+            ..Counts::default()
+        },
+    }
+}
+
+/// Every row of the table, seen as it is, meets its own expectation and is named.
+#[test]
+fn every_row_meets_itself() {
+    for (profile, protections) in [
+        (Profile::Unprotected, vec![]),
+        (Profile::LiberalOnly, vec!["liberal"]),
+        (Profile::Dropped, vec!["forward-drop"]),
+        (Profile::LiberalAndDropped, vec!["liberal", "forward-drop"]),
+    ] {
+        let judged = Made::row(profile, &protections).judge(profile);
+        assert_eq!(judged.judgement, Judgement::AsExpected, "{profile}: {:?}", judged.reasons);
+        assert_eq!(judged.profile, Some(profile));
+    }
+}
+
+/// No row passes for another: an expectation that is not met differs, with numbers.
+#[test]
+fn no_row_passes_for_another() {
+    let rows = [
+        Profile::Unprotected,
+        Profile::LiberalOnly,
+        Profile::Dropped,
+        Profile::LiberalAndDropped,
+        Profile::NotTranslated,
+    ];
+    for seen in rows {
+        for expected in rows.into_iter().filter(|e| *e != seen) {
+            let judged = Made::row(seen, &["forward-drop"]).judge(expected);
+            assert_eq!(judged.judgement, Judgement::Differs, "{seen} for {expected}");
+            assert!(judged.reasons[0].contains("expected"), "{:?}", judged.reasons);
+        }
+    }
+}
+
+/// One connection that was not judged is no tolerance: the cell differs.
+#[test]
+fn one_unknown_is_a_difference() {
+    let mut made = Made::row(Profile::Dropped, &["forward-drop"]);
+    let o = made.outcome(Forgery::SynFin);
+    o.counts.dropped -= 1;
+    o.counts.unknown.insert(UnknownReason::NoProofOfLife, 1);
+    let judged = made.judge(Profile::Dropped);
+    assert_eq!(judged.judgement, Judgement::Differs);
+    assert!(judged.reasons[0].contains("no-proof-of-life 1"), "{:?}", judged.reasons);
+}
+
+/// Evidence that contradicts itself is inconclusive, whatever it seems to show.
+#[test]
+fn contradictions_are_inconclusive() {
+    type Spoil = fn(&mut Made);
+    let cases: [(&str, Spoil); 8] = [
+        ("load-client", |m| {
+            m.load.probe.insert(ProbeEnd::Reset, 1);
+        }),
+        ("hang", |m| {
+            m.load.probe.insert(ProbeEnd::Hung, 3);
+        }),
+        ("raw socket lost", |m| m.boom.sniffer.dropped = 1),
+        ("raw socket failed", |m| m.boom.sniffer.failed = Some("gone".into())),
+        ("handshakes", |m| m.boom.connections.handshakes -= 1),
+        ("forged, not 50", |m| m.outcome(Forgery::Control).forged -= 1),
+        ("drop rules matched", |m| m.nodes[0].drop_rules.clear()),
+        ("DNAT rule matched", |m| m.nodes[0].dnat -= 1),
+    ];
+    for (says, spoil) in cases {
+        let mut made = Made::row(Profile::Dropped, &["forward-drop"]);
+        spoil(&mut made);
+        let judged = made.judge(Profile::Dropped);
+        assert_eq!(judged.judgement, Judgement::Inconclusive, "{says}");
+        assert!(judged.reasons.iter().any(|r| r.contains(says)), "{says}: {:?}", judged.reasons);
+    }
+}
+
+/// A connection that was reset before accept() could return it is no contradiction; one
+/// that is missing for no reason is.
+#[test]
+fn a_reset_before_accept_is_accounted_for() {
+    let mut made = Made::row(Profile::Unprotected, &[]);
+    made.boom.connections.accepted -= 1;
+    assert_eq!(made.judge(Profile::Unprotected).judgement, Judgement::Inconclusive);
+    made.boom.connections.reset_before_accept = 1;
+    assert_eq!(made.judge(Profile::Unprotected).judgement, Judgement::AsExpected);
+}
+
+/// A capture that shows fewer resets than boom-server counted spoils the cell.
+#[test]
+fn the_capture_has_a_say() {
+    let mut made = Made::row(Profile::Unprotected, &[]);
+    *made.captured.as_mut().unwrap().get_mut(&Forgery::AboveWindow).unwrap() -= 1;
+    let judged = made.judge(Profile::Unprotected);
+    assert_eq!(judged.judgement, Judgement::Inconclusive);
+    assert!(judged.reasons[0].contains("the capture shows 49"), "{:?}", judged.reasons);
+    made.captured = None;
+    assert_eq!(made.judge(Profile::Unprotected).judgement, Judgement::AsExpected);
+}
+
+/// A kernel before 6.1 shows itself, and its rows are then as expected.
+#[test]
+fn an_older_kernel_shows_itself() {
+    let mut made = Made::row(Profile::Unprotected, &[]);
+    *made.outcome(Forgery::BelowWindow) = outcome(Forgery::BelowWindow, Seen::Kills);
+    made.load.probe.insert(ProbeEnd::Reset, 3 * N);
+    made.captured = None;
+    let judged = made.judge(Profile::Unprotected);
+    assert_eq!(generation(&judged.forgeries), Some(OldSegments::Invalid));
+    assert_eq!(judged.judgement, Judgement::AsExpected, "{:?}", judged.reasons);
+}
+
+/// Nothing forged because nothing connected is proof only of that, and only when
+/// every connect timed out.
+#[test]
+fn no_connection_is_proved_by_timeouts() {
+    let mut made = Made::row(Profile::NoConnection, &[]);
+    for o in &mut made.boom.outcomes {
+        o.forged = 0;
+    }
+    made.boom.connections = Connections::default();
+    made.load.probe = [(ProbeEnd::TimedOut, made.load.attempts)].into();
+    let judged = made.judge(Profile::NoConnection);
+    assert_eq!(judged.judgement, Judgement::AsExpected, "{:?}", judged.reasons);
+    made.load.probe = [(ProbeEnd::Refused, made.load.attempts)].into();
+    assert_eq!(made.judge(Profile::NoConnection).judgement, Judgement::Inconclusive);
+}
+
+/// What was not forged is not said to be harmless: under be_liberal alone bad flags leak.
+#[test]
+fn bad_flags_that_were_not_tried_are_no_comfort() {
+    let made = Made::row(Profile::LiberalAndDropped, &["liberal"]);
+    let expect = Expectation::Profile(Profile::LiberalAndDropped);
+    let few = [Forgery::Control, Forgery::AboveWindow];
+    let evidence = Evidence { forgeries: &few, ..made.evidence() };
+    let forgeries: Vec<_> = judge(&evidence, &expect, None).forgeries;
+    let profile = Some(Profile::LiberalAndDropped);
+    assert!(meaning(profile, &forgeries).contains("bad flags were not tried"));
+    let tip = advice(profile, Path::ClusterIp, &made.protections, &forgeries);
+    assert!(tip.contains("syn-fin"), "{tip}");
+    let all: Vec<_> = judge(&made.evidence(), &expect, None).forgeries;
+    assert!(meaning(profile, &all).contains("nothing leaks"));
+}
+
+/// The bridge's sysctls are advised where there is a bridge, and for both families.
+#[test]
+fn the_bridge_is_blamed_on_its_own_path_alone() {
+    let of = |path| advice(Some(Profile::NoConnection), path, &Protections::default(), &[]);
+    assert!(of(Path::SameNodeBridgeNoNf).contains("bridge-nf-call-ip6tables"));
+    assert_eq!(of(Path::ClusterIp), "");
+}

@@ -1,0 +1,234 @@
+//! Cells into rows: repetitions are added up, IP families and front ends that
+//! saw the same share a row. Pure.
+
+use std::collections::BTreeMap;
+
+use crate::document::lab::{
+    At, CellResult, ForgeryResult, FrontEnd, Judgement, LabResult, Path, Protections, Seen,
+};
+use canary_record::names::{Forgery, ProbeEnd};
+use canary_wire::segment::Family;
+
+/// Rules and IP family.
+pub type Variant = (FrontEnd, Family);
+
+/// A row of a scenario's table.
+#[derive(Clone, Debug)]
+pub struct Row<'a> {
+    /// Names the row among its scenario's: `forward-drop+input-drop`, `none`, `liberal~2`.
+    pub id: String,
+    /// The way from client to server.
+    pub path: Path,
+    /// What protects, sorted.
+    pub protections: Protections,
+    /// The front ends and families that this row stands for.
+    pub variants: Vec<Variant>,
+    /// False when another row of the same path and protections saw something else.
+    pub unanimous: bool,
+    /// The worst of its cells.
+    pub judgement: Judgement,
+    /// The sums over its cells.
+    pub forgeries: BTreeMap<Forgery, ForgeryResult>,
+    /// Its cells.
+    pub cells: Vec<&'a CellResult>,
+}
+
+/// What a path under a protection exposes its connections to; the worst last.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Exposure {
+    /// No forged segment leaked.
+    Safe,
+    /// No connection can be made.
+    NoConnection,
+    /// Nothing was proved.
+    NotProved,
+    /// Segments leak, but none that was forged can reset a connection.
+    Leaks,
+    /// Connections hang.
+    Hangs,
+    /// Connections are reset, by these.
+    Resets(Vec<Forgery>),
+}
+
+/// The rows of one scenario's cells, in the order in which they first appear.
+#[must_use]
+pub fn rows(cells: &[CellResult]) -> Vec<Row<'_>> {
+    let mut rows = Vec::new();
+    for (path, protections) in settings(cells.iter()) {
+        let of = |c: &&CellResult| c.path == path && c.protections.sorted() == protections;
+        let cells: Vec<_> = cells.iter().filter(of).collect();
+        let mut variants: Vec<Variant> = Vec::new();
+        for cell in &cells {
+            if !variants.contains(&(cell.front_end, cell.family)) {
+                variants.push((cell.front_end, cell.family));
+            }
+        }
+        let first = rows.len();
+        for variant in variants {
+            let own: Vec<_> =
+                cells.iter().copied().filter(|c| (c.front_end, c.family) == variant).collect();
+            let row = row(path, &protections, variant, own);
+            match rows[first..].iter_mut().find(|r| alike(r, &row)) {
+                Some(same) => join(same, row),
+                None => rows.push(row),
+            }
+        }
+        let unanimous = rows.len() - first == 1;
+        for row in &mut rows[first..] {
+            row.unanimous = unanimous;
+        }
+    }
+    let mut taken: BTreeMap<String, usize> = BTreeMap::new();
+    for row in &mut rows {
+        let name = row.protections.to_string();
+        let nth = taken.entry(name.clone()).or_default();
+        *nth += 1;
+        row.id = if *nth == 1 { name } else { format!("{name}~{nth}") };
+    }
+    rows
+}
+
+/// Every path with its sets of protections, each once.
+fn settings<'a>(cells: impl Iterator<Item = &'a CellResult>) -> Vec<(Path, Protections)> {
+    let mut found = Vec::new();
+    for cell in cells {
+        let setting = (cell.path, cell.protections.sorted());
+        if !found.contains(&setting) {
+            found.push(setting);
+        }
+    }
+    found
+}
+
+fn row<'a>(
+    path: Path,
+    protections: &Protections,
+    variant: Variant,
+    cells: Vec<&'a CellResult>,
+) -> Row<'a> {
+    let mut forgeries = BTreeMap::new();
+    add(&mut forgeries, &cells);
+    let judgement = cells.iter().map(|c| c.judgement).reduce(Judgement::worse);
+    Row {
+        id: String::new(),
+        path,
+        protections: protections.clone(),
+        variants: vec![variant],
+        unanimous: true,
+        judgement: judgement.unwrap_or(Judgement::Skipped),
+        forgeries,
+        cells,
+    }
+}
+
+fn add(to: &mut BTreeMap<Forgery, ForgeryResult>, cells: &[&CellResult]) {
+    for f in cells.iter().flat_map(|c| &c.forgeries) {
+        to.entry(f.forgery).and_modify(|sum| sum.add(f)).or_insert_with(|| f.clone());
+    }
+}
+
+fn alike(a: &Row<'_>, b: &Row<'_>) -> bool {
+    let seen = |r: &Row<'_>| -> Vec<_> {
+        r.forgeries.iter().map(|(f, s)| (*f, s.seen, s.expected)).collect()
+    };
+    a.judgement == b.judgement && seen(a) == seen(b)
+}
+
+fn join<'a>(row: &mut Row<'a>, other: Row<'a>) {
+    row.variants.extend(other.variants);
+    add(&mut row.forgeries, &other.cells);
+    row.cells.extend(other.cells);
+}
+
+impl Row<'_> {
+    /// What this row exposes connections to. `overshoot`, the research forgery,
+    /// does not count.
+    #[must_use]
+    pub fn exposure(&self) -> Exposure {
+        let sums = || {
+            self.forgeries.iter().filter(|(f, _)| **f != Forgery::Overshoot).map(|(f, s)| (*f, s))
+        };
+        let killers: Vec<_> = sums().filter(|(_, s)| s.counts.killed > 0).map(|(f, _)| f).collect();
+        let hung: u64 = self.cells.iter().filter_map(|c| c.client.get(&ProbeEnd::Hung)).sum();
+        let overshoot = self.forgeries.contains_key(&Forgery::Overshoot);
+        if !killers.is_empty() {
+            Exposure::Resets(killers)
+        } else if hung > 0 && !overshoot {
+            Exposure::Hangs
+        } else if sums().any(|(_, s)| s.counts.leaked > 0) {
+            Exposure::Leaks
+        } else if sums().any(|(_, s)| s.seen == Seen::NoConnection) {
+            Exposure::NoConnection
+        } else if sums().next().is_none()
+            || matches!(self.judgement, Judgement::Inconclusive | Judgement::Skipped)
+            || sums().any(|(_, s)| s.seen == Seen::Mixed)
+        {
+            Exposure::NotProved
+        } else {
+            Exposure::Safe
+        }
+    }
+}
+
+/// Every path by every set of protections, over all scenarios: the worst of each.
+#[derive(Clone, Debug, Default)]
+pub struct Overview {
+    /// Sets of protections, in the order in which they first appear.
+    pub protections: Vec<Protections>,
+    /// A path, and for each set of protections what was found, if it was tried.
+    pub paths: Vec<(Path, Vec<Option<Found>>)>,
+}
+
+/// What a path under a set of protections exposes to, and the row that says so.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Found {
+    /// The worst of its rows.
+    pub exposure: Exposure,
+    /// The scenario of that row.
+    pub scenario: String,
+    /// [`Row::id`]
+    pub row: String,
+}
+
+/// Folds a whole run: the protections that are the same on every node, or those
+/// that one node alone has.
+#[must_use]
+pub fn overview(result: &LabResult, everywhere: bool) -> Overview {
+    let forges = |c: &&CellResult| {
+        c.forgeries.is_empty() || c.forgeries.iter().any(|f| f.forgery != Forgery::Overshoot)
+    };
+    let scenarios = result.scenarios.iter().filter(|s| s.timeline.is_none());
+    let mut found: Vec<(Path, Protections, Found)> = Vec::new();
+    for scenario in scenarios {
+        for row in rows(&scenario.cells) {
+            let same = row.protections.iter().all(|p| p.at == At::Both);
+            if same == everywhere && row.cells.iter().any(forges) {
+                let (exposure, scenario) = (row.exposure(), scenario.name.clone());
+                let at = Found { exposure, scenario, row: row.id };
+                found.push((row.path, row.protections, at));
+            }
+        }
+    }
+    let mut overview = Overview::default();
+    for (path, protections, _) in &found {
+        if !overview.protections.contains(protections) {
+            overview.protections.push(protections.clone());
+        }
+        if !overview.paths.iter().any(|(p, _)| p == path) {
+            overview.paths.push((*path, Vec::new()));
+        }
+    }
+    // By the number of protections, so that the table reads from bare to covered.
+    overview.protections.sort_by_key(|set| (set.len(), set.clone()));
+    for (path, columns) in &mut overview.paths {
+        *columns = overview
+            .protections
+            .iter()
+            .map(|set| {
+                let of = |f: &&(Path, Protections, Found)| f.0 == *path && f.1 == *set;
+                found.iter().filter(of).map(|f| f.2.clone()).max()
+            })
+            .collect();
+    }
+    overview
+}

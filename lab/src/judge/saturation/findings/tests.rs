@@ -1,0 +1,262 @@
+use std::collections::BTreeMap;
+
+use canary_record::result::observe::ConntrackCounters;
+
+use super::*;
+use crate::observed::saturation::Captured;
+
+fn step(kind: Kind) -> Shown {
+    Shown {
+        kind,
+        limit: 1000,
+        peak: 1000,
+        attempts: 1100,
+        failures: [(FailureClass::ConnectTimeout, 100)].into(),
+        group: [(ProbeEnd::Survived, 40)].into(),
+        forged: 10,
+        attributed: 5,
+        conntrack: ConntrackCounters { drop: 300, early_drop: 2, ..ConntrackCounters::default() },
+    }
+}
+
+fn evicted(case: Case) -> Evicted {
+    let lost = if case == Case::Room { 0 } else { 60 };
+    Evicted {
+        case,
+        limit: 1000,
+        most: 1000,
+        least: 940,
+        refused: 3,
+        half_closed: [(ProbeEnd::Reset, lost), (ProbeEnd::Survived, 60 - lost)].into(),
+        established: [(ProbeEnd::Survived, 40)].into(),
+        captured: Captured { untranslated: lost, resets: lost, lost: None },
+        after_s: None,
+    }
+}
+
+fn half_open(case: OnItsWay) -> HalfOpen {
+    let (late, reset) = match case {
+        OnItsWay::SynAck => (20, 0),
+        OnItsWay::Ack => (0, 20),
+        OnItsWay::AckProtected => (0, 0),
+    };
+    HalfOpen {
+        case,
+        alone: [(ProbeEnd::Survived, 60)].into(),
+        ends: [(ProbeEnd::Survived, 60 - reset), (ProbeEnd::Reset, reset)].into(),
+        late,
+        others: 100,
+        early: 45,
+        captured: Captured { untranslated: 30, resets: 30, lost: None },
+    }
+}
+
+fn facts() -> Facts {
+    let fine = |kind, peak| Shown { peak, failures: BTreeMap::new(), ..step(kind) };
+    Facts {
+        steps: vec![
+            fine(Kind::NoLoad, 10),
+            step(Kind::Load),
+            step(Kind::Full),
+            step(Kind::FullLiberal),
+            Shown { attributed: 0, ..fine(Kind::Liberal, 10) },
+            Shown { limit: 4000, ..fine(Kind::Bigger, 1100) },
+            fine(Kind::Shorter, 300),
+            Shown { group: [(ProbeEnd::Reset, 40)].into(), ..fine(Kind::Expiry, 40) },
+            fine(Kind::ExpiryClient, 40),
+        ],
+        can_resize: true,
+        can_hold: true,
+        evicted: Case::ALL.iter().map(|c| evicted(*c)).collect(),
+        half_open: OnItsWay::ALL.iter().map(|c| half_open(*c)).collect(),
+    }
+}
+
+fn finding(facts: &Facts, claim: Claim) -> Finding {
+    find(facts).into_iter().find(|(c, _)| *c == claim).unwrap().1.finding
+}
+
+/// What the usual numbers make of every claim.
+#[test]
+fn every_claim_has_its_finding() {
+    use Finding::{DoesNotHold, Holds};
+    let expected = [
+        Holds,
+        DoesNotHold,
+        DoesNotHold,
+        DoesNotHold,
+        DoesNotHold,
+        Holds,
+        Holds,
+        Holds,
+        DoesNotHold,
+        Holds,
+        Holds,
+        Holds,
+        DoesNotHold,
+        Holds,
+        DoesNotHold,
+    ];
+    let found: Vec<_> = find(&facts()).into_iter().map(|(_, s)| s.finding).collect();
+    assert_eq!(found, expected);
+}
+
+/// Other numbers turn each of them round.
+#[test]
+fn every_finding_can_be_otherwise() {
+    use Finding::{DoesNotHold, Holds};
+    type Change = fn(&mut Shown);
+    let cases: [(Claim, Kind, Change, Finding); 10] = [
+        (Claim::NewConnectionsTimeOut, Kind::Load, |s| s.conntrack.drop = 0, Holds),
+        (
+            Claim::NewConnectionsAreReset,
+            Kind::Full,
+            |s| {
+                s.failures.insert(FailureClass::Reset, 1);
+            },
+            Holds,
+        ),
+        (
+            Claim::EstablishedConnectionsAreLost,
+            Kind::FullLiberal,
+            |s| {
+                s.group.insert(ProbeEnd::Hung, 1);
+            },
+            Holds,
+        ),
+        (Claim::LiberalFreesAFullTable, Kind::FullLiberal, |s| s.failures.clear(), Holds),
+        (Claim::LiberalCuresTheResets, Kind::Liberal, |s| s.attributed = 1, DoesNotHold),
+        (
+            Claim::BiggerTableCures,
+            Kind::Bigger,
+            |s| {
+                s.failures.insert(FailureClass::ConnectTimeout, 1);
+            },
+            DoesNotHold,
+        ),
+        (
+            Claim::ShorterTimeoutsCure,
+            Kind::Shorter,
+            |s| {
+                s.failures.insert(FailureClass::ConnectTimeout, 1);
+            },
+            DoesNotHold,
+        ),
+        (
+            Claim::ShortTimeoutsResetIdleConnections,
+            Kind::Expiry,
+            |s| s.group = [(ProbeEnd::Survived, 40)].into(),
+            DoesNotHold,
+        ),
+        (
+            Claim::ShortTimeoutsResetIdleClients,
+            Kind::ExpiryClient,
+            |s| s.group = [(ProbeEnd::Reset, 40)].into(),
+            Holds,
+        ),
+        (Claim::ResetsNeedLoad, Kind::NoLoad, |s| s.attributed = 0, Finding::NotShown),
+    ];
+    for (claim, kind, change, expected) in cases {
+        let mut facts = facts();
+        change(facts.steps.iter_mut().find(|s| s.kind == kind).unwrap());
+        assert_eq!(finding(&facts, claim), expected, "{claim}");
+    }
+}
+
+/// A table that was never full shows nothing of a full table.
+#[test]
+fn no_full_table_no_finding() {
+    let mut facts = facts();
+    for s in &mut facts.steps {
+        s.peak = 500;
+    }
+    for claim in Claim::ALL.iter().copied().filter(|c| claims::needs_a_full_table(*c)) {
+        assert_eq!(finding(&facts, claim), Finding::NotShown, "{claim}");
+    }
+}
+
+/// Half-closed transfers that hang are no reset, those that nothing befell show nothing, and
+/// where the cause was removed nothing may befall them.
+#[test]
+fn only_an_eviction_of_a_full_table_counts() {
+    let claim = Claim::EvictionResetsClosingConnections;
+    for (case, ends, expected) in [
+        (Case::Full, [(ProbeEnd::Hung, 29), (ProbeEnd::Survived, 31)], Finding::DoesNotHold),
+        (Case::Full, [(ProbeEnd::Hung, 0), (ProbeEnd::Survived, 60)], Finding::NotShown),
+        (Case::Room, [(ProbeEnd::Reset, 1), (ProbeEnd::Survived, 59)], Finding::NotShown),
+    ] {
+        let mut facts = facts();
+        facts.evicted.iter_mut().find(|e| e.case == case).unwrap().half_closed = ends.into();
+        assert_eq!(finding(&facts, claim), expected, "{case:?} {ends:?}");
+    }
+    let mut facts = facts();
+    facts.evicted[0].captured.untranslated = 0;
+    assert_eq!(finding(&facts, claim), Finding::NotShown, "a reset by something else");
+    let mut facts = self::facts();
+    facts.evicted[0].captured.lost = Some("9 of 10 captured".to_owned());
+    assert_eq!(finding(&facts, claim), Finding::NotShown, "a capture with losses");
+}
+
+/// Where the protected transfers lost nothing, nothing was there to be saved from.
+#[test]
+fn no_eviction_no_protection() {
+    let mut facts = facts();
+    let e = facts.evicted.iter_mut().find(|e| e.case == Case::Protected).unwrap();
+    e.half_closed = [(ProbeEnd::Survived, 60)].into();
+    assert_eq!(finding(&facts, Claim::LiberalAndDropsSaveEvicted), Finding::NotShown);
+}
+
+/// A few connections that all succeed do not show that the load would.
+#[test]
+fn too_small_a_load_shows_nothing() {
+    let mut facts = facts();
+    facts.steps.iter_mut().find(|s| s.kind == Kind::Shorter).unwrap().attempts = 900;
+    assert_eq!(finding(&facts, Claim::ShorterTimeoutsCure), Finding::NotShown);
+    assert!(find(&Facts::default()).iter().all(|(_, s)| s.finding == Finding::NotShown));
+}
+
+/// Half-open entries: a reset counts with its capture alone, and nothing counts where no entry
+/// was dropped or where handshakes failed that nothing disturbed.
+#[test]
+fn only_an_early_drop_counts() {
+    use Finding::{DoesNotHold, Holds, NotShown};
+    type Change = fn(&mut HalfOpen);
+    let ack = Claim::EarlyDropBeforeAckResets;
+    let cases: [(Claim, OnItsWay, Change, Finding); 9] = [
+        (Claim::EarlyDropBeforeSynAckResets, OnItsWay::SynAck, reset, Holds),
+        (Claim::EarlyDropBeforeSynAckResets, OnItsWay::SynAck, |h| h.early = 0, NotShown),
+        (ack, OnItsWay::Ack, |h| h.ends = h.alone.clone(), DoesNotHold),
+        (ack, OnItsWay::Ack, |h| h.captured.resets = 0, NotShown),
+        (ack, OnItsWay::Ack, |h| h.captured.untranslated = 0, NotShown),
+        (ack, OnItsWay::Ack, |h| h.captured.lost = Some("9 of 10".into()), NotShown),
+        (ack, OnItsWay::Ack, |h| h.alone = [(ProbeEnd::Hung, 1)].into(), NotShown),
+        (Claim::DropsSaveHalfOpen, OnItsWay::AckProtected, reset, DoesNotHold),
+        (Claim::DropsSaveHalfOpen, OnItsWay::Ack, |h| h.ends = h.alone.clone(), NotShown),
+    ];
+    for (claim, case, change, expected) in cases {
+        let mut facts = facts();
+        change(facts.half_open.iter_mut().find(|h| h.case == case).unwrap());
+        assert_eq!(finding(&facts, claim), expected, "{claim}");
+    }
+}
+
+fn reset(h: &mut HalfOpen) {
+    h.ends = [(ProbeEnd::Reset, 20)].into();
+}
+
+/// Without a limit of its own a run says what its load showed by chance, or that it could not try.
+#[test]
+fn an_ordinary_user_is_told_why() {
+    let mut facts = Facts { can_resize: false, can_hold: false, half_open: Vec::new(), ..facts() };
+    let claim = Claim::EarlyDropBeforeSynAckResets;
+    assert_eq!(finding(&facts, claim), Finding::DoesNotHold);
+    for s in &mut facts.steps {
+        s.conntrack.early_drop = 0;
+    }
+    for claim in [claim, Claim::EarlyDropBeforeAckResets, Claim::DropsSaveHalfOpen] {
+        assert!(claims::not_tried(claim, &facts));
+        let (_, s) = find(&facts).into_iter().find(|(c, _)| *c == claim).unwrap();
+        assert_eq!(s.finding, Finding::NotShown);
+        assert!(s.evidence[0].contains("as root with --host-table-size"), "{:?}", s.evidence);
+    }
+}

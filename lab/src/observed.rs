@@ -1,0 +1,27 @@
+//! What was seen, before anybody judges it: the data that running hands to judging. Pure.
+
+pub mod cause;
+pub mod cell;
+pub mod saturation;
+pub mod series;
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
+use canary_record::names::Outcome;
+use canary_record::outcome::Counts;
+use canary_record::result::boom::BoomResult;
+
+/// Counts in words.
+#[must_use]
+pub fn listed<K: Display>(counts: &BTreeMap<K, u64>) -> String {
+    let text: Vec<_> =
+        counts.iter().filter(|(_, n)| **n > 0).map(|(k, n)| format!("{k} {n}")).collect();
+    if text.is_empty() { "none".to_owned() } else { text.join(", ") }
+}
+
+/// What became of the forged segments, whatever kind.
+#[must_use]
+pub fn outcomes(boom: &BoomResult) -> BTreeMap<Outcome, u64> {
+    boom.outcomes.iter().map(|o| &o.counts).sum::<Counts>().each().collect()
+}

@@ -1,0 +1,315 @@
+//! What a run showed, as far as a claim needs it.
+
+use std::collections::BTreeMap;
+
+use crate::document::timeline::{FailureClass, Timeline};
+use canary_record::names::ProbeEnd;
+use canary_record::result::observe::ConntrackCounters;
+
+use super::listed;
+
+/// Which step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing but the canary.
+    NoLoad,
+    /// So many clients.
+    Clients,
+    /// More connections than the table has room for.
+    Load,
+    /// The table stays full.
+    Full,
+    /// The same with be_liberal=1.
+    FullLiberal,
+    /// An empty table, be_liberal=1.
+    Liberal,
+    /// [`Kind::Load`] in a bigger table.
+    Bigger,
+    /// [`Kind::Load`] with shorter timeouts.
+    Shorter,
+    /// Established timeout shorter than a silence, the server speaks.
+    Expiry,
+    /// The same, the client speaks.
+    ExpiryClient,
+}
+
+/// What a step showed.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// Which.
+    pub kind: Kind,
+    /// The limit meanwhile.
+    pub limit: u64,
+    /// The most entries seen.
+    pub peak: u64,
+    /// New connections of the load.
+    pub attempts: u64,
+    /// Of those, failed.
+    pub failures: BTreeMap<FailureClass, u64>,
+    /// The connections that the step is about: those held, or half closed.
+    pub group: BTreeMap<ProbeEnd, u64>,
+    /// Segments that boom-server forged.
+    pub forged: u64,
+    /// RSTs that it attributed to them.
+    pub attributed: u64,
+    /// What conntrack counted on the node.
+    pub conntrack: ConntrackCounters,
+}
+
+impl Shown {
+    /// Failures of a class.
+    #[must_use]
+    pub fn failed(&self, class: FailureClass) -> u64 {
+        self.failures.get(&class).copied().unwrap_or(0)
+    }
+
+    /// Full enough that connections failed for it. A table hovers at its limit.
+    #[must_use]
+    pub fn full(&self) -> bool {
+        self.peak * 100 >= self.limit * 99
+    }
+
+    /// Of the connections that it is about, those that ended so.
+    #[must_use]
+    pub fn ended(&self, end: ProbeEnd) -> u64 {
+        self.group.get(&end).copied().unwrap_or(0)
+    }
+}
+
+/// What captures at both ends show of connections that lost their entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Captured {
+    /// Segments that reached the client untranslated.
+    pub untranslated: u64,
+    /// RSTs to them that reached the server.
+    pub resets: u64,
+    /// What tcpdump lost, by its own count: then the numbers are no evidence.
+    pub lost: Option<String>,
+}
+
+impl Captured {
+    /// Whether they are whole and show as many of both as `n` resets need.
+    #[must_use]
+    pub fn show(&self, n: u64) -> bool {
+        self.lost.is_none() && self.untranslated >= n && self.resets >= n
+    }
+
+    fn words(&self) -> String {
+        let lost = match &self.lost {
+            Some(lost) => format!(" (no evidence, for the capture is not whole: {lost})"),
+            None => String::new(),
+        };
+        format!(
+            "Captured: {} segments that reached the client untranslated, {} RSTs that reached the \
+             server{lost}.",
+            self.untranslated, self.resets
+        )
+    }
+}
+
+/// A place of the eviction experiment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Case {
+    /// A table full of established connections.
+    Full,
+    /// The same with be_liberal=1 and INVALID dropped.
+    Protected,
+    /// The same, and new connections take what room there is.
+    Contested,
+    /// The cause removed: a table nine tenths full.
+    Room,
+}
+
+impl Case {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Full, Self::Protected, Self::Contested, Self::Room];
+
+    /// Its name in those of files and hosts.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Protected => "protected",
+            Self::Contested => "contested",
+            Self::Room => "room",
+        }
+    }
+}
+
+/// What became of half-closed transfers in one place.
+#[derive(Clone, Debug)]
+pub struct Evicted {
+    /// Which.
+    pub case: Case,
+    /// The limit.
+    pub limit: u64,
+    /// The most entries seen.
+    pub most: u64,
+    /// The fewest since the table was full.
+    pub least: u64,
+    /// SYNs that had no answer.
+    pub refused: u64,
+    /// How the half-closed transfers ended.
+    pub half_closed: BTreeMap<ProbeEnd, u64>,
+    /// How the established connections beside them ended.
+    pub established: BTreeMap<ProbeEnd, u64>,
+    /// What was captured of the transfers.
+    pub captured: Captured,
+    /// When the first transfer ended, in seconds since the table was full.
+    pub after_s: Option<f64>,
+}
+
+impl Evicted {
+    /// Of the connections that it is about, those that ended so.
+    #[must_use]
+    pub fn ended(&self, end: ProbeEnd) -> u64 {
+        self.half_closed.get(&end).copied().unwrap_or(0)
+    }
+
+    /// The numbers in a sentence or two.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let when = self.after_s.map_or_else(String::new, |s| format!(" first after {s:.1} s,"));
+        format!(
+            "Half-closed transfers: {};{when} established connections: {}. {} to {} of {} entries, {} SYNs \
+             without an answer. {}",
+            listed(&self.half_closed),
+            listed(&self.established),
+            self.most,
+            self.least,
+            self.limit,
+            self.refused,
+            self.captured.words()
+        )
+    }
+}
+
+/// Which segment of a handshake is on its way while others find the table full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnItsWay {
+    /// The server's SYN ACK.
+    SynAck,
+    /// The client's ACK.
+    Ack,
+    /// The same with be_liberal=1 and INVALID dropped.
+    AckProtected,
+}
+
+impl OnItsWay {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::SynAck, Self::Ack, Self::AckProtected];
+
+    /// Its name in those of files and hosts.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SynAck => "syn-ack",
+            Self::Ack => "ack",
+            Self::AckProtected => "protected",
+        }
+    }
+}
+
+/// What became of handshakes whose entries may be dropped early.
+#[derive(Clone, Debug)]
+pub struct HalfOpen {
+    /// Which segment was on its way.
+    pub case: OnItsWay,
+    /// How those ended that nothing else disturbed.
+    pub alone: BTreeMap<ProbeEnd, u64>,
+    /// How the others ended.
+    pub ends: BTreeMap<ProbeEnd, u64>,
+    /// Of these, connected after another SYN.
+    pub late: u64,
+    /// SYNs that found the table full meanwhile.
+    pub others: u64,
+    /// Entries dropped early for them.
+    pub early: u64,
+    /// What was captured meanwhile.
+    pub captured: Captured,
+}
+
+impl HalfOpen {
+    /// Of the connections that it is about, those that ended so.
+    #[must_use]
+    pub fn ended(&self, end: ProbeEnd) -> u64 {
+        self.ends.get(&end).copied().unwrap_or(0)
+    }
+
+    /// Whether all of those that nothing else disturbed lived, and entries were dropped for others.
+    #[must_use]
+    pub fn shows_something(&self) -> bool {
+        self.early > 0 && self.alone.keys().all(|end| *end == ProbeEnd::Survived)
+    }
+
+    /// The numbers in a sentence or two.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let late = match self.late {
+            0 => String::new(),
+            n => format!(" ({n} connected after another SYN)"),
+        };
+        let room = match self.case {
+            OnItsWay::SynAck => "before it came",
+            OnItsWay::Ack | OnItsWay::AckProtected => "after the server had repeated its SYN ACK",
+        };
+        format!(
+            "{} entries dropped early for {} SYNs meanwhile, room again {room}: {}{late}. {} Without those \
+             SYNs: {}.",
+            self.early,
+            self.others,
+            listed(&self.ends),
+            self.captured.words(),
+            listed(&self.alone)
+        )
+    }
+}
+
+/// The most connections that are held to fill a table.
+pub const MOST_HELD: u64 = 20_000;
+
+/// What a run showed.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// Step by step.
+    pub steps: Vec<Shown>,
+    /// Whether the limit could be changed.
+    pub can_resize: bool,
+    /// Whether the table could be filled with established connections.
+    pub can_hold: bool,
+    /// Place by place, where it could.
+    pub evicted: Vec<Evicted>,
+    /// Half-open entries dropped early, segment by segment, where it could.
+    pub half_open: Vec<HalfOpen>,
+}
+
+impl Facts {
+    /// What there is of it.
+    #[must_use]
+    pub fn evicted(&self, case: Case) -> Option<&Evicted> {
+        self.evicted.iter().find(|e| e.case == case)
+    }
+
+    /// What there is of it.
+    #[must_use]
+    pub fn half_open(&self, case: OnItsWay) -> Option<&HalfOpen> {
+        self.half_open.iter().find(|h| h.case == case)
+    }
+
+    /// What there is of it.
+    #[must_use]
+    pub fn of(&self, kinds: &[Kind]) -> Vec<&Shown> {
+        self.steps.iter().filter(|s| kinds.contains(&s.kind)).collect()
+    }
+}
+
+/// Everything that a run showed until it ended, or broke off.
+#[derive(Clone, Debug, Default)]
+pub struct Filled {
+    /// The course of it.
+    pub timeline: Timeline,
+    /// As far as a claim needs it.
+    pub facts: Facts,
+    /// Why it broke off, where it did.
+    pub broken: Option<String>,
+}

@@ -1,0 +1,256 @@
+//! Runs what a plan says, and tells what was seen as soon as it is there: lanes of cells side by
+//! side, then other causes, then what needs the whole machine. It judges nothing and writes no
+//! result.
+
+pub mod cause;
+pub mod cell;
+pub mod host_table;
+pub mod saturation;
+pub mod setting;
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::mpsc::Sender;
+use std::sync::{Mutex, PoisonError};
+
+use crate::document::lab::{CommandList, FrontEnd, Path};
+use canary_testbed::evidence;
+use canary_testbed::place::{Place, PlaceError};
+use canary_testbed::topology::{Step, Topology};
+use canary_wire::segment::Family;
+
+use self::host_table::Control;
+use self::setting::{Setting, guarded, io_error};
+use crate::observed::cause::Seen;
+use crate::observed::cell::{Done, Key};
+use crate::observed::saturation::Filled;
+use crate::scenario::matrix::Matrix;
+use crate::scenario::{Body, Scenario};
+
+/// A run as it was asked for.
+pub struct Plan {
+    /// What to run, in order.
+    pub scenarios: Vec<Scenario>,
+    /// How often.
+    pub repeat: u32,
+    /// Lanes at a time.
+    pub jobs: usize,
+    /// The directory of the results; exists and is empty.
+    pub dir: PathBuf,
+    /// What everything that runs has in common.
+    pub setting: Setting,
+}
+
+/// What was seen.
+#[derive(Debug)]
+pub enum Event {
+    /// A cell has ended.
+    Cell(Box<Done>),
+    /// The cases of a cause have ended: its number in the plan, the repetition.
+    Cause(usize, u32, Vec<Result<Seen, String>>),
+    /// A saturation experiment has ended.
+    Saturation(usize, u32, Box<Filled>),
+}
+
+/// The cells that share one topology, one after another.
+#[derive(Clone, Debug)]
+struct Lane {
+    scenario: usize,
+    front_end: FrontEnd,
+    family: Family,
+    repetition: u32,
+    prefix: String,
+}
+
+/// Runs everything. After a signal nothing more begins.
+pub fn run(plan: &Plan, control: Option<&Control>, tell: &Sender<Event>) {
+    cells(plan, tell);
+    for repetition in 1..=plan.repeat {
+        causes(plan, repetition, tell);
+        saturations(plan, repetition, control, tell);
+    }
+}
+
+/// Why a scenario cannot be run on this kernel, and what would mend it.
+#[must_use]
+pub fn skipped(scenario: &Scenario) -> Option<&'static str> {
+    let path = scenario.matrix()?.path;
+    let bridge = matches!(path, Path::SameNodeBridge | Path::SameNodeBridgeNoNf);
+    let missing = bridge && evidence::sysctl("net/bridge/bridge-nf-call-iptables").is_err();
+    missing.then_some("this kernel has no br_netfilter: modprobe br_netfilter")
+}
+
+/// What to type to build a scenario's hosts.
+#[must_use]
+pub fn commands(scenario: &Scenario) -> CommandList {
+    match &scenario.body {
+        Body::Matrix(m) => CommandList {
+            title: "hosts and links; the rules of each cell are in cells/ID/rules-NODE.txt"
+                .to_owned(),
+            lines: Topology::new(m.path, "").steps.iter().map(Step::shell).collect(),
+        },
+        Body::Cause(_) => cause::commands(),
+        Body::Saturation(_) => saturation::commands(),
+    }
+}
+
+/// The prefix of each lane's hosts, and the last cell that ran in them.
+#[must_use]
+pub fn last_cells(plan: &Plan) -> Vec<(String, String)> {
+    lanes(plan)
+        .iter()
+        .filter_map(|lane| {
+            let last = matrix(plan, lane)?.cells.len().checked_sub(1)?;
+            Some((lane.prefix.clone(), id(plan, lane, last)?))
+        })
+        .collect()
+}
+
+fn cells(plan: &Plan, tell: &Sender<Event>) {
+    let lanes = Mutex::new(lanes(plan));
+    let kept = cell::Kept::default();
+    std::thread::scope(|scope| {
+        for _ in 0..plan.jobs {
+            scope.spawn(|| {
+                let next = || lanes.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                while let Some(lane) = next() {
+                    run_lane(plan, &lane, &kept, tell);
+                }
+            });
+        }
+    });
+}
+
+fn lanes(plan: &Plan) -> VecDeque<Lane> {
+    let mut lanes = VecDeque::new();
+    for repetition in 1..=plan.repeat {
+        for (scenario, s) in plan.scenarios.iter().enumerate() {
+            let Some(matrix) = s.matrix().filter(|_| skipped(s).is_none()) else { continue };
+            for front_end in matrix.front_ends.iter().copied() {
+                for family in matrix.families.iter().copied() {
+                    let prefix = format!("l{}-", lanes.len());
+                    lanes.push_back(Lane { scenario, front_end, family, repetition, prefix });
+                }
+            }
+        }
+    }
+    lanes
+}
+
+fn matrix<'a>(plan: &'a Plan, lane: &Lane) -> Option<&'a Matrix> {
+    plan.scenarios.get(lane.scenario)?.matrix()
+}
+
+/// Builds the lane's topology and runs its cells in it.
+fn run_lane(plan: &Plan, lane: &Lane, kept: &cell::Kept, tell: &Sender<Event>) {
+    let setting = &plan.setting;
+    let (Some(scenario), Some(matrix)) = (plan.scenarios.get(lane.scenario), matrix(plan, lane))
+    else {
+        return;
+    };
+    if setting.interrupt.signalled().is_some() {
+        return;
+    }
+    let place = guarded(|| Place::build(Topology::new(matrix.path, &lane.prefix), &setting.tools));
+    for (index, cell_plan) in matrix.cells.iter().enumerate() {
+        let Some(id) = id(plan, lane, index) else { continue };
+        let dir = plan.dir.join("cells").join(&id);
+        let mut captures = Vec::new();
+        let mut part = |place: &Place<'_>| {
+            fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
+            let cell = cell::Cell {
+                plan: cell_plan,
+                front_end: lane.front_end,
+                family: lane.family,
+                forgeries: &matrix.forgeries,
+                connections: matrix.connections,
+                index,
+                dir: &dir,
+            };
+            let shown = cell::run(place, &cell, setting)?;
+            let name = (scenario.about.name.as_str(), id.as_str());
+            captures = cell::keep(place, setting, &plan.dir, name, &shown, kept)?;
+            Ok::<_, PlaceError>(shown)
+        };
+        let shown = match &place {
+            Ok(place) => guarded(|| part(place)),
+            Err(why) => Err(format!("cannot build the topology: {why}")),
+        };
+        // What a signal cut short was not run.
+        if setting.interrupt.signalled().is_some() && shown.is_err() {
+            return;
+        }
+        let key = Key {
+            scenario: lane.scenario,
+            repetition: lane.repetition,
+            front_end: lane.front_end,
+            family: lane.family,
+            plan: index,
+        };
+        let done = Done { key, id, shown, captures };
+        // Nobody listens any more once the run is given up.
+        if tell.send(Event::Cell(Box::new(done))).is_err()
+            || setting.interrupt.signalled().is_some()
+        {
+            return;
+        }
+    }
+}
+
+fn id(plan: &Plan, lane: &Lane, cell: usize) -> Option<String> {
+    let protections = &matrix(plan, lane)?.cells.get(cell)?.protections;
+    let again = if plan.repeat > 1 { format!("-{}", lane.repetition) } else { String::new() };
+    let name = &plan.scenarios.get(lane.scenario)?.about.name;
+    Some(format!("{name}/{}-{}-{protections}{again}", lane.front_end, lane.family))
+}
+
+/// A repetition's own directory and the prefix of a scenario's hosts.
+fn apart(plan: &Plan, scenario: usize, repetition: u32) -> (PathBuf, String) {
+    let dir = if plan.repeat > 1 {
+        plan.dir.join(format!("repetition-{repetition}"))
+    } else {
+        plan.dir.clone()
+    };
+    (dir, format!("s{repetition}-{scenario}-"))
+}
+
+/// Causes mostly wait: side by side.
+fn causes(plan: &Plan, repetition: u32, tell: &Sender<Event>) {
+    if plan.setting.interrupt.signalled().is_some() {
+        return;
+    }
+    std::thread::scope(|scope| {
+        for (n, s) in plan.scenarios.iter().enumerate() {
+            let Body::Cause(cause) = &s.body else { continue };
+            begin(s);
+            scope.spawn(move || {
+                let (dir, prefix) = apart(plan, n, repetition);
+                let seen = cause::run(&s.about.name, cause, &plan.setting, &dir, &prefix);
+                // Whoever listens does so to the end.
+                let _ = tell.send(Event::Cause(n, repetition, seen));
+            });
+        }
+    });
+}
+
+/// Saturation has the machine for itself.
+fn saturations(plan: &Plan, repetition: u32, control: Option<&Control>, tell: &Sender<Event>) {
+    for (n, s) in plan.scenarios.iter().enumerate() {
+        let Body::Saturation(saturation) = &s.body else { continue };
+        if plan.setting.interrupt.signalled().is_some() {
+            return;
+        }
+        begin(s);
+        let (dir, prefix) = apart(plan, n, repetition);
+        let name = &s.about.name;
+        let filled = saturation::run(name, saturation, &plan.setting, &dir, &prefix, control);
+        let _ = tell.send(Event::Saturation(n, repetition, Box::new(filled)));
+    }
+}
+
+fn begin(s: &Scenario) {
+    // A closed stderr must not stop the run.
+    let _ = writeln!(std::io::stderr(), "{}: {}", s.about.name, s.about.title);
+}

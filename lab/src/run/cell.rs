@@ -1,0 +1,308 @@
+//! One cell: boom-server and load-client run once through a topology that is
+//! up, with the kernel's counters read before and after, and captures beside.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitStatus;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::document::lab::{Capture, FrontEnd, Profile};
+use canary_record::names::Forgery;
+use canary_runtime::output::write_file;
+use canary_testbed::capture::{self, Reset};
+use canary_testbed::evidence;
+use canary_testbed::exec::{Process, Ready};
+use canary_testbed::place::{Place, PlaceError};
+use canary_testbed::tap::Tap;
+use canary_testbed::topology::POD_PORT;
+use canary_wire::segment::Family;
+use nix::sys::signal::Signal;
+
+use super::setting::{self, CaptureMode, Setting, io_error};
+use crate::observed::cell::Shown;
+use crate::scenario::matrix::CellPlan;
+
+/// How long boom-server takes to end once every connection is judged.
+const JUDGED: Duration = Duration::from_millis(1600);
+/// How long load-client leaves its connections idle at most. It is told to go
+/// on as soon as boom-server has judged all of them.
+const DELAY: Duration = Duration::from_secs(20);
+/// How long load-client waits for a connect or an answer.
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// How long anything may take to become ready.
+const READY: Duration = Duration::from_secs(10);
+
+/// How long load-client may take.
+fn load_patience(setting: &Setting) -> Duration {
+    setting.scaled(DELAY + TIMEOUT * 3) + READY
+}
+
+/// A cell's plan within its scenario.
+#[derive(Clone, Copy, Debug)]
+pub struct Cell<'a> {
+    /// Protections and expectation.
+    pub plan: &'a CellPlan,
+    /// Whose rules.
+    pub front_end: FrontEnd,
+    /// IP family.
+    pub family: Family,
+    /// What to forge.
+    pub forgeries: &'a [Forgery],
+    /// Connections for each forgery.
+    pub connections: u32,
+    /// Its number among the cells that share the topology.
+    pub index: usize,
+    /// Where its files go; exists and is empty.
+    pub dir: &'a Path,
+}
+
+/// The client's local ports in a cell: not those of the cells before it, whose
+/// conntrack entries outlive them and would be taken up again.
+fn local_ports(index: usize, connections: usize) -> (usize, usize) {
+    const FIRST: usize = 2000;
+    const LAST: usize = 65_000;
+    let width = (connections * 2).clamp(1500, LAST - FIRST);
+    let slot = index % ((LAST - FIRST) / width);
+    (FIRST + slot * width, FIRST + slot * width + width - 1)
+}
+
+/// Runs a cell.
+pub fn run(place: &Place<'_>, cell: &Cell<'_>, setting: &Setting) -> Result<Shown, PlaceError> {
+    let begun = Instant::now();
+    let interrupt = &setting.interrupt;
+    for (node, text) in place.protect(cell.front_end, cell.family, &cell.plan.protections)? {
+        write(&cell.dir.join(format!("rules-{node}.txt")), text.as_bytes())?;
+    }
+    let (low, high) = local_ports(cell.index, cell.connections as usize * cell.forgeries.len());
+    place.within(place.topology.client(), move || {
+        evidence::set_sysctl("net/ipv4/ip_local_port_range", &format!("{low}\t{high}"))
+    })?;
+    let none_expected = cell.plan.expect.profile() == Some(Profile::NoConnection);
+    let patience = if none_expected { Duration::ZERO } else { setting.scaled(READY) };
+    let warm = place.warm_up(cell.family, patience, interrupt)?;
+
+    let captures = start_captures(place, cell, setting)?;
+    let mut boom = start_boom(place, cell, setting)?;
+    boom.wait_ready(setting.scaled(READY), interrupt)?;
+    let before = place.counters(cell.front_end, cell.family)?;
+    let mut load = start_load(place, cell, setting)?;
+    let load_line = load.line().to_owned();
+    // Where no connection comes to be, load-client ends first.
+    while !load.ends_within(Duration::ZERO, interrupt)?
+        && !boom.ends_within(Duration::ZERO, interrupt)?
+    {
+        if boom.says_again(Duration::from_millis(10)) {
+            load.signal(Signal::SIGUSR1);
+            break;
+        }
+    }
+    let load_status = load.wait(load_patience(setting), interrupt)?;
+    let boom_status = end_boom(boom, setting)?;
+    let after = place.counters(cell.front_end, cell.family)?;
+    let mut notes = Vec::new();
+    if !warm && !none_expected {
+        notes.push("the target's port never answered before the cell".to_owned());
+    }
+    let pod = SocketAddr::new(place.topology.service.pod.of(cell.family), POD_PORT);
+    let resets = captured(captures, pod, setting, &mut notes)?;
+    for counters in &after {
+        let name = format!("counters-{}.txt", counters.node);
+        write(&cell.dir.join(name), counters.text.as_bytes())?;
+    }
+    Ok(Shown {
+        boom: setting::result("boom-server", &cell.dir.join("boom.json"), boom_status)?,
+        load: setting::result("load-client", &cell.dir.join("load.json"), load_status)
+            .map_err(|e| with_line(e, &load_line))?,
+        nodes: after.iter().zip(&before).map(|(a, b)| a.since(b)).collect(),
+        resets,
+        notes,
+        seconds: begun.elapsed().as_secs_f64(),
+    })
+}
+
+fn start_boom(
+    place: &Place<'_>,
+    cell: &Cell<'_>,
+    setting: &Setting,
+) -> Result<Process, PlaceError> {
+    let forge: Vec<_> = cell.forgeries.iter().map(|f| f.as_str()).collect();
+    let total = cell.connections as usize * cell.forgeries.len();
+    let options = [
+        format!("--connections={total}"),
+        format!("--min-forged={}", cell.connections.min(20)),
+        // A server that ends first resets what a slow machine's client has still open.
+        format!("--hold={}ms", load_patience(setting).as_millis()),
+    ];
+    setting::boom_server(place, setting, cell.dir, &forge.join(","), &options)
+}
+
+fn start_load(
+    place: &Place<'_>,
+    cell: &Cell<'_>,
+    setting: &Setting,
+) -> Result<Process, PlaceError> {
+    let total = cell.connections as usize * cell.forgeries.len();
+    let options = vec![
+        "probe".to_owned(),
+        format!("--target=tcp://{}", place.topology.target(cell.family)),
+        format!("--connections={total}"),
+        "--pattern=request".into(),
+        format!("--delay={}ms", setting.scaled(DELAY).as_millis()),
+        format!("--timeout={}ms", setting.scaled(TIMEOUT).as_millis()),
+    ];
+    setting::load_client(place, setting, cell.dir, "load", options, Ready::Event)
+}
+
+/// boom-server ends by itself once every connection is judged; where some
+/// never came it is asked to end and says so in its result.
+fn end_boom(mut boom: Process, setting: &Setting) -> Result<ExitStatus, PlaceError> {
+    let patience = setting.scaled(JUDGED);
+    if !boom.ends_within(patience, &setting.interrupt)? {
+        boom.signal(Signal::SIGTERM);
+    }
+    Ok(boom.wait(setting.scaled(READY), &setting.interrupt)?)
+}
+
+fn start_captures(
+    place: &Place<'_>,
+    cell: &Cell<'_>,
+    setting: &Setting,
+) -> Result<Vec<Tap>, PlaceError> {
+    if setting.capture == CaptureMode::None {
+        return Ok(Vec::new());
+    }
+    let mut running = Vec::new();
+    for host in hosts(place) {
+        // A node has several links, a pod one.
+        let link = if host.starts_with("node") { "any" } else { "eth0" };
+        running.push(Tap::start(place, host, link, "tcp", &cell.dir.join(capture_file(host)))?);
+    }
+    for tap in &mut running {
+        tap.wait_ready(setting.scaled(READY), &setting.interrupt)?;
+    }
+    Ok(running)
+}
+
+/// Where captures are taken: the server first.
+fn hosts(place: &Place<'_>) -> Vec<&'static str> {
+    let mut hosts = vec![place.topology.server(), place.topology.client()];
+    hosts.dedup();
+    hosts
+}
+
+/// The name of a host's whole capture inside the cell's directory.
+fn capture_file(host: &str) -> String {
+    format!("{host}.pcap")
+}
+
+/// Stops captures and gives the RSTs that answer a forged segment, unless a capture lost some.
+fn captured(
+    captures: Vec<Tap>,
+    pod: SocketAddr,
+    setting: &Setting,
+    notes: &mut Vec<String>,
+) -> Result<Option<Vec<Reset>>, PlaceError> {
+    let (mut server, mut complete) = (None, true);
+    captures.iter().for_each(Tap::end);
+    for tap in captures {
+        let (pcap, loss) = tap.stop(setting.scaled(READY), &setting.interrupt)?;
+        if let Some(loss) = loss {
+            notes.push(format!("the capture is not whole: {loss}"));
+            complete = false;
+        }
+        server.get_or_insert(pcap);
+    }
+    let Some(pcap) = server.filter(|_| complete) else { return Ok(None) };
+    Ok(capture::resets(&pcap, pod).map_err(|e| notes.push(e.to_string())).ok())
+}
+
+fn with_line(e: PlaceError, line: &str) -> PlaceError {
+    match e {
+        PlaceError::Result { program, status, why } => {
+            PlaceError::Result { program, status, why: format!("{why} ({line})") }
+        }
+        other => other,
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), PlaceError> {
+    write_file(path, bytes).map_err(|e| io_error("write", path)(e.into()))
+}
+
+/// Of which scenario and forgery a connection is kept already.
+pub type Kept = Mutex<BTreeSet<(String, Forgery)>>;
+
+/// Keeps one connection of every kind that was reset, or everything.
+pub fn keep(
+    place: &Place<'_>,
+    setting: &Setting,
+    results: &Path,
+    (scenario, id): (&str, &str),
+    shown: &Shown,
+    kept: &Kept,
+) -> Result<Vec<Capture>, PlaceError> {
+    let dir = results.join("cells").join(id);
+    let mut captures = Vec::new();
+    if setting.capture == CaptureMode::None {
+        return Ok(captures);
+    }
+    let hosts: Vec<_> = hosts(place).into_iter().rev().collect();
+    let wrong = |e: capture::CaptureError| PlaceError::Io {
+        what: format!("keep a capture of {id}"),
+        source: std::io::Error::other(e),
+    };
+    let read = |host: &str| {
+        let path = dir.join(capture_file(host));
+        fs::read(&path).map_err(io_error("read", &path))
+    };
+    for reset in shown.resets.iter().flatten() {
+        let kind = (scenario.to_owned(), reset.forgery);
+        let new = kept.lock().unwrap_or_else(PoisonError::into_inner).insert(kind);
+        if !new {
+            continue;
+        }
+        for host in &hosts {
+            let (bytes, packets) =
+                capture::connection(&read(host)?, reset.client_isn).map_err(wrong)?;
+            let file = format!("captures/{scenario}-{}-{host}.pcap", reset.forgery);
+            let path = results.join(&file);
+            fs::create_dir_all(results.join("captures")).map_err(io_error("write", &path))?;
+            write(&path, &bytes)?;
+            captures.push(Capture {
+                forgery: Some(reset.forgery),
+                host: (*host).to_owned(),
+                file,
+                packets,
+            });
+        }
+    }
+    for host in &hosts {
+        let path = dir.join(capture_file(host));
+        if setting.capture == CaptureMode::All {
+            let packets = capture::packets(&read(host)?).map_err(wrong)?;
+            let file = format!("cells/{id}/{}", capture_file(host));
+            captures.push(Capture { forgery: None, host: (*host).to_owned(), file, packets });
+        } else {
+            fs::remove_file(&path).map_err(io_error("remove", &path))?;
+        }
+    }
+    Ok(captures)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Cells that share a topology do not share ports, as long as there are any.
+    #[test]
+    fn cells_do_not_share_ports() {
+        let (a, b) = (local_ports(0, 300), local_ports(1, 300));
+        assert!(a.1 < b.0 && a.1 - a.0 >= 600);
+        assert_eq!(local_ports(42, 300), a);
+        let all = local_ports(3, 60_000);
+        assert!(all.0 >= 1024 && all.1 < 65_536 && all.1 - all.0 > 60_000);
+    }
+}

@@ -1,0 +1,460 @@
+//! The host's own conntrack limit, which the initial network namespace alone
+//! can change, and the process that puts it back.
+//!
+//! That process is a session of its own. It waits for its stdin to end, which
+//! happens however the lab ends, because the kernel closes the lab's pipes; then
+//! it restores what it changed and ends. Only SIGKILL to that very process
+//! could keep it from that, which is why its values are said when they are set.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use canary_conntrack::stat;
+use canary_runtime::exit::Exit;
+use clap::Args;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::SigSet;
+
+use canary_testbed::evidence;
+
+/// Where the lab's inner process finds the number of the pipe to that process.
+pub const PIPE: &str = "LAB_HOST_TABLE_PIPE";
+/// The hidden subcommand.
+pub const SUBCOMMAND: &str = "host-table";
+/// nf_conntrack_max below /proc/sys.
+pub const MAX: &str = "net/netfilter/nf_conntrack_max";
+const BUCKETS: &str = "net/netfilter/nf_conntrack_buckets";
+/// The table must have room for this many times what the host already has.
+const ROOM: u64 = 4;
+/// Smaller tables leave no room between the steps.
+pub const SMALLEST: u64 = 2000;
+
+/// The host's limit could not be changed or put back.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    /// Not the initial network namespace, or not root.
+    #[error(
+        "--host-table-size: {MAX} cannot be written here ({0}): leave the option out, or run as root in the initial network namespace"
+    )]
+    NotHere(io::Error),
+    /// Too many entries.
+    #[error(
+        "--host-table-size {size}: {entries} entries are in use on this host already: name at least {}, or use an idle host",
+        entries * ROOM
+    )]
+    InUse {
+        /// As asked for.
+        size: u64,
+        /// The most of any network namespace.
+        entries: u64,
+    },
+    /// Another run has it.
+    #[error("--host-table-size: another run holds this host's table: wait for its end")]
+    Held,
+    /// A system call failed.
+    #[error("--host-table-size: cannot {what}: {source}")]
+    Os {
+        /// The operation.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The guarding process said no.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl TableError {
+    /// What the caller could mend by another command line is usage.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::InUse { .. } | Self::NotHere(_) => Exit::Usage,
+            Self::Held | Self::Os { .. } | Self::Refused(_) => Exit::Failed,
+        }
+    }
+}
+
+fn os(what: &'static str) -> impl FnOnce(io::Error) -> TableError {
+    move |source| TableError::Os { what, source }
+}
+
+/// Options of the hidden subcommand.
+#[derive(Clone, Debug, Args)]
+pub struct TableArgs {
+    /// The limit to set.
+    pub size: u64,
+}
+
+/// The guarding process, seen from the lab's outer process.
+pub struct Guard {
+    child: Child,
+    pipe: Option<ChildStdin>,
+}
+
+impl Guard {
+    /// Starts it; when this returns, the limit is set. No thread is started.
+    pub fn start(size: u64) -> Result<Self, TableError> {
+        let mut child = Command::new("/proc/self/exe")
+            .args([SUBCOMMAND, &size.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .map_err(os("start the process that restores the table"))?;
+        let pipe = child.stdin.take();
+        let mut line = String::new();
+        if let Some(out) = child.stdout.take() {
+            BufReader::new(out).read_line(&mut line).map_err(os("hear from that process"))?;
+        }
+        if line.trim() != "set" {
+            drop(pipe);
+            let _ = child.wait();
+            return Err(refusal(line.trim(), size));
+        }
+        Ok(Self { child, pipe })
+    }
+
+    /// Lets the inner process inherit the pipe, and gives its number.
+    pub fn share(&self) -> Result<i32, TableError> {
+        let pipe = self.pipe.as_ref().ok_or_else(|| TableError::Refused("no pipe".to_owned()))?;
+        fcntl(pipe, FcntlArg::F_SETFD(FdFlag::empty()))
+            .map_err(|e| os("keep a pipe open")(e.into()))?;
+        Ok(pipe.as_raw_fd())
+    }
+
+    /// Ends it and tells whether everything is as it was.
+    pub fn restore(mut self) -> Result<(), TableError> {
+        drop(self.pipe.take());
+        let status = self.child.wait().map_err(os("wait for the table to be restored"))?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(TableError::Refused(
+                "the host's conntrack table was not restored; see above".to_owned(),
+            ))
+        }
+    }
+}
+
+/// What the process said instead of `set`, as the error that it is.
+fn refusal(said: &str, size: u64) -> TableError {
+    let (word, rest) = said.split_once(' ').unwrap_or((said, ""));
+    match (word, rest.parse()) {
+        ("held", _) => TableError::Held,
+        ("in-use", Ok(entries)) => TableError::InUse { size, entries },
+        ("not-here", _) => TableError::NotHere(io::Error::other(rest.to_owned())),
+        _ => TableError::Refused(format!("--host-table-size: {said}")),
+    }
+}
+
+/// The guarding process, seen from the lab's inner process.
+pub struct Control {
+    pipe: Mutex<File>,
+    read: fn() -> io::Result<u64>,
+}
+
+impl Control {
+    /// The pipe that was inherited, where there is one. Called once, before
+    /// anything is started that could inherit it too.
+    pub fn inherited() -> io::Result<Option<Self>> {
+        let Some(fd) = std::env::var(PIPE).ok().and_then(|n| n.parse::<i32>().ok()) else {
+            return Ok(None);
+        };
+        let pipe = File::options().write(true).open(format!("/proc/self/fd/{fd}"))?;
+        nix::unistd::close(fd)?;
+        Ok(Some(Self { pipe: Mutex::new(pipe), read: max }))
+    }
+
+    /// Sets the limit until the end of what it gives.
+    pub fn resize(&self, size: u64) -> io::Result<Resized<'_>> {
+        let before = (self.read)()?;
+        // Here, so that a limit which does not read back in time is put back too.
+        let resized = Resized { control: self, before };
+        self.set(size)?;
+        Ok(resized)
+    }
+
+    /// Sets the limit and waits until it reads back.
+    fn set(&self, size: u64) -> io::Result<()> {
+        let mut pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
+        writeln!(pipe, "{size}")?;
+        let end = Instant::now() + Duration::from_secs(5);
+        while (self.read)()? != size {
+            if Instant::now() > end {
+                return Err(io::Error::other(format!("{MAX} did not become {size}")));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+}
+
+/// A limit that is put back however the part ends that needed it.
+#[must_use]
+pub struct Resized<'a> {
+    control: &'a Control,
+    before: u64,
+}
+
+impl Resized<'_> {
+    /// The limit before.
+    #[must_use]
+    pub const fn before(&self) -> u64 {
+        self.before
+    }
+
+    /// Puts it back, and says whether that went well.
+    pub fn restore(self) -> io::Result<()> {
+        let (control, before) = (self.control, self.before);
+        std::mem::forget(self);
+        control.set(before)
+    }
+}
+
+impl Drop for Resized<'_> {
+    fn drop(&mut self) {
+        if let Err(e) = self.control.set(self.before) {
+            say(&format!("error: {MAX}={}: {e}", self.before));
+        }
+    }
+}
+
+/// The limit, which every namespace shows.
+pub fn max() -> io::Result<u64> {
+    number(MAX)
+}
+
+fn number(key: &str) -> io::Result<u64> {
+    let text = evidence::sysctl(key).map_err(io::Error::other)?;
+    text.parse().map_err(|_| io::Error::other(format!("{key} is '{text}'")))
+}
+
+fn set(key: &str, value: u64) -> io::Result<()> {
+    fs::write(format!("/proc/sys/{key}"), value.to_string())
+}
+
+/// The process itself: sets the limit, waits, restores.
+#[must_use]
+pub fn guard(args: &TableArgs) -> Exit {
+    // Out of reach of the terminal and of signals to the lab's group.
+    let alone = nix::unistd::setsid().map_err(io::Error::from).and_then(|_| {
+        SigSet::all().thread_block()?;
+        Ok(())
+    });
+    match alone.map_err(os("leave the session")).and_then(|()| hold(args.size)) {
+        Ok(held) => held.until_the_end(),
+        Err(e) => {
+            let word = match &e {
+                TableError::Held => "held".to_owned(),
+                TableError::InUse { entries, .. } => format!("in-use {entries}"),
+                TableError::NotHere(why) => format!("not-here {why}"),
+                TableError::Os { .. } | TableError::Refused(_) => e.to_string(),
+            };
+            tell(&mut io::stdout(), &word);
+            Exit::Failed
+        }
+    }
+}
+
+/// One line. Whoever should read it may be gone, which must not keep the values
+/// from being restored (`println!` would panic).
+fn tell(to: &mut impl Write, line: &str) {
+    let _ = writeln!(to, "{line}").and_then(|()| to.flush());
+}
+
+fn say(line: &str) {
+    tell(&mut io::stderr(), line);
+}
+
+struct Held {
+    max: u64,
+    buckets: u64,
+    set_max: u64,
+    set_buckets: u64,
+    /// Gone with this process, so that no second run takes our values for the host's own.
+    _lock: UnixListener,
+}
+
+fn hold(size: u64) -> Result<Held, TableError> {
+    let name =
+        SocketAddr::from_abstract_name("conntrack-canary host table").map_err(os("name a lock"))?;
+    let lock = UnixListener::bind_addr(&name).map_err(|e| match e.kind() {
+        io::ErrorKind::AddrInUse => TableError::Held,
+        _ => os("take a lock")(e),
+    })?;
+    let (max, buckets) =
+        (max().map_err(TableError::NotHere)?, number(BUCKETS).map_err(os("read the buckets"))?);
+    // Writing what it already is changes nothing, and shows whether we may.
+    set(MAX, max).map_err(TableError::NotHere)?;
+    let entries = most_entries().map_err(os("count the entries in use"))?;
+    if entries * ROOM > size {
+        return Err(TableError::InUse { size, entries });
+    }
+    let mut held = Held { max, buckets, set_max: max, set_buckets: buckets, _lock: lock };
+    if let Err(e) = held.apply(size) {
+        held.restore();
+        return Err(os("set the table's size")(e));
+    }
+    Ok(held)
+}
+
+impl Held {
+    fn apply(&mut self, size: u64) -> io::Result<()> {
+        set(MAX, size)?;
+        self.set_max = size;
+        set(BUCKETS, size)?;
+        // The kernel rounds up to whole pages.
+        self.set_buckets = number(BUCKETS)?;
+        let found = number(MAX)?;
+        if found == size {
+            Ok(())
+        } else {
+            Err(io::Error::other(format!("{MAX} was set to {size} and reads back as {found}")))
+        }
+    }
+
+    fn until_the_end(mut self) -> Exit {
+        let text = format!(
+            "{MAX}: {} -> {}, {BUCKETS}: {} -> {}; process {} puts them back",
+            self.max,
+            self.set_max,
+            self.buckets,
+            self.set_buckets,
+            std::process::id()
+        );
+        tell(&mut io::stderr(), &text);
+        tell(&mut io::stdout(), "set");
+        for line in io::stdin().lock().lines() {
+            let Ok(line) = line else { break };
+            if let Ok(size) = line.trim().parse()
+                && let Err(e) = self.apply(size)
+            {
+                say(&format!("error: {MAX}={size}: {e}"));
+            }
+        }
+        if self.restore() { Exit::Ok } else { Exit::Failed }
+    }
+
+    /// Puts both values back and says so; what somebody else changed meanwhile is left.
+    fn restore(&self) -> bool {
+        let mut all = true;
+        for (key, ours, old) in
+            [(BUCKETS, self.set_buckets, self.buckets), (MAX, self.set_max, self.max)]
+        {
+            let back = match number(key) {
+                Ok(now) if now == old => Ok(()),
+                Ok(now) if now != ours => {
+                    say(&format!("{key} is {now}, which somebody else set: left as it is"));
+                    continue;
+                }
+                Ok(_) => set(key, old),
+                Err(e) => Err(e),
+            };
+            let now = back.and_then(|()| number(key));
+            match now {
+                Ok(now) if now == old => say(&format!("{key} is {old} again")),
+                Ok(now) => {
+                    all = false;
+                    say(&format!(
+                        "error: {key} is {now} and was {old}: write it to /proc/sys/{key}"
+                    ));
+                }
+                Err(e) => {
+                    all = false;
+                    say(&format!("error: {key}: {e}; it was {old}: write that to /proc/sys/{key}"));
+                }
+            }
+        }
+        all
+    }
+}
+
+/// The most entries that any network namespace has: the limit is for each of them.
+fn most_entries() -> io::Result<u64> {
+    let mut seen = Vec::new();
+    let mut most = 0;
+    for process in fs::read_dir("/proc")?.flatten() {
+        let path = process.path();
+        // Processes come and go; what is not a process has no namespace.
+        let Ok(inode) = fs::metadata(path.join("ns/net")).map(|m| m.ino()) else { continue };
+        let Ok(text) = fs::read_to_string(path.join("net").join(stat::STAT)) else { continue };
+        if !seen.contains(&inode) {
+            seen.push(inode);
+            most = most.max(entries(&text)?);
+        }
+    }
+    Ok(most)
+}
+
+/// Entries of a network namespace, from the first column of its statistics.
+fn entries(text: &str) -> io::Result<u64> {
+    let cpus = stat::columns(text).map_err(io::Error::other)?;
+    let entries = stat::sum(&cpus).get(stat::ENTRIES).copied();
+    entries.ok_or_else(|| io::Error::other(format!("{} has no number of entries", stat::STAT)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A refusal crosses the pipe as the error that it was, with its exit code.
+    #[test]
+    fn refusals_cross_the_pipe() {
+        assert!(matches!(refusal("held", 1), TableError::Held));
+        let e = refusal("in-use 700", 1000);
+        assert!(e.to_string().contains("name at least 2800"), "{e}");
+        assert_eq!(e.exit(), Exit::Usage);
+        assert!(refusal("not-here no", 1).to_string().contains("leave the option out"));
+        assert_eq!(refusal("", 1).exit(), Exit::Failed);
+    }
+
+    /// A part that fails, or panics, in a bigger table leaves the limit as it was.
+    #[test]
+    fn a_limit_is_put_back_however_a_part_ends() {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static LIMIT: AtomicU64 = AtomicU64::new(4000);
+        let (theirs, ours) = io::pipe().unwrap();
+        let guard = std::thread::spawn(move || {
+            for line in BufReader::new(theirs).lines() {
+                LIMIT.store(line.unwrap().parse().unwrap(), Ordering::SeqCst);
+            }
+        });
+        let control = Control {
+            pipe: Mutex::new(File::from(std::os::fd::OwnedFd::from(ours))),
+            read: || Ok(LIMIT.load(Ordering::SeqCst)),
+        };
+        let part = || -> io::Result<()> {
+            let bigger = control.resize(16_000)?;
+            assert_eq!((bigger.before(), LIMIT.load(Ordering::SeqCst)), (4000, 16_000));
+            Err(io::Error::other("no room"))
+        };
+        assert!(part().is_err());
+        assert_eq!(LIMIT.load(Ordering::SeqCst), 4000);
+        let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _bigger = control.resize(16_000).unwrap();
+            panic!("on purpose");
+        }));
+        assert!(panics.is_err());
+        assert_eq!(LIMIT.load(Ordering::SeqCst), 4000);
+        control.resize(8000).unwrap().restore().unwrap();
+        assert_eq!(LIMIT.load(Ordering::SeqCst), 4000);
+        drop(control);
+        guard.join().unwrap();
+    }
+
+    /// A host whose entries cannot be counted is not taken for an idle one.
+    #[test]
+    fn entries_that_cannot_be_read_are_no_zero() {
+        assert_eq!(entries("entries found\n0000000a 1\n0000000a 2\n").unwrap(), 10);
+        assert!(entries("entries found\n0000000x 1\n").is_err());
+        assert!(entries("found\n1\n").is_err());
+    }
+}

@@ -1,0 +1,295 @@
+//! A place with one node, whose table is the one that fills, and what runs in
+//! it: the target, the observer, loads, connections in our own hands.
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::document::lab::{FrontEnd, Path as NetPath, Protection};
+use canary_record::result::observe::ObserveResult;
+use canary_testbed::capture;
+use canary_testbed::evidence::EvidenceError;
+use canary_testbed::exec::{Call, Process, Ready};
+use canary_testbed::place::{Place, PlaceError};
+use canary_testbed::tap::Tap;
+use canary_testbed::topology::{Step as Build, Topology};
+use canary_wire::segment::Family;
+use nix::sys::signal::Signal;
+use nix::sys::socket::{Backlog, listen};
+
+use super::super::setting::{self, Setting, io_error, set};
+use super::streams;
+use crate::observed::saturation::Captured;
+use crate::scenario::saturation::MOST_CLIENTS;
+
+/// The port of the load's target.
+const LOAD_PORT: u16 = 8080;
+/// The port of the connections that are in our hands.
+pub const HELD_PORT: u16 = 8081;
+/// How long a connect may take: longer than one retransmission of a SYN.
+pub const TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long anything may take to become ready or to end.
+pub const READY: Duration = Duration::from_secs(15);
+
+/// The client pod's addresses, one for each client.
+fn sources(n: u32) -> String {
+    let all: Vec<_> = (0..n).map(|n| format!("198.18.65.{}", 101 + n)).collect();
+    all.join(",")
+}
+
+/// A topology whose client pod has an address for each client.
+#[must_use]
+pub fn topology(mut topology: Topology) -> Topology {
+    let (node, client) = (topology.full("node1"), topology.full("client"));
+    for address in sources(MOST_CLIENTS).split(',') {
+        topology.steps.push(Build::Ip(client.clone(), format!("addr add {address}/32 dev eth0")));
+        topology
+            .steps
+            .push(Build::Ip(node.clone(), format!("route add {address}/32 dev to-client")));
+    }
+    topology
+}
+
+/// A load: so many sources, so many connections a second.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Source addresses.
+    pub clients: u32,
+    /// Connections a second.
+    pub rate: f64,
+    /// In progress at most.
+    pub at_once: f64,
+    /// Ends after so many.
+    pub connections: Option<u64>,
+    /// Ends after this time.
+    pub time: Duration,
+}
+
+/// A place with what runs beside the steps.
+pub struct Stage<'a> {
+    /// Its hosts.
+    pub place: Place<'a>,
+    /// Its files.
+    pub dir: PathBuf,
+    setting: &'a Setting,
+    serve: Process,
+    observer: Process,
+}
+
+impl<'a> Stage<'a> {
+    /// A fresh place: an empty table on its one node.
+    pub fn build(
+        setting: &'a Setting,
+        prefix: &str,
+        dir: PathBuf,
+        protections: &[Protection],
+    ) -> Result<Self, PlaceError> {
+        fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
+        // Client and server on one node, so that its table is the only one.
+        let place =
+            Place::build(topology(Topology::new(NetPath::SameNode, prefix)), &setting.tools)?;
+        place.protect(FrontEnd::Nftables, Family::Ipv4, protections)?;
+        let service = &place.topology.service;
+        let rules = format!(
+            "table ip lab-load {{\n chain prerouting {{ type nat hook prerouting priority dstnat; \
+             ip daddr {} tcp dport {{ {LOAD_PORT}, {HELD_PORT} }} dnat to {}\n }}\n}}\n",
+            service.vip.v4, service.pod.v4
+        );
+        fs::write(dir.join("rules-load.txt"), &rules).map_err(io_error("write", &dir))?;
+        let tools = setting.tools.clone();
+        place
+            .within("node1", move || Ok(tools.call("nft", &["-f", "-"])?.stdin(&rules).run()?))?;
+        set(&place, "client", "net/ipv4/ip_local_port_range", "2000\t65000")?;
+        place.warm_up(Family::Ipv4, setting.scaled(READY), &setting.interrupt)?;
+        let options =
+            ["serve".to_owned(), format!("--listen=[::]:{LOAD_PORT}"), "--log=json".into()];
+        let serve = Call::new(&setting.load_client, &options);
+        let mut serve = place.start("server", serve, &dir.join("serve.log"), Ready::Event)?;
+        serve.wait_ready(setting.scaled(READY), &setting.interrupt)?;
+        let output = format!("--output={}", dir.join("observe.json").display());
+        let options = ["observe", "--interval=500ms", "--log=json", &output];
+        let observer = Call::new(&setting.load_client, &options);
+        let mut observer =
+            place.start("node1", observer, &dir.join("observe.log"), Ready::Event)?;
+        observer.wait_ready(setting.scaled(READY), &setting.interrupt)?;
+        Ok(Self { place, dir, setting, serve, observer })
+    }
+
+    /// Ends what runs beside. Gives what the observer saw.
+    pub fn close(self) -> Result<ObserveResult, PlaceError> {
+        let Self { place, serve, observer, dir, setting } = self;
+        serve.signal(Signal::SIGTERM);
+        observer.signal(Signal::SIGTERM);
+        let within = setting.scaled(READY);
+        let status = observer.wait(within, &setting.interrupt)?;
+        serve.wait(within, &setting.interrupt)?;
+        drop(place);
+        setting::result("load-client", &dir.join("observe.json"), status)
+    }
+
+    /// What every cell of the run shares.
+    #[must_use]
+    pub fn setting(&self) -> &'a Setting {
+        self.setting
+    }
+
+    fn target(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.place.topology.service.vip.v4.into(), port)
+    }
+
+    /// `ip` in a host.
+    pub fn ip(&self, host: &str, args: &[&str]) -> Result<String, PlaceError> {
+        let full = self.place.topology.full(host);
+        Ok(self.setting.tools.call("ip", &[&["-n", &full][..], args].concat())?.run()?)
+    }
+
+    /// A listener in the server pod that takes what comes without waiting.
+    pub fn listen(&self, port: u16, backlog: u64) -> Result<TcpListener, PlaceError> {
+        let local = SocketAddr::new(self.place.topology.service.pod.v4.into(), port);
+        self.place.within("server", move || {
+            let listening = || -> io::Result<TcpListener> {
+                let listener = TcpListener::bind(local)?;
+                // More than the standard library's: a full queue answers with SYN cookies.
+                let backlog = i32::try_from(backlog).map_err(io::Error::other)?;
+                listen(&listener, Backlog::new(backlog)?)?;
+                listener.set_nonblocking(true)?;
+                Ok(listener)
+            };
+            listening()
+                .map_err(|source| EvidenceError::Io { what: format!("listen on {local}"), source })
+        })
+    }
+
+    /// Connections to the held port, both ends in our hands.
+    pub fn connect(&self, n: u32) -> Result<Vec<(TcpStream, TcpStream)>, PlaceError> {
+        let target = self.target(HELD_PORT);
+        let local = SocketAddr::new(self.place.topology.service.pod.v4.into(), HELD_PORT);
+        let wrong = |what: String| move |source| EvidenceError::Io { what, source };
+        let listener = self.place.within("server", move || {
+            TcpListener::bind(local).map_err(wrong(format!("listen on {local}")))
+        })?;
+        let deadline = self.setting.scaled(READY);
+        let mut pairs = Vec::new();
+        let mut left = n;
+        while left > 0 {
+            // Fewer than the listener's backlog at a time.
+            let some = left.min(50);
+            let clients = self.place.within("client", move || {
+                (0..some)
+                    .map(|_| TcpStream::connect_timeout(&target, deadline))
+                    .collect::<io::Result<Vec<_>>>()
+                    .map_err(wrong(format!("connect to {target}")))
+            })?;
+            pairs.extend(
+                streams::accept(&listener, clients).map_err(io_error("accept", &self.dir))?,
+            );
+            left -= some;
+        }
+        Ok(pairs)
+    }
+
+    /// One connection to the load's target, or None where its SYN had no answer in time.
+    pub fn one_more(&self, within: Duration) -> Result<Option<TcpStream>, PlaceError> {
+        let target = self.target(LOAD_PORT);
+        self.place.within("client", move || match TcpStream::connect_timeout(&target, within) {
+            Ok(stream) => Ok(Some(stream)),
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => Ok(None),
+            Err(source) => Err(EvidenceError::Io { what: format!("connect to {target}"), source }),
+        })
+    }
+
+    /// A new connection for every request.
+    pub fn churn(&self, load: Load, dir: &Path) -> Result<Process, PlaceError> {
+        let mut options = vec![
+            "churn".to_owned(),
+            format!("--target=tcp://{}", self.target(LOAD_PORT)),
+            format!("--rate={:.1}", load.rate),
+            format!("--concurrency={:.0}", load.at_once),
+            format!("--duration={}ms", load.time.as_millis()),
+            format!("--timeout={}ms", TIMEOUT.as_millis()),
+            format!("--source-ip={}", sources(load.clients)),
+        ];
+        if let Some(n) = load.connections {
+            options.push(format!("--connections={n}"));
+        }
+        self.load_client("load", options, dir, Ready::Event)
+    }
+
+    /// Connections that stay; ready when all are there.
+    pub fn hold(&self, n: u64, dir: &Path) -> Result<Process, PlaceError> {
+        let options = vec![
+            "hold".to_owned(),
+            format!("--target=tcp://{}", self.target(LOAD_PORT)),
+            format!("--connections={n}"),
+            format!("--source-ip={}", sources(MOST_CLIENTS)),
+        ];
+        let all = Ready::Text("all are open");
+        let mut hold = self.load_client("hold", options, dir, all)?;
+        hold.wait_ready(self.setting.scaled(READY * 2), &self.setting.interrupt)?;
+        Ok(hold)
+    }
+
+    /// The canary's own connections, to boom-server.
+    pub fn probe(&self, time: Duration, dir: &Path) -> Result<Process, PlaceError> {
+        let options = vec![
+            "probe".to_owned(),
+            format!("--target=tcp://{}", self.place.topology.target(Family::Ipv4)),
+            "--connections=5".into(),
+            "--every=1s".into(),
+            format!("--duration={}ms", time.max(Duration::from_millis(500)).as_millis()),
+            "--pattern=request".into(),
+            "--delay=500ms".into(),
+            format!("--timeout={}ms", TIMEOUT.as_millis()),
+        ];
+        self.load_client("probe", options, dir, Ready::Event)
+    }
+
+    fn load_client(
+        &self,
+        name: &str,
+        options: Vec<String>,
+        dir: &Path,
+        ready: Ready,
+    ) -> Result<Process, PlaceError> {
+        setting::load_client(&self.place, self.setting, dir, name, options, ready)
+    }
+
+    /// Captures what only a lost entry can cause on the held port.
+    pub fn capture(&self) -> Result<Captures, PlaceError> {
+        let pod = self.place.topology.service.pod.v4;
+        let start = |host: &str, filter: &str| {
+            let file = self.dir.join(format!("{host}.pcap"));
+            let mut tap = Tap::start(&self.place, host, "eth0", filter, &file)?;
+            tap.wait_ready(self.setting.scaled(READY), &self.setting.interrupt)?;
+            Ok::<_, PlaceError>(tap)
+        };
+        Ok(Captures {
+            client: start("client", &format!("src host {pod} and tcp src port {HELD_PORT}"))?,
+            server: start(
+                "server",
+                &format!("tcp dst port {HELD_PORT} and tcp[tcpflags] & tcp-rst != 0"),
+            )?,
+        })
+    }
+
+    /// What both captures hold.
+    pub fn captured(&self, captures: Captures) -> Result<Captured, PlaceError> {
+        let mut losses = None;
+        let mut packets = |host: &str, tap: Tap| {
+            let (pcap, loss) = tap.stop(self.setting.scaled(READY), &self.setting.interrupt)?;
+            losses = losses.take().or(loss.map(|loss| format!("{host}: {loss}")));
+            capture::packets(&pcap).map_err(|e| io_error("read", &self.dir)(io::Error::other(e)))
+        };
+        let untranslated = packets("client", captures.client)?;
+        let resets = packets("server", captures.server)?;
+        Ok(Captured { untranslated, resets, lost: losses })
+    }
+}
+
+/// Both captures while they run.
+pub struct Captures {
+    client: Tap,
+    server: Tap,
+}

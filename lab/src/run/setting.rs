@@ -1,0 +1,171 @@
+//! What everything that runs has in common: programs, patience, readings of a host's kernel.
+
+use std::fs;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use crate::document::timeline::Change;
+use canary_conntrack::stat;
+use canary_testbed::evidence::{self, EvidenceError};
+use canary_testbed::exec::{Call, Interrupt, Process, Ready, Tools};
+use canary_testbed::place::{Place, PlaceError};
+use canary_testbed::topology::POD_PORT;
+use clap::ValueEnum;
+use serde::de::DeserializeOwned;
+
+/// Which captures are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CaptureMode {
+    /// One connection of every kind that was reset
+    One,
+    /// Everything, in every cell
+    All,
+    /// Nothing is captured
+    None,
+}
+
+/// What a run's parts share.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// Tools.
+    pub tools: Tools,
+    /// boom-server's path.
+    pub boom_server: PathBuf,
+    /// load-client's path.
+    pub load_client: PathBuf,
+    /// Multiplies every wait.
+    pub time_scale: f64,
+    /// Whether captures are taken.
+    pub capture: CaptureMode,
+    /// A request to end.
+    pub interrupt: Interrupt,
+}
+
+impl Setting {
+    /// A wait on this machine.
+    #[must_use]
+    pub fn scaled(&self, time: Duration) -> Duration {
+        time.mul_f64(self.time_scale)
+    }
+}
+
+/// A program of the suite: in `dir`, or beside this one.
+pub fn find_program(dir: Option<&Path>, name: &str) -> Result<PathBuf, String> {
+    let own = || std::env::current_exe().ok().and_then(|p| p.parent().map(Path::to_owned));
+    let path = dir.map(Path::to_owned).or_else(own).unwrap_or_default().join(name);
+    path.canonicalize().map_err(|e| {
+        let path = path.display();
+        format!("cannot find {path}: {e}; build it or name its directory with --bin-dir")
+    })
+}
+
+/// Runs a part. What breaks off, by an error or a panic, is that part's alone.
+pub fn guarded<T>(part: impl FnOnce() -> Result<T, PlaceError>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(part)) {
+        Ok(done) => done.map_err(|e| e.to_string()),
+        Err(_) => broken_off(),
+    }
+}
+
+/// The end of a part that panicked; the panic itself is on stderr.
+pub fn broken_off<T>() -> Result<T, String> {
+    Err("its thread broke off".to_owned())
+}
+
+/// An error that names the file.
+pub fn io_error<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> PlaceError + 'a {
+    move |source| PlaceError::Io { what: format!("{what} {}", path.display()), source }
+}
+
+/// boom-server on the Service's port.
+pub fn boom_server(
+    place: &Place<'_>,
+    setting: &Setting,
+    dir: &Path,
+    forge: &str,
+    more: &[String],
+) -> Result<Process, PlaceError> {
+    // How long it waits for the answer to a forged segment.
+    let timeout = setting.scaled(Duration::from_millis(400));
+    let mut options = vec![
+        "--listen".to_owned(),
+        format!("[::]:{POD_PORT}"),
+        "--admin=none".into(),
+        format!("--forge={forge}"),
+        "--on-reset=count".into(),
+        format!("--outcome-timeout={}ms", timeout.as_millis()),
+        "--log=json".into(),
+        format!("--output={}", dir.join("boom.json").display()),
+    ];
+    options.extend_from_slice(more);
+    let call = Call::new(&setting.boom_server, &options);
+    place.start(place.topology.server(), call, &dir.join("boom.log"), Ready::Event)
+}
+
+/// load-client in the client; its result goes to `dir`/NAME.json.
+pub fn load_client(
+    place: &Place<'_>,
+    setting: &Setting,
+    dir: &Path,
+    name: &str,
+    mut options: Vec<String>,
+    ready: Ready,
+) -> Result<Process, PlaceError> {
+    options.push("--log=json".into());
+    options.push(format!("--output={}", dir.join(format!("{name}.json")).display()));
+    let call = Call::new(&setting.load_client, &options);
+    place.start(place.topology.client(), call, &dir.join(format!("{name}.log")), ready)
+}
+
+/// What a program left in `path` when it ended.
+pub fn result<T: DeserializeOwned>(
+    program: &'static str,
+    path: &Path,
+    status: ExitStatus,
+) -> Result<T, PlaceError> {
+    let wrong = |why: String| PlaceError::Result { program, status: status.to_string(), why };
+    let text = fs::read(path).map_err(|e| {
+        let log = path.with_extension("stderr");
+        let said = fs::read_to_string(log).unwrap_or_default();
+        wrong(format!("{}: {e}; {}", path.display(), said.trim()))
+    })?;
+    serde_json::from_slice(&text).map_err(|e| wrong(format!("{}: {e}", path.display())))
+}
+
+/// Sets a value in a host and tells what it was.
+pub fn set(
+    place: &Place<'_>,
+    host: &str,
+    key: &'static str,
+    value: &'static str,
+) -> Result<Change, PlaceError> {
+    place.within(host, move || {
+        let from = evidence::sysctl(key)?;
+        evidence::set_sysctl(key, value)?;
+        Ok(Change { what: key.replace('/', "."), from, to: evidence::sysctl(key)? })
+    })
+}
+
+/// Entries in this namespace.
+pub fn count() -> Result<u64, EvidenceError> {
+    let text = evidence::sysctl(stat::COUNT)?;
+    stat::number(&text).map_err(|e| EvidenceError::Io {
+        what: format!("read {}: '{text}'", stat::COUNT),
+        source: io::Error::other(e),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A part that panics is an error like any other.
+    #[test]
+    fn a_panic_is_the_parts_own() {
+        let part = || -> Result<(), PlaceError> { panic!("on purpose") };
+        assert_eq!(guarded(part), Err("its thread broke off".to_owned()));
+    }
+}

@@ -1,0 +1,215 @@
+//! Paths under protections, each a cell with what should become of forged segments.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use crate::document::lab::{FrontEnd, Path, Profile, Protections, Seen};
+use canary_record::names::{Forgery, OldSegments};
+use canary_wire::segment::Family;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, IntoDeserializer, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use super::Checked;
+
+/// The cells that show a claim, and what they should show.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Matrix {
+    /// The way from client to server.
+    pub path: Path,
+    /// IP families, each a cell of its own.
+    pub families: Vec<Family>,
+    /// Front ends, each a cell of its own.
+    pub front_ends: Vec<FrontEnd>,
+    /// Connections for each forgery in each cell.
+    #[serde(default = "fifty")]
+    pub connections: u32,
+    /// What to forge, by turns.
+    pub forgeries: Vec<Forgery>,
+    /// The protections and what each should lead to.
+    #[serde(rename = "cell")]
+    pub cells: Vec<CellPlan>,
+}
+
+const fn fifty() -> u32 {
+    50
+}
+
+/// One set of protections and its expectation.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct CellPlan {
+    /// What is set; none for an unprotected path.
+    #[serde(default)]
+    pub protections: Protections,
+    /// What should be seen.
+    pub expect: Expectation,
+}
+
+/// What should be seen of each forgery.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Expectation {
+    /// A whole row by its name.
+    Profile(Profile),
+    /// Forgery by forgery, whatever the kernel's generation.
+    Each(BTreeMap<Forgery, Seen>),
+}
+
+/// By hand, so that a wrong name is told as that, with its place.
+impl<'de> Deserialize<'de> for Expectation {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Expectation;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a row's name, or what should be seen of each forgery")
+            }
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<Expectation, E> {
+                Profile::deserialize(name.into_deserializer()).map(Expectation::Profile)
+            }
+            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Expectation, M::Error> {
+                BTreeMap::deserialize(MapAccessDeserializer::new(map)).map(Expectation::Each)
+            }
+        }
+        from.deserialize_any(Either)
+    }
+}
+
+impl Expectation {
+    /// What should be seen of `forgery`. While the kernel's generation is not
+    /// known, nothing is expected of what depends on it.
+    #[must_use]
+    pub fn of(&self, forgery: Forgery, kernel: Option<OldSegments>) -> Option<Seen> {
+        match self {
+            Self::Each(map) => map.get(&forgery).copied(),
+            Self::Profile(profile) => row(*profile, forgery, kernel),
+        }
+    }
+
+    /// The row that is expected, where it is one.
+    #[must_use]
+    pub fn profile(&self) -> Option<Profile> {
+        match self {
+            Self::Profile(profile) => Some(*profile),
+            Self::Each(_) => None,
+        }
+    }
+}
+
+/// The table of profile, forgery and outcome (nf_conntrack_proto_tcp.c:
+/// tcp_in_window(), tcp_error()).
+#[must_use]
+pub fn row(profile: Profile, forgery: Forgery, kernel: Option<OldSegments>) -> Option<Seen> {
+    use Forgery::{AboveWindow, AckAhead, BelowWindow, Control, NoFlags, Overshoot, SynFin};
+    Some(match (profile, forgery) {
+        (Profile::NoConnection, _) => Seen::NoConnection,
+        // In order for every kernel.
+        (_, Control)
+        // be_liberal, or no NAT, hides the window check.
+        | (
+            Profile::LiberalOnly | Profile::LiberalAndDropped | Profile::NotTranslated,
+            BelowWindow | AboveWindow | AckAhead | Overshoot,
+        )
+        | (Profile::NotTranslated, SynFin) => Seen::Delivered,
+        // Since 6.1 (commit 6e250dcbff1d) what is too old is ignored, and so translated.
+        (Profile::Unprotected | Profile::Dropped, BelowWindow) => match (kernel?, profile) {
+            (OldSegments::Ignored, _) => Seen::Delivered,
+            (OldSegments::Invalid, Profile::Unprotected) => Seen::Kills,
+            (OldSegments::Invalid, _) => Seen::Dropped,
+            (OldSegments::NotShown, _) => return None,
+        },
+        // Since 6.1 conntrack takes the overshoot for the new end of the server's data: what
+        // is in order is then INVALID, which resets the connection, or is dropped for good.
+        (Profile::Unprotected | Profile::Dropped, Overshoot) => match (kernel?, profile) {
+            (OldSegments::Ignored, Profile::Unprotected) => Seen::KillsLater,
+            (OldSegments::Ignored, _) => Seen::Hangs,
+            (OldSegments::Invalid | OldSegments::NotShown, _) => return None,
+        },
+        (Profile::Unprotected, AboveWindow)
+        | (Profile::Unprotected | Profile::LiberalOnly, SynFin) => Seen::Kills,
+        (Profile::Unprotected, AckAhead)
+        // tcp_error() refuses it whatever be_liberal says; its answer is no RST that kills.
+        | (Profile::Unprotected | Profile::LiberalOnly, NoFlags) => Seen::Leaked,
+        // Silence, which for no-flags also means delivered.
+        (Profile::Dropped, AboveWindow | AckAhead | NoFlags | SynFin)
+        | (Profile::LiberalAndDropped, NoFlags | SynFin)
+        | (Profile::NotTranslated, NoFlags) => Seen::Dropped,
+    })
+}
+
+impl Matrix {
+    /// Its cells, each front end and family counted.
+    #[must_use]
+    pub fn cells(&self) -> usize {
+        self.front_ends.len() * self.families.len() * self.cells.len()
+    }
+
+    /// Whether a cell of it is what the positive control is counted on.
+    #[must_use]
+    pub fn has_control(&self) -> bool {
+        self.path == Path::ClusterIp
+            && self.forgeries.contains(&Forgery::AboveWindow)
+            && self.cells.iter().any(|c| c.protections.is_empty())
+    }
+
+    /// Whether a cell of it can tell what this kernel does with segments below the window.
+    #[must_use]
+    pub fn tells_generation(&self) -> bool {
+        self.has_control() && self.forgeries.contains(&Forgery::BelowWindow)
+    }
+
+    /// Whether the expectation of a cell depends on that.
+    #[must_use]
+    pub fn depends_on_generation(&self, cell: &CellPlan) -> bool {
+        self.forgeries.iter().any(|f| {
+            [OldSegments::Ignored, OldSegments::Invalid].map(|k| cell.expect.of(*f, Some(k)))
+                != [cell.expect.of(*f, None); 2]
+        })
+    }
+}
+
+impl Checked for Matrix {
+    fn check(&self) -> Result<(), String> {
+        for (field, empty) in [
+            ("families", self.families.is_empty()),
+            ("front-ends", self.front_ends.is_empty()),
+            ("forgeries", self.forgeries.is_empty()),
+            ("cell", self.cells.is_empty()),
+        ] {
+            if empty {
+                return Err(format!("{field}: name at least one"));
+            }
+        }
+        if !(1..=1000).contains(&self.connections) {
+            return Err("connections: use 1 to 1000".to_owned());
+        }
+        let sets = self.cells.iter().map(|c| c.protections.iter().collect::<BTreeSet<_>>());
+        for (field, twice) in [
+            ("forgeries", !once(&self.forgeries)),
+            ("families", !once(&self.families)),
+            ("front-ends", !once(&self.front_ends)),
+            ("cell: protections", !once(sets)),
+        ] {
+            if twice {
+                return Err(format!("{field}: name each once"));
+            }
+        }
+        for cell in &self.cells {
+            if let Expectation::Each(map) = &cell.expect
+                && (map.is_empty() || map.keys().any(|f| !self.forgeries.contains(f)))
+            {
+                return Err(
+                    "expect: name at least one forgery, and only those of this scenario".to_owned()
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// True when no two are equal.
+fn once<T: Ord>(items: impl IntoIterator<Item = T>) -> bool {
+    let mut seen = BTreeSet::new();
+    items.into_iter().all(|item| seen.insert(item))
+}

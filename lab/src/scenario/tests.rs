@@ -1,0 +1,131 @@
+use super::*;
+use crate::document::lab::{FrontEnd, Path, Profile};
+use crate::document::timeline::Finding;
+
+/// A file of each kind that is legal.
+fn text(name: &str) -> &'static str {
+    let quoted = format!("\nname = \"{name}\"");
+    SHIPPED.iter().find(|t| t.contains(&quoted) || t.starts_with(quoted.trim())).unwrap()
+}
+
+fn refusal(text: &str) -> String {
+    parse("x.toml", text).unwrap_err().to_string()
+}
+
+/// Every shipped file is legal, named once, and a default run leaves saturation out.
+#[test]
+fn shipped_files_are_legal() {
+    let all = shipped().unwrap();
+    let names: std::collections::BTreeSet<_> = all.iter().map(|s| &s.about.name).collect();
+    assert_eq!(names.len(), SHIPPED.len());
+    let default = choose(&[]).unwrap();
+    assert_eq!(default.len(), all.len() - 1);
+    assert!(default.iter().all(|s| !matches!(s.body, Body::Saturation(_))));
+    assert!(positive_control().unwrap().matrix().unwrap().tells_generation());
+}
+
+/// A file is of the kind that it says, and of the matrix where it says none; all kinds run in
+/// one order, whatever the command line's.
+#[test]
+fn kinds_are_told_apart() {
+    let names = ["saturation", "close-unread", "cluster-ip"].map(str::to_owned);
+    let kinds: Vec<_> = choose(&names).unwrap().iter().map(|s| s.about.name.clone()).collect();
+    assert_eq!(kinds, ["cluster-ip", "close-unread", "saturation"]);
+    let tagged = format!("kind = \"matrix\"\n{}", text("cluster-ip"));
+    assert_eq!(parse("x", &tagged).unwrap(), parse("x", text("cluster-ip")).unwrap());
+    for wrong in ["kind = \"moon\"", "kind = 1"] {
+        assert!(refusal(wrong).contains("kind: use matrix, cause or saturation"));
+    }
+}
+
+/// An unknown field is refused in every kind and at every depth, with its line and the field
+/// that was meant.
+#[test]
+fn unknown_fields_are_named_with_their_place() {
+    for (name, from, to, says) in [
+        (
+            "cluster-ip",
+            "title =",
+            "titel =",
+            "line 2: unknown field `titel`: did you mean `title`?",
+        ),
+        ("cluster-ip", "families =", "familys =", "did you mean `families`?"),
+        ("cluster-ip", "protections = [\"input-drop\"]", "protection = []", "`protections`?"),
+        ("cluster-ip", "expect = \"dropped\"", "expect = \"droped\"", "`dropped`?"),
+        (
+            "cluster-ip",
+            "expect = \"unprotected\"",
+            "expect = { above-window = \"klls\" }",
+            "did you mean `kills`?",
+        ),
+        ("close-unread", "action =", "actoin =", "did you mean `action`?"),
+        ("close-unread", "server-reset =", "server-rest =", "did you mean `server-reset`?"),
+        ("saturation", "\nheld =", "\nhold =", "did you mean `held`?"),
+        ("saturation", "bigger-table-cures", "bigger-table-cure", "`bigger-table-cures`?"),
+        ("cluster-ip", "path = \"cluster-ip\"", "path = \"cluster-pi\"", "`cluster-ip`?"),
+        (
+            "cluster-ip",
+            "path = \"cluster-ip\"",
+            "path = \"moon\"",
+            "unknown variant `moon`, expected",
+        ),
+    ] {
+        let whole = text(name);
+        assert!(whole.contains(from), "{from}");
+        let wrong = whole.replacen(from, to, 1);
+        let said = refusal(&wrong);
+        let before = whole.find(from).unwrap() + from.len() - from.trim_start().len();
+        let line = whole[..before].matches('\n').count() + 1;
+        assert!(said.starts_with(&format!("scenario x.toml, line {line}: ")), "{said}");
+        assert!(said.contains(says), "{said}");
+    }
+}
+
+/// What is well-formed and makes no sense is refused with the mend.
+#[test]
+fn senseless_files_are_refused() {
+    for (name, from, to, says) in [
+        ("close-unread", "name = \"close-unread\"", "name = \"Close unread\"", "lower-case"),
+        ("close-unread", "server-reset = true", "server-reset = true, client = \"hung\"", "leave"),
+        ("close-unread", "[[case]]", "connections = 0\n[[case]]", "use 1 to 200"),
+        ("saturation", "clients = [10, 20, 50]", "clients = [51]", "use 1 to 50"),
+        ("saturation", "\nseconds = 4", "\nseconds = 0", "seconds: use 1 to 60"),
+        ("saturation", "load = 1.1", "load = 9", "use 0.01 to 3"),
+        ("saturation", "\nheld = 40", "\nheld = 501", "held: use 1 to 500"),
+    ] {
+        let said = refusal(&text(name).replacen(from, to, 1));
+        assert!(said.contains(says), "{said}");
+    }
+}
+
+/// A name that is nearly one is answered with the one.
+#[test]
+fn the_nearest_scenario_is_named() {
+    let e = named("cluster-pi").unwrap_err().to_string();
+    assert!(e.contains("did you mean cluster-ip?"), "{e}");
+    assert!(named("no-such-scenario").unwrap_err().to_string().contains("name one that"));
+}
+
+/// What a file says arrives.
+#[test]
+fn values_arrive() {
+    let Body::Saturation(s) = named("saturation").unwrap().body else { panic!("its kind") };
+    assert!(s.expect.values().any(|f| *f == Finding::DoesNotHold));
+    let one = named("cluster-ip").unwrap();
+    let m = one.matrix().unwrap();
+    assert_eq!((m.path, m.connections, m.cells()), (Path::ClusterIp, 50, 40));
+    assert_eq!(m.front_ends, [FrontEnd::Nftables, FrontEnd::Iptables]);
+    assert_eq!(m.cells[1].expect.profile(), Some(Profile::Dropped));
+}
+
+proptest::proptest! {
+    /// No text makes the loader panic, near to a scenario or far from one.
+    #[test]
+    fn no_file_panics(n in 0..SHIPPED.len(), at in 0_usize..4000, cut in 0_usize..9, put in ".{0,9}") {
+        let mut text: Vec<char> = SHIPPED[n].chars().collect();
+        let at = at.min(text.len());
+        let end = (at + cut).min(text.len());
+        text.splice(at..end, put.chars());
+        let _ = parse("x", &text.into_iter().collect::<String>());
+    }
+}
