@@ -175,7 +175,7 @@ fn uploads_forged(bed: &Bed, n: usize) -> usize {
     let boom = bed.boom(&["--forge=control", "--on-reset=count"]);
     let to = both(bed)[0];
     let file = bed.file("handshakes.pcap");
-    let mut tap = Tap::start(bed.place(), "outside", "eth0", &file).unwrap();
+    let mut tap = Tap::start(bed.place(), "outside", "eth0", "tcp", &file).unwrap();
     tap.wait_ready(SOON, &Interrupt::default()).unwrap();
     let held = bed.connect(to, n);
     for stream in &held {
