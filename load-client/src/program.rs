@@ -7,27 +7,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use canary_record::names::{EndedBy, Verdict};
+use canary_record::names::{EndedBy, LoadVerdict};
+use canary_record::result::SCHEMA_VERSION;
 use canary_record::result::load::LoadResult;
-use canary_record::result::{Run, seconds_between};
+use canary_record::result::serve::ServeResult;
 use canary_runtime::admin::Admin;
 use canary_runtime::exit::Exit;
 use canary_runtime::logs::{end_logs, init_logs};
 use canary_runtime::shutdown::Shutdown;
-use serde_json::json;
 
 use crate::cli::{
     ChurnArgs, Cli, Command, CommonArgs, HoldArgs, MergeArgs, ObserveArgs, Pattern, ProbeArgs,
-    ResolveArgs, ServeArgs, WitnessArgs,
+    ResolveArgs, ServeArgs,
 };
 use crate::fill::{Follower, Room};
 use crate::preflight::Load;
 use crate::report::{Config, Report};
 use crate::target::{Protocol, Target};
 use crate::threshold::Threshold;
-use crate::{
-    churn, hold, live, merge, observe, preflight, probe, report, serve, socket, verdict, witness,
-};
+use crate::{churn, hold, live, merge, observe, preflight, probe, report, serve, socket, verdict};
 
 /// How a subcommand ends early.
 enum End {
@@ -82,7 +80,6 @@ async fn run(command: Command) -> Result<Exit, End> {
         Command::Serve(args) => run_serve(args).await,
         Command::Hold(args) => run_hold(args).await,
         Command::Observe(args) => run_observe(args).await,
-        Command::Witness(args) => run_witness(args).await,
         Command::Merge(args) => run_merge(&args),
     }
 }
@@ -169,8 +166,9 @@ fn ready(admin: Option<&Arc<Admin>>) {
 /// Judges, reports, and says how to exit.
 fn finish(report: &Report, mut result: LoadResult, thresholds: &[Threshold]) -> Result<Exit, End> {
     verdict::judge(&mut result, thresholds);
-    report.finish(&result, &report::summary(&result))?;
-    Ok(report::exit(result.verdict, result.run.ended_by))
+    let exit = report::exit(result.verdict, result.run.ended_by);
+    report.finish(result, report::summary)?;
+    Ok(exit)
 }
 
 async fn run_churn(args: ChurnArgs) -> Result<Exit, End> {
@@ -215,7 +213,7 @@ async fn run_churn(args: ChurnArgs) -> Result<Exit, End> {
     ready(admin.as_ref());
     let fill = follower.as_mut().map(|f| (f, &room));
     let (tally, ended_by) = churn::run(&args, target, fill, &mut shutdown, admin.as_ref()).await?;
-    let mut result = report.load_result(&tally, ended_by);
+    let mut result = report.load_result(&tally, ended_by, args.duration);
     result.reasons.extend(follower.map(|f| f.reason()));
     result.preflight = Some(preflight);
     let exit = finish(&report, result, &args.fail_on)?;
@@ -259,7 +257,7 @@ async fn run_hold(args: HoldArgs) -> Result<Exit, End> {
     preflight::log(&preflight);
     ready(admin.as_ref());
     let (tally, hold, ended_by) = hold::run(&args, target, &mut shutdown, admin.as_ref()).await;
-    let mut result = report.load_result(&tally, ended_by);
+    let mut result = report.load_result(&tally, ended_by, args.duration);
     (result.preflight, result.hold) = (Some(preflight), Some(hold));
     finish(&report, result, &args.fail_on)
 }
@@ -306,10 +304,10 @@ async fn run_probe(args: ProbeArgs) -> Result<Exit, End> {
     // For its raised limit of open files.
     let _ = preflight::read();
     ready(admin.as_ref());
-    let probed = probe::run(&args, target, &mut shutdown, admin.as_ref()).await;
-    let mut result = report.load_result(&probed.tally, probed.ended_by);
-    result.reasons = probe::reasons(&probed.ends);
-    result.probe = probed.ends;
+    let (tally, ended_by) = probe::run(&args, target, &mut shutdown, admin.as_ref()).await;
+    let mut result = report.load_result(&tally, ended_by, args.duration);
+    result.probe = tally.counts.ends();
+    result.reasons = probe::reasons(&result.probe);
     finish(&report, result, &args.fail_on)
 }
 
@@ -319,24 +317,18 @@ fn run_merge(args: &MergeArgs) -> Result<Exit, End> {
     for file in &args.files {
         parts.push((file.display().to_string(), merge::read(file).map_err(usage)?));
     }
-    let joined = merge::join(&parts).map_err(usage)?;
     let files: Vec<_> = args.files.iter().map(|f| f.display().to_string()).collect();
     let config = config(&[("files", list(&files)), ("fail-on", list(&args.fail_on))]);
     let report = begin("load-client merge", config, &args.common)?;
-    let mut result = joined.result;
-    result.run = Run {
-        seconds: seconds_between(&joined.started, &joined.ended).unwrap_or_default(),
-        started: joined.started,
-        ended: joined.ended,
-        ..report.run(result.run.ended_by)
-    };
+    let mut result = merge::join(&parts, |ended_by| report.run(ended_by)).map_err(usage)?;
     verdict::judge(&mut result, &args.fail_on);
     // What a part found stands, whatever the whole's thresholds say.
-    if result.verdict != Verdict::Vulnerable {
+    if result.verdict != LoadVerdict::ThresholdCrossed {
         result.verdict = merge::worst(&parts);
     }
-    report.finish(&result, &report::summary(&result))?;
-    Ok(result.verdict.into())
+    let exit = result.verdict.into();
+    report.finish(result, report::summary)?;
+    Ok(exit)
 }
 
 async fn run_serve(args: ServeArgs) -> Result<Exit, End> {
@@ -392,19 +384,19 @@ async fn run_serve(args: ServeArgs) -> Result<Exit, End> {
         let _ = thread.join();
     }
     let count = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
-    let result = json!({
-        "schema_version": canary_record::result::SCHEMA_VERSION,
-        "run": report.run(ended_by),
-        "accepted": count(&served.accepted),
-        "answers": count(&served.answers),
-        "accept_errors": count(&served.accept_errors),
-    });
-    let summary = format!("served {} connections", count(&served.accepted));
-    report.finish(&result, &summary)?;
+    let result = ServeResult {
+        schema_version: SCHEMA_VERSION,
+        run: report.run(ended_by),
+        reasons: error.iter().map(|e| format!("a worker failed: {e}")).collect(),
+        accepted: count(&served.accepted),
+        answers: count(&served.answers),
+        accept_errors: count(&served.accept_errors),
+    };
+    report.finish(result, |r| format!("served {} connections", r.accepted))?;
     if let Some(e) = error {
         return Err(End::Failed(anyhow::Error::from(e).context("a worker failed")));
     }
-    Ok(report::exit(Verdict::Protected, ended_by))
+    Ok(Exit::Ok)
 }
 
 async fn run_observe(args: ObserveArgs) -> Result<Exit, End> {
@@ -416,33 +408,19 @@ async fn run_observe(args: ObserveArgs) -> Result<Exit, End> {
     let result = observe::run(&args, &report, &mut shutdown, admin.as_ref())
         .await
         .map_err(|e| End::Failed(anyhow!(e)))?;
-    let summary = format!(
-        "observed {:.1} s: {} entries of {} at most {}; invalid +{}, drop +{}, early_drop +{}, insert_failed +{}",
-        result.run.seconds,
-        result.last.entries,
-        result.last.limit,
-        result.most_entries,
-        result.difference.invalid,
-        result.difference.drop,
-        result.difference.early_drop,
-        result.difference.insert_failed,
-    );
-    report.finish(&result, &summary)?;
+    report.finish(result, |r| {
+        let grew = r.difference;
+        format!(
+            "observed {:.1} s: {} entries of {} at most {}; invalid +{}, drop +{}, early_drop +{}, insert_failed +{}",
+            r.run.seconds,
+            r.last.entries,
+            r.last.limit,
+            r.most_entries,
+            grew.invalid,
+            grew.drop,
+            grew.early_drop,
+            grew.insert_failed,
+        )
+    })?;
     Ok(Exit::Ok)
-}
-
-async fn run_witness(args: WitnessArgs) -> Result<Exit, End> {
-    let mut shutdown = catch()?;
-    let config = config(&[
-        ("interval", Some(spell(args.interval))),
-        ("duration", args.duration.map(spell)),
-        ("sysctl-dir", Some(args.sysctl_dir.display().to_string())),
-        ("state-dir", Some(args.state_dir.display().to_string())),
-        ("admin", args.common.admin.map(|a| a.to_string())),
-    ]);
-    let report = begin("load-client witness", config, &args.common)?;
-    let admin = admin(&args.common)?;
-    let result = witness::watch(&args, &report, &mut shutdown, admin.as_ref()).await;
-    report.finish(&result, &witness::report::summary(&result))?;
-    Ok(result.verdict.into())
 }

@@ -7,7 +7,7 @@
 pub mod boom;
 pub mod load;
 pub mod observe;
-pub mod witness;
+pub mod serve;
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use crate::names::EndedBy;
 
 /// The version of every record here. It grows by one when a field changes its
 /// meaning or goes; new fields alone do not change it.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// Who ran, where, when, with what, and why it ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
