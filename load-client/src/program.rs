@@ -18,14 +18,16 @@ use canary_runtime::shutdown::Shutdown;
 
 use crate::cli::{
     ChurnArgs, Cli, Command, CommonArgs, HoldArgs, MergeArgs, ObserveArgs, Pattern, ProbeArgs,
-    ResolveArgs, ServeArgs,
+    ResolveArgs, ServeArgs, WitnessArgs,
 };
 use crate::fill::{Follower, Room};
 use crate::preflight::Load;
 use crate::report::{Config, Report};
 use crate::target::{Protocol, Target};
 use crate::threshold::Threshold;
-use crate::{churn, hold, live, merge, observe, preflight, probe, report, serve, socket, verdict};
+use crate::{
+    churn, hold, live, merge, observe, preflight, probe, report, serve, socket, verdict, witness,
+};
 
 /// How a subcommand ends early.
 enum End {
@@ -80,6 +82,7 @@ async fn run(command: Command) -> Result<Exit, End> {
         Command::Serve(args) => run_serve(args).await,
         Command::Hold(args) => run_hold(args).await,
         Command::Observe(args) => run_observe(args).await,
+        Command::Witness(args) => run_witness(args).await,
         Command::Merge(args) => run_merge(&args),
     }
 }
@@ -423,4 +426,21 @@ async fn run_observe(args: ObserveArgs) -> Result<Exit, End> {
         )
     })?;
     Ok(Exit::Ok)
+}
+
+async fn run_witness(args: WitnessArgs) -> Result<Exit, End> {
+    let mut shutdown = catch()?;
+    let config = config(&[
+        ("interval", Some(spell(args.interval))),
+        ("duration", args.duration.map(spell)),
+        ("sysctl-dir", Some(args.sysctl_dir.display().to_string())),
+        ("state-dir", Some(args.state_dir.display().to_string())),
+        ("admin", args.common.admin.map(|a| a.to_string())),
+    ]);
+    let report = begin("load-client witness", config, &args.common)?;
+    let admin = admin(&args.common)?;
+    let result = witness::watch(&args, &report, &mut shutdown, admin.as_ref()).await;
+    let verdict = result.verdict;
+    report.finish(result, witness::report::summary)?;
+    Ok(verdict.into())
 }

@@ -10,6 +10,7 @@ use canary_record::names::{EndedBy, LoadVerdict};
 use canary_record::result::load::LoadResult;
 use canary_record::result::observe::ObserveResult;
 use canary_record::result::serve::ServeResult;
+use canary_record::result::witness::WitnessResult;
 use canary_record::result::{Clock, Run, SCHEMA_VERSION};
 use canary_runtime::exit::Exit;
 use canary_runtime::logs::lost_lines;
@@ -96,6 +97,12 @@ impl Document for LoadResult {
 }
 
 impl Document for ObserveResult {
+    fn reasons(&mut self) -> &mut Vec<String> {
+        &mut self.reasons
+    }
+}
+
+impl Document for WitnessResult {
     fn reasons(&mut self) -> &mut Vec<String> {
         &mut self.reasons
     }

@@ -8,6 +8,7 @@ pub mod boom;
 pub mod load;
 pub mod observe;
 pub mod serve;
+pub mod witness;
 
 use std::collections::BTreeMap;
 
