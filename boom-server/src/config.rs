@@ -1,6 +1,5 @@
 //! The command line.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -219,49 +218,6 @@ impl std::fmt::Display for Cidr {
 }
 
 impl Config {
-    /// Every option in effect, as the command line would spell it.
-    #[must_use]
-    pub fn echo(&self) -> BTreeMap<String, String> {
-        fn list<T: ToString>(items: &[T]) -> String {
-            items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
-        }
-        let duration = |d: Duration| format!("{d:?}");
-        let value = |v: &dyn Fn() -> Option<clap::builder::PossibleValue>| {
-            v().map_or_else(String::new, |v| v.get_name().to_owned())
-        };
-        let mut echo: BTreeMap<String, String> = [
-            ("listen", list(&self.listen)),
-            ("admin", self.admin.0.map_or_else(|| "none".to_owned(), |a| a.to_string())),
-            ("forge", list(&self.forge.0)),
-            ("forge-delay", duration(self.forge_delay)),
-            ("on-reset", value(&|| self.on_reset.to_possible_value())),
-            ("outcome-timeout", duration(self.outcome_timeout)),
-            ("min-forged", self.min_forged.to_string()),
-            ("receive-buffer", self.receive_buffer.to_string()),
-            ("hold", duration(self.hold)),
-            ("max-flows", self.max_flows.to_string()),
-            ("pod-cidr", list(&self.pod_cidr)),
-            ("node-ip", list(&self.node_ip)),
-            ("events", value(&|| self.events.to_possible_value())),
-            ("pod-ip", list(&self.local_ips())),
-        ]
-        .into_iter()
-        .map(|(k, v)| (k.to_owned(), v))
-        .collect();
-        let mut optional = |name: &str, v: Option<String>| {
-            if let Some(v) = v {
-                echo.insert(name.to_owned(), v);
-            }
-        };
-        optional("connections", self.connections.map(|n| n.to_string()));
-        optional("duration", self.duration.map(duration));
-        optional("output", self.output.as_ref().map(|p| p.display().to_string()));
-        optional("termination-log", self.termination_log.as_ref().map(|p| p.display().to_string()));
-        optional("log", self.log.map(|l| l.to_string()));
-        echo.retain(|_, v| !v.is_empty());
-        echo
-    }
-
     /// POD_IP and POD_IPS together.
     #[must_use]
     pub fn local_ips(&self) -> Vec<IpAddr> {

@@ -26,11 +26,11 @@ use canary_runtime::{cli, exit::Exit};
 /// The whole program.
 #[must_use]
 pub fn main() -> ExitCode {
-    let config: config::Config = match cli::parse() {
-        Ok(config) => config,
+    let (config, options) = match cli::effective() {
+        Ok(parsed) => parsed,
         Err(code) => return code,
     };
-    match run::run(&config) {
+    match run::run(&config, options) {
         Ok(exit) => exit.into(),
         Err(e) => {
             eprintln!("error: {e}");

@@ -2,11 +2,10 @@
 
 use std::fmt::Write as _;
 
-use canary_record::names::{EndedBy, Outcome, Verdict};
+use canary_record::names::{Outcome, Verdict};
 use canary_record::result::boom::{BoomResult, Connections};
-use canary_record::result::{Clock, SCHEMA_VERSION};
+use canary_record::result::{Run, SCHEMA_VERSION};
 
-use crate::config::Config;
 use crate::engine::State;
 use canary_forge::diagnose;
 
@@ -26,15 +25,14 @@ pub struct Accepted {
 /// The result so far, or at the end.
 #[must_use]
 pub fn result(
-    config: &Config,
-    clock: &Clock,
-    ended_by: EndedBy,
+    min_forged: u64,
+    run: Run,
     state: &State,
     accepted: Accepted,
     notes: &[String],
 ) -> BoomResult {
     let outcomes = state.tally.outcomes();
-    let paths = diagnose::paths(&outcomes, config.min_forged);
+    let paths = diagnose::paths(&outcomes, min_forged);
     let connections = Connections {
         accepted: accepted.accepted,
         handshakes: state.tally.handshakes,
@@ -73,7 +71,7 @@ pub fn result(
     reasons.extend(notes.iter().cloned());
     BoomResult {
         schema_version: SCHEMA_VERSION,
-        run: clock.run("boom-server", env!("CARGO_PKG_VERSION"), ended_by, config.echo()),
+        run,
         verdict,
         reasons,
         paths,

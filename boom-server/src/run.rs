@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use canary_record::names::EndedBy;
-use canary_record::result::Clock;
 use canary_record::result::boom::BoomResult;
+use canary_record::result::{self, Clock};
 use canary_runtime::admin::{self, Admin, MetricsError};
 use canary_runtime::exit::Exit;
 use canary_runtime::listen;
@@ -80,7 +80,7 @@ fn start(operation: &'static str) -> impl FnOnce(io::Error) -> RunError {
 }
 
 /// Runs to the end and says how to exit.
-pub fn run(config: &Config) -> Result<Exit, RunError> {
+pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
     let clock = Clock::start();
     privilege::check()?;
     let listeners = config
@@ -119,6 +119,7 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
         .map_err(start("start the runtime"))?;
     let program = Program {
         config: config.clone(),
+        options,
         clock,
         wall: SystemTime::now(),
         monotonic: std::time::Instant::now(),
@@ -132,9 +133,8 @@ pub fn run(config: &Config) -> Result<Exit, RunError> {
         let program = Arc::new(program);
         let page = {
             let program = Arc::clone(&program);
-            // Still running: there is no end yet to name.
             move || {
-                let result = program.result(EndedBy::Duration, program.accepted(), &[]);
+                let result = program.result(EndedBy::Running, program.accepted(), &[]);
                 serde_json::to_string(&result).unwrap_or_default()
             }
         };
@@ -296,6 +296,7 @@ fn step_note(wall: f64, monotonic: f64) -> Option<String> {
 
 struct Program {
     config: Config,
+    options: result::Config,
     clock: Clock,
     wall: SystemTime,
     monotonic: std::time::Instant,
@@ -320,7 +321,9 @@ impl Program {
         let mut notes = notes.to_vec();
         notes.extend(self.clock_step());
         notes.extend(logs::lost_lines());
-        report::result(&self.config, &self.clock, ended_by, &state, accepted, &notes)
+        let version = env!("CARGO_PKG_VERSION");
+        let run = self.clock.run("boom-server", version, ended_by, self.options.clone());
+        report::result(self.config.min_forged, run, &state, accepted, &notes)
     }
 
     /// Says so when the wall clock moved otherwise than time does: only the

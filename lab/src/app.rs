@@ -1,6 +1,6 @@
 //! The commands, put together.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::fs;
 use std::io::{IsTerminal, Write};
@@ -10,7 +10,8 @@ use std::sync::mpsc::channel;
 
 use crate::document::lab::{Environment, Judgement, LabResult};
 use canary_record::names::EndedBy;
-use canary_record::result::Clock;
+use canary_record::result::{Clock, Config};
+use canary_runtime::cli::derive;
 use canary_runtime::exit::Exit;
 
 use canary_testbed::exec::{Call, Interrupt, TOOLS, Tools};
@@ -23,7 +24,7 @@ use crate::judge::ledger::{Entry, Ledger};
 use crate::kernels;
 use crate::record::Record;
 use crate::report::{folder, progress::Progress, text};
-use crate::run::setting::{self, CaptureMode, Setting};
+use crate::run::setting::{self, Setting};
 use crate::run::{self, Plan, host_table};
 use crate::scenario::matrix::Matrix;
 use crate::scenario::{self, Body, Scenario};
@@ -31,14 +32,16 @@ use crate::scenario::{self, Body, Scenario};
 /// The program.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match canary_runtime::cli::parse::<Cli>() {
-        Ok(cli) => cli,
+    let (cli, config) = match canary_runtime::cli::effective::<Cli>() {
+        Ok(parsed) => parsed,
         Err(code) => return code,
     };
     let exit = match (&cli.command, cli.inside) {
         (Command::List, _) => list(),
         (Command::Check(args), inside) => check(args, inside),
-        (Command::Kernels(args), _) => kernels::run(args).map_err(|e| (e.exit(), e.to_string())),
+        (Command::Kernels(args), _) => {
+            kernels::run(args, config).map_err(|e| (e.exit(), e.to_string()))
+        }
         (Command::Report { dir }, _) => report(dir),
         (Command::Cluster { dir }, _) => judge_cluster(dir),
         (Command::Diff { first, second }, _) => diff(first, second),
@@ -48,7 +51,7 @@ pub fn main() -> ExitCode {
         },
         (Command::HostTable(args), _) => Ok(host_table::guard(args)),
         (Command::Run(args), None) => outer(args),
-        (Command::Run(args), Some(pipe)) => inner(args, pipe),
+        (Command::Run(args), Some(pipe)) => inner(args, config, pipe),
     };
     match exit {
         Ok(exit) => exit.into(),
@@ -228,13 +231,14 @@ fn scenarios(args: &RunArgs) -> Result<Vec<Scenario>, (Exit, String)> {
     Ok(chosen)
 }
 
-fn inner(args: &RunArgs, pipe: i32) -> Ending {
+fn inner(args: &RunArgs, mut config: Config, pipe: i32) -> Ending {
     let clock = Clock::start();
     let outside = netns::outside_pid();
     let interrupt = settled(pipe)?;
     let control = host_table::Control::inherited().map_err(failed)?;
     let dir = results_dir(args)?;
     let tools = Tools::find();
+    derive(&mut config, "output", &dir.display());
     let environment = environment(&tools);
     let plan = Plan {
         scenarios: scenarios(args)?,
@@ -257,7 +261,7 @@ fn inner(args: &RunArgs, pipe: i32) -> Ending {
         .filter_map(|e| e.scenario.matrix())
         .map(|m| m.cells() * plan.repeat as usize)
         .sum();
-    let record = Record::prepare(&dir, clock, interrupt, config(args, &dir)).map_err(failed)?;
+    let record = Record::prepare(&dir, clock, interrupt, config).map_err(failed)?;
     let mut ledger = Ledger::new(entries, plan.repeat, environment, record.so_far());
     let mut progress = Progress::new();
     let (tell, told) = channel();
@@ -360,27 +364,4 @@ fn environment(tools: &Tools) -> Environment {
             .and_then(|s| s.parse().ok()),
         old_segments: None,
     }
-}
-
-fn config(args: &RunArgs, dir: &Path) -> BTreeMap<String, String> {
-    let mut config = BTreeMap::from([
-        ("scenarios".to_owned(), args.scenarios.join(",")),
-        ("output".to_owned(), dir.display().to_string()),
-        ("repeat".to_owned(), args.repeat.to_string()),
-        ("jobs".to_owned(), args.jobs.to_string()),
-        ("time-scale".to_owned(), args.time_scale.to_string()),
-    ]);
-    let capture = match args.capture {
-        CaptureMode::One => "one",
-        CaptureMode::All => "all",
-        CaptureMode::None => "none",
-    };
-    config.insert("capture".to_owned(), capture.to_owned());
-    if let Some(n) = args.host_table_size {
-        config.insert("host-table-size".to_owned(), n.to_string());
-    }
-    if let Some(n) = args.connections {
-        config.insert("connections".to_owned(), n.to_string());
-    }
-    config
 }

@@ -12,13 +12,14 @@ use crate::document::lab::{Environment, Judgement, LabResult, PositiveControl, S
 use crate::document::timeline::{FailureClass, Finding, Statement, Step, Timeline, TimelineSample};
 use canary_record::names::{EndedBy, Outcome};
 use canary_record::result::load::LoadResult;
-use canary_record::result::{Run, SCHEMA_VERSION};
+use canary_record::result::{Origin, Run, SCHEMA_VERSION, Setting};
 use canary_runtime::exit::Exit;
 use canary_runtime::output::{OutputError, ResultFile};
 
 use self::journal::{Journal, JournalError, Purpose, Reading, StepRecord};
 use crate::judge::saturation::findings;
 use crate::observed::saturation::{Facts, Kind, Shown};
+use crate::observed::series;
 use crate::report::folder::{self, FolderError};
 use crate::scenario::claims::Claim;
 
@@ -165,7 +166,10 @@ fn judge(
             seconds,
             ended_by,
             config: ["clients", "seconds", "table-size", "hold-off-drop"]
-                .map(|key| (key.to_owned(), journal.told(key).to_owned()))
+                .map(|key| {
+                    let value = Some(journal.told(key).to_owned());
+                    (key.to_owned(), Setting { value, origin: Origin::Derived })
+                })
                 .into(),
         },
         judgement,
@@ -228,7 +232,7 @@ fn step(
         ..Step::default()
     };
     for result in results {
-        add(&mut step.new_failures, &result.classes());
+        add(&mut step.new_failures, &series::classes(result));
     }
     for r in &grown {
         add(&mut step.boom, &r.boom);

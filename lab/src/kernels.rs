@@ -12,14 +12,13 @@ pub mod table;
 mod tests;
 pub mod text;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 use crate::document::lab::Judgement;
 use canary_record::names::EndedBy;
-use canary_record::result::Clock;
+use canary_record::result::{Clock, Config};
 use canary_runtime::exit::Exit;
 use canary_runtime::output::{self, OutputError, ResultFile};
 use clap::Args;
@@ -67,15 +66,10 @@ impl KernelsError {
 }
 
 /// Reads, compares, writes; the exit code is the judgement.
-pub fn run(args: &KernelsArgs) -> Result<Exit, KernelsError> {
+pub fn run(args: &KernelsArgs, config: Config) -> Result<Exit, KernelsError> {
     let clock = Clock::start();
     let inputs: Vec<_> =
         args.folders.iter().map(|dir| read::folder(dir)).collect::<Result<_, _>>()?;
-    let folders = args.folders.iter().map(|d| d.display().to_string()).collect::<Vec<_>>();
-    let mut config = BTreeMap::from([("folders".to_owned(), folders.join(" "))]);
-    if let Some(dir) = &args.output {
-        config.insert("output".to_owned(), dir.display().to_string());
-    }
     let run =
         clock.run("conntrack-lab kernels", env!("CARGO_PKG_VERSION"), EndedBy::Completed, config);
     let result = table::compare(inputs, run);

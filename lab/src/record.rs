@@ -2,13 +2,12 @@
 //! on. Whoever finds that file after a run that was cut sees that it did not end, and what was
 //! not run.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::mpsc::Receiver;
 
 use crate::document::lab::{CellResult, LabResult};
 use canary_record::names::EndedBy;
-use canary_record::result::{Clock, Run};
+use canary_record::result::{Clock, Config, Run};
 use canary_runtime::output::{OutputError, ResultFile};
 use canary_testbed::exec::Interrupt;
 
@@ -22,7 +21,7 @@ pub struct Record {
     file: ResultFile,
     clock: Clock,
     interrupt: Interrupt,
-    config: BTreeMap<String, String>,
+    config: Config,
 }
 
 impl Record {
@@ -31,7 +30,7 @@ impl Record {
         dir: &Path,
         clock: Clock,
         interrupt: Interrupt,
-        config: BTreeMap<String, String>,
+        config: Config,
     ) -> Result<Self, OutputError> {
         let file = ResultFile::prepare(&dir.join("results.json"))?;
         Ok(Self { file, clock, interrupt, config })

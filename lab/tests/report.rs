@@ -359,7 +359,7 @@ fn everything_is_escaped() {
     r.run.started = NASTY.into();
     r.reasons = vec![NASTY.into()];
     r.environment.tools.insert(NASTY.into(), NASTY.into());
-    r.run.config.insert(NASTY.into(), NASTY.into());
+    canary_runtime::cli::derive(&mut r.run.config, NASTY, &NASTY);
     for s in &mut r.scenarios {
         for field in [&mut s.name, &mut s.title, &mut s.why, &mut s.source] {
             *field = NASTY.into();

@@ -7,27 +7,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use canary_record::names::{EndedBy, LoadVerdict};
-use canary_record::result::SCHEMA_VERSION;
+use canary_record::names::{EndedBy, Verdict};
 use canary_record::result::load::LoadResult;
-use canary_record::result::serve::ServeResult;
+use canary_record::result::{Config, Run, seconds_between};
 use canary_runtime::admin::Admin;
+use canary_runtime::cli::derive;
 use canary_runtime::exit::Exit;
 use canary_runtime::logs::{end_logs, init_logs};
 use canary_runtime::shutdown::Shutdown;
+use serde_json::json;
 
 use crate::cli::{
-    ChurnArgs, Cli, Command, CommonArgs, HoldArgs, MergeArgs, ObserveArgs, Pattern, ProbeArgs,
-    ResolveArgs, ServeArgs, WitnessArgs,
+    ChurnArgs, Cli, Command, CommonArgs, HoldArgs, MergeArgs, ObserveArgs, ProbeArgs, ResolveArgs,
+    ServeArgs,
 };
 use crate::fill::{Follower, Room};
 use crate::preflight::Load;
-use crate::report::{Config, Report};
+use crate::report::Report;
 use crate::target::{Protocol, Target};
 use crate::threshold::Threshold;
-use crate::{
-    churn, hold, live, merge, observe, preflight, probe, report, serve, socket, verdict, witness,
-};
+use crate::{churn, hold, live, merge, observe, preflight, probe, report, serve, socket, verdict};
 
 /// How a subcommand ends early.
 enum End {
@@ -46,8 +45,8 @@ impl From<anyhow::Error> for End {
 /// The program.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match canary_runtime::cli::parse::<Cli>() {
-        Ok(cli) => cli,
+    let (cli, config) = match canary_runtime::cli::effective::<Cli>() {
+        Ok(parsed) => parsed,
         Err(code) => return code,
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -57,7 +56,7 @@ pub fn main() -> ExitCode {
             return Exit::Failed.into();
         }
     };
-    let ran = runtime.block_on(run(cli.command));
+    let ran = runtime.block_on(run(cli.command, config));
     // A resolver that does not answer holds nothing up.
     runtime.shutdown_background();
     // What was logged before a failure is written before its line.
@@ -75,15 +74,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-async fn run(command: Command) -> Result<Exit, End> {
+async fn run(command: Command, config: Config) -> Result<Exit, End> {
     match command {
-        Command::Churn(args) => run_churn(args).await,
-        Command::Probe(args) => run_probe(args).await,
-        Command::Serve(args) => run_serve(args).await,
-        Command::Hold(args) => run_hold(args).await,
-        Command::Observe(args) => run_observe(args).await,
-        Command::Witness(args) => run_witness(args).await,
-        Command::Merge(args) => run_merge(&args),
+        Command::Churn(args) => run_churn(args, config).await,
+        Command::Probe(args) => run_probe(args, config).await,
+        Command::Serve(args) => run_serve(args, config).await,
+        Command::Hold(args) => run_hold(args, config).await,
+        Command::Observe(args) => run_observe(args, config).await,
+        Command::Merge(args) => run_merge(&args, config),
     }
 }
 
@@ -91,29 +89,6 @@ fn begin(program: &'static str, config: Config, common: &CommonArgs) -> Result<R
     let report = Report::begin(program, config, common.output.as_deref()).map_err(End::Usage)?;
     init_logs(common.log);
     Ok(report)
-}
-
-/// The effective options by name; what is not set is left out.
-fn config(pairs: &[(&str, Option<String>)]) -> Config {
-    pairs.iter().filter_map(|(k, v)| Some(((*k).to_owned(), v.clone()?))).collect()
-}
-
-fn list<T: ToString>(items: &[T]) -> Option<String> {
-    let list: Vec<_> = items.iter().map(ToString::to_string).collect();
-    (!list.is_empty()).then(|| list.join(","))
-}
-
-fn spell(d: std::time::Duration) -> String {
-    // Units without spaces, as the command line takes them.
-    match (d.as_millis(), d.subsec_nanos()) {
-        (ms, ns) if u64::from(ns) % 1_000_000 != 0 => format!("{ms}ms{}ns", ns % 1_000_000),
-        (ms, _) if ms % 1000 != 0 => format!("{ms}ms"),
-        (ms, _) => format!("{}s", ms / 1000),
-    }
-}
-
-fn name<T: clap::ValueEnum>(v: &T) -> String {
-    v.to_possible_value().map_or_else(String::new, |p| p.get_name().to_owned())
 }
 
 /// Between two questions for a name that has no address yet.
@@ -169,12 +144,11 @@ fn ready(admin: Option<&Arc<Admin>>) {
 /// Judges, reports, and says how to exit.
 fn finish(report: &Report, mut result: LoadResult, thresholds: &[Threshold]) -> Result<Exit, End> {
     verdict::judge(&mut result, thresholds);
-    let exit = report::exit(result.verdict, result.run.ended_by);
-    report.finish(result, report::summary)?;
-    Ok(exit)
+    report.finish(&result, &report::summary(&result))?;
+    Ok(report::exit(result.verdict, result.run.ended_by))
 }
 
-async fn run_churn(args: ChurnArgs) -> Result<Exit, End> {
+async fn run_churn(args: ChurnArgs, mut config: Config) -> Result<Exit, End> {
     let mut shutdown = catch()?;
     let target = resolve(&args.target, &args.source_ip, args.resolve, &mut shutdown).await?;
     let room = Arc::<Room>::default();
@@ -189,26 +163,9 @@ async fn run_churn(args: ChurnArgs) -> Result<Exit, End> {
         },
         None => None,
     };
-    let config = config(&[
-        ("target", Some(args.target.to_string())),
-        ("address", Some(target.to_string())),
-        ("resolve-timeout", Some(spell(args.resolve.resolve_timeout))),
-        ("fill", args.fill.as_ref().map(ToString::to_string)),
-        ("fill-to", args.fill.as_ref().map(|_| args.fill_to.to_string())),
-        ("rate", args.rate.map(|r| r.to_string())),
-        ("concurrency", Some(churn::concurrency(&args).to_string())),
-        ("workers", Some(churn::workers(&args).to_string())),
-        ("duration", args.duration.map(spell)),
-        ("connections", args.connections.map(|n| n.to_string())),
-        ("timeout", Some(spell(args.timeout))),
-        ("close", Some(name(&args.close))),
-        ("ramp", Some(spell(args.ramp))),
-        ("jitter", args.rate.map(|_| args.jitter.to_string())),
-        ("linger", Some(spell(args.linger))),
-        ("source-ip", list(&args.source_ip)),
-        ("fail-on", list(&args.fail_on)),
-        ("admin", args.common.admin.map(|a| a.to_string())),
-    ]);
+    derive(&mut config, "address", &target);
+    derive(&mut config, "concurrency", &churn::concurrency(&args));
+    derive(&mut config, "workers", &churn::workers(&args));
     let report = begin("load-client churn", config, &args.common)?;
     let admin = admin(&args.common)?;
     let preflight = preflight::check(preflight::read(), churn::load(&args, target));
@@ -216,7 +173,7 @@ async fn run_churn(args: ChurnArgs) -> Result<Exit, End> {
     ready(admin.as_ref());
     let fill = follower.as_mut().map(|f| (f, &room));
     let (tally, ended_by) = churn::run(&args, target, fill, &mut shutdown, admin.as_ref()).await?;
-    let mut result = report.load_result(&tally, ended_by, args.duration);
+    let mut result = report.load_result(&tally, ended_by);
     result.reasons.extend(follower.map(|f| f.reason()));
     result.preflight = Some(preflight);
     let exit = finish(&report, result, &args.fail_on)?;
@@ -229,24 +186,11 @@ async fn run_churn(args: ChurnArgs) -> Result<Exit, End> {
     Ok(exit)
 }
 
-async fn run_hold(args: HoldArgs) -> Result<Exit, End> {
+async fn run_hold(args: HoldArgs, mut config: Config) -> Result<Exit, End> {
     plain(&args.target, "hold speaks lines")?;
     let mut shutdown = catch()?;
     let target = resolve(&args.target, &args.source_ip, args.resolve, &mut shutdown).await?;
-    let config = config(&[
-        ("target", Some(args.target.to_string())),
-        ("address", Some(target.to_string())),
-        ("resolve-timeout", Some(spell(args.resolve.resolve_timeout))),
-        ("connections", Some(args.connections.to_string())),
-        ("duration", args.duration.map(spell)),
-        ("interval", Some(spell(args.interval))),
-        ("timeout", Some(spell(args.timeout))),
-        ("ramp", Some(spell(args.ramp))),
-        ("close", Some(name(&args.close))),
-        ("source-ip", list(&args.source_ip)),
-        ("fail-on", list(&args.fail_on)),
-        ("admin", args.common.admin.map(|a| a.to_string())),
-    ]);
+    derive(&mut config, "address", &target);
     let report = begin("load-client hold", config, &args.common)?;
     let admin = admin(&args.common)?;
     let load = Load {
@@ -260,7 +204,7 @@ async fn run_hold(args: HoldArgs) -> Result<Exit, End> {
     preflight::log(&preflight);
     ready(admin.as_ref());
     let (tally, hold, ended_by) = hold::run(&args, target, &mut shutdown, admin.as_ref()).await;
-    let mut result = report.load_result(&tally, ended_by, args.duration);
+    let mut result = report.load_result(&tally, ended_by);
     (result.preflight, result.hold) = (Some(preflight), Some(hold));
     finish(&report, result, &args.fail_on)
 }
@@ -275,7 +219,7 @@ fn plain(target: &Target, why: &str) -> Result<(), End> {
     }
 }
 
-async fn run_probe(args: ProbeArgs) -> Result<Exit, End> {
+async fn run_probe(args: ProbeArgs, mut config: Config) -> Result<Exit, End> {
     plain(&args.target, "probe speaks to boom-server")?;
     if args.delay > canary_record::probe::MAX_DELAY
         || args.answer_delay > canary_record::probe::MAX_DELAY
@@ -284,67 +228,50 @@ async fn run_probe(args: ProbeArgs) -> Result<Exit, End> {
     }
     let mut shutdown = catch()?;
     let target = resolve(&args.target, &args.source_ip, args.resolve, &mut shutdown).await?;
-    let slow = args.pattern == Pattern::SlowAnswer;
-    let body = matches!(args.pattern, Pattern::Download | Pattern::Upload);
-    let config = config(&[
-        ("target", Some(args.target.to_string())),
-        ("address", Some(target.to_string())),
-        ("resolve-timeout", Some(spell(args.resolve.resolve_timeout))),
-        ("connections", Some(args.connections.to_string())),
-        ("every", args.every.map(spell)),
-        ("duration", args.duration.map(spell)),
-        ("pattern", Some(name(&args.pattern))),
-        ("delay", Some(spell(args.delay))),
-        ("timeout", Some(spell(args.timeout))),
-        ("answer-delay", slow.then(|| spell(args.answer_delay))),
-        ("body-size", body.then(|| args.body_size.to_string())),
-        ("source-ip", list(&args.source_ip)),
-        ("fail-on", list(&args.fail_on)),
-        ("admin", args.common.admin.map(|a| a.to_string())),
-    ]);
+    derive(&mut config, "address", &target);
     let report = begin("load-client probe", config, &args.common)?;
     let admin = admin(&args.common)?;
     // For its raised limit of open files.
     let _ = preflight::read();
     ready(admin.as_ref());
-    let (tally, ended_by) = probe::run(&args, target, &mut shutdown, admin.as_ref()).await;
-    let mut result = report.load_result(&tally, ended_by, args.duration);
-    result.probe = tally.counts.ends();
-    result.reasons = probe::reasons(&result.probe);
+    let probed = probe::run(&args, target, &mut shutdown, admin.as_ref()).await;
+    let mut result = report.load_result(&probed.tally, probed.ended_by);
+    result.reasons = probe::reasons(&probed.ends);
+    result.probe = probed.ends;
     finish(&report, result, &args.fail_on)
 }
 
-fn run_merge(args: &MergeArgs) -> Result<Exit, End> {
+fn run_merge(args: &MergeArgs, config: Config) -> Result<Exit, End> {
     let usage = |e: merge::MergeError| End::Usage(e.to_string());
     let mut parts = Vec::new();
     for file in &args.files {
         parts.push((file.display().to_string(), merge::read(file).map_err(usage)?));
     }
-    let files: Vec<_> = args.files.iter().map(|f| f.display().to_string()).collect();
-    let config = config(&[("files", list(&files)), ("fail-on", list(&args.fail_on))]);
+    let joined = merge::join(&parts).map_err(usage)?;
     let report = begin("load-client merge", config, &args.common)?;
-    let mut result = merge::join(&parts, |ended_by| report.run(ended_by)).map_err(usage)?;
+    let mut result = joined.result;
+    result.run = Run {
+        seconds: seconds_between(&joined.started, &joined.ended).unwrap_or_default(),
+        started: joined.started,
+        ended: joined.ended,
+        ..report.run(result.run.ended_by)
+    };
     verdict::judge(&mut result, &args.fail_on);
     // What a part found stands, whatever the whole's thresholds say.
-    if result.verdict != LoadVerdict::ThresholdCrossed {
+    if result.verdict != Verdict::Vulnerable {
         result.verdict = merge::worst(&parts);
     }
-    let exit = result.verdict.into();
-    report.finish(result, report::summary)?;
-    Ok(exit)
+    report.finish(&result, &report::summary(&result))?;
+    Ok(result.verdict.into())
 }
 
-async fn run_serve(args: ServeArgs) -> Result<Exit, End> {
+async fn run_serve(args: ServeArgs, mut config: Config) -> Result<Exit, End> {
     let mut shutdown = catch()?;
     let workers = args.workers.map_or_else(
         || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         usize::from,
     );
-    let config = config(&[
-        ("listen", list(&args.listen)),
-        ("body-size", Some(args.body_size.to_string())),
-        ("workers", Some(workers.to_string())),
-    ]);
+    derive(&mut config, "workers", &workers);
     let report = begin("load-client serve", config, &args.common)?;
     let admin = admin(&args.common)?;
     let _ = preflight::read();
@@ -373,7 +300,8 @@ async fn run_serve(args: ServeArgs) -> Result<Exit, End> {
         threads.push(thread.context("cannot start a worker thread")?);
     }
     ready(admin.as_ref());
-    tracing::info!(listen = list(&args.listen), "ready");
+    let listen: Vec<_> = args.listen.iter().map(ToString::to_string).collect();
+    tracing::info!(listen = listen.join(","), "ready");
     let mut ticks = tokio::time::interval(Duration::from_millis(500));
     let (ended_by, error) = loop {
         tokio::select! {
@@ -387,60 +315,39 @@ async fn run_serve(args: ServeArgs) -> Result<Exit, End> {
         let _ = thread.join();
     }
     let count = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
-    let result = ServeResult {
-        schema_version: SCHEMA_VERSION,
-        run: report.run(ended_by),
-        reasons: error.iter().map(|e| format!("a worker failed: {e}")).collect(),
-        accepted: count(&served.accepted),
-        answers: count(&served.answers),
-        accept_errors: count(&served.accept_errors),
-    };
-    report.finish(result, |r| format!("served {} connections", r.accepted))?;
+    let result = json!({
+        "schema_version": canary_record::result::SCHEMA_VERSION,
+        "run": report.run(ended_by),
+        "accepted": count(&served.accepted),
+        "answers": count(&served.answers),
+        "accept_errors": count(&served.accept_errors),
+    });
+    let summary = format!("served {} connections", count(&served.accepted));
+    report.finish(&result, &summary)?;
     if let Some(e) = error {
         return Err(End::Failed(anyhow::Error::from(e).context("a worker failed")));
     }
-    Ok(Exit::Ok)
+    Ok(report::exit(Verdict::Protected, ended_by))
 }
 
-async fn run_observe(args: ObserveArgs) -> Result<Exit, End> {
+async fn run_observe(args: ObserveArgs, config: Config) -> Result<Exit, End> {
     let mut shutdown = catch()?;
-    let config =
-        config(&[("interval", Some(spell(args.interval))), ("duration", args.duration.map(spell))]);
     let report = begin("load-client observe", config, &args.common)?;
     let admin = admin(&args.common)?;
     let result = observe::run(&args, &report, &mut shutdown, admin.as_ref())
         .await
         .map_err(|e| End::Failed(anyhow!(e)))?;
-    report.finish(result, |r| {
-        let grew = r.difference;
-        format!(
-            "observed {:.1} s: {} entries of {} at most {}; invalid +{}, drop +{}, early_drop +{}, insert_failed +{}",
-            r.run.seconds,
-            r.last.entries,
-            r.last.limit,
-            r.most_entries,
-            grew.invalid,
-            grew.drop,
-            grew.early_drop,
-            grew.insert_failed,
-        )
-    })?;
+    let summary = format!(
+        "observed {:.1} s: {} entries of {} at most {}; invalid +{}, drop +{}, early_drop +{}, insert_failed +{}",
+        result.run.seconds,
+        result.last.entries,
+        result.last.limit,
+        result.most_entries,
+        result.difference.invalid,
+        result.difference.drop,
+        result.difference.early_drop,
+        result.difference.insert_failed,
+    );
+    report.finish(&result, &summary)?;
     Ok(Exit::Ok)
-}
-
-async fn run_witness(args: WitnessArgs) -> Result<Exit, End> {
-    let mut shutdown = catch()?;
-    let config = config(&[
-        ("interval", Some(spell(args.interval))),
-        ("duration", args.duration.map(spell)),
-        ("sysctl-dir", Some(args.sysctl_dir.display().to_string())),
-        ("state-dir", Some(args.state_dir.display().to_string())),
-        ("admin", args.common.admin.map(|a| a.to_string())),
-    ]);
-    let report = begin("load-client witness", config, &args.common)?;
-    let admin = admin(&args.common)?;
-    let result = witness::watch(&args, &report, &mut shutdown, admin.as_ref()).await;
-    let verdict = result.verdict;
-    report.finish(result, witness::report::summary)?;
-    Ok(verdict.into())
 }

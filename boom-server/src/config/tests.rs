@@ -1,4 +1,5 @@
 use super::*;
+use canary_record::result::{self, Origin, Setting};
 use clap::CommandFactory;
 
 fn parse(args: &[&str]) -> Result<Config, String> {
@@ -87,18 +88,26 @@ fn networks() {
     assert!(within("::/0", "fd00::1"));
 }
 
-/// The echo names every option that is set, so that a run can be repeated from it.
+/// The options in a result repeat the run.
 #[test]
-fn the_echo_repeats_the_run() {
+fn the_options_repeat_the_run() {
+    let effective = |args: &[String]| {
+        let args = std::iter::once("boom-server".into()).chain(args.iter().map(Into::into));
+        cli::effective_from::<Config>(args).unwrap().1
+    };
     let args = [
         "--forge=control",
         "--connections=5",
         "--admin=none",
         "--pod-cidr=10.0.0.0/8",
         "--events=all",
+        "--hold=90000ms",
     ];
-    let first = parse(&args).unwrap().echo();
-    let again: Vec<String> = first.iter().map(|(k, v)| format!("--{k}={v}")).collect();
-    let again: Vec<&str> = again.iter().map(String::as_str).collect();
-    assert_eq!(parse(&again).unwrap().echo(), first);
+    let first = effective(&args.map(str::to_owned));
+    assert_eq!(first["hold"].value.as_deref(), Some("90s"));
+    assert_eq!(first["receive-buffer"].origin, Origin::Default);
+    let set = |(name, s): (&String, &Setting)| Some(format!("--{name}={}", s.value.as_ref()?));
+    let again = effective(&first.iter().filter_map(set).collect::<Vec<_>>());
+    let values = |c: &result::Config| -> Vec<_> { c.values().map(|s| s.value.clone()).collect() };
+    assert_eq!(values(&again), values(&first));
 }

@@ -7,6 +7,4 @@ pub mod hist;
 pub mod names;
 pub mod outcome;
 pub mod probe;
-pub mod prometheus;
 pub mod result;
-pub mod series;

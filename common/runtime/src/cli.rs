@@ -1,11 +1,15 @@
-//! Command lines: values with units, and one clear line for what is wrong.
+//! Command lines: values with units, one clear line for what is wrong, and what every
+//! option came to.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use canary_record::result::{Config, Origin, Setting};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command, Parser};
 
 use crate::exit::Exit;
 
@@ -17,7 +21,23 @@ pub fn parse<T: Parser>() -> Result<T, ExitCode> {
 
 /// [`parse`] of given arguments.
 pub fn parse_from<T: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<T, ExitCode> {
-    T::try_parse_from(args).map_err(|e| {
+    effective_from(args).map(|(parsed, _)| parsed)
+}
+
+/// [`parse`], and every option of the subcommand that was chosen.
+pub fn effective<T: Parser>() -> Result<(T, Config), ExitCode> {
+    effective_from(std::env::args_os())
+}
+
+/// [`effective`] of given arguments.
+pub fn effective_from<T: Parser>(
+    args: impl IntoIterator<Item = OsString>,
+) -> Result<(T, Config), ExitCode> {
+    let parsed = T::command()
+        .try_get_matches_from(args)
+        .and_then(|matches| Ok((T::from_arg_matches(&matches)?, config(&T::command(), &matches))));
+    parsed.map_err(|e| {
+        let e = e.format(&mut T::command());
         if e.use_stderr() {
             eprintln!("{}", one_line(&e.to_string()));
             Exit::Usage.into()
@@ -26,6 +46,59 @@ pub fn parse_from<T: Parser>(args: impl IntoIterator<Item = OsString>) -> Result
             Exit::Ok.into()
         }
     })
+}
+
+/// Every option that a user can see, as clap found it.
+fn config(command: &Command, matches: &ArgMatches) -> Config {
+    if let Some((name, matches)) = matches.subcommand()
+        && let Some(command) = command.find_subcommand(name)
+    {
+        return config(command, matches);
+    }
+    command
+        .get_arguments()
+        .filter(|arg| !arg.is_hide_set() && !is_help(arg))
+        .map(|arg| (name(arg), setting(arg, matches)))
+        .collect()
+}
+
+/// clap's own --help and --version.
+fn is_help(arg: &Arg) -> bool {
+    use clap::ArgAction::{Help, HelpLong, HelpShort, Version};
+    matches!(arg.get_action(), Help | HelpLong | HelpShort | Version)
+}
+
+/// An option's name without its dashes, or a positional argument's.
+fn name(arg: &Arg) -> String {
+    arg.get_long().map_or_else(|| arg.get_id().as_str().replace('_', "-"), str::to_owned)
+}
+
+fn setting(arg: &Arg, matches: &ArgMatches) -> Setting {
+    let id = arg.get_id().as_str();
+    let origin = match matches.value_source(id) {
+        Some(ValueSource::CommandLine) => Origin::CommandLine,
+        Some(ValueSource::EnvVariable) => Origin::Environment {
+            variable: arg.get_env().unwrap_or_default().to_string_lossy().into_owned(),
+        },
+        _ => Origin::Default,
+    };
+    let value = match matches.try_get_many::<Duration>(id) {
+        // One spelling, whoever wrote it how.
+        Ok(durations) => durations.map(|all| all.copied().map(spell).collect::<Vec<_>>()),
+        Err(_) => {
+            matches.get_raw(id).map(|all| all.map(|v| v.to_string_lossy().into_owned()).collect())
+        }
+    };
+    Setting { value: value.map(|v| v.join(",")), origin }
+}
+
+/// Sets what the program worked out for an option that nobody set, or a fact that belongs to
+/// the options.
+pub fn derive(config: &mut Config, name: &str, value: &dyn Display) {
+    if config.get(name).is_none_or(|set| set.value.is_none()) {
+        let value = Some(value.to_string());
+        config.insert(name.to_owned(), Setting { value, origin: Origin::Derived });
+    }
 }
 
 /// clap's message without its usage and hints, on one line.
@@ -42,6 +115,25 @@ fn one_line(message: &str) -> String {
 pub fn duration(s: &str) -> Result<Duration, String> {
     humantime::parse_duration(s)
         .map_err(|_| format!("'{s}' is not a duration: write 500ms, 30s or 2m"))
+}
+
+/// A duration as [`duration`] takes it, in one unit, the largest that keeps it whole.
+#[must_use]
+pub fn spell(d: Duration) -> String {
+    const UNITS: [(&str, u128); 6] = [
+        ("h", 3_600_000_000_000),
+        ("m", 60_000_000_000),
+        ("s", 1_000_000_000),
+        ("ms", 1_000_000),
+        ("us", 1000),
+        ("ns", 1),
+    ];
+    let ns = d.as_nanos();
+    if ns == 0 {
+        return "0s".to_owned();
+    }
+    let (unit, length) = UNITS.iter().find(|(_, n)| ns.is_multiple_of(*n)).unwrap_or(&("ns", 1));
+    format!("{}{unit}", ns / length)
 }
 
 /// An address with its port.
@@ -77,6 +169,95 @@ pub fn size(s: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Program {
+        #[command(subcommand)]
+        command: Sub,
+        #[arg(long, hide = true, global = true)]
+        inside: Option<i32>,
+    }
+
+    #[derive(Debug, clap::Subcommand)]
+    enum Sub {
+        Run {
+            #[arg(env = "CLI_TEST_FILES", value_delimiter = ',')]
+            some_files: Vec<String>,
+            #[arg(long, value_parser = duration, default_value = "1m30s")]
+            wait: Duration,
+            #[arg(long, value_parser = duration)]
+            limit: Option<Duration>,
+            #[arg(long, value_delimiter = ',', default_value = "a,b")]
+            list: Vec<String>,
+            #[arg(long)]
+            keep: bool,
+            // PATH is in every environment.
+            #[arg(long, env = "PATH")]
+            path: String,
+        },
+        Other,
+    }
+
+    /// Every option of the chosen subcommand is there, set or not, with where it came from; what
+    /// a user cannot see is not.
+    #[test]
+    fn every_option_is_told() {
+        let args = ["p", "--inside=3", "run", "--list=c,d", "--limit", "120000ms", "x"];
+        let (parsed, config) = effective_from::<Program>(args.map(OsString::from)).unwrap();
+        assert_eq!(parsed.inside, Some(3));
+        let told = |name: &str| (config[name].value.as_deref(), config[name].origin.clone());
+        assert_eq!(config.len(), 6, "{config:?}");
+        assert_eq!(told("some-files"), (Some("x"), Origin::CommandLine));
+        assert_eq!(told("wait"), (Some("90s"), Origin::Default));
+        assert_eq!(told("limit"), (Some("2m"), Origin::CommandLine));
+        assert_eq!(told("list"), (Some("c,d"), Origin::CommandLine));
+        assert_eq!(told("keep"), (Some("false"), Origin::Default));
+        let path = Origin::Environment { variable: "PATH".to_owned() };
+        assert_eq!(told("path"), (std::env::var("PATH").ok().as_deref(), path));
+
+        let args = ["p", "run"].map(OsString::from);
+        let (_, config) = effective_from::<Program>(args).unwrap();
+        let told = |name: &str| (config[name].value.as_deref(), config[name].origin.clone());
+        assert_eq!(told("limit"), (None, Origin::Default));
+        assert_eq!(told("list"), (Some("a,b"), Origin::Default));
+        let mut config = config;
+        derive(&mut config, "limit", &"5m");
+        derive(&mut config, "wait", &"5m");
+        derive(&mut config, "address", &"[::1]:80");
+        let told = |name: &str| (config[name].value.as_deref(), config[name].origin.clone());
+        assert_eq!(told("limit"), (Some("5m"), Origin::Derived));
+        assert_eq!(told("wait"), (Some("90s"), Origin::Default));
+        assert_eq!(told("address"), (Some("[::1]:80"), Origin::Derived));
+        let args = ["p", "other"].map(OsString::from);
+        assert!(effective_from::<Program>(args).unwrap().1.is_empty());
+    }
+
+    proptest::proptest! {
+        /// What is spelled is read back as the same.
+        #[test]
+        fn a_spelling_is_read_back(seconds in 0u64..1 << 34, nanos in 0u32..1_000_000_000) {
+            for d in [Duration::new(seconds, nanos), Duration::new(seconds, 0)] {
+                proptest::prop_assert_eq!(duration(&spell(d)), Ok(d));
+            }
+        }
+    }
+
+    /// One spelling, in the units that the command line's own examples have.
+    #[test]
+    fn durations_have_one_spelling() {
+        let spelled = |s: &str| spell(duration(s).unwrap());
+        for (written, one) in [
+            ("500ms", "500ms"),
+            ("30s", "30s"),
+            ("120s", "2m"),
+            ("1m30s", "90s"),
+            ("1500ms", "1500ms"),
+            ("0ms", "0s"),
+            ("24h", "24h"),
+        ] {
+            assert_eq!(spelled(written), one);
+        }
+    }
 
     /// Durations need a unit, and the message says how to write one.
     #[test]

@@ -1,7 +1,6 @@
 //! Where a run was made, and the command line that asks for the same again.
 
-use std::collections::BTreeMap;
-
+use canary_record::result::{Config, Origin};
 use maud::{Markup, html};
 
 use crate::document::lab::LabResult;
@@ -58,24 +57,38 @@ fn facts(result: &LabResult) -> Vec<(String, String)> {
     facts.push(("conntrack-lab".into(), run.version.clone()));
     facts.push(("Began".into(), run.started.clone()));
     facts.push(("Ended".into(), format!("{} ({})", run.ended, run.ended_by)));
-    facts.extend(run.config.iter().map(|(option, value)| {
-        let value = if value.is_empty() { "(default)" } else { value };
-        (format!("--{option}"), value.to_owned())
+    facts.extend(run.config.iter().map(|(option, set)| {
+        let value = set.value.as_deref().filter(|v| !v.is_empty()).unwrap_or("(not set)");
+        let from = match &set.origin {
+            Origin::Default => " (default)".to_owned(),
+            Origin::Environment { variable } => format!(" ({variable})"),
+            Origin::CommandLine | Origin::Derived => String::new(),
+        };
+        (option.clone(), format!("{value}{from}"))
     }));
     facts
 }
 
 /// The command line that asks for the same run.
-fn again(config: &BTreeMap<String, String>) -> String {
+fn again(config: &Config) -> String {
     let mut words = vec!["conntrack-lab run".to_owned()];
-    let names = config.get("scenarios").into_iter().flat_map(|s| s.split(','));
-    words.extend(names.filter(|n| !n.is_empty()).map(quoted));
-    for (option, value) in config {
-        // The directory of this run is taken.
-        if !matches!(option.as_str(), "scenarios" | "output") && !value.is_empty() {
-            words.push(format!("--{option} {}", quoted(value)));
+    let asked = config.iter().filter_map(|(option, set)| match set.origin {
+        Origin::CommandLine | Origin::Environment { .. } => {
+            Some((option.as_str(), set.value.as_deref()?))
+        }
+        Origin::Default | Origin::Derived => None,
+    });
+    let mut options = Vec::new();
+    for (option, value) in asked {
+        match (option, value) {
+            ("scenarios", names) => words.extend(names.split(',').map(quoted)),
+            // The directory of this run is taken.
+            ("output", _) | (_, "" | "false") => {}
+            (flag, "true") => options.push(format!("--{flag}")),
+            (option, value) => options.push(format!("--{option} {}", quoted(value))),
         }
     }
+    words.extend(options);
     words.join(" ")
 }
 
@@ -92,13 +105,22 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use canary_record::result::Setting;
 
     /// The command line asks for the same run, in a directory of its own.
     #[test]
     fn the_run_can_be_repeated() {
-        let config = [("scenarios", "a,my file.toml"), ("output", "/x"), ("repeat", "3")];
-        let config = config.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
-        assert_eq!(again(&config), "conntrack-lab run a 'my file.toml' --repeat 3");
+        let set = |value: &str, origin| Setting { value: Some(value.to_owned()), origin };
+        let config = [
+            ("scenarios", set("a,my file.toml", Origin::CommandLine)),
+            ("output", set("/x", Origin::CommandLine)),
+            ("keep", set("true", Origin::CommandLine)),
+            ("repeat", set("3", Origin::Environment { variable: "LAB_REPEAT".to_owned() })),
+            ("jobs", set("8", Origin::Default)),
+            ("connections", Setting { value: None, origin: Origin::Default }),
+        ];
+        let config = config.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        assert_eq!(again(&config), "conntrack-lab run a 'my file.toml' --keep --repeat 3");
         assert_eq!(quoted("it's"), r"'it'\''s'");
     }
 }

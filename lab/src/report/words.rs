@@ -141,10 +141,8 @@ pub const fn failure(f: FailureClass) -> &'static str {
         FailureClass::Reset => "reset",
         FailureClass::Hung => "hung",
         FailureClass::Refused => "refused",
-        FailureClass::EarlyEof => "closed early",
-        FailureClass::BadAnswer => "wrong answer",
+        FailureClass::BadAnswer => "bad or early answer",
         FailureClass::LocalLimit => "limit of this host",
-        FailureClass::Interrupted => "cut short",
         FailureClass::Other => "other",
     }
 }

@@ -7,8 +7,6 @@
 pub mod boom;
 pub mod load;
 pub mod observe;
-pub mod serve;
-pub mod witness;
 
 use std::collections::BTreeMap;
 
@@ -20,6 +18,37 @@ use crate::names::EndedBy;
 /// The version of every record here. It grows by one when a field changes its
 /// meaning or goes; new fields alone do not change it.
 pub const SCHEMA_VERSION: u32 = 2;
+
+/// The options of a run by name, those that are not set included.
+pub type Config = BTreeMap<String, Setting>;
+
+/// What one option is set to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Setting {
+    /// As the command line takes it; several values with commas between them; null where the
+    /// option is not set.
+    pub value: Option<String>,
+    /// Where it comes from.
+    #[serde(flatten)]
+    pub origin: Origin,
+}
+
+/// Where the value of an option comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "from", rename_all = "kebab-case")]
+pub enum Origin {
+    /// Nobody said anything.
+    Default,
+    /// The command line.
+    CommandLine,
+    /// An environment variable.
+    Environment {
+        /// Its name.
+        variable: String,
+    },
+    /// Worked out by the program at its start, from the other options and the machine.
+    Derived,
+}
 
 /// Who ran, where, when, with what, and why it ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -36,14 +65,14 @@ pub struct Run {
     pub node: Option<String>,
     /// When the run began.
     pub started: String,
-    /// When it ended.
+    /// When it ended; of a run that goes on, when this was written.
     pub ended: String,
     /// Seconds between the two, by the monotonic clock.
     pub seconds: f64,
     /// Why it ended.
     pub ended_by: EndedBy,
-    /// Every option in effect, as the command line would spell it.
-    pub config: BTreeMap<String, String>,
+    /// Every option.
+    pub config: Config,
 }
 
 /// Measures one run, from its start to its [`Run`] record.
@@ -62,13 +91,7 @@ impl Clock {
 
     /// The record of a run that ends now.
     #[must_use]
-    pub fn run(
-        &self,
-        program: &str,
-        version: &str,
-        ended_by: EndedBy,
-        config: BTreeMap<String, String>,
-    ) -> Run {
+    pub fn run(&self, program: &str, version: &str, ended_by: EndedBy, config: Config) -> Run {
         let (kernel, host) = nix_uname();
         Run {
             program: program.to_owned(),
