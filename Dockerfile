@@ -47,15 +47,17 @@ COPY common/wire/Cargo.toml common/wire/
 COPY common/record/Cargo.toml common/record/
 COPY common/runtime/Cargo.toml common/runtime/
 COPY common/forge/Cargo.toml common/forge/
+COPY common/conntrack/Cargo.toml common/conntrack/
 COPY boom-server/Cargo.toml boom-server/
 COPY load-client/Cargo.toml load-client/
 COPY lab/Cargo.toml lab/
+COPY kubectl-conntrack/Cargo.toml kubectl-conntrack/
 COPY testbed/Cargo.toml testbed/
 # The stubs and what was built of them do not stay: cargo would take a newer stub
 # for the source.
 RUN --mount=type=cache,id=conntrack-canary-registry,target=/usr/local/cargo/registry,sharing=locked \
     set -eu; \
-    for crate in common/* boom-server load-client lab testbed; do \
+    for crate in common/* boom-server load-client lab testbed kubectl-conntrack; do \
         mkdir -p "$crate/src"; \
         : >"$crate/src/lib.rs"; \
         case "$crate" in common/*) ;; *) echo 'fn main() {}' >"$crate/src/main.rs" ;; esac; \

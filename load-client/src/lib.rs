@@ -17,6 +17,7 @@ pub mod program;
 pub mod report;
 pub mod series;
 pub mod serve;
+mod shown;
 pub mod socket;
 pub mod tally;
 pub mod target;

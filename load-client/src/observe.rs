@@ -183,6 +183,7 @@ pub async fn run(
     series.push(first.sample);
     let (mut last, mut most) = (first.clone(), first.sample.entries);
     let mut reasons = Vec::new();
+    let node = crate::shown::read().await;
     let mut gaps = 0u64;
     let mut ticks = tokio::time::interval_at((start + args.interval).into(), args.interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -229,6 +230,7 @@ pub async fn run(
         schema_version: SCHEMA_VERSION,
         run: report.run(ended_by),
         reasons,
+        node,
         sources: sources(),
         first: first.sample,
         last: last.sample,

@@ -16,6 +16,9 @@ pub struct ObserveResult {
     pub run: Run,
     /// What weakens these numbers: sources that could not be read, gaps.
     pub reasons: Vec<String>,
+    /// What this network namespace shows of how Services are handled in it.
+    #[serde(default)]
+    pub node: NodeShown,
     /// Each source and whether it could be read: `procfs` (count and limit),
     /// `procfs-stat`, `ctnetlink`.
     pub sources: BTreeMap<String, SourceState>,
@@ -35,6 +38,18 @@ pub struct ObserveResult {
     pub series_interval_s: f64,
     /// The series, oldest first, bounded in length.
     pub samples: Vec<ConntrackSample>,
+}
+
+/// What a network namespace shows of how Services are handled in it; none where it could not be
+/// read. Of a node where the observer is on the host network.
+#[derive(
+    Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+pub struct NodeShown {
+    /// `nf_conntrack_tcp_be_liberal`.
+    pub be_liberal: Option<u64>,
+    /// The mode of the kube-proxy whose metrics endpoint is at 127.0.0.1:10249, in its own word.
+    pub proxy_mode: Option<String>,
 }
 
 /// Whether a source could be read.

@@ -1,0 +1,236 @@
+//! Subcommands from their options to their exit code: the shell around everything else.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use canary_record::names::EndedBy;
+use canary_record::result::Clock;
+use canary_runtime::exit::Exit;
+use canary_runtime::shutdown::Shutdown;
+use indicatif::{ProgressBar, ProgressStyle};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+
+use crate::cli::{Cli, ClusterArgs, Command, DiagnoseArgs, ImageArgs};
+use crate::objects::{Images, Run};
+use crate::report::{Cluster, DiagnoseResult};
+use crate::run::{self, Ground, Stop};
+use crate::{diagnose, output, plan, preflight};
+
+/// Runs the command line.
+pub async fn main(cli: Cli) -> ExitCode {
+    let done = match cli.command {
+        Command::Diagnose(args) => diagnosed(args).await,
+    };
+    match done {
+        Ok(exit) => exit.into(),
+        Err(e) => {
+            eprintln!("kubectl-conntrack: {e:#}");
+            Exit::Failed.into()
+        }
+    }
+}
+
+/// A cluster that answers.
+struct Connected {
+    client: Client,
+    cluster: Cluster,
+}
+
+async fn connect(args: &ClusterArgs, namespace: &str) -> anyhow::Result<Connected> {
+    let kubeconfig = Kubeconfig::read();
+    let context = match (&args.context, &kubeconfig) {
+        (Some(name), _) => name.clone(),
+        (None, Ok(k)) => k.current_context.clone().unwrap_or_default(),
+        (None, Err(_)) => "in-cluster".to_owned(),
+    };
+    let config = match (&args.context, kubeconfig) {
+        (None, Err(e)) => Config::incluster().map_err(|_| e).context("no kubeconfig")?,
+        (_, read) => {
+            let options =
+                KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
+            Config::from_custom_kubeconfig(read?, &options).await.context("kubeconfig")?
+        }
+    };
+    let client = Client::try_from(config).context("kubeconfig")?;
+    let version = tokio::time::timeout(Duration::from_secs(15), client.apiserver_version())
+        .await
+        .map_err(|_| anyhow::anyhow!("no answer within 15 s"))
+        .and_then(|v| Ok(v?))
+        .with_context(|| format!("the API server of context '{context}' does not answer"))?;
+    let namespace = args.namespace.clone().unwrap_or_else(|| namespace.to_owned());
+    Ok(Connected { client, cluster: Cluster { context, version: version.git_version, namespace } })
+}
+
+fn images(args: &ImageArgs) -> Images {
+    let of = |name| format!("{}/{name}:{}", args.registry.trim_end_matches('/'), args.tag);
+    Images { boom_server: of("boom-server"), load_client: of("load-client") }
+}
+
+/// A run's identifier: unique, and a label's value.
+fn run_id() -> String {
+    format!("{}-{}", jiff::Timestamp::now().as_millisecond(), std::process::id())
+}
+
+/// How far a run is: one live line on a terminal, a line each elsewhere.
+struct Progress {
+    bar: Option<ProgressBar>,
+    last: std::cell::RefCell<String>,
+}
+
+impl Progress {
+    fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new_spinner();
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(200));
+            bar
+        });
+        Self { bar, last: std::cell::RefCell::default() }
+    }
+
+    fn say(&self, what: &str) {
+        match &self.bar {
+            Some(bar) => bar.set_message(what.to_owned()),
+            // Numbers that count down are for the live line.
+            None if self.last.borrow().split(" pods at work").count() > 1
+                && what.contains(" pods at work") => {}
+            None => eprintln!("{what}"),
+        }
+        what.clone_into(&mut self.last.borrow_mut());
+    }
+
+    fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Writes to stdout; a reader that went away is no error of the run.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot write to stdout"),
+    }
+}
+
+async fn diagnosed(args: DiagnoseArgs) -> anyhow::Result<Exit> {
+    let mut shutdown = Shutdown::catch()?;
+    let Connected { client, cluster } = connect(&args.cluster, "conntrack-diagnose").await?;
+    if let Some(dir) = &args.save {
+        std::fs::create_dir_all(dir).with_context(|| format!("--save {}", dir.display()))?;
+    }
+    let progress = Progress::new();
+    let done = diagnosis(&client, cluster, &args, async || shutdown.signalled().await, &|s| {
+        progress.say(s);
+    })
+    .await;
+    progress.end();
+    let result = done?;
+    if let Some(dir) = &args.save {
+        run::save(dir, "diagnose.json", &result)?;
+    }
+    print(&output::text(&result, args.output, std::io::stdout().is_terminal())?)?;
+    Ok(result.verdict.into())
+}
+
+/// A diagnosis of the cluster behind `client`, until its end or until `signalled`; what it made is
+/// removed either way. An error says that nothing was measured and what to mend.
+pub async fn diagnosis(
+    client: &Client,
+    cluster: Cluster,
+    args: &DiagnoseArgs,
+    mut signalled: impl AsyncFnMut() -> EndedBy,
+    say: &dyn Fn(&str),
+) -> anyhow::Result<DiagnoseResult> {
+    let clock = Clock::start();
+    let run = Run {
+        id: run_id(),
+        namespace: cluster.namespace.clone(),
+        images: images(&args.cluster.images),
+    };
+    let foreign = args.cluster.namespace.is_some();
+    say(&format!("context {}, namespace {}, run {}", cluster.context, run.namespace, run.id));
+    run::permitted(client, &run.namespace, &diagnose::needs(!foreign)).await?;
+    let nodes = preflight::nodes(client, args.nodes.as_deref()).await?;
+    if nodes.iter().all(|n| n.unusable.is_some()) {
+        let what = args.nodes.as_deref().map_or(String::new(), |s| format!(" with --nodes {s}"));
+        anyhow::bail!("no Linux node{what} is ready");
+    }
+    let (nodes, left_out) = plan::sampled(nodes, args.sample.map(|n| n as usize));
+    let options = diagnose::Options {
+        wave: args.parallel as usize,
+        timeout: args.timeout,
+        save: args.save.clone(),
+        families: args.family.clone(),
+        keep: args.cluster.keep,
+    };
+    let ground = Ground::take(client, &run, foreign, args.cluster.replace).await?;
+    let mut rows = Vec::new();
+    let work = async {
+        diagnose::tried_dry(client, &run, &nodes).await?;
+        diagnose::run(client, &run, &options, nodes.clone(), &mut rows, say).await
+    };
+    let ended = tokio::select! {
+        ended = work => ended.map(|()| EndedBy::Completed),
+        signal = signalled() => Ok(signal),
+    };
+    let mut reasons = ground.end(args.cluster.keep, &mut signalled, say).await;
+    let ended_by = match ended {
+        Ok(by) => by,
+        // Nothing was measured, and the mend is the user's.
+        Err(e) if rows.is_empty() && !matches!(e, Stop::Api(_)) => {
+            return Err(match reasons.first() {
+                Some(left) => anyhow::Error::from(e).context(left.clone()),
+                None => e.into(),
+            });
+        }
+        Err(e) => {
+            reasons.push(format!("the run ended before its end: {e}"));
+            EndedBy::Error
+        }
+    };
+    if matches!(ended_by, EndedBy::Sigint | EndedBy::Sigterm) {
+        reasons.push(format!("the run was ended by {ended_by}"));
+    }
+    let known: std::collections::BTreeSet<_> = rows.iter().map(|r| r.name.clone()).collect();
+    let cut = nodes.iter().filter(|n| !known.contains(&n.name));
+    rows.extend(cut.map(|n| diagnose::unproved(n, "the run ended before its turn".to_owned())));
+    let record = clock.run(
+        "kubectl-conntrack diagnose",
+        env!("CARGO_PKG_VERSION"),
+        ended_by,
+        echo(args, &left_out),
+    );
+    Ok(DiagnoseResult::new(record, cluster, rows, reasons))
+}
+
+/// Every option in effect, and what a sample left out.
+fn echo(args: &DiagnoseArgs, left_out: &[String]) -> std::collections::BTreeMap<String, String> {
+    let mut echo = std::collections::BTreeMap::new();
+    let mut put = |k: &str, v: Option<String>| {
+        if let Some(v) = v {
+            echo.insert(k.to_owned(), v);
+        }
+    };
+    put("nodes", args.nodes.clone());
+    put("sample", args.sample.map(|n| n.to_string()));
+    put("left-out-by-sample", (!left_out.is_empty()).then(|| left_out.join(",")));
+    put("parallel", Some(args.parallel.to_string()));
+    put("timeout", Some(humantime_text(args.timeout)));
+    put("registry", Some(args.cluster.images.registry.clone()));
+    put("tag", Some(args.cluster.images.tag.clone()));
+    let families = args.family.iter().map(ToString::to_string).collect::<Vec<_>>();
+    put("family", (!families.is_empty()).then(|| families.join(",")));
+    echo
+}
+
+fn humantime_text(d: Duration) -> String {
+    format!("{}s", d.as_secs())
+}

@@ -1,0 +1,537 @@
+//! `diagnose` against a cluster: makes its own pods in waves of nodes, collects what they found,
+//! and deletes them in every way of ending. What is said of it is `verdict`'s.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use canary_record::names::Verdict;
+use canary_record::result::boom::BoomResult;
+use canary_record::result::load::LoadResult;
+use canary_record::result::observe::{NodeShown, ObserveResult};
+use canary_wire::segment::Family;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::{Api, Client};
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use crate::api::{ApiError, Gave, PARALLEL, Watch};
+use crate::objects::{self, Run};
+use crate::plan::{self, From, Front, Node, Path};
+use crate::pods::{Container, Seen, Trouble};
+use crate::preflight::{Right, rights};
+use crate::run::{self, Stop};
+use crate::verdict::{FamilyRow, Found, NodeRow, family_row, path_row, worst};
+
+/// What a run needs in its namespace, and of nodes.
+#[must_use]
+pub fn needs(own_namespace: bool) -> Vec<Right> {
+    let own: &[&str] = if own_namespace { &["get", "create", "delete"] } else { &["get"] };
+    rights("", "nodes", false, &["list"])
+        .chain(own.iter().map(|verb| Right {
+            group: "",
+            resource: "namespaces",
+            verb,
+            namespaced: false,
+        }))
+        .chain(rights("", "pods", true, &["create", "patch", "list", "watch", "delete"]))
+        .chain(rights("", "pods/log", true, &["get"]))
+        .chain(rights("", "services", true, &["create", "patch", "list", "delete"]))
+        .collect()
+}
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The most nodes at once.
+    pub wave: usize,
+    /// The longest that a wave may take.
+    pub timeout: Duration,
+    /// Where every document goes.
+    pub save: Option<PathBuf>,
+    /// The families to try; all that the cluster has where it is empty.
+    pub families: Vec<Family>,
+    /// Whether pods and Services stay.
+    pub keep: bool,
+}
+
+/// A node with its index in the whole run, which names its objects.
+#[derive(Debug)]
+struct Member {
+    index: usize,
+    node: Node,
+}
+
+/// What is made for one node.
+#[derive(Debug, Default)]
+struct Made {
+    services: Vec<Service>,
+    /// Why its pods could not be made.
+    refused: Option<String>,
+}
+
+impl Made {
+    fn service(&self, front: Front, index: usize) -> Option<&Service> {
+        let name = objects::service_name(front, index);
+        self.services.iter().find(|s| s.metadata.name.as_deref() == Some(&name))
+    }
+}
+
+/// One path that will be tried, or why not.
+#[derive(Debug)]
+struct Try {
+    path: Path,
+    family: Family,
+    /// The row's node, the client's and the server's, as places in the wave.
+    row: usize,
+    client: usize,
+    server: usize,
+    /// Where the client goes; the pod's own address is known later.
+    target: Result<Option<SocketAddr>, String>,
+}
+
+/// Runs over `nodes`, adding each node's row to `rows` as soon as its wave is done. `say` is
+/// told how far it is.
+pub async fn run(
+    client: &Client,
+    run: &Run,
+    options: &Options,
+    nodes: Vec<Node>,
+    rows: &mut Vec<NodeRow>,
+    say: &dyn Fn(&str),
+) -> Result<(), Stop> {
+    let (usable, unusable): (Vec<_>, Vec<_>) =
+        nodes.into_iter().partition(|n| n.unusable.is_none());
+    rows.extend(unusable.into_iter().map(|n| {
+        let why = n.unusable.clone().unwrap_or_default();
+        unproved(&n, why)
+    }));
+    let members = usable.into_iter().enumerate().map(|(index, node)| Member { index, node });
+    let waves = plan::waves(members.collect(), options.wave);
+    let total = waves.len();
+    let mut watch = Watch::begin(client, &run.namespace, &format!("{}={}", objects::RUN, run.id));
+    for (n, wave) in waves.into_iter().enumerate() {
+        let said =
+            |what: &str| say(&format!("wave {} of {total}, {} nodes: {what}", n + 1, wave.len()));
+        rows.extend(Wave { client, run, options, members: &wave }.go(&mut watch, &said).await?);
+        if let Some((times, error)) = watch.broken.take() {
+            say(&format!("the watch of pods broke {times} times and was begun anew: {error}"));
+        }
+        if n + 1 < total && !options.keep {
+            Wave { client, run, options, members: &wave }.clear().await?;
+        }
+    }
+    Ok(())
+}
+
+/// Has the API server check a Service and a pod of each kind that a run makes, without keeping
+/// them: Pod Security, quotas and admission webhooks speak before anything starts.
+pub async fn tried_dry(client: &Client, run: &Run, nodes: &[Node]) -> Result<(), Stop> {
+    let Some(node) = nodes.iter().find(|n| n.unusable.is_none()) else { return Ok(()) };
+    let services: Api<Service> = Api::namespaced(client.clone(), &run.namespace);
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &run.namespace);
+    for front in FRONTS {
+        run::apply(&services, &run.service(front, 0, Path::ALL), true).await?;
+    }
+    let anywhere = (Path::HostNetwork, Family::Ipv4, SocketAddr::from(([127, 0, 0, 1], 9000)));
+    let dry = [
+        run.server(&node.name, 0, &[(Path::SameNode, Family::Ipv4)], &[]),
+        run.clients(&node.name, 0, From::Pod, &[anywhere]),
+        run.clients(&node.name, 0, From::Host, &[anywhere]),
+    ];
+    for pod in &dry {
+        let done = run::apply(&pods, pod, true).await;
+        done.map_err(|e| match e.code {
+            Some(code) if code < 500 => Stop::Refused(e.to_string()),
+            _ => Stop::Api(e),
+        })?;
+    }
+    Ok(())
+}
+
+/// The row of a node on which nothing was tried.
+#[must_use]
+pub fn unproved(node: &Node, why: String) -> NodeRow {
+    NodeRow {
+        name: node.name.clone(),
+        kernel: node.kernel.clone(),
+        os_image: node.os_image.clone(),
+        kubelet: node.kubelet.clone(),
+        shown: NodeShown::default(),
+        verdict: Verdict::Inconclusive,
+        reasons: vec![why],
+        families: Vec::new(),
+    }
+}
+
+struct Wave<'a> {
+    client: &'a Client,
+    run: &'a Run,
+    options: &'a Options,
+    members: &'a [Member],
+}
+
+const FRONTS: [Front; 3] = [Front::ClusterIp, Front::NodePort, Front::NodePortLocal];
+const SIDES: [From; 3] = [From::ServerPod, From::Pod, From::Host];
+
+impl Wave<'_> {
+    async fn go(&self, watch: &mut Watch<'_>, say: &dyn Fn(&str)) -> Result<Vec<NodeRow>, Stop> {
+        let deadline = Instant::now() + self.options.timeout;
+        say("Services");
+        let mut made = self.services().await?;
+        let tries = self.tries(&made);
+        say("servers");
+        self.each(&mut made, |place| Ok(self.server_pod(place, &tries))).await?;
+        let started = |pods: &BTreeMap<String, Seen>| {
+            self.members.iter().zip(&made).all(|(m, made)| {
+                made.refused.is_some()
+                    || pods.get(&objects::server_name(m.index)).is_some_and(started)
+            })
+        };
+        self.wait(watch, deadline, started).await?;
+        say("clients");
+        let mut made_clients: Vec<Made> = self.members.iter().map(|_| Made::default()).collect();
+        for side in [From::Pod, From::Host] {
+            self.each(&mut made_clients, |place| {
+                let targets = self.targets(place, side, &tries, &watch.pods);
+                if targets.is_empty() && side == From::Pod {
+                    return Err("no server that it could connect to was started".to_owned());
+                }
+                let m = &self.members[place];
+                Ok(self.run.clients(&m.node.name, m.index, side, &targets))
+            })
+            .await?;
+        }
+        let expected: Vec<String> = self
+            .members
+            .iter()
+            .zip(made.iter().zip(&made_clients))
+            .flat_map(|(m, (servers, clients))| {
+                let of = |side: From| match side {
+                    From::ServerPod => servers.refused.is_none(),
+                    _ => clients.refused.is_none(),
+                };
+                SIDES.into_iter().filter(move |s| of(*s)).map(|s| objects::client_name(s, m.index))
+            })
+            .collect();
+        let ended = |pods: &BTreeMap<String, Seen>| {
+            let over = |n: &String| pods.get(n).is_some_and(|p| p.ended || p.trouble.is_some());
+            let left = expected.iter().filter(|n| !over(n)).count();
+            say(&format!("{left} of {} pods at work", expected.len()));
+            left == 0
+        };
+        self.wait(watch, deadline, ended).await?;
+        say("results");
+        self.collect(&tries, &made, &made_clients, &watch.pods).await
+    }
+
+    /// Waits; a deadline is no end of the run: what is there is collected.
+    async fn wait(
+        &self,
+        watch: &mut Watch<'_>,
+        deadline: Instant,
+        done: impl FnMut(&BTreeMap<String, Seen>) -> bool,
+    ) -> Result<(), Stop> {
+        match watch.until(deadline, done).await {
+            Ok(()) | Err(Gave::Deadline) => Ok(()),
+            Err(Gave::Image { image, why }) => Err(Stop::Image { image, why }),
+        }
+    }
+
+    /// The Services of every node, with the addresses that they were given.
+    async fn services(&self) -> Result<Vec<Made>, Stop> {
+        let api: Api<Service> = Api::namespaced(self.client.clone(), &self.run.namespace);
+        let size = self.members.len();
+        let one = |place: usize, front: Front| {
+            let api = api.clone();
+            async move {
+                let paths: Vec<_> = Path::ALL
+                    .iter()
+                    .copied()
+                    .filter(|p| {
+                        (0..size).any(|r| plan::ends(*p, r, size).is_some_and(|(_, s)| s == place))
+                    })
+                    .collect();
+                let service = self.run.service(front, self.members[place].index, &paths);
+                run::apply(&api, &service, false).await.map(|s| (place, s))
+            }
+        };
+        let all = (0..size).flat_map(|place| FRONTS.map(|front| (place, front)));
+        let done: Vec<_> = stream::iter(all.map(|(place, front)| one(place, front)))
+            .buffer_unordered(PARALLEL)
+            .collect()
+            .await;
+        let mut made: Vec<Made> = self.members.iter().map(|_| Made::default()).collect();
+        for service in done {
+            let (place, service) = service.map_err(Stop::Api)?;
+            made[place].services.push(service);
+        }
+        Ok(made)
+    }
+
+    /// The families that Services have here, or those that were asked for.
+    fn families(&self, made: &[Made]) -> Vec<Family> {
+        if !self.options.families.is_empty() {
+            return self.options.families.clone();
+        }
+        let specs = made.iter().flat_map(|m| &m.services).filter_map(|s| s.spec.as_ref());
+        plan::families(specs.flat_map(|s| {
+            s.cluster_ips
+                .iter()
+                .flatten()
+                .chain(&s.cluster_ip)
+                .filter_map(|a| a.parse::<IpAddr>().ok())
+        }))
+    }
+
+    fn tries(&self, made: &[Made]) -> Vec<Try> {
+        let families = self.families(made);
+        let mut tries = Vec::new();
+        for row in 0..self.members.len() {
+            for path in Path::ALL {
+                let Some((client, server)) = plan::ends(*path, row, self.members.len()) else {
+                    continue;
+                };
+                for family in &families {
+                    let member = &self.members[server];
+                    let service = made[server].service(path.front(), member.index);
+                    let target = match path.front() {
+                        Front::Pod => Ok(None),
+                        _ => objects::target(
+                            *path,
+                            *family,
+                            service,
+                            member.node.address(*family),
+                            None,
+                        )
+                        .map(Some),
+                    };
+                    tries.push(Try { path: *path, family: *family, row, client, server, target });
+                }
+            }
+        }
+        tries
+    }
+
+    fn server_pod(&self, place: usize, tries: &[Try]) -> Pod {
+        let here = tries.iter().filter(|t| t.server == place && t.target.is_ok());
+        let paths: Vec<_> = here.clone().map(|t| (t.path, t.family)).collect();
+        let hairpin: Vec<_> = here
+            .filter(|t| t.path.from() == From::ServerPod)
+            .filter_map(|t| Some((t.family, *t.target.as_ref().ok()?.as_ref()?)))
+            .collect();
+        let m = &self.members[place];
+        self.run.server(&m.node.name, m.index, &paths, &hairpin)
+    }
+
+    /// What the clients at `place` connect to: servers that run.
+    fn targets(
+        &self,
+        place: usize,
+        side: From,
+        tries: &[Try],
+        pods: &BTreeMap<String, Seen>,
+    ) -> Vec<(Path, Family, SocketAddr)> {
+        let here = tries.iter().filter(|t| t.client == place && t.path.from() == side);
+        here.filter_map(|t| {
+            let server = pods.get(&objects::server_name(self.members[t.server].index))?;
+            let own = server.addresses.iter().copied().find(|a| Family::of(*a) == t.family);
+            let to = match t.target.as_ref().ok()? {
+                Some(to) => *to,
+                None => objects::target(t.path, t.family, None, None, own).ok()?,
+            };
+            started(server).then_some((t.path, t.family, to))
+        })
+        .collect()
+    }
+
+    /// Applies a pod for each place for which nothing was refused. A refusal is the node's own,
+    /// an API server that does not come back is the run's end.
+    async fn each(
+        &self,
+        made: &mut [Made],
+        pod: impl Fn(usize) -> Result<Pod, String>,
+    ) -> Result<(), Stop> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.run.namespace);
+        let todo: Vec<_> = (0..made.len()).filter(|p| made[*p].refused.is_none()).collect();
+        let applied: Vec<(usize, Result<(), ApiError>)> =
+            stream::iter(todo.into_iter().map(|place| {
+                let (api, pod) = (api.clone(), pod(place));
+                async move {
+                    let done = match pod {
+                        Ok(pod) => run::apply(&api, &pod, false).await.map(drop),
+                        Err(why) => Err(ApiError {
+                            what: "start its clients".to_owned(),
+                            why,
+                            code: Some(0),
+                        }),
+                    };
+                    (place, done)
+                }
+            }))
+            .buffer_unordered(PARALLEL)
+            .collect()
+            .await;
+        for (place, done) in applied {
+            match done {
+                Ok(()) => {}
+                Err(e) if e.code.is_some_and(|c| c < 500) => {
+                    made[place].refused = Some(e.to_string());
+                }
+                Err(e) => return Err(Stop::Api(e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The rows of every node, from the last line of each container's log.
+    async fn collect(
+        &self,
+        tries: &[Try],
+        made: &[Made],
+        clients: &[Made],
+        pods: &BTreeMap<String, Seen>,
+    ) -> Result<Vec<NodeRow>, Stop> {
+        let found = stream::iter(tries.iter().filter(|t| t.target.is_ok()).map(|t| async move {
+            let (server, client) = (&self.members[t.server], &self.members[t.client]);
+            let name = objects::container(t.path, t.family);
+            let ends = (
+                self.document::<BoomResult>(
+                    &objects::server_name(server.index),
+                    &format!("server-{name}"),
+                    made[t.server].refused.as_deref(),
+                    pods,
+                )
+                .await,
+                self.document::<LoadResult>(
+                    &objects::client_name(t.path.from(), client.index),
+                    &name,
+                    clients[t.client].refused.as_deref(),
+                    pods,
+                )
+                .await,
+            );
+            self.save(t, &ends)?;
+            let mut passed = vec![client.node.name.clone()];
+            if t.client != t.server {
+                passed.push(server.node.name.clone());
+            }
+            Ok::<_, Stop>((t.row, path_row(t.path, t.family, passed, &ends.0, &ends.1)))
+        }))
+        .buffered(PARALLEL)
+        .try_collect::<Vec<_>>()
+        .await?;
+        let shown: Vec<NodeShown> = stream::iter(self.members.iter().map(|m| async move {
+            let pod = objects::client_name(From::Host, m.index);
+            let facts = self.document::<ObserveResult>(&pod, objects::FACTS, None, pods).await;
+            facts.map(|f| f.node).unwrap_or_default()
+        }))
+        .buffered(PARALLEL)
+        .collect()
+        .await;
+        let families = self.families(made);
+        let mut rows = Vec::new();
+        for (place, (m, shown)) in self.members.iter().zip(shown).enumerate() {
+            let of = |family: &Family| -> FamilyRow {
+                let paths = found.iter().filter(|(row, p)| *row == place && p.family == *family);
+                let paths = paths.map(|(_, p)| p.clone()).collect();
+                let not = tries.iter().filter(|t| t.row == place && t.family == *family);
+                let not = not.filter_map(|t| {
+                    Some(format!("{} not tried: {}", t.path, t.target.as_ref().err()?))
+                });
+                family_row(*family, paths, &not.collect::<Vec<_>>())
+            };
+            let mut node = unproved(&m.node, String::new());
+            node.families = families.iter().map(of).collect();
+            node.verdict = worst(node.families.iter().map(|f| f.verdict));
+            node.shown = shown;
+            node.reasons.clear();
+            let own = pods.get(&objects::server_name(m.index)).into_iter();
+            let has = plan::families(own.flat_map(|p| p.addresses.iter().copied()));
+            for family in has.iter().filter(|f| !families.contains(f)) {
+                node.reasons.push(format!("pods have {family} addresses; {family} was not tried"));
+                node.verdict = worst([node.verdict, Verdict::Inconclusive]);
+            }
+            rows.push(node);
+        }
+        Ok(rows)
+    }
+
+    /// A container's result: the last line of its log.
+    async fn document<T: DeserializeOwned>(
+        &self,
+        pod: &str,
+        container: &str,
+        refused: Option<&str>,
+        pods: &BTreeMap<String, Seen>,
+    ) -> Found<T> {
+        if let Some(why) = refused {
+            return Err(why.to_owned());
+        }
+        let seen = pods.get(pod).ok_or("its pod was never seen")?;
+        let trouble = || {
+            seen.trouble.as_ref().map(|t| match t {
+                Trouble::Pod(why) => why.clone(),
+                Trouble::Image { image, why } => format!("{image}: {why}"),
+            })
+        };
+        let code = match seen.containers.get(container) {
+            Some(Container::Ended(code, _)) => *code,
+            other => {
+                let state = match other {
+                    Some(Container::Running) => "it did not end in time",
+                    Some(_) => "it did not start in time",
+                    None => "it is not in its pod",
+                };
+                return Err(trouble().unwrap_or_else(|| state.to_owned()));
+            }
+        };
+        // What was injected is measured in the node's place, however well it ended.
+        if let Some(why) = trouble().filter(|w| w.contains("was injected")) {
+            return Err(why);
+        }
+        let line = run::last_line(self.client, &self.run.namespace, pod, container)
+            .await
+            .map_err(|e| e.to_string())?;
+        serde_json::from_str(&line).map_err(|_| {
+            let end = line.chars().take(200).collect::<String>();
+            format!("it ended with status {code} and no result: {end}")
+        })
+    }
+
+    fn save(&self, t: &Try, ends: &(Found<BoomResult>, Found<LoadResult>)) -> Result<(), Stop> {
+        let Some(dir) = &self.options.save else { return Ok(()) };
+        let dir = dir.join(&self.members[t.row].node.name);
+        let name = objects::container(t.path, t.family);
+        if let Ok(server) = &ends.0 {
+            run::save(&dir, &format!("{name}.boom-server.json"), server)?;
+        }
+        if let Ok(client) = &ends.1 {
+            run::save(&dir, &format!("{name}.load-client.json"), client)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes the wave's pods and Services, so that node ports and the watch stay bounded.
+    async fn clear(&self) -> Result<(), Stop> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.run.namespace);
+        let services: Api<Service> = Api::namespaced(self.client.clone(), &self.run.namespace);
+        let names =
+            self.members.iter().flat_map(|m| SIDES.map(|s| objects::client_name(s, m.index)));
+        run::delete_all(&pods, names).await?;
+        let names =
+            self.members.iter().flat_map(|m| FRONTS.map(|f| objects::service_name(f, m.index)));
+        run::delete_all(&services, names).await
+    }
+}
+
+/// Every container runs, or has ended, and the address is known; or it never will.
+fn started(pod: &Seen) -> bool {
+    pod.ended
+        || pod.trouble.is_some()
+        || (!pod.addresses.is_empty()
+            && !pod.containers.is_empty()
+            && pod.containers.values().all(|c| *c != Container::Waiting))
+}

@@ -1,0 +1,322 @@
+//! The objects of a run as the API server takes them: pure functions of names, addresses and images.
+
+use std::net::{IpAddr, SocketAddr};
+
+use canary_wire::segment::Family;
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use serde_json::{Value, json};
+
+use crate::plan::{From, Front, Path};
+
+/// The label whose value is the run's identifier: who made an object, and may delete it.
+pub const RUN: &str = "conntrack-canary/run";
+/// The label that ties a server's pod to its Services: its node's index in the wave.
+const SERVER: &str = "conntrack-canary/server";
+/// The field manager of every object, and the value of `managed-by`.
+pub const MANAGER: &str = "kubectl-conntrack";
+/// Pod Security's level of a namespace.
+pub const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
+/// The container that reads what a node shows of itself.
+pub const FACTS: &str = "node";
+
+/// Images of the two programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Images {
+    /// boom-server's.
+    pub boom_server: String,
+    /// load-client's.
+    pub load_client: String,
+}
+
+/// One run in one namespace.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Its identifier: unique, a label's value.
+    pub id: String,
+    /// Where its pods and Services are.
+    pub namespace: String,
+    /// Which images.
+    pub images: Images,
+}
+
+/// Connections that a server judges: 25 for each of the six forgeries, of which "protected" needs 20.
+const FORGED: u32 = 150;
+/// Connections that a client opens at once, each second.
+const AT_ONCE: u32 = 25;
+/// A client in a pod of its own starts when the servers are ready; one in the server's pod
+/// starts with it, before the Service is programmed.
+const SECONDS: u32 = 8;
+const SECONDS_EARLY: u32 = 20;
+
+/// The container's name of a path in a family.
+#[must_use]
+pub fn container(path: Path, family: Family) -> String {
+    format!("{path}-{family}")
+}
+
+impl Run {
+    fn meta(&self, name: &str, component: &str) -> Value {
+        json!({"name": name, "namespace": self.namespace, "labels": {
+            "app.kubernetes.io/name": if component == "server" { "boom-server" } else { "load-client" },
+            "app.kubernetes.io/component": component,
+            "app.kubernetes.io/part-of": "conntrack-canary",
+            "app.kubernetes.io/managed-by": MANAGER,
+            RUN: self.id,
+        }})
+    }
+
+    /// The namespace, where the run makes its own.
+    #[must_use]
+    pub fn namespace(&self) -> Namespace {
+        typed(
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace, "labels": {
+                "app.kubernetes.io/part-of": "conntrack-canary",
+                "app.kubernetes.io/managed-by": MANAGER,
+                // NET_RAW and the host network are beyond the baseline level.
+                ENFORCE: "privileged",
+                RUN: self.id,
+            }}}),
+        )
+    }
+
+    /// The Service of `front` before the server `index`, with a port for each path that goes there.
+    #[must_use]
+    pub fn service(&self, front: Front, index: usize, paths: &[Path]) -> Service {
+        let (kind, policy) = match front {
+            Front::ClusterIp | Front::Pod => ("ClusterIP", None),
+            Front::NodePort => ("NodePort", Some("Cluster")),
+            Front::NodePortLocal => ("NodePort", Some("Local")),
+        };
+        let ports: Vec<_> = paths
+            .iter()
+            .filter(|p| p.front() == front)
+            .flat_map(|p| [Family::Ipv4, Family::Ipv6].map(|f| (*p, f)))
+            .map(|(p, f)| {
+                // A port's name has 15 characters at most.
+                let port = p.port(f);
+                json!({"name": format!("p{port}"), "port": port, "targetPort": port, "protocol": "TCP"})
+            })
+            .collect();
+        let mut spec = json!({
+            "type": kind, "ports": ports, "selector": {SERVER: index.to_string(), RUN: self.id},
+            "ipFamilyPolicy": "PreferDualStack",
+            // The hairpin's client starts in the pod that it talks to.
+            "publishNotReadyAddresses": true,
+        });
+        if let Some(policy) = policy {
+            spec["externalTrafficPolicy"] = policy.into();
+        }
+        typed(json!({"apiVersion": "v1", "kind": "Service",
+            "metadata": self.meta(&service_name(front, index), "server"), "spec": spec}))
+    }
+
+    /// The pod with a boom-server for each path and family that ends at this node, and the hairpin's client.
+    #[must_use]
+    pub fn server(
+        &self,
+        node: &str,
+        index: usize,
+        paths: &[(Path, Family)],
+        hairpin: &[(Family, SocketAddr)],
+    ) -> Pod {
+        let field =
+            |name, path| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
+        let servers = paths.iter().map(|(path, family)| {
+            let port = path.port(*family);
+            json!({
+                "name": format!("server-{}", container(*path, *family)),
+                "image": self.images.boom_server, "imagePullPolicy": "IfNotPresent",
+                "env": [
+                    {"name": "BOOM_LISTEN", "value": format!("[::]:{port}")},
+                    {"name": "BOOM_ADMIN", "value": "none"},
+                    {"name": "BOOM_FORGE", "value": "control,above-window,below-window,ack-ahead,no-flags,syn-fin"},
+                    {"name": "BOOM_ON_RESET", "value": "count"},
+                    {"name": "BOOM_CONNECTIONS", "value": FORGED.to_string()},
+                    {"name": "BOOM_DURATION", "value": "60s"},
+                    {"name": "BOOM_HOLD", "value": "3s"},
+                    field("POD_IP", "status.podIP"),
+                    field("POD_IPS", "status.podIPs"),
+                    field("NODE_NAME", "spec.nodeName"),
+                ],
+                "ports": [{"name": format!("p{port}"), "containerPort": port, "protocol": "TCP"}],
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                // User 0 with this one capability: added to another user it would have no effect.
+                "securityContext": {"runAsUser": 0, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+                    "capabilities": {"drop": ["ALL"], "add": ["NET_RAW"]}},
+                "resources": {"requests": {"cpu": "2m", "memory": "8Mi"}, "limits": {"memory": "96Mi"}},
+            })
+        });
+        let clients = hairpin.iter().map(|(family, to)| self.client(Path::Hairpin, *family, *to));
+        let mut pod = self.pod(
+            &server_name(index),
+            node,
+            "server",
+            &servers.chain(clients).collect::<Vec<_>>(),
+        );
+        pod["metadata"]["labels"][SERVER] = index.to_string().into();
+        typed(pod)
+    }
+
+    /// A pod of clients, one for each target, on the pod network or the host's.
+    #[must_use]
+    pub fn clients(
+        &self,
+        node: &str,
+        index: usize,
+        from: From,
+        targets: &[(Path, Family, SocketAddr)],
+    ) -> Pod {
+        let mut containers: Vec<_> =
+            targets.iter().map(|(p, f, to)| self.client(*p, *f, *to)).collect();
+        if from == From::Host {
+            containers.push(
+                self.load_client(
+                    FACTS,
+                    &json!(["observe", "--duration", "1s", "--interval", "1s"]),
+                ),
+            );
+        }
+        let mut pod = self.pod(&client_name(from, index), node, "client", &containers);
+        if from == From::Host {
+            pod["spec"]["hostNetwork"] = true.into();
+            pod["spec"]["dnsPolicy"] = "ClusterFirstWithHostNet".into();
+        }
+        typed(pod)
+    }
+
+    fn client(&self, path: Path, family: Family, to: SocketAddr) -> Value {
+        let seconds = if path == Path::Hairpin { SECONDS_EARLY } else { SECONDS };
+        self.load_client(
+            &container(path, family),
+            &json!([
+                "probe",
+                "--target",
+                format!("tcp://{to}"),
+                "--connections",
+                AT_ONCE.to_string(),
+                "--every",
+                "1s",
+                "--duration",
+                format!("{seconds}s"),
+                "--delay",
+                "1500ms",
+                "--timeout",
+                "3s"
+            ]),
+        )
+    }
+
+    fn load_client(&self, name: &str, args: &Value) -> Value {
+        json!({
+            "name": name, "image": self.images.load_client, "imagePullPolicy": "IfNotPresent", "args": args,
+            "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532,
+                "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}},
+            "resources": {"requests": {"cpu": "2m", "memory": "8Mi"}, "limits": {"memory": "64Mi"}},
+        })
+    }
+
+    fn pod(&self, name: &str, node: &str, component: &str, containers: &[Value]) -> Value {
+        let mut metadata = self.meta(name, component);
+        // A proxy in the pod would be measured in the place of the node.
+        metadata["annotations"] =
+            json!({"sidecar.istio.io/inject": "false", "linkerd.io/inject": "disabled"});
+        metadata["labels"]["sidecar.istio.io/inject"] = "false".into();
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {
+            "restartPolicy": "Never",
+            "activeDeadlineSeconds": 300,
+            "nodeSelector": {"kubernetes.io/os": "linux"},
+            // As the DaemonSet controller binds its pods: by the scheduler, which looks at the room.
+            "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+                {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}]}}},
+            // A cordoned or tainted node is exposed like any other.
+            "tolerations": [{"operator": "Exists"}],
+            "automountServiceAccountToken": false,
+            "enableServiceLinks": false,
+            "terminationGracePeriodSeconds": 1,
+            "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": containers,
+        }})
+    }
+}
+
+/// A server's pod.
+#[must_use]
+pub fn server_name(index: usize) -> String {
+    format!("server-{index}")
+}
+
+/// A client's pod.
+#[must_use]
+pub fn client_name(from: From, index: usize) -> String {
+    match from {
+        From::Pod => format!("client-{index}"),
+        From::ServerPod => server_name(index),
+        From::Host => format!("host-client-{index}"),
+    }
+}
+
+/// A Service.
+#[must_use]
+pub fn service_name(front: Front, index: usize) -> String {
+    let kind = match front {
+        Front::ClusterIp | Front::Pod => "cluster-ip",
+        Front::NodePort => "node-port",
+        Front::NodePortLocal => "node-port-local",
+    };
+    format!("{kind}-{index}")
+}
+
+/// Where a client of `path` in `family` goes: the Service's address and port, a node's or the
+/// pod's own. None where one of them has no address of the family, with what is missing.
+pub fn target(
+    path: Path,
+    family: Family,
+    service: Option<&Service>,
+    node: Option<IpAddr>,
+    pod: Option<IpAddr>,
+) -> Result<SocketAddr, String> {
+    let port = path.port(family);
+    let spec = || service.and_then(|s| s.spec.as_ref()).ok_or("its Service is missing".to_owned());
+    match path.front() {
+        Front::Pod => pod
+            .map(|ip| SocketAddr::new(ip, port))
+            .ok_or(format!("the pods have no {family} address")),
+        Front::ClusterIp => cluster_ip(spec()?, family)
+            .map(|ip| SocketAddr::new(ip, port))
+            .ok_or(format!("its Service has no {family} address")),
+        Front::NodePort | Front::NodePortLocal => {
+            let node = node.ok_or(format!("the node has no internal {family} address"))?;
+            let spec = spec()?;
+            cluster_ip(spec, family).ok_or(format!("its Service has no {family} address"))?;
+            let ports = spec.ports.iter().flatten();
+            let port = ports.filter(|p| p.port == i32::from(port)).find_map(|p| p.node_port);
+            let port =
+                port.and_then(|p| u16::try_from(p).ok()).ok_or("its Service has no node port")?;
+            Ok(SocketAddr::new(node, port))
+        }
+    }
+}
+
+/// A Service's address in a family.
+#[must_use]
+pub fn cluster_ip(
+    spec: &k8s_openapi::api::core::v1::ServiceSpec,
+    family: Family,
+) -> Option<IpAddr> {
+    spec.cluster_ips
+        .iter()
+        .flatten()
+        .chain(&spec.cluster_ip)
+        .filter_map(|a| a.parse().ok())
+        .find(|a| Family::of(*a) == family)
+}
+
+/// An object of the API from its JSON.
+///
+/// # Panics
+/// Where the JSON is none of `T`: an error of this file, which its tests would show.
+fn typed<T: serde::de::DeserializeOwned>(object: Value) -> T {
+    serde_json::from_value(object).expect("an object of the API")
+}

@@ -1,0 +1,127 @@
+//! For people: a line for each group of nodes with one outcome, the exposed first, then its paths.
+
+use std::fmt::Write as _;
+
+use canary_record::names::Verdict;
+
+use crate::report::{DiagnoseResult, word};
+use crate::verdict::{FamilyRow, Group, NodeRow, PathRow, groups};
+
+/// Names that a group's line has before it says how many more there are.
+const NAMES: usize = 8;
+
+/// The table, with the verdict's word in colour when `colour`.
+#[must_use]
+pub fn table(result: &DiagnoseResult, colour: bool) -> String {
+    let mut text = String::new();
+    let c = &result.cluster;
+    let _ = writeln!(
+        text,
+        "context {}, Kubernetes {}, {} nodes",
+        c.context,
+        c.version,
+        result.nodes.len()
+    );
+    for group in groups(&result.nodes) {
+        group_text(&mut text, &group, colour);
+    }
+    let _ = writeln!(text, "\n{}", result.headline());
+    for line in &result.reasons {
+        let _ = writeln!(text, "  - {line}");
+    }
+    if !result.advice.is_empty() {
+        text.push('\n');
+    }
+    for line in &result.advice {
+        let _ = writeln!(text, "{line}");
+    }
+    text
+}
+
+fn group_text(text: &mut String, group: &Group<'_>, colour: bool) {
+    let n = group.like;
+    let _ = writeln!(
+        text,
+        "\n{}  {} {}: {}",
+        painted(n.verdict, colour),
+        group.names.len(),
+        if group.names.len() == 1 { "node" } else { "nodes" },
+        names(&group.names)
+    );
+    let _ = writeln!(text, "  {}", facts(n));
+    for line in &n.reasons {
+        let _ = writeln!(text, "  - {line}");
+    }
+    for f in &n.families {
+        family_text(text, f);
+    }
+}
+
+/// Names, the first few in full.
+#[must_use]
+pub fn names(all: &[&str]) -> String {
+    let mut text = all.iter().take(NAMES).copied().collect::<Vec<_>>().join(", ");
+    if all.len() > NAMES {
+        let _ = write!(text, " and {} more", all.len() - NAMES);
+    }
+    text
+}
+
+/// What a node is and shows of itself.
+#[must_use]
+pub fn facts(n: &NodeRow) -> String {
+    let or = |v: Option<String>| v.unwrap_or_else(|| "not readable".to_owned());
+    format!(
+        "Linux {}, {}, kubelet {}, kube-proxy {}, be_liberal {}",
+        n.kernel,
+        n.os_image,
+        n.kubelet,
+        or(n.shown.proxy_mode.clone()),
+        or(n.shown.be_liberal.map(|v| v.to_string()))
+    )
+}
+
+fn family_text(text: &mut String, f: &FamilyRow) {
+    let word = if f.bad_flags_alone { "vulnerable to bad flags alone" } else { f.verdict.as_str() };
+    let _ = writeln!(text, "  {}: {word}", f.family);
+    let width = f.paths.iter().map(|p| p.path.as_str().len()).max().unwrap_or(0);
+    for p in &f.paths {
+        let _ = writeln!(
+            text,
+            "    {:<width$}  {:<12}  {:<19}  {}  {}",
+            p.path.as_str(),
+            p.verdict.as_str(),
+            p.diagnosis.map_or("-", |d| d.as_str()),
+            if p.path.alone() { "this node alone" } else { "two nodes      " },
+            path_end(p)
+        );
+    }
+    // A path's own reason stands in its line.
+    let own = |r: &&String| !f.paths.iter().any(|p| r.starts_with(&format!("{}: ", p.path)));
+    for line in f.reasons.iter().filter(own) {
+        let _ = writeln!(text, "    - {line}");
+    }
+}
+
+/// What leaked, or why nothing is proved.
+#[must_use]
+pub fn path_end(p: &PathRow) -> String {
+    let leaks = p.leaks.iter().map(|l| format!("{} {}/{}", l.forgery, l.leaked, l.forged));
+    let mut words: Vec<String> = leaks.collect();
+    if p.reset + p.hung > 0 {
+        words.push(format!("the client saw {} reset, {} hung", p.reset, p.hung));
+    }
+    if p.verdict == Verdict::Inconclusive {
+        words.extend(p.reasons.first().cloned());
+    }
+    if words.is_empty() { format!("0 of {} leaked", p.judged) } else { words.join(", ") }
+}
+
+fn painted(v: Verdict, colour: bool) -> String {
+    let code = match v {
+        Verdict::Protected => 32,
+        Verdict::Vulnerable => 31,
+        Verdict::Inconclusive => 33,
+    };
+    if colour { format!("\x1b[1;{code}m{}\x1b[0m", word(v)) } else { word(v).to_owned() }
+}

@@ -1,0 +1,173 @@
+//! What a run needs before it changes anything: rights, a namespace, nodes.
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use k8s_openapi::api::core::v1::{Namespace, Node as ApiNode};
+use kube::api::{ListParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+
+use crate::api::{ApiError, PARALLEL, call};
+use crate::objects::{ENFORCE, MANAGER, RUN};
+use crate::plan::Node;
+
+/// A verb on a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Right {
+    /// The API group; empty for the core's.
+    pub group: &'static str,
+    /// The resource, with its subresource after a slash.
+    pub resource: &'static str,
+    /// The verb.
+    pub verb: &'static str,
+    /// True where it is asked for in the run's namespace.
+    pub namespaced: bool,
+}
+
+/// The rights of each verb in `verbs` on a resource.
+pub fn rights(
+    group: &'static str,
+    resource: &'static str,
+    namespaced: bool,
+    verbs: &'static [&'static str],
+) -> impl Iterator<Item = Right> {
+    verbs.iter().map(move |verb| Right { group, resource, verb, namespaced })
+}
+
+/// Which of `wanted` this user does not have.
+pub async fn missing(
+    client: &Client,
+    namespace: &str,
+    wanted: &[Right],
+) -> Result<Vec<Right>, ApiError> {
+    let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
+    let ask = |right: Right| {
+        let reviews = reviews.clone();
+        async move {
+            let (resource, subresource) = match right.resource.split_once('/') {
+                Some((r, s)) => (r, Some(s.to_owned())),
+                None => (right.resource, None),
+            };
+            let review = SelfSubjectAccessReview {
+                spec: SelfSubjectAccessReviewSpec {
+                    resource_attributes: Some(ResourceAttributes {
+                        group: Some(right.group.to_owned()),
+                        resource: Some(resource.to_owned()),
+                        subresource,
+                        verb: Some(right.verb.to_owned()),
+                        namespace: right.namespaced.then(|| namespace.to_owned()),
+                        ..ResourceAttributes::default()
+                    }),
+                    ..SelfSubjectAccessReviewSpec::default()
+                },
+                ..SelfSubjectAccessReview::default()
+            };
+            let params = PostParams::default();
+            let what = format!("ask for the right to {} {}", right.verb, right.resource);
+            let answer = call(what, async || reviews.create(&params, &review).await).await?;
+            Ok((right, answer.status.is_some_and(|s| s.allowed)))
+        }
+    };
+    let answers: Vec<(Right, bool)> =
+        stream::iter(wanted.iter().copied().map(ask)).buffered(PARALLEL).try_collect().await?;
+    Ok(answers.into_iter().filter(|(_, allowed)| !allowed).map(|(r, _)| r).collect())
+}
+
+/// The ClusterRole that grants `missing`, as YAML to apply.
+#[must_use]
+pub fn role(missing: &[Right]) -> String {
+    use std::fmt::Write as _;
+    let mut by_resource = std::collections::BTreeMap::<_, Vec<_>>::new();
+    for r in missing {
+        by_resource.entry((r.group, r.resource)).or_default().push(r.verb);
+    }
+    let mut text = "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\n\
+        metadata: {name: kubectl-conntrack}\nrules:\n"
+        .to_owned();
+    for ((group, resource), verbs) in by_resource {
+        let _ = writeln!(
+            text,
+            "  - {{apiGroups: [\"{group}\"], resources: [{resource}], verbs: [{}]}}",
+            verbs.join(", ")
+        );
+    }
+    text
+}
+
+/// What a namespace is to a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// There is none: the run makes it and deletes it.
+    None,
+    /// An earlier run made it and left it.
+    Left {
+        /// That run's identifier.
+        run: String,
+    },
+    /// Somebody else's: never deleted. Pod Security's level that it enforces.
+    Foreign {
+        /// The level; none where the label is not there.
+        enforce: Option<String>,
+    },
+}
+
+/// What `namespace` is.
+pub async fn place(client: &Client, namespace: &str) -> Result<Place, ApiError> {
+    let api: Api<Namespace> = Api::all(client.clone());
+    let found =
+        call(format!("read namespace {namespace}"), async || api.get_opt(namespace).await).await?;
+    Ok(found.map_or(Place::None, |n| {
+        let labels = n.labels();
+        match labels.get(RUN) {
+            Some(run)
+                if labels.get("app.kubernetes.io/managed-by").is_some_and(|m| m == MANAGER) =>
+            {
+                Place::Left { run: run.clone() }
+            }
+            _ => Place::Foreign { enforce: labels.get(ENFORCE).cloned() },
+        }
+    }))
+}
+
+/// The Linux nodes that `selector` chooses, by name; those that are not ready are unusable.
+pub async fn nodes(client: &Client, selector: Option<&str>) -> Result<Vec<Node>, ApiError> {
+    let api: Api<ApiNode> = Api::all(client.clone());
+    let mut params = ListParams::default().limit(250);
+    params.label_selector = selector.map(str::to_owned);
+    let mut nodes = Vec::new();
+    loop {
+        let page = call("list nodes", async || api.list(&params).await).await?;
+        nodes.extend(page.items.iter().filter_map(node));
+        match page.metadata.continue_.filter(|c| !c.is_empty()) {
+            Some(token) => params.continue_token = Some(token),
+            None => break,
+        }
+    }
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(nodes)
+}
+
+/// A node as the plan wants it; none where it is not Linux.
+fn node(n: &ApiNode) -> Option<Node> {
+    let status = n.status.clone().unwrap_or_default();
+    let info = status.node_info.unwrap_or_default();
+    if !info.operating_system.is_empty() && info.operating_system != "linux" {
+        return None;
+    }
+    let ready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready");
+    let unusable = match ready {
+        Some(c) if c.status == "True" => None,
+        Some(c) => Some(format!("not ready: {}", c.message.as_deref().unwrap_or("no message"))),
+        None => Some("not ready: it never said so".to_owned()),
+    };
+    let internal = status.addresses.iter().flatten().filter(|a| a.type_ == "InternalIP");
+    Some(Node {
+        name: n.name_any(),
+        kernel: info.kernel_version,
+        os_image: info.os_image,
+        kubelet: info.kubelet_version,
+        addresses: internal.filter_map(|a| a.address.parse().ok()).collect(),
+        unusable,
+    })
+}

@@ -1,0 +1,88 @@
+//! The document of a diagnosis.
+
+use canary_record::names::Verdict;
+use canary_record::result::Run;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::advice::advice;
+use crate::verdict::{NodeRow, worst};
+
+/// What `kubectl conntrack diagnose` found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DiagnoseResult {
+    /// [`canary_record::result::SCHEMA_VERSION`]
+    pub schema_version: u32,
+    /// Who, where, when, how. The kernel and host are of the machine that ran this program.
+    pub run: Run,
+    /// The cluster.
+    pub cluster: Cluster,
+    /// The worst of all nodes.
+    pub verdict: Verdict,
+    /// What weakens it: nodes left out, a run cut short.
+    pub reasons: Vec<String>,
+    /// Every node, by name.
+    pub nodes: Vec<NodeRow>,
+    /// What to do.
+    pub advice: Vec<String>,
+}
+
+/// Which cluster, as the API server calls itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Cluster {
+    /// The kubeconfig's context.
+    pub context: String,
+    /// The API server's version.
+    pub version: String,
+    /// The namespace that was used.
+    pub namespace: String,
+}
+
+impl DiagnoseResult {
+    /// Judges `nodes`. `reasons` are those that keep the whole from being protected.
+    #[must_use]
+    pub fn new(run: Run, cluster: Cluster, mut nodes: Vec<NodeRow>, reasons: Vec<String>) -> Self {
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut verdict = worst(nodes.iter().map(|n| n.verdict));
+        if !reasons.is_empty() {
+            verdict = worst([verdict, Verdict::Inconclusive]);
+        }
+        Self {
+            schema_version: canary_record::result::SCHEMA_VERSION,
+            run,
+            cluster,
+            verdict,
+            reasons,
+            advice: advice(&nodes),
+            nodes,
+        }
+    }
+
+    /// The result in one line.
+    #[must_use]
+    pub fn headline(&self) -> String {
+        let of = |v| self.nodes.iter().filter(|n| n.verdict == v).count();
+        let flags_alone = self.verdict == Verdict::Vulnerable
+            && self.nodes.iter().filter(|n| n.verdict == Verdict::Vulnerable).all(|n| {
+                n.families.iter().all(|f| f.verdict != Verdict::Vulnerable || f.bad_flags_alone)
+            });
+        let word = if flags_alone { "VULNERABLE TO BAD FLAGS ALONE" } else { word(self.verdict) };
+        format!(
+            "{word}: {} of {} nodes vulnerable, {} not proved, {} protected",
+            of(Verdict::Vulnerable),
+            self.nodes.len(),
+            of(Verdict::Inconclusive),
+            of(Verdict::Protected)
+        )
+    }
+}
+
+/// A verdict as a headline has it.
+#[must_use]
+pub const fn word(v: Verdict) -> &'static str {
+    match v {
+        Verdict::Protected => "PROTECTED",
+        Verdict::Vulnerable => "VULNERABLE",
+        Verdict::Inconclusive => "NOT PROVED",
+    }
+}

@@ -1,0 +1,134 @@
+//! Result documents as the programs write them.
+
+use std::collections::BTreeMap;
+
+use canary_record::hist::LatencySummary;
+use canary_record::names::{
+    ClientClass, Diagnosis, EndedBy, Errno, Forgery, OldSegments, Phase, ProbeEnd, Verdict,
+};
+use canary_record::outcome::Counts;
+use canary_record::result::boom::{
+    BoomResult, Connections, OutcomeCount, PathDiagnosis, Resets, Sniffer,
+};
+use canary_record::result::load::{Cause, FailureCount, LoadResult, Series};
+use canary_record::result::observe::{
+    ConntrackCounters, ConntrackSample, NodeShown, ObserveResult,
+};
+use canary_record::result::{Clock, Run, SCHEMA_VERSION};
+use canary_wire::segment::Family;
+
+/// A run of `program` that did what was asked.
+pub fn run(program: &str) -> Run {
+    let mut run = Clock::start().run(program, "0.1.0", EndedBy::Completed, BTreeMap::new());
+    let at = "2026-01-01T00:00:00.000Z";
+    (run.started, run.ended, run.seconds) = (at.to_owned(), at.to_owned(), 0.0);
+    (run.kernel, run.host) = ("Linux".to_owned(), "host".to_owned());
+    run
+}
+
+fn latency() -> LatencySummary {
+    LatencySummary::default()
+}
+
+/// boom-server's result for a path in `family` that is `diagnosis`.
+pub fn boom(family: Family, diagnosis: Diagnosis) -> BoomResult {
+    let above = |counts| OutcomeCount {
+        forgery: Forgery::AboveWindow,
+        family,
+        class: ClientClass::Unclassified,
+        forged: 25,
+        counts,
+    };
+    let syn_fin = |counts| OutcomeCount { forgery: Forgery::SynFin, ..above(counts) };
+    let dropped = || Counts { dropped: 25, ..Counts::default() };
+    let leaked = || Counts { leaked: 25, killed: 25, ..Counts::default() };
+    let delivered = || Counts { delivered: 25, ..Counts::default() };
+    let (verdict, outcomes) = match diagnosis {
+        Diagnosis::Unprotected => (Verdict::Vulnerable, vec![above(leaked()), syn_fin(leaked())]),
+        Diagnosis::Partly => (Verdict::Vulnerable, vec![above(delivered()), syn_fin(leaked())]),
+        Diagnosis::Inconclusive => (Verdict::Inconclusive, Vec::new()),
+        Diagnosis::NotTranslated => {
+            (Verdict::Protected, vec![above(delivered()), syn_fin(delivered())])
+        }
+        _ => (Verdict::Protected, vec![above(dropped()), syn_fin(dropped())]),
+    };
+    let (judged, leaked) =
+        outcomes.iter().fold((0, 0), |(j, l), o| (j + o.counts.known(), l + o.counts.leaked));
+    let path = PathDiagnosis {
+        class: ClientClass::Unclassified,
+        family,
+        diagnosis,
+        verdict,
+        old_segments: OldSegments::NotShown,
+        reasons: Vec::new(),
+        judged,
+        leaked,
+        leak_rate_upper_95: 0.1,
+    };
+    BoomResult {
+        schema_version: SCHEMA_VERSION,
+        run: run("boom-server"),
+        verdict,
+        reasons: vec!["a reason".to_owned()],
+        paths: if outcomes.is_empty() { Vec::new() } else { vec![path] },
+        connections: Connections::default(),
+        outcomes,
+        resets: Resets::default(),
+        sniffer: Sniffer::default(),
+        handshake_to_forge: latency(),
+    }
+}
+
+/// A client's result, whose connections ended like that.
+pub fn client(ends: &[(ProbeEnd, u64)]) -> LoadResult {
+    let survived = ends.iter().filter(|(e, _)| *e == ProbeEnd::Survived).map(|(_, n)| n).sum();
+    let attempts = ends.iter().map(|(_, n)| n).sum();
+    let failures = match attempts - survived {
+        0 => Vec::new(),
+        count => vec![FailureCount {
+            phase: Phase::Connect,
+            cause: Cause::Errno(Errno::Econnrefused),
+            local: false,
+            count,
+        }],
+    };
+    LoadResult {
+        schema_version: SCHEMA_VERSION,
+        run: run("load-client probe"),
+        verdict: Verdict::Protected,
+        reasons: Vec::new(),
+        attempts,
+        never_begun: 0,
+        ok: survived,
+        failures,
+        probe: ends.iter().copied().collect(),
+        connect_latency: latency(),
+        total_latency: latency(),
+        bytes_received: 0,
+        own_resets: 0,
+        thresholds: Vec::new(),
+        series: Series::default(),
+        preflight: None,
+        hold: None,
+        merged: 1,
+    }
+}
+
+/// An observer's result on a node whose kube-proxy is in `mode`.
+pub fn observed(mode: &str) -> ObserveResult {
+    ObserveResult {
+        schema_version: SCHEMA_VERSION,
+        run: run("load-client observe"),
+        reasons: Vec::new(),
+        node: NodeShown { be_liberal: Some(0), proxy_mode: Some(mode.to_owned()) },
+        sources: BTreeMap::new(),
+        first: ConntrackSample::default(),
+        last: ConntrackSample::default(),
+        difference: ConntrackCounters::default(),
+        difference_by_cpu: Vec::new(),
+        most_entries: 0,
+        samples_taken: 1,
+        series_interval_s: 1.0,
+        samples: Vec::new(),
+    }
+}

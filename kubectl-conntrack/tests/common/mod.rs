@@ -1,0 +1,543 @@
+#![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses a part")]
+//! An API server in memory: stores what is applied, runs pods by a script, and answers as the
+//! real one does as far as the plugin asks. Time is tokio's, so that a test may stand still.
+
+pub mod documents;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, StreamBody};
+use kube::client::Body;
+use serde_json::{Value, json};
+use tokio::sync::broadcast;
+
+/// The body of an answer.
+type Answer = http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, Infallible>;
+
+/// What a pod's containers do.
+pub type Script = dyn Fn(&Value) -> Life + Send + Sync;
+
+/// A container's log.
+pub type Log = dyn Fn(&Value, &str) -> String + Send + Sync;
+
+/// What becomes of a pod.
+#[derive(Clone, Debug)]
+pub enum Life {
+    /// Starts, runs, ends; each container's log is given by `logs`.
+    Ends { starts: Duration, runs: Duration },
+    /// Stays in this state: `status` of the pod.
+    Stuck(Value),
+    /// Is deleted by somebody else after this time.
+    Deleted(Duration),
+    /// Runs and never ends.
+    Runs,
+}
+
+#[derive(Default)]
+struct State {
+    version: u64,
+    namespaces: BTreeMap<String, Value>,
+    objects: BTreeMap<String, Value>,
+    nodes: Vec<Value>,
+    /// Calls by method and the kind of thing.
+    calls: BTreeMap<String, usize>,
+    denied: BTreeSet<String>,
+    /// Every call fails until then.
+    away_until: Option<tokio::time::Instant>,
+    next_port: u16,
+    dual: bool,
+    refuse_pods: Option<String>,
+}
+
+/// The API server.
+#[derive(Clone)]
+pub struct Fake {
+    state: Arc<Mutex<State>>,
+    events: broadcast::Sender<Value>,
+    script: Arc<Script>,
+    log: Arc<Log>,
+    /// Watches that will end with 410 before their first event.
+    expire: Arc<Mutex<u32>>,
+}
+
+impl Fake {
+    /// With `nodes` ready nodes, pods that live by `script` and logs by `log(pod, container)`.
+    pub fn new(
+        nodes: usize,
+        script: impl Fn(&Value) -> Life + Send + Sync + 'static,
+        log: impl Fn(&Value, &str) -> String + Send + Sync + 'static,
+    ) -> Self {
+        let nodes = (0..nodes).map(|n| node(&format!("n{n:04}"), n, "6.1.0")).collect();
+        let state = State { nodes, next_port: 30000, ..State::default() };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            events: broadcast::channel(1 << 16).0,
+            script: Arc::new(script),
+            log: Arc::new(log),
+            expire: Arc::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn client(&self) -> kube::Client {
+        kube::Client::new(self.clone(), "default")
+    }
+
+    pub fn deny(&self, right: &str) {
+        self.lock().denied.insert(right.to_owned());
+    }
+
+    pub fn refuse_pods(&self, why: &str) {
+        self.lock().refuse_pods = Some(why.to_owned());
+    }
+
+    pub fn dual_stack(&self) {
+        self.lock().dual = true;
+    }
+
+    pub fn change_node(&self, n: usize, change: impl FnOnce(&mut Value)) {
+        change(&mut self.lock().nodes[n]);
+    }
+
+    pub fn add_namespace(&self, name: &str, labels: &Value) {
+        let ns =
+            json!({"metadata": {"name": name, "uid": format!("uid-{name}"), "labels": labels}});
+        self.lock().namespaces.insert(name.to_owned(), ns);
+    }
+
+    pub fn namespaces(&self) -> Vec<String> {
+        self.lock().namespaces.keys().cloned().collect()
+    }
+
+    /// Kinds and names of everything that is stored, as `pods/NAMESPACE/NAME`.
+    pub fn objects(&self) -> Vec<String> {
+        self.lock().objects.keys().cloned().collect()
+    }
+
+    pub fn object(&self, key: &str) -> Option<Value> {
+        self.lock().objects.get(key).cloned()
+    }
+
+    pub fn away(&self, time: Duration) {
+        self.lock().away_until = Some(tokio::time::Instant::now() + time);
+    }
+
+    pub fn expire_watches(&self, times: u32) {
+        *self.expire.lock().unwrap() = times;
+    }
+
+    pub fn calls(&self) -> BTreeMap<String, usize> {
+        self.lock().calls.clone()
+    }
+
+    fn put(&self, key: &str, mut object: Value) -> Value {
+        let mut state = self.lock();
+        state.version += 1;
+        object["metadata"]["resourceVersion"] = state.version.to_string().into();
+        let kind = if state.objects.contains_key(key) { "MODIFIED" } else { "ADDED" };
+        state.objects.insert(key.to_owned(), object.clone());
+        let _ = self.events.send(json!({"key": key, "type": kind, "object": object}));
+        object
+    }
+
+    fn remove(&self, key: &str) -> bool {
+        let Some(object) = self.lock().objects.remove(key) else { return false };
+        let _ = self.events.send(json!({"key": key, "type": "DELETED", "object": object}));
+        true
+    }
+
+    fn status(&self, key: &str, status: &Value) {
+        let Some(mut object) = self.object(key) else { return };
+        object["status"] = status.clone();
+        self.put(key, object);
+    }
+
+    /// Lets a pod live.
+    fn live(&self, key: String, pod: Value) {
+        let fake = self.clone();
+        tokio::spawn(async move {
+            let names: Vec<String> = pod["spec"]["containers"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|c| c["name"].as_str().map(str::to_owned))
+                .collect();
+            let dual = fake.lock().dual;
+            let number = fake.lock().version;
+            let ip = format!("198.18.{}.{}", 100 + number / 250 % 100, number % 250 + 1);
+            let mut ips = vec![json!({"ip": ip})];
+            if dual {
+                ips.push(json!({"ip": format!("fd00::{number:x}")}));
+            }
+            let status = |phase: &str, state: Value| {
+                json!({"phase": phase, "podIP": ip, "podIPs": ips, "containerStatuses": names.iter().map(|n|
+                    json!({"name": n, "image": "i", "imageID": "", "ready": true, "restartCount": 0, "state": state})).collect::<Vec<_>>()})
+            };
+            let running = json!({"running": {}});
+            match (fake.script)(&pod) {
+                Life::Stuck(stuck) => fake.status(&key, &stuck),
+                Life::Runs => fake.status(&key, &status("Running", running)),
+                Life::Deleted(after) => {
+                    fake.status(&key, &status("Running", running));
+                    tokio::time::sleep(after).await;
+                    fake.remove(&key);
+                }
+                Life::Ends { starts, runs } => {
+                    tokio::time::sleep(starts).await;
+                    fake.status(&key, &status("Running", running));
+                    tokio::time::sleep(runs).await;
+                    let ended = json!({"terminated": {"exitCode": 0, "message": "done"}});
+                    fake.status(&key, &status("Succeeded", ended));
+                }
+            }
+        });
+    }
+
+    #[allow(clippy::too_many_lines, reason = "a table of requests and their answers")]
+    async fn answer(self, request: Request<Body>) -> Response<Answer> {
+        let (parts, body) = request.into_parts();
+        let body =
+            body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let path = parts.uri.path().trim_matches('/').to_owned();
+        let query: BTreeMap<String, String> = parts
+            .uri
+            .query()
+            .unwrap_or_default()
+            .split('&')
+            .filter_map(|p| p.split_once('='))
+            .map(|(k, v)| (k.to_owned(), decoded(v)))
+            .collect();
+        let words: Vec<&str> = path.split('/').collect();
+        {
+            let mut state = self.lock();
+            *state.calls.entry("all".to_owned()).or_default() += 1;
+            if state.away_until.is_some_and(|t| tokio::time::Instant::now() < t) {
+                return failure(503, "the server is away");
+            }
+        }
+        match (&parts.method, words.as_slice()) {
+            (_, ["version"]) => ok(
+                &json!({"major": "1", "minor": "36", "gitVersion": "v1.36.2", "gitCommit": "", "gitTreeState": "", "buildDate": "", "goVersion": "", "compiler": "", "platform": ""}),
+            ),
+            (&Method::POST, ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"]) => {
+                let a = &body["spec"]["resourceAttributes"];
+                let mut right = format!(
+                    "{} {}",
+                    a["verb"].as_str().unwrap_or(""),
+                    a["resource"].as_str().unwrap_or("")
+                );
+                if let Some(s) = a["subresource"].as_str() {
+                    right = format!("{right}/{s}");
+                }
+                let mut answer = body.clone();
+                answer["status"] = json!({"allowed": !self.lock().denied.contains(&right)});
+                ok(&answer)
+            }
+            (&Method::GET, ["api", "v1", "nodes"]) => self.nodes(&query),
+            (&Method::POST, ["api", "v1", "namespaces"]) => {
+                let name = body["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+                let mut state = self.lock();
+                if state.namespaces.contains_key(&name) {
+                    return failure(409, "namespaces already exists");
+                }
+                let mut ns = body.clone();
+                ns["metadata"]["uid"] = format!("uid-{name}-{}", state.version).into();
+                state.namespaces.insert(name, ns.clone());
+                ok(&ns)
+            }
+            (&Method::GET, ["api", "v1", "namespaces"]) if query.contains_key("watch") => {
+                Self::gone()
+            }
+            (&Method::GET, ["api", "v1", "namespaces"]) => {
+                let state = self.lock();
+                let name = query
+                    .get("fieldSelector")
+                    .and_then(|f| f.strip_prefix("metadata.name="))
+                    .unwrap_or_default();
+                let items: Vec<_> = state.namespaces.get(name).into_iter().cloned().collect();
+                list("NamespaceList", &items, state.version)
+            }
+            (&Method::GET, ["api", "v1", "namespaces", name]) => {
+                match self.lock().namespaces.get(*name) {
+                    Some(ns) => ok(ns),
+                    None => failure(404, "namespaces not found"),
+                }
+            }
+            (&Method::DELETE, ["api", "v1", "namespaces", name]) => {
+                let wanted = body["preconditions"]["uid"].clone();
+                let mut state = self.lock();
+                match state.namespaces.get(*name) {
+                    None => failure(404, "namespaces not found"),
+                    Some(ns) if !wanted.is_null() && ns["metadata"]["uid"] != wanted => {
+                        failure(409, "the UID differs")
+                    }
+                    Some(ns) => {
+                        let ns = ns.clone();
+                        state.namespaces.remove(*name);
+                        let inside = format!("/{name}/");
+                        let keys: Vec<_> =
+                            state.objects.keys().filter(|k| k.contains(&inside)).cloned().collect();
+                        drop(state);
+                        for key in keys {
+                            self.remove(&key);
+                        }
+                        ok(&ns)
+                    }
+                }
+            }
+            (method, [.., "namespaces", ns, kind]) if *method == Method::GET => {
+                if query.get("watch").is_some_and(|w| w == "true") {
+                    return self.watch(kind, ns, &query);
+                }
+                let prefix = format!("{kind}/{ns}/");
+                let state = self.lock();
+                let items: Vec<_> = state
+                    .objects
+                    .iter()
+                    .filter(|(k, o)| {
+                        k.starts_with(&prefix) && labelled(o, query.get("labelSelector"))
+                    })
+                    .map(|(_, o)| o.clone())
+                    .collect();
+                list("List", &items, state.version)
+            }
+            (&Method::PATCH, [.., "namespaces", ns, kind, name]) => {
+                self.applied(kind, ns, name, body, &query)
+            }
+            (&Method::GET, [.., "namespaces", ns, "pods", name, "log"]) => {
+                match self.object(&format!("pods/{ns}/{name}")) {
+                    Some(pod) => {
+                        let container = query.get("container").map_or("", String::as_str);
+                        Response::new(full((self.log)(&pod, container).into_bytes()))
+                    }
+                    None => failure(404, "pods not found"),
+                }
+            }
+            (&Method::DELETE, [.., "namespaces", ns, kind, name]) => {
+                if self.remove(&format!("{kind}/{ns}/{name}")) {
+                    ok(&json!({"kind": "Status", "status": "Success"}))
+                } else {
+                    failure(404, "not found")
+                }
+            }
+            (m, p) => failure(400, &format!("the mock does not know {m} {p:?}")),
+        }
+    }
+
+    fn applied(
+        &self,
+        kind: &str,
+        ns: &str,
+        name: &str,
+        mut object: Value,
+        query: &BTreeMap<String, String>,
+    ) -> Response<Answer> {
+        let key = format!("{kind}/{ns}/{name}");
+        {
+            let mut state = self.lock();
+            if !state.namespaces.contains_key(ns) {
+                return failure(404, &format!("namespaces \"{ns}\" not found"));
+            }
+            if kind == "pods"
+                && let Some(why) = &state.refuse_pods
+            {
+                return failure(403, why);
+            }
+            if kind == "services" {
+                let n = state.version;
+                let v4 = format!("198.19.{}.{}", n / 250 % 250, n % 250 + 1);
+                let mut ips = vec![v4.clone()];
+                if state.dual {
+                    ips.push(format!("fd00:1::{n:x}"));
+                }
+                object["spec"]["clusterIP"] = v4.into();
+                object["spec"]["clusterIPs"] = ips.into();
+                if object["spec"]["type"] == "NodePort" {
+                    for port in object["spec"]["ports"].as_array_mut().into_iter().flatten() {
+                        port["nodePort"] = state.next_port.into();
+                        state.next_port =
+                            if state.next_port >= 32767 { 30000 } else { state.next_port + 1 };
+                    }
+                }
+            }
+        }
+        if query.contains_key("dryRun") {
+            return ok(&object);
+        }
+        let new = self.object(&key).is_none();
+        object["metadata"]["uid"] = key.clone().into();
+        let stored = self.put(&key, object);
+        if kind == "pods" && new {
+            self.live(key, stored.clone());
+        }
+        ok(&stored)
+    }
+
+    fn nodes(&self, query: &BTreeMap<String, String>) -> Response<Answer> {
+        let state = self.lock();
+        let from: usize = query.get("continue").and_then(|c| c.parse().ok()).unwrap_or(0);
+        let limit: usize = query.get("limit").and_then(|c| c.parse().ok()).unwrap_or(usize::MAX);
+        let page: Vec<_> = state.nodes.iter().skip(from).take(limit).cloned().collect();
+        let mut metadata = json!({"resourceVersion": "1"});
+        if from + page.len() < state.nodes.len() {
+            metadata["continue"] = (from + page.len()).to_string().into();
+        }
+        ok(&json!({"apiVersion": "v1", "kind": "NodeList", "metadata": metadata, "items": page}))
+    }
+
+    /// A watch that says nothing.
+    fn gone() -> Response<Answer> {
+        Response::new(
+            StreamBody::new(futures_util::stream::pending::<
+                Result<http_body::Frame<bytes::Bytes>, Infallible>,
+            >())
+            .boxed_unsync(),
+        )
+    }
+
+    fn watch(&self, kind: &str, ns: &str, query: &BTreeMap<String, String>) -> Response<Answer> {
+        let mut expire = self.expire.lock().unwrap();
+        if *expire > 0 {
+            *expire -= 1;
+            let expired = json!({"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                "message": "too old resource version", "reason": "Expired", "code": 410}});
+            return Response::new(full(format!("{expired}\n").into_bytes()));
+        }
+        drop(expire);
+        let since: u64 = query.get("resourceVersion").and_then(|v| v.parse().ok()).unwrap_or(0);
+        let prefix = format!("{kind}/{ns}/");
+        let selector = query.get("labelSelector").cloned();
+        // Subscribed before the store is read: nothing is missed, what is seen twice does no harm.
+        let events = self.events.subscribe();
+        let first: Vec<Value> = {
+            let state = self.lock();
+            let newer = |o: &Value| {
+                o["metadata"]["resourceVersion"]
+                    .as_str()
+                    .and_then(|v| v.parse().ok())
+                    .unwrap_or(0u64)
+                    > since
+            };
+            state
+                .objects
+                .iter()
+                .filter(|(k, o)| k.starts_with(&prefix) && newer(o))
+                .map(|(k, o)| json!({"key": k, "type": "MODIFIED", "object": o}))
+                .collect()
+        };
+        let fake = self.clone();
+        let stream = futures_util::stream::unfold(
+            (first.into_iter(), events),
+            move |(mut first, mut events)| {
+                let (prefix, selector, fake) = (prefix.clone(), selector.clone(), fake.clone());
+                async move {
+                    loop {
+                        let event = match first.next() {
+                            Some(event) => event,
+                            None => events.recv().await.ok()?,
+                        };
+                        // A connection breaks with its server.
+                        if fake.lock().away_until.is_some_and(|t| tokio::time::Instant::now() < t) {
+                            return None;
+                        }
+                        if event["key"].as_str().is_some_and(|k| k.starts_with(&prefix))
+                            && labelled(&event["object"], selector.as_ref())
+                        {
+                            let line = format!(
+                                "{}\n",
+                                json!({"type": event["type"], "object": event["object"]})
+                            );
+                            let frame = http_body::Frame::data(bytes::Bytes::from(line));
+                            return Some((Ok::<_, Infallible>(frame), (first, events)));
+                        }
+                    }
+                }
+            },
+        );
+        Response::new(StreamBody::new(stream).boxed_unsync())
+    }
+}
+
+impl tower_service::Service<Request<Body>> for Fake {
+    type Response = Response<Answer>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let fake = self.clone();
+        Box::pin(async move { Ok(fake.answer(request).await) })
+    }
+}
+
+pub fn node(name: &str, n: usize, kernel: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "status": {
+        "addresses": [{"type": "InternalIP", "address": format!("198.18.{}.{}", n / 250, n % 250 + 1)}],
+        "conditions": [{"type": "Ready", "status": "True"}],
+        "nodeInfo": {"kernelVersion": kernel, "osImage": "Debian 12", "kubeletVersion": "v1.36.2", "operatingSystem": "linux",
+            "architecture": "amd64", "bootID": "", "containerRuntimeVersion": "", "kubeProxyVersion": "", "machineID": "", "systemUUID": ""}}})
+}
+
+fn labelled(object: &Value, selector: Option<&String>) -> bool {
+    selector.is_none_or(|s| {
+        s.split(',').all(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            object["metadata"]["labels"][key] == value
+        })
+    })
+}
+
+fn list(kind: &str, items: &[Value], version: u64) -> Response<Answer> {
+    ok(
+        &json!({"apiVersion": "v1", "kind": kind, "metadata": {"resourceVersion": version.to_string()}, "items": items}),
+    )
+}
+
+fn full(bytes: Vec<u8>) -> Answer {
+    Full::new(bytes::Bytes::from(bytes)).boxed_unsync()
+}
+
+fn ok(value: &Value) -> Response<Answer> {
+    Response::new(full(value.to_string().into_bytes()))
+}
+
+fn failure(code: u16, message: &str) -> Response<Answer> {
+    let reason = match code {
+        404 => "NotFound",
+        409 => "AlreadyExists",
+        _ => "Other",
+    };
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "reason": reason, "code": code});
+    let mut response = ok(&status);
+    *response.status_mut() = StatusCode::from_u16(code).unwrap();
+    response
+}
+
+fn decoded(text: &str) -> String {
+    let mut out = Vec::new();
+    let mut bytes = text.bytes();
+    while let Some(b) = bytes.next() {
+        match b {
+            b'%' => {
+                let hex: String = bytes.by_ref().take(2).map(char::from).collect();
+                out.push(u8::from_str_radix(&hex, 16).unwrap_or(b'?'));
+            }
+            b'+' => out.push(b' '),
+            b => out.push(b),
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}

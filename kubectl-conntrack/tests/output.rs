@@ -1,0 +1,154 @@
+//! What a user sees: help and every format of a result, as committed.
+
+mod common;
+
+use std::path::PathBuf;
+
+use canary_record::names::Diagnosis;
+use canary_record::result::observe::NodeShown;
+use canary_wire::segment::Family;
+use clap::CommandFactory;
+use common::documents::{boom, client, run};
+use kubectl_conntrack::cli::Cli;
+use kubectl_conntrack::output::{Format, text};
+use kubectl_conntrack::plan::{Node, Path};
+use kubectl_conntrack::report::{Cluster, DiagnoseResult};
+use kubectl_conntrack::verdict::{NodeRow, family_row, path_row, worst};
+
+/// Holds `text` against the committed file; UPDATE_GOLDEN=1 takes the new one.
+fn golden(name: &str, text: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+    }
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text, committed, "{name}: UPDATE_GOLDEN=1 takes the new one");
+}
+
+/// The help of the program and of each subcommand is what a user was shown last.
+#[test]
+fn help_is_as_committed() {
+    let mut command = Cli::command().term_width(100);
+    golden("help.txt", &command.render_long_help().to_string());
+    for sub in Cli::command().get_subcommands() {
+        let name = sub.get_name();
+        let help = sub.clone().term_width(100).render_long_help().to_string();
+        golden(&format!("help-{name}.txt"), &help);
+    }
+}
+
+fn node(name: &str, mode: Option<&str>, of: impl Fn(Path, Family) -> Diagnosis) -> NodeRow {
+    let families = [Family::Ipv4, Family::Ipv6].map(|family| {
+        let rows = Path::ALL.iter().map(|path| {
+            let passed = [name, "other"].into_iter().take(2 - usize::from(path.alone()));
+            let passed = passed.map(str::to_owned).collect();
+            path_row(*path, family, passed, &Ok(boom(family, of(*path, family))), &Ok(client(&[])))
+        });
+        family_row(family, rows.collect(), &[])
+    });
+    let plain = Node {
+        name: name.to_owned(),
+        kernel: "6.18.5".to_owned(),
+        os_image: "Debian 12".to_owned(),
+        kubelet: "v1.36.2".to_owned(),
+        ..Node::default()
+    };
+    NodeRow {
+        shown: NodeShown { be_liberal: Some(0), proxy_mode: mode.map(str::to_owned) },
+        verdict: worst(families.iter().map(|f| f.verdict)),
+        families: families.into(),
+        reasons: Vec::new(),
+        ..kubectl_conntrack::diagnose::unproved(&plain, String::new())
+    }
+}
+
+/// Three groups: FORWARD alone dropped for IPv4, all dropped, and a node that was not ready.
+fn example() -> DiagnoseResult {
+    let dropped = |path: Path, _| match path {
+        Path::PodIp => Diagnosis::NotTranslated,
+        _ => Diagnosis::Dropped,
+    };
+    let forward = move |path: Path, family| match (path, family) {
+        (
+            Path::Hairpin | Path::HostNetwork | Path::NodePort | Path::NodePortFromOther,
+            Family::Ipv4,
+        ) => Diagnosis::Unprotected,
+        _ => dropped(path, family),
+    };
+    let lost = Node {
+        name: "n9".to_owned(),
+        kernel: "5.10.0".to_owned(),
+        os_image: "Debian 11".to_owned(),
+        kubelet: "v1.35.0".to_owned(),
+        ..Node::default()
+    };
+    let nodes = vec![
+        node("n1", Some("iptables"), forward),
+        node("n2", Some("iptables"), forward),
+        node("n3", Some("iptables"), dropped),
+        kubectl_conntrack::diagnose::unproved(
+            &lost,
+            "not ready: kubelet stopped posting".to_owned(),
+        ),
+    ];
+    let cluster = Cluster {
+        context: "prod & <test>".to_owned(),
+        version: "v1.36.2".to_owned(),
+        namespace: "conntrack-diagnose".to_owned(),
+    };
+    DiagnoseResult::new(run("kubectl-conntrack diagnose"), cluster, nodes, Vec::new())
+}
+
+/// Every format of one result is as committed.
+#[test]
+fn formats_are_as_committed() {
+    let result = example();
+    for (format, name) in [
+        (Format::Table, "diagnose.txt"),
+        (Format::Json, "diagnose.json"),
+        (Format::Junit, "diagnose.junit.xml"),
+        (Format::Html, "diagnose.html"),
+    ] {
+        golden(name, &text(&result, format, false).unwrap());
+    }
+}
+
+/// The verdict's word is in the table with and without colour.
+#[test]
+fn colour_is_not_the_only_carrier() {
+    let coloured = text(&example(), Format::Table, true).unwrap();
+    assert!(coloured.contains("\x1b[1;31mVULNERABLE\x1b[0m"));
+    assert!(
+        text(&example(), Format::Table, false).unwrap().contains("\nVULNERABLE  2 nodes: n1, n2")
+    );
+}
+
+/// A result obeys its committed schema, and is read back as itself.
+#[test]
+fn the_document_obeys_its_schema() {
+    let schema =
+        serde_json::to_string_pretty(&schemars::schema_for!(DiagnoseResult)).unwrap() + "\n";
+    golden("../../../schema/diagnose.json", &schema);
+    let document = serde_json::to_value(example()).unwrap();
+    let validator = jsonschema::validator_for(&serde_json::from_str(&schema).unwrap()).unwrap();
+    let errors: Vec<_> = validator.iter_errors(&document).map(|e| e.to_string()).collect();
+    assert_eq!(errors, Vec::<String>::new());
+    assert_eq!(serde_json::from_value::<DiagnoseResult>(document).unwrap(), example());
+}
+
+/// be_liberal alone has its own word in the headline.
+#[test]
+fn bad_flags_alone_have_a_word() {
+    let partly = node("n1", Some("nftables"), |p, _| match p {
+        Path::PodIp => Diagnosis::NotTranslated,
+        _ => Diagnosis::Partly,
+    });
+    let result = DiagnoseResult::new(run("x"), Cluster::default(), vec![partly], Vec::new());
+    assert!(
+        result.headline().starts_with("VULNERABLE TO BAD FLAGS ALONE: "),
+        "{}",
+        result.headline()
+    );
+    assert!(result.advice[0].starts_with("be_liberal is in force"));
+}
