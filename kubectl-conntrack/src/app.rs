@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use canary_record::names::EndedBy;
-use canary_record::result::Clock;
+use canary_record::result::{Clock, Config};
+use canary_runtime::cli::derive;
 use canary_runtime::exit::Exit;
 use canary_runtime::shutdown::Shutdown;
 use indicatif::{ProgressBar, ProgressStyle};
+use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
 
 use crate::cli::{Cli, ClusterArgs, Command, DiagnoseArgs, ImageArgs};
 use crate::objects::{Images, Run};
@@ -20,9 +21,9 @@ use crate::run::{self, Ground, Stop};
 use crate::{diagnose, output, plan, preflight};
 
 /// Runs the command line.
-pub async fn main(cli: Cli) -> ExitCode {
+pub async fn main(cli: Cli, config: Config) -> ExitCode {
     let done = match cli.command {
-        Command::Diagnose(args) => diagnosed(args).await,
+        Command::Diagnose(args) => diagnosed(args, &config).await,
     };
     match done {
         Ok(exit) => exit.into(),
@@ -47,11 +48,11 @@ async fn connect(args: &ClusterArgs, namespace: &str) -> anyhow::Result<Connecte
         (None, Err(_)) => "in-cluster".to_owned(),
     };
     let config = match (&args.context, kubeconfig) {
-        (None, Err(e)) => Config::incluster().map_err(|_| e).context("no kubeconfig")?,
+        (None, Err(e)) => kube::Config::incluster().map_err(|_| e).context("no kubeconfig")?,
         (_, read) => {
             let options =
                 KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
-            Config::from_custom_kubeconfig(read?, &options).await.context("kubeconfig")?
+            kube::Config::from_custom_kubeconfig(read?, &options).await.context("kubeconfig")?
         }
     };
     let client = Client::try_from(config).context("kubeconfig")?;
@@ -120,17 +121,18 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-async fn diagnosed(args: DiagnoseArgs) -> anyhow::Result<Exit> {
+async fn diagnosed(args: DiagnoseArgs, config: &Config) -> anyhow::Result<Exit> {
     let mut shutdown = Shutdown::catch()?;
     let Connected { client, cluster } = connect(&args.cluster, "conntrack-diagnose").await?;
     if let Some(dir) = &args.save {
         std::fs::create_dir_all(dir).with_context(|| format!("--save {}", dir.display()))?;
     }
     let progress = Progress::new();
-    let done = diagnosis(&client, cluster, &args, async || shutdown.signalled().await, &|s| {
-        progress.say(s);
-    })
-    .await;
+    let done =
+        diagnosis(&client, cluster, &args, config, async || shutdown.signalled().await, &|s| {
+            progress.say(s);
+        })
+        .await;
     progress.end();
     let result = done?;
     if let Some(dir) = &args.save {
@@ -146,6 +148,7 @@ pub async fn diagnosis(
     client: &Client,
     cluster: Cluster,
     args: &DiagnoseArgs,
+    config: &Config,
     mut signalled: impl AsyncFnMut() -> EndedBy,
     say: &dyn Fn(&str),
 ) -> anyhow::Result<DiagnoseResult> {
@@ -202,35 +205,11 @@ pub async fn diagnosis(
     let known: std::collections::BTreeSet<_> = rows.iter().map(|r| r.name.clone()).collect();
     let cut = nodes.iter().filter(|n| !known.contains(&n.name));
     rows.extend(cut.map(|n| diagnose::unproved(n, "the run ended before its turn".to_owned())));
-    let record = clock.run(
-        "kubectl-conntrack diagnose",
-        env!("CARGO_PKG_VERSION"),
-        ended_by,
-        echo(args, &left_out),
-    );
+    let mut config = config.clone();
+    if !left_out.is_empty() {
+        derive(&mut config, "left-out-by-sample", &left_out.join(","));
+    }
+    let record =
+        clock.run("kubectl-conntrack diagnose", env!("CARGO_PKG_VERSION"), ended_by, config);
     Ok(DiagnoseResult::new(record, cluster, rows, reasons))
-}
-
-/// Every option in effect, and what a sample left out.
-fn echo(args: &DiagnoseArgs, left_out: &[String]) -> std::collections::BTreeMap<String, String> {
-    let mut echo = std::collections::BTreeMap::new();
-    let mut put = |k: &str, v: Option<String>| {
-        if let Some(v) = v {
-            echo.insert(k.to_owned(), v);
-        }
-    };
-    put("nodes", args.nodes.clone());
-    put("sample", args.sample.map(|n| n.to_string()));
-    put("left-out-by-sample", (!left_out.is_empty()).then(|| left_out.join(",")));
-    put("parallel", Some(args.parallel.to_string()));
-    put("timeout", Some(humantime_text(args.timeout)));
-    put("registry", Some(args.cluster.images.registry.clone()));
-    put("tag", Some(args.cluster.images.tag.clone()));
-    let families = args.family.iter().map(ToString::to_string).collect::<Vec<_>>();
-    put("family", (!families.is_empty()).then(|| families.join(",")));
-    echo
-}
-
-fn humantime_text(d: Duration) -> String {
-    format!("{}s", d.as_secs())
 }

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = match canary_runtime::cli::parse() {
-        Ok(cli) => cli,
+    let (cli, config) = match canary_runtime::cli::effective() {
+        Ok(effective) => effective,
         Err(exit) => return exit,
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -14,5 +14,5 @@ fn main() -> ExitCode {
             return canary_runtime::exit::Exit::Failed.into();
         }
     };
-    runtime.block_on(kubectl_conntrack::app::main(cli))
+    runtime.block_on(kubectl_conntrack::app::main(cli, config))
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use canary_record::names::{Diagnosis, EndedBy, ProbeEnd, Verdict};
+use canary_record::result::Config;
 use canary_wire::segment::Family;
 use clap::Parser;
 use common::documents::{boom, client, observed};
@@ -68,7 +69,9 @@ async fn never() -> EndedBy {
 async fn run(fake: &Fake, line: &str) -> Result<DiagnoseResult, String> {
     let args = args(line);
     let cluster = cluster(args.cluster.namespace.as_deref());
-    diagnosis(&fake.client(), cluster, &args, never, &|_| {}).await.map_err(|e| format!("{e:#}"))
+    diagnosis(&fake.client(), cluster, &args, &Config::new(), never, &|_| {})
+        .await
+        .map_err(|e| format!("{e:#}"))
 }
 
 /// Every node is tried on every path, each row names its nodes, and nothing is left.
@@ -171,7 +174,7 @@ async fn a_node_that_is_not_ready_is_said() {
     let fake = Fake::new(3, ends, log(dropped));
     fake.change_node(1, |n| {
         n["status"]["conditions"] =
-            json!([{"type": "Ready", "status": "Unknown", "message": "kubelet stopped"}])
+            json!([{"type": "Ready", "status": "Unknown", "message": "kubelet stopped"}]);
     });
     let result = run(&fake, "").await.unwrap();
     assert_eq!(result.verdict, Verdict::Inconclusive);
@@ -402,7 +405,9 @@ async fn a_signal_puts_everything_back() {
         EndedBy::Sigint
     };
     let result =
-        diagnosis(&fake.client(), cluster(None), &args(""), signal, &|_| {}).await.unwrap();
+        diagnosis(&fake.client(), cluster(None), &args(""), &Config::new(), signal, &|_| {})
+            .await
+            .unwrap();
     assert_eq!((result.verdict, result.run.ended_by), (Verdict::Inconclusive, EndedBy::Sigint));
     assert_eq!(fake.namespaces(), [] as [&str; 0]);
 }
@@ -465,7 +470,7 @@ async fn progress_is_told() {
     let fake = Fake::new(2, ends, log(dropped));
     let keep = Arc::clone(&said);
     let say = move |s: &str| keep.lock().unwrap().push(s.to_owned());
-    diagnosis(&fake.client(), cluster(None), &args(""), never, &say).await.unwrap();
+    diagnosis(&fake.client(), cluster(None), &args(""), &Config::new(), never, &say).await.unwrap();
     let said = said.lock().unwrap();
     let at = |what: &str| {
         said.iter().position(|s| s.contains(what)).unwrap_or_else(|| panic!("{what}: {said:?}"))
