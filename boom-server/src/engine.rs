@@ -113,6 +113,19 @@ pub struct Engine {
     /// When everything received had last been read.
     drained: Duration,
     packet: Vec<u8>,
+    /// Not counted yet: whoever reads the state waits for no packet, and no packet for it.
+    done: Vec<Done>,
+}
+
+/// What was done about an action.
+#[derive(Debug)]
+enum Done {
+    /// Its segment was sent, so long after the kernel's receipt of what called for it.
+    Sent(Action, Option<Duration>),
+    /// Its segment could not be sent.
+    NotSent,
+    /// There was nothing to send.
+    Noted(Action),
 }
 
 impl Engine {
@@ -138,6 +151,7 @@ impl Engine {
             start: Instant::now(),
             drained: Duration::ZERO,
             packet: Vec::with_capacity(128),
+            done: Vec::new(),
         }
     }
 
@@ -152,16 +166,16 @@ impl Engine {
         let _ = self.catch_up(&mut actions);
         let now = self.start.elapsed();
         let unjudged = self.flows.finish(now, &mut actions);
-        let shared = Arc::clone(&self.shared);
-        let mut state = shared.state();
         for action in actions.drain(..) {
-            self.note(&action, now, &mut state);
+            self.note(action, now);
         }
+        self.publish();
+        let mut state = self.shared.state();
         state.unjudged = unjudged;
         state.sniffer.failed = failed.map(|e| e.to_string());
         drop(state);
         self.log.finish();
-        shared.changed.notify_one();
+        self.shared.changed.notify_one();
     }
 
     fn work(&mut self, actions: &mut Vec<Action>) -> std::io::Result<()> {
@@ -205,14 +219,11 @@ impl Engine {
     }
 
     fn turn(&mut self, ready: &[bool], actions: &mut Vec<Action>) -> std::io::Result<()> {
-        let shared = Arc::clone(&self.shared);
         let mut sniffers = std::mem::take(&mut self.sniffers);
         let mut result = Ok(());
         let mut drained = true;
-        let known = shared.state().first_leak.is_some();
         for (sniffer, _) in sniffers.iter_mut().zip(ready).filter(|(_, ready)| **ready) {
             for round in 1..=ROUNDS {
-                let mut state = shared.state();
                 let read = sniffer.receive(|r| {
                     let now = self.start.elapsed();
                     // Not before the sockets were last seen empty, whatever the wall clock says.
@@ -220,10 +231,9 @@ impl Engine {
                     let arrived = now.saturating_sub(age).max(self.drained);
                     self.flows.segment(now, arrived, &r.segment, actions);
                     for action in actions.drain(..) {
-                        self.perform(action, now, r.at, &mut state);
+                        self.perform(action, now, r.at);
                     }
                 });
-                drop(state);
                 match read {
                     // A batch that is not full was all there was.
                     Ok(BATCH) => drained &= round < ROUNDS,
@@ -241,50 +251,72 @@ impl Engine {
             self.drained = now;
             self.flows.tick(now, actions);
         }
-        let mut state = shared.state();
         for action in actions.drain(..) {
-            self.perform(action, now, None, &mut state);
+            self.perform(action, now, None);
         }
-        state.evicted = self.flows.evicted();
-        state.sniffer.received = sniffers.iter().map(Sniffer::received).sum();
-        state.sniffer.dropped = sniffers.iter().map(|s| u64::from(s.dropped())).sum();
-        state.sniffer.malformed = sniffers.iter().map(Sniffer::malformed).sum();
-        let leaked = !known && state.first_leak.is_some();
-        drop(state);
         self.sniffers = sniffers;
+        let leaked = self.publish();
         self.log.flush(now);
         // A wake-up for every turn would cost more than the turn.
         if leaked {
-            shared.changed.notify_one();
+            self.shared.changed.notify_one();
         }
         result
     }
 
+    /// Counts what was done; true when the first leak is among it.
+    fn publish(&mut self) -> bool {
+        let mut state = self.shared.state();
+        let known = state.first_leak.is_some();
+        for done in self.done.drain(..) {
+            match done {
+                Done::Sent(Action::Forge { tuple, forgery, .. }, latency) => {
+                    let class = self.classes.of(tuple.remote.ip());
+                    state.tally.forged(&tuple, class, forgery, latency);
+                }
+                Done::NotSent => state.tally.send_errors += 1,
+                Done::Noted(Action::Handshake) => state.tally.handshakes += 1,
+                Done::Noted(Action::NotForged) => state.tally.settled += 1,
+                Done::Noted(Action::Elsewhere(tuple)) => state.tally.elsewhere(&tuple),
+                Done::Noted(Action::Judged(j)) => {
+                    state.tally.judged(&j, self.classes.of(j.tuple.remote.ip()));
+                    if j.fate.name() == Outcome::Leaked && state.first_leak.is_none() {
+                        state.first_leak = Some(j);
+                    }
+                }
+                Done::Noted(Action::Reset(r)) => {
+                    state.tally.reset(&r, self.classes.of(r.tuple.remote.ip()));
+                }
+                Done::Noted(Action::Forge { .. } | Action::Probe { .. }) | Done::Sent(..) => {}
+            }
+        }
+        state.evicted = self.flows.evicted();
+        state.sniffer.received = self.sniffers.iter().map(Sniffer::received).sum();
+        state.sniffer.dropped = self.sniffers.iter().map(|s| u64::from(s.dropped())).sum();
+        state.sniffer.malformed = self.sniffers.iter().map(Sniffer::malformed).sum();
+        state.sniffer.control_truncated =
+            self.sniffers.iter().map(Sniffer::control_truncated).sum();
+        !known && state.first_leak.is_some()
+    }
+
     /// Sends what is to be sent, and notes the rest.
-    fn perform(
-        &mut self,
-        action: Action,
-        now: Duration,
-        at: Option<SystemTime>,
-        state: &mut State,
-    ) {
+    fn perform(&mut self, action: Action, now: Duration, at: Option<SystemTime>) {
         match action {
             Action::Forge { tuple, forgery, spec, timestamps, at_once } => {
-                let class = self.classes.of(tuple.remote.ip());
                 let sent = self.send(&tuple, &spec, timestamps);
                 let latency = at.filter(|_| at_once).and_then(|at| at.elapsed().ok());
                 match sent {
                     Ok(()) => {
-                        state.tally.forged(&tuple, class, forgery, latency);
                         self.log.forged(now, &tuple, forgery, &spec);
+                        self.done.push(Done::Sent(action, latency));
                     }
                     Err(e) => {
                         self.log.send_failed(now, &tuple, &e);
-                        state.tally.send_errors += 1;
+                        self.done.push(Done::NotSent);
                         let mut after = Vec::new();
                         self.flows.send_failed(now, &tuple, &mut after);
                         for action in after {
-                            self.note(&action, now, state);
+                            self.note(action, now);
                         }
                     }
                 }
@@ -293,31 +325,20 @@ impl Engine {
                 if let Err(e) = self.send(&tuple, &spec, timestamps) {
                     // Without a probe there is no proof of life: unknown, in its time.
                     self.log.send_failed(now, &tuple, &e);
-                    state.tally.send_errors += 1;
+                    self.done.push(Done::NotSent);
                 }
             }
-            other => self.note(&other, now, state),
+            other => self.note(other, now),
         }
     }
 
-    fn note(&mut self, action: &Action, now: Duration, state: &mut State) {
-        match action {
-            Action::Handshake => state.tally.handshakes += 1,
-            Action::NotForged => state.tally.settled += 1,
-            Action::Elsewhere(tuple) => state.tally.elsewhere(tuple),
-            Action::Judged(j) => {
-                state.tally.judged(j, self.classes.of(j.tuple.remote.ip()));
-                if j.fate.name() == Outcome::Leaked && state.first_leak.is_none() {
-                    state.first_leak = Some(*j);
-                }
-                self.log.judged(now, j);
-            }
-            Action::Reset(r) => {
-                state.tally.reset(r, self.classes.of(r.tuple.remote.ip()));
-                self.log.reset(now, r);
-            }
-            Action::Forge { .. } | Action::Probe { .. } => {}
+    fn note(&mut self, action: Action, now: Duration) {
+        match &action {
+            Action::Judged(j) => self.log.judged(now, j),
+            Action::Reset(r) => self.log.reset(now, r),
+            _ => {}
         }
+        self.done.push(Done::Noted(action));
     }
 
     fn send(

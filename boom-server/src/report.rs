@@ -101,6 +101,12 @@ fn doubts(state: &State, c: &Connections) -> Vec<String> {
             state.sniffer.dropped
         ));
     }
+    if state.sniffer.control_truncated > 0 {
+        doubts.push(format!(
+            "{} segments came without their time or destination",
+            state.sniffer.control_truncated
+        ));
+    }
     if !c.add_up() {
         doubts.push(format!(
             "{} connections accepted, {} handshakes seen: not every connection was judged",

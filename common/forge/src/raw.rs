@@ -17,9 +17,7 @@ use nix::sys::socket::{
 use nix::sys::time::TimeSpec;
 use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 
-use canary_wire::checksum;
-
-use crate::filter;
+use canary_wire::{checksum, filter};
 
 /// Segments read in one system call.
 pub const BATCH: usize = 64;
@@ -45,9 +43,10 @@ pub struct Sniffer {
     dropped: u32,
     /// Packets that were no TCP segments.
     malformed: u64,
+    /// Packets whose control data was cut (MSG_CTRUNC).
+    control_truncated: u64,
     received: u64,
     receive_buffer: usize,
-    forced: bool,
 }
 
 /// One segment as received.
@@ -77,8 +76,7 @@ impl Sniffer {
             .collect();
         socket.attach_filter(&ops).map_err(step("attach a filter to"))?;
         // Then the buffer, before what is wanted overflows the default one.
-        let forced = setsockopt(&socket, sockopt::RcvBufForce, &buffer).is_ok();
-        if !forced {
+        if setsockopt(&socket, sockopt::RcvBufForce, &buffer).is_err() {
             socket.set_recv_buffer_size(buffer).map_err(step("set SO_RCVBUF on"))?;
         }
         socket.set_nonblocking(true).map_err(step("set up"))?;
@@ -92,16 +90,20 @@ impl Sniffer {
         }
         // The kernel doubles what it was asked for (socket(7)).
         let receive_buffer = socket.recv_buffer_size().map_err(step("read SO_RCVBUF of"))? / 2;
-        Ok(Self {
+        Ok(Self::over(socket, family, receive_buffer))
+    }
+
+    const fn over(socket: Socket, family: Family, receive_buffer: usize) -> Self {
+        Self {
             socket,
             family,
-            buffers: vec![0; BATCH * SNAP],
+            buffers: Vec::new(),
             dropped: 0,
             malformed: 0,
+            control_truncated: 0,
             received: 0,
             receive_buffer,
-            forced,
-        })
+        }
     }
 
     /// The socket's family.
@@ -134,19 +136,28 @@ impl Sniffer {
         self.receive_buffer
     }
 
-    /// True when the system's limit was overstepped (SO_RCVBUFFORCE).
+    /// Packets whose control data (time, destination, losses) the kernel had no room for. An
+    /// IPv6 segment without its destination is malformed too.
     #[must_use]
-    pub const fn forced(&self) -> bool {
-        self.forced
+    pub const fn control_truncated(&self) -> u64 {
+        self.control_truncated
     }
 
     /// Reads what is there, at most one batch, without waiting. Returns how many
     /// packets were read.
-    pub fn receive(&mut self, mut each: impl FnMut(Received<'_>)) -> io::Result<usize> {
+    pub fn receive(&mut self, each: impl FnMut(Received<'_>)) -> io::Result<usize> {
+        self.receive_with(nix::cmsg_space!(TimeSpec, u32, libc::in6_pktinfo), each)
+    }
+
+    fn receive_with(
+        &mut self,
+        space: Vec<u8>,
+        mut each: impl FnMut(Received<'_>),
+    ) -> io::Result<usize> {
+        self.buffers.resize(BATCH * SNAP, 0);
         // Made anew for every batch: recvmmsg() writes the length of the control
         // data into the headers, nix keeps it, and a later and longer message (the
         // first one that reports a loss) would be cut.
-        let space = nix::cmsg_space!(TimeSpec, u32, libc::in6_pktinfo);
         let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, Some(space));
         let mut slices: Vec<[IoSliceMut<'_>; 1]> =
             self.buffers.chunks_mut(SNAP).map(|b| [IoSliceMut::new(b)]).collect();
@@ -162,7 +173,9 @@ impl Sniffer {
         for message in messages {
             n += 1;
             let (mut at, mut local) = (None, None);
-            for control in message.cmsgs()? {
+            // The segment is whole, whatever became of what the kernel says beside it.
+            let controls = message.cmsgs().map_err(|_| self.control_truncated += 1);
+            for control in controls.into_iter().flatten() {
                 match control {
                     ControlMessageOwned::ScmTimestampns(t) => at = wall(t),
                     ControlMessageOwned::RxqOvfl(drops) => self.dropped = drops,
@@ -246,5 +259,47 @@ impl Sender {
         let socket = socket.as_ref().ok_or(io::ErrorKind::Unsupported)?;
         let sent = socket.send_to(packet, &SockAddr::from(to))?;
         if sent == packet.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use canary_wire::segment::{Emit, Flags};
+    use canary_wire::seq::Seq;
+
+    /// A sniffer to which `n` IPv4 packets have come, as the content of UDP datagrams: nobody
+    /// needs a privilege for these.
+    fn sniffer(n: u32) -> Sniffer {
+        let any = SockAddr::from(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        socket.bind(&any).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        setsockopt(&socket, sockopt::ReceiveTimestampns, &true).unwrap();
+        let (src, dst) = ("198.18.0.2:40000".parse().unwrap(), "198.18.0.1:9000".parse().unwrap());
+        let mut packet = Vec::new();
+        for seq in 0..n {
+            let (seq, ack, flags) = (Seq(seq), Seq(0), Flags::ACK);
+            Emit { src, dst, seq, ack, flags, window: 1, options: &[], payload: &[] }
+                .packet(&mut packet);
+            let to = socket.local_addr().unwrap();
+            Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap().send_to(&packet, &to).unwrap();
+        }
+        Sniffer::over(socket, Family::Ipv4, 0)
+    }
+
+    /// Control data that does not fit is counted; the segments of its batch are all read, only
+    /// without their time.
+    #[test]
+    fn truncated_control_data_loses_no_segment() {
+        let mut seen = Vec::new();
+        let mut note = |r: Received<'_>| seen.push((r.segment.seq.0, r.at.is_some()));
+        let mut s = sniffer(3);
+        assert_eq!(s.receive_with(nix::cmsg_space!(u32), &mut note).unwrap(), 3);
+        assert_eq!((s.received(), s.malformed(), s.control_truncated()), (3, 0, 3));
+        let mut s = sniffer(1);
+        assert_eq!(s.receive(&mut note).unwrap(), 1);
+        assert_eq!(s.control_truncated(), 0);
+        assert_eq!(seen, [(0, false), (1, false), (2, false), (0, true)]);
     }
 }

@@ -1,14 +1,37 @@
-//! Whether a received segment is undamaged.
+//! TCP's checksum: of what is sent, and whether a received segment is undamaged.
 //!
 //! A packet from the same host has often not been summed yet when a raw socket
 //! sees it: its checksum field then holds the sum of the pseudo-header alone
 //! (CHECKSUM_PARTIAL, linux/skbuff.h), as it does after segments were merged.
 
 use std::net::IpAddr;
+use std::ops::Range;
 
 use crate::segment::Segment;
 
 const IPPROTO_TCP: u32 = 6;
+/// Where TCP's header has it.
+const FIELD: Range<usize> = 16..18;
+
+/// The checksum of a TCP segment between two addresses of one family; what its own field holds
+/// is taken for zero.
+#[must_use]
+pub fn of(src: IpAddr, dst: IpAddr, tcp: &[u8]) -> u16 {
+    let field = tcp.get(FIELD).map_or(0, sum);
+    let all = add(pseudo(src, dst, tcp.len()), sum(tcp));
+    // In one's complement the negative of a sum takes it away.
+    !(fold(add(all, 0xffff - field)) as u16)
+}
+
+/// The sum of the pseudo-header (RFC 9293, section 3.1; RFC 8200, section 8.1).
+fn pseudo(src: IpAddr, dst: IpAddr, length: usize) -> u32 {
+    let addresses = match (src, dst) {
+        (IpAddr::V4(s), IpAddr::V4(d)) => add(sum(&s.octets()), sum(&d.octets())),
+        (IpAddr::V6(s), IpAddr::V6(d)) => add(sum(&s.octets()), sum(&d.octets())),
+        _ => 0,
+    };
+    add(addresses, IPPROTO_TCP + length as u32)
+}
 
 /// True when the checksum of `segment` is right or was left to be computed.
 /// `bytes` is what was captured, its end being the segment's, of a packet of
@@ -26,9 +49,8 @@ pub fn acceptable(segment: &Segment<'_>, bytes: &[u8], wire_len: usize) -> bool 
         IpAddr::V6(_) => 0,
     };
     let Some(tcp) = bytes.get(start..start + length) else { return false };
-    let pseudo = add(address_sum(segment), IPPROTO_TCP + length as u32);
-    let field = u32::from(u16::from_be_bytes([tcp[16], tcp[17]]));
-    fold(add(pseudo, sum(tcp))) == 0xffff || field == fold(pseudo)
+    let pseudo = pseudo(segment.src.ip(), segment.dst.ip(), length);
+    fold(add(pseudo, sum(tcp))) == 0xffff || sum(&tcp[FIELD]) == fold(pseudo)
 }
 
 /// Computes the checksum of a TCP or UDP packet, from its IP header on, where it was left to be
@@ -59,14 +81,6 @@ pub fn complete(packet: &mut [u8]) {
         // RFC 768: a UDP checksum of zero is sent as all ones.
         let checksum = if checksum == 0 { 0xffff } else { checksum };
         segment[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
-    }
-}
-
-fn address_sum(segment: &Segment<'_>) -> u32 {
-    match (segment.src.ip(), segment.dst.ip()) {
-        (IpAddr::V4(s), IpAddr::V4(d)) => add(sum(&s.octets()), sum(&d.octets())),
-        (IpAddr::V6(s), IpAddr::V6(d)) => add(sum(&s.octets()), sum(&d.octets())),
-        _ => 0,
     }
 }
 
@@ -140,8 +154,8 @@ mod tests {
             let right = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
 
             let s = read(six, &bytes, src, dst);
-            let length = 24 + payload.len() as u32;
-            let partial = fold(add(address_sum(&s), IPPROTO_TCP + length)) as u16;
+            let length = 24 + payload.len();
+            let partial = fold(pseudo(s.src.ip(), s.dst.ip(), length)) as u16;
             bytes[at..at + 2].copy_from_slice(&partial.to_be_bytes());
             prop_assert!(acceptable(&read(six, &bytes, src, dst), &bytes, bytes.len()));
 
@@ -160,8 +174,7 @@ mod tests {
             let mut right = Vec::new();
             emit.packet(&mut right);
             let header = if six { 40 } else { 20 };
-            let segment = Segment::parse_tcp(src.ip(), dst.ip(), &right[header..], right.len() - header).unwrap();
-            let pseudo = add(address_sum(&segment), IPPROTO_TCP + (right.len() - header) as u32);
+            let pseudo = pseudo(src.ip(), dst.ip(), right.len() - header);
             let partial = (fold(pseudo) as u16).to_be_bytes();
             for field in [partial, other.to_be_bytes()] {
                 let mut bytes = right.clone();

@@ -1,8 +1,9 @@
 //! TCP segments as bytes: sequence numbers, a checked view of what was received,
-//! an emitter of any combination of numbers and flags, checksums.
+//! an emitter of any combination of numbers and flags, checksums, packet filters.
 //!
 //! Pure, and knows nothing of the rest of the project.
 
 pub mod checksum;
+pub mod filter;
 pub mod segment;
 pub mod seq;

@@ -11,9 +11,10 @@ use pnet_packet::ip::IpNextHeaderProtocols;
 use pnet_packet::ipv4::{Ipv4Packet, MutableIpv4Packet};
 use pnet_packet::ipv6::MutableIpv6Packet;
 use pnet_packet::tcp::{MutableTcpPacket, TcpPacket};
-use pnet_packet::{Packet, ipv4, tcp};
+use pnet_packet::{Packet, ipv4};
 use serde::{Deserialize, Serialize};
 
+use crate::checksum;
 use crate::seq::Seq;
 
 const IPV4_HEADER: usize = 20;
@@ -405,13 +406,13 @@ impl Emit<'_> {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
                 buf.resize(IPV4_HEADER + tcp_len, 0);
                 self.ipv4_header(buf, src, dst);
-                self.tcp(&mut buf[IPV4_HEADER..], options, |t| tcp::ipv4_checksum(t, &src, &dst));
+                self.tcp(&mut buf[IPV4_HEADER..], options);
                 true
             }
             (IpAddr::V6(src), IpAddr::V6(dst)) => {
                 buf.resize(IPV6_HEADER + tcp_len, 0);
                 Self::ipv6_header(buf, tcp_len, src, dst);
-                self.tcp(&mut buf[IPV6_HEADER..], options, |t| tcp::ipv6_checksum(t, &src, &dst));
+                self.tcp(&mut buf[IPV6_HEADER..], options);
                 true
             }
             _ => false,
@@ -445,7 +446,7 @@ impl Emit<'_> {
         ip.set_destination(dst);
     }
 
-    fn tcp(&self, buf: &mut [u8], options: &[u8], checksum: impl Fn(&TcpPacket<'_>) -> u16) {
+    fn tcp(&self, buf: &mut [u8], options: &[u8]) {
         let header = TCP_HEADER + options.len().next_multiple_of(4);
         buf[TCP_HEADER..TCP_HEADER + options.len()].copy_from_slice(options);
         buf[header..].copy_from_slice(self.payload);
@@ -457,21 +458,9 @@ impl Emit<'_> {
         tcp.set_data_offset((header / 4) as u8);
         tcp.set_flags(self.flags.0);
         tcp.set_window(self.window);
-        let sum = checksum(&tcp.to_immutable());
+        let sum = checksum::of(self.src.ip(), self.dst.ip(), tcp.packet());
         tcp.set_checksum(sum);
     }
-}
-
-/// True when the TCP checksum of `bytes` (a whole segment, nothing cut) is right.
-#[must_use]
-pub fn checksum_ok(src: IpAddr, dst: IpAddr, bytes: &[u8]) -> bool {
-    let Some(tcp) = TcpPacket::new(bytes) else { return false };
-    let sum = match (src, dst) {
-        (IpAddr::V4(s), IpAddr::V4(d)) => tcp::ipv4_checksum(&tcp, &s, &d),
-        (IpAddr::V6(s), IpAddr::V6(d)) => tcp::ipv6_checksum(&tcp, &s, &d),
-        _ => return false,
-    };
-    sum == tcp.get_checksum() && tcp.packet().len() >= TCP_HEADER
 }
 
 #[cfg(test)]

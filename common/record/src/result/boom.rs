@@ -148,6 +148,9 @@ pub struct Sniffer {
     pub dropped: u64,
     /// Packets that were no TCP segments, or had a wrong checksum.
     pub malformed: u64,
+    /// Packets whose control data (time of receipt, destination, losses) the kernel cut.
+    #[serde(default)]
+    pub control_truncated: u64,
     /// The receive buffer in octets that the kernel granted to each socket.
     pub receive_buffer: u64,
     /// Why it stopped before the end, if it did.

@@ -151,7 +151,7 @@ proptest! {
             NetSlice::Arp(_) => panic!("not IP"),
         };
         prop_assert_eq!(t.checksum(), sum);
-        prop_assert!(checksum_ok(src.ip(), dst.ip(), &buf[tcp_at..]));
+        prop_assert_eq!(checksum::of(src.ip(), dst.ip(), &buf[tcp_at..]), sum);
 
         let ours = if six {
             Segment::parse_tcp(src.ip(), dst.ip(), &buf[tcp_at..], buf.len() - tcp_at)
@@ -161,6 +161,8 @@ proptest! {
         prop_assert_eq!((ours.src, ours.dst), (src, dst));
         prop_assert_eq!((ours.seq, ours.ack, ours.flags), (Seq(seq), Seq(ack), Flags(flags)));
         prop_assert_eq!(ours.payload_len as usize, payload.len());
+        let seen = if six { &buf[tcp_at..] } else { &buf[..] };
+        prop_assert!(checksum::acceptable(&ours, seen, seen.len()));
     }
 
     /// A single flipped bit in the segment is noticed by the checksum.
@@ -170,7 +172,8 @@ proptest! {
         let mut buf = Vec::new();
         e.packet(&mut buf);
         buf[IPV4_HEADER + bit / 8] ^= 1 << (bit % 8);
-        prop_assert!(!checksum_ok(e.src.ip(), e.dst.ip(), &buf[IPV4_HEADER..]));
+        let right = checksum::of(e.src.ip(), e.dst.ip(), &buf[IPV4_HEADER..]);
+        prop_assert_ne!(buf[IPV4_HEADER + 16..IPV4_HEADER + 18].to_vec(), right.to_be_bytes());
     }
 
     /// Arbitrary bytes never panic the decoder, and what it accepts is in bounds.

@@ -1,7 +1,7 @@
 //! The classic BPF program that keeps everything but our ports out of the raw
 //! sockets' buffers.
 
-use canary_wire::segment::Family;
+use crate::segment::Family;
 
 /// One instruction, as `struct sock_filter` (linux/filter.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
