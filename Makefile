@@ -1,6 +1,6 @@
 # `make lab` runs the experiment, `make test` the tests. Both install what they need.
 .PHONY: help lab test kernels bench bench-fill soak bench-boom matrix fuzz properties test-images test-kernels test-k8s \
-	programs fmt-check lint licences shell-check unit manifests clean
+	programs fmt-check lint docs licences shell-check unit manifests clean
 
 CARGO ?= cargo
 TOOLS := $(CURDIR)/target/tools
@@ -38,7 +38,7 @@ programs:
 
 test:
 	@tools/setup test
-	@$(MAKE) --no-print-directory fmt-check lint licences shell-check unit manifests
+	@$(MAKE) --no-print-directory fmt-check lint docs licences shell-check unit manifests
 
 fmt-check:
 	@echo '== format'
@@ -47,6 +47,10 @@ fmt-check:
 lint:
 	@echo '== clippy, warnings are errors'
 	@$(CARGO) clippy --quiet --workspace --all-targets -- -D warnings
+
+docs:
+	@echo '== rustdoc, warnings are errors'
+	@RUSTDOCFLAGS='-D warnings' $(CARGO) doc --quiet --workspace --no-deps
 
 licences: $(TOOLS)/bin/cargo-deny
 	@echo '== licences, duplicate versions, sources'

@@ -17,9 +17,10 @@ use clap::{Parser, ValueEnum};
 #[derive(Clone, Debug, Parser)]
 #[command(name = "boom-server", version)]
 pub struct Config {
-    /// Address and port to accept on; [::] takes both families [may be repeated]
+    /// Where to accept.
     #[arg(
         long,
+        help = "Address and port to accept on; [::] takes both families [may be repeated]",
         env = "BOOM_LISTEN",
         value_name = "ADDR",
         default_value = "[::]:9000",

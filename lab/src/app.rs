@@ -348,7 +348,7 @@ fn environment(tools: &Tools) -> Environment {
     ];
     let version = |(tool, flag): (&str, &str)| {
         let path = tools.path(tool).ok()?;
-        // tcpdump names its version on stdout or stderr, by version.
+        // A tool that refuses the flag says so in its version's place.
         let said = match Call::new(path, &[flag]).run() {
             Ok(text) => text,
             Err(e) => e.to_string(),

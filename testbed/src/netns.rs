@@ -87,7 +87,8 @@ pub fn isolate(env: Option<(&str, String)>) -> Result<ExitStatus, NetnsError> {
     Ok(status)
 }
 
-/// Tries whether [`isolate`] would succeed, in a process that goes no further.
+/// Puts this process into mount and network namespaces of its own, and its children into a PID
+/// namespace. Must be called before any thread is started.
 pub fn enter() -> Result<Isolation, NetnsError> {
     let before = inode("/proc/self/ns/net")?;
     let own = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNET;

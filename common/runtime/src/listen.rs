@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use nix::errno::Errno;
 
-/// Binds to `addr` with `bind`. A kernel without IPv6 can still serve what [::] means for IPv4.
+/// Binds to `addr` with `bind`. A kernel without IPv6 can still serve what `[::]` means for IPv4.
 pub fn bind<T>(addr: SocketAddr, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
     match bind(addr) {
         Err(e) if addr.ip().is_unspecified() && addr.is_ipv6() && without_ipv6(&e) => {

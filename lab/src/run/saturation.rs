@@ -1,4 +1,4 @@
-//! Runs the saturation experiment. [`bench`] runs the steps, [`eviction`] and [`half_open`]
+//! Runs the saturation experiment. [`mod@bench`] runs the steps, [`eviction`] and [`half_open`]
 //! some of them, in places that [`stage`] builds; [`streams`] are the connections that were
 //! there before.
 
