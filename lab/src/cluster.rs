@@ -19,7 +19,6 @@ use canary_runtime::output::{OutputError, ResultFile};
 use self::journal::{Journal, JournalError, Purpose, Reading, StepRecord};
 use crate::judge::saturation::findings;
 use crate::observed::saturation::{Facts, Kind, Shown};
-use crate::observed::series;
 use crate::report::folder::{self, FolderError};
 use crate::scenario::claims::Claim;
 
@@ -232,7 +231,7 @@ fn step(
         ..Step::default()
     };
     for result in results {
-        add(&mut step.new_failures, &series::classes(result));
+        add(&mut step.new_failures, &result.classes());
     }
     for r in &grown {
         add(&mut step.boom, &r.boom);

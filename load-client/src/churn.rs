@@ -123,7 +123,7 @@ pub async fn run(
         plans.push((w, plan, worker::epoll().context("cannot start a worker")?));
     }
     for ((w, plan, epoll), shown) in plans.into_iter().zip(&shown) {
-        let (stop, done, shown) = (Arc::clone(&stop), done.clone(), Arc::clone(shown));
+        let (stop, done, shown) = (Arc::clone(&stop), done.clone(), shown.clone());
         let thread = std::thread::Builder::new().name(format!("churn-{w}")).spawn(move || {
             let tally = worker::run(&plan, epoll, clock, &stop, &shown);
             drop(done);

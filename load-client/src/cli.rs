@@ -36,6 +36,8 @@ pub enum Command {
     Hold(HoldArgs),
     /// Conntrack count, limit and statistics of this network namespace
     Observe(ObserveArgs),
+    /// Which connections of this network namespace an INVALID segment ended, in the kernel's own words
+    Witness(WitnessArgs),
     /// Joins the results of many churns, holds or probes into one
     Merge(MergeArgs),
 }
@@ -286,6 +288,31 @@ pub struct ObserveArgs {
     /// Ends after this time (default: at SIGTERM or SIGINT)
     #[arg(long, value_name = "D", env = "LOAD_DURATION", value_parser = positive_duration)]
     pub duration: Option<Duration>,
+    /// Options of every subcommand.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// Options of `witness`.
+#[derive(Clone, Debug, Args)]
+pub struct WitnessArgs {
+    /// Ends after this time (default: at SIGTERM or SIGINT)
+    #[arg(long, value_name = "D", env = "LOAD_DURATION", value_parser = positive_duration)]
+    pub duration: Option<Duration>,
+    /// Between two updates of the metrics and of the table on a terminal
+    #[arg(long, value_name = "D", env = "LOAD_INTERVAL", default_value = "1s", value_parser = positive_duration)]
+    pub interval: Duration,
+    /// Where the kernel's netfilter values are mounted writable
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "LOAD_SYSCTL_DIR",
+        default_value = "/proc/sys/net/netfilter"
+    )]
+    pub sysctl_dir: PathBuf,
+    /// Where a file remembers the values before they are changed, for the one that comes after SIGKILL
+    #[arg(long, value_name = "DIR", env = "LOAD_STATE_DIR", default_value = "/run")]
+    pub state_dir: PathBuf,
     /// Options of every subcommand.
     #[command(flatten)]
     pub common: CommonArgs,

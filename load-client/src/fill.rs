@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use canary_record::prometheus;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::HOST;
@@ -16,6 +17,7 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use crate::observe;
 use crate::target::{Protocol, Target};
 
 /// Between two looks at the table.
@@ -51,11 +53,8 @@ impl Room {
 
 /// Entries and limit from observe's metrics.
 fn parse(page: &str) -> Option<(u64, u64)> {
-    let value = |name| {
-        let text = page.lines().find_map(|l| l.strip_prefix(name))?;
-        text.trim().parse::<f64>().ok().map(|v| v as u64)
-    };
-    Some((value("conntrack_entries ")?, value("conntrack_limit ")?))
+    let value = |name| prometheus::value(page, name).map(|v| v as u64);
+    Some((value(observe::ENTRIES)?, value(observe::LIMIT)?))
 }
 
 /// Follows the table.
@@ -149,8 +148,9 @@ impl Follower {
                 return Err(format!("no answer within {} s", TIMEOUT.as_secs()));
             }
         };
-        let (entries, limit) =
-            parse(&page).ok_or("its answer has no conntrack_entries and conntrack_limit")?;
+        let (entries, limit) = parse(&page).ok_or_else(|| {
+            format!("its answer has no {} and {}", observe::ENTRIES, observe::LIMIT)
+        })?;
         let wanted = wanted(limit, self.part);
         (self.limit, self.most) = (limit, self.most.max(entries));
         if entries >= wanted && self.reached.is_none() {
@@ -244,10 +244,9 @@ mod tests {
     /// Only both numbers together are an answer.
     #[test]
     fn reads_metrics() {
-        let page =
-            "# TYPE conntrack_entries gauge\nconntrack_entries 12\n\nconntrack_limit 262144\n";
+        let page = "load_conntrack_entries 12\n\nload_conntrack_limit 262144\n";
         assert_eq!(parse(page), Some((12, 262_144)));
-        assert_eq!(parse("conntrack_entries 12\nconntrack_limits 3\n"), None);
-        assert_eq!(parse("conntrack_entries x\nconntrack_limit 3\n"), None);
+        assert_eq!(parse("load_conntrack_entries 12\nload_conntrack_limits 3\n"), None);
+        assert_eq!(parse("load_conntrack_entries x\nload_conntrack_limit 3\n"), None);
     }
 }

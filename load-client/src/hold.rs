@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use canary_record::names::{EndedBy, Phase};
@@ -20,7 +20,7 @@ use crate::cli::{Close, HoldArgs};
 use crate::live::Live;
 use crate::log::FailureLog;
 use crate::probe::{connect, within};
-use crate::tally::{Clock, Failure, Shown, Tally, is_local};
+use crate::tally::{Clock, Failure, Shown, Tally};
 
 /// Handshakes at once: more would overflow the queue of most listeners.
 const HANDSHAKES: usize = 512;
@@ -99,11 +99,12 @@ async fn all(
         .map(|n| tokio::task::spawn_local(place(Rc::clone(&shared), n)))
         .collect();
     let shown = Shown::default();
-    let live = Live::begin(vec![Arc::clone(&shown)], admin);
+    let live = Live::begin(vec![shown.clone()], admin);
     let show = || {
         let mut counts = shared.tally.borrow().counts;
         counts.open = shared.open.get();
-        *shown.lock().unwrap_or_else(PoisonError::into_inner) = counts;
+        shown.set(&counts);
+        shared.log.borrow_mut().tick(Instant::now());
     };
     let mut ticks = tokio::time::interval(SHOW);
     let end = tokio::time::sleep(args.duration.unwrap_or(Duration::MAX));
@@ -135,10 +136,7 @@ async fn all(
     }
     let mut tally = shared.tally.borrow().clone();
     // What is left is in an exchange, which proves neither life nor loss.
-    let ended = tally.counts.ok + tally.counts.failed();
-    for _ in ended..tally.counts.attempts {
-        tally.fail(Instant::now(), (Phase::Receive, Cause::Interrupted));
-    }
+    tally.interrupt(Instant::now());
     drop(live);
     shared.log.borrow_mut().finish();
     (tally, shared.record.get(), ended_by)
@@ -225,7 +223,7 @@ async fn open(
             Err(failure) => {
                 shared.failed(failure);
                 let until = Instant::now() + PAUSE;
-                if is_local(failure.1) {
+                if failure.1.is_local() {
                     shared.paused_until.set(until);
                 }
                 pause(until, stop).await?;

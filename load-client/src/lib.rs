@@ -23,6 +23,7 @@ pub mod tally;
 pub mod target;
 pub mod threshold;
 pub mod verdict;
+pub mod witness;
 pub mod worker;
 
 use std::net::IpAddr;

@@ -3,7 +3,7 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use canary_record::result::load::Cause;
@@ -45,11 +45,10 @@ pub fn admin(addr: Option<SocketAddr>) -> Result<Option<Arc<Admin>>, String> {
 }
 
 /// The sum of what the workers show.
-#[must_use]
-pub fn sum(shown: &[Shown]) -> Counts {
+fn sum(shown: &[Shown]) -> Counts {
     let mut sum = Counts::default();
     for s in shown {
-        sum.add(&s.lock().unwrap_or_else(PoisonError::into_inner));
+        sum += &s.get();
     }
     sum
 }
@@ -135,7 +134,7 @@ fn publish(before: &Counts, now: &Counts) {
     }
 }
 
-/// The median of what came since `before`, in microseconds.
+/// A quantile of what came since `before`, in microseconds.
 fn quantile(before: &Counts, now: &Counts, q: f64) -> u64 {
     let new: Vec<u64> = now.total.iter().zip(before.total).map(|(n, b)| n - b).collect();
     let wanted = (new.iter().sum::<u64>() as f64 * q).ceil() as u64;

@@ -1,10 +1,11 @@
-//! Events that may come in thousands a second: a few are written, the others
-//! are counted and the count is written with the next.
+//! Failures may come in thousands a second: a few are written, the others are counted, and the
+//! count is written with the next or when its second is over.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use canary_record::names::Errno;
 use canary_record::result::load::Cause;
+use canary_runtime::limit::{Decision, Limit};
 
 use crate::tally::Failure;
 
@@ -14,35 +15,20 @@ const PER_SECOND: u32 = 5;
 /// Writes failures to the log, at a bounded rate.
 #[derive(Debug)]
 pub struct FailureLog {
-    second: Instant,
-    written: u32,
-    held_back: u64,
+    began: Instant,
+    limit: Limit,
 }
 
 impl FailureLog {
     /// A log that has written nothing yet.
     #[must_use]
-    pub const fn new(now: Instant) -> Self {
-        Self { second: now, written: 0, held_back: 0 }
-    }
-
-    /// The count held back if this event may be written now, else none.
-    fn admit(&mut self, now: Instant) -> Option<u64> {
-        if now.saturating_duration_since(self.second) >= Duration::from_secs(1) {
-            (self.second, self.written) = (now, 0);
-        }
-        if self.written < PER_SECOND {
-            self.written += 1;
-            Some(std::mem::take(&mut self.held_back))
-        } else {
-            self.held_back += 1;
-            None
-        }
+    pub const fn new(began: Instant) -> Self {
+        Self { began, limit: Limit::new(PER_SECOND) }
     }
 
     /// Reports one failed connection.
     pub fn failure(&mut self, now: Instant, (phase, cause): Failure) {
-        let Some(held_back) = self.admit(now) else { return };
+        let Decision::Tell { held_back } = self.limit.admit(now - self.began) else { return };
         let phase = phase.as_str();
         match cause {
             // The words that people grep for.
@@ -59,27 +45,19 @@ impl FailureLog {
         }
     }
 
+    /// Says how many of a second that is over were not written. To be called now and then.
+    pub fn tick(&mut self, now: Instant) {
+        Self::tell(self.limit.due(now - self.began));
+    }
+
     /// Says at the end how many were never written.
     pub fn finish(&mut self) {
-        if self.held_back > 0 {
-            let held_back = std::mem::take(&mut self.held_back);
+        Self::tell(self.limit.finish());
+    }
+
+    fn tell(held_back: Option<std::num::NonZeroU64>) {
+        if let Some(held_back) = held_back {
             tracing::warn!(held_back, "more failures, not written one by one");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// No more lines than allowed, and every one held back is counted.
-    #[test]
-    fn holds_back_and_counts() {
-        let t = Instant::now();
-        let mut log = FailureLog::new(t);
-        let admitted = (0..100).filter(|_| log.admit(t).is_some()).count();
-        assert_eq!(admitted, PER_SECOND as usize);
-        assert_eq!(log.admit(t + Duration::from_secs(1)), Some(100 - u64::from(PER_SECOND)));
-        assert_eq!(log.admit(t + Duration::from_secs(1)), Some(0));
     }
 }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use canary_record::hist::Latency;
-use canary_record::names::{Phase, Verdict};
-use canary_record::result::SCHEMA_VERSION;
-use canary_record::result::load::{Cause, HoldRecord, LoadResult};
+use canary_record::names::{EndedBy, LoadVerdict};
+use canary_record::result::load::{HoldRecord, LoadResult};
+use canary_record::result::{Run, SCHEMA_VERSION, seconds_between};
 
-use crate::series::Course;
+use crate::report;
+use crate::tally::{Clock, Tally};
 
 /// A file that cannot be merged.
 #[derive(Debug, thiserror::Error)]
@@ -55,19 +55,12 @@ pub fn read(path: &Path) -> Result<LoadResult, MergeError> {
     Ok(result)
 }
 
-/// What of the parts makes up the whole. `run` of the whole is the caller's.
-#[derive(Debug)]
-pub struct Joined {
-    /// The whole, with the first part's run.
-    pub result: LoadResult,
-    /// From the first begin to the last end, in RFC 3339.
-    pub started: String,
-    /// The last end.
-    pub ended: String,
-}
-
-/// Joins at least one result.
-pub fn join(parts: &[(String, LoadResult)]) -> Result<Joined, MergeError> {
+/// The whole of at least one result: the sums of their counts, from the first begin to the last
+/// end. `run` makes its own record from why the first ended.
+pub fn join(
+    parts: &[(String, LoadResult)],
+    run: impl FnOnce(EndedBy) -> Run,
+) -> Result<LoadResult, MergeError> {
     let (first_name, first) = &parts[0];
     if let Some((name, other)) = parts.iter().find(|(_, r)| r.run.program != first.run.program) {
         return Err(MergeError::Mixed(
@@ -82,80 +75,39 @@ pub fn join(parts: &[(String, LoadResult)]) -> Result<Joined, MergeError> {
             return Err(MergeError::Twice(other.clone(), name.clone()));
         }
     }
-    let mut whole = first.clone();
-    let (mut connect, mut total) = (Latency::new(), Latency::new());
-    let mut failures: BTreeMap<(Phase, Cause), (bool, u64)> = BTreeMap::new();
-    let mut course = Course::default();
-    (whole.attempts, whole.ok, whole.bytes_received, whole.own_resets) = (0, 0, 0, 0);
-    (whole.merged, whole.never_begun, whole.hold, whole.preflight) = (0, 0, None, None);
-    whole.probe.clear();
-    whole.reasons.clear();
+    let mut tally = Tally::new(Clock::now());
+    let mut hold: Option<HoldRecord> = None;
+    let mut reasons = Vec::new();
     for (_, part) in parts {
-        whole.attempts += part.attempts;
-        whole.never_begun += part.never_begun;
-        whole.ok += part.ok;
-        whole.bytes_received += part.bytes_received;
-        whole.own_resets += part.own_resets;
-        whole.merged += part.merged;
-        for f in &part.failures {
-            failures.entry((f.phase, f.cause)).or_insert((f.local, 0)).1 += f.count;
-        }
-        for (end, n) in &part.probe {
-            *whole.probe.entry(*end).or_default() += n;
-        }
-        connect.merge(&part.connect_latency.to_histogram());
-        total.merge(&part.total_latency.to_histogram());
-        course = course.join(Course::from_record(&part.series));
+        tally.merge(Tally::of(part));
         if let Some(h) = part.hold {
-            whole.hold = Some(add(whole.hold.unwrap_or_default(), h));
+            *hold.get_or_insert_default() += h;
         }
-        if part.verdict != Verdict::Protected {
+        if part.verdict != LoadVerdict::WithinThresholds {
             let why = part.reasons.first().map_or("", String::as_str);
-            whole.reasons.push(format!("{}: {}: {why}", part.run.host, part.verdict));
+            reasons.push(format!("{}: {}: {why}", part.run.host, part.verdict));
         }
     }
-    whole.failures = failures
-        .into_iter()
-        .map(|((phase, cause), (local, count))| canary_record::result::load::FailureCount {
-            phase,
-            cause,
-            local,
-            count,
-        })
-        .collect();
-    whole.connect_latency = connect.summary();
-    whole.total_latency = total.summary();
-    whole.series = course.record();
-    let earliest = |a: &String, b: &String| a.cmp(b);
-    let started = parts.iter().map(|(_, r)| &r.run.started).min_by(|a, b| earliest(a, b));
-    let ended = parts.iter().map(|(_, r)| &r.run.ended).max_by(|a, b| earliest(a, b));
-    Ok(Joined {
-        started: started.cloned().unwrap_or_default(),
-        ended: ended.cloned().unwrap_or_default(),
-        result: whole,
+    // RFC 3339 in UTC sorts as text.
+    let times = || parts.iter().map(|(_, r)| &r.run);
+    let started = times().map(|r| r.started.clone()).min().unwrap_or_default();
+    let ended = times().map(|r| r.ended.clone()).max().unwrap_or_default();
+    let seconds = seconds_between(&started, &ended).unwrap_or_default();
+    let run = Run { seconds, started, ended, ..run(first.run.ended_by) };
+    Ok(LoadResult {
+        reasons,
+        hold,
+        probe: if first.probe.is_empty() { BTreeMap::new() } else { tally.counts.ends() },
+        merged: parts.iter().map(|(_, r)| r.merged).sum(),
+        ..report::document(run, seconds, &tally)
     })
 }
 
-/// The worst of all parts: vulnerable before inconclusive before protected.
+/// The worst of all parts: a crossed threshold before inconclusive before the rest.
 #[must_use]
-pub fn worst(parts: &[(String, LoadResult)]) -> Verdict {
-    let has = |v| parts.iter().any(|(_, r)| r.verdict == v);
-    if has(Verdict::Vulnerable) {
-        Verdict::Vulnerable
-    } else if has(Verdict::Inconclusive) {
-        Verdict::Inconclusive
-    } else {
-        Verdict::Protected
-    }
-}
-
-fn add(a: HoldRecord, b: HoldRecord) -> HoldRecord {
-    HoldRecord {
-        wanted: a.wanted + b.wanted,
-        most_open: a.most_open + b.most_open,
-        open_at_end: a.open_at_end + b.open_at_end,
-        lost: a.lost + b.lost,
-        replaced: a.replaced + b.replaced,
-        exchanges: a.exchanges + b.exchanges,
-    }
+pub fn worst(parts: &[(String, LoadResult)]) -> LoadVerdict {
+    let order =
+        [LoadVerdict::ThresholdCrossed, LoadVerdict::Inconclusive, LoadVerdict::WithinThresholds];
+    let has = |v: &LoadVerdict| parts.iter().any(|(_, r)| r.verdict == *v);
+    order.into_iter().find(has).unwrap_or(LoadVerdict::Inconclusive)
 }

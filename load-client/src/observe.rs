@@ -12,6 +12,7 @@ use canary_record::result::SCHEMA_VERSION;
 use canary_record::result::observe::{
     ConntrackCounters, ConntrackSample, CpuCounters, ObserveResult, SourceState,
 };
+use canary_record::series;
 use canary_runtime::admin::Admin;
 use canary_runtime::shutdown::Shutdown;
 
@@ -20,6 +21,10 @@ use crate::report::Report;
 
 /// The most samples that the result carries.
 const SERIES: usize = 1024;
+
+/// The metrics that `churn --fill` follows.
+pub(crate) const ENTRIES: &str = "load_conntrack_entries";
+pub(crate) const LIMIT: &str = "load_conntrack_limit";
 
 /// The names of the sources in the result.
 const PROCFS: &str = "procfs";
@@ -112,41 +117,6 @@ fn number(key: &str) -> Result<u64, String> {
     read(&format!("/proc/sys/{key}"), stat::number)
 }
 
-/// A series of samples, bounded: when full, every second one goes.
-#[derive(Clone, Debug)]
-pub struct Series {
-    samples: Vec<ConntrackSample>,
-    /// One of so many is kept.
-    stride: u64,
-    seen: u64,
-}
-
-impl Default for Series {
-    fn default() -> Self {
-        Self { samples: Vec::new(), stride: 1, seen: 0 }
-    }
-}
-
-impl Series {
-    /// Adds a sample.
-    pub fn push(&mut self, sample: ConntrackSample) {
-        if self.seen.is_multiple_of(self.stride) {
-            if self.samples.len() == SERIES {
-                let mut n = 0;
-                self.samples.retain(|_| {
-                    n += 1;
-                    n % 2 == 1
-                });
-                self.stride *= 2;
-            }
-            if self.seen.is_multiple_of(self.stride) {
-                self.samples.push(sample);
-            }
-        }
-        self.seen += 1;
-    }
-}
-
 /// Observes until the end; none when nothing can be read at all.
 pub async fn run(
     args: &ObserveArgs,
@@ -179,8 +149,13 @@ pub async fn run(
         sources = ?sources(),
         "ready"
     );
-    let mut series = Series::default();
-    series.push(first.sample);
+    let (mut samples, mut taken) = (Vec::new(), 0);
+    let mut keep = |sample| {
+        // Each sample stands for itself: of neighbours the first stays.
+        series::push(&mut samples, taken, SERIES, sample, |_, _| {});
+        taken += 1;
+    };
+    keep(first.sample);
     let (mut last, mut most) = (first.clone(), first.sample.entries);
     let mut reasons = Vec::new();
     let node = crate::shown::read().await;
@@ -199,7 +174,7 @@ pub async fn run(
         // One last look at the end, so that `last` is the end.
         match read(start.elapsed().as_secs_f64()) {
             Some(look) => {
-                series.push(look.sample);
+                keep(look.sample);
                 publish(&look.sample);
                 most = most.max(look.sample.entries);
                 if logged.elapsed() >= Duration::from_secs(1) {
@@ -239,21 +214,21 @@ pub async fn run(
             .fold(ConntrackCounters::default(), |sum, c| sum.plus(c.counters)),
         difference_by_cpu,
         most_entries: most,
-        samples_taken: series.seen,
-        series_interval_s: args.interval.as_secs_f64() * series.stride as f64,
-        samples: series.samples,
+        samples_taken: taken,
+        series_interval_s: args.interval.as_secs_f64() * series::width(taken, SERIES) as f64,
+        samples,
     })
 }
 
 /// Brings the metrics to the latest sample; costs nothing without an admin port.
 fn publish(s: &ConntrackSample) {
-    metrics::gauge!("conntrack_entries").set(s.entries as f64);
-    metrics::gauge!("conntrack_limit").set(s.limit as f64);
+    metrics::gauge!(ENTRIES).set(s.entries as f64);
+    metrics::gauge!(LIMIT).set(s.limit as f64);
     let c = s.counters;
-    metrics::counter!("conntrack_drop_total").absolute(c.drop);
-    metrics::counter!("conntrack_early_drop_total").absolute(c.early_drop);
-    metrics::counter!("conntrack_insert_failed_total").absolute(c.insert_failed);
-    metrics::counter!("conntrack_invalid_total").absolute(c.invalid);
+    metrics::counter!("load_conntrack_drop_total").absolute(c.drop);
+    metrics::counter!("load_conntrack_early_drop_total").absolute(c.early_drop);
+    metrics::counter!("load_conntrack_insert_failed_total").absolute(c.insert_failed);
+    metrics::counter!("load_conntrack_invalid_total").absolute(c.invalid);
 }
 
 /// At most one event a second, however short the interval.
@@ -284,25 +259,5 @@ async fn until(end: Option<Instant>) {
     match end {
         Some(t) => tokio::time::sleep_until(t.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// However long the run, the series is bounded and evenly spaced.
-    #[test]
-    fn the_series_is_bounded() {
-        let mut series = Series::default();
-        for n in 0..10_000 {
-            series.push(ConntrackSample { t: f64::from(n), ..ConntrackSample::default() });
-        }
-        assert!(series.samples.len() <= SERIES && series.samples.len() >= SERIES / 2);
-        let stride = series.stride as f64;
-        for (i, s) in series.samples.iter().enumerate() {
-            assert!((s.t - i as f64 * stride).abs() < 0.5, "{i} {}", s.t);
-        }
-        assert_eq!(series.seen, 10_000);
     }
 }

@@ -1,9 +1,11 @@
 //! Connections to boom-server, and how each one ended as an application sees it.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use canary_record::names::{EndedBy, Errno, Phase, ProbeEnd};
@@ -21,7 +23,7 @@ use crate::cli::{Pattern, ProbeArgs};
 use crate::live::Live;
 use crate::log::FailureLog;
 use crate::socket;
-use crate::tally::{Clock, Ends, Failure, Shown, Tally, probe_end};
+use crate::tally::{Clock, Failure, Shown, Tally};
 
 /// Octets of the answers of `idle` and of the others.
 const TINY: u64 = 16;
@@ -31,35 +33,47 @@ const DRAIN: Duration = Duration::from_millis(500);
 /// How long the server's own FIN is waited for.
 const CLOSE: Duration = Duration::from_secs(1);
 
-/// What probing found.
-#[derive(Debug)]
-pub struct Probed {
-    /// One record for each connection.
-    pub tally: Tally,
-    /// The same as ends.
-    pub ends: Ends,
-    /// Why it ended.
-    pub ended_by: EndedBy,
+/// What all connections share; one thread, so no lock.
+struct Shared {
+    args: ProbeArgs,
+    target: SocketAddr,
+    tally: RefCell<Tally>,
+    log: RefCell<FailureLog>,
+    shown: Shown,
 }
 
-/// One connection's success: how long the connect and everything took.
-struct Survived {
-    connect: Duration,
-    bytes: u64,
+impl Shared {
+    /// Shows the counts, of which `open` have not ended.
+    fn show(&self, open: usize) {
+        let mut tally = self.tally.borrow_mut();
+        tally.counts.open = open as u64;
+        self.shown.set(&tally.counts);
+        self.log.borrow_mut().tick(Instant::now());
+    }
 }
 
-/// Probes with `args` the address `target`.
+/// Probes with `args` the address `target`: one record for each connection, and why it ended.
 pub async fn run(
     args: &ProbeArgs,
     target: SocketAddr,
     shutdown: &mut Shutdown,
     admin: Option<&Arc<Admin>>,
-) -> Probed {
-    let shown = Shown::default();
-    let live = Live::begin(vec![Arc::clone(&shown)], admin);
-    let probed = LocalSet::new().run_until(all(args, target, shutdown, &shown)).await;
+) -> (Tally, EndedBy) {
+    let clock = Clock::now();
+    let shared = Rc::new(Shared {
+        args: args.clone(),
+        target,
+        tally: RefCell::new(Tally::new(clock)),
+        log: RefCell::new(FailureLog::new(clock.start())),
+        shown: Shown::default(),
+    });
+    let live = Live::begin(vec![shared.shown.clone()], admin);
+    let ended_by = LocalSet::new().run_until(all(&shared, clock.start(), shutdown)).await;
     drop(live);
-    probed
+    let mut tally = shared.tally.borrow().clone();
+    tally.interrupt(Instant::now());
+    shared.log.borrow_mut().finish();
+    (tally, ended_by)
 }
 
 /// When the connections of `wave` are opened, by a schedule computed from the
@@ -77,17 +91,8 @@ fn wave_at(
     duration.is_none_or(|d| after < d).then(|| began + after)
 }
 
-async fn all(
-    args: &ProbeArgs,
-    target: SocketAddr,
-    shutdown: &mut Shutdown,
-    shown: &Shown,
-) -> Probed {
-    let args = Rc::new(args.clone());
-    let clock = Clock::now();
-    let began = clock.start();
-    let mut records =
-        Records { tally: Tally::new(clock), ends: Ends::new(), log: FailureLog::new(began), shown };
+async fn all(shared: &Rc<Shared>, began: Instant, shutdown: &mut Shutdown) -> EndedBy {
+    let args = &shared.args;
     let mut tasks = JoinSet::new();
     let mut waves: u32 = 0;
     let mut ended_by = if args.every.is_some() { EndedBy::Duration } else { EndedBy::Connections };
@@ -101,23 +106,15 @@ async fn all(
         if next.is_some_and(|at| at <= Instant::now()) {
             waves += 1;
             for _ in 0..args.connections {
-                let (args, n) = (Rc::clone(&args), records.tally.counts.attempts);
-                let go = gone.clone();
-                records.tally.begin(Instant::now());
-                tasks.spawn_local(async move {
-                    let started = Instant::now();
-                    let end = one(&args, target, n, go).await;
-                    (end, started.elapsed())
-                });
+                tasks.spawn_local(one(Rc::clone(shared), gone.clone()));
             }
             continue;
         }
         tokio::select! {
             () = tokio::time::sleep_until(next.unwrap_or(began).into()), if next.is_some() => {}
+            // An error would be a task that panicked: its connection is counted as cut short.
             joined = tasks.join_next(), if next.is_none() || !tasks.is_empty() => match joined {
-                Some(Ok((end, took))) => records.add(end, took, tasks.len()),
-                // Never: no task panics or is aborted; counted so that the sum holds.
-                Some(Err(_)) => records.add(Err(CUT), Duration::ZERO, tasks.len()),
+                Some(_) => shared.show(tasks.len()),
                 None => break,
             },
             () = usr1(&mut told) => {
@@ -130,49 +127,12 @@ async fn all(
             () = tokio::time::sleep_until(drained.unwrap_or(began).into()), if drained.is_some() => break,
         }
     }
-    for _ in 0..tasks.len() {
-        records.add(Err(CUT), Duration::ZERO, 0);
-    }
-    records.log.finish();
-    Probed { tally: records.tally, ends: records.ends, ended_by }
-}
-
-/// What a connection that the end of the run cut short counts as.
-const CUT: Failure = (Phase::Receive, Cause::Interrupted);
-
-/// The counts while the run goes on.
-struct Records<'a> {
-    tally: Tally,
-    ends: Ends,
-    log: FailureLog,
-    shown: &'a Shown,
-}
-
-impl Records<'_> {
-    fn add(&mut self, end: Result<Survived, Failure>, took: Duration, open: usize) {
-        let now = Instant::now();
-        let end = match end {
-            Ok(s) => {
-                self.tally.ok(now, took);
-                self.tally.counts.bytes += s.bytes;
-                self.tally.connected(s.connect);
-                ProbeEnd::Survived
-            }
-            Err(failure) => {
-                self.tally.fail(now, failure);
-                self.log.failure(now, failure);
-                probe_end(failure)
-            }
-        };
-        *self.ends.entry(end).or_default() += 1;
-        self.tally.counts.open = open as u64;
-        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = self.tally.counts;
-    }
+    ended_by
 }
 
 /// What the ends mean, in sentences.
 #[must_use]
-pub fn reasons(ends: &Ends) -> Vec<String> {
+pub fn reasons(ends: &BTreeMap<ProbeEnd, u64>) -> Vec<String> {
     let say = |(end, n): (&ProbeEnd, &u64)| {
         let what = match end {
             ProbeEnd::Survived => return None,
@@ -230,16 +190,37 @@ async fn usr1(signal: &mut Option<tokio::signal::unix::Signal>) {
     std::future::pending::<()>().await;
 }
 
-async fn one(
-    args: &ProbeArgs,
-    target: SocketAddr,
-    n: u64,
-    mut go: watch::Receiver<bool>,
-) -> Result<Survived, Failure> {
-    let source = crate::pick(&args.source_ip, n);
+/// One connection, from its begin to its record.
+async fn one(shared: Rc<Shared>, go: watch::Receiver<bool>) {
     let started = Instant::now();
-    let mut stream = within(args.timeout, Phase::Connect, connect(target, source)).await?;
-    let connect = started.elapsed();
+    let n = shared.tally.borrow().counts.attempts;
+    shared.tally.borrow_mut().begin(started);
+    let end = exchange(&shared, n, started, go).await;
+    let (now, mut tally) = (Instant::now(), shared.tally.borrow_mut());
+    match end {
+        Ok(bytes) => {
+            tally.ok(now, now - started);
+            tally.counts.bytes += bytes;
+        }
+        Err(failure) => {
+            tally.fail(now, failure);
+            shared.log.borrow_mut().failure(now, failure);
+        }
+    }
+}
+
+/// Connects, waits, and does what the pattern says; the octets that came.
+async fn exchange(
+    shared: &Shared,
+    n: u64,
+    started: Instant,
+    mut go: watch::Receiver<bool>,
+) -> Result<u64, Failure> {
+    let args = &shared.args;
+    let source = crate::pick(&args.source_ip, n);
+    let connecting = connect(shared.target, source);
+    let mut stream = within(args.timeout, Phase::Connect, connecting).await?;
+    shared.tally.borrow_mut().connected(started.elapsed());
     // The end of the delay, or whoever knows that there is nothing to wait for.
     let _ = tokio::time::timeout(args.delay, go.wait_for(|go| *go)).await;
     // Bodies differ between connections, so that no answer can pass for another's.
@@ -253,7 +234,7 @@ async fn one(
         Pattern::Upload => upload(&mut stream, args, size, seed).await?,
     };
     close(&mut stream).await?;
-    Ok(Survived { connect, bytes })
+    Ok(bytes)
 }
 
 /// Asks for a body and checks every octet.

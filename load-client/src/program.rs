@@ -7,26 +7,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use canary_record::names::{EndedBy, Verdict};
+use canary_record::names::{EndedBy, LoadVerdict};
 use canary_record::result::load::LoadResult;
-use canary_record::result::{Config, Run, seconds_between};
+use canary_record::result::serve::ServeResult;
+use canary_record::result::{Config, SCHEMA_VERSION};
 use canary_runtime::admin::Admin;
 use canary_runtime::cli::derive;
 use canary_runtime::exit::Exit;
 use canary_runtime::logs::{end_logs, init_logs};
 use canary_runtime::shutdown::Shutdown;
-use serde_json::json;
 
 use crate::cli::{
     ChurnArgs, Cli, Command, CommonArgs, HoldArgs, MergeArgs, ObserveArgs, ProbeArgs, ResolveArgs,
-    ServeArgs,
+    ServeArgs, WitnessArgs,
 };
 use crate::fill::{Follower, Room};
 use crate::preflight::Load;
 use crate::report::Report;
 use crate::target::{Protocol, Target};
 use crate::threshold::Threshold;
-use crate::{churn, hold, live, merge, observe, preflight, probe, report, serve, socket, verdict};
+use crate::{
+    churn, hold, live, merge, observe, preflight, probe, report, serve, socket, verdict, witness,
+};
 
 /// How a subcommand ends early.
 enum End {
@@ -81,6 +83,7 @@ async fn run(command: Command, config: Config) -> Result<Exit, End> {
         Command::Serve(args) => run_serve(args, config).await,
         Command::Hold(args) => run_hold(args, config).await,
         Command::Observe(args) => run_observe(args, config).await,
+        Command::Witness(args) => run_witness(args, config).await,
         Command::Merge(args) => run_merge(&args, config),
     }
 }
@@ -144,8 +147,9 @@ fn ready(admin: Option<&Arc<Admin>>) {
 /// Judges, reports, and says how to exit.
 fn finish(report: &Report, mut result: LoadResult, thresholds: &[Threshold]) -> Result<Exit, End> {
     verdict::judge(&mut result, thresholds);
-    report.finish(&result, &report::summary(&result))?;
-    Ok(report::exit(result.verdict, result.run.ended_by))
+    let exit = report::exit(result.verdict, result.run.ended_by);
+    report.finish(result, report::summary)?;
+    Ok(exit)
 }
 
 async fn run_churn(args: ChurnArgs, mut config: Config) -> Result<Exit, End> {
@@ -173,7 +177,7 @@ async fn run_churn(args: ChurnArgs, mut config: Config) -> Result<Exit, End> {
     ready(admin.as_ref());
     let fill = follower.as_mut().map(|f| (f, &room));
     let (tally, ended_by) = churn::run(&args, target, fill, &mut shutdown, admin.as_ref()).await?;
-    let mut result = report.load_result(&tally, ended_by);
+    let mut result = report.load_result(&tally, ended_by, args.duration);
     result.reasons.extend(follower.map(|f| f.reason()));
     result.preflight = Some(preflight);
     let exit = finish(&report, result, &args.fail_on)?;
@@ -204,7 +208,7 @@ async fn run_hold(args: HoldArgs, mut config: Config) -> Result<Exit, End> {
     preflight::log(&preflight);
     ready(admin.as_ref());
     let (tally, hold, ended_by) = hold::run(&args, target, &mut shutdown, admin.as_ref()).await;
-    let mut result = report.load_result(&tally, ended_by);
+    let mut result = report.load_result(&tally, ended_by, args.duration);
     (result.preflight, result.hold) = (Some(preflight), Some(hold));
     finish(&report, result, &args.fail_on)
 }
@@ -234,10 +238,10 @@ async fn run_probe(args: ProbeArgs, mut config: Config) -> Result<Exit, End> {
     // For its raised limit of open files.
     let _ = preflight::read();
     ready(admin.as_ref());
-    let probed = probe::run(&args, target, &mut shutdown, admin.as_ref()).await;
-    let mut result = report.load_result(&probed.tally, probed.ended_by);
-    result.reasons = probe::reasons(&probed.ends);
-    result.probe = probed.ends;
+    let (tally, ended_by) = probe::run(&args, target, &mut shutdown, admin.as_ref()).await;
+    let mut result = report.load_result(&tally, ended_by, args.duration);
+    result.probe = tally.counts.ends();
+    result.reasons = probe::reasons(&result.probe);
     finish(&report, result, &args.fail_on)
 }
 
@@ -247,22 +251,16 @@ fn run_merge(args: &MergeArgs, config: Config) -> Result<Exit, End> {
     for file in &args.files {
         parts.push((file.display().to_string(), merge::read(file).map_err(usage)?));
     }
-    let joined = merge::join(&parts).map_err(usage)?;
     let report = begin("load-client merge", config, &args.common)?;
-    let mut result = joined.result;
-    result.run = Run {
-        seconds: seconds_between(&joined.started, &joined.ended).unwrap_or_default(),
-        started: joined.started,
-        ended: joined.ended,
-        ..report.run(result.run.ended_by)
-    };
+    let mut result = merge::join(&parts, |ended_by| report.run(ended_by)).map_err(usage)?;
     verdict::judge(&mut result, &args.fail_on);
     // What a part found stands, whatever the whole's thresholds say.
-    if result.verdict != Verdict::Vulnerable {
+    if result.verdict != LoadVerdict::ThresholdCrossed {
         result.verdict = merge::worst(&parts);
     }
-    report.finish(&result, &report::summary(&result))?;
-    Ok(result.verdict.into())
+    let exit = result.verdict.into();
+    report.finish(result, report::summary)?;
+    Ok(exit)
 }
 
 async fn run_serve(args: ServeArgs, mut config: Config) -> Result<Exit, End> {
@@ -315,19 +313,19 @@ async fn run_serve(args: ServeArgs, mut config: Config) -> Result<Exit, End> {
         let _ = thread.join();
     }
     let count = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
-    let result = json!({
-        "schema_version": canary_record::result::SCHEMA_VERSION,
-        "run": report.run(ended_by),
-        "accepted": count(&served.accepted),
-        "answers": count(&served.answers),
-        "accept_errors": count(&served.accept_errors),
-    });
-    let summary = format!("served {} connections", count(&served.accepted));
-    report.finish(&result, &summary)?;
+    let result = ServeResult {
+        schema_version: SCHEMA_VERSION,
+        run: report.run(ended_by),
+        reasons: error.iter().map(|e| format!("a worker failed: {e}")).collect(),
+        accepted: count(&served.accepted),
+        answers: count(&served.answers),
+        accept_errors: count(&served.accept_errors),
+    };
+    report.finish(result, |r| format!("served {} connections", r.accepted))?;
     if let Some(e) = error {
         return Err(End::Failed(anyhow::Error::from(e).context("a worker failed")));
     }
-    Ok(report::exit(Verdict::Protected, ended_by))
+    Ok(Exit::Ok)
 }
 
 async fn run_observe(args: ObserveArgs, config: Config) -> Result<Exit, End> {
@@ -337,17 +335,29 @@ async fn run_observe(args: ObserveArgs, config: Config) -> Result<Exit, End> {
     let result = observe::run(&args, &report, &mut shutdown, admin.as_ref())
         .await
         .map_err(|e| End::Failed(anyhow!(e)))?;
-    let summary = format!(
-        "observed {:.1} s: {} entries of {} at most {}; invalid +{}, drop +{}, early_drop +{}, insert_failed +{}",
-        result.run.seconds,
-        result.last.entries,
-        result.last.limit,
-        result.most_entries,
-        result.difference.invalid,
-        result.difference.drop,
-        result.difference.early_drop,
-        result.difference.insert_failed,
-    );
-    report.finish(&result, &summary)?;
+    report.finish(result, |r| {
+        let grew = r.difference;
+        format!(
+            "observed {:.1} s: {} entries of {} at most {}; invalid +{}, drop +{}, early_drop +{}, insert_failed +{}",
+            r.run.seconds,
+            r.last.entries,
+            r.last.limit,
+            r.most_entries,
+            grew.invalid,
+            grew.drop,
+            grew.early_drop,
+            grew.insert_failed,
+        )
+    })?;
     Ok(Exit::Ok)
+}
+
+async fn run_witness(args: WitnessArgs, config: Config) -> Result<Exit, End> {
+    let mut shutdown = catch()?;
+    let report = begin("load-client witness", config, &args.common)?;
+    let admin = admin(&args.common)?;
+    let result = witness::watch(&args, &report, &mut shutdown, admin.as_ref()).await;
+    let verdict = result.verdict;
+    report.finish(result, witness::report::summary)?;
+    Ok(verdict.into())
 }

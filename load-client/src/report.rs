@@ -1,18 +1,23 @@
 //! From counts to the result document, and out.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
-use canary_record::names::{EndedBy, Verdict};
+use canary_record::names::{EndedBy, LoadVerdict};
 use canary_record::result::load::LoadResult;
+use canary_record::result::observe::ObserveResult;
+use canary_record::result::serve::ServeResult;
+use canary_record::result::witness::WitnessResult;
 use canary_record::result::{Clock, Config, Run, SCHEMA_VERSION};
 use canary_runtime::exit::Exit;
 use canary_runtime::logs::lost_lines;
 use canary_runtime::output::{ResultFile, print_line, print_text, termination_message};
 use serde::Serialize;
 
-use crate::tally::{Ends, Tally};
+use crate::tally::Tally;
 
 /// Where a run's result goes, opened before the run begins.
 #[derive(Debug)]
@@ -42,40 +47,30 @@ impl Report {
         self.clock.run(self.program, env!("CARGO_PKG_VERSION"), ended_by, self.config.clone())
     }
 
-    /// The document of churn, hold and probe.
+    /// The document of churn, hold and probe. No connection begins after `duration`.
     #[must_use]
-    pub fn load_result(&self, tally: &Tally, ended_by: EndedBy) -> LoadResult {
-        LoadResult {
-            schema_version: SCHEMA_VERSION,
-            run: self.run(ended_by),
-            // Until it is judged.
-            verdict: Verdict::Inconclusive,
-            reasons: Vec::new(),
-            attempts: tally.counts.attempts,
-            never_begun: tally.never_begun,
-            ok: tally.counts.ok,
-            failures: tally.counts.failures(),
-            probe: Ends::new(),
-            connect_latency: tally.connect.summary(),
-            total_latency: tally.total.summary(),
-            bytes_received: tally.counts.bytes,
-            own_resets: tally.counts.own_resets,
-            thresholds: Vec::new(),
-            series: tally.course.record(),
-            preflight: None,
-            hold: None,
-            merged: 1,
-        }
+    pub fn load_result(
+        &self,
+        tally: &Tally,
+        ended_by: EndedBy,
+        duration: Option<Duration>,
+    ) -> LoadResult {
+        let run = self.run(ended_by);
+        let begun_s = duration.map_or(run.seconds, |d| run.seconds.min(d.as_secs_f64()));
+        document(run, begun_s, tally)
     }
 
     /// Writes the document to the file and as the last line of stdout; on a
     /// terminal `summary` stands there instead. What cannot be written keeps nothing
     /// else from being written.
-    pub fn finish<T: Serialize>(&self, result: &T, summary: &str) -> anyhow::Result<()> {
+    pub fn finish<T: Document>(
+        &self,
+        mut result: T,
+        summary: impl FnOnce(&T) -> String,
+    ) -> anyhow::Result<()> {
+        result.reasons().extend(lost_lines());
+        let (result, summary) = (&result, &summary(&result));
         let filed = self.file.as_ref().map_or(Ok(()), |file| file.write(result));
-        if let Some(note) = lost_lines() {
-            tracing::warn!("{note}");
-        }
         // In a pod, what `kubectl describe` shows.
         if let Err(e) = termination_message(None, &one_line(summary)) {
             tracing::warn!(error = %e, "no termination message");
@@ -86,6 +81,63 @@ impl Report {
     }
 }
 
+/// A result that says what weakens it.
+pub trait Document: Serialize {
+    /// What is said there.
+    fn reasons(&mut self) -> &mut Vec<String>;
+}
+
+impl Document for LoadResult {
+    fn reasons(&mut self) -> &mut Vec<String> {
+        &mut self.reasons
+    }
+}
+
+impl Document for ObserveResult {
+    fn reasons(&mut self) -> &mut Vec<String> {
+        &mut self.reasons
+    }
+}
+
+impl Document for WitnessResult {
+    fn reasons(&mut self) -> &mut Vec<String> {
+        &mut self.reasons
+    }
+}
+
+impl Document for ServeResult {
+    fn reasons(&mut self) -> &mut Vec<String> {
+        &mut self.reasons
+    }
+}
+
+/// What was counted as a document, not judged yet.
+#[must_use]
+pub fn document(run: Run, begun_s: f64, tally: &Tally) -> LoadResult {
+    let counts = &tally.counts;
+    LoadResult {
+        schema_version: SCHEMA_VERSION,
+        run,
+        verdict: LoadVerdict::Inconclusive,
+        reasons: Vec::new(),
+        attempts: counts.attempts,
+        begun_s,
+        never_begun: counts.never_begun,
+        ok: counts.ok,
+        failures: counts.failures(),
+        probe: BTreeMap::new(),
+        connect_latency: tally.connect.summary(),
+        total_latency: tally.total.summary(),
+        bytes_received: counts.bytes,
+        own_resets: counts.own_resets,
+        thresholds: Vec::new(),
+        series: tally.course.record(),
+        preflight: None,
+        hold: None,
+        merged: 1,
+    }
+}
+
 fn one_line(summary: &str) -> String {
     let lines: Vec<_> = summary.lines().map(str::trim).collect();
     lines.join("; ")
@@ -93,7 +145,7 @@ fn one_line(summary: &str) -> String {
 
 /// The exit code of a verdict and of how the run ended.
 #[must_use]
-pub fn exit(verdict: Verdict, ended_by: EndedBy) -> Exit {
+pub fn exit(verdict: LoadVerdict, ended_by: EndedBy) -> Exit {
     match ended_by {
         EndedBy::Error => Exit::Failed,
         _ => verdict.into(),
@@ -156,7 +208,7 @@ mod tests {
             tally.ok(now, std::time::Duration::from_millis(1));
         }
         let report = Report::begin("load-client probe", Config::new(), None).unwrap();
-        let mut result = report.load_result(&tally, EndedBy::Sigterm);
+        let mut result = report.load_result(&tally, EndedBy::Sigterm, None);
         result.probe = [(ProbeEnd::Survived, 1000), (ProbeEnd::Hung, 3)].into();
         crate::verdict::judge(&mut result, &[]);
         let message = one_line(&summary(&result));

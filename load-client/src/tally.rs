@@ -1,12 +1,13 @@
 //! One connection, one record, exactly one class.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::ops::AddAssign;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use canary_record::hist::Latency;
 use canary_record::names::{Errno, Phase, ProbeEnd};
-use canary_record::result::load::{Cause, FailureCount};
+use canary_record::result::load::{Cause, FailureCount, LoadResult};
 
 use crate::series::{self, BUCKETS, Course};
 
@@ -14,7 +15,7 @@ const PHASES: usize = Phase::ALL.len();
 const ERRNOS: usize = Errno::ALL.len();
 const CAUSES: usize = ERRNOS + 4;
 
-/// Where a cause is counted.
+/// Where a cause is counted: its place in [`Cause::all`].
 const fn index(cause: Cause) -> usize {
     match cause {
         Cause::Errno(e) => e as usize,
@@ -25,50 +26,16 @@ const fn index(cause: Cause) -> usize {
     }
 }
 
-/// The inverse of [`index`].
-fn cause(index: usize) -> Cause {
-    match index - ERRNOS.min(index) {
-        _ if index < ERRNOS => Cause::Errno(Errno::ALL[index]),
-        0 => Cause::EarlyEof,
-        1 => Cause::Stall,
-        2 => Cause::BadAnswer,
-        _ => Cause::Interrupted,
-    }
-}
-
-/// True for a limit of this host.
-#[must_use]
-pub const fn is_local(cause: Cause) -> bool {
-    match cause {
-        Cause::Errno(e) => e.is_local_limit(),
-        Cause::EarlyEof | Cause::Stall | Cause::BadAnswer | Cause::Interrupted => false,
-    }
-}
-
 /// A failure: where and how.
 pub type Failure = (Phase, Cause);
-
-/// How a connection that failed so is called by `probe`.
-#[must_use]
-pub const fn probe_end((phase, cause): Failure) -> ProbeEnd {
-    match (phase, cause) {
-        (_, Cause::Errno(e)) if e.is_local_limit() => ProbeEnd::LocalLimit,
-        (_, Cause::Errno(Errno::Econnrefused)) => ProbeEnd::Refused,
-        (Phase::Connect, Cause::Errno(Errno::Etimedout) | Cause::Stall) => ProbeEnd::TimedOut,
-        (_, Cause::Errno(Errno::Econnreset | Errno::Epipe)) => ProbeEnd::Reset,
-        // Retransmissions without an answer until the kernel gave up: a hang that was noticed.
-        (_, Cause::Stall | Cause::Errno(Errno::Etimedout)) => ProbeEnd::Hung,
-        (_, Cause::BadAnswer) => ProbeEnd::Corrupted,
-        (_, Cause::EarlyEof) => ProbeEnd::EarlyEof,
-        (_, Cause::Errno(_) | Cause::Interrupted) => ProbeEnd::Failed,
-    }
-}
 
 /// Counts of one worker: small enough to be copied while the run goes on.
 #[derive(Clone, Copy, Debug)]
 pub struct Counts {
     /// Connections begun.
     pub attempts: u64,
+    /// Due by the schedule and never begun.
+    pub never_begun: u64,
     /// Ended as they should.
     pub ok: u64,
     /// Octets of answers.
@@ -88,6 +55,7 @@ impl Default for Counts {
     fn default() -> Self {
         Self {
             attempts: 0,
+            never_begun: 0,
             ok: 0,
             bytes: 0,
             own_resets: 0,
@@ -99,16 +67,13 @@ impl Default for Counts {
     }
 }
 
-fn add(mine: &mut [u64], theirs: &[u64]) {
-    for (a, b) in mine.iter_mut().zip(theirs) {
-        *a += b;
-    }
-}
-
-impl Counts {
-    /// Adds all that `other` has counted.
-    pub fn add(&mut self, other: &Self) {
+impl AddAssign<&Self> for Counts {
+    fn add_assign(&mut self, other: &Self) {
+        let add = |mine: &mut [u64], theirs: &[u64]| {
+            mine.iter_mut().zip(theirs).for_each(|(a, b)| *a += b);
+        };
         self.attempts += other.attempts;
+        self.never_begun += other.never_begun;
         self.ok += other.ok;
         self.bytes += other.bytes;
         self.own_resets += other.own_resets;
@@ -117,45 +82,62 @@ impl Counts {
         add(&mut self.total, &other.total);
         add(self.failures.as_flattened_mut(), other.failures.as_flattened());
     }
+}
 
-    /// Every class of failure that occurred.
+impl Counts {
+    /// Every kind of failure that occurred.
     #[must_use]
     pub fn failures(&self) -> Vec<FailureCount> {
-        let mut list = Vec::new();
-        for &phase in Phase::ALL {
-            for (i, &count) in self.failures[phase as usize].iter().enumerate() {
-                if count > 0 {
-                    let cause = cause(i);
-                    list.push(FailureCount { phase, cause, local: is_local(cause), count });
-                }
-            }
-        }
-        list
+        let all = Phase::ALL.iter().flat_map(|phase| Cause::all().map(|cause| (*phase, cause)));
+        all.map(|(phase, cause)| {
+            FailureCount::new(phase, cause, self.failures[phase as usize][index(cause)])
+        })
+        .filter(|f| f.count > 0)
+        .collect()
     }
 
-    /// Connections that failed, in all classes together.
+    /// Connections that failed, in all ways together.
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.failures.as_flattened().iter().sum()
     }
 
-    /// Failures whose class satisfies `which`.
+    /// The same as ends of probed connections.
     #[must_use]
-    pub fn count(&self, which: impl Fn(Failure) -> bool) -> u64 {
-        self.failures().iter().filter(|f| which((f.phase, f.cause))).map(|f| f.count).sum()
+    pub fn ends(&self) -> BTreeMap<ProbeEnd, u64> {
+        let mut ends = BTreeMap::from([(ProbeEnd::Survived, self.ok)]);
+        for f in self.failures() {
+            *ends.entry(f.class().into()).or_default() += f.count;
+        }
+        ends.retain(|_, n| *n > 0);
+        ends
     }
 }
 
 /// Where a worker shows its counts while it runs; only its own reader waits for it.
-pub type Shown = Arc<Mutex<Counts>>;
+#[derive(Clone, Debug, Default)]
+pub struct Shown(Arc<Mutex<Counts>>);
+
+impl Shown {
+    // Nothing panics while it is held; if it did, the last counts would still stand.
+
+    /// Shows `counts`.
+    pub fn set(&self, counts: &Counts) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = *counts;
+    }
+
+    /// What is shown.
+    #[must_use]
+    pub fn get(&self) -> Counts {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// All that one worker counts, merged at the end.
 #[derive(Clone, Debug)]
 pub struct Tally {
     /// The counts.
     pub counts: Counts,
-    /// Due by the schedule and never begun.
-    pub never_begun: u64,
     /// From the start of connect() to the handshake's end.
     pub connect: Latency,
     /// From the intended start to the end of the exchange.
@@ -204,11 +186,33 @@ impl Tally {
     pub fn new(clock: Clock) -> Self {
         Self {
             counts: Counts::default(),
-            never_begun: 0,
             connect: Latency::new(),
             total: Latency::new(),
             course: Course::default(),
             clock,
+        }
+    }
+
+    /// What a result says was counted, so that results can be merged as workers are.
+    #[must_use]
+    pub fn of(result: &LoadResult) -> Self {
+        let mut counts = Counts {
+            attempts: result.attempts,
+            never_begun: result.never_begun,
+            ok: result.ok,
+            bytes: result.bytes_received,
+            own_resets: result.own_resets,
+            ..Counts::default()
+        };
+        for f in &result.failures {
+            counts.failures[f.phase as usize][index(f.cause)] += f.count;
+        }
+        Self {
+            counts,
+            connect: result.connect_latency.to_histogram(),
+            total: result.total_latency.to_histogram(),
+            course: Course::from_record(&result.series),
+            clock: Clock::now(),
         }
     }
 
@@ -250,31 +254,28 @@ impl Tally {
     /// Counts a connection that failed.
     pub fn fail(&mut self, now: Instant, (phase, cause): Failure) {
         self.counts.failures[phase as usize][index(cause)] += 1;
-        self.course.fail(self.clock.second(now), is_local(cause));
+        self.course.fail(self.clock.second(now), cause.is_local());
+    }
+
+    /// Counts what has not ended as cut short by the end of the run.
+    pub fn interrupt(&mut self, now: Instant) {
+        for _ in self.counts.ok + self.counts.failed()..self.counts.attempts {
+            self.fail(now, (Phase::Receive, Cause::Interrupted));
+        }
     }
 
     /// Adds all that `other` has counted.
     pub fn merge(&mut self, other: Self) {
-        self.counts.add(&other.counts);
-        self.never_begun += other.never_begun;
+        self.counts += &other.counts;
         self.connect.merge(&other.connect);
         self.total.merge(&other.total);
         self.course = std::mem::take(&mut self.course).join(other.course);
     }
 }
 
-/// How each probed connection ended, beside the tally.
-pub type Ends = BTreeMap<ProbeEnd, u64>;
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn causes() -> Vec<Cause> {
-        let mut all: Vec<_> = Errno::ALL.iter().copied().map(Cause::Errno).collect();
-        all.extend([Cause::EarlyEof, Cause::Stall, Cause::BadAnswer, Cause::Interrupted]);
-        all
-    }
 
     /// Every class has a place of its own and is read back as itself.
     #[test]
@@ -282,7 +283,7 @@ mod tests {
         let t = Instant::now();
         let mut tally = Tally::new(Clock::now());
         for &phase in Phase::ALL {
-            for (n, &cause) in causes().iter().enumerate() {
+            for (n, cause) in Cause::all().enumerate() {
                 for _ in 0..=n {
                     tally.fail(t, (phase, cause));
                 }
@@ -291,21 +292,32 @@ mod tests {
         let list = tally.counts.failures();
         assert_eq!(list.len(), PHASES * CAUSES);
         for f in &list {
-            let n = causes().iter().position(|c| *c == f.cause).unwrap();
+            let n = Cause::all().position(|c| c == f.cause).unwrap();
             assert_eq!(f.count, n as u64 + 1, "{:?} {:?}", f.phase, f.cause);
         }
         assert_eq!(tally.counts.failed(), list.iter().map(|f| f.count).sum::<u64>());
     }
 
-    /// Limits of this host are told apart from the network's failures.
+    /// How probed connections ended is the same count as the failures'.
     #[test]
-    fn local_limits_are_no_resets() {
-        assert!(is_local(Cause::Errno(Errno::Eaddrnotavail)));
-        assert!(!is_local(Cause::Errno(Errno::Econnreset)));
-        assert_eq!(probe_end((Phase::Connect, Cause::Errno(Errno::Emfile))), ProbeEnd::LocalLimit);
-        assert_eq!(probe_end((Phase::Connect, Cause::Stall)), ProbeEnd::TimedOut);
-        assert_eq!(probe_end((Phase::Receive, Cause::Stall)), ProbeEnd::Hung);
-        assert_eq!(probe_end((Phase::Send, Cause::Errno(Errno::Epipe))), ProbeEnd::Reset);
+    fn ends_add_up() {
+        let t = Instant::now();
+        let mut tally = Tally::new(Clock::now());
+        for _ in 0..6 {
+            tally.begin(t);
+        }
+        tally.ok(t, Duration::from_millis(1));
+        tally.fail(t, (Phase::Receive, Cause::Stall));
+        tally.fail(t, (Phase::Send, Cause::Errno(Errno::Epipe)));
+        tally.fail(t, (Phase::Receive, Cause::Errno(Errno::Econnreset)));
+        tally.interrupt(t);
+        let ends = [
+            (ProbeEnd::Survived, 1),
+            (ProbeEnd::Reset, 2),
+            (ProbeEnd::Hung, 1),
+            (ProbeEnd::Failed, 2),
+        ];
+        assert_eq!(tally.counts.ends(), ends.into());
     }
 
     /// Merging adds every class.
@@ -320,7 +332,7 @@ mod tests {
         a.merge(a.clone());
         let c = a.counts;
         assert_eq!((c.attempts, c.ok, c.failed(), a.total.len()), (4, 2, 2, 2));
-        assert_eq!(c.count(|(p, c)| p == Phase::Receive && c == Cause::Stall), 2);
+        assert_eq!(c.failures(), [FailureCount::new(Phase::Receive, Cause::Stall, 2)]);
         let points = a.course.record().points;
         assert_eq!((points[0].at, points[0].attempts, points[0].ok), (1_000_000, 4, 2));
         assert_eq!((points[1].at, points[1].failed), (1_000_003, 2));

@@ -4,27 +4,15 @@ use std::fmt;
 use std::str::FromStr;
 
 use canary_record::hist::LatencySummary;
-use canary_record::names::{Errno, Phase};
-use canary_record::result::load::{Cause, LoadResult, ThresholdRecord};
+use canary_record::names::FailureClass;
+use canary_record::result::load::{LoadResult, ThresholdRecord};
 use canary_runtime::cli::duration;
 
 /// What is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Measure {
-    /// Connections that ended with ECONNRESET or EPIPE.
-    Reset,
-    /// Established connections without progress within the deadline.
-    Stall,
-    /// Connects without an answer.
-    ConnectTimeout,
-    /// Connects refused.
-    Refused,
-    /// Closed before the answer's end.
-    EarlyEof,
-    /// Wrong answers.
-    BadAnswer,
-    /// Failures by a limit of this host.
-    LocalLimit,
+    /// Failures of one class.
+    Class(FailureClass),
     /// Held connections lost.
     Lost,
     /// All failures.
@@ -56,13 +44,13 @@ pub enum Quantile {
 }
 
 const MEASURES: &[(&str, Measure)] = &[
-    ("reset", Measure::Reset),
-    ("stall", Measure::Stall),
-    ("connect-timeout", Measure::ConnectTimeout),
-    ("refused", Measure::Refused),
-    ("early-eof", Measure::EarlyEof),
-    ("bad-answer", Measure::BadAnswer),
-    ("local-limit", Measure::LocalLimit),
+    ("reset", Measure::Class(FailureClass::Reset)),
+    ("stall", Measure::Class(FailureClass::Hung)),
+    ("connect-timeout", Measure::Class(FailureClass::ConnectTimeout)),
+    ("refused", Measure::Class(FailureClass::Refused)),
+    ("early-eof", Measure::Class(FailureClass::EarlyEof)),
+    ("bad-answer", Measure::Class(FailureClass::BadAnswer)),
+    ("local-limit", Measure::Class(FailureClass::LocalLimit)),
     ("lost", Measure::Lost),
     ("failures", Measure::Failures),
     ("error-rate", Measure::ErrorRate),
@@ -176,62 +164,48 @@ impl Threshold {
 }
 
 fn measure(measure: Measure, r: &LoadResult) -> f64 {
-    let count = |which: &dyn Fn(Phase, Cause) -> bool| {
-        let of = r.failures.iter().filter(|f| which(f.phase, f.cause));
-        of.map(|f| f.count).sum::<u64>() as f64
-    };
-    let errno = |e: Errno| count(&move |_, c| c == Cause::Errno(e));
-    match measure {
-        Measure::Reset => errno(Errno::Econnreset) + errno(Errno::Epipe),
-        // ETIMEDOUT there is a hang that the kernel noticed first.
-        Measure::Stall => count(&|p, c| {
-            p != Phase::Connect && matches!(c, Cause::Stall | Cause::Errno(Errno::Etimedout))
-        }),
-        Measure::ConnectTimeout => count(&|p, c| {
-            p == Phase::Connect && matches!(c, Cause::Stall | Cause::Errno(Errno::Etimedout))
-        }),
-        Measure::Refused => errno(Errno::Econnrefused),
-        Measure::EarlyEof => count(&|_, c| c == Cause::EarlyEof),
-        Measure::BadAnswer => count(&|_, c| c == Cause::BadAnswer),
-        Measure::LocalLimit => r.failures.iter().filter(|f| f.local).map(|f| f.count as f64).sum(),
-        Measure::Lost => r.hold.map_or(0.0, |h| h.lost as f64),
-        Measure::Failures => count(&|_, _| true),
+    let classes = r.classes();
+    let count = |class| classes.get(&class).copied().unwrap_or(0);
+    let n = match measure {
+        Measure::Class(class) => count(class),
+        Measure::Lost => r.hold.map_or(0, |h| h.lost),
+        Measure::Failures => classes.values().sum(),
         Measure::ErrorRate => {
-            let told = r.failures.iter().filter(|f| !f.local && f.cause != Cause::Interrupted);
-            let failed: u64 = told.map(|f| f.count).sum();
-            failed as f64 / ((r.ok + failed) as f64).max(1.0)
+            let says_nothing =
+                |c| matches!(c, FailureClass::LocalLimit | FailureClass::Interrupted);
+            let told = classes.iter().filter(|(class, _)| !says_nothing(**class));
+            let failed: u64 = told.map(|(_, n)| n).sum();
+            return failed as f64 / ((r.ok + failed) as f64).max(1.0);
         }
-        Measure::Rate => rate(r),
+        Measure::Rate => return rate(r),
         Measure::Total(q) => quantile(q, &r.total_latency),
         Measure::Connect(q) => quantile(q, &r.connect_latency),
-    }
+    };
+    n as f64
 }
 
-/// Attempts a second. None begins after `--duration`, so that the end of those in progress is
-/// no part of the time.
+/// Attempts a second, of the time in which they began.
 #[must_use]
 pub fn rate(r: &LoadResult) -> f64 {
-    let duration = r.run.config.get("duration").and_then(|d| duration(d.value.as_deref()?).ok());
-    let seconds = duration.map_or(r.run.seconds, |d| r.run.seconds.min(d.as_secs_f64()));
-    r.attempts as f64 / seconds.max(1e-9)
+    r.attempts as f64 / r.begun_s.max(1e-9)
 }
 
-fn quantile(q: Quantile, l: &LatencySummary) -> f64 {
-    let us = match q {
+const fn quantile(q: Quantile, l: &LatencySummary) -> u64 {
+    match q {
         Quantile::P50 => l.p50_us,
         Quantile::P90 => l.p90_us,
         Quantile::P99 => l.p99_us,
         Quantile::P999 => l.p999_us,
         Quantile::Max => l.max_us,
-    };
-    us as f64
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
 
-    use canary_record::names::EndedBy;
+    use canary_record::names::{EndedBy, Errno, Phase};
+    use canary_record::result::load::Cause;
 
     use super::*;
     use crate::report::Report;
@@ -279,7 +253,7 @@ mod tests {
         }
         (tally.counts.attempts, tally.counts.ok) = (attempts, attempts - failures.len() as u64);
         let report = Report::begin("test", Config::new(), None).unwrap();
-        report.load_result(&tally, EndedBy::Duration)
+        report.load_result(&tally, EndedBy::Duration, None)
     }
 
     fn measured(expression: &str, result: &LoadResult) -> f64 {
@@ -296,15 +270,12 @@ mod tests {
         assert!(measured("error-rate>0", &nothing).abs() < 1e-9);
     }
 
-    /// The rate is that of the time in which connections began.
+    /// The rate is that of the time in which connections began, whatever the configuration says.
     #[test]
     fn the_rate_is_without_the_end() {
         let mut r = result(100, &[]);
-        r.run.seconds = 12.0;
-        assert!((measured("rate<1", &r) - 100.0 / 12.0).abs() < 1e-9);
-        canary_runtime::cli::derive(&mut r.run.config, "duration", &"2s");
+        (r.run.seconds, r.begun_s) = (12.0, 2.0);
+        canary_runtime::cli::derive(&mut r.run.config, "duration", &"1s");
         assert!((measured("rate<1", &r) - 50.0).abs() < 1e-9);
-        r.run.seconds = 1.0;
-        assert!((measured("rate<1", &r) - 100.0).abs() < 1e-9);
     }
 }

@@ -1,6 +1,6 @@
 //! From a result's counts to its verdict.
 
-use canary_record::names::Verdict;
+use canary_record::names::{FailureClass, LoadVerdict};
 use canary_record::result::load::LoadResult;
 
 use crate::threshold::Threshold;
@@ -21,7 +21,7 @@ pub fn judge(result: &mut LoadResult, thresholds: &[Threshold]) {
     if result.ok > 0 {
         reasons.push(format!("{} of {} connections succeeded", result.ok, result.attempts));
     }
-    let local: u64 = result.failures.iter().filter(|f| f.local).map(|f| f.count).sum();
+    let local = result.classes().get(&FailureClass::LocalLimit).copied().unwrap_or(0);
     if local > 0 {
         reasons.push(format!(
             "{local} connections failed at a limit of this host: the load was smaller than asked for"
@@ -37,9 +37,9 @@ pub fn judge(result: &mut LoadResult, thresholds: &[Threshold]) {
         ));
     }
     result.verdict = match (crossed, unproven) {
-        (true, _) => Verdict::Vulnerable,
-        (false, Some(_)) => Verdict::Inconclusive,
-        (false, None) => Verdict::Protected,
+        (true, _) => LoadVerdict::ThresholdCrossed,
+        (false, Some(_)) => LoadVerdict::Inconclusive,
+        (false, None) => LoadVerdict::WithinThresholds,
     };
     reasons.append(&mut result.reasons);
     result.reasons = reasons;
@@ -77,10 +77,10 @@ mod tests {
             tally.ok(now, Duration::from_millis(1));
         }
         let report = Report::begin("test", Config::new(), None).unwrap();
-        LoadResult { hold, ..report.load_result(&tally, EndedBy::Duration) }
+        LoadResult { hold, ..report.load_result(&tally, EndedBy::Duration, None) }
     }
 
-    fn judged(mut result: LoadResult) -> (Verdict, String) {
+    fn judged(mut result: LoadResult) -> (LoadVerdict, String) {
         judge(&mut result, &["lost>0".parse().unwrap()]);
         (result.verdict, result.reasons.join("; "))
     }
@@ -90,21 +90,21 @@ mod tests {
     #[test]
     fn a_hold_is_proof_when_all_were_held_and_talked_on() {
         let held = HoldRecord { wanted: 10, most_open: 10, exchanges: 1, ..HoldRecord::default() };
-        assert_eq!(judged(good(Some(held))).0, Verdict::Protected);
+        assert_eq!(judged(good(Some(held))).0, LoadVerdict::WithinThresholds);
         let mut cut = good(Some(held));
         let mut tally = Tally::new(Clock::now());
         tally.fail(Instant::now(), (Phase::Receive, Cause::Interrupted));
         (cut.attempts, cut.failures) = (11, tally.counts.failures());
-        assert_eq!(judged(cut).0, Verdict::Protected);
+        assert_eq!(judged(cut).0, LoadVerdict::WithinThresholds);
 
         let (verdict, why) = judged(good(Some(HoldRecord { exchanges: 0, ..held })));
-        assert_eq!(verdict, Verdict::Inconclusive);
+        assert_eq!(verdict, LoadVerdict::Inconclusive);
         assert!(why.starts_with("no keep-alive exchange was answered"), "{why}");
         let (verdict, why) = judged(good(Some(HoldRecord { wanted: 1000, ..held })));
-        assert_eq!(verdict, Verdict::Inconclusive);
+        assert_eq!(verdict, LoadVerdict::Inconclusive);
         assert!(why.starts_with("at most 10 of 1000 connections were held"), "{why}");
         let lost = HoldRecord { wanted: 1000, exchanges: 0, lost: 1, ..held };
-        assert_eq!(judged(good(Some(lost))).0, Verdict::Vulnerable);
+        assert_eq!(judged(good(Some(lost))).0, LoadVerdict::ThresholdCrossed);
     }
 
     /// What a schedule lost is said, and fails no run by itself.
@@ -112,7 +112,7 @@ mod tests {
     fn what_was_never_begun_is_said() {
         assert_eq!(judged(good(None)).1, "10 of 10 connections succeeded");
         let (verdict, why) = judged(LoadResult { never_begun: 7, ..good(None) });
-        assert_eq!(verdict, Verdict::Protected);
+        assert_eq!(verdict, LoadVerdict::WithinThresholds);
         assert!(why.contains("7 connections were due and never begun"), "{why}");
     }
 }

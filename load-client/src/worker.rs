@@ -4,8 +4,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,7 +23,7 @@ use crate::http::{Driver, Exchange, Step};
 use crate::log::FailureLog;
 use crate::pacer::{Pacer, Turn};
 use crate::socket;
-use crate::tally::{Clock, Failure, Shown, Tally, is_local};
+use crate::tally::{Clock, Failure, Shown, Tally};
 
 /// Connections begun between two looks at the sockets that wait.
 const BATCH: u32 = 64;
@@ -163,7 +163,7 @@ impl<'a> Worker<'a> {
             let now = Instant::now();
             if !done && (stop.begin.load(Ordering::Relaxed) || self.plan_is_done(now)) {
                 done = true;
-                self.tally.never_begun = self.never_begun(now);
+                self.tally.counts.never_begun = self.never_begun(now);
             }
             let wait = if done { SCAN } else { self.begin_some(now) };
             if done && (self.in_progress() == 0 || stop.now.load(Ordering::Relaxed)) {
@@ -176,6 +176,7 @@ impl<'a> Worker<'a> {
             let now = Instant::now();
             if now >= scan_at {
                 self.expire(now);
+                self.log.tick(now);
                 self.show(shown);
                 scan_at = now + SCAN;
             }
@@ -192,8 +193,7 @@ impl<'a> Worker<'a> {
 
     fn show(&mut self, shown: &Shown) {
         self.tally.counts.open = u64::from(self.in_progress());
-        // Nothing panics while it is held; if it did, the last counts would still stand.
-        *shown.lock().unwrap_or_else(PoisonError::into_inner) = self.tally.counts;
+        shown.set(&self.tally.counts);
     }
 
     fn wait(&mut self, wait: Duration, events: &mut Vec<epoll::Event>) -> std::io::Result<()> {
@@ -455,7 +455,7 @@ impl<'a> Worker<'a> {
         self.log.failure(now, failure);
         self.failed_in_a_row += 1;
         let busy = self.pacer.is_closed() && self.failed_in_a_row >= FAILURES_IN_A_ROW;
-        if is_local(failure.1) || busy {
+        if failure.1.is_local() || busy {
             self.paused_until = Some(now + PAUSE);
         }
     }

@@ -12,7 +12,7 @@ fn load_client(args: &[&str]) -> assert_cmd::assert::Assert {
 /// The help of every subcommand is what is committed. UPDATE_GOLDEN=1 writes it.
 #[test]
 fn help_is_as_committed() {
-    for sub in ["", "churn", "hold", "probe", "serve", "observe", "merge"] {
+    for sub in ["", "churn", "hold", "probe", "serve", "observe", "witness", "merge"] {
         let args: Vec<_> = [sub, "--help"].into_iter().filter(|a| !a.is_empty()).collect();
         let out = load_client(&args).success().get_output().stdout.clone();
         let text = String::from_utf8(out).unwrap();

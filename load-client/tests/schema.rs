@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use canary_record::result::load::LoadResult;
 use canary_record::result::observe::ObserveResult;
+use canary_record::result::serve::ServeResult;
 use common::{Ns, privileged};
 use serde_json::Value;
 
@@ -119,4 +120,25 @@ fn observe_obeys_its_schema() {
         .unwrap();
     assert!(out.status.success());
     obeys(&schema, &String::from_utf8(out.stdout).unwrap());
+}
+
+/// serve writes what schema/serve.json says.
+#[test]
+fn serve_obeys_its_schema() {
+    let schema = committed("serve.json", &schemars::schema_for!(ServeResult));
+    if !privileged("serve_obeys_its_schema") {
+        return;
+    }
+    let ns = Ns::new();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let text = || std::fs::read_to_string(&out).unwrap();
+    let mut serve = ns.start("serve --listen 127.0.0.1:8080", &out);
+    common::wait_for("serve", || text().contains("\"message\":\"ready\""));
+    ns.run("churn --target http://127.0.0.1:8080/ --connections 10");
+    serve.signal("TERM");
+    assert_eq!(serve.wait(std::time::Duration::from_secs(10)), 0);
+    obeys(&schema, &text());
+    let result: ServeResult = common::last(&text());
+    assert_eq!((result.accepted, result.answers), (10, 10));
 }

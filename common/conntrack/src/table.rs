@@ -6,9 +6,10 @@ use std::time::Duration;
 use canary_record::names;
 use canary_record::result::observe::{ConntrackCounters, CpuCounters};
 use netlink_packet_core::{DefaultNla, Nla as _};
+pub use netlink_packet_netfilter::conntrack::Status;
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Protocol,
-    Status, Tuple as Part,
+    Tuple as Part,
 };
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,

@@ -83,7 +83,6 @@ impl Latency {
 
 /// A latency histogram as results carry it. Microseconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
 pub struct LatencySummary {
     /// How many were measured.
     pub count: u64,
@@ -127,6 +126,14 @@ mod tests {
     fn empty_is_zero() {
         let s = Latency::new().summary();
         assert_eq!((s.count, s.min_us, s.max_us, s.p99_us), (0, 0, 0, 0));
+    }
+
+    /// A field that a later version adds does not make its documents unreadable.
+    #[test]
+    fn a_new_field_is_no_error() {
+        let mut document = serde_json::to_value(Latency::new().summary()).unwrap();
+        document["p9999_us"] = 0.into();
+        assert!(serde_json::from_value::<LatencySummary>(document).is_ok());
     }
 
     proptest! {

@@ -7,4 +7,6 @@ pub mod hist;
 pub mod names;
 pub mod outcome;
 pub mod probe;
+pub mod prometheus;
 pub mod result;
+pub mod series;

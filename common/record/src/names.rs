@@ -196,12 +196,49 @@ names! {
 names! {
     /// A run's verdict, which is its exit code.
     pub enum Verdict {
-        /// Protected, or within every threshold.
+        /// Protected.
         Protected = "protected",
-        /// Vulnerable, or a threshold was crossed.
+        /// Vulnerable.
         Vulnerable = "vulnerable",
         /// The run proved nothing.
         Inconclusive = "inconclusive",
+    }
+}
+
+names! {
+    /// What a load makes of its thresholds, which is its exit code. It says nothing of a path:
+    /// see [`Verdict`].
+    pub enum LoadVerdict {
+        /// No `--fail-on` is true.
+        WithinThresholds = "within-thresholds",
+        /// A `--fail-on` is true.
+        ThresholdCrossed = "threshold-crossed",
+        /// The load proved nothing.
+        Inconclusive = "inconclusive",
+    }
+}
+
+names! {
+    /// What a failed connection looked like to the application.
+    pub enum FailureClass {
+        /// The handshake was not answered in time: what a full table does.
+        ConnectTimeout = "connect-timeout",
+        /// ECONNRESET, or EPIPE after one: what issue #74839 does to a writer.
+        Reset = "reset",
+        /// Connected, and then no progress: what it does to a reader.
+        Hung = "hung",
+        /// Nobody listened.
+        Refused = "refused",
+        /// The peer closed too soon.
+        EarlyEof = "early-eof",
+        /// The peer answered wrongly.
+        BadAnswer = "bad-answer",
+        /// A limit of this host (ports, open files, memory), which says nothing of the network.
+        LocalLimit = "local-limit",
+        /// Cut short by the end of the run, which says nothing either.
+        Interrupted = "interrupted",
+        /// Anything else; the phase and errno tell.
+        Other = "other",
     }
 }
 
@@ -246,6 +283,8 @@ names! {
         Enobufs = "ENOBUFS",
         /// Out of memory.
         Enomem = "ENOMEM",
+        /// No space: more files to wait for than this user may have (`fs.epoll.max_user_watches`).
+        Enospc = "ENOSPC",
         /// Broken pipe.
         Epipe = "EPIPE",
         /// Operation not permitted: a local rule refused the packet.
@@ -279,6 +318,7 @@ impl Errno {
             libc::ENFILE => Self::Enfile,
             libc::ENOBUFS => Self::Enobufs,
             libc::ENOMEM => Self::Enomem,
+            libc::ENOSPC => Self::Enospc,
             libc::EPIPE => Self::Epipe,
             libc::EPERM => Self::Eperm,
             libc::EACCES => Self::Eacces,
@@ -305,6 +345,7 @@ impl Errno {
                 | Self::Enfile
                 | Self::Enobufs
                 | Self::Enomem
+                | Self::Enospc
         )
     }
 }
@@ -328,8 +369,23 @@ names! {
         EarlyEof = "early-eof",
         /// A limit of this host (ports, open files): says nothing of the network.
         LocalLimit = "local-limit",
-        /// Any other error; the phase and errno tell.
+        /// Any other error, or cut short; the phase and errno tell.
         Failed = "failed",
+    }
+}
+
+impl From<FailureClass> for ProbeEnd {
+    fn from(class: FailureClass) -> Self {
+        match class {
+            FailureClass::ConnectTimeout => Self::TimedOut,
+            FailureClass::Reset => Self::Reset,
+            FailureClass::Hung => Self::Hung,
+            FailureClass::Refused => Self::Refused,
+            FailureClass::EarlyEof => Self::EarlyEof,
+            FailureClass::BadAnswer => Self::Corrupted,
+            FailureClass::LocalLimit => Self::LocalLimit,
+            FailureClass::Interrupted | FailureClass::Other => Self::Failed,
+        }
     }
 }
 

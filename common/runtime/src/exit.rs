@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use canary_record::names::Verdict;
+use canary_record::names::{LoadVerdict, Verdict};
 
 /// How a program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,16 @@ impl From<Verdict> for Exit {
             Verdict::Protected => Self::Ok,
             Verdict::Vulnerable => Self::Vulnerable,
             Verdict::Inconclusive => Self::Inconclusive,
+        }
+    }
+}
+
+impl From<LoadVerdict> for Exit {
+    fn from(verdict: LoadVerdict) -> Self {
+        match verdict {
+            LoadVerdict::WithinThresholds => Self::Ok,
+            LoadVerdict::ThresholdCrossed => Self::Vulnerable,
+            LoadVerdict::Inconclusive => Self::Inconclusive,
         }
     }
 }

@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 
 use crate::document::timeline::{Change, FailureClass};
-use canary_record::names::{EndedBy, Outcome, Phase};
-use canary_record::result::load::{Cause, FailureCount};
+use canary_record::names::{EndedBy, Outcome};
+use canary_record::prometheus::Sample;
+use canary_record::result::load::Cause;
 use canary_record::result::observe::ConntrackCounters;
 
 /// A line that nobody would have written.
@@ -169,7 +170,7 @@ pub fn samples(text: &str) -> Result<Vec<Reading>, JournalError> {
         if let Some(t) = line.strip_prefix("sample ") {
             all.push(Reading { t: t.parse().map_err(|_| wrong())?, ..Reading::default() });
         } else {
-            let metric = Metric::read(line).ok_or_else(wrong)?;
+            let metric = Sample::read(line).ok_or_else(wrong)?;
             all.last_mut().ok_or_else(wrong)?.take(&metric);
         }
     }
@@ -177,19 +178,19 @@ pub fn samples(text: &str) -> Result<Vec<Reading>, JournalError> {
 }
 
 impl Reading {
-    fn take(&mut self, m: &Metric<'_>) {
-        let n = m.value;
+    fn take(&mut self, m: &Sample<'_>) {
+        let n = m.value as u64;
         match m.name {
-            "conntrack_entries" => self.entries = n,
-            "conntrack_limit" => self.limit = n,
-            "conntrack_drop_total" => self.conntrack.drop = n,
-            "conntrack_early_drop_total" => self.conntrack.early_drop = n,
-            "conntrack_insert_failed_total" => self.conntrack.insert_failed = n,
-            "conntrack_invalid_total" => self.conntrack.invalid = n,
+            "load_conntrack_entries" => self.entries = n,
+            "load_conntrack_limit" => self.limit = n,
+            "load_conntrack_drop_total" => self.conntrack.drop = n,
+            "load_conntrack_early_drop_total" => self.conntrack.early_drop = n,
+            "load_conntrack_insert_failed_total" => self.conntrack.insert_failed = n,
+            "load_conntrack_invalid_total" => self.conntrack.invalid = n,
             "load_attempts_total" => self.attempts = n,
             "load_ok_total" => self.ok = n,
             "load_failures_total" => {
-                *self.failures.entry(m.failure_class()).or_default() += n;
+                *self.failures.entry(failure_class(m)).or_default() += n;
             }
             "boom_outcomes_total" => {
                 let outcome = m.label("outcome").parse().unwrap_or(Outcome::Unknown);
@@ -228,43 +229,11 @@ fn each<K: Ord + Copy>(
     now.iter().map(one).filter(|(_, n)| *n > 0).collect()
 }
 
-/// One line of the Prometheus text format, as far as these programs use it.
-#[derive(Debug, PartialEq)]
-struct Metric<'a> {
-    name: &'a str,
-    labels: Vec<(&'a str, &'a str)>,
-    value: u64,
-}
-
-impl<'a> Metric<'a> {
-    fn read(line: &'a str) -> Option<Self> {
-        let (series, value) = line.rsplit_once(' ')?;
-        let (name, labels) = match series.split_once('{') {
-            None => (series, ""),
-            Some((name, labels)) => (name, labels.strip_suffix('}')?),
-        };
-        let mut read = Vec::new();
-        let mut rest = labels;
-        while !rest.is_empty() {
-            // Values come from closed sets without a quotation mark in them.
-            let (key, more) = rest.split_once("=\"")?;
-            let (text, more) = more.split_once('"')?;
-            read.push((key, text));
-            rest = more.strip_prefix(',').unwrap_or(more);
-        }
-        Some(Self { name, labels: read, value: value.parse::<f64>().ok()? as u64 })
-    }
-
-    fn label(&self, key: &str) -> &'a str {
-        self.labels.iter().find(|(k, _)| *k == key).map_or("", |(_, v)| v)
-    }
-
-    fn failure_class(&self) -> FailureClass {
-        let (phase, cause) = (self.label("phase").parse(), Cause::from_words(self.label("cause")));
-        let (Ok(phase), Some(cause)): (Result<Phase, _>, _) = (phase, cause) else {
-            return FailureClass::Other;
-        };
-        let local = self.label("local") == "true";
-        FailureClass::of(&FailureCount { phase, cause, local, count: self.value })
+/// The class of a failure that a client's metric counts.
+fn failure_class(sample: &Sample<'_>) -> FailureClass {
+    let (phase, cause) = (sample.label("phase").parse(), Cause::from_words(sample.label("cause")));
+    match (phase, cause) {
+        (Ok(phase), Some(cause)) => FailureClass::of(phase, cause),
+        _ => FailureClass::Other,
     }
 }

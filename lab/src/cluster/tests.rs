@@ -1,4 +1,4 @@
-use canary_record::names::{Errno, Phase, Verdict};
+use canary_record::names::{Errno, LoadVerdict, Phase};
 use canary_record::result::load::{Cause, FailureCount};
 
 use super::*;
@@ -17,9 +17,9 @@ fn set(t: u32, counts: [u64; 6]) -> String {
          load_attempts_total {attempts}\n\
          load_ok_total {ok}\n\
          load_failures_total{{phase=\"receive\",cause=\"ECONNRESET\",local=\"false\"}} {killed}\n\
-         conntrack_entries {entries}\n\
-         conntrack_limit {}\n\
-         conntrack_drop_total {drop}\n",
+         load_conntrack_entries {entries}\n\
+         load_conntrack_limit {}\n\
+         load_conntrack_drop_total {drop}\n",
         if drop > 0 { 20_000 } else { 262_144 }
     )
 }
@@ -67,7 +67,7 @@ fn samples() -> String {
 fn client(attempts: u64, failures: &[(Phase, Cause, u64)]) -> LoadResult {
     let failures: Vec<_> = failures
         .iter()
-        .map(|&(phase, cause, count)| FailureCount { phase, cause, local: false, count })
+        .map(|&(phase, cause, count)| FailureCount::new(phase, cause, count))
         .collect();
     let text = serde_json::json!({
         "schema_version": SCHEMA_VERSION,
@@ -75,8 +75,8 @@ fn client(attempts: u64, failures: &[(Phase, Cause, u64)]) -> LoadResult {
             "program": "load-client churn", "version": "0", "kernel": "", "host": "pod", "node": null,
             "started": "", "ended": "", "seconds": 1.0, "ended_by": "sigterm", "config": {},
         },
-        "verdict": Verdict::Protected, "reasons": [],
-        "attempts": attempts,
+        "verdict": LoadVerdict::WithinThresholds, "reasons": [],
+        "attempts": attempts, "begun_s": 1.0,
         "ok": attempts - failures.iter().map(|f| f.count).sum::<u64>(),
         "failures": failures, "probe": {},
         "connect_latency": canary_record::hist::Latency::new().summary(),

@@ -7,50 +7,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use canary_record::names;
-use canary_record::names::{Errno, Outcome, Phase, ProbeEnd};
-use canary_record::result::load::{Cause, FailureCount};
+use canary_record::names::{Outcome, ProbeEnd};
 use canary_record::result::observe::ConntrackCounters;
+use canary_record::series;
 
 /// The most samples that a [`Timeline`] holds.
 pub const MAX_SAMPLES: usize = 600;
 
-names! {
-    /// What a failed connection looked like to the application, few enough to draw.
-    pub enum FailureClass {
-        /// The handshake was not answered in time: what a full table does.
-        ConnectTimeout = "connect-timeout",
-        /// ECONNRESET, or EPIPE after one: what issue #74839 does to a writer.
-        Reset = "reset",
-        /// Connected, and then no progress: what it does to a reader.
-        Hung = "hung",
-        /// Nobody listened.
-        Refused = "refused",
-        /// The peer closed too soon, or answered wrongly.
-        BadAnswer = "bad-answer",
-        /// A limit of this host, which says nothing of the network.
-        LocalLimit = "local-limit",
-        /// Anything else.
-        Other = "other",
-    }
-}
-
-impl FailureClass {
-    /// The class of what load-client counted.
-    #[must_use]
-    pub const fn of(failure: &FailureCount) -> Self {
-        if failure.local {
-            return Self::LocalLimit;
-        }
-        match (failure.phase, failure.cause) {
-            (_, Cause::Errno(Errno::Econnreset | Errno::Epipe)) => Self::Reset,
-            (_, Cause::Errno(Errno::Econnrefused)) => Self::Refused,
-            (Phase::Connect, Cause::Stall | Cause::Errno(Errno::Etimedout)) => Self::ConnectTimeout,
-            (_, Cause::Stall | Cause::Errno(Errno::Etimedout)) => Self::Hung,
-            (_, Cause::EarlyEof | Cause::BadAnswer) => Self::BadAnswer,
-            (_, Cause::Errno(_) | Cause::Interrupted) => Self::Other,
-        }
-    }
-}
+pub use canary_record::names::FailureClass;
 
 /// A run over time.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -99,42 +63,29 @@ impl TimelineSample {
         if self.interval_s > 0.0 { self.attempts as f64 / self.interval_s } else { 0.0 }
     }
 
-    /// Both intervals as one.
-    fn join(mut self, later: Self) -> Self {
+    /// Adds the interval that follows.
+    fn join(&mut self, later: Self) {
         for (class, n) in later.failures {
             *self.failures.entry(class).or_default() += n;
         }
         for (outcome, n) in later.boom {
             *self.boom.entry(outcome).or_default() += n;
         }
-        Self {
-            t: later.t,
-            interval_s: self.interval_s + later.interval_s,
-            entries: self.entries.max(later.entries),
-            limit: later.limit,
-            attempts: self.attempts + later.attempts,
-            ok: self.ok + later.ok,
-            failures: self.failures,
-            boom: self.boom,
-            conntrack: self.conntrack.plus(later.conntrack),
-        }
+        (self.t, self.limit) = (later.t, later.limit);
+        self.interval_s += later.interval_s;
+        self.entries = self.entries.max(later.entries);
+        self.attempts += later.attempts;
+        self.ok += later.ok;
+        self.conntrack = self.conntrack.plus(later.conntrack);
     }
 }
 
 impl Timeline {
     /// Adds the next sample; joins neighbours when the series is full.
     pub fn push(&mut self, sample: TimelineSample) {
+        let n = self.samples_taken;
+        series::push(&mut self.samples, n, MAX_SAMPLES, sample, TimelineSample::join);
         self.samples_taken += 1;
-        if self.samples.len() >= MAX_SAMPLES {
-            let mut old = std::mem::take(&mut self.samples).into_iter();
-            while let Some(first) = old.next() {
-                self.samples.push(match old.next() {
-                    Some(second) => first.join(second),
-                    None => first,
-                });
-            }
-        }
-        self.samples.push(sample);
     }
 }
 
@@ -226,27 +177,5 @@ mod tests {
         assert_eq!(series.samples.iter().map(|s| s.entries).max(), Some(99));
         assert!(series.samples.windows(2).all(|w| w[0].t < w[1].t));
         assert!((series.samples[0].rate() - 2.0).abs() < 1e-9);
-    }
-
-    /// A timeout of the handshake and a timeout after it are different failures.
-    #[test]
-    fn a_full_table_and_a_hang_are_told_apart() {
-        let class =
-            |phase, cause| FailureClass::of(&FailureCount { phase, cause, local: false, count: 1 });
-        assert_eq!(class(Phase::Connect, Cause::Stall), FailureClass::ConnectTimeout);
-        assert_eq!(
-            class(Phase::Connect, Cause::Errno(Errno::Etimedout)),
-            FailureClass::ConnectTimeout
-        );
-        assert_eq!(class(Phase::Receive, Cause::Stall), FailureClass::Hung);
-        assert_eq!(class(Phase::Send, Cause::Errno(Errno::Epipe)), FailureClass::Reset);
-        assert_eq!(class(Phase::Resolve, Cause::Errno(Errno::Unknown)), FailureClass::Other);
-        let local = FailureCount {
-            phase: Phase::Connect,
-            cause: Cause::Errno(Errno::Eaddrnotavail),
-            local: true,
-            count: 1,
-        };
-        assert_eq!(FailureClass::of(&local), FailureClass::LocalLimit);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::document::timeline::{FailureClass, Timeline, TimelineSample};
-use canary_record::result::load::{Cause, LoadResult};
+use canary_record::result::load::LoadResult;
 use canary_record::result::observe::ObserveResult;
 
 /// Adds the samples of one place. `begun` is when the run began and `watched`
@@ -30,7 +30,7 @@ pub fn add(
         })
         .collect();
     for load in loads {
-        let classes = classes(load);
+        let classes = load.classes();
         let mut given = BTreeMap::new();
         let mut failed_so_far = 0;
         for point in &load.series.points {
@@ -75,20 +75,10 @@ fn parts(samples: &[TimelineSample], from: f64, end: f64) -> Vec<(usize, Range<f
     parts
 }
 
-/// A load's failures by class.
-#[must_use]
-pub fn classes(load: &LoadResult) -> BTreeMap<FailureClass, u64> {
-    let mut classes = BTreeMap::new();
-    for f in &load.failures {
-        *classes.entry(FailureClass::of(f)).or_default() += f.count;
-    }
-    classes
-}
-
-/// How many of a load had not ended when their step did: of no class but `other`.
+/// How many of a load had not ended when their step did.
 #[must_use]
 pub fn cut_off(load: &LoadResult) -> u64 {
-    load.failures.iter().filter(|f| f.cause == Cause::Interrupted).map(|f| f.count).sum()
+    load.classes().get(&FailureClass::Interrupted).copied().unwrap_or(0)
 }
 
 /// Gives each class its share of the failures so far, less what it was given:

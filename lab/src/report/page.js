@@ -2,11 +2,18 @@
 // Filters rows by words and by kind, and opens what a link leads to. The page reads whole without it.
 const words = document.getElementById("words");
 const shown = document.getElementById("shown");
+
+// What a row is known by: not its evidence, where every word stands somewhere.
+function told(row) {
+  const cells = [...row.querySelectorAll("[id]")].map((e) => e.id);
+  return [row.id, row.rows[0].textContent, ...cells].join(" ").toLowerCase();
+}
+
 const scenarios = [...document.querySelectorAll("details.scenario")].map((details) => ({
   details,
   open: details.open,
   title: details.querySelector("summary").textContent.toLowerCase() + " " + details.id,
-  rows: [...details.querySelectorAll("tbody.found")].map((row) => ({ row, text: row.textContent.toLowerCase() })),
+  rows: [...details.querySelectorAll("tbody.found")].map((row) => ({ row, text: told(row) })),
 }));
 
 function filter() {
@@ -39,7 +46,7 @@ function reveal() {
     filter();
   }
   for (let up = target; up; up = up.parentElement) if (up.tagName === "DETAILS") up.open = true;
-  target.scrollIntoView();
+  target.scrollIntoView({ behavior: "instant" });
 }
 
 if (words) {

@@ -266,7 +266,7 @@ pub(super) fn commands(result: &LabResult, s: &ScenarioResult) -> Markup {
                 }
             }
         } @else {
-            p.small { "By hand: as for " a href={ "#by-hand-" (spaceless(&first.name)) } { (first.title) } "." }
+            p.small.by-hand { "By hand: as for " a href={ "#by-hand-" (spaceless(&first.name)) } { (first.title) } "." }
         }
     }
 }

@@ -23,8 +23,10 @@ const fn dashes(class: FailureClass) -> &'static str {
         FailureClass::Reset => "7 3",
         FailureClass::Hung => "2 3",
         FailureClass::Refused => "10 3 2 3",
+        FailureClass::EarlyEof => "4 2 1 2",
         FailureClass::BadAnswer => "4 6",
         FailureClass::LocalLimit => "1 5",
+        FailureClass::Interrupted => "1 9",
         FailureClass::Other => "12 6",
     }
 }

@@ -141,8 +141,10 @@ pub const fn failure(f: FailureClass) -> &'static str {
         FailureClass::Reset => "reset",
         FailureClass::Hung => "hung",
         FailureClass::Refused => "refused",
-        FailureClass::BadAnswer => "bad or early answer",
+        FailureClass::EarlyEof => "closed early",
+        FailureClass::BadAnswer => "wrong answer",
         FailureClass::LocalLimit => "limit of this host",
+        FailureClass::Interrupted => "cut short",
         FailureClass::Other => "other",
     }
 }

@@ -24,7 +24,6 @@ use nix::sys::signal::Signal;
 
 use super::setting::{self, Setting, boom_server, broken_off, count, guarded, io_error, set};
 use crate::observed::cause::Seen;
-use crate::observed::series;
 use crate::scenario::cause::{Action, Case, Cause, Pattern};
 
 /// Time for boom-server to judge what it forged.
@@ -179,7 +178,7 @@ fn play(
         act()?;
         let status = load.wait(setting.scaled(IDLE + ANSWER + TIMEOUT * 3) + READY, interrupt)?;
         let load: LoadResult = setting::result("load-client", &dir.join("load.json"), status)?;
-        let failures = series::classes(&load);
+        let failures = load.classes();
         (load.probe.into_iter().filter(|(_, n)| *n > 0).collect(), failures)
     };
     // RSTs on their way, and a server whose answer is due.

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::AddAssign;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Run;
 use crate::hist::LatencySummary;
-use crate::names::{Errno, Phase, ProbeEnd, Verdict};
+use crate::names::{Errno, FailureClass, LoadVerdict, Phase, ProbeEnd};
 
 /// The document that `load-client churn`, `hold` and `probe` end with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -18,11 +19,14 @@ pub struct LoadResult {
     /// Who, where, when, how; of merged results from the first begin to the last end.
     pub run: Run,
     /// Whether every threshold held.
-    pub verdict: Verdict,
+    pub verdict: LoadVerdict,
     /// Why, most important first; also what weakens the verdict.
     pub reasons: Vec<String>,
     /// Connections begun. Equal to the sum of all classes.
     pub attempts: u64,
+    /// The time in which connections began, in seconds: none begins after `--duration`, so that
+    /// the end of those in progress is no part of it.
+    pub begun_s: f64,
     /// Due by the schedule of a `--rate` and never begun, so not among the attempts.
     #[serde(default)]
     pub never_begun: u64,
@@ -141,7 +145,18 @@ pub struct HoldRecord {
     pub exchanges: u64,
 }
 
-/// Connections of one class of failure.
+impl AddAssign for HoldRecord {
+    fn add_assign(&mut self, other: Self) {
+        self.wanted += other.wanted;
+        self.most_open += other.most_open;
+        self.open_at_end += other.open_at_end;
+        self.lost += other.lost;
+        self.replaced += other.replaced;
+        self.exchanges += other.exchanges;
+    }
+}
+
+/// Connections that failed in one way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FailureCount {
     /// Where it ended.
@@ -154,12 +169,55 @@ pub struct FailureCount {
     pub count: u64,
 }
 
+impl FailureCount {
+    /// `count` connections that failed so.
+    #[must_use]
+    pub const fn new(phase: Phase, cause: Cause, count: u64) -> Self {
+        Self { phase, cause, local: cause.is_local(), count }
+    }
+
+    /// What it looked like to the application.
+    #[must_use]
+    pub const fn class(&self) -> FailureClass {
+        FailureClass::of(self.phase, self.cause)
+    }
+}
+
+impl FailureClass {
+    /// What a connection that ended in `phase` by `cause` looked like to the application.
+    #[must_use]
+    pub const fn of(phase: Phase, cause: Cause) -> Self {
+        match (phase, cause) {
+            _ if cause.is_local() => Self::LocalLimit,
+            (_, Cause::Errno(Errno::Econnreset | Errno::Epipe)) => Self::Reset,
+            (_, Cause::Errno(Errno::Econnrefused)) => Self::Refused,
+            (Phase::Connect, Cause::Stall | Cause::Errno(Errno::Etimedout)) => Self::ConnectTimeout,
+            // ETIMEDOUT there: retransmissions without an answer until the kernel gave up.
+            (_, Cause::Stall | Cause::Errno(Errno::Etimedout)) => Self::Hung,
+            (_, Cause::EarlyEof) => Self::EarlyEof,
+            (_, Cause::BadAnswer) => Self::BadAnswer,
+            (_, Cause::Interrupted) => Self::Interrupted,
+            (_, Cause::Errno(_)) => Self::Other,
+        }
+    }
+}
+
 impl LoadResult {
     /// The law of the accounts: every attempt ended in exactly one class. A document for
     /// which it does not hold was damaged.
     #[must_use]
     pub fn adds_up(&self) -> bool {
         self.attempts == self.ok + self.failures.iter().map(|f| f.count).sum::<u64>()
+    }
+
+    /// Connections that failed, by class.
+    #[must_use]
+    pub fn classes(&self) -> BTreeMap<FailureClass, u64> {
+        let mut classes = BTreeMap::new();
+        for f in &self.failures {
+            *classes.entry(f.class()).or_default() += f.count;
+        }
+        classes
     }
 }
 
@@ -175,6 +233,12 @@ impl Cause {
     pub fn all() -> impl Iterator<Item = Self> {
         let others = [Self::EarlyEof, Self::Stall, Self::BadAnswer, Self::Interrupted];
         Errno::ALL.iter().copied().map(Self::Errno).chain(others)
+    }
+
+    /// True for a limit of this host, which says nothing of the network.
+    #[must_use]
+    pub const fn is_local(self) -> bool {
+        matches!(self, Self::Errno(e) if e.is_local_limit())
     }
 
     /// The cause whose [`words`](Self::words) these are.
@@ -217,6 +281,30 @@ pub enum Cause {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A timeout of the handshake and one after it are different, and a limit of this host is
+    /// no failure of the network, in whatever phase it is met.
+    #[test]
+    fn classes_tell_a_full_table_from_a_hang_and_from_a_limit() {
+        let errno = Cause::Errno;
+        for (phase, cause, class) in [
+            (Phase::Connect, Cause::Stall, FailureClass::ConnectTimeout),
+            (Phase::Connect, errno(Errno::Etimedout), FailureClass::ConnectTimeout),
+            (Phase::Receive, Cause::Stall, FailureClass::Hung),
+            (Phase::Receive, errno(Errno::Etimedout), FailureClass::Hung),
+            (Phase::Send, errno(Errno::Epipe), FailureClass::Reset),
+            (Phase::Connect, errno(Errno::Econnrefused), FailureClass::Refused),
+            (Phase::Connect, errno(Errno::Eaddrnotavail), FailureClass::LocalLimit),
+            (Phase::Receive, errno(Errno::Enospc), FailureClass::LocalLimit),
+            (Phase::Receive, Cause::EarlyEof, FailureClass::EarlyEof),
+            (Phase::Receive, Cause::Interrupted, FailureClass::Interrupted),
+            (Phase::Resolve, errno(Errno::Unknown), FailureClass::Other),
+        ] {
+            assert_eq!(FailureClass::of(phase, cause), class, "{phase} {cause:?}");
+            let local = class == FailureClass::LocalLimit;
+            assert_eq!(FailureCount::new(phase, cause, 1).local, local);
+        }
+    }
 
     /// Every cause is read back from its words as itself.
     #[test]

@@ -7,6 +7,8 @@
 pub mod boom;
 pub mod load;
 pub mod observe;
+pub mod serve;
+pub mod witness;
 
 use std::collections::BTreeMap;
 

@@ -40,8 +40,8 @@ impl Made {
         let captured = outcomes.iter().map(|o| (o.forgery, o.counts.leaked)).collect();
         let run = Clock::start().run("test", "0", EndedBy::Connections, BTreeMap::new());
         let load = serde_json::json!({
-            "schema_version": SCHEMA_VERSION, "run": run, "verdict": "protected", "reasons": [],
-            "attempts": all, "ok": all - killed, "failures": [],
+            "schema_version": SCHEMA_VERSION, "run": run, "verdict": "within-thresholds", "reasons": [],
+            "attempts": all, "begun_s": 1.0, "ok": all - killed, "failures": [],
             "probe": {"survived": all - killed, "reset": killed},
             "connect_latency": canary_record::hist::LatencySummary::default(),
             "total_latency": canary_record::hist::LatencySummary::default(),

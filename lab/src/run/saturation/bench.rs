@@ -274,7 +274,7 @@ impl<'a> Bench<'a> {
     /// Adds what an observer saw, and the loads since the last.
     fn series(&mut self, observed: &ObserveResult, timeline: &mut Timeline) {
         let loads = std::mem::take(&mut self.loads);
-        if loads.iter().any(|l| series::classes(l).len() > 1) {
+        if loads.iter().any(|l| l.classes().len() > 1) {
             timeline.reasons.push(
                 "Where a step's connections failed in several ways, the series shares them out in proportion; \
                  the step's own counts are exact."
@@ -338,7 +338,7 @@ impl<'a> Bench<'a> {
         peak = peak.max(place.within("node1", count)?);
         let group = plan.streams.map_or_else(BTreeMap::new, |(s, talk)| s.ends(talk));
         let conntrack = place.within("node1", evidence::conntrack_counters)?.since(before);
-        let failures = load.as_ref().map(series::classes).unwrap_or_default();
+        let failures = load.as_ref().map(LoadResult::classes).unwrap_or_default();
         let shown = Shown {
             kind: plan.kind,
             limit,

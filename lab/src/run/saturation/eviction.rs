@@ -264,9 +264,10 @@ impl<'a> Run<'a> {
                 to: "dropped".to_owned(),
             });
         }
-        let failures = load
-            .as_ref()
-            .map_or_else(|| [(FailureClass::ConnectTimeout, self.refused)].into(), series::classes);
+        let failures = load.as_ref().map_or_else(
+            || [(FailureClass::ConnectTimeout, self.refused)].into(),
+            LoadResult::classes,
+        );
         let mut notes = vec![found.words()];
         if let Some(cut @ 1..) = load.as_ref().map(series::cut_off) {
             notes.push(format!("{cut} of the new connections were cut off by the step's end."));

@@ -1,0 +1,229 @@
+//! Which connections INVALID segments ended, as one network namespace or a capture shows it.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Run;
+use super::observe::ConntrackCounters;
+use crate::names;
+use crate::names::Verdict;
+
+names! {
+    /// Why conntrack took note of a segment: the class of the kernel's own text.
+    pub enum Reason {
+        /// Begins or ends beyond the window that the receiver offered.
+        SeqOver = "seq-over-window",
+        /// Data that was acknowledged long before. INVALID before Linux 6.1; since then ignored,
+        /// and so translated, and still logged.
+        SeqUnder = "seq-under-window",
+        /// Acknowledges what conntrack has not seen sent.
+        AckOver = "ack-over-bound",
+        /// Acknowledges less than the window allows to lag behind.
+        AckUnder = "ack-under-bound",
+        /// Control bits that no segment has together.
+        BadFlags = "bad-flags",
+        /// No entry, and no segment to begin one with.
+        InvalidNew = "invalid-new",
+        /// A reset whose sequence number is none that the receiver would take.
+        InvalidRst = "invalid-rst",
+        /// Not possible in the state in which conntrack sees the connection.
+        InvalidState = "invalid-state",
+        /// Let through and translated: the text says "ignored".
+        Ignored = "ignored",
+        /// Short, malformed, or with a wrong checksum.
+        Malformed = "malformed",
+        /// Another text.
+        Other = "other",
+    }
+}
+
+names! {
+    /// What became of a connection on which an INVALID segment provoked a reset.
+    pub enum Cause {
+        /// Ended. The segment reached the client untranslated, and the client's host answered
+        /// with the reset that the server took (Kubernetes #74839).
+        AnsweredByClient = "answered-by-client",
+        /// Ended. The segment was addressed to this host, untranslated, and this host answered.
+        AnsweredByNode = "answered-by-node",
+        /// Ended. A host that is neither end, nor this one, answered.
+        AnsweredByOther = "answered-by-other",
+        /// Ended. Conntrack had no entry for the connection any more.
+        NoEntry = "no-entry",
+        /// Something provoked a reset, and the facts do not single out what it did.
+        Unexplained = "unexplained",
+    }
+}
+
+impl Cause {
+    /// True when a connection was ended by the segment.
+    #[must_use]
+    pub const fn ended(self) -> bool {
+        !matches!(self, Self::Unexplained)
+    }
+}
+
+names! {
+    /// Whose segment it was.
+    pub enum Direction {
+        /// The server's: the reset ends the server's side.
+        ServerToClient = "server-to-client",
+        /// The client's: the reset ends the client's side.
+        ClientToServer = "client-to-server",
+        /// Without the entry it cannot be told.
+        Unknown = "unknown",
+    }
+}
+
+/// The document that `load-client witness` ends with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct WitnessResult {
+    /// [`super::SCHEMA_VERSION`]
+    pub schema_version: u32,
+    /// Who, where, when, how.
+    pub run: Run,
+    /// `vulnerable`: a connection was ended. `protected`: none was, and nothing was lost.
+    pub verdict: Verdict,
+    /// Why that verdict, and what weakens it.
+    pub reasons: Vec<String>,
+    /// Where it comes from.
+    pub source: Source,
+    /// How long it watched, in seconds; of captures, from the first packet to the last.
+    pub seconds_watched: f64,
+    /// Messages of the kernel; of captures, packets.
+    pub messages: Messages,
+    /// TCP segments by the class of the kernel's reason.
+    pub segments: BTreeMap<Reason, u64>,
+    /// Those of them, resets aside, that no reset answered: dropped by a rule, let through, or
+    /// not of a kind that is answered.
+    pub unanswered: BTreeMap<Reason, u64>,
+    /// The kernel's texts, each number in them written N, and how often each came.
+    pub texts: BTreeMap<String, u64>,
+    /// Resets that belong to no segment: of hosts that have closed, of strangers.
+    pub stray_resets: u64,
+    /// Connections by what ended them, and in which direction.
+    pub connections: Vec<CauseCount>,
+    /// Resets that were provoked and ended nothing: their receiver could not take them, or the
+    /// connection was shown to live on.
+    pub harmless: u64,
+    /// Connections on which a reset was provoked while both sides were closing.
+    pub already_closing: u64,
+    /// Ended connections by Service address: the most hit, at most [`MOST_HIT`].
+    pub services: Vec<Hit>,
+    /// The same by client address.
+    pub clients: Vec<Hit>,
+    /// The same by server address.
+    pub servers: Vec<Hit>,
+    /// The first connections that were ended or are unexplained, at most [`EXAMPLES`].
+    pub examples: Vec<Ended>,
+    /// What conntrack's counters grew by. `drop` and `early_drop` tell of a full table,
+    /// `insert_failed` of clashes: they end connections that INVALID has no part in.
+    pub conntrack: Option<ConntrackCounters>,
+    /// Kernel values that were changed to watch.
+    pub changed: Vec<Changed>,
+}
+
+/// The most addresses in a list of those most hit.
+pub const MOST_HIT: usize = 20;
+/// The most connections told one by one.
+pub const EXAMPLES: usize = 100;
+
+/// Where a witness looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// The kernel's messages of one network namespace.
+    Kernel,
+    /// Captures of packets.
+    Captures,
+}
+
+/// What was heard, and what was not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Messages {
+    /// Received.
+    pub received: u64,
+    /// Of other origin than conntrack's TCP: TRACE rules, other protocols.
+    pub foreign: u64,
+    /// That could not be read as a TCP segment.
+    pub unreadable: u64,
+    /// That the kernel numbered and this program never received.
+    pub lost: u64,
+    /// How often the kernel said that the socket was full (ENOBUFS).
+    pub overruns: u64,
+    /// Segments forgotten before their answer could come, for want of room.
+    pub forgotten: u64,
+}
+
+/// How many connections met one end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CauseCount {
+    /// What ended them.
+    pub cause: Cause,
+    /// Whose segment it was.
+    pub direction: Direction,
+    /// Connections.
+    pub count: u64,
+}
+
+/// How often one address was hit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Hit {
+    /// IP address; a Service's with its port.
+    pub address: String,
+    /// Connections.
+    pub count: u64,
+}
+
+/// One connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Ended {
+    /// When the reset was seen, in seconds since the watch began.
+    pub t: f64,
+    /// What ended it.
+    pub cause: Cause,
+    /// Whose segment it was.
+    pub direction: Direction,
+    /// The client, as the entry has it.
+    pub client: Option<String>,
+    /// What the client had connected to: a Service's address.
+    pub service: Option<String>,
+    /// The server that replied.
+    pub server: Option<String>,
+    /// The segment: whence.
+    pub from: String,
+    /// The segment: whither.
+    pub to: String,
+    /// Its sequence number.
+    pub seq: u32,
+    /// Its acknowledgment number: that of the reset too, where the segment has the ACK bit.
+    pub ack: u32,
+    /// Its control bits.
+    pub flags: String,
+    /// The class of the kernel's reason.
+    pub reason: Reason,
+    /// The kernel's text, or of a capture what the numbers show.
+    pub text: String,
+    /// From the segment to the reset, in microseconds.
+    pub answered_us: u64,
+    /// Where conntrack saw the connection when the reset was seen, and after a while.
+    pub states: [Option<String>; 2],
+    /// True when the entry outlived its connection: still open for conntrack after that while.
+    pub entry_outlived: Option<bool>,
+    /// What else is known, and what is not.
+    pub facts: Vec<String>,
+}
+
+/// A kernel value that was changed and put back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Changed {
+    /// Its path.
+    pub key: String,
+    /// What it was.
+    pub from: String,
+    /// What it was set to.
+    pub to: String,
+    /// True when it reads as before again.
+    pub restored: bool,
+}

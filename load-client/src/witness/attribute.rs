@@ -1,0 +1,458 @@
+//! Which reset answers which INVALID segment, and what became of the connection: pure. Segments,
+//! entries and the time come in; what to look up and what is judged go out. Memory is bounded,
+//! and what found no room is counted.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ahash::AHashMap;
+use canary_conntrack::table::{Entry, TcpState, Tuple};
+use canary_record::result::witness::{Cause, Direction, Reason};
+use canary_wire::segment::{Flags, Numbers, Segment};
+use canary_wire::seq::Seq;
+
+use super::reason::TextId;
+
+/// How long after a segment its reset may come.
+pub const ANSWER: Duration = Duration::from_secs(1);
+/// How long after the reset the entry is looked up again: conntrack tells timeouts in whole
+/// seconds, and the two looks are compared.
+pub const SETTLE: Duration = Duration::from_secs(3);
+/// The same segment sent again within this time is one suspect.
+const AGAIN: Duration = Duration::from_millis(500);
+/// Suspects that wait for a reset at most.
+const SUSPECTS: usize = 1 << 15;
+/// Suspects of one tuple at most.
+const ON_ONE: usize = 8;
+/// Pairs that wait for the second look at most.
+const PAIRS: usize = 1 << 13;
+/// Ended connections that are remembered, so that none counts twice.
+const ENDED: usize = 1 << 13;
+/// The largest window there is (RFC 7323, section 2.3). An acknowledgment further ahead than
+/// that of all that was sent gives a reset that lies outside of every window.
+const MAX_WINDOW: u32 = 65_535 << 14;
+
+/// A segment that conntrack took note of.
+#[derive(Clone, Copy, Debug)]
+pub struct Heard<'a> {
+    /// The segment.
+    pub segment: Segment<'a>,
+    /// Why.
+    pub reason: Reason,
+    /// The bound that it broke, where the text names one.
+    pub bound: Option<Seq>,
+    /// The text.
+    pub text: TextId,
+}
+
+/// A segment that may be answered by a reset.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Suspect {
+    /// When it was heard first.
+    pub at: Duration,
+    /// Its numbers.
+    pub numbers: Numbers,
+    /// Why conntrack called it INVALID.
+    pub reason: Reason,
+    /// The bound that it broke.
+    pub bound: Option<Seq>,
+    /// The kernel's text.
+    pub text: TextId,
+    heard: u32,
+    answered: u32,
+}
+
+impl Suspect {
+    /// True when the reset that it provokes has a sequence number that the receiver cannot take
+    /// (RFC 9293, section 3.10.7.4; RFC 5961, section 3.2).
+    #[must_use]
+    pub fn harmless(&self) -> bool {
+        if !self.numbers.flags.has(Flags::ACK) {
+            // <SEQ=0>: RCV.NXT is 0 once in 2^32.
+            return true;
+        }
+        let ahead =
+            |bound| self.numbers.ack.after(bound) && self.numbers.ack.since(bound) >= MAX_WINDOW;
+        self.reason == Reason::AckOver && self.bound.is_some_and(ahead)
+    }
+
+    /// True when conntrack may have been right about the acknowledgment, so that the reset's
+    /// number alone does not show that it was taken.
+    fn doubtful(&self) -> bool {
+        match self.reason {
+            Reason::AckUnder => true,
+            Reason::AckOver => self.bound.is_none(),
+            _ => false,
+        }
+    }
+}
+
+/// What a look for an entry gave.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Look {
+    /// It was not looked up.
+    #[default]
+    NotMade,
+    /// There was none.
+    Absent,
+    /// This.
+    Found(Entry),
+}
+
+impl Look {
+    /// The entry.
+    #[must_use]
+    pub const fn entry(&self) -> Option<&Entry> {
+        match self {
+            Self::Found(entry) => Some(entry),
+            Self::NotMade | Self::Absent => None,
+        }
+    }
+
+    /// Where conntrack sees the connection.
+    #[must_use]
+    pub fn state(&self) -> Option<TcpState> {
+        self.entry().and_then(|e| e.state)
+    }
+}
+
+/// An INVALID segment and the reset that answered it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pair {
+    /// The segment's addresses; the reset's are the same, reversed.
+    pub tuple: Tuple,
+    /// The segment.
+    pub suspect: Suspect,
+    /// When the reset was heard.
+    pub reset_at: Duration,
+    /// Why conntrack took note of the reset.
+    pub reset_reason: Reason,
+    /// The entry just after the reset, and when it was looked up.
+    pub first: (Duration, Look),
+}
+
+/// What was counted beside the pairs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Segments by reason, of which no reset came.
+    pub unanswered: AHashMap<Reason, u64>,
+    /// Resets that answer nothing that was heard.
+    pub stray_resets: u64,
+    /// Segments that were forgotten for want of room.
+    pub forgotten: u64,
+    /// Resets that were provoked and that their receiver cannot take.
+    pub harmless: u64,
+    /// Pairs judged without a second look for want of room.
+    pub hurried: u64,
+}
+
+/// Matches resets with segments.
+#[derive(Debug, Default)]
+pub struct Matcher {
+    suspects: AHashMap<Tuple, Vec<Suspect>>,
+    /// When which tuple's oldest suspect was heard, oldest first.
+    order: VecDeque<(Duration, Tuple)>,
+    pairs: AHashMap<Tuple, Pair>,
+    settling: VecDeque<(Duration, Tuple)>,
+    ended: AHashMap<Tuple, Seq>,
+    ended_order: VecDeque<Tuple>,
+    /// What was counted.
+    pub counts: Counts,
+}
+
+/// What to do after a segment.
+#[derive(Clone, Debug, PartialEq)]
+#[must_use]
+pub enum Next {
+    /// Nothing.
+    Nothing,
+    /// Look up the entry of this tuple, and tell [`Matcher::looked`].
+    Look(Tuple),
+    /// No room to wait: look up the entry and judge now.
+    Judge(Box<Pair>),
+}
+
+impl Matcher {
+    /// Takes note of a segment.
+    pub fn hear(&mut self, now: Duration, heard: &Heard<'_>) -> Next {
+        self.forget(now);
+        if heard.segment.flags.has(Flags::RST) {
+            return self.reset(now, heard);
+        }
+        if !matches!(heard.reason, Reason::Ignored | Reason::Malformed) {
+            self.suspect(now, heard);
+        }
+        Next::Nothing
+    }
+
+    fn suspect(&mut self, now: Duration, heard: &Heard<'_>) {
+        let s = &heard.segment;
+        let tuple = Tuple { source: s.src, destination: s.dst };
+        let numbers = s.numbers();
+        let list = self.suspects.entry(tuple).or_insert_with(|| Vec::with_capacity(1));
+        if let Some(last) = list.last_mut() {
+            // A stream of segments with one acknowledgment draws resets with one number.
+            let alike = last.numbers.flags.has(Flags::ACK)
+                && numbers.flags.has(Flags::ACK)
+                && last.numbers.ack == numbers.ack
+                && last.reason == heard.reason;
+            if alike && now.saturating_sub(last.at) < AGAIN {
+                last.heard = last.heard.saturating_add(1);
+                return;
+            }
+        }
+        let (reason, bound, text) = (heard.reason, heard.bound, heard.text);
+        list.push(Suspect { at: now, numbers, reason, bound, text, heard: 1, answered: 0 });
+        if list.len() > ON_ONE {
+            let old = list.remove(0);
+            self.counts.forgotten += u64::from(old.heard - old.answered.min(old.heard));
+        }
+        self.order.push_back((now, tuple));
+        if self.order.len() > SUSPECTS
+            && let Some((at, tuple)) = self.order.pop_front()
+            && let Some(old) = self.take(at, tuple)
+        {
+            self.counts.forgotten += u64::from(old.heard - old.answered.min(old.heard));
+        }
+    }
+
+    /// Removes the tuple's oldest suspect if it is the one heard at `at`.
+    fn take(&mut self, at: Duration, tuple: Tuple) -> Option<Suspect> {
+        let list = self.suspects.get_mut(&tuple)?;
+        let old = list.first().is_some_and(|s| s.at == at).then(|| list.remove(0));
+        if list.is_empty() {
+            self.suspects.remove(&tuple);
+        }
+        old
+    }
+
+    /// Gives up what was not answered in time.
+    fn forget(&mut self, now: Duration) {
+        while let Some(&(at, tuple)) = self.order.front() {
+            if at + ANSWER > now {
+                break;
+            }
+            self.order.pop_front();
+            if let Some(old) = self.take(at, tuple) {
+                self.unanswered(&old);
+            }
+        }
+    }
+
+    fn unanswered(&mut self, old: &Suspect) {
+        let n = u64::from(old.heard.saturating_sub(old.answered));
+        if n > 0 {
+            *self.counts.unanswered.entry(old.reason).or_default() += n;
+        }
+    }
+
+    fn reset(&mut self, now: Duration, heard: &Heard<'_>) -> Next {
+        let s = &heard.segment;
+        let tuple = Tuple { source: s.dst, destination: s.src };
+        let list = self.suspects.get_mut(&tuple);
+        let Some(suspect) =
+            list.and_then(|list| list.iter_mut().find(|suspect| suspect.numbers.provokes(s)))
+        else {
+            self.counts.stray_resets += 1;
+            return Next::Nothing;
+        };
+        suspect.answered = suspect.answered.saturating_add(1);
+        let pair = Pair {
+            tuple,
+            suspect: *suspect,
+            reset_at: now,
+            reset_reason: heard.reason,
+            first: (now, Look::NotMade),
+        };
+        if pair.suspect.harmless() {
+            self.counts.harmless += 1;
+            return Next::Nothing;
+        }
+        // A connection's first reset that can end it is what ended it.
+        let known = self.ended.get(&tuple) == Some(&pair.suspect.numbers.ack);
+        if known || self.pairs.contains_key(&tuple) {
+            return Next::Nothing;
+        }
+        if self.pairs.len() >= PAIRS {
+            self.counts.hurried += 1;
+            self.remember(&pair);
+            return Next::Judge(Box::new(pair));
+        }
+        self.pairs.insert(tuple, pair);
+        self.settling.push_back((now + SETTLE, tuple));
+        Next::Look(tuple)
+    }
+
+    /// What the first look gave.
+    pub fn looked(&mut self, now: Duration, tuple: Tuple, look: Look) {
+        if let Some(pair) = self.pairs.get_mut(&tuple) {
+            pair.first = (now, look);
+        }
+    }
+
+    /// The next pair whose entry is to be looked up again and judged. At the `end` every pair is.
+    pub fn due(&mut self, now: Duration, end: bool) -> Option<Pair> {
+        self.forget(now);
+        let &(due, tuple) = self.settling.front()?;
+        if due > now && !end {
+            return None;
+        }
+        self.settling.pop_front();
+        let pair = self.pairs.remove(&tuple)?;
+        self.remember(&pair);
+        Some(pair)
+    }
+
+    /// A dead connection's server acknowledges no more than it had: the same acknowledgment again
+    /// is the same connection.
+    fn remember(&mut self, pair: &Pair) {
+        if self.ended.insert(pair.tuple, pair.suspect.numbers.ack).is_none() {
+            self.ended_order.push_back(pair.tuple);
+        }
+        if self.ended_order.len() > ENDED
+            && let Some(old) = self.ended_order.pop_front()
+        {
+            self.ended.remove(&old);
+        }
+    }
+
+    /// At the end, what still waits is unanswered.
+    pub fn finish(&mut self) {
+        self.order.clear();
+        for (_, list) in std::mem::take(&mut self.suspects) {
+            for suspect in &list {
+                self.unanswered(suspect);
+            }
+        }
+    }
+
+    /// True when no pair waits.
+    #[must_use]
+    pub fn settled(&self) -> bool {
+        self.pairs.is_empty()
+    }
+
+    /// Segments and pairs in memory.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.order.len() + self.pairs.len() + self.ended.len()
+    }
+}
+
+/// What became of a connection.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Judgement {
+    /// It counts under this cause.
+    Counted(Cause, Direction, Vec<&'static str>),
+    /// The connection was shown to live on.
+    LivedOn,
+    /// Both sides were closing.
+    AlreadyClosing,
+    /// Conntrack never had such a connection: a scan, or a stranger's segment.
+    Stranger,
+}
+
+/// Judges one pair by the entry after [`SETTLE`]: when that was looked up, and what it was.
+/// `here` tells whether an address is this host's own.
+#[must_use]
+pub fn judge(
+    pair: &Pair,
+    later: &(Duration, Look),
+    mut here: impl FnMut(IpAddr) -> bool,
+) -> Judgement {
+    let (first, second) = (&pair.first.1, &later.1);
+    let suspect = &pair.suspect;
+    let Some(entry) = first.entry().or(second.entry()) else {
+        return without_entry(pair);
+    };
+    // Both sides have sent FIN: the reset finds nothing to end.
+    if matches!(first.state(), Some(TcpState::TimeWait | TcpState::LastAck)) {
+        return Judgement::AlreadyClosing;
+    }
+    if lived_on(pair, later) {
+        return Judgement::LivedOn;
+    }
+    let direction = if entry.reply == pair.tuple {
+        Direction::ServerToClient
+    } else if entry.original == pair.tuple {
+        Direction::ClientToServer
+    } else {
+        Direction::Unknown
+    };
+    let unexplained = |fact| Judgement::Counted(Cause::Unexplained, direction, vec![fact]);
+    if direction == Direction::Unknown {
+        return unexplained("the entry that was found has neither tuple");
+    }
+    if !entry.is_translated() {
+        return unexplained("nothing is translated here: both ends know the segment's addresses");
+    }
+    if pair.reset_reason != Reason::InvalidNew {
+        return unexplained("the reset had an entry of its own");
+    }
+    if *second == Look::NotMade {
+        return unexplained("too many at once to see what became of it");
+    }
+    let closed = second.state() == Some(TcpState::Close);
+    if suspect.doubtful() && !closed {
+        return unexplained(
+            "the reset's number is as far off as conntrack found the acknowledgment, unless \
+             conntrack was wrong",
+        );
+    }
+    let answerer = pair.tuple.destination.ip();
+    let cause = if direction == Direction::ServerToClient && answerer == entry.original.source.ip()
+    {
+        Cause::AnsweredByClient
+    } else if here(answerer) {
+        Cause::AnsweredByNode
+    } else {
+        Cause::AnsweredByOther
+    };
+    let mut facts = Vec::new();
+    if closed {
+        facts.push("afterwards the dead side answered with a reset that conntrack translated");
+    }
+    if matches!(first.state(), Some(TcpState::FinWait | TcpState::CloseWait)) {
+        facts.push("one side had sent FIN");
+    }
+    Judgement::Counted(cause, direction, facts)
+}
+
+fn without_entry(pair: &Pair) -> Judgement {
+    let unexplained = |fact| Judgement::Counted(Cause::Unexplained, Direction::Unknown, vec![fact]);
+    if pair.first.1 == Look::NotMade {
+        return unexplained("the entry could not be looked up");
+    }
+    let numbers = &pair.suspect.numbers;
+    // A connection's segment carries data, or ends it; a bare ACK or SYN ACK may be a stranger's.
+    let bears = numbers.seg_len > 0 && !numbers.flags.has(Flags::SYN);
+    match pair.suspect.reason {
+        Reason::InvalidNew if bears => Judgement::Counted(
+            Cause::NoEntry,
+            Direction::Unknown,
+            vec!["nf_conntrack_tcp_loose is 0: conntrack picks up nothing in mid-stream"],
+        ),
+        // These are told before conntrack looks for an entry: none was there.
+        Reason::InvalidNew | Reason::BadFlags | Reason::Other => Judgement::Stranger,
+        _ => unexplained("the entry was gone when it was looked up"),
+    }
+}
+
+/// True when acknowledged traffic passed after the reset: a side that is dead would have answered
+/// with a reset of its own, and conntrack would see the connection closed.
+fn lived_on(pair: &Pair, later: &(Duration, Look)) -> bool {
+    // Software flowtables keep their entries' timeouts up themselves.
+    const OFFLOAD: u32 = 1 << 14;
+    let ((first_at, Look::Found(first)), (second_at, Look::Found(second))) = (pair.first, *later)
+    else {
+        return false;
+    };
+    let open = first.state == Some(TcpState::Established) && second.state == first.state;
+    let kept_up = (first.status.bits() | second.status.bits()) & OFFLOAD != 0;
+    let (Some(before), Some(after)) = (first.timeout, second.timeout) else { return false };
+    // Each packet that passes in a window sets the timeout anew; whole seconds are told. Data that
+    // is not acknowledged sets a short one (nf_conntrack_tcp_timeout_unacknowledged).
+    let elapsed = second_at.saturating_sub(first_at);
+    open && !kept_up && after + elapsed >= before + Duration::from_millis(1_500)
+}

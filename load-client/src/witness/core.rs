@@ -1,0 +1,273 @@
+//! From messages to findings: reads each message, lets [`Matcher`] match, looks entries up
+//! through a trait, judges, counts. No clock, no socket.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ahash::AHashMap;
+use canary_conntrack::table::Tuple;
+use canary_record::result::witness::{
+    Cause, CauseCount, Direction, EXAMPLES, Ended, Hit, MOST_HIT, Messages, Reason,
+};
+use canary_wire::segment::Flags;
+
+use super::attribute::{Heard, Judgement, Look, Matcher, Next, Pair, judge};
+use super::packet;
+use super::reason::{self, Texts};
+
+/// What the core must be told by its surroundings.
+pub trait Surroundings {
+    /// The entry with this tuple, in whichever direction.
+    fn look(&mut self, tuple: Tuple) -> Look;
+    /// True for an address of this host.
+    fn here(&mut self, ip: IpAddr) -> bool;
+}
+
+/// First and second looks in one [`Witness::tick`] at most: a look is a system call.
+const LOOKS: usize = 250;
+/// Addresses that are counted one by one at most.
+const ADDRESSES: usize = 4096;
+
+/// Addresses by how often they were hit. Bounded: the first to come have the room.
+#[derive(Clone, Debug, Default)]
+struct Most(AHashMap<String, u64>);
+
+impl Most {
+    fn add(&mut self, address: Option<&String>) {
+        let Some(address) = address else { return };
+        if let Some(n) = self.0.get_mut(address) {
+            *n += 1;
+        } else if self.0.len() < ADDRESSES {
+            self.0.insert(address.clone(), 1);
+        }
+    }
+
+    fn top(&self) -> Vec<Hit> {
+        let hit =
+            |(address, count): (&String, &u64)| Hit { address: address.clone(), count: *count };
+        let mut hits: Vec<_> = self.0.iter().map(hit).collect();
+        hits.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.address.cmp(&b.address)));
+        hits.truncate(MOST_HIT);
+        hits
+    }
+}
+
+/// What was found so far.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// Connections by what became of them.
+    pub connections: BTreeMap<(Cause, Direction), u64>,
+    /// On which a reset was provoked, and which lived on.
+    pub lived_on: u64,
+    /// That were closing anyway.
+    pub already_closing: u64,
+    /// The first ones.
+    pub examples: Vec<Ended>,
+    services: Most,
+    clients: Most,
+    servers: Most,
+}
+
+impl Found {
+    /// Counts one connection.
+    pub fn add(&mut self, ended: &Ended) {
+        *self.connections.entry((ended.cause, ended.direction)).or_default() += 1;
+        if ended.cause.ended() {
+            self.services.add(ended.service.as_ref());
+            self.clients.add(ended.client.as_deref().map(host).as_ref());
+            self.servers.add(ended.server.as_deref().map(host).as_ref());
+        }
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(ended.clone());
+        }
+    }
+
+    /// Connections that were ended, and those that are unexplained.
+    #[must_use]
+    pub fn totals(&self) -> (u64, u64) {
+        self.connections.iter().fold((0, 0), |(ended, open), ((cause, _), n)| {
+            if cause.ended() { (ended + n, open) } else { (ended, open + n) }
+        })
+    }
+
+    /// As the result has it.
+    #[must_use]
+    pub fn causes(&self) -> Vec<CauseCount> {
+        let count = |(&(cause, direction), &count)| CauseCount { cause, direction, count };
+        self.connections.iter().map(count).collect()
+    }
+
+    /// The most hit: Services, clients, servers.
+    #[must_use]
+    pub fn most_hit(&self) -> [Vec<Hit>; 3] {
+        [self.services.top(), self.clients.top(), self.servers.top()]
+    }
+}
+
+/// The address without its port.
+fn host(address: &str) -> String {
+    address.parse::<SocketAddr>().map_or_else(|_| address.to_owned(), |a| a.ip().to_string())
+}
+
+/// The pure part of the witness.
+#[derive(Debug, Default)]
+pub struct Witness {
+    matcher: Matcher,
+    to_look: std::collections::VecDeque<Tuple>,
+    /// The kernel's texts.
+    pub texts: Texts,
+    /// Messages.
+    pub messages: Messages,
+    /// Segments by reason.
+    pub segments: BTreeMap<Reason, u64>,
+    /// What was found.
+    pub found: Found,
+    next_number: Option<u32>,
+}
+
+impl Witness {
+    /// One message: its number, the kernel's text, the packet. `now` is since the watch began.
+    /// What was ended for good goes to `tell`.
+    pub fn message(
+        &mut self,
+        now: Duration,
+        (number, prefix, bytes): (Option<u32>, &str, &[u8]),
+        around: &mut impl Surroundings,
+        tell: &mut impl FnMut(Ended),
+    ) {
+        self.messages.received += 1;
+        if let Some(number) = number {
+            let lost = self.next_number.map_or(0, |next| number.wrapping_sub(next));
+            self.messages.lost += u64::from(lost);
+            self.next_number = Some(number.wrapping_add(1));
+        }
+        let Some(words) = reason::read(prefix) else {
+            self.messages.foreign += 1;
+            return;
+        };
+        *self.segments.entry(words.reason).or_default() += 1;
+        let text = self.texts.note(words.text);
+        let Ok(segment) = packet::segment(bytes) else {
+            self.messages.unreadable += 1;
+            return;
+        };
+        let heard = Heard { segment, reason: words.reason, bound: words.bound, text };
+        match self.matcher.hear(now, &heard) {
+            Next::Nothing => {}
+            Next::Look(tuple) => self.to_look.push_back(tuple),
+            Next::Judge(mut pair) => {
+                pair.first = (now, around.look(pair.tuple));
+                self.judge(&pair, &(now, Look::NotMade), around, tell);
+            }
+        }
+    }
+
+    /// Does what is due at `now`; to be called some times a second. At the `end`, everything.
+    pub fn tick(
+        &mut self,
+        now: Duration,
+        end: bool,
+        around: &mut impl Surroundings,
+        tell: &mut impl FnMut(Ended),
+    ) {
+        let room = if end { usize::MAX } else { LOOKS };
+        for _ in 0..room {
+            let Some(tuple) = self.to_look.pop_front() else { break };
+            let look = around.look(tuple);
+            self.matcher.looked(now, tuple, look);
+        }
+        for _ in 0..room {
+            let Some(pair) = self.matcher.due(now, end) else { break };
+            let look = around.look(pair.tuple);
+            self.judge(&pair, &(now, look), around, tell);
+        }
+        if end {
+            self.matcher.finish();
+        }
+        self.messages.forgotten = self.matcher.counts.forgotten;
+    }
+
+    fn judge(
+        &mut self,
+        pair: &Pair,
+        later: &(Duration, Look),
+        around: &mut impl Surroundings,
+        tell: &mut impl FnMut(Ended),
+    ) {
+        match judge(pair, later, |ip| around.here(ip)) {
+            Judgement::LivedOn => self.found.lived_on += 1,
+            Judgement::AlreadyClosing => self.found.already_closing += 1,
+            Judgement::Stranger => self.matcher.counts.stray_resets += 1,
+            Judgement::Counted(cause, direction, facts) => {
+                let ended = self.record(pair, &later.1, (cause, direction), &facts);
+                self.found.add(&ended);
+                tell(ended);
+            }
+        }
+    }
+
+    fn record(
+        &self,
+        pair: &Pair,
+        second: &Look,
+        (cause, direction): (Cause, Direction),
+        facts: &[&'static str],
+    ) -> Ended {
+        let first = &pair.first.1;
+        let entry = first.entry().or(second.entry());
+        let numbers = &pair.suspect.numbers;
+        let state = |look: &Look| look.state().map(|s| s.as_str().to_owned());
+        let answered = pair.reset_at.saturating_sub(pair.suspect.at);
+        Ended {
+            t: pair.reset_at.as_secs_f64(),
+            cause,
+            direction,
+            client: entry.map(|e| e.original.source.to_string()),
+            service: entry.map(|e| e.original.destination.to_string()),
+            server: entry.map(|e| e.reply.source.to_string()),
+            from: pair.tuple.source.to_string(),
+            to: pair.tuple.destination.to_string(),
+            seq: numbers.seq.0,
+            ack: if numbers.flags.has(Flags::ACK) { numbers.ack.0 } else { 0 },
+            flags: numbers.flags.to_string(),
+            reason: pair.suspect.reason,
+            text: self.texts.spell(pair.suspect.text, pair.suspect.bound),
+            answered_us: answered.as_micros() as u64,
+            states: [state(first), state(second)],
+            entry_outlived: (*second != Look::NotMade)
+                .then(|| second.state() == Some(canary_conntrack::table::TcpState::Established)),
+            facts: facts.iter().map(|f| (*f).to_owned()).collect(),
+        }
+    }
+
+    /// True when no pair waits for its second look.
+    #[must_use]
+    pub fn settled(&self) -> bool {
+        self.to_look.is_empty() && self.matcher.settled()
+    }
+
+    /// Resets that belong to no segment.
+    #[must_use]
+    pub fn stray_resets(&self) -> u64 {
+        self.matcher.counts.stray_resets
+    }
+
+    /// Pairs that were judged by one look, for want of room to wait.
+    #[must_use]
+    pub fn hurried(&self) -> u64 {
+        self.matcher.counts.hurried
+    }
+
+    /// Resets that were provoked and ended nothing.
+    #[must_use]
+    pub fn harmless(&self) -> u64 {
+        self.matcher.counts.harmless + self.found.lived_on
+    }
+
+    /// Segments that no reset answered.
+    #[must_use]
+    pub fn unanswered(&self) -> BTreeMap<Reason, u64> {
+        self.matcher.counts.unanswered.iter().map(|(r, n)| (*r, *n)).collect()
+    }
+}

@@ -1,0 +1,123 @@
+//! A packet's bytes as a TCP segment, cut short or not: pure.
+
+use canary_wire::segment::{Segment, SegmentError};
+use etherparse::{LaxNetSlice, LaxSlicedPacket};
+
+/// Reads an IP packet of either family, IPv6 extension headers included.
+pub fn segment(bytes: &[u8]) -> Result<Segment<'_>, SegmentError> {
+    let truncated = SegmentError::Truncated { have: bytes.len(), need: 40 };
+    let packet = LaxSlicedPacket::from_ip(bytes).map_err(|_| truncated)?;
+    of(packet.net.as_ref().ok_or(truncated)?)
+}
+
+/// Reads what follows the link layer.
+pub fn of<'a>(net: &LaxNetSlice<'a>) -> Result<Segment<'a>, SegmentError> {
+    match net {
+        LaxNetSlice::Ipv4(ip) => {
+            let header = ip.header();
+            let total = usize::from(header.total_len());
+            let payload = ip.payload();
+            // What a segmentation offload hands to a capture may say 0 (Linux's BIG TCP).
+            let wire = total.checked_sub(header.slice().len()).filter(|_| total > 0);
+            let (src, dst) = (header.source_addr().into(), header.destination_addr().into());
+            tcp(src, dst, payload, wire)
+        }
+        LaxNetSlice::Ipv6(ip) => {
+            let header = ip.header();
+            let (payload, length) = (ip.payload(), usize::from(header.payload_length()));
+            let wire = length.checked_sub(ip.extensions().slice().len()).filter(|_| length > 0);
+            let (src, dst) = (header.source_addr().into(), header.destination_addr().into());
+            tcp(src, dst, payload, wire)
+        }
+        LaxNetSlice::Arp(_) => Err(SegmentError::Version(0)),
+    }
+}
+
+fn tcp<'a>(
+    src: std::net::IpAddr,
+    dst: std::net::IpAddr,
+    payload: &etherparse::LaxIpPayloadSlice<'a>,
+    wire: Option<usize>,
+) -> Result<Segment<'a>, SegmentError> {
+    if payload.ip_number != etherparse::IpNumber::TCP {
+        return Err(SegmentError::Protocol(payload.ip_number.0));
+    }
+    if payload.fragmented {
+        return Err(SegmentError::Fragment);
+    }
+    Segment::parse_tcp(src, dst, payload.payload, wire.unwrap_or(payload.payload.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use canary_wire::segment::{Emit, Flags};
+    use canary_wire::seq::Seq;
+
+    use super::*;
+
+    fn packet(ends: (&str, &str), payload: &[u8]) -> Vec<u8> {
+        let end = |s: &str| s.parse::<SocketAddr>().unwrap();
+        let mut buf = Vec::new();
+        assert!(
+            Emit {
+                src: end(ends.0),
+                dst: end(ends.1),
+                seq: Seq(7),
+                ack: Seq(9),
+                flags: Flags::ACK,
+                window: 1,
+                options: &[1; 12],
+                payload,
+            }
+            .packet(&mut buf)
+        );
+        buf
+    }
+
+    const V6: (&str, &str) = ("[fd00:66::20]:9000", "[fd00:65::10]:4000");
+
+    /// Both families; the length on the wire counts, not that of the capture.
+    #[test]
+    fn a_cut_packet_keeps_its_length() {
+        for ends in [("198.18.66.20:9000", "198.18.65.10:4000"), V6] {
+            let whole = packet(ends, &[0; 900]);
+            for cut in [whole.len(), 100, 72] {
+                let s = segment(&whole[..cut]).unwrap();
+                assert_eq!((s.src, s.dst), (ends.0.parse().unwrap(), ends.1.parse().unwrap()));
+                assert_eq!((s.seq, s.payload_len), (Seq(7), 900), "{cut}");
+            }
+        }
+    }
+
+    /// Extension headers before the segment are passed over, and are no data of it.
+    #[test]
+    fn extension_headers_are_passed_over() {
+        let whole = packet(V6, b"abc");
+        let mut extended = whole.clone();
+        // Hop-by-hop (0) and destination options (60), eight octets each, of PadN.
+        extended[6] = 0;
+        let length = whole.len() - 40 + 16;
+        extended[4..6].copy_from_slice(&(length as u16).to_be_bytes());
+        let pad = |next| [next, 0, 1, 4, 0, 0, 0, 0];
+        extended.splice(40..40, [pad(60), pad(6)].concat());
+        let (a, b) = (segment(&whole).unwrap(), segment(&extended).unwrap());
+        assert_eq!((a.seq, a.ack, a.payload_len), (b.seq, b.ack, b.payload_len));
+    }
+
+    proptest::proptest! {
+        /// No bytes make it panic, and a packet cut anywhere is the same segment or none.
+        #[test]
+        fn any_bytes(bytes: Vec<u8>, cut in 0usize..120, at in 0usize..60, with: u8) {
+            let _ = segment(&bytes);
+            let whole = packet(V6, &[1; 48]);
+            if let Ok(s) = segment(&whole[..cut.min(whole.len())]) {
+                proptest::prop_assert_eq!((s.seq, s.payload_len), (Seq(7), 48));
+            }
+            let mut dirty = whole;
+            dirty[at] = with;
+            let _ = segment(&dirty);
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! From what was found to the result document and its verdict.
+
+use canary_record::names::{EndedBy, Verdict};
+use canary_record::result::observe::ConntrackCounters;
+use canary_record::result::witness::{Source, WitnessResult};
+use canary_record::result::{Run, SCHEMA_VERSION};
+
+use super::core::Witness;
+use super::run::Watched;
+
+/// A document in which nothing was found.
+#[must_use]
+pub fn empty(run: Run, source: Source, why: String) -> WitnessResult {
+    WitnessResult {
+        schema_version: SCHEMA_VERSION,
+        run,
+        verdict: Verdict::Inconclusive,
+        reasons: vec![why],
+        source,
+        seconds_watched: 0.0,
+        messages: canary_record::result::witness::Messages::default(),
+        segments: std::collections::BTreeMap::new(),
+        unanswered: std::collections::BTreeMap::new(),
+        texts: std::collections::BTreeMap::new(),
+        stray_resets: 0,
+        connections: Vec::new(),
+        harmless: 0,
+        already_closing: 0,
+        services: Vec::new(),
+        clients: Vec::new(),
+        servers: Vec::new(),
+        examples: Vec::new(),
+        conntrack: None,
+        changed: Vec::new(),
+    }
+}
+
+/// Conntrack's own counters over the watch, and whether it tracked anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Conntrack {
+    /// What the counters grew by.
+    pub grown: ConntrackCounters,
+    /// The entries at the begin and at the end.
+    pub entries: (u64, u64),
+}
+
+/// The document of a watch.
+#[must_use]
+pub fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>) -> WitnessResult {
+    let mut weak = Vec::new();
+    if let Some(e) = &watched.error {
+        weak.push(format!("it could not go on: {e}"));
+    }
+    weak.extend(watched.meddled);
+    let w = &watched.witness;
+    let m = w.messages;
+    if m.lost > 0 || m.overruns > 0 {
+        weak.push(format!(
+            "{} messages were lost ({} overruns of the socket): what they told of is not known",
+            m.lost, m.overruns
+        ));
+    }
+    if m.forgotten > 0 {
+        weak.push(format!(
+            "{} segments were forgotten before an answer could come: too many at once",
+            m.forgotten
+        ));
+    }
+    if w.hurried() > 0 {
+        weak.push(format!("{} resets came too many at once to be looked into", w.hurried()));
+    }
+    if watched.look_failures > 0 {
+        weak.push(format!("{} look-ups of entries failed", watched.look_failures));
+    }
+    if conntrack.is_some_and(|c| c.entries == (0, 0)) && m.received == 0 {
+        weak.push("conntrack tracked nothing in this network namespace".to_owned());
+    }
+    let mut notes: Vec<_> =
+        watched.left_behind.iter().map(|v| format!("put back for a killed witness: {v}")).collect();
+    for c in watched.changed.iter().filter(|c| !c.restored) {
+        notes.push(format!("{} could not be put back to {}", c.key, c.from));
+    }
+    if let Some(c) = conntrack {
+        notes.extend(of_table(c.grown));
+    }
+    let mut result = of(w, run, Source::Kernel, weak, watched.watched.as_secs_f64());
+    result.reasons.extend(notes);
+    result.conntrack = conntrack.map(|c| c.grown);
+    result.changed = watched.changed;
+    result
+}
+
+/// What a full table or a clash did meanwhile: not INVALID's doing.
+fn of_table(grown: ConntrackCounters) -> Vec<String> {
+    let say = |n: u64, what: &str| (n > 0).then(|| format!("{n} {what}"));
+    [
+        say(grown.drop, "packets dropped by conntrack (drop): the table was full; not by INVALID"),
+        say(grown.early_drop, "entries evicted to make room (early_drop): their connections may end by it; not by INVALID"),
+        say(grown.insert_failed, "entries not inserted (insert_failed): a clash of tuples; not by INVALID"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// The verdict and the counts. `weak` is what keeps it from saying that nothing happened.
+#[must_use]
+pub fn of(w: &Witness, run: Run, source: Source, weak: Vec<String>, seconds: f64) -> WitnessResult {
+    let (ended, unexplained) = w.found.totals();
+    let mut reasons = Vec::new();
+    if ended > 0 {
+        reasons.push(format!("{ended} connections were ended by INVALID segments"));
+    }
+    if unexplained > 0 {
+        reasons.push(format!("{unexplained} connections met a reset that is unexplained"));
+    }
+    let verdict = if ended > 0 {
+        Verdict::Vulnerable
+    } else if unexplained > 0 || !weak.is_empty() || run.ended_by == EndedBy::Error {
+        Verdict::Inconclusive
+    } else {
+        reasons.push(format!("no connection was ended by an INVALID segment in {seconds:.1} s"));
+        Verdict::Protected
+    };
+    reasons.extend(weak);
+    let [services, clients, servers] = w.found.most_hit();
+    WitnessResult {
+        verdict,
+        reasons,
+        seconds_watched: seconds,
+        messages: w.messages,
+        segments: w.segments.clone(),
+        unanswered: w.unanswered(),
+        texts: w.texts.counts().map(|(t, n)| (t.to_owned(), n)).collect(),
+        stray_resets: w.stray_resets(),
+        connections: w.found.causes(),
+        harmless: w.harmless(),
+        already_closing: w.found.already_closing,
+        services,
+        clients,
+        servers,
+        examples: w.found.examples.clone(),
+        ..empty(run, source, String::new())
+    }
+}
+
+/// A few lines for a person.
+#[must_use]
+pub fn summary(r: &WitnessResult) -> String {
+    use std::fmt::Write as _;
+    let mut s = format!("{}: {} ({:.1} s watched)", r.run.program, r.verdict, r.seconds_watched);
+    for reason in &r.reasons {
+        let _ = write!(s, "\n  {reason}");
+    }
+    for c in &r.connections {
+        let _ = write!(s, "\n  {:>8} {} ({})", c.count, c.cause, c.direction);
+    }
+    for hit in r.services.iter().take(5) {
+        let _ = write!(s, "\n  {:>8} to {}", hit.count, hit.address);
+    }
+    for (text, n) in &r.texts {
+        let _ = write!(s, "\n  {n:>8} \"{text}\"");
+    }
+    s
+}

@@ -1,0 +1,340 @@
+//! The watch itself: one thread listens and judges, another shows, and whatever ends them the
+//! kernel's values are put back.
+
+use std::collections::{HashSet, VecDeque};
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use canary_conntrack::netlink::NetlinkError;
+use canary_conntrack::table::{Key, Table, Tuple};
+use canary_record::names::EndedBy;
+use canary_record::result::witness::{Changed, Ended};
+use canary_runtime::limit::{Decision, Limit};
+use canary_runtime::shutdown::Shutdown;
+use nix::errno::Errno;
+
+use super::attribute::{Look, SETTLE};
+use super::core::{Surroundings, Witness};
+use super::nflog::{Nflog, NflogError, Read};
+use super::show::{Show, View};
+use super::sysctl::{SysctlError, Watching};
+
+/// Between two rounds of look-ups.
+const TICK: Duration = Duration::from_millis(100);
+/// How long the kernel may keep a last batch, and more.
+const DRAIN: Duration = Duration::from_millis(300);
+/// Events about single connections in a second at most.
+const EVENTS_PER_SECOND: u32 = 50;
+/// An address list older than this is read again before an address is called a stranger's.
+const ADDRESSES_LAST: Duration = Duration::from_secs(5);
+
+/// This namespace cannot be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// No access to conntrack.
+    #[error("cannot ask conntrack: {0}{1}")]
+    Conntrack(NetlinkError, &'static str),
+    /// No messages.
+    #[error(transparent)]
+    Nflog(#[from] NflogError),
+    /// No say over the kernel's values.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    /// No thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// This host, as the core asks it.
+#[derive(Debug)]
+struct Node {
+    table: Table,
+    addresses: HashSet<IpAddr>,
+    read: Option<Instant>,
+    failed: u64,
+}
+
+impl Surroundings for Node {
+    fn look(&mut self, tuple: Tuple) -> Look {
+        // ctnetlink_get_conntrack() finds an entry by either of its tuples, whichever it is given.
+        match self.table.get(Key::Original(tuple)) {
+            Ok(Some(entry)) => Look::Found(entry),
+            Ok(None) => Look::Absent,
+            Err(e) => {
+                if self.failed == 0 {
+                    tracing::warn!(error = %e, "cannot look entries up");
+                }
+                self.failed += 1;
+                Look::NotMade
+            }
+        }
+    }
+
+    fn here(&mut self, ip: IpAddr) -> bool {
+        if !self.addresses.contains(&ip) && self.read.is_none_or(|t| t.elapsed() > ADDRESSES_LAST) {
+            self.read = Some(Instant::now());
+            self.addresses = addresses();
+        }
+        self.addresses.contains(&ip)
+    }
+}
+
+fn addresses() -> HashSet<IpAddr> {
+    let Ok(list) = nix::ifaddrs::getifaddrs() else { return HashSet::new() };
+    let ip = |a: nix::sys::socket::SockaddrStorage| {
+        let v4 = a.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+        v4.or_else(|| a.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+    };
+    list.filter_map(|i| i.address.and_then(ip)).collect()
+}
+
+/// What the watch found.
+#[derive(Debug)]
+pub struct Watched {
+    /// The core.
+    pub witness: Witness,
+    /// Kernel values, and whether they are as before.
+    pub changed: Vec<Changed>,
+    /// Those that somebody changed meanwhile.
+    pub meddled: Vec<String>,
+    /// Entries that could not be looked up.
+    pub look_failures: u64,
+    /// How long it watched.
+    pub watched: Duration,
+    /// Why it ended.
+    pub ended_by: EndedBy,
+    /// Why it could not go on.
+    pub error: Option<NetlinkError>,
+    /// What an earlier witness had left.
+    pub left_behind: Vec<String>,
+}
+
+/// A watch that has begun.
+#[derive(Debug)]
+pub struct Watch {
+    thread: JoinHandle<Watched>,
+    orders: Arc<Orders>,
+    view: Arc<Mutex<View>>,
+}
+
+#[derive(Debug, Default)]
+struct Orders {
+    stop: AtomicBool,
+    hurry: AtomicBool,
+}
+
+impl Watch {
+    /// Binds, sets the kernel's values, begins. `quiet` leaves events of single connections to
+    /// the live table.
+    pub fn begin(dir: &Path, state: &Path, quiet: bool) -> Result<Self, WatchError> {
+        let mut table = Table::open().map_err(|e| WatchError::Conntrack(e, ""))?;
+        table.usage().map_err(|e| {
+            let refused = e.errno() == Some(Errno::EPERM as i32);
+            let mend = "; it needs CAP_NET_ADMIN in this network namespace";
+            WatchError::Conntrack(e, if refused { mend } else { "" })
+        })?;
+        // Before anything is changed: with another listener there is nothing to set.
+        let nflog = Nflog::bind()?;
+        let mut watching = Watching::begin(dir, state)?;
+        let left_behind = std::mem::take(&mut watching.left_behind);
+        for value in &left_behind {
+            tracing::warn!(value, "put back what a witness that was killed had left");
+        }
+        let orders = Arc::<Orders>::default();
+        let view = Arc::<Mutex<View>>::default();
+        let node = Node { table, addresses: addresses(), read: None, failed: 0 };
+        let listener = Listener {
+            nflog,
+            node,
+            witness: Witness::default(),
+            orders: Arc::clone(&orders),
+            view: Arc::clone(&view),
+            limit: (!quiet).then(|| Limit::new(EVENTS_PER_SECOND)),
+            latest: VecDeque::new(),
+            start: Instant::now(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("witness".to_owned())
+            .spawn(move || listener.run(watching, left_behind))
+            .map_err(WatchError::Thread)?;
+        Ok(Self { thread, orders, view })
+    }
+
+    /// Waits for the end of `duration`, a signal, or a failure; a second signal hurries.
+    pub async fn until(
+        self,
+        duration: Option<Duration>,
+        interval: Duration,
+        shutdown: &mut Shutdown,
+        mut show: Show,
+    ) -> Watched {
+        let deadline = duration.map(|d| tokio::time::Instant::now() + d);
+        let mut ticks = tokio::time::interval(interval);
+        let view = || self.view.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut ended_by = None;
+        let never = tokio::time::Instant::now() + Duration::from_secs(u64::from(u32::MAX));
+        let mut poll = tokio::time::interval(TICK);
+        while !self.thread.is_finished() {
+            tokio::select! {
+                signal = shutdown.signalled() => {
+                    if ended_by.replace(signal).is_some() {
+                        self.orders.hurry.store(true, Ordering::Relaxed);
+                    }
+                    self.orders.stop.store(true, Ordering::Relaxed);
+                }
+                () = tokio::time::sleep_until(deadline.unwrap_or(never)), if ended_by.is_none() => {
+                    ended_by = Some(EndedBy::Duration);
+                    self.orders.stop.store(true, Ordering::Relaxed);
+                }
+                _ = ticks.tick() => show.now(&view()),
+                _ = poll.tick() => {}
+            }
+        }
+        show.now(&view());
+        drop(show);
+        let mut watched =
+            self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        if watched.error.is_none() {
+            watched.ended_by = ended_by.unwrap_or(EndedBy::Error);
+        }
+        watched
+    }
+}
+
+struct Listener {
+    nflog: Nflog,
+    node: Node,
+    witness: Witness,
+    orders: Arc<Orders>,
+    view: Arc<Mutex<View>>,
+    limit: Option<Limit>,
+    latest: VecDeque<Ended>,
+    start: Instant,
+}
+
+impl Listener {
+    fn run(mut self, watching: Watching, left_behind: Vec<String>) -> Watched {
+        let mut error = None;
+        let mut next = Duration::ZERO;
+        while !self.orders.stop.load(Ordering::Relaxed) {
+            if let Err(e) = self.listen(true) {
+                error = Some(e);
+                break;
+            }
+            next = self.tick(next);
+        }
+        let watched = self.start.elapsed();
+        let meddled = watching.meddled();
+        // First of all: what comes after this nobody has asked for.
+        let changed = watching.end();
+        let drained = watched + DRAIN;
+        let settled = drained + SETTLE;
+        while error.is_none() && !self.orders.hurry.load(Ordering::Relaxed) {
+            let now = self.start.elapsed();
+            if now > settled || (now > drained && self.witness.settled()) {
+                break;
+            }
+            if let Err(e) = self.listen(true) {
+                error = Some(e);
+            }
+            next = self.tick(next);
+        }
+        let now = self.start.elapsed();
+        let mut told = Vec::new();
+        self.witness.tick(now, true, &mut self.node, &mut |e| told.push(e));
+        self.tell(now, told);
+        if let Some(n) = self.limit.as_mut().and_then(Limit::finish) {
+            tracing::warn!(events = n, "held back: more connections were ended than are told here");
+        }
+        self.publish();
+        Watched {
+            witness: self.witness,
+            changed,
+            meddled,
+            look_failures: self.node.failed,
+            watched,
+            ended_by: EndedBy::Error,
+            error,
+            left_behind,
+        }
+    }
+
+    /// One read and what it brought.
+    fn listen(&mut self, wait: bool) -> Result<(), NetlinkError> {
+        match self.nflog.read(wait)? {
+            Read::Nothing => {}
+            Read::Overrun => self.witness.messages.overruns += 1,
+            Read::Bytes(n) => {
+                let now = self.start.elapsed();
+                let mut told = Vec::new();
+                for m in self.nflog.messages(n) {
+                    let message = (m.number, m.prefix, m.packet);
+                    self.witness.message(now, message, &mut self.node, &mut |e| told.push(e));
+                }
+                self.tell(now, told);
+            }
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, next: Duration) -> Duration {
+        let now = self.start.elapsed();
+        if now < next {
+            return next;
+        }
+        let mut told = Vec::new();
+        self.witness.tick(now, false, &mut self.node, &mut |e| told.push(e));
+        self.tell(now, told);
+        if let Some(n) = self.limit.as_mut().and_then(|l| l.due(now)) {
+            tracing::warn!(events = n, "held back: more connections were ended than are told here");
+        }
+        self.publish();
+        now + TICK
+    }
+
+    fn tell(&mut self, now: Duration, told: Vec<Ended>) {
+        for ended in told {
+            if let Some(limit) = &mut self.limit
+                && let Decision::Tell { held_back } = limit.admit(now)
+            {
+                event(&ended, held_back);
+            }
+            self.latest.push_front(ended);
+            self.latest.truncate(View::LATEST);
+        }
+    }
+
+    fn publish(&self) {
+        let view = View::of(&self.witness, &self.latest, self.start.elapsed());
+        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = view;
+    }
+}
+
+fn event(e: &Ended, held_back: u64) {
+    let message = if e.cause.ended() {
+        "an INVALID segment ended a connection"
+    } else {
+        "an INVALID segment provoked a reset, and what that did is unexplained"
+    };
+    tracing::warn!(
+        cause = e.cause.as_str(),
+        direction = e.direction.as_str(),
+        client = e.client,
+        service = e.service,
+        server = e.server,
+        from = e.from,
+        to = e.to,
+        seq = e.seq,
+        ack = e.ack,
+        flags = e.flags,
+        kernel = e.text,
+        answered_us = e.answered_us,
+        entry_outlived = e.entry_outlived,
+        held_back = (held_back > 0).then_some(held_back),
+        "{message}"
+    );
+}

@@ -1,0 +1,217 @@
+//! What is seen while the watch goes on: metrics, and a table on a terminal.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::time::Duration;
+
+use canary_record::result::witness::{CauseCount, Ended, Hit, Messages, Reason};
+
+use super::core::Witness;
+
+/// A copy of the counts.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Since the watch began.
+    pub elapsed: Duration,
+    messages: Messages,
+    segments: BTreeMap<Reason, u64>,
+    unanswered: BTreeMap<Reason, u64>,
+    causes: Vec<CauseCount>,
+    harmless: u64,
+    already_closing: u64,
+    stray: u64,
+    services: Vec<Hit>,
+    latest: VecDeque<Ended>,
+}
+
+impl View {
+    /// Connections that the table shows one by one.
+    pub const LATEST: usize = 5;
+
+    /// A copy of what `witness` has counted.
+    #[must_use]
+    pub fn of(witness: &Witness, latest: &VecDeque<Ended>, elapsed: Duration) -> Self {
+        let [services, ..] = witness.found.most_hit();
+        Self {
+            elapsed,
+            messages: witness.messages,
+            segments: witness.segments.clone(),
+            unanswered: witness.unanswered(),
+            causes: witness.found.causes(),
+            harmless: witness.harmless(),
+            already_closing: witness.found.already_closing,
+            stray: witness.stray_resets(),
+            services,
+            latest: latest.clone(),
+        }
+    }
+}
+
+/// Shows until dropped.
+#[derive(Debug)]
+pub struct Show {
+    metrics: bool,
+    /// Rows of the table that stands on the terminal.
+    rows: Option<usize>,
+}
+
+impl Show {
+    /// Metrics where there is an admin port, a table where this is a terminal.
+    #[must_use]
+    pub fn new(metrics: bool, terminal: bool) -> Self {
+        Self { metrics, rows: terminal.then_some(0) }
+    }
+
+    /// Brings both to `view`.
+    pub fn now(&mut self, view: &View) {
+        if self.metrics {
+            publish(view);
+        }
+        if self.rows.is_some() {
+            let width = rustix::termios::tcgetwinsize(std::io::stderr()).map_or(80, |s| s.ws_col);
+            let lines = table(view, if width == 0 { 80 } else { width.into() });
+            self.redraw(&lines);
+        }
+    }
+
+    fn redraw(&mut self, lines: &[String]) {
+        let Some(rows) = self.rows else { return };
+        let mut text = String::new();
+        if rows > 0 {
+            // ECMA-48: CUU up, ED erases below. The table's rows are never wider than the terminal.
+            let _ = write!(text, "\x1b[{rows}A");
+        }
+        text.push_str("\r\x1b[J");
+        for line in lines {
+            text.push_str(line);
+            text.push_str("\r\n");
+        }
+        // A terminal that is gone is no failure of the watch.
+        let _ = std::io::stderr().write_all(text.as_bytes());
+        self.rows = Some(lines.len());
+    }
+}
+
+impl Drop for Show {
+    fn drop(&mut self) {
+        self.redraw(&[]);
+    }
+}
+
+fn publish(view: &View) {
+    for c in &view.causes {
+        metrics::counter!("load_witness_connections_total", "cause" => c.cause.as_str(), "direction" => c.direction.as_str())
+            .absolute(c.count);
+    }
+    for (reason, n) in &view.segments {
+        metrics::counter!("load_witness_segments_total", "reason" => reason.as_str()).absolute(*n);
+    }
+    for (reason, n) in &view.unanswered {
+        metrics::counter!("load_witness_unanswered_total", "reason" => reason.as_str())
+            .absolute(*n);
+    }
+    let m = &view.messages;
+    for (name, n) in [
+        ("load_witness_messages_total", m.received),
+        ("load_witness_messages_lost_total", m.lost),
+        ("load_witness_overruns_total", m.overruns),
+        ("load_witness_forgotten_total", m.forgotten),
+        ("load_witness_harmless_resets_total", view.harmless),
+        ("load_witness_already_closing_total", view.already_closing),
+        ("load_witness_stray_resets_total", view.stray),
+    ] {
+        metrics::counter!(name).absolute(n);
+    }
+    metrics::gauge!("load_witness_watched_seconds").set(view.elapsed.as_secs_f64());
+}
+
+/// The table, each row cut to `width`.
+fn table(view: &View, width: usize) -> Vec<String> {
+    let m = &view.messages;
+    let mut lines = vec![format!(
+        "watched {} s   {} messages of the kernel, {} lost   {} resets of strangers, {} harmless",
+        view.elapsed.as_secs(),
+        m.received,
+        m.lost,
+        view.stray,
+        view.harmless
+    )];
+    lines.push(format!(
+        "{:<34} {:>9}   {:<24} {:>9} {:>10}",
+        "CONNECTIONS", "", "SEGMENTS", "", "UNANSWERED"
+    ));
+    let causes: Vec<_> = view
+        .causes
+        .iter()
+        .map(|c| format!("{:<34} {:>9}", format!("{} ({})", c.cause, c.direction), c.count))
+        .collect();
+    let segments: Vec<_> = view
+        .segments
+        .iter()
+        .map(|(r, n)| format!("{r:<24} {n:>9} {:>10}", view.unanswered.get(r).unwrap_or(&0)))
+        .collect();
+    for n in 0..causes.len().max(segments.len()).max(1) {
+        let left = match (causes.get(n), n) {
+            (Some(cause), _) => cause.as_str(),
+            (None, 0) => "none ended so far",
+            (None, _) => "",
+        };
+        lines.push(format!("{left:<44}   {}", segments.get(n).map_or("", String::as_str)));
+    }
+    for hit in view.services.iter().take(View::LATEST) {
+        lines.push(format!("{:>9}  {}", hit.count, hit.address));
+    }
+    for e in &view.latest {
+        lines.push(format!(
+            "{:>8.1} s  {} -> {}  {}: {}",
+            e.t,
+            e.client.as_deref().unwrap_or(&e.to),
+            e.service.as_deref().unwrap_or(&e.from),
+            e.cause,
+            e.text
+        ));
+    }
+    for line in &mut lines {
+        if let Some((end, _)) = line.char_indices().nth(width.saturating_sub(1)) {
+            line.truncate(end);
+        }
+        line.truncate(line.trim_end().len());
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use canary_record::result::witness::{Cause, Direction};
+
+    use super::*;
+
+    /// The table has the causes beside the reasons, and no row is wider than the terminal.
+    #[test]
+    fn the_table_fits() {
+        let view = View {
+            elapsed: Duration::from_secs(75),
+            segments: [(Reason::SeqOver, 3), (Reason::InvalidNew, 3)].into(),
+            unanswered: [(Reason::SeqOver, 1)].into(),
+            causes: vec![CauseCount {
+                cause: Cause::AnsweredByClient,
+                direction: Direction::ServerToClient,
+                count: 2,
+            }],
+            services: vec![Hit { address: "198.19.0.10:80".to_owned(), count: 2 }],
+            ..View::default()
+        };
+        let lines = table(&view, 200);
+        assert!(
+            lines[0].starts_with("watched 75 s   0 messages of the kernel, 0 lost"),
+            "{lines:?}"
+        );
+        let row = "answered-by-client (server-to-client)         2   seq-over-window";
+        assert!(lines[2].starts_with(row), "{lines:?}");
+        assert!(lines[2].ends_with("3          1"), "{lines:?}");
+        assert_eq!(lines[4], "        2  198.19.0.10:80");
+        assert!(table(&view, 30).iter().all(|l| l.chars().count() < 30));
+        assert!(table(&View::default(), 80).iter().any(|l| l == "none ended so far"));
+    }
+}

@@ -1,0 +1,532 @@
+//! witness on real packets: what it names is what boom-server, or a client that forges, has shown
+//! to be ended; what it changes is put back; and it keeps out of everybody's way.
+
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use canary_record::names::Verdict;
+use canary_record::result::boom::BoomResult;
+use canary_record::result::witness::{Cause, Direction, Reason, WitnessResult};
+use canary_testbed::capture::each_segment;
+use canary_testbed::exec::{Call, Interrupt, Ready};
+use canary_testbed::model::Path;
+use canary_testbed::programs::{Ended, Program, Running, built};
+use canary_testbed::tap::Tap;
+use canary_testbed::test::{Bed, SOON, exchange, needs_root, wait_for};
+use canary_wire::segment::{Emit, Flags};
+use canary_wire::seq::Seq;
+use nix::sys::signal::Signal;
+
+canary_testbed::tests![
+    every_connection_that_boom_server_ended_is_named,
+    a_drop_leaves_nothing_to_name,
+    the_node_answers_for_a_masqueraded_client,
+    a_host_network_client_is_the_client,
+    liberal_leaves_bad_flags,
+    the_nodes_reset_ends_an_upload,
+    a_drop_in_input_saves_the_upload,
+    an_untranslated_path_has_nothing_to_name,
+    a_deleted_entry_is_never_called_invalid,
+    ordinary_traffic_beside_killed_connections,
+    signals_put_the_kernel_back,
+    the_next_one_puts_back_what_a_killed_one_left,
+    a_second_listener_is_told,
+    without_the_right_to_set_nothing_is_changed,
+    an_ordinary_users_namespace_can_be_watched,
+    rules_of_others_work_as_before,
+    foreign_messages_are_told_apart,
+    real_output_obeys_the_schema,
+];
+
+const ALL: &str = "--forge=control,below-window,above-window,ack-ahead,no-flags,syn-fin";
+const VALUES: &str =
+    "cd /proc/sys/net/netfilter && cat nf_conntrack_log_invalid nf_log/2 nf_log/10";
+
+fn options(bed: &Bed, more: &[&str]) -> Vec<String> {
+    let state = format!("--state-dir={}", bed.file("").display());
+    ["witness", "--log=json", &state].iter().chain(more).map(|o| (*o).to_owned()).collect()
+}
+
+fn watch(bed: &Bed, host: &str) -> Running<WitnessResult> {
+    bed.start(host, Program::new("load-client", &options(bed, &[])).unwrap())
+}
+
+fn end(running: Running<WitnessResult>) -> Ended<WitnessResult> {
+    running.stop(SOON).unwrap()
+}
+
+/// `n` connections to each of `targets`, forged on, and boom-server's result.
+fn forged(bed: &Bed, targets: &[SocketAddr], n: usize, forge: &str) -> BoomResult {
+    let total = format!("--connections={}", n * targets.len());
+    let mut boom = bed.boom(&[forge, "--on-reset=count", &total]);
+    let held: Vec<_> = targets.iter().flat_map(|to| bed.connect(to, n)).collect();
+    boom.wait_for("settled").unwrap();
+    for stream in &held {
+        let _ = exchange(stream);
+    }
+    drop(held);
+    boom.end(SOON).unwrap().result
+}
+
+fn both(bed: &Bed) -> [SocketAddr; 2] {
+    use canary_wire::segment::Family::{Ipv4, Ipv6};
+    [bed.target(Ipv4), bed.target(Ipv6)]
+}
+
+fn killed(boom: &BoomResult) -> u64 {
+    boom.outcomes.iter().map(|o| o.counts.killed).sum()
+}
+
+fn leaked(boom: &BoomResult) -> u64 {
+    boom.outcomes.iter().map(|o| o.counts.leaked).sum()
+}
+
+/// How many connections met this end; every one must have met it.
+fn only(w: &WitnessResult, cause: Cause, direction: Direction) -> u64 {
+    let all: u64 = w.connections.iter().map(|c| c.count).sum();
+    let these = w.connections.iter().filter(|c| (c.cause, c.direction) == (cause, direction));
+    let these = these.map(|c| c.count).sum();
+    assert_eq!(all, these, "{:?}", w.connections);
+    these
+}
+
+fn complete(w: &WitnessResult) {
+    let m = w.messages;
+    assert_eq!((m.lost, m.overruns, m.forgotten, m.unreadable), (0, 0, 0, 0));
+    assert!(w.changed.iter().all(|c| c.restored), "{:?}", w.changed);
+}
+
+/// On an unprotected path each connection that boom-server ended is named, IPv4 and IPv6, with the
+/// Service and both ends; harmless leaks are counted apart; the server's node ended none.
+fn every_connection_that_boom_server_ended_is_named() {
+    let bed = Bed::path(Path::ClusterIp);
+    let (near, far) = (watch(&bed, "node1"), watch(&bed, "node2"));
+    let boom = forged(&bed, &both(&bed), 30, ALL);
+    let Ended { status, result: w, text } = end(near);
+    complete(&w);
+    assert_eq!((killed(&boom), leaked(&boom)), (20, 40));
+    assert_eq!(only(&w, Cause::AnsweredByClient, Direction::ServerToClient), 20);
+    assert_eq!((w.harmless, w.verdict, status.code()), (20, Verdict::Vulnerable, Some(10)));
+    let services: Vec<_> = w.services.iter().map(|h| (h.address.as_str(), h.count)).collect();
+    assert_eq!(services, [("198.19.0.10:80", 10), ("[fd00:19::10]:80", 10)]);
+    assert_eq!(w.clients.len() + w.servers.len(), 4);
+    assert_eq!(text.matches("an INVALID segment ended a connection").count(), 20);
+    assert!(w.examples.iter().all(|e| e.states[0].is_some()));
+    let Ended { status, result: far, .. } = end(far);
+    complete(&far);
+    assert_eq!((far.connections.len(), status.code()), (0, Some(0)));
+}
+
+/// With INVALID dropped on the way nothing is ended, and the segments are counted as unanswered.
+fn a_drop_leaves_nothing_to_name() {
+    let bed = Bed::path(Path::ClusterIp);
+    bed.protect(&["forward-drop@client"]);
+    let witness = watch(&bed, "node1");
+    let boom = forged(&bed, &both(&bed), 12, ALL);
+    let Ended { status, result: w, .. } = end(witness);
+    complete(&w);
+    assert_eq!((killed(&boom), leaked(&boom), w.harmless), (0, 0, 0));
+    assert_eq!((w.connections.len(), status.code()), (0, Some(0)));
+    for reason in [Reason::SeqOver, Reason::AckOver, Reason::BadFlags] {
+        assert!(w.unanswered[&reason] > 0, "{:?}", w.unanswered);
+    }
+}
+
+/// On a masqueraded path the node itself answers, and a drop in FORWARD does not help.
+fn the_node_answers_for_a_masqueraded_client() {
+    let bed = Bed::path(Path::NodePortClusterRemote);
+    bed.protect(&["forward-drop@client"]);
+    let witness = watch(&bed, "node1");
+    let boom = forged(&bed, &both(&bed), 12, "--forge=above-window");
+    let w = end(witness).result;
+    complete(&w);
+    assert_eq!(killed(&boom), 24);
+    assert_eq!(only(&w, Cause::AnsweredByNode, Direction::ServerToClient), 24);
+}
+
+/// A client on the host network answers itself, though the address is the node's.
+fn a_host_network_client_is_the_client() {
+    let bed = Bed::path(Path::HostNetworkRemote);
+    let witness = watch(&bed, "node1");
+    let boom = forged(&bed, &both(&bed), 6, "--forge=syn-fin");
+    let w = end(witness).result;
+    complete(&w);
+    assert_eq!(killed(&boom), 12);
+    assert_eq!(only(&w, Cause::AnsweredByClient, Direction::ServerToClient), 12);
+}
+
+/// be_liberal translates what lies outside the window; what has bad flags still ends connections.
+fn liberal_leaves_bad_flags() {
+    let bed = Bed::path(Path::SameNode);
+    bed.protect(&["liberal"]);
+    let witness = watch(&bed, "node1");
+    let boom = forged(&bed, &both(&bed), 10, "--forge=above-window,syn-fin");
+    let w = end(witness).result;
+    complete(&w);
+    assert_eq!(killed(&boom), 10);
+    assert_eq!(only(&w, Cause::AnsweredByClient, Direction::ServerToClient), 10);
+    assert!(w.examples.iter().all(|e| e.reason == Reason::BadFlags));
+}
+
+/// Connections to the node port on which the *client* sends a segment far above the window. Gives
+/// how many of them are reset for the client.
+fn uploads_forged(bed: &Bed, n: usize) -> usize {
+    let boom = bed.boom(&["--forge=control", "--on-reset=count"]);
+    let to = both(bed)[0];
+    let file = bed.file("handshakes.pcap");
+    let mut tap = Tap::start(bed.place(), "outside", "eth0", "tcp", &file).unwrap();
+    tap.wait_ready(SOON, &Interrupt::default()).unwrap();
+    let held = bed.connect(to, n);
+    for stream in &held {
+        exchange(stream).unwrap();
+    }
+    let (pcap, _) = tap.stop(SOON, &Interrupt::default()).unwrap();
+    let mut forged = 0;
+    for stream in &held {
+        let me = stream.local_addr().unwrap();
+        let (mut snd, mut rcv) = (None, None);
+        each_segment(&pcap, |s, _| {
+            // The client's last acknowledgment has both numbers.
+            if (s.src, s.dst) == (me, to) && s.flags == Flags::ACK {
+                (snd, rcv) = (Some(s.seq), Some(s.ack));
+            }
+        })
+        .unwrap();
+        let (snd, rcv) = (snd.unwrap(), rcv.unwrap());
+        send(bed, "outside", me, to, (snd.add(0x7fff_c000), rcv), Flags::PSH.with(Flags::ACK));
+        forged += 1;
+    }
+    assert_eq!(forged, n);
+    let dead = held.iter().filter(|s| {
+        let mut error = None;
+        wait_briefly(|| {
+            error = s.take_error().unwrap();
+            error.is_some()
+        });
+        error.is_some() || exchange(s).is_err()
+    });
+    let dead = dead.count();
+    boom.stop(SOON).unwrap();
+    dead
+}
+
+/// Gives a reset time to come; that none comes takes as long.
+fn wait_briefly(mut condition: impl FnMut() -> bool) {
+    for _ in 0..50 {
+        if condition() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Sends one segment of four octets from a host.
+fn send(
+    bed: &Bed,
+    host: &str,
+    src: SocketAddr,
+    dst: SocketAddr,
+    (seq, ack): (Seq, Seq),
+    flags: Flags,
+) {
+    let mut packet = Vec::new();
+    let emit = Emit { src, dst, seq, ack, flags, window: 502, options: &[], payload: b"boom" };
+    assert!(emit.packet(&mut packet));
+    bed.within(host, || {
+        let IpAddr::V4(to) = dst.ip() else { panic!("IPv4 alone") };
+        let raw = socket2::Socket::new(
+            socket2::Domain::IPV4,
+            socket2::Type::RAW,
+            // IPPROTO_RAW: the packet has its own IP header.
+            Some(socket2::Protocol::from(255)),
+        );
+        raw.unwrap().send_to(&packet, &SocketAddr::from((to, 0)).into()).unwrap();
+    });
+}
+
+/// A client's own INVALID segment reaches the node, which ends the client's connection; the drop
+/// in FORWARD does not see it.
+fn the_nodes_reset_ends_an_upload() {
+    let bed = Bed::path(Path::NodePortLocal);
+    bed.protect(&["forward-drop"]);
+    let witness = watch(&bed, "node1");
+    assert_eq!(uploads_forged(&bed, 10), 10);
+    let w = end(witness).result;
+    complete(&w);
+    assert_eq!(only(&w, Cause::AnsweredByNode, Direction::ClientToServer), 10);
+    assert!(w.examples.iter().all(|e| e.service.as_deref() == Some("198.18.0.11:30900")));
+}
+
+/// The same with a drop in INPUT: no client is reset, none is named.
+fn a_drop_in_input_saves_the_upload() {
+    let bed = Bed::path(Path::NodePortLocal);
+    bed.protect(&["input-drop"]);
+    let witness = watch(&bed, "node1");
+    assert_eq!(uploads_forged(&bed, 5), 0);
+    let w = end(witness).result;
+    complete(&w);
+    assert_eq!((w.connections.len(), w.verdict), (0, Verdict::Protected));
+    assert_eq!(w.unanswered[&Reason::SeqOver], 5);
+}
+
+/// Where nothing is translated INVALID ends nothing.
+fn an_untranslated_path_has_nothing_to_name() {
+    let bed = Bed::path(Path::PodIp);
+    let witness = watch(&bed, "node1");
+    let boom = forged(&bed, &both(&bed), 6, ALL);
+    let w = end(witness).result;
+    complete(&w);
+    assert_eq!((killed(&boom), w.connections.len(), w.verdict), (0, 0, Verdict::Protected));
+}
+
+/// An entry that is deleted in mid-stream ends connections too, when the server speaks first: not
+/// by INVALID, and the witness does not say so.
+fn a_deleted_entry_is_never_called_invalid() {
+    let bed = Bed::path(Path::ClusterIp);
+    let boom = bed.boom(&["--forge=control", "--on-reset=count"]);
+    let witness = watch(&bed, "node1");
+    let held = bed.connect(both(&bed)[0], 8);
+    // An answer that comes after the entry is gone.
+    for mut stream in &held {
+        use std::io::Write as _;
+        stream.write_all(b"answer 500 10 1\n").unwrap();
+    }
+    bed.within("node1", || canary_conntrack::table::Table::open().unwrap().flush().unwrap());
+    let dead = held.iter().filter(|stream| {
+        use std::io::Read as _;
+        let mut s: &TcpStream = stream;
+        s.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        s.read_exact(&mut [0; 10]).is_err()
+    });
+    assert!(dead.count() > 0, "the cause is staged in vain");
+    drop(held);
+    let w = end(witness).result;
+    complete(&w);
+    let ended = w.connections.iter().filter(|c| c.cause.ended()).count();
+    assert_eq!(ended, 0, "{:?}", w.connections);
+    boom.stop(SOON).unwrap();
+}
+
+/// Connections that close with FIN and with RST beside killed ones: these are named, those not.
+fn ordinary_traffic_beside_killed_connections() {
+    let bed = Bed::path(Path::ClusterIp);
+    let serve = ["serve", "--listen=0.0.0.0:9001", "--log=json"];
+    let serve = bed.start("server", canary_testbed::programs::load_client(&serve).unwrap());
+    bed.sh(
+        "node1",
+        "nft 'table ip w { chain p { type nat hook prerouting priority -110; \
+         ip daddr 198.19.0.10 tcp dport 81 dnat to 198.18.66.20:9001; }; }'",
+    );
+    bed.sh(
+        "node1",
+        "nft 'table ip l { chain f { type filter hook forward priority -10; \
+         numgen random mod 100 == 0 counter drop; }; }'",
+    );
+    let witness = watch(&bed, "node1");
+    let program = built("load-client").unwrap();
+    for close in ["fin", "rst"] {
+        let churn =
+            ["churn", "--target=http://198.19.0.10:81/", "--connections=1500", "--concurrency=50"];
+        let close = format!("--close={close}");
+        let call =
+            Call::new(&program, &[&churn[..], &[&close, "--log=json", "--timeout=20s"]].concat());
+        let out = bed.run("client", &call);
+        assert!(matches!(out.status.code(), Some(0 | 10)), "{out:?}");
+    }
+    let lossy = bed.sh("node1", "nft list table ip l && nft delete table ip l");
+    assert!(!lossy.contains("packets 0 "), "{lossy}");
+    let boom = forged(&bed, &both(&bed)[..1], 20, "--forge=above-window");
+    let w = end(witness).result;
+    complete(&w);
+    assert_eq!(killed(&boom), 20);
+    assert_eq!(only(&w, Cause::AnsweredByClient, Direction::ServerToClient), 20);
+    serve.signal(Signal::SIGTERM);
+    serve.wait(SOON).unwrap();
+}
+
+/// SIGTERM and SIGINT put every kernel value back, and leave no file.
+fn signals_put_the_kernel_back() {
+    let bed = Bed::path(Path::SameNode);
+    let before = bed.sh("node1", VALUES);
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let witness = watch(&bed, "node1");
+        assert_eq!(bed.sh("node1", VALUES), "6\nnfnetlink_log\nnfnetlink_log\n");
+        witness.signal(signal);
+        let ended = witness.end(SOON).unwrap();
+        assert_eq!(bed.sh("node1", VALUES), before);
+        complete(&ended.result);
+        assert_eq!(state_files(&bed), Vec::<PathBuf>::new());
+    }
+}
+
+fn state_files(bed: &Bed) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(bed.file("")).unwrap().map(|e| e.unwrap().path());
+    entries.filter(|p| p.display().to_string().contains("load-client-witness-")).collect()
+}
+
+/// After SIGKILL the values stand; the next witness puts them back, says so, and puts them back
+/// for itself too.
+fn the_next_one_puts_back_what_a_killed_one_left() {
+    let bed = Bed::path(Path::SameNode);
+    let before = bed.sh("node1", VALUES);
+    let witness = watch(&bed, "node1");
+    witness.signal(Signal::SIGKILL);
+    witness.wait(SOON).unwrap();
+    assert_eq!(bed.sh("node1", VALUES), "6\nnfnetlink_log\nnfnetlink_log\n");
+    assert_eq!(state_files(&bed).len(), 1);
+    let Ended { result, text, .. } = end(watch(&bed, "node1"));
+    assert_eq!(bed.sh("node1", VALUES), before);
+    assert_eq!(state_files(&bed), Vec::<PathBuf>::new());
+    assert!(text.contains("put back what a witness that was killed had left"), "{text}");
+    let told = result.reasons.iter().filter(|r| r.starts_with("put back for a killed witness"));
+    assert_eq!(told.count(), 3, "{:?}", result.reasons);
+}
+
+/// Runs a witness that cannot watch; gives its line.
+fn refused(bed: &Bed, call: &Call) -> String {
+    let out = bed.run("node1", call);
+    assert_eq!(out.status.code(), Some(11), "{out:?}");
+    let last = out.stdout.trim_end().lines().last().unwrap().to_owned();
+    let result: WitnessResult = serde_json::from_str(&last).unwrap();
+    assert_eq!((result.verdict, result.reasons.len()), (Verdict::Inconclusive, 1));
+    let line = out.stderr.trim_end().to_owned();
+    assert_eq!(line.lines().count(), 1, "{line}");
+    assert_eq!(line, format!("error: {}", result.reasons[0]));
+    line
+}
+
+/// Two witnesses cannot listen at once: the second says so and changes nothing.
+fn a_second_listener_is_told() {
+    let bed = Bed::path(Path::SameNode);
+    let first = watch(&bed, "node1");
+    let second = Program::<WitnessResult>::new("load-client", &options(&bed, &[])).unwrap();
+    let line = refused(&bed, &second.call());
+    assert!(line.contains("somebody else listens on NFLOG group 0 (ulogd?"), "{line}");
+    assert_eq!(bed.sh("node1", VALUES), "6\nnfnetlink_log\nnfnetlink_log\n");
+    complete(&end(first).result);
+}
+
+/// Where the kernel's values cannot be written, one line says which, and nothing is changed.
+fn without_the_right_to_set_nothing_is_changed() {
+    let bed = Bed::path(Path::SameNode);
+    let before = bed.sh("node1", VALUES);
+    let program = built("load-client").unwrap();
+    let args = options(&bed, &[]).join(" ");
+    let shell = format!(
+        "mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec {} {args}",
+        program.display()
+    );
+    let call = Call::new(std::path::Path::new("unshare"), &["-m", "sh", "-ec", &shell]);
+    let line = refused(&bed, &call);
+    assert!(
+        line.contains("cannot write /proc/sys/net/netfilter/nf_conntrack_log_invalid"),
+        "{line}"
+    );
+    assert_eq!(bed.sh("node1", VALUES), before);
+    assert_eq!(state_files(&bed), Vec::<PathBuf>::new());
+    // And without CAP_NET_ADMIN it is said what is missing.
+    let none = format!(
+        "exec setpriv --bounding-set=-net_admin --inh-caps=-net_admin {} {args}",
+        program.display()
+    );
+    let line = refused(&bed, &Call::new(std::path::Path::new("sh"), &["-ec", &none]));
+    assert!(line.contains("it needs CAP_NET_ADMIN in this network namespace"), "{line}");
+}
+
+/// An ordinary user watches a namespace of their own.
+fn an_ordinary_users_namespace_can_be_watched() {
+    needs_root("it becomes another user first");
+    let bed = Bed::path(Path::SameNode);
+    let program = built("load-client").unwrap();
+    // The tests' own directory is root's.
+    let place = tempfile::Builder::new().prefix("witness-user").tempdir_in("/tmp").unwrap();
+    let copy = place.path().join("load-client");
+    std::fs::copy(program, &copy).unwrap();
+    let dir = place.path().display();
+    std::process::Command::new("chmod").args(["-R", "a+rwx"]).arg(place.path()).status().unwrap();
+    let line = format!(
+        "setpriv --reuid=65534 --regid=65534 --clear-groups unshare -rn sh -ec '{dir}/load-client \
+         witness --duration=500ms --state-dir={dir} --log=json; {VALUES}'"
+    );
+    let out = bed.run("client", &Call::new(std::path::Path::new("sh"), &["-c", &line]));
+    let result: WitnessResult =
+        serde_json::from_str(out.stdout.trim_end().lines().last().unwrap()).unwrap();
+    assert_eq!(out.status.code(), Some(11), "{out:?}");
+    complete(&result);
+    assert_eq!(result.changed.len(), 3);
+    assert_eq!(result.reasons, ["conntrack tracked nothing in this network namespace"]);
+}
+
+/// LOG, NFLOG and TRACE rules that others have on the node do what they did: the counters move,
+/// the listener of the NFLOG rule's group gets its packets, the trace is seen, and none of it is
+/// taken for conntrack's words.
+fn rules_of_others_work_as_before() {
+    let bed = Bed::path(Path::SameNode);
+    bed.sh(
+        "node1",
+        "nft 'table inet o { chain p { type filter hook prerouting priority -350; \
+         tcp dport 80 counter log prefix \"mine\"; tcp dport 80 counter log group 7; \
+         tcp dport 80 meta nftrace set 1; }; }'",
+    );
+    let nflog = bed.file("nflog.pcap");
+    let start = |line: &str, log: &str, ready| {
+        let mut process =
+            bed.place().start("node1", Call::sh(line), &bed.file(log), Ready::Text(ready)).unwrap();
+        process.wait_ready(SOON, &Interrupt::default()).unwrap();
+        process
+    };
+    let trace = start("echo begun; exec nft monitor trace", "trace.log", "begun");
+    let tcpdump = format!("exec tcpdump -Z root -n -U -i nflog:7 -w {} 2>&1", nflog.display());
+    let group = start(&tcpdump, "tcpdump.log", "listening on");
+    let witness = watch(&bed, "node1");
+    let boom = forged(&bed, &both(&bed)[..1], 6, "--forge=above-window");
+    wait_for("the trace", || trace.printed().contains("trace id"));
+    wait_for("the NFLOG rule's packets", || {
+        std::fs::metadata(&nflog).is_ok_and(|m| m.len() > 1000)
+    });
+    drop((trace, group));
+    let w = end(witness).result;
+    complete(&w);
+    assert_eq!(killed(&boom), 6);
+    assert_eq!(only(&w, Cause::AnsweredByClient, Direction::ServerToClient), 6);
+    assert_eq!(w.messages.foreign, 0);
+    let rules = bed.sh("node1", "nft list table inet o");
+    assert!(!rules.contains("packets 0 "), "{rules}");
+}
+
+/// What comes on group 0 from a rule, or of another protocol, is counted apart.
+fn foreign_messages_are_told_apart() {
+    let bed = Bed::path(Path::SameNode);
+    bed.sh(
+        "node1",
+        "nft 'table inet o { chain p { type filter hook prerouting priority -350; \
+         tcp dport 80 counter log group 0 prefix \"theirs\"; }; }'",
+    );
+    let witness = watch(&bed, "node1");
+    let boom = forged(&bed, &both(&bed)[..1], 3, "--forge=above-window");
+    let w = end(witness).result;
+    complete(&w);
+    assert!(w.messages.foreign > 3, "{:?}", w.messages);
+    assert_eq!(killed(&boom), only(&w, Cause::AnsweredByClient, Direction::ServerToClient));
+}
+
+/// A real document obeys schema/witness.json, which is that of the types.
+fn real_output_obeys_the_schema() {
+    let schema = schemars::schema_for!(WitnessResult);
+    let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../schema/witness.json");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    assert_eq!(text, std::fs::read_to_string(&path).unwrap(), "run with UPDATE_GOLDEN=1");
+    let bed = Bed::path(Path::SameNode);
+    let witness = watch(&bed, "node1");
+    forged(&bed, &both(&bed)[..1], 2, "--forge=above-window");
+    let text = end(witness).text;
+    let document = serde_json::from_str(text.trim_end().lines().last().unwrap()).unwrap();
+    let validator = jsonschema::validator_for(&serde_json::to_value(schema).unwrap()).unwrap();
+    let errors: Vec<_> = validator.iter_errors(&document).map(|e| e.to_string()).collect();
+    assert_eq!(errors, Vec::<String>::new());
+    assert!(!validator.is_valid(&serde_json::json!({"schema_version": 1})));
+}

@@ -1,0 +1,309 @@
+//! The attribution against a model of ordinary churn with really killed connections in it: every
+//! killed one is named with its cause, and nobody else is accused.
+//!
+//! `WITNESS_CONNECTIONS` sets how many connections; a million by hand, with `--release`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use canary_conntrack::table::{Entry, TcpState, Tuple};
+use canary_record::result::witness::{Cause, Direction, Ended};
+use canary_wire::segment::{Emit, Flags};
+use canary_wire::seq::Seq;
+use load_client::witness::attribute::Look;
+use load_client::witness::core::{Surroundings, Witness};
+use proptest::prelude::*;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+/// What happens to one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Story {
+    /// Retransmissions below the window, translated since Linux 6.1.
+    Retransmitted,
+    /// The kernel ignores a segment and lets it through.
+    Ignored,
+    /// An INVALID segment is dropped by a rule.
+    Dropped,
+    /// A reset of the client's host, untranslated, whose number is another.
+    OtherNumber,
+    /// The same with the right number and the ACK bit: an application's own reset.
+    OwnReset,
+    /// Resets after the entry is gone.
+    LateReset,
+    /// A leak whose reset the server cannot take.
+    HarmlessFlags,
+    /// The same, by its acknowledgment.
+    HarmlessAck,
+    /// A reset that was a challenge for the server, which lives on.
+    LivedOn,
+    /// Killed through the client.
+    Killed,
+    /// Killed by SYN FIN ACK.
+    KilledByFlags,
+    /// Killed after many segments with one acknowledgment.
+    KilledInStream,
+    /// Killed on a masqueraded path.
+    KilledByNode,
+    /// The client is killed, by its own segment.
+    KilledUpload,
+}
+
+impl Story {
+    fn killed(self) -> Option<(Cause, Direction)> {
+        let s2c = Direction::ServerToClient;
+        match self {
+            Self::Killed | Self::KilledByFlags | Self::KilledInStream => {
+                Some((Cause::AnsweredByClient, s2c))
+            }
+            Self::KilledByNode => Some((Cause::AnsweredByNode, s2c)),
+            Self::KilledUpload => Some((Cause::AnsweredByNode, Direction::ClientToServer)),
+            _ => None,
+        }
+    }
+}
+
+const ORDINARY: &[Story] = &[
+    Story::Retransmitted,
+    Story::Ignored,
+    Story::Dropped,
+    Story::OtherNumber,
+    Story::OwnReset,
+    Story::LateReset,
+    Story::HarmlessFlags,
+    Story::HarmlessAck,
+    Story::LivedOn,
+];
+const LETHAL: &[Story] = &[
+    Story::Killed,
+    Story::KilledByFlags,
+    Story::KilledInStream,
+    Story::KilledByNode,
+    Story::KilledUpload,
+];
+
+const NODE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 18, 0, 11));
+
+struct Connection {
+    story: Story,
+    original: Tuple,
+    reply: Tuple,
+    begins: Duration,
+}
+
+/// Connections share 4-tuples: that of `n` is used again by `n + TUPLES`.
+const TUPLES: u32 = 60_000;
+
+fn connection(n: u32, story: Story, begins: Duration) -> Connection {
+    let slot = n % TUPLES;
+    let at = |net: u8, host: u32, port: u16| {
+        SocketAddr::from(([198, 18, net, (host % 250) as u8 + 1], port))
+    };
+    let client = at(65, slot, 1024 + (slot / 250) as u16);
+    let server = at(66, slot / 7, 9000);
+    let (service, towards) = match story {
+        Story::KilledByNode => {
+            (SocketAddr::new(NODE, 30_900), SocketAddr::new(NODE, 20_000 + (slot % 40_000) as u16))
+        }
+        Story::KilledUpload => (SocketAddr::new(NODE, 30_900), client),
+        _ => (SocketAddr::from(([198, 19, 0, 10], 80)), client),
+    };
+    Connection {
+        story,
+        original: Tuple { source: client, destination: service },
+        reply: Tuple { source: server, destination: towards },
+        begins,
+    }
+}
+
+/// The kernel of the model: which entry there is, at the time that it is asked.
+struct Kernel {
+    now: Duration,
+    entries: HashMap<Tuple, (usize, Duration)>,
+    stories: Vec<(Story, Tuple, Tuple)>,
+}
+
+impl Surroundings for Kernel {
+    fn look(&mut self, tuple: Tuple) -> Look {
+        let Some(&(n, since)) = self.entries.get(&tuple) else { return Look::Absent };
+        let (story, original, reply) = self.stories[n];
+        let idle = match story {
+            Story::LivedOn => 0,
+            _ => self.now.saturating_sub(since).as_secs(),
+        };
+        Look::Found(Entry {
+            original,
+            reply,
+            status: canary_conntrack::table::Status::empty(),
+            state: Some(TcpState::Established),
+            timeout: Some(Duration::from_secs(431_999 - idle)),
+        })
+    }
+
+    fn here(&mut self, ip: IpAddr) -> bool {
+        ip == NODE
+    }
+}
+
+type Event = (Duration, usize, &'static str, Vec<u8>);
+
+fn packet(t: Tuple, (seq, ack): (u32, u32), flags: Flags, payload: &[u8]) -> Vec<u8> {
+    let mut buf = Vec::new();
+    let (src, dst) = (t.source, t.destination);
+    let (seq, ack) = (Seq(seq), Seq(ack));
+    assert!(
+        Emit { src, dst, seq, ack, flags, window: 502, options: &[], payload }.packet(&mut buf)
+    );
+    buf
+}
+
+/// What the kernel logs of one connection.
+fn play(n: usize, c: &Connection, random: &mut StdRng, out: &mut Vec<Event>) -> u32 {
+    const NEW: &str = "nf_ct_proto_6: invalid new ";
+    const OVER: &str =
+        "nf_ct_proto_6: SEQ is over upper bound 1 (over the window of the receiver) ";
+    const UNDER: &str =
+        "nf_ct_proto_6: SEQ is under lower bound 1 (already ACKed data retransmitted) ";
+    const FLAGS: &str = "nf_ct_proto_6: invalid tcp flag combination ";
+    let data = Flags::PSH.with(Flags::ACK);
+    let (rcv, snd): (u32, u32) = (random.random(), random.random());
+    let ms = Duration::from_millis;
+    let answer = c.begins + Duration::from_micros(random.random_range(50..20_000));
+    let back = c.reply.reversed();
+    let mut say = |at, text, bytes| out.push((at, n, text, bytes));
+    match c.story {
+        Story::Retransmitted => {
+            for k in 0..random.random_range(1..6) {
+                say(c.begins + ms(200 * k), UNDER, packet(c.reply, (snd, rcv), data, b"again"));
+            }
+        }
+        Story::Ignored => say(
+            c.begins,
+            "nf_ct_proto_6: packet (index 2) in dir 1 ignored, state SYN_SENT ",
+            packet(c.reply, (snd, rcv), Flags::ACK, b""),
+        ),
+        Story::Dropped => say(c.begins, OVER, packet(c.reply, (snd, rcv), data, b"x")),
+        Story::OtherNumber | Story::OwnReset => {
+            say(c.begins, UNDER, packet(c.reply, (snd, rcv), data, b"x"));
+            let (number, flags) = match c.story {
+                Story::OwnReset => (rcv, Flags::RST.with(Flags::ACK)),
+                _ => (rcv.wrapping_add(random.random_range(1..9000)), Flags::RST),
+            };
+            say(answer, NEW, packet(back, (number, snd), flags, b""));
+        }
+        Story::LateReset => {
+            let towards = if random.random() { c.reply } else { back };
+            say(c.begins, NEW, packet(towards, (random.random(), 0), Flags::RST, b""));
+        }
+        Story::HarmlessFlags => {
+            say(c.begins, FLAGS, packet(c.reply, (snd, rcv), Flags::default(), b""));
+            say(answer, NEW, packet(back, (0, snd), Flags::RST.with(Flags::ACK), b""));
+        }
+        Story::HarmlessAck => {
+            let ahead = rcv.wrapping_add(0x4000_0000);
+            // The text is the model's: the bound is what the client has sent.
+            let text =
+                format!("nf_ct_proto_6: ACK is over upper bound {rcv} (ACKed data not seen yet) ");
+            say(c.begins, text.leak(), packet(c.reply, (snd, ahead), Flags::ACK, b""));
+            say(answer, NEW, packet(back, (ahead, 0), Flags::RST, b""));
+        }
+        Story::KilledByFlags => {
+            let flags = Flags::SYN.with(Flags::FIN).with(Flags::ACK);
+            say(c.begins, FLAGS, packet(c.reply, (snd, rcv), flags, b""));
+            say(answer, NEW, packet(back, (rcv, 0), Flags::RST, b""));
+        }
+        Story::KilledInStream => {
+            for k in 0..20u32 {
+                let at = c.begins + Duration::from_micros(u64::from(k));
+                let seq = snd.wrapping_add(k * 4);
+                say(at, OVER, packet(c.reply, (seq, rcv), data, b"strm"));
+            }
+            for k in 0..20u64 {
+                let at = answer + Duration::from_micros(k);
+                say(at, NEW, packet(back, (rcv, 0), Flags::RST, b""));
+            }
+        }
+        Story::LivedOn | Story::Killed | Story::KilledByNode => {
+            say(c.begins, OVER, packet(c.reply, (snd, rcv), data, b"x"));
+            say(answer, NEW, packet(back, (rcv, 0), Flags::RST, b""));
+        }
+        Story::KilledUpload => {
+            say(c.begins, OVER, packet(c.original, (snd, rcv), data, b"x"));
+            say(answer, NEW, packet(c.original.reversed(), (rcv, 0), Flags::RST, b""));
+        }
+    }
+    rcv
+}
+
+/// `total` connections of which every `one_in`th is killed, at 10,000 a second.
+fn run(total: u32, one_in: u32, seed: u64) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut kernel = Kernel { now: Duration::ZERO, entries: HashMap::new(), stories: Vec::new() };
+    let mut events = Vec::new();
+    let mut expected = BTreeMap::new();
+    for n in 0..total {
+        let stories = if n % one_in == one_in / 2 { LETHAL } else { ORDINARY };
+        let story = stories[random.random_range(0..stories.len())];
+        let c = connection(n, story, Duration::from_micros(u64::from(n) * 100));
+        let rcv = play(n as usize, &c, &mut random, &mut events);
+        kernel.stories.push((story, c.original, c.reply));
+        if let Some(truth) = story.killed() {
+            let s = if story == Story::KilledUpload { c.original } else { c.reply };
+            expected.insert((s.source.to_string(), s.destination.to_string(), rcv), truth);
+        }
+    }
+    events.sort_by_key(|e| e.0);
+    let mut witness = Witness::default();
+    let mut told: Vec<Ended> = Vec::new();
+    let mut next_tick = Duration::ZERO;
+    for (number, (at, n, text, bytes)) in events.iter().enumerate() {
+        let (_, original, reply) = kernel.stories[*n];
+        for tuple in [original, reply] {
+            let since = kernel.entries.get(&tuple).filter(|e| e.0 == *n).map_or(*at, |e| e.1);
+            kernel.entries.insert(tuple, (*n, since));
+        }
+        while next_tick <= *at {
+            kernel.now = next_tick;
+            witness.tick(next_tick, false, &mut kernel, &mut |e| told.push(e));
+            next_tick += Duration::from_millis(100);
+        }
+        kernel.now = *at;
+        let message = (Some(number as u32), *text, bytes.as_slice());
+        witness.message(*at, message, &mut kernel, &mut |e| told.push(e));
+    }
+    let end = kernel.now + Duration::from_secs(5);
+    while next_tick <= end {
+        kernel.now = next_tick;
+        witness.tick(next_tick, false, &mut kernel, &mut |e| told.push(e));
+        next_tick += Duration::from_millis(100);
+    }
+    let key = |e: &Ended| (e.from.clone(), e.to.clone(), e.ack);
+    let found: BTreeMap<_, _> = told.iter().map(|e| (key(e), (e.cause, e.direction))).collect();
+    assert_eq!(found.len(), told.len(), "a connection was told twice");
+    let missed: Vec<_> =
+        expected.iter().filter(|(k, v)| found.get(*k) != Some(*v)).take(5).collect();
+    let accused: Vec<_> =
+        found.iter().filter(|(k, v)| expected.get(*k) != Some(*v)).take(5).collect();
+    assert!(missed.is_empty() && accused.is_empty(), "missed {missed:?}, accused {accused:?}");
+    assert_eq!((witness.messages.lost, witness.messages.forgotten), (0, 0));
+    let (ended, unexplained) = witness.found.totals();
+    assert_eq!((ended, unexplained), (expected.len() as u64, 0));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    /// Whatever the numbers and the order, every killed connection is named and no other.
+    #[test]
+    fn every_killed_connection_is_named_and_no_other(seed: u64, one_in in 2u32..50) {
+        run(4_000, one_in, seed);
+    }
+}
+
+/// The same at length; the 4-tuples are used again many times.
+#[test]
+fn a_long_churn_with_killed_ones_in_it() {
+    let total = std::env::var("WITNESS_CONNECTIONS").map_or(130_000, |n| n.parse().unwrap());
+    run(total, total / 1000, 7);
+}
