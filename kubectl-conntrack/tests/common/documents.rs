@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use canary_record::hist::LatencySummary;
 use canary_record::names::{
-    ClientClass, Diagnosis, EndedBy, Errno, Forgery, OldSegments, Phase, ProbeEnd, Verdict,
+    ClientClass, Diagnosis, EndedBy, Errno, Forgery, LoadVerdict, OldSegments, Phase, ProbeEnd,
+    Verdict,
 };
 use canary_record::outcome::Counts;
 use canary_record::result::boom::{
@@ -95,9 +96,10 @@ pub fn client(ends: &[(ProbeEnd, u64)]) -> LoadResult {
     LoadResult {
         schema_version: SCHEMA_VERSION,
         run: run("load-client probe"),
-        verdict: Verdict::Protected,
+        verdict: LoadVerdict::WithinThresholds,
         reasons: Vec::new(),
         attempts,
+        begun_s: 1.0,
         never_begun: 0,
         ok: survived,
         failures,
