@@ -275,6 +275,7 @@ fn doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> {
     if hung != with(Seen::Hangs) {
         doubts.push(format!("load-client saw {hung} connections hang"));
     }
+    doubts.extend(contrary(e, forgeries, killed + with(Seen::KillsLater)));
     if let Some(captured) = e.captured {
         for r in forgeries {
             let n = captured.get(&r.forgery).copied().unwrap_or(0);
@@ -288,6 +289,35 @@ fn doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> {
     }
     doubts.extend(counter_doubts(e, forgeries));
     doubts
+}
+
+/// Evidence of something else than what was forged, beside which no outcome stands.
+fn contrary(e: &Evidence<'_>, forgeries: &[ForgeryResult], ended: u64) -> Vec<String> {
+    let mut found = Vec::new();
+    let of = |forgery| forgeries.iter().filter(move |r| r.forgery == forgery);
+    let leaked: u64 = of(Forgery::Control).map(|r| r.counts.leaked).sum();
+    if leaked > 0 {
+        found.push(format!(
+            "control: {leaked} leaked, and nothing of it is INVALID: these clients were not there"
+        ));
+    }
+    let delivered: u64 = of(Forgery::NoFlags).map(|r| r.counts.delivered).sum();
+    if delivered > 0 {
+        found.push(format!(
+            "no-flags: {delivered} delivered, which no Linux answers: something else did"
+        ));
+    }
+    let others = e.boom.resets.unattributed;
+    if others > 0 {
+        found.push(format!("{others} RSTs that no forged segment provokes: something else reset"));
+    }
+    let seen = e.boom.connections.reset_seen_by_application;
+    if seen > ended {
+        found.push(format!(
+            "the server's application saw {seen} resets, where {ended} connections were killed"
+        ));
+    }
+    found
 }
 
 /// Rules that did not count what they should have.

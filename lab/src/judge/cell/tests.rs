@@ -166,7 +166,7 @@ fn one_unknown_is_a_difference() {
 #[test]
 fn contradictions_are_inconclusive() {
     type Spoil = fn(&mut Made);
-    let cases: [(&str, Spoil); 8] = [
+    let cases: [(&str, Spoil); 12] = [
         ("load-client", |m| {
             m.load.probe.insert(ProbeEnd::Reset, 1);
         }),
@@ -179,6 +179,16 @@ fn contradictions_are_inconclusive() {
         ("forged, not 50", |m| m.outcome(Forgery::Control).forged -= 1),
         ("drop rules matched", |m| m.nodes[0].drop_rules.clear()),
         ("DNAT rule matched", |m| m.nodes[0].dnat -= 1),
+        ("these clients were not there", |m| {
+            let counts = &mut m.outcome(Forgery::Control).counts;
+            (counts.delivered, counts.leaked) = (N - 1, 1);
+        }),
+        ("something else did", |m| {
+            let counts = &mut m.outcome(Forgery::NoFlags).counts;
+            (counts.dropped, counts.delivered) = (N - 1, 1);
+        }),
+        ("no forged segment provokes", |m| m.boom.resets.unattributed = 1),
+        ("application saw 1 resets", |m| m.boom.connections.reset_seen_by_application = 1),
     ];
     for (says, spoil) in cases {
         let mut made = Made::row(Profile::Dropped, &["forward-drop"]);
