@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -38,6 +38,7 @@ pub fn main() -> ExitCode {
     };
     let exit = match (&cli.command, cli.inside) {
         (Command::List, _) => list(),
+        (Command::New { name }, _) => new(name),
         (Command::Check(args), inside) => check(args, inside),
         (Command::Kernels(args), _) => {
             kernels::run(args, config).map_err(|e| (e.exit(), e.to_string()))
@@ -82,6 +83,22 @@ fn list() -> Ending {
         print(&format!("{:<28} {}\n", s.about.name, s.about.title));
     }
     Ok(Exit::Ok)
+}
+
+fn new(name: &str) -> Ending {
+    let text = scenario::begun(name).map_err(usage)?;
+    let path = PathBuf::from(format!("{name}.toml"));
+    let file = File::options().write(true).create_new(true).open(&path);
+    match file.and_then(|mut file| file.write_all(text.as_bytes())) {
+        Ok(()) => {
+            print(&format!("{0}: conntrack-lab run {0}\n", path.display()));
+            Ok(Exit::Ok)
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+            Err(usage(format!("{} is there already: choose another name", path.display())))
+        }
+        Err(e) => Err(failed(format!("cannot write {}: {e}", path.display()))),
+    }
 }
 
 fn report(dir: &Path) -> Ending {

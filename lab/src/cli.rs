@@ -35,6 +35,12 @@ pub enum Command {
     List,
     /// Runs scenarios and judges them
     Run(RunArgs),
+    /// Writes NAME.toml, a scenario of your own to begin with
+    New {
+        /// Its name: lower-case letters, digits and hyphens
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
     /// Opens a shell inside a host of a scenario's topology, rules loaded, no program running
     Shell(ShellArgs),
     /// Sets the host's conntrack limit until its stdin ends; started by the lab itself

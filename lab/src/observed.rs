@@ -22,6 +22,6 @@ pub fn listed<K: Display>(counts: &BTreeMap<K, u64>) -> String {
 
 /// What became of the forged segments, whatever kind.
 #[must_use]
-pub fn outcomes(boom: &BoomResult) -> BTreeMap<Outcome, u64> {
-    boom.outcomes.iter().map(|o| &o.counts).sum::<Counts>().each().collect()
+pub fn outcomes<'a>(boom: impl IntoIterator<Item = &'a BoomResult>) -> BTreeMap<Outcome, u64> {
+    boom.into_iter().flat_map(|b| &b.outcomes).map(|o| &o.counts).sum::<Counts>().each().collect()
 }

@@ -35,6 +35,8 @@ const SHIPPED: &[&str] = &[
     include_str!("../scenarios/one-node-protected.toml"),
     include_str!("../scenarios/overshoot.toml"),
     include_str!("../scenarios/entry-deleted.toml"),
+    include_str!("../scenarios/entry-expired.toml"),
+    include_str!("../scenarios/own-rules.toml"),
     include_str!("../scenarios/endpoint-replaced.toml"),
     include_str!("../scenarios/mtu-black-hole.toml"),
     include_str!("../scenarios/close-unread.toml"),
@@ -248,6 +250,13 @@ pub fn shipped() -> Result<Vec<Scenario>, ScenarioError> {
 /// The scenario that is added to a run without a positive control.
 pub fn positive_control() -> Result<Scenario, ScenarioError> {
     parse(BUILT_IN, include_str!("../scenarios/positive-control.toml"))
+}
+
+/// The text of a scenario to begin with, every field of it explained.
+pub fn begun(name: &str) -> Result<String, ScenarioError> {
+    let text = include_str!("../scenarios/new.toml").replace("NAME", name);
+    parse(&format!("{name}.toml"), &text)?;
+    Ok(text)
 }
 
 /// One scenario: a shipped one by name, another by file.

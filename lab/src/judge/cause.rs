@@ -1,23 +1,24 @@
 //! The judgement of another cause: whether it led to what it should lead to, and boom-server
 //! did not take it for issue #74839.
 
-use crate::document::lab::{Judgement, ScenarioResult};
+use crate::document::lab::{Judgement, ScenarioResult, Seen};
 use crate::document::timeline::{Step, Timeline};
-use canary_record::names::{Diagnosis, Forgery, ProbeEnd};
+use canary_record::names::{Diagnosis, ProbeEnd};
 
-use crate::observed::cause::Seen;
+use super::cell::seen_of;
+use crate::observed::cause::Seen as Shown;
 use crate::observed::{listed, outcomes};
 use crate::scenario::cause::{Case, Cause, Expect, Pattern};
 
 /// Judges what every case showed, or why it could not be run, into `result`.
-pub fn result(cause: &Cause, cases: &[Result<Seen, String>], result: &mut ScenarioResult) {
+pub fn result(cause: &Cause, cases: &[Result<Shown, String>], result: &mut ScenarioResult) {
     let mut timeline = Timeline::default();
     result.judgement = Judgement::AsExpected;
     result.reasons = Vec::new();
     for (case, seen) in cause.cases.iter().zip(cases) {
         let (here, why) = match seen {
             Ok(seen) => {
-                let (here, why) = judge(case.expect, seen);
+                let (here, why) = judge(&case.expect, seen);
                 timeline.steps.push(step(case, seen, here, &why));
                 (here, why)
             }
@@ -29,19 +30,21 @@ pub fn result(cause: &Cause, cases: &[Result<Seen, String>], result: &mut Scenar
     result.timeline = Some(timeline);
 }
 
-fn step(case: &Case, seen: &Seen, judgement: Judgement, why: &[String]) -> Step {
-    let resets = &seen.boom.resets;
+fn step(case: &Case, seen: &Shown, judgement: Judgement, why: &[String]) -> Step {
     let mut notes = vec![
         format!(
             "{judgement}: the server's application saw {} resets.",
-            seen.boom.connections.reset_seen_by_application
+            seen.sum(|b| b.connections.reset_seen_by_application)
         ),
         format!(
             "boom-server forged on {} of {} connections and attributed {} RSTs to that; {} were others.",
-            seen.boom.connections.forged, seen.connections, resets.attributed, resets.unattributed
+            seen.sum(|b| b.connections.forged),
+            seen.connections,
+            seen.sum(|b| b.resets.attributed),
+            seen.sum(|b| b.resets.unattributed)
         ),
     ];
-    for p in &seen.boom.paths {
+    for p in seen.boom.iter().flat_map(|b| &b.paths) {
         notes.push(format!("Its diagnosis: {}.", p.diagnosis));
     }
     if case.pattern == Pattern::CloseUnread {
@@ -64,60 +67,69 @@ fn step(case: &Case, seen: &Seen, judgement: Judgement, why: &[String]) -> Step 
 
 /// Compares a case with its expectation. boom-server's word comes first: it
 /// forged on every one of these connections, so that it could have been wrong.
-fn judge(expect: Expect, seen: &Seen) -> (Judgement, Vec<String>) {
+fn judge(expect: &Expect, seen: &Shown) -> (Judgement, Vec<String>) {
     let (mut differs, mut doubts) = (Vec::new(), Vec::new());
     let n = seen.connections;
-    let boom = &seen.boom;
-    if boom.resets.attributed > 0 {
-        differs.push(format!(
-            "boom-server took {} of these resets for #74839",
-            boom.resets.attributed
-        ));
+    let mut killed = 0;
+    for (forgery, expected) in &expect.forged {
+        let (forged, counts) = seen.forged(*forgery);
+        killed += counts.killed;
+        match seen_of(forged, &counts) {
+            as_expected if as_expected == *expected => {}
+            Seen::Mixed => doubts.push(format!(
+                "{forgery}: expected {expected} {forged}, saw {}: boom-server could hardly have been wrong",
+                listed(&counts.each().collect())
+            )),
+            other => differs.push(format!("{forgery}: expected {expected}, saw {other}")),
+        }
     }
-    if boom.paths.iter().any(|p| matches!(p.diagnosis, Diagnosis::Unprotected | Diagnosis::Partly))
-    {
-        differs.push("boom-server calls this path unprotected".to_owned());
+    let leaks = |s: &&Seen| matches!(s, Seen::Kills | Seen::Leaked);
+    if !expect.forged.values().any(|s| leaks(&s)) {
+        let attributed = seen.sum(|b| b.resets.attributed);
+        if attributed > 0 {
+            differs.push(format!("boom-server took {attributed} of these resets for #74839"));
+        }
+        let blamed = |d| matches!(d, Diagnosis::Unprotected | Diagnosis::Partly);
+        if seen.boom.iter().flat_map(|b| &b.paths).any(|p| blamed(p.diagnosis)) {
+            differs.push("boom-server calls this path unprotected".to_owned());
+        }
     }
-    let control: u64 = boom
-        .outcomes
-        .iter()
-        .filter(|o| matches!(o.forgery, Forgery::Control | Forgery::AboveWindow))
-        .map(|o| o.counts.delivered)
-        .sum();
-    if control < n {
-        doubts.push(format!(
-            "boom-server saw {control} of {n} forged segments delivered, so it could hardly have been wrong"
-        ));
+    let forged = seen.sum(|b| b.connections.forged);
+    if forged < n {
+        doubts.push(format!("boom-server forged on {forged} of {n} connections"));
     }
-    if boom.sniffer.dropped > 0 {
-        doubts.push(format!("boom-server's raw sockets lost {} segments", boom.sniffer.dropped));
+    let lost = seen.sum(|b| b.sniffer.dropped);
+    if lost > 0 {
+        doubts.push(format!("boom-server's raw sockets lost {lost} segments"));
     }
+    let expected = |end| expect.client.as_ref().is_some_and(|ends| ends.0.contains(end));
     for (end, count) in &seen.client {
         let proves_nothing =
             matches!(end, ProbeEnd::Refused | ProbeEnd::TimedOut | ProbeEnd::LocalLimit);
-        if *count > 0 && proves_nothing && expect.client != Some(*end) {
+        if *count > 0 && proves_nothing && !expected(end) {
             doubts.push(format!("{count} of {n} connections never came to be: {end}"));
         }
     }
-    if let Some(end) = expect.client {
-        let so = seen.client.get(&end).copied().unwrap_or(0);
-        if so != n {
+    if let Some(ends) = &expect.client {
+        let there = |end: &ProbeEnd| seen.client.get(end).copied().unwrap_or(0);
+        let all: u64 = ends.0.iter().map(there).sum();
+        if all != n || ends.0.iter().any(|end| there(end) == 0) {
             differs.push(format!(
-                "the client's connections: expected {end} {n}, saw {}",
+                "the client's connections: expected {ends} {n}, saw {}",
                 listed(&seen.client)
             ));
         }
     }
-    let resets = boom.connections.reset_seen_by_application;
-    let wanted = if expect.server_reset { n } else { 0 };
+    let resets = seen.sum(|b| b.connections.reset_seen_by_application);
+    let wanted = if expect.server_reset { n } else { killed };
     if resets != wanted {
         differs.push(format!("the server's application: expected {wanted} resets, saw {resets}"));
     }
     // An RST that ends a connection is on the wire too.
-    if expect.server_reset && boom.resets.unattributed < n && differs.is_empty() {
+    let others = seen.sum(|b| b.resets.unattributed);
+    if expect.server_reset && others < n && differs.is_empty() {
         doubts.push(format!(
-            "boom-server's raw socket saw {} other RSTs where {n} connections were reset",
-            boom.resets.unattributed
+            "boom-server's raw socket saw {others} other RSTs where {n} connections were reset"
         ));
     }
     if expect.entries_deleted != (seen.deleted >= n) {

@@ -9,6 +9,7 @@ use crate::document::lab::{
     Seen,
 };
 use canary_record::names::{Forgery, OldSegments, ProbeEnd};
+use canary_record::outcome::Counts;
 use canary_record::result::boom::BoomResult;
 use canary_record::result::load::LoadResult;
 use canary_testbed::capture;
@@ -190,20 +191,30 @@ fn count(e: &Evidence<'_>, forgery: Forgery) -> ForgeryResult {
     let later = later(e, forgery, r.forged);
     r.seen = if e.boom.connections.handshakes == 0 && r.forged == 0 {
         Seen::NoConnection
-    } else if r.forged == 0 {
+    } else {
+        match seen_of(r.forged, &r.counts) {
+            Seen::Delivered => later.unwrap_or(Seen::Delivered),
+            other => other,
+        }
+    };
+    r
+}
+
+/// What became of every segment of a kind, if it is the same of all.
+pub(super) fn seen_of(forged: u64, counts: &Counts) -> Seen {
+    if forged == 0 {
         Seen::Mixed
-    } else if r.counts.delivered == r.forged {
-        later.unwrap_or(Seen::Delivered)
-    } else if r.counts.dropped == r.forged {
+    } else if counts.delivered == forged {
+        Seen::Delivered
+    } else if counts.dropped == forged {
         Seen::Dropped
-    } else if r.counts.leaked == r.forged && r.counts.killed == r.forged {
+    } else if counts.leaked == forged && counts.killed == forged {
         Seen::Kills
-    } else if r.counts.leaked == r.forged && r.counts.killed == 0 {
+    } else if counts.leaked == forged && counts.killed == 0 {
         Seen::Leaked
     } else {
         Seen::Mixed
-    };
-    r
+    }
 }
 
 /// What became later of connections whose forged segment was delivered: only an

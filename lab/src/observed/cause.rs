@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use canary_record::names::Forgery;
+use canary_record::outcome::Counts;
+
 use crate::document::timeline::{Change, FailureClass};
 use canary_record::names::ProbeEnd;
 use canary_record::result::boom::BoomResult;
@@ -18,12 +21,27 @@ pub struct Seen {
     pub client: BTreeMap<ProbeEnd, u64>,
     /// The failed ones, by class.
     pub failures: BTreeMap<FailureClass, u64>,
-    /// boom-server's result.
-    pub boom: BoomResult,
+    /// boom-server's result at each endpoint.
+    pub boom: Vec<BoomResult>,
     /// Entries that were there before and gone after a deletion.
     pub deleted: u64,
     /// What was changed.
     pub changes: Vec<Change>,
     /// What conntrack counted on the client's node.
     pub conntrack: ConntrackCounters,
+}
+
+impl Seen {
+    /// A number of boom-server's, over all endpoints.
+    #[must_use]
+    pub fn sum(&self, of: fn(&BoomResult) -> u64) -> u64 {
+        self.boom.iter().map(of).sum()
+    }
+
+    /// How many of a forgery were forged, and what became of them.
+    #[must_use]
+    pub fn forged(&self, forgery: Forgery) -> (u64, Counts) {
+        let of = self.boom.iter().flat_map(|b| &b.outcomes).filter(|o| o.forgery == forgery);
+        (of.clone().map(|o| o.forged).sum(), of.map(|o| &o.counts).sum())
+    }
 }

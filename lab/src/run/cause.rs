@@ -8,23 +8,22 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::document::lab::{
-    At, CommandList, FrontEnd, Path as NetPath, Protection, ProtectionKind,
-};
+use crate::document::lab::{CommandList, FrontEnd, Path as NetPath};
 use crate::document::timeline::Change;
 use canary_record::probe::Request;
 use canary_record::result::boom::BoomResult;
 use canary_record::result::load::LoadResult;
+use canary_runtime::output::write_file;
 use canary_testbed::evidence::{self, EvidenceError};
 use canary_testbed::exec::Ready;
 use canary_testbed::place::{Place, PlaceError};
-use canary_testbed::topology::{self, Topology};
+use canary_testbed::topology::{self, POD_PORT, SERVICE_PORT, Topology};
 use canary_wire::segment::Family;
 use nix::sys::signal::Signal;
 
 use super::setting::{self, Setting, boom_server, broken_off, count, guarded, io_error, set};
 use crate::observed::cause::Seen;
-use crate::scenario::cause::{Action, Case, Cause, Pattern};
+use crate::scenario::cause::{Action, Case, Cause, Host, Masquerade, Pattern};
 
 /// Time for boom-server to judge what it forged.
 const JUDGED: Duration = Duration::from_millis(700);
@@ -38,6 +37,8 @@ const TIMEOUT: Duration = Duration::from_millis(2500);
 const READY: Duration = Duration::from_secs(10);
 /// Smaller than what both pods take for granted, more than forged segments need.
 const BLACK_HOLE_MTU: &str = "1300";
+/// The second endpoint, an address of the pod beside the server pod.
+const SECOND: &str = "198.18.66.77";
 const LOOSE: &str = "net/netfilter/nf_conntrack_tcp_loose";
 /// Enough octets for full-sized segments.
 const BODY: u64 = 256 << 10;
@@ -58,7 +59,7 @@ pub fn run(
         fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
         let place = Place::build(with_second_server(topology), &setting.tools)?;
         let t = begun.elapsed().as_secs_f64();
-        play(&place, case, cause.connections, setting, &dir).map(|seen| Seen { t, ..seen })
+        play(&place, cause, case, setting, &dir).map(|seen| Seen { t, ..seen })
     };
     std::thread::scope(|scope| {
         let one = &one;
@@ -88,6 +89,7 @@ fn with_second_server(mut topology: Topology) -> Topology {
     let (node, pod) = (topology.full("node2"), topology.full("server2"));
     let address = topology.service.pod.v4;
     let gateway = "198.18.66.1";
+    let own = SECOND;
     topology.hosts.push("server2");
     topology.steps.push(Add(pod.clone()));
     for (host, args) in [
@@ -96,6 +98,8 @@ fn with_second_server(mut topology: Topology) -> Topology {
         (&node, "link set to-server2 up".to_owned()),
         (&pod, "link set lo up".to_owned()),
         (&pod, format!("addr add {address}/32 dev eth0")),
+        (&pod, format!("addr add {own}/32 dev eth0")),
+        (&node, format!("route add {own}/32 dev to-server2")),
         (&pod, "link set eth0 up".to_owned()),
         (&pod, format!("route add {gateway}/32 dev eth0 scope link")),
         (&pod, format!("route add default via {gateway}")),
@@ -107,17 +111,19 @@ fn with_second_server(mut topology: Topology) -> Topology {
 
 fn play(
     place: &Place<'_>,
+    of: &Cause,
     case: &Case,
-    connections: u32,
     setting: &Setting,
     dir: &Path,
 ) -> Result<Seen, PlaceError> {
     let interrupt = &setting.interrupt;
-    // be_liberal, under which nothing that boom-server forges here leaks: every reset has
-    // another cause.
-    let liberal = [Protection { kind: ProtectionKind::Liberal, at: At::Both }];
-    place.protect(FrontEnd::Nftables, Family::Ipv4, &liberal)?;
+    let connections = of.connections;
+    place.protect(FrontEnd::Nftables, Family::Ipv4, &case.protections)?;
+    choose_endpoints(place, setting, case)?;
     let mut changes = Vec::new();
+    for host in of.hosts.iter().chain(&case.hosts) {
+        changes.extend(furnish(place, setting, host, dir)?);
+    }
     if !case.loose {
         // On both: node2 would pick up, and translate anew, what node1 lets pass.
         changes.push(set(place, "node1", LOOSE, "0")?);
@@ -127,9 +133,16 @@ fn play(
     if case.action == Action::BlackHole {
         changes.extend(black_hole(place, setting)?);
     }
-    let one = ["--min-forged=1".to_owned()];
-    let mut boom = boom_server(place, setting, dir, "control,above-window", &one)?;
-    boom.wait_ready(setting.scaled(READY), interrupt)?;
+    let forge: Vec<_> = case.expect.forged.keys().map(|f| f.as_str()).collect();
+    let mut servers = Vec::new();
+    for host in ["server", "server2"].into_iter().take(usize::from(case.endpoints)) {
+        let dir = dir.join(host);
+        fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
+        let one = ["--min-forged=1".to_owned()];
+        let mut boom = boom_server(place, setting, host, &dir, &forge.join(","), &one)?;
+        boom.wait_ready(setting.scaled(READY), interrupt)?;
+        servers.push((boom, dir.join("boom.json")));
+    }
     let before = place.within("node1", evidence::conntrack_counters)?;
     let entries = place.within("node1", count)?;
     let want = entries + u64::from(connections);
@@ -183,12 +196,94 @@ fn play(
     };
     // RSTs on their way, and a server whose answer is due.
     interrupt.sleep(setting.scaled(JUDGED))?;
-    boom.signal(Signal::SIGTERM);
-    let status = boom.wait(setting.scaled(READY), interrupt)?;
-    let boom: BoomResult = setting::result("boom-server", &dir.join("boom.json"), status)?;
+    let mut boom = Vec::new();
+    for (server, file) in servers {
+        server.signal(Signal::SIGTERM);
+        let status = server.wait(setting.scaled(READY), interrupt)?;
+        boom.push(setting::result::<BoomResult>("boom-server", &file, status)?);
+    }
     let conntrack = place.within("node1", evidence::conntrack_counters)?.since(before);
     let connections = u64::from(connections);
     Ok(Seen { t: 0.0, connections, client, failures, boom, deleted, changes, conntrack })
+}
+
+/// Each new entry takes one of the endpoints at random, as kube-proxy has it, and one source.
+fn choose_endpoints(place: &Place<'_>, setting: &Setting, case: &Case) -> Result<(), PlaceError> {
+    let service = &place.topology.service;
+    let (vip, pod) = (service.vip.v4, service.pod.v4);
+    // Before the Service's own chains: the first NAT rule that matches decides.
+    let choose = match case.endpoints {
+        1 => String::new(),
+        _ => format!(
+            "chain prerouting {{ type nat hook prerouting priority dstnat - 1; \
+             ip daddr {vip} tcp dport {SERVICE_PORT} dnat to numgen random mod 2 map \
+             {{ 0 : {pod}, 1 : {SECOND} }} : {POD_PORT}; }}\n"
+        ),
+    };
+    let masquerade = match case.masquerade {
+        Masquerade::None => String::new(),
+        how => format!(
+            "chain postrouting {{ type nat hook postrouting priority srcnat - 1; \
+             ip daddr {{ {pod}, {SECOND} }} tcp dport {POD_PORT} masquerade{}; }}\n",
+            if how == Masquerade::Random { " fully-random" } else { "" }
+        ),
+    };
+    if choose.is_empty() && masquerade.is_empty() {
+        return Ok(());
+    }
+    let rules = format!("table ip lab-endpoints {{\n{choose}{masquerade}}}\n");
+    load(place, setting, "node1", "nft", &["-f", "-"], rules)
+}
+
+/// Rules as they are.
+fn load(
+    place: &Place<'_>,
+    setting: &Setting,
+    host: &str,
+    tool: &'static str,
+    options: &'static [&'static str],
+    rules: String,
+) -> Result<(), PlaceError> {
+    let tools = setting.tools.clone();
+    place.within(host, move || {
+        tools.call(tool, options)?.stdin(&rules).run()?;
+        Ok(())
+    })
+}
+
+/// Gives a host what it should have, and keeps what its kernel then holds in
+/// `dir`/rules-HOST.txt.
+fn furnish(
+    place: &Place<'_>,
+    setting: &Setting,
+    host: &Host,
+    dir: &Path,
+) -> Result<Vec<Change>, PlaceError> {
+    let mut changes = Vec::new();
+    for (name, value) in &host.sysctls {
+        let (key, value) = (name.replace('.', "/"), value.clone());
+        let (from, to) = place.within(&host.name, move || {
+            let from = evidence::sysctl(&key)?;
+            evidence::set_sysctl(&key, &value)?;
+            Ok((from, value))
+        })?;
+        changes.push(Change { what: format!("{name} in {}", host.name), from, to });
+    }
+    if let Some(rules) = &host.nft {
+        load(place, setting, &host.name, "nft", &["-f", "-"], rules.clone())?;
+    }
+    if let Some(rules) = &host.iptables {
+        let options = &["-w", "10", "--noflush"];
+        load(place, setting, &host.name, "iptables-restore", options, rules.clone())?;
+    }
+    if host.nft.is_some() || host.iptables.is_some() {
+        let tools = setting.tools.clone();
+        let held = place
+            .within(&host.name, move || Ok(tools.call("nft", &["list", "ruleset"])?.run()?))?;
+        let file = dir.join(format!("rules-{}.txt", host.name));
+        write_file(&file, held.as_bytes()).map_err(|e| io_error("write", &file)(e.into()))?;
+    }
+    Ok(changes)
 }
 
 /// The options of load-client.

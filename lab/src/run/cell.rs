@@ -136,7 +136,8 @@ fn start_boom(
         // A server that ends first resets what a slow machine's client has still open.
         format!("--hold={}ms", load_patience(setting).as_millis()),
     ];
-    setting::boom_server(place, setting, cell.dir, &forge.join(","), &options)
+    let server = place.topology.server();
+    setting::boom_server(place, setting, server, cell.dir, &forge.join(","), &options)
 }
 
 fn start_load(

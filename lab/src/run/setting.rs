@@ -65,7 +65,10 @@ pub fn find_program(dir: Option<&Path>, name: &str) -> Result<PathBuf, String> {
 /// Runs a part. What breaks off, by an error or a panic, is that part's alone.
 pub fn guarded<T>(part: impl FnOnce() -> Result<T, PlaceError>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(part)) {
-        Ok(done) => done.map_err(|e| e.to_string()),
+        // What a tool said may have lines.
+        Ok(done) => {
+            done.map_err(|e| e.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" "))
+        }
         Err(_) => broken_off(),
     }
 }
@@ -80,10 +83,11 @@ pub fn io_error<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) ->
     move |source| PlaceError::Io { what: format!("{what} {}", path.display()), source }
 }
 
-/// boom-server on the Service's port.
+/// boom-server on the Service's port, in a host.
 pub fn boom_server(
     place: &Place<'_>,
     setting: &Setting,
+    host: &str,
     dir: &Path,
     forge: &str,
     more: &[String],
@@ -102,7 +106,7 @@ pub fn boom_server(
     ];
     options.extend_from_slice(more);
     let call = Call::new(&setting.boom_server, &options);
-    place.start(place.topology.server(), call, &dir.join("boom.log"), Ready::Event)
+    place.start(host, call, &dir.join("boom.log"), Ready::Event)
 }
 
 /// load-client in the client; its result goes to `dir`/NAME.json.

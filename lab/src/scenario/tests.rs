@@ -58,6 +58,9 @@ fn unknown_fields_are_named_with_their_place() {
             "expect = { above-window = \"klls\" }",
             "did you mean `kills`?",
         ),
+        ("entry-expired", "sysctls =", "sysctl =", "did you mean `sysctls`?"),
+        ("entry-deleted", "masquerade =", "masqerade =", "did you mean `masquerade`?"),
+        ("entry-deleted", "\"reset\", \"survived\"", "\"rest\"", "did you mean `reset`?"),
         ("close-unread", "action =", "actoin =", "did you mean `action`?"),
         ("close-unread", "server-reset =", "server-rest =", "did you mean `server-reset`?"),
         ("saturation", "\nheld =", "\nhold =", "did you mean `held`?"),
@@ -88,6 +91,16 @@ fn senseless_files_are_refused() {
         ("close-unread", "name = \"close-unread\"", "name = \"Close unread\"", "lower-case"),
         ("close-unread", "server-reset = true", "server-reset = true, client = \"hung\"", "leave"),
         ("close-unread", "[[case]]", "connections = 0\n[[case]]", "use 1 to 200"),
+        ("entry-deleted", "endpoints = 2", "endpoints = 3", "endpoints: use 1 or 2"),
+        ("entry-deleted", "[\"reset\", \"survived\"]", "[]", "client: name at least one"),
+        ("entry-expired", "\"node1\"", "\"node3\"", "no host 'node3': use client, node1"),
+        ("entry-expired", "\"net.netfilter.nf", "\"kernel.nf", "only keys that begin with net."),
+        (
+            "own-rules",
+            "forged = { above-window = \"kills\", syn-fin = \"kills\" }",
+            "forged = {}",
+            "at least",
+        ),
         ("saturation", "clients = [10, 20, 50]", "clients = [51]", "use 1 to 50"),
         ("saturation", "\nseconds = 4", "\nseconds = 0", "seconds: use 1 to 60"),
         ("saturation", "load = 1.1", "load = 9", "use 0.01 to 3"),
@@ -96,6 +109,18 @@ fn senseless_files_are_refused() {
         let said = refusal(&text(name).replacen(from, to, 1));
         assert!(said.contains(says), "{said}");
     }
+}
+
+/// What `new` writes is legal, whatever its legal name, and says every field that there is.
+#[test]
+fn a_new_scenario_is_legal() {
+    let text = begun("my-node-1").unwrap();
+    let Body::Cause(cause) = parse("x", &text).unwrap().body else { panic!("its kind") };
+    assert_eq!(cause.hosts[0].name, "node1");
+    for field in ["loose", "endpoints", "masquerade", "protections", "forged", "iptables"] {
+        assert!(text.contains(field), "{field}");
+    }
+    assert!(begun("My node").unwrap_err().to_string().contains("lower-case"));
 }
 
 /// A name that is nearly one is answered with the one.

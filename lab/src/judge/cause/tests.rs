@@ -6,6 +6,8 @@ use canary_record::result::Clock;
 use canary_record::result::boom::{BoomResult, OutcomeCount, PathDiagnosis};
 
 use super::*;
+use crate::scenario::cause::Ends;
+use canary_record::names::Forgery;
 
 fn boom(n: u64) -> BoomResult {
     use canary_record::names::{ClientClass, EndedBy, OldSegments};
@@ -42,8 +44,8 @@ fn boom(n: u64) -> BoomResult {
     }
 }
 
-fn seen() -> Seen {
-    Seen {
+fn seen() -> Shown {
+    Shown {
         t: 0.0,
         failures: BTreeMap::new(),
         changes: Vec::new(),
@@ -53,36 +55,43 @@ fn seen() -> Seen {
         boom: {
             let mut b = boom(5);
             b.connections.reset_seen_by_application = 5;
+            b.connections.forged = 5;
             b.resets.unattributed = 5;
-            b
+            vec![b]
         },
         deleted: 7,
     }
 }
 
-const EXPECT: Expect =
-    Expect { client: Some(ProbeEnd::Hung), server_reset: true, entries_deleted: true };
+fn expect() -> Expect {
+    Expect {
+        client: Some(Ends([ProbeEnd::Hung].into())),
+        server_reset: true,
+        entries_deleted: true,
+        forged: [(Forgery::AboveWindow, Seen::Delivered)].into(),
+    }
+}
 
 /// What is as expected is called so.
 #[test]
 fn as_expected() {
-    assert_eq!(judge(EXPECT, &seen()), (Judgement::AsExpected, Vec::new()));
+    assert_eq!(judge(&expect(), &seen()), (Judgement::AsExpected, Vec::new()));
 }
 
 /// Each part of an expectation can fail alone.
 #[test]
 fn every_part_can_fail() {
-    let changes: [fn(&mut Seen); 5] = [
-        |s| s.boom.resets.attributed = 1,
-        |s| s.boom.paths[0].diagnosis = Diagnosis::Unprotected,
+    let changes: [fn(&mut Shown); 5] = [
+        |s| s.boom[0].resets.attributed = 1,
+        |s| s.boom[0].paths[0].diagnosis = Diagnosis::Unprotected,
         |s| s.client = [(ProbeEnd::Hung, 4), (ProbeEnd::Survived, 1)].into(),
-        |s| s.boom.connections.reset_seen_by_application = 4,
+        |s| s.boom[0].connections.reset_seen_by_application = 4,
         |s| s.deleted = 0,
     ];
     for (n, change) in changes.iter().enumerate() {
         let mut s = seen();
         change(&mut s);
-        let (judgement, why) = judge(EXPECT, &s);
+        let (judgement, why) = judge(&expect(), &s);
         assert_eq!(judgement, Judgement::Differs, "{n}");
         assert_eq!(why.len(), 1, "{why:?}");
     }
@@ -91,14 +100,14 @@ fn every_part_can_fail() {
 /// Where boom-server could not have been wrong, nothing is proved.
 #[test]
 fn without_forged_segments_nothing_is_proved() {
-    let changes: [fn(&mut Seen); 3] = [
-        |s| s.boom.outcomes[0].counts.delivered = 4,
-        |s| s.boom.sniffer.dropped = 1,
+    let changes: [fn(&mut Shown); 3] = [
+        |s| s.boom[0].outcomes[0].counts.delivered = 4,
+        |s| s.boom[0].sniffer.dropped = 1,
         |s| s.client = [(ProbeEnd::TimedOut, 5)].into(),
     ];
     for (n, change) in changes.iter().enumerate() {
         let mut s = seen();
         change(&mut s);
-        assert_eq!(judge(EXPECT, &s).0, Judgement::Inconclusive, "{n}");
+        assert_eq!(judge(&expect(), &s).0, Judgement::Inconclusive, "{n}");
     }
 }

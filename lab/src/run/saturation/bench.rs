@@ -309,7 +309,7 @@ impl<'a> Bench<'a> {
         let limit = host_table::max().map_err(sysctl_error)?;
         let before = place.within("node1", evidence::conntrack_counters)?;
         let one = ["--min-forged=1".to_owned()];
-        let mut boom = boom_server(place, setting, &dir, "control,above-window", &one)?;
+        let mut boom = boom_server(place, setting, "server", &dir, "control,above-window", &one)?;
         boom.wait_ready(setting.scaled(READY), interrupt)?;
         let time = plan.load.map_or(Duration::from_secs(u64::from(self.s.seconds)), |l| l.time);
         let churn = plan.load.map(|load| stage.churn(load, &dir)).transpose()?;
@@ -372,7 +372,7 @@ impl<'a> Bench<'a> {
             new_ok: load.as_ref().map_or(0, |l| l.ok),
             new_failures: shown.failures.clone(),
             established: shown.group.clone(),
-            boom: outcomes(&boom),
+            boom: outcomes([&boom]),
             conntrack,
             notes,
         });
