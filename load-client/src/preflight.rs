@@ -39,21 +39,23 @@ pub struct Load {
     pub loopback: bool,
 }
 
-/// Raises the limit of open files as far as allowed, and reads the others.
-/// What cannot be read counts as the kernel's default.
+/// Raises the limit of open files as far as allowed. Where that is refused it stays as it was,
+/// and [`read`] says so.
+pub fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// Reads the limits. What cannot be read counts as the kernel's default.
 #[must_use]
 pub fn read() -> Limits {
-    let limit = getrlimit(Resource::Nofile);
-    let hard = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    let granted =
-        if setrlimit(Resource::Nofile, hard).is_ok() { limit.maximum } else { limit.current };
     let setting = |name: &str| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).ok();
     let ports = setting("ip_local_port_range").and_then(|s| parse_range(&s));
     let tw_reuse = setting("tcp_tw_reuse").and_then(|s| s.trim().parse().ok());
     Limits {
         ports: ports.unwrap_or((32_768, 60_999)),
         tw_reuse: tw_reuse.unwrap_or(2),
-        open_files: granted.unwrap_or(u64::MAX),
+        open_files: getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX),
     }
 }
 
@@ -152,6 +154,18 @@ mod tests {
         let p = check(many, Load { at_once: 60_000, sources: 2, ..LOAD });
         assert_eq!(p.open_connections, 56_464);
         assert!(p.warnings[0].contains("more than the 56464 local ports"));
+    }
+
+    /// Reading changes nothing; raising goes to what is allowed, and no further.
+    #[test]
+    fn reading_raises_nothing() {
+        let allowed = getrlimit(Resource::Nofile).maximum;
+        let low = allowed.map_or(1024, |m| m - 1);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(low), maximum: allowed }).unwrap();
+        assert_eq!(read().open_files, low);
+        assert_eq!(getrlimit(Resource::Nofile).current, Some(low));
+        raise_open_files();
+        assert_eq!(read().open_files, allowed.unwrap_or(u64::MAX));
     }
 
     /// A range is two numbers in order.

@@ -172,6 +172,7 @@ async fn run_churn(args: ChurnArgs, mut config: Config) -> Result<Exit, End> {
     derive(&mut config, "workers", &churn::workers(&args));
     let report = begin("load-client churn", config, &args.common)?;
     let admin = admin(&args.common)?;
+    preflight::raise_open_files();
     let preflight = preflight::check(preflight::read(), churn::load(&args, target));
     preflight::log(&preflight);
     ready(admin.as_ref());
@@ -204,6 +205,7 @@ async fn run_hold(args: HoldArgs, mut config: Config) -> Result<Exit, End> {
         leaves_time_wait: false,
         loopback: target.ip().is_loopback(),
     };
+    preflight::raise_open_files();
     let preflight = preflight::check(preflight::read(), load);
     preflight::log(&preflight);
     ready(admin.as_ref());
@@ -235,8 +237,7 @@ async fn run_probe(args: ProbeArgs, mut config: Config) -> Result<Exit, End> {
     derive(&mut config, "address", &target);
     let report = begin("load-client probe", config, &args.common)?;
     let admin = admin(&args.common)?;
-    // For its raised limit of open files.
-    let _ = preflight::read();
+    preflight::raise_open_files();
     ready(admin.as_ref());
     let (tally, ended_by) = probe::run(&args, target, &mut shutdown, admin.as_ref()).await;
     let mut result = report.load_result(&tally, ended_by, args.duration);
@@ -272,7 +273,7 @@ async fn run_serve(args: ServeArgs, mut config: Config) -> Result<Exit, End> {
     derive(&mut config, "workers", &workers);
     let report = begin("load-client serve", config, &args.common)?;
     let admin = admin(&args.common)?;
-    let _ = preflight::read();
+    preflight::raise_open_files();
     let mut sets = Vec::new();
     for _ in 0..workers {
         let mut set = Vec::new();

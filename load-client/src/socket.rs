@@ -2,32 +2,30 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
+};
 
 /// Opens a non-blocking TCP socket towards `target`'s family, bound to `source`
 /// if there is one.
 pub fn open(target: SocketAddr, source: Option<IpAddr>) -> io::Result<OwnedFd> {
-    let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    let family = if target.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket(family, SockType::Stream, flags, None)?;
     if let Some(ip) = source {
         // IP_BIND_ADDRESS_NO_PORT: the port is chosen at connect(), when the whole 4-tuple
         // is known, so that each (source, target) pair has the full port range.
-        nix::sys::socket::setsockopt(
-            &socket,
-            nix::sys::socket::sockopt::IpBindAddressNoPort,
-            &true,
-        )?;
-        rustix::net::bind(&socket, &SocketAddr::new(ip, 0))?;
+        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(ip, 0)))?;
     }
     Ok(socket)
 }
 
 /// Makes close() send RST instead of FIN.
 pub fn close_with_reset(socket: &OwnedFd) -> io::Result<()> {
-    sockopt::set_socket_linger(socket, Some(std::time::Duration::ZERO))?;
+    rustix::net::sockopt::set_socket_linger(socket, Some(std::time::Duration::ZERO))?;
     Ok(())
 }
 
@@ -35,13 +33,8 @@ pub fn close_with_reset(socket: &OwnedFd) -> io::Result<()> {
 /// fewer packets for the same connection (`tcp_rcv_synsent_state_process()`). Not for a connection without a request: conntrack
 /// makes an entry assured at an ACK without FIN (`nf_conntrack_tcp_packet()`).
 pub fn delay_acks(socket: &OwnedFd) -> io::Result<()> {
-    sockopt::set_tcp_quickack(socket, false)?;
+    rustix::net::sockopt::set_tcp_quickack(socket, false)?;
     Ok(())
-}
-
-/// The error that a socket holds, cleared by reading it.
-pub fn take_error(socket: &OwnedFd) -> io::Result<()> {
-    sockopt::socket_error(socket)?.map_err(io::Error::from)
 }
 
 /// Checks that `ip` is this host's and of the target's family.

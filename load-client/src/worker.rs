@@ -297,8 +297,13 @@ impl<'a> Worker<'a> {
         if connected {
             self.connected(index, fd);
         } else {
-            self.wait_for(index, &fd, epoll::EventFlags::OUT);
-            self.slots[index as usize].state = State::Connecting(fd);
+            match self.wait_for(index, &fd, epoll::EventFlags::OUT) {
+                Ok(()) => self.slots[index as usize].state = State::Connecting(fd),
+                Err(e) => {
+                    self.release(index);
+                    self.failed(raw(Phase::Connect, e));
+                }
+            }
         }
     }
 
@@ -339,19 +344,17 @@ impl<'a> Worker<'a> {
         self.free.push(index);
     }
 
-    /// Registers a socket for reading, and for `more`.
-    fn wait_for(&mut self, index: u32, fd: &OwnedFd, more: epoll::EventFlags) {
+    /// Registers a socket for reading, and for `more`. ENOMEM and ENOSPC are limits of this host.
+    fn wait_for(&mut self, index: u32, fd: &OwnedFd, more: epoll::EventFlags) -> Result<(), Raw> {
         let slot = &mut self.slots[index as usize];
         if slot.registered {
-            return;
+            return Ok(());
         }
-        slot.registered = true;
         let data = epoll::EventData::new_u64(u64::from(index) << 32 | u64::from(slot.generation));
         let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET | more;
-        // A failure here (ENOMEM, ENOSPC) shows as a stall at the deadline, never as success.
-        if let Err(e) = epoll::add(&self.epoll, fd, data, flags) {
-            tracing::error!(error = %e, "epoll_ctl failed: this connection will count as stalled");
-        }
+        epoll::add(&self.epoll, fd, data, flags)?;
+        slot.registered = true;
+        Ok(())
     }
 
     fn connected_tcp(&mut self, fd: OwnedFd, slot: &Slot) {
@@ -377,10 +380,11 @@ impl<'a> Worker<'a> {
         slot.deadline = now + self.plan.timeout;
         self.tally.connected(now - slot.began);
         let Some(request) = &self.plan.request else { return };
-        if !slot.registered {
-            self.wait_for(index, &fd, epoll::EventFlags::empty());
-        }
-        match Exchange::begin(fd, request.build()) {
+        let request = request.build();
+        let registered = self.wait_for(index, &fd, epoll::EventFlags::empty());
+        let begun =
+            registered.map_err(|e| raw(Phase::Send, e)).and_then(|()| Exchange::begin(fd, request));
+        match begun {
             Ok(exchange) => {
                 self.slots[index as usize].state = State::Exchanging(Box::new(exchange));
                 self.advance(index, now);
@@ -495,4 +499,42 @@ impl<'a> Worker<'a> {
 
 fn raw(phase: Phase, e: Raw) -> Failure {
     (phase, Cause::Errno(Errno::from_raw(e.raw_os_error())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use canary_record::result::load::FailureCount;
+
+    use super::*;
+
+    /// A socket that cannot be waited for is a failure at once, by the kernel's own word, and
+    /// not the network's stall at the deadline.
+    #[test]
+    fn a_failed_registration_is_no_stall() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let now = Instant::now();
+        let plan = Plan {
+            target: listener.local_addr().unwrap(),
+            request: Some(HttpRequest {
+                uri: hyper::Uri::from_static("/"),
+                host: HeaderValue::from_static("x"),
+            }),
+            close: Close::Fin,
+            sources: Vec::new(),
+            timeout: Duration::from_secs(10),
+            concurrency: 1,
+            pacer: Pacer::closed(now, 1, Duration::ZERO),
+            connections: Some(1),
+            until: None,
+            room: None,
+        };
+        // Not an epoll instance: EINVAL.
+        let mut worker = Worker::new(&plan, OwnedFd::from(listener), Clock::now());
+        worker.begin(now, now);
+        let failures = worker.tally.counts.failures();
+        assert_eq!(failures, [FailureCount::new(Phase::Send, Cause::Errno(Errno::Einval), 1)]);
+        assert_eq!(worker.in_progress(), 0);
+    }
 }

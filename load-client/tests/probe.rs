@@ -139,3 +139,13 @@ fn nothing_made_proves_nothing() {
     let ran = ns.run(args);
     assert_eq!((ran.code, ran.result.probe), (11, [(ProbeEnd::TimedOut, 5)].into()));
 }
+
+/// The latency of connect() is that of every handshake, whatever became of the connection.
+#[test]
+fn connections_that_failed_later_had_a_handshake() {
+    if !privileged("connections_that_failed_later_had_a_handshake") {
+        return;
+    }
+    let ran = probe(&Ns::new(), Fault::Reset, "--pattern request");
+    assert_eq!((ran.result.ok, ran.result.connect_latency.count), (0, 10));
+}
