@@ -24,8 +24,9 @@ ENV CARGO_BUILD_TARGET=aarch64-unknown-linux-gnu \
     LINKER=aarch64-linux-gnu-gcc \
     LINKER_PACKAGES="gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
 
-# --- every dependency, in a layer that lasts until a manifest or the lock file changes
-FROM builder-${TARGETARCH} AS dependencies
+# --- the programs. What was compiled before stays in a cache of the builder's.
+FROM builder-${TARGETARCH} AS build
+ARG TARGETARCH
 WORKDIR /build
 # A builder of the image's own platform has both already.
 RUN set -eu; \
@@ -42,36 +43,9 @@ ENV CARGO_PROFILE_RELEASE_STRIP=symbols \
     CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER=x86_64-linux-gnu-gcc \
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
     RUSTFLAGS="-C target-feature=+crt-static"
-COPY Cargo.toml Cargo.lock ./
-COPY common/wire/Cargo.toml common/wire/
-COPY common/record/Cargo.toml common/record/
-COPY common/runtime/Cargo.toml common/runtime/
-COPY common/forge/Cargo.toml common/forge/
-COPY common/conntrack/Cargo.toml common/conntrack/
-COPY boom-server/Cargo.toml boom-server/
-COPY load-client/Cargo.toml load-client/
-COPY lab/Cargo.toml lab/
-COPY kubectl-conntrack/Cargo.toml kubectl-conntrack/
-COPY testbed/Cargo.toml testbed/
-# The stubs and what was built of them do not stay: cargo would take a newer stub
-# for the source.
+COPY . .
 RUN --mount=type=cache,id=conntrack-canary-registry,target=/usr/local/cargo/registry,sharing=locked \
-    set -eu; \
-    for crate in common/* boom-server load-client lab testbed kubectl-conntrack; do \
-        mkdir -p "$crate/src"; \
-        : >"$crate/src/lib.rs"; \
-        case "$crate" in common/*) ;; *) echo 'fn main() {}' >"$crate/src/main.rs" ;; esac; \
-    done; \
-    cargo build --release --locked -p boom-server -p load-client; \
-    cargo clean --release --target "$CARGO_BUILD_TARGET" -p 'canary-*' -p boom-server -p load-client; \
-    rm -rf common/*/src boom-server/src load-client/src
-
-# --- the programs
-FROM dependencies AS build
-COPY common common
-COPY boom-server boom-server
-COPY load-client load-client
-RUN --mount=type=cache,id=conntrack-canary-registry,target=/usr/local/cargo/registry,sharing=locked \
+    --mount=type=cache,id=conntrack-canary-target-${TARGETARCH},target=/build/target,sharing=locked \
     set -eu; \
     cargo build --release --locked -p boom-server -p load-client; \
     mkdir -p /out; \

@@ -1,12 +1,13 @@
 # `make lab` runs the experiment, `make test` the tests. Both install what they need.
 .PHONY: help lab test kernels bench bench-fill soak bench-boom matrix fuzz properties test-images test-kernels test-k8s \
-	programs fmt-check lint docs licences shell-check unit manifests clean
+	programs fmt-check lint licences shell-check docs oldest-rust unit manifests reference picture dist publish publish-images clean
 
 CARGO ?= cargo
 TOOLS := $(CURDIR)/target/tools
 DENY_VERSION := 0.20.2
 OHA_VERSION := 1.16.0
 FUZZ_VERSION := 0.13.2
+CYCLONEDX_VERSION := 0.5.9
 export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
 
 help:
@@ -24,6 +25,9 @@ help:
 	@echo 'make soak          10,000,000 connections under injected failures, every one accounted for'
 	@echo 'make bench-boom    boom-server at 20,000 handshakes a second beside a sniffer of the simple kind'
 	@echo
+	@echo 'make reference     docs/reference, written from the programs'
+	@echo 'make dist          static programs, man pages, completions, SBOM, checksums in dist/'
+	@echo
 	@echo 'lab, kernels, test-k8s and bench take arguments: make lab ARGS=--help'
 
 # Arguments for the lab, e.g. make lab ARGS='--repeat 3'
@@ -38,7 +42,7 @@ programs:
 
 test:
 	@tools/setup test
-	@$(MAKE) --no-print-directory fmt-check lint docs licences shell-check unit manifests
+	@$(MAKE) --no-print-directory fmt-check lint licences shell-check docs oldest-rust unit manifests
 
 fmt-check:
 	@echo '== format'
@@ -65,6 +69,12 @@ $(TOOLS)/bin/cargo-deny:
 shell-check:
 	@echo '== shellcheck'
 	@git ls-files | while read -r f; do head -n 1 "$$f" | grep -qE '^#! ?/(usr/)?bin/(env )?(ba|da)?sh' && echo "$$f"; done | xargs -r shellcheck
+
+OLDEST_RUST := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+oldest-rust:
+	@if rustup run $(OLDEST_RUST) rustc --version >/dev/null 2>&1; then echo '== Rust $(OLDEST_RUST), the oldest that is promised'; \
+	rustup run $(OLDEST_RUST) cargo check --quiet --workspace --target-dir target/oldest-rust; \
+	else echo '== SKIPPED: Rust $(OLDEST_RUST), the oldest that is promised, is not here (rustup toolchain install $(OLDEST_RUST))'; fi
 
 # cargo builds everything before it runs the first test: the programs that the namespace tests run,
 # too. A `cargo build` before it would build most dependencies twice (tests need more of their features).
@@ -149,6 +159,34 @@ test-images:
 
 test-k8s:
 	@k8s/tests/cluster $(ARGS)
+
+# What is written from the programs: docs/reference, which a test compares; and the README's picture, from the newest run.
+reference:
+	@$(CARGO) run --quiet -p canary-release -- reference docs
+
+picture:
+	@$(CARGO) run --quiet -p canary-release -- picture docs
+
+# Static programs, man pages, completions, SBOM and checksums in dist/.
+dist: $(TOOLS)/bin/cargo-cyclonedx
+	@tools/setup dist
+	@tools/dist
+
+# Both images for both architectures into REGISTRY; with REGISTRY_USER and REGISTRY_TOKEN it logs in first.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+publish-images:
+	@: $${REGISTRY:?REGISTRY names where the images go}
+	@[ -z "$$REGISTRY_TOKEN" ] || echo "$$REGISTRY_TOKEN" | docker login --username "$$REGISTRY_USER" --password-stdin "$${REGISTRY%%/*}"
+	@for name in boom-server load-client; do docker buildx build --platform linux/amd64,linux/arm64 --target $$name \
+	--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) -t "$$REGISTRY/$$name:$(VERSION)" --push . || exit 1; done
+
+# dist/ and the schemas as a release of the tag v$(VERSION), by GitHub's gh.
+publish: dist
+	@gh release create v$(VERSION) dist/* schema/* --verify-tag --notes-file CHANGELOG.md
+
+$(TOOLS)/bin/cargo-cyclonedx:
+	@echo '== installing cargo-cyclonedx $(CYCLONEDX_VERSION) into target/tools'
+	@CARGO_PROFILE_DEV_DEBUG=0 $(CARGO) install --quiet --locked --debug --root $(TOOLS) --version $(CYCLONEDX_VERSION) cargo-cyclonedx
 
 clean:
 	@$(CARGO) clean
