@@ -1,12 +1,13 @@
 //! What a person sees: help, and one line for what is wrong.
 
-use assert_cmd::Command;
+use std::path::Path;
+use std::time::Duration;
 
-fn load_client(args: &[&str]) -> assert_cmd::assert::Assert {
-    Command::new(env!("CARGO_BIN_EXE_load-client"))
-        .args(args)
-        .timeout(std::time::Duration::from_secs(10))
-        .assert()
+use canary_testbed::exec::{Call, Output};
+
+fn load_client(args: &[&str]) -> Output {
+    let program = Path::new(env!("CARGO_BIN_EXE_load-client"));
+    Call::new(program, args).deadline(Duration::from_secs(10)).output().unwrap()
 }
 
 /// The help of every subcommand is what is committed. UPDATE_GOLDEN=1 writes it.
@@ -14,8 +15,9 @@ fn load_client(args: &[&str]) -> assert_cmd::assert::Assert {
 fn help_is_as_committed() {
     for sub in ["", "churn", "hold", "probe", "serve", "observe", "witness", "merge"] {
         let args: Vec<_> = [sub, "--help"].into_iter().filter(|a| !a.is_empty()).collect();
-        let out = load_client(&args).success().get_output().stdout.clone();
-        let text = String::from_utf8(out).unwrap();
+        let out = load_client(&args);
+        assert!(out.status.success(), "{args:?}: {}", out.stderr);
+        let text = out.stdout;
         let name = if sub.is_empty() { "main" } else { sub };
         let path = format!("{}/tests/golden/help-{name}.txt", env!("CARGO_MANIFEST_DIR"));
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
@@ -50,11 +52,11 @@ fn wrong_usage_is_one_line() {
         (&["merge", "/nowhere/r"], "cannot read /nowhere/r"),
         (&["merge", "/dev/null"], "is no result"),
     ] {
-        let assert = load_client(args).code(2);
-        let out = assert.get_output();
-        let stderr = String::from_utf8_lossy(&out.stderr);
+        let out = load_client(args);
+        let stderr = out.stderr;
+        assert_eq!(out.status.code(), Some(2), "{args:?}: {stderr}");
         assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
         assert!(stderr.contains(word), "{args:?}: {stderr}");
-        assert_eq!(String::from_utf8_lossy(&out.stdout), "", "{args:?}");
+        assert_eq!(out.stdout, "", "{args:?}");
     }
 }

@@ -164,6 +164,17 @@ impl<R: DeserializeOwned> Running<R> {
         self.process.printed()
     }
 
+    /// The file that its stderr goes to.
+    #[must_use]
+    pub fn complaints(&self) -> PathBuf {
+        self.process.log().to_owned()
+    }
+
+    /// True while it runs.
+    pub fn runs(&mut self) -> Result<bool, ExecError> {
+        Ok(!self.process.ends_within(Duration::ZERO, &Interrupt::default())?)
+    }
+
     /// Waits for the next event with this message.
     pub fn wait_for(&mut self, message: &str) -> Result<(), ExecError> {
         self.process.wait_for(message, PATIENCE, &Interrupt::default())

@@ -18,7 +18,7 @@
 
 use std::any::Any;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
@@ -28,6 +28,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use canary_record::result::boom::BoomResult;
+use canary_record::result::load::LoadResult;
+use canary_record::result::serve::ServeResult;
 use canary_wire::segment::Family;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use nix::errno::Errno;
@@ -41,7 +43,7 @@ use crate::netns;
 use crate::network::Conditions;
 use crate::network::wire::Network;
 use crate::place::Place;
-use crate::programs::{Program, Running, boom_server};
+use crate::programs::{Ended, Program, Running, boom_server, load_client};
 use crate::topology::Topology;
 
 /// How long anything that a test waits for may take, unless it says so itself.
@@ -231,6 +233,67 @@ impl Bed {
     #[track_caller]
     pub fn boom(&self, options: &[impl AsRef<str>]) -> Running<BoomResult> {
         self.start(self.place.topology.server(), ok(boom_server(options)))
+    }
+
+    /// `load-client serve` on the path's server, ready.
+    #[track_caller]
+    pub fn serve(&self, listen: &str) -> Running<ServeResult> {
+        let program = ok(load_client(&["serve", "--listen", listen, "--log", "json"]));
+        self.start(self.place.topology.server(), program.ending_with())
+    }
+
+    /// Starts load-client on the path's client with these words.
+    #[track_caller]
+    pub fn load(&self, words: &str) -> Running<LoadResult> {
+        let words: Vec<_> = words.split_whitespace().collect();
+        let program = ok(load_client(&words));
+        ok(program.start(&self.place, self.place.topology.client(), &self.log()))
+    }
+
+    /// Runs load-client to its end, which has nothing to complain about.
+    ///
+    /// # Panics
+    /// When it has.
+    #[track_caller]
+    pub fn loaded(&self, words: &str) -> Ended<LoadResult> {
+        let running = self.load(words);
+        let said = running.complaints();
+        let ended = ok(running.end(3 * SOON));
+        assert_eq!(std::fs::read_to_string(said).unwrap_or_default(), "", "{words}");
+        ended
+    }
+
+    /// Adds a rule to a chain at the output of a host.
+    #[track_caller]
+    pub fn rule(&self, host: &str, rule: &str) {
+        let chain = "add chain ip t out { type filter hook output priority 0; }";
+        self.sh(host, &format!("nft 'add table ip t; {chain}; add rule ip t out {rule}'"));
+    }
+
+    /// The packets that the counters of these rules saw.
+    #[track_caller]
+    #[must_use]
+    pub fn counted(&self, host: &str) -> Vec<u64> {
+        let rules = self.sh(host, "nft list chain ip t out");
+        let words: Vec<_> = rules.split_whitespace().collect();
+        words.windows(2).filter(|w| w[0] == "packets").map(|w| ok(w[1].parse())).collect()
+    }
+
+    /// A server made of a function, on loopback, one thread for each connection.
+    #[track_caller]
+    pub fn server(
+        &self,
+        host: &str,
+        port: u16,
+        f: impl Fn(TcpStream) + Send + Sync + Clone + 'static,
+    ) {
+        let listener = self.within(host, || ok(TcpListener::bind(("127.0.0.1", port))));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let f = f.clone();
+                std::thread::spawn(move || f(stream));
+            }
+        });
     }
 
     /// What clients connect to.

@@ -1,14 +1,17 @@
 //! probe against a server that speaks boom-server's protocol, well or badly.
 
-mod common;
-
 use std::io::Read;
 use std::net::TcpStream;
 use std::time::Duration;
 
 use canary_record::names::ProbeEnd;
 use canary_record::probe::{Body, BodyHash, Request};
-use common::{Ns, Ran, privileged, read_line, write};
+use canary_record::result::load::LoadResult;
+use canary_testbed::programs::Ended;
+use canary_testbed::test::Bed;
+use canary_testbed::topology::Topology;
+
+use crate::accounts::{read_line, run, write};
 
 /// How the server misbehaves.
 #[derive(Clone, Copy, PartialEq)]
@@ -67,11 +70,14 @@ fn answer(mut s: TcpStream, fault: Fault) {
     }
 }
 
-fn probe(ns: &Ns, fault: Fault, more: &str) -> Ran<canary_record::result::load::LoadResult> {
-    ns.server(9000, move |s| answer(s, fault));
-    ns.run(&format!(
-        "probe --target tcp://127.0.0.1:9000 --connections 10 --delay 50ms --timeout 700ms {more}"
-    ))
+fn probe(bed: &Bed, fault: Fault, more: &str) -> Ended<LoadResult> {
+    bed.server("host", 9000, move |s| answer(s, fault));
+    run(
+        bed,
+        &format!(
+            "probe --target tcp://127.0.0.1:9000 --connections 10 --delay 50ms --timeout 700ms {more}"
+        ),
+    )
 }
 
 const PATTERNS: [&str; 5] = [
@@ -83,61 +89,45 @@ const PATTERNS: [&str; 5] = [
 ];
 
 /// Every pattern survives a server that answers well.
-#[test]
-fn every_pattern_survives() {
-    if !privileged("every_pattern_survives") {
-        return;
-    }
+pub(crate) fn every_pattern_survives() {
     for pattern in PATTERNS {
-        let ran = probe(&Ns::new(), Fault::None, pattern);
-        assert_eq!(ran.code, 0, "{pattern}");
+        let ran = probe(&Bed::new(Topology::single), Fault::None, pattern);
+        assert_eq!(ran.code(), 0, "{pattern}");
         assert_eq!(ran.result.probe, [(ProbeEnd::Survived, 10)].into(), "{pattern}");
     }
 }
 
 /// One wrong octet, in a body or in the hash of one, is corruption.
-#[test]
-fn a_wrong_octet_is_corruption() {
-    if !privileged("a_wrong_octet_is_corruption") {
-        return;
-    }
+pub(crate) fn a_wrong_octet_is_corruption() {
     for pattern in ["--pattern request", "--pattern upload --body-size 1KiB"] {
-        let ran = probe(&Ns::new(), Fault::Flip, pattern);
-        assert_eq!(ran.code, 10, "{pattern}");
+        let ran = probe(&Bed::new(Topology::single), Fault::Flip, pattern);
+        assert_eq!(ran.code(), 10, "{pattern}");
         assert_eq!(ran.result.probe, [(ProbeEnd::Corrupted, 10)].into(), "{pattern}");
     }
 }
 
 /// A close before the last octet is an early end, silence a hang, RST a reset.
-#[test]
-fn every_end_has_its_name() {
-    if !privileged("every_end_has_its_name") {
-        return;
-    }
+pub(crate) fn every_end_has_its_name() {
     for (fault, end) in [
         (Fault::Short, ProbeEnd::EarlyEof),
         (Fault::Silence, ProbeEnd::Hung),
         (Fault::Reset, ProbeEnd::Reset),
     ] {
-        let ran = probe(&Ns::new(), fault, "--pattern request");
-        assert_eq!(ran.code, 10, "{end}");
+        let ran = probe(&Bed::new(Topology::single), fault, "--pattern request");
+        assert_eq!(ran.code(), 10, "{end}");
         assert_eq!(ran.result.probe, [(end, 10)].into());
     }
 }
 
 /// No listener, or no answer to the SYN: nothing was proved, exit code 11.
-#[test]
-fn nothing_made_proves_nothing() {
-    if !privileged("nothing_made_proves_nothing") {
-        return;
-    }
-    let ns = Ns::new();
+pub(crate) fn nothing_made_proves_nothing() {
+    let bed = Bed::new(Topology::single);
     let args = "probe --target tcp://127.0.0.1:9000 --connections 5 --delay 0s --timeout 300ms";
-    let ran = ns.run(args);
-    assert_eq!((ran.code, ran.result.probe), (11, [(ProbeEnd::Refused, 5)].into()));
-    ns.rule("tcp dport 9000 tcp flags & syn == syn drop");
-    let ran = ns.run(args);
-    assert_eq!((ran.code, ran.result.probe), (11, [(ProbeEnd::TimedOut, 5)].into()));
+    let ran = run(&bed, args);
+    assert_eq!((ran.code(), ran.result.probe), (11, [(ProbeEnd::Refused, 5)].into()));
+    bed.rule("host", "tcp dport 9000 tcp flags & syn == syn drop");
+    let ran = run(&bed, args);
+    assert_eq!((ran.code(), ran.result.probe), (11, [(ProbeEnd::TimedOut, 5)].into()));
 }
 
 /// The latency of connect() is that of every handshake, whatever became of the connection.
