@@ -1,16 +1,15 @@
 //! `make bench-boom`: handshakes at a rate against boom-server, and against a
-//! sniffer of the simple kind (one raw socket, no filter, default buffer), each in
-//! two network namespaces of its own. Root is needed, and boom-server beside it
-//! in the same target directory.
+//! sniffer of the simple kind (one raw socket, no filter, default buffer), each on
+//! two hosts of its own.
 //!
-//! `bench [RATE [SECONDS]]`, 20000 and 60 unless told.
+//! `bench [RATE [SECONDS]]`: 60 seconds unless told, at the highest rate up to 20,000 that
+//! client and boom-server reach on this machine together.
 
 use std::collections::{HashMap, VecDeque};
 use std::error::Error;
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::io::{self, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -18,39 +17,48 @@ use std::time::{Duration, Instant, SystemTime};
 use canary_forge::forgery::{self, Numbers};
 use canary_record::hist::Latency;
 use canary_record::names::Forgery;
-use canary_record::result::boom::BoomResult;
-use canary_wire::segment::{Emit, Flags, Segment};
+use canary_testbed::exec::{Call, Interrupt, Ready, Tools};
+use canary_testbed::netns;
+use canary_testbed::place::Place;
+use canary_testbed::programs::{boom_server, document};
+use canary_testbed::topology::{POD_PORT, Topology};
+use canary_wire::segment::{Emit, Family, Flags, Segment};
 use canary_wire::seq::Seq;
+use nix::sys::signal::Signal;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-const SERVER: Ipv4Addr = Ipv4Addr::new(198, 19, 7, 1);
-const PORT: u16 = 9000;
 /// How long the client keeps a connection: time for the answer to come.
 const KEEP: Duration = Duration::from_millis(20);
+/// The highest rate that is tried.
+const RATE: u64 = 20_000;
+/// How long a rate is tried, in seconds.
+const TRIAL: u64 = 3;
+/// The part of a load that must have come to be.
+const REACHED: f64 = 0.99;
+/// How long anything may take to begin or to end.
+const SOON: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let word = |i: usize| args.get(i).map(String::as_str);
-    let number = |i: usize, default: u64| args.get(i).map_or(Ok(default), |a| a.parse());
-    let done = match word(0) {
-        Some("client") => {
-            number(1, 0).map_err(Into::into).and_then(|rate| client(rate, number(2, 0)?))
-        }
-        Some("simple") => simple(),
-        _ => number(0, 20_000).map_err(Into::into).and_then(|rate| bench(rate, number(1, 60)?)),
-    };
-    match done {
+    let said = |done: Result<()>| match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("bench: {e}");
             ExitCode::FAILURE
         }
+    };
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["client", to, rate, seconds] => {
+            said((|| client(to.parse()?, rate.parse()?, seconds.parse()?))())
+        }
+        ["simple"] => said(simple()),
+        _ => netns::contain(|args| said(bench(&args[1..]))).unwrap_or_else(|e| said(Err(e.into()))),
     }
 }
 
-/// What one implementation did.
+/// What one implementation did, and the load on it.
 #[derive(Debug)]
 struct Score {
     accepted: u64,
@@ -59,184 +67,165 @@ struct Score {
     p50_us: u64,
     p99_us: u64,
     memory_kib: u64,
+    /// How late the latest connect began.
+    late: Duration,
 }
 
-fn bench(rate: u64, seconds: u64) -> Result<()> {
-    let me = std::env::current_exe()?;
-    let target = me.parent().and_then(|p| p.parent()).ok_or("no target directory")?;
-    let boom = target.join("boom-server");
-    if !boom.exists() {
-        return Err(format!("{} is missing: build boom-server first", boom.display()).into());
+impl Score {
+    /// The part of the load that came to be.
+    fn reached(&self, rate: u64, seconds: u64) -> f64 {
+        // What began a second late was no load at that rate.
+        if self.late > Duration::from_secs(1) {
+            return 0.0;
+        }
+        self.accepted as f64 / (rate * seconds) as f64
     }
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Ours,
+    Simple,
+}
+
+fn bench(args: &[String]) -> Result<()> {
+    let number = |i: usize| args.get(i).map(|a| a.parse::<u64>()).transpose();
+    let seconds = number(1)?.unwrap_or(60);
+    let rate = number(0)?.map_or_else(reachable, Ok)?;
     println!("{rate} handshakes a second for {seconds} s, one forged segment on each");
-    let options = ["--admin", "none", "--forge", "control", "--on-reset", "count", "--log", "json"];
-    let ours = run(&me, &boom, &options, rate, seconds)?;
-    let simple = run(&me, &me, &["simple"], rate, seconds)?;
+    let ours = run(Kind::Ours, rate, seconds)?;
+    let simple = run(Kind::Simple, rate, seconds);
     println!(
-        "{:<12} {:>9} {:>9} {:>7} {:>8} {:>9} {:>11}",
-        "", "accepted", "forged", "lost", "p50 us", "p99 us", "memory KiB"
+        "{:<12} {:>9} {:>9} {:>7} {:>8} {:>9} {:>11} {:>9}",
+        "", "accepted", "forged", "lost", "p50 us", "p99 us", "memory KiB", "reached"
     );
-    for (name, s) in [("boom-server", &ours), ("simple", &simple)] {
+    let line = |name: &str, s: &Score| {
         println!(
-            "{name:<12} {:>9} {:>9} {:>7} {:>8} {:>9} {:>11}",
-            s.accepted, s.forged, s.lost, s.p50_us, s.p99_us, s.memory_kib
+            "{name:<12} {:>9} {:>9} {:>7} {:>8} {:>9} {:>11} {:>8.1}%",
+            s.accepted,
+            s.forged,
+            s.lost,
+            s.p50_us,
+            s.p99_us,
+            s.memory_kib,
+            s.reached(rate, seconds) * 100.0
         );
+    };
+    line("boom-server", &ours);
+    match &simple {
+        Ok(simple) => {
+            line("simple", simple);
+            let ratio = |a: u64, b: u64| a as f64 / (b.max(1)) as f64;
+            println!(
+                "forged of accepted: {:.4} against {:.4}; p99 simple/ours: {:.2}; memory ours/simple: {:.2}",
+                ratio(ours.forged, ours.accepted),
+                ratio(simple.forged, simple.accepted),
+                ratio(simple.p99_us, ours.p99_us),
+                ratio(ours.memory_kib, simple.memory_kib)
+            );
+        }
+        Err(e) => println!("simple       no figures: {e}"),
     }
-    let ratio = |a: u64, b: u64| a as f64 / (b.max(1)) as f64;
-    println!(
-        "forged of accepted: {:.4} against {:.4}; p99 simple/ours: {:.2}; memory ours/simple: {:.2}",
-        ratio(ours.forged, ours.accepted),
-        ratio(simple.forged, simple.accepted),
-        ratio(simple.p99_us, ours.p99_us),
-        ratio(ours.memory_kib, simple.memory_kib)
-    );
-    let reached = ours.accepted as f64 / (rate * seconds) as f64;
-    println!("load reached: {:.1}% of what was asked for", reached * 100.0);
     let holds = ours.forged == ours.accepted
         && ours.lost == 0
         && ours.p99_us < 1000
         && ours.memory_kib < 64 << 10;
-    if !holds || reached < 0.99 {
+    if !holds || ours.reached(rate, seconds) < REACHED {
         return Err("NOT HELD: forged = accepted, nothing lost, p99 < 1 ms, memory < 64 MiB, at 99% of the rate".into());
     }
     println!("HELD");
     Ok(())
 }
 
-fn run(
-    me: &PathBuf,
-    program: &PathBuf,
-    options: &[&str],
-    rate: u64,
-    seconds: u64,
-) -> Result<Score> {
-    let net = Net::new()?;
-    let mut server = Command::new("ip")
-        .args(["netns", "exec", &net.server])
-        .arg(program)
-        .args(options)
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut stdout = server.stdout.take().ok_or("no stdout")?;
-    let reader = std::thread::spawn(move || -> io::Result<String> {
-        let mut text = String::new();
-        stdout.read_to_string(&mut text)?;
-        Ok(text)
-    });
-    let begun = Instant::now();
-    while !listening(&net) {
-        if begun.elapsed() > Duration::from_secs(10) {
-            end(&mut server)?;
-            return Err("the server does not listen".into());
+/// The highest rate that this machine reaches: client and boom-server share its processors.
+fn reachable() -> Result<u64> {
+    let mut rate = RATE;
+    while rate > 500 {
+        let score = run(Kind::Ours, rate, TRIAL)?;
+        let reached = score.reached(rate, TRIAL);
+        println!("tried {rate} a second: {:.1}% came to be", reached * 100.0);
+        if reached >= REACHED && score.late < Duration::from_millis(100) {
+            return Ok(rate);
         }
-        std::thread::sleep(Duration::from_millis(50));
+        rate = rate * 4 / 5;
     }
-    let client = Command::new("ip")
-        .args(["netns", "exec", &net.client])
-        .arg(me)
-        .args(["client", &rate.to_string(), &seconds.to_string()])
-        .status()?;
-    let memory_kib = peak_memory(server.id());
-    end(&mut server)?;
-    let text = reader.join().map_err(|_| "the reader panicked")??;
-    if !client.success() {
-        return Err(format!("the client failed: {client}").into());
+    Err("this machine does not reach 500 handshakes a second".into())
+}
+
+fn run(kind: Kind, rate: u64, seconds: u64) -> Result<Score> {
+    let (tools, me, interrupt) = (Tools::find(), std::env::current_exe()?, Interrupt::default());
+    let place = Place::build(Topology::pair("bench-"), &tools)?;
+    place.sh("client", "sysctl -qw net.ipv4.ip_local_port_range='1024 65535'")?;
+    let dir = tempfile::tempdir()?;
+    let log = dir.path().join("server.log");
+    let call = match kind {
+        Kind::Ours => {
+            let options = ["--forge=control", "--on-reset=count"];
+            let end = format!("{}s", seconds + 60);
+            boom_server(&options)?.env("BOOM_DURATION", &end).call()
+        }
+        Kind::Simple => Call::new(&me, &["simple"]),
+    };
+    let ready = match kind {
+        Kind::Ours => Ready::Event,
+        Kind::Simple => Ready::Text("ready"),
+    };
+    let mut server = place.start("server", call, &log, ready)?;
+    server.wait_ready(SOON, &interrupt)?;
+    let to = place.topology.target(Family::Ipv4).to_string();
+    let client = Call::new(&me, &["client", &to, &rate.to_string(), &seconds.to_string()]);
+    let client = client.deadline(Duration::from_secs(seconds + 60));
+    let told = place.host("client")?.run(|| client.run())??;
+    let [failed, late] = numbers(&told)?;
+    let memory_kib = peak_memory(server.pid());
+    server.signal(Signal::SIGTERM);
+    server.wait(SOON, &interrupt)?;
+    place.remove()?;
+    if failed > 0 {
+        return Err(format!("{failed} connects failed at once").into());
     }
-    let last = text.lines().last().ok_or("the server printed nothing")?;
-    if options == ["simple"] {
-        let n: Vec<u64> = last.split(' ').filter_map(|w| w.parse().ok()).collect();
-        let [accepted, forged, p50_us, p99_us] = n[..] else { return Err(last.into()) };
-        return Ok(Score {
-            accepted,
-            forged,
-            lost: accepted.saturating_sub(forged),
-            p50_us,
-            p99_us,
-            memory_kib,
-        });
-    }
-    let r: BoomResult = serde_json::from_str(last)?;
-    Ok(Score {
-        accepted: r.connections.accepted,
-        forged: r.connections.forged,
-        lost: r.sniffer.dropped,
-        p50_us: r.handshake_to_forge.p50_us,
-        p99_us: r.handshake_to_forge.p99_us,
-        memory_kib,
+    let (text, late) = (std::fs::read_to_string(log)?, Duration::from_micros(late));
+    Ok(match kind {
+        Kind::Simple => {
+            let [accepted, forged, p50_us, p99_us] = numbers(&text)?;
+            let lost = accepted.saturating_sub(forged);
+            Score { accepted, forged, lost, p50_us, p99_us, memory_kib, late }
+        }
+        Kind::Ours => {
+            let r: canary_record::result::boom::BoomResult = document(&text)?;
+            Score {
+                accepted: r.connections.accepted,
+                forged: r.connections.forged,
+                lost: r.sniffer.dropped,
+                p50_us: r.handshake_to_forge.p50_us,
+                p99_us: r.handshake_to_forge.p99_us,
+                memory_kib,
+                late,
+            }
+        }
     })
 }
 
-fn listening(net: &Net) -> bool {
-    let out = Command::new("ip")
-        .args(["netns", "exec", &net.server, "cat", "/proc/net/tcp", "/proc/net/tcp6"])
-        .output();
-    // State 0A is LISTEN.
-    out.is_ok_and(|o| {
-        String::from_utf8_lossy(&o.stdout)
-            .lines()
-            .any(|l| l.contains(":2328 ") && l.contains(" 0A "))
-    })
+/// The numbers of the last line.
+fn numbers<const N: usize>(text: &str) -> Result<[u64; N]> {
+    let last = text.lines().last().unwrap_or_default();
+    let numbers: Vec<u64> = last.split(' ').filter_map(|w| w.parse().ok()).collect();
+    numbers.try_into().map_err(|_| format!("no figures, but: {text}").into())
 }
 
-/// `ip netns exec` becomes the program, so the pid is the program's.
 fn peak_memory(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap_or_default();
     line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
-fn end(server: &mut Child) -> Result<()> {
-    Command::new("kill").args(["-TERM", &server.id().to_string()]).status()?;
-    server.wait()?;
-    Ok(())
-}
-
-/// Two namespaces joined by a veth, gone when dropped.
-struct Net {
-    client: String,
-    server: String,
-}
-
-impl Net {
-    fn new() -> Result<Self> {
-        let id = std::process::id();
-        let net = Self { client: format!("benchc{id}"), server: format!("benchs{id}") };
-        let (c, s) = (net.client.as_str(), net.server.as_str());
-        for line in [
-            format!("netns add {c}"),
-            format!("netns add {s}"),
-            format!("link add veth0 netns {c} type veth peer name veth0 netns {s}"),
-            format!("-n {s} addr add {SERVER}/24 dev veth0"),
-            format!("-n {c} addr add 198.19.7.2/24 dev veth0"),
-            format!("-n {s} link set veth0 up"),
-            format!("-n {c} link set veth0 up"),
-        ] {
-            let status = Command::new("ip").args(line.split(' ')).status()?;
-            if !status.success() {
-                return Err(format!("ip {line}: {status}").into());
-            }
-        }
-        let ports = ["sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 65535"];
-        let status = Command::new("ip").args(["netns", "exec", c]).args(ports).status()?;
-        if status.success() { Ok(net) } else { Err("cannot widen the port range".into()) }
-    }
-}
-
-impl Drop for Net {
-    fn drop(&mut self) {
-        for name in [&self.client, &self.server] {
-            let _ = Command::new("ip").args(["netns", "del", name]).stderr(Stdio::null()).status();
-        }
-    }
-}
-
 /// Connects at a rate, keeps each connection a moment, resets it. Each connect has
 /// its own moment, so that no burst of the client's own is measured as the server's
 /// latency; and it costs few system calls, for it shares the processors.
-fn client(rate: u64, seconds: u64) -> Result<()> {
+fn client(server: SocketAddr, rate: u64, seconds: u64) -> Result<()> {
     // The default, 50 us, is the time between two connects.
     nix::sys::prctl::set_timerslack(1)?;
-    let server = SockAddr::from(SocketAddr::from((SERVER, PORT)));
+    let server = SockAddr::from(server);
     let mut open: VecDeque<(Instant, Socket)> = VecDeque::new();
     let mut idle: Vec<Socket> = Vec::new();
     let (mut failed, mut latest) = (0, Duration::ZERO);
@@ -273,20 +262,14 @@ fn client(rate: u64, seconds: u64) -> Result<()> {
         rustix::net::connect_unspec(socket)?;
     }
     std::thread::sleep(Duration::from_secs(2));
-    println!(
-        "client: {failed} connects failed at once, the latest began {} us after its time",
-        latest.as_micros()
-    );
-    if latest > Duration::from_secs(1) {
-        return Err(format!("the load was not reached: a connect began {latest:?} late").into());
-    }
+    println!("{failed} {}", latest.as_micros());
     Ok(())
 }
 
 /// The simple kind: one raw socket as it comes, one packet a read, flows keyed by
 /// the client's address and port, and an accept loop.
 fn simple() -> Result<()> {
-    let listener = boom_server::listener::bind(SocketAddr::from(([0, 0, 0, 0], PORT)))?;
+    let listener = boom_server::listener::bind(SocketAddr::from(([0, 0, 0, 0], POD_PORT)))?;
     listener.set_nonblocking(false)?;
     let accepted = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&accepted);
@@ -300,11 +283,11 @@ fn simple() -> Result<()> {
     nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::ReceiveTimestampns, &true)?;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     let sender = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
-    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    signal(Arc::clone(&stop))?;
+    let interrupt = Interrupt::catch()?;
+    println!("ready");
     let (mut flows, mut latency, mut forged) = (HashMap::new(), Latency::new(), 0u64);
     let (mut buf, mut packet) = (vec![0u8; 65535], Vec::new());
-    while !stop.load(Ordering::Relaxed) {
+    while interrupt.signalled().is_none() {
         let Some((n, at)) = receive(&socket, &mut buf)? else { continue };
         let Ok(seg) = Segment::parse_ipv4(&buf[..n], n) else { continue };
         if seg.flags == Flags::SYN {
@@ -372,22 +355,4 @@ fn receive(socket: &Socket, buf: &mut [u8]) -> Result<Option<(usize, SystemTime)
         _ => None,
     });
     Ok(Some((message.bytes, at.unwrap_or_else(SystemTime::now))))
-}
-
-/// SIGTERM ends the loop.
-fn signal(stop: Arc<std::sync::atomic::AtomicBool>) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (ready, armed) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        runtime.block_on(async {
-            let shutdown = canary_runtime::shutdown::Shutdown::catch();
-            let _ = ready.send(());
-            if let Ok(mut shutdown) = shutdown {
-                shutdown.signalled().await;
-            }
-            stop.store(true, Ordering::Relaxed);
-        });
-    });
-    armed.recv()?;
-    Ok(())
 }

@@ -10,7 +10,8 @@ use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitCode, ExitStatus};
+use std::time::Duration;
 
 use caps::CapSet;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -20,7 +21,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{getegid, geteuid};
 
-use crate::exec;
+use crate::exec::{self, Interrupt};
 
 /// The hidden option by which the inner process knows what it is.
 pub const INSIDE: &str = "--inside";
@@ -85,6 +86,27 @@ pub fn isolate(env: Option<(&str, String)>) -> Result<ExitStatus, NetnsError> {
     let status = exec::supervise(&mut command).map_err(os("start the inner process"))?;
     drop(writer);
     Ok(status)
+}
+
+/// Runs `body`, which is given the program's arguments, in this program started again inside new
+/// namespaces; gives its exit code. A signal ends it, and everything in them with it. Must be
+/// called before any thread is started.
+pub fn contain(body: impl FnOnce(Vec<String>) -> ExitCode) -> Result<ExitCode, NetnsError> {
+    let mut args: Vec<_> = std::env::args().collect();
+    if args.get(1).is_none_or(|a| a != INSIDE) {
+        let status = isolate(None)?;
+        return Ok(ExitCode::from(status.code().map_or(1, |code| code as u8)));
+    }
+    args.remove(1);
+    let pipe = args.remove(1).parse().map_err(io::Error::other);
+    settle(pipe.map_err(os("read the number of the pipe"))?)?;
+    let interrupt = Interrupt::catch().map_err(os("catch signals"))?;
+    std::thread::spawn(move || {
+        while interrupt.sleep(Duration::from_secs(3600)).is_ok() {}
+        // As a shell says it of SIGINT.
+        std::process::exit(130);
+    });
+    Ok(body(args))
 }
 
 /// Puts this process into mount and network namespaces of its own, and its children into a PID

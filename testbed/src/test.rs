@@ -37,9 +37,9 @@ use nix::poll::{PollFd, PollFlags, poll};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
-use crate::exec::{Call, Interrupt, Output, Tools};
+use crate::exec::{Call, Output, Tools};
 use crate::model::{FrontEnd, Path, Protection};
-use crate::netns;
+use crate::netns::{self, NetnsError};
 use crate::network::Conditions;
 use crate::network::wire::Network;
 use crate::place::Place;
@@ -78,29 +78,21 @@ pub fn needs_root(why: &str) {
 }
 
 /// Runs the tests of a file.
-///
-/// # Panics
-/// When the namespaces that were entered cannot be set up.
+#[must_use]
 pub fn main(tests: &'static [Test]) -> ExitCode {
-    let mut args: Vec<_> = std::env::args().collect();
-    if args.get(1).is_some_and(|a| a == netns::INSIDE) {
-        args.remove(1);
-        let pipe = args.remove(1).parse().expect("the number of a pipe");
-        netns::settle(pipe).unwrap_or_else(|e| panic!("{e}"));
-        let interrupt = Interrupt::catch().unwrap_or_else(|e| panic!("cannot catch signals: {e}"));
-        std::thread::spawn(move || {
-            let _ = interrupt.sleep(Duration::from_secs(86_400));
-            std::process::exit(130);
-        });
-        return conclude(&Arguments::from_iter(args), tests, None);
+    if std::env::args().any(|a| a == "--list") {
+        return conclude(&Arguments::from_args(), tests, None);
     }
-    let options = Arguments::from_args();
-    if options.list {
-        return conclude(&options, tests, None);
-    }
-    match netns::isolate(None) {
-        Ok(status) => ExitCode::from(status.code().map_or(1, |code| code as u8)),
-        Err(e) => conclude(&options, tests, Some(&e.to_string())),
+    let inside = |args: Vec<String>| conclude(&Arguments::from_iter(args), tests, None);
+    match netns::contain(inside) {
+        Ok(code) => code,
+        Err(e @ NetnsError::Refused { .. }) => {
+            conclude(&Arguments::from_args(), tests, Some(&e.to_string()))
+        }
+        Err(e) => {
+            eprintln!("{e}");
+            ExitCode::FAILURE
+        }
     }
 }
 

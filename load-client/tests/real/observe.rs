@@ -27,12 +27,12 @@ pub(crate) fn sees_entries_come() {
     let mut page = String::new();
     wait_for("300 entries in the metrics", || {
         page = bed.sh("host", "curl -s http://127.0.0.1:9100/metrics");
-        let line = page.lines().find_map(|l| l.strip_prefix("conntrack_entries "));
+        let line = page.lines().find_map(|l| l.strip_prefix("load_conntrack_entries "));
         line.is_some_and(|n| n.parse::<f64>().unwrap() >= 300.0)
     });
     for name in ["limit", "drop_total", "early_drop_total", "insert_failed_total", "invalid_total"]
     {
-        assert!(page.contains(&format!("\nconntrack_{name} ")), "{name}: {page}");
+        assert!(page.contains(&format!("\nload_conntrack_{name} ")), "{name}: {page}");
     }
     assert_eq!(bed.sh("host", "curl -s http://127.0.0.1:9100/readyz"), "ready\n");
     let ended = observe.stop(Duration::from_secs(2)).unwrap();
