@@ -4,16 +4,19 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use canary_record::result::serve::ServeResult;
+use canary_testbed::model::Path as NetPath;
+use canary_testbed::place::Place;
+use canary_testbed::programs::built;
 use serde_json::{Value, json};
 
-use crate::host::{self, Running, inside, options, topology, words};
+use crate::host::{self, RUN, SOON, call, options, ready, start, words};
 
-const HTTP: &str = "http://198.18.100.1/1k";
-const TCP: &str = host::SERVICE;
+const HTTP: &str = "http://198.19.0.10/1k";
+const TCP: &str = "198.19.0.10:9000";
 /// Connections in progress at once, for every peer.
 const CONCURRENCY: &str = "64";
 
@@ -89,7 +92,8 @@ fn load_client(text: &str, _: f64) -> Option<f64> {
     (v["ok"] == v["attempts"]).then_some(v["ok"].as_f64()? / v["run"]["seconds"].as_f64()?)
 }
 
-fn peers(me: &Path, client: &Path, oha_path: Option<&Path>, seconds: f64) -> Vec<Peer> {
+fn peers(oha_path: Option<&Path>, seconds: f64) -> Result<Vec<Peer>> {
+    let (me, client) = (std::env::current_exe()?, built("load-client")?);
     let (me, client) = (me.display(), client.display());
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let churn = |more: &str| {
@@ -131,7 +135,24 @@ fn peers(me: &Path, client: &Path, oha_path: Option<&Path>, seconds: f64) -> Vec
         let command = words(&format!("{me} bare {close} {seconds} {cpus}"));
         all.push(Peer { name: bare_name, command, rate: number });
     }
-    all
+    Ok(all)
+}
+
+/// nginx behind the Service's own port, load-client's server behind 9000, and no limit of a
+/// host's own on anybody.
+fn prepare(place: &Place<'_>) -> Result<()> {
+    let dnat = "ip daddr 198.19.0.10 tcp dport 9000 dnat to 198.18.66.20:9001";
+    let chain = format!("chain pre {{ type nat hook prerouting priority dstnat; {dnat}; }};");
+    place.sh("node1", &format!("nft 'table ip bench {{ {chain} }}'"))?;
+    // Short timeouts keep the tables of a long bench small, for every peer alike.
+    for node in ["node1", "node2"] {
+        place.sh(node, host::SHORT)?;
+    }
+    place.sh("client", host::CLIENT)?;
+    let root = Path::new(RUN);
+    std::fs::create_dir_all(root.join("www"))?;
+    std::fs::write(root.join("www/1k"), [b'x'; 1024])?;
+    Ok(std::fs::write(root.join("nginx.conf"), include_str!("nginx.conf"))?)
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -154,26 +175,25 @@ pub(crate) fn compare(args: &[String]) -> Result<()> {
             other => bail!("unknown option {other}: use --rounds, --seconds, --output, --oha"),
         }
     }
-    let me = std::env::current_exe()?;
-    let client = host::client()?;
-    topology(include_str!("topology.sh"))?;
-    let _nginx = Running(inside("server", &words("nginx -c /run/nginx.conf")).spawn()?);
-    let serve = format!("{} serve --listen 0.0.0.0:9000", client.display());
-    let _serve = Running(inside("server", &words(&serve)).stdout(Stdio::null()).spawn()?);
-    let end = Instant::now() + Duration::from_secs(10);
-    while !inside("client", &words(&format!("curl -sf -o /dev/null {HTTP}"))).status()?.success() {
+    let place = host::hosts(NetPath::ClusterIp)?;
+    prepare(&place)?;
+    let _nginx = start(&place, "server", "nginx -c /run/nginx.conf")?;
+    let _serve = ready::<ServeResult>(&place, "server", "serve --listen 0.0.0.0:9001")?;
+    let end = Instant::now() + SOON;
+    let get = call(&words(&format!("curl -sf -o /dev/null {HTTP}")));
+    while !place.run("client", &get)?.status.success() {
         ensure!(Instant::now() < end, "nginx does not answer through the service address");
         std::thread::sleep(Duration::from_millis(50));
     }
-    let peers = peers(&me, &client, oha_path, seconds);
+    let peers = peers(oha_path, seconds)?;
     let mut rates: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for round in 1..=rounds {
         for peer in &peers {
             for node in ["node1", "node2"] {
-                let _ = inside(node, &words("conntrack -F")).stderr(Stdio::null()).status();
+                place.run(node, &call(&words("conntrack -F")))?;
             }
-            let out = inside("client", &peer.command).stderr(Stdio::null()).output()?;
-            let text = String::from_utf8_lossy(&out.stdout);
+            let limit = Duration::from_secs_f64(seconds) + 3 * SOON;
+            let text = place.run("client", &call(&peer.command).deadline(limit))?.stdout;
             let rate = (peer.rate)(&text, seconds).with_context(|| {
                 format!("{}: no rate, or failures, in its output: {text:.2000}", peer.name)
             })?;

@@ -1,15 +1,16 @@
 //! Fills the one table of a node from empty, by one client pod, and keeps it full; what
 //! happened is read from `load-client observe` in the node.
 
-use std::fs::File;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use canary_record::result::load::LoadResult;
 use canary_record::result::observe::ObserveResult;
+use canary_record::result::serve::ServeResult;
 use serde_json::json;
 
-use crate::host::{self, SERVICE, inside, options, ready, sh, topology, words};
+use crate::host::{self, RUN, SERVICE, SOON, client, options, ready};
 
 /// A table counts as full, and as kept, from this part of its limit on.
 const FULL: f64 = 0.99;
@@ -33,32 +34,26 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
             _ => bail!("unknown option {name}: use --within, --keep, --entries, --output"),
         }
     }
-    let client = host::client()?;
-    topology(include_str!("one-node.sh"))?;
-    let limit: u64 = sh("node", "cat /proc/sys/net/netfilter/nf_conntrack_max")?.trim().parse()?;
+    let place = host::one_node()?;
+    let limit = "cat /proc/sys/net/netfilter/nf_conntrack_max";
+    let limit: u64 = place.sh("node1", limit)?.trim().parse()?;
     let entries: u64 = entries.unwrap_or(limit);
-    let dir = Path::new("/run");
-    let _serve = ready("server", &client, "serve --listen 0.0.0.0:9000")?;
+    let _serve = ready::<ServeResult>(&place, "server", "serve --listen 0.0.0.0:9000")?;
     // Tracking begins with the first rule that needs it; the table must be empty.
-    let file = dir.join("observe.json");
-    let observe =
-        format!("observe --interval 250ms --admin 198.18.1.1:9174 --output {}", file.display());
-    let mut observe = ready("node", &client, &observe)?;
+    let observe = "observe --interval 250ms --admin 198.18.65.1:9174";
+    let observe = ready::<ObserveResult>(&place, "node1", observe)?;
     let seconds = within + keep + 3.0;
     let line = format!(
-        "{} churn --fill http://198.18.1.1:9174 --fill-to {} --duration {seconds}s --target tcp://{SERVICE} --source-ip {} --output {}",
-        client.display(),
+        "churn --fill http://198.18.65.1:9174 --fill-to {} --duration {seconds}s --target tcp://{SERVICE} --source-ip {}",
         FILL_TO * entries as f64 / limit as f64,
         host::sources(),
-        dir.join("load.json").display()
     );
-    let out = File::create(dir.join("load.log"))?;
-    let status = inside("client", &words(&line)).stdout(out).status()?;
-    ensure!(status.success(), "load-client churn: {status}");
-    observe.terminate()?;
-    let seen: ObserveResult = serde_json::from_slice(&std::fs::read(&file)?)?;
-    let load: LoadResult = serde_json::from_slice(&std::fs::read(dir.join("load.json"))?)?;
-    judge(&seen, &load, entries, (within, keep), output)
+    let load =
+        client::<LoadResult>(&line)?.start(&place, "client", &Path::new(RUN).join("load.log"))?;
+    let load = load.end(Duration::from_secs_f64(seconds) + SOON)?;
+    ensure!(load.status.success(), "load-client churn: {}", load.status);
+    let seen = observe.stop(SOON)?.result;
+    judge(&seen, &load.result, entries, (within, keep), output)
 }
 
 fn judge(

@@ -1,40 +1,58 @@
-//! What the subcommands share: processes in the hosts, and the machine's description.
+//! What the subcommands share: the hosts, and the machine's description.
 
-use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
+use canary_testbed::exec::{Call, Process, Ready, Tools};
+use canary_testbed::model::{FrontEnd, Path as NetPath};
+use canary_testbed::place::Place;
+use canary_testbed::programs::{Program, Running, load_client};
+use canary_testbed::topology::Topology;
+use canary_wire::segment::Family;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-#[path = "../tests/common/running.rs"]
-mod running;
-pub(crate) use running::Running;
-
 /// The service's address, reached through the client's node.
-pub(crate) const SERVICE: &str = "198.18.100.1:9000";
+pub(crate) const SERVICE: &str = "198.19.0.10:80";
+/// How long a program may take to end.
+pub(crate) const SOON: Duration = Duration::from_secs(10);
+/// As many connections as the server's hosts take.
+const SERVER: &str = "sysctl -qw net.core.somaxconn=65535 net.ipv4.tcp_max_syn_backlog=65535 net.ipv4.tcp_max_tw_buckets=4096";
+/// Short timeouts of a node: its table stays small.
+pub(crate) const SHORT: &str = "for t in time_wait close last_ack fin_wait; do sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_$t=1; done";
+/// Ports are no limit to a client.
+pub(crate) const CLIENT: &str = "sysctl -qw net.ipv4.ip_local_port_range='1024 65535' net.ipv4.tcp_tw_reuse=1 net.ipv4.tcp_max_tw_buckets=4096";
+/// The namespaces' own /run, which goes with them.
+pub(crate) const RUN: &str = "/run";
 
-impl Running {
-    /// Asks it to end, and waits.
-    pub(crate) fn terminate(&mut self) -> Result<ExitStatus> {
-        run(Command::new("kill").arg(self.0.id().to_string()))?;
-        let end = Instant::now() + Duration::from_secs(10);
-        while Instant::now() < end {
-            if let Some(status) = self.0.try_wait()? {
-                return Ok(status);
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        bail!("still running 10 s after SIGTERM")
-    }
+/// The hosts of a path, with Service rules as kube-proxy writes them, and no protection.
+pub(crate) fn hosts(path: NetPath) -> Result<Place<'static>> {
+    // As long as this program.
+    let tools: &'static Tools = Box::leak(Box::new(Tools::find()));
+    let place = Place::build(Topology::new(path, ""), tools)?;
+    place.protect(FrontEnd::Nftables, Family::Ipv4, &[])?;
+    place.sh("server", SERVER)?;
+    Ok(place)
 }
 
-/// `command` in a host; becomes the command itself (exec), so its id is the child's.
-pub(crate) fn inside(host: &str, command: &[String]) -> Command {
-    let mut c = Command::new("ip");
-    c.args(["netns", "exec", host]).args(command);
-    c
+/// A client pod with 32 addresses, one tracking node, a server pod: one table, so that what is
+/// filled is one table.
+pub(crate) fn one_node() -> Result<Place<'static>> {
+    let place = hosts(NetPath::SameNode)?;
+    let add: Vec<_> = (32..64).map(|i| format!("ip addr add 198.18.65.{i}/32 dev eth0")).collect();
+    place.sh("client", &add.join("; "))?;
+    place.sh("node1", "ip route add 198.18.65.32/27 dev to-client")?;
+    // A client beyond its TIME_WAIT limit answers the server's FIN with RST, and takes its ports
+    // again: conntrack then has fewer entries than there were connections.
+    place.sh("client", "sysctl -qw net.ipv4.tcp_max_tw_buckets=1048576")?;
+    Ok(place)
+}
+
+/// The client's addresses in [`one_node`].
+pub(crate) fn sources() -> String {
+    let all: Vec<_> = (32..64).map(|i| format!("198.18.65.{i}")).collect();
+    all.join(",")
 }
 
 /// The words of a command line.
@@ -42,53 +60,32 @@ pub(crate) fn words(s: &str) -> Vec<String> {
     s.split_whitespace().map(str::to_owned).collect()
 }
 
-/// Runs a command that must succeed; its stdout.
-pub(crate) fn run(command: &mut Command) -> Result<String> {
-    let out = command.output().with_context(|| format!("{command:?}"))?;
-    ensure!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr).trim());
-    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+/// A program to call, found on PATH.
+pub(crate) fn call(words: &[String]) -> Call {
+    let (program, args) = words.split_first().map_or(("", &[][..]), |(p, a)| (p.as_str(), a));
+    Call::new(Path::new(program), args)
 }
 
-/// The client's addresses (one-node.sh).
-pub(crate) fn sources() -> String {
-    let all: Vec<_> = (2..34).map(|i| format!("198.18.1.{i}")).collect();
-    all.join(",")
+/// Starts a program of others in a host.
+pub(crate) fn start(place: &Place<'_>, host: &str, command: &str) -> Result<Process> {
+    let words = words(command);
+    let log = Path::new(RUN).join(format!("{}.log", words[0]));
+    Ok(place.start(host, call(&words), &log, Ready::Event)?)
 }
 
-/// A shell line in a host.
-pub(crate) fn sh(host: &str, line: &str) -> Result<String> {
-    run(&mut inside(host, &["sh".to_owned(), "-ec".to_owned(), line.to_owned()]))
+/// load-client with these words, ending with `R`.
+pub(crate) fn client<R: DeserializeOwned>(words: &str) -> Result<Program<R>> {
+    let words: Vec<_> = words.split_whitespace().collect();
+    Ok(load_client(&words)?.ending_with())
 }
 
-/// Makes the hosts.
-pub(crate) fn topology(script: &str) -> Result<()> {
-    run(Command::new("sh").args(["-c", script])).context("the topology could not be made")?;
-    Ok(())
-}
-
-/// Starts load-client in a host and waits for its line "ready".
-pub(crate) fn ready(host: &str, client: &Path, arguments: &str) -> Result<Running> {
-    let line = format!("{} {arguments}", client.display());
-    let mut child = inside(host, &words(&line)).stdout(Stdio::piped()).spawn()?;
-    let mut out = BufReader::new(child.stdout.take().context("no stdout")?);
-    let child = Running(child);
-    let mut text = String::new();
-    while !text.contains("\"message\":\"ready\"") {
-        text.clear();
-        ensure!(
-            out.read_line(&mut text)? != 0,
-            "load-client {arguments}: ended before it was ready"
-        );
-    }
-    std::thread::spawn(move || std::io::copy(&mut out, &mut std::io::sink()));
-    Ok(child)
-}
-
-/// load-client, which cargo puts beside this program.
-pub(crate) fn client() -> Result<PathBuf> {
-    let client = std::env::current_exe()?.with_file_name("load-client");
-    ensure!(client.exists(), "{} is not built", client.display());
-    Ok(client)
+/// Starts load-client in a host and waits until it is ready.
+pub(crate) fn ready<R: DeserializeOwned>(
+    place: &Place<'_>,
+    host: &str,
+    words: &str,
+) -> Result<Running<R>> {
+    Ok(client(words)?.ready(place, host, &Path::new(RUN).join(format!("load-{host}.log")))?)
 }
 
 /// Options as pairs of a name and a value.
@@ -106,7 +103,7 @@ pub(crate) fn machine() -> Value {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");
     let model = cpu.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or_default();
-    let date = run(Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ"])).unwrap_or_default();
+    let date = Call::sh("date -u +%Y-%m-%dT%H:%M:%SZ").run().unwrap_or_default();
     json!({
         "date": date.trim(),
         "kernel": read("/proc/sys/kernel/osrelease").trim(),

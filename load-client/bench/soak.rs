@@ -2,18 +2,17 @@
 //! and the load must be back within a second after each cause is gone.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use canary_record::result::load::{LoadResult, SeriesPoint};
+use canary_record::result::serve::ServeResult;
+use canary_testbed::place::Place;
+use canary_testbed::programs::Running;
 use serde_json::{Value, json};
 
-use crate::host::{
-    self, Running, SERVICE, inside, options, ready, run, sh, sources, topology, words,
-};
+use crate::host::{self, CLIENT, RUN, SERVICE, SHORT, SOON, client, options, ready, sources};
 
 /// Undisturbed, before each cause.
 const HEALTHY: Duration = Duration::from_secs(6);
@@ -41,8 +40,6 @@ const CAUSES: &[(&str, &str)] = &[
 /// The part of a cause's failures that must be in its class: the others are connections that
 /// were in progress when it came.
 const IN_CLASS: f64 = 0.95;
-/// Short timeouts: the table stays small.
-const SHORT: &str = "for t in time_wait close last_ack fin_wait; do sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_$t=1; done";
 /// The kernel's own timeout, with which some 10 s of churn fill the table. No tuple may come
 /// twice meanwhile: it would take its old entry.
 const LONG: &str = "sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_time_wait=120";
@@ -97,22 +94,22 @@ fn class(line: &str) -> Option<(String, u64)> {
 }
 
 /// Failures so far, by class, as the metrics have them.
-fn classes() -> Result<Classes> {
-    let page = sh("client", &format!("curl -sf http://{ADMIN}/metrics"))?;
+fn classes(place: &Place<'_>) -> Result<Classes> {
+    let page = place.sh("client", &format!("curl -sf http://{ADMIN}/metrics"))?;
     let lines = page.lines().filter_map(|l| l.strip_prefix("load_failures_total{"));
     Ok(lines.filter_map(class).collect())
 }
 
 /// Packets that conntrack in the node dropped for want of room.
-fn drops() -> Result<u64> {
-    let text = sh("node", "cat /proc/net/stat/nf_conntrack")?;
+fn drops(place: &Place<'_>) -> Result<u64> {
+    let text = place.sh("node1", "cat /proc/net/stat/nf_conntrack")?;
     Ok(canary_conntrack::stat::counters(&text)?.iter().map(|c| c.counters.drop).sum())
 }
 
 struct Soak<'a> {
-    client: &'a Path,
-    serve: Option<Running>,
-    churn: Running,
+    place: &'a Place<'a>,
+    serve: Option<Running<ServeResult>>,
+    churn: Running<LoadResult>,
     began: Instant,
     memory: Vec<(f64, f64)>,
     events: Vec<Event>,
@@ -120,11 +117,11 @@ struct Soak<'a> {
 
 impl Soak<'_> {
     fn pid(&self) -> u32 {
-        self.churn.0.id()
+        self.churn.pid()
     }
 
     fn over(&mut self) -> Result<bool> {
-        Ok(self.churn.0.try_wait()?.is_some())
+        Ok(!self.churn.runs()?)
     }
 
     /// Lets time pass, with a look at the memory each half second; ends early with the churn.
@@ -143,26 +140,26 @@ impl Soak<'_> {
 
     fn cause(&mut self, cause: &'static str) -> Result<()> {
         let pid = self.pid();
-        let before_classes = classes()?;
-        let drops_before = drops()?;
+        let place = self.place;
+        let sh = |host: &str, line: &str| place.sh(host, line);
+        let before_classes = classes(place)?;
+        let drops_before = drops(place)?;
         match cause {
             "server-killed" => drop(self.serve.take()),
             "half-syns" => drop(sh(
-                "node",
+                "node1",
                 "nft 'add table ip half; add chain ip half f { type filter hook forward priority 0; }; add rule ip half f tcp flags & (syn | ack) == syn numgen random mod 2 == 0 drop'",
             )?),
-            "emfile" => drop(run(
-                Command::new("prlimit").args([format!("--pid={pid}"), "--nofile=3:".into()])
-            )?),
+            "emfile" => drop(sh("client", &format!("prlimit --pid={pid} --nofile=3:"))?),
             "ports" => drop(sh(
                 "client",
                 &format!("{NO_REUSE} net.ipv4.ip_local_port_range='40000 40001'"),
             )?),
             _ => {
                 sh("client", NO_REUSE)?;
-                sh("node", LONG)?;
+                sh("node1", LONG)?;
                 let end = Instant::now() + FILL;
-                while drops()? == drops_before && !self.over()? {
+                while drops(place)? == drops_before && !self.over()? {
                     ensure!(Instant::now() < end, "the table did not fill within {FILL:?}");
                     self.pass(Duration::from_millis(100))?;
                 }
@@ -179,33 +176,27 @@ impl Soak<'_> {
         }
         let cpu_share = (cpu(pid)? - before) / (unix() - began);
         match cause {
-            "server-killed" => self.serve = Some(serve(self.client)?),
-            "half-syns" => drop(sh("node", "nft delete table ip half")?),
-            "emfile" => drop(run(Command::new("prlimit").args([
-                format!("--pid={pid}"),
-                format!(
-                    "--nofile={}:",
-                    rustix::process::getrlimit(rustix::process::Resource::Nofile)
-                        .maximum
-                        .unwrap_or(1024)
-                ),
-            ]))?),
+            "server-killed" => self.serve = Some(serve(place)?),
+            "half-syns" => drop(sh("node1", "nft delete table ip half")?),
+            "emfile" => {
+                let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+                let most = most.unwrap_or(1024);
+                sh("client", &format!("prlimit --pid={pid} --nofile={most}:"))?;
+            }
             "ports" => drop(sh("client", CLIENT)?),
             _ => {
-                sh("node", &format!("{SHORT}; conntrack -F 2>/dev/null"))?;
+                sh("node1", &format!("{SHORT}; conntrack -F 2>/dev/null"))?;
                 sh("client", CLIENT)?;
             }
         }
-        let (ended, dropped) = (unix(), drops()? - drops_before);
+        let (ended, dropped) = (unix(), drops(place)? - drops_before);
         self.events.push(Event { cause, began, ended, cpu_share, dropped, before: before_classes });
         Ok(())
     }
 }
 
-const CLIENT: &str = "sysctl -qw net.ipv4.ip_local_port_range='1024 65535' net.ipv4.tcp_tw_reuse=1 net.ipv4.tcp_max_tw_buckets=4096";
-
-fn serve(client: &Path) -> Result<Running> {
-    ready("server", client, "serve --listen 0.0.0.0:9000")
+fn serve(place: &Place<'_>) -> Result<Running<ServeResult>> {
+    ready(place, "server", "serve --listen 0.0.0.0:9000")
 }
 
 /// `soak [--connections N | --minutes N] [--rate N] [--causes LIST] [--output FILE]`
@@ -243,22 +234,17 @@ pub(crate) fn soak(args: &[String]) -> Result<()> {
     } else {
         format!("--connections {}", connections.unwrap_or_default())
     };
-    let client = host::client()?;
-    topology(include_str!("one-node.sh"))?;
-    sh("client", CLIENT)?;
-    sh("node", SHORT)?;
-    let serve = serve(&client)?;
-    let result = Path::new("/run/churn.json");
+    let place = host::one_node()?;
+    place.sh("client", CLIENT)?;
+    place.sh("node1", SHORT)?;
+    let serve = serve(&place)?;
     let line = format!(
-        "{} churn --target tcp://{SERVICE} {end} --timeout 500ms {rate} --source-ip {} --admin {ADMIN} --output {}",
-        client.display(),
+        "churn --target tcp://{SERVICE} {end} --timeout 500ms {rate} --source-ip {} --admin {ADMIN}",
         sources(),
-        result.display()
     );
-    let log = File::create("/run/churn.log")?;
-    let churn = Running(inside("client", &words(&line)).stdout(log).spawn()?);
+    let churn = client(&line)?.start(&place, "client", &Path::new(RUN).join("churn.log"))?;
     let mut soak = Soak {
-        client: &client,
+        place: &place,
         serve: Some(serve),
         churn,
         began: Instant::now(),
@@ -282,10 +268,10 @@ pub(crate) fn soak(args: &[String]) -> Result<()> {
             return Err(e);
         }
     }
-    let status = soak.churn.0.wait()?;
-    ensure!(status.code() == Some(0), "the churn ended with {status}");
-    let result: LoadResult = serde_json::from_slice(&std::fs::read(result)?)?;
-    judge(&soak, &result, &causes, connections, output)
+    let Soak { churn, memory, events, .. } = soak;
+    let ended = churn.end(SOON)?;
+    ensure!(ended.code() == 0, "the churn ended with {}", ended.status);
+    judge(&memory, &events, &ended.result, &causes, connections, output)
 }
 
 /// Least squares, in KiB a minute, after the first minute.
@@ -304,20 +290,20 @@ fn slope(memory: &[(f64, f64)]) -> Option<f64> {
 }
 
 /// Causes that the run ended before.
-fn never(soak: &Soak<'_>, causes: &[(&'static str, &'static str)]) -> Vec<String> {
-    let tried = |cause: &str| soak.events.iter().any(|e| e.cause == cause);
+fn never(events: &[Event], causes: &[(&'static str, &'static str)]) -> Vec<String> {
+    let tried = |cause: &str| events.iter().any(|e| e.cause == cause);
     let untried = causes.iter().filter(|(c, _)| !tried(c));
     untried.map(|(c, _)| format!("{c} was never tried: more --connections")).collect()
 }
 
 /// What failed because of each event, by class: the difference to the next one, or to the end.
-fn by_event(soak: &Soak<'_>, r: &LoadResult) -> Vec<Classes> {
+fn by_event(events: &[Event], r: &LoadResult) -> Vec<Classes> {
     let last: Classes = r
         .failures
         .iter()
         .map(|f| (format!("{} in {}", f.cause.words(), f.phase), f.count))
         .collect();
-    let after = soak.events.iter().skip(1).map(|e| &e.before).chain([&last]);
+    let after = events.iter().skip(1).map(|e| &e.before).chain([&last]);
     let since = |before: &Classes, after: &Classes| {
         let grown = |(class, n): (&String, &u64)| {
             let more = n - before.get(class).copied().unwrap_or_default();
@@ -325,7 +311,7 @@ fn by_event(soak: &Soak<'_>, r: &LoadResult) -> Vec<Classes> {
         };
         after.iter().filter_map(grown).collect()
     };
-    soak.events.iter().zip(after).map(|(e, after)| since(&e.before, after)).collect()
+    events.iter().zip(after).map(|(e, after)| since(&e.before, after)).collect()
 }
 
 /// One line of the table, and what it says against the claims.
@@ -383,7 +369,8 @@ fn judge_event(
 }
 
 fn judge(
-    soak: &Soak<'_>,
+    memory: &[(f64, f64)],
+    events: &[Event],
     r: &LoadResult,
     causes: &[(&'static str, &'static str)],
     wanted: Option<u64>,
@@ -425,12 +412,12 @@ fn judge(
         "cause", "seconds", "attempts", "failed", "CPU", "second after"
     );
     let mut list = Vec::new();
-    for (e, classes) in soak.events.iter().zip(by_event(soak, r)) {
+    for (e, classes) in events.iter().zip(by_event(events, r)) {
         list.push(judge_event(e, &classes, r, ordinary, &mut wrong));
     }
-    wrong.extend(never(soak, causes));
-    let slope = slope(&soak.memory);
-    let most = soak.memory.iter().map(|m| m.1).fold(0.0, f64::max);
+    wrong.extend(never(events, causes));
+    let slope = slope(memory);
+    let most = memory.iter().map(|m| m.1).fold(0.0, f64::max);
     match slope {
         Some(s) => println!(
             "resident memory: at most {most:.0} KiB, slope after the first minute {s:.1} KiB a minute"
@@ -444,7 +431,7 @@ fn judge(
         output,
         &json!({
             "machine": host::machine(), "attempts": r.attempts, "ok": r.ok, "failures": r.failures,
-            "seconds": r.run.seconds, "ordinary_second": ordinary, "causes": list, "rss_kib": soak.memory,
+            "seconds": r.run.seconds, "ordinary_second": ordinary, "causes": list, "rss_kib": memory,
             "rss_most_kib": most, "rss_slope_kib_per_minute": slope, "wrong": wrong, "series": r.series,
         }),
     )?;
