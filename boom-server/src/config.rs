@@ -29,7 +29,7 @@ pub struct Config {
     )]
     pub listen: Vec<SocketAddr>,
 
-    /// Address and port of /metrics, /healthz, /readyz and /verdict; 'none' for no endpoint
+    /// Address and port of / (a page), /metrics, /healthz, /readyz and /verdict; 'none' for no endpoint
     #[arg(long, env = "BOOM_ADMIN", value_name = "ADDR", default_value = "[::]:9100", value_parser = admin)]
     pub admin: Admin,
 

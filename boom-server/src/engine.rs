@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use crate::accept::Acceptor;
 use crate::config::{Cidr, Events};
 use crate::events::Log;
+use crate::kill::{Kill, LastKill};
 use crate::tally::Tally;
 use canary_forge::flow::{Action, Flows, Judgement, Settings};
 use canary_forge::forgery::Spec;
@@ -67,6 +68,8 @@ pub struct State {
     pub evicted: u64,
     /// Not judged when the run ended, nothing forged on some of them.
     pub unjudged: u64,
+    /// The last connection that was seen killed.
+    pub last_kill: Option<Kill>,
     /// The first leak that was judged.
     pub first_leak: Option<Judgement>,
 }
@@ -115,6 +118,7 @@ pub struct Engine {
     packet: Vec<u8>,
     /// Not counted yet: whoever reads the state waits for no packet, and no packet for it.
     done: Vec<Done>,
+    last_kill: LastKill,
 }
 
 /// What was done about an action.
@@ -152,6 +156,7 @@ impl Engine {
             drained: Duration::ZERO,
             packet: Vec::with_capacity(128),
             done: Vec::new(),
+            last_kill: LastKill::default(),
         }
     }
 
@@ -290,6 +295,9 @@ impl Engine {
                 Done::Noted(Action::Forge { .. } | Action::Probe { .. }) | Done::Sent(..) => {}
             }
         }
+        if let Some(kill) = self.last_kill.take() {
+            state.last_kill = Some(kill);
+        }
         state.evicted = self.flows.evicted();
         state.sniffer.received = self.sniffers.iter().map(Sniffer::received).sum();
         state.sniffer.dropped = self.sniffers.iter().map(|s| u64::from(s.dropped())).sum();
@@ -308,6 +316,7 @@ impl Engine {
                 match sent {
                     Ok(()) => {
                         self.log.forged(now, &tuple, forgery, &spec);
+                        self.last_kill.sent(tuple, spec);
                         self.done.push(Done::Sent(action, latency));
                     }
                     Err(e) => {
@@ -334,8 +343,14 @@ impl Engine {
 
     fn note(&mut self, action: Action, now: Duration) {
         match &action {
-            Action::Judged(j) => self.log.judged(now, j),
-            Action::Reset(r) => self.log.reset(now, r),
+            Action::Judged(j) => {
+                self.log.judged(now, j);
+                self.last_kill.judged(now, j);
+            }
+            Action::Reset(r) => {
+                self.log.reset(now, r);
+                self.last_kill.reset(now, r);
+            }
             _ => {}
         }
         self.done.push(Done::Noted(action));

@@ -30,6 +30,7 @@ use crate::engine::{Classes, Engine, PARITY, Shared};
 use crate::listener;
 use crate::metrics;
 use crate::netstat;
+use crate::page;
 use crate::privilege::{self, PrivilegeError};
 use crate::report::{self, Accepted};
 use canary_forge::flow::Settings;
@@ -135,12 +136,19 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
             let program = Arc::clone(&program);
             move || {
                 let result = program.result(EndedBy::Running, program.accepted(), &[]);
+                page::render(&result, program.shared.state().last_kill.as_ref())
+            }
+        };
+        let verdict = {
+            let program = Arc::clone(&program);
+            move || {
+                let result = program.result(EndedBy::Running, program.accepted(), &[]);
                 serde_json::to_string(&result).unwrap_or_default()
             }
         };
         let handle = metrics::init()?;
         tokio::spawn(publish(Arc::clone(&program), handle.clone()));
-        let admin_content = Arc::new(Admin::new(handle).with_verdict(page));
+        let admin_content = Arc::new(Admin::new(handle).with_verdict(verdict).with_page(page));
         if let Some(listener) = admin {
             let listener =
                 tokio::net::TcpListener::from_std(listener).map_err(start("serve --admin"))?;

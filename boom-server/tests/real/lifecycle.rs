@@ -342,6 +342,12 @@ pub(crate) fn the_admin_port_tells() {
     for told in ["\"verdict\":\"inconclusive\"", "\"ended_by\":\"running\""] {
         assert!(verdict.contains(told), "{told}: {verdict}");
     }
+    let page = get("/");
+    for told in
+        ["content-type: text/html", "So far: <strong class=\"inconclusive\">", ">control</th>"]
+    {
+        assert!(page.contains(told), "{told}: {page}");
+    }
     drop(held);
     boom.stop(SOON).unwrap();
 }

@@ -41,6 +41,8 @@ pub struct Admin {
     ready: AtomicBool,
     /// The JSON document of /verdict, where there is one.
     verdict: Option<Page>,
+    /// The HTML of /, where there is one.
+    page: Option<Page>,
     /// Brings the metrics up to date before they are shown.
     update: OnceLock<Update>,
 }
@@ -55,13 +57,26 @@ impl Admin {
     /// An endpoint that is alive and not yet ready.
     #[must_use]
     pub fn new(metrics: PrometheusHandle) -> Self {
-        Self { metrics, ready: AtomicBool::new(false), verdict: None, update: OnceLock::new() }
+        Self {
+            metrics,
+            ready: AtomicBool::new(false),
+            verdict: None,
+            page: None,
+            update: OnceLock::new(),
+        }
     }
 
     /// Adds /verdict.
     #[must_use]
     pub fn with_verdict(mut self, json: impl Fn() -> String + Send + Sync + 'static) -> Self {
         self.verdict = Some(Box::new(json));
+        self
+    }
+
+    /// Adds /.
+    #[must_use]
+    pub fn with_page(mut self, html: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        self.page = Some(Box::new(html));
         self
     }
 
@@ -81,6 +96,7 @@ impl Admin {
         const TEXT: &str = "text/plain; charset=utf-8";
         // The exposition format's version (Prometheus, text format 0.0.4).
         const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+        const HTML: &str = "text/html; charset=utf-8";
         let (status, kind, body) = match path {
             _ if method != Method::GET && method != Method::HEAD => {
                 (StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET\n".to_owned())
@@ -99,6 +115,10 @@ impl Admin {
             "/verdict" if self.verdict.is_some() => {
                 let json = self.verdict.as_ref().map_or_else(String::new, |page| page());
                 (StatusCode::OK, "application/json", json)
+            }
+            "/" if self.page.is_some() => {
+                let html = self.page.as_ref().map_or_else(String::new, |page| page());
+                (StatusCode::OK, HTML, html)
             }
             _ => (StatusCode::NOT_FOUND, TEXT, "not found\n".to_owned()),
         };
@@ -157,7 +177,7 @@ mod tests {
         assert_eq!(a.respond(&Method::GET, "/readyz").status(), 200);
     }
 
-    /// Unknown paths and methods are refused; /verdict exists where it was given.
+    /// Unknown paths and methods are refused; / and /verdict exist where they were given.
     #[test]
     fn refuses_what_it_does_not_serve() {
         let a = admin();
@@ -169,6 +189,8 @@ mod tests {
         assert_eq!(r.headers()["content-type"], "application/json");
         let body = futures_now(r.into_body().collect());
         assert_eq!(body.to_bytes(), "{}");
+        let r = a.with_page(|| "<p>".to_owned()).respond(&Method::GET, "/");
+        assert_eq!(r.headers()["content-type"], "text/html; charset=utf-8");
     }
 
     /// A body that is already there needs no runtime.
