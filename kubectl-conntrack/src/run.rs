@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use canary_record::names::EndedBy;
+use canary_runtime::output::ResultFile;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
@@ -114,9 +115,7 @@ pub fn save<T: Serialize>(dir: &Path, name: &str, document: &T) -> Result<(), St
     let path = dir.join(name);
     let write = || {
         std::fs::create_dir_all(dir)?;
-        let mut text = serde_json::to_vec_pretty(document)?;
-        text.push(b'\n');
-        std::fs::write(&path, text)
+        Ok::<_, std::io::Error>(ResultFile::prepare(&path)?.write(document)?)
     };
     write().map_err(|source| Stop::Save { path: path.display().to_string(), source })
 }

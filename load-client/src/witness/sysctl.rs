@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use canary_record::result::witness::Changed;
@@ -181,16 +181,14 @@ impl Drop for Watching {
 fn remember(file: &Path, memory: &Memory) -> Result<(), SysctlError> {
     let mend = "; name a writable directory with --state-dir";
     let text = serde_json::to_vec(memory).unwrap_or_default();
-    let part = file.with_extension("part");
-    fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .custom_flags(nix::libc::O_NOFOLLOW)
-        .open(&part)
-        .and_then(|mut f| f.write_all(&text).and_then(|()| f.sync_all()))
-        .and_then(|()| fs::rename(&part, file))
+    // Whole or not at all, in a name that nobody can have taken; readable by its owner alone.
+    tempfile::NamedTempFile::new_in(file.parent().unwrap_or(Path::new(".")))
+        .and_then(|mut part| {
+            part.write_all(&text)?;
+            part.as_file().sync_all()?;
+            part.persist(file).map_err(|e| e.error)
+        })
+        .map(drop)
         .map_err(failed("write", file, mend))
 }
 

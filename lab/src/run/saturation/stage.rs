@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::document::lab::{FrontEnd, Path as NetPath, Protection};
 use canary_record::result::observe::ObserveResult;
+use canary_runtime::output::write_file;
 use canary_testbed::capture;
 use canary_testbed::evidence::EvidenceError;
 use canary_testbed::exec::{Call, Process, Ready};
@@ -97,7 +98,8 @@ impl<'a> Stage<'a> {
              ip daddr {} tcp dport {{ {LOAD_PORT}, {HELD_PORT} }} dnat to {}\n }}\n}}\n",
             service.vip.v4, service.pod.v4
         );
-        fs::write(dir.join("rules-load.txt"), &rules).map_err(io_error("write", &dir))?;
+        write_file(&dir.join("rules-load.txt"), rules.as_str())
+            .map_err(|e| io_error("write", &dir)(e.into()))?;
         let tools = setting.tools.clone();
         place
             .within("node1", move || Ok(tools.call("nft", &["-f", "-"])?.stdin(&rules).run()?))?;
