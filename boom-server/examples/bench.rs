@@ -320,11 +320,12 @@ fn simple() -> Result<()> {
 }
 
 fn forge_on(sender: &Socket, seg: &Segment<'_>, packet: &mut Vec<u8>) -> Result<()> {
-    let numbers = Numbers { snd: seg.ack, rcv: Seq(seg.seq.0), client_window: 0 };
+    let numbers = Numbers { snd: seg.ack, rcv: Seq(seg.seq.0), peer_window: 0 };
     let spec = forgery::spec(Forgery::Control, numbers);
     let emit = Emit {
         src: seg.dst,
         dst: seg.src,
+        class: 0,
         seq: spec.seq,
         ack: spec.ack,
         flags: spec.flags,

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,9 +36,21 @@ pub struct Counters {
     pub resets: AtomicU64,
     /// Connections open now.
     pub open: AtomicU64,
+    /// Connections whose client called the address that they arrived at.
+    pub called_here: AtomicU64,
+    /// Connections whose client called another.
+    pub called_elsewhere: AtomicU64,
 }
 
 impl Counters {
+    /// A client says which address it called, on a connection that arrived at `here`.
+    pub fn called(&self, called: SocketAddr, here: SocketAddr) {
+        let same =
+            (called.ip().to_canonical(), called.port()) == (here.ip().to_canonical(), here.port());
+        let count = if same { &self.called_here } else { &self.called_elsewhere };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// A connection is over.
     fn ended(&self, how: io::Result<()>) {
         if how.is_err_and(|e| Errno::of(&e) == Errno::Econnreset) {
@@ -170,7 +182,10 @@ impl Acceptor {
             stream.set_nonblocking(true).and_then(|()| tokio::net::TcpStream::from_std(stream));
         match stream {
             Ok(stream) => {
-                self.runtime.spawn(async move { counters.ended(echo::serve(stream).await) });
+                self.runtime.spawn(async move {
+                    let how = echo::serve(stream, &counters).await;
+                    counters.ended(how);
+                });
             }
             Err(e) => {
                 self.failed(&e);

@@ -2,14 +2,17 @@
 
 use std::io;
 
-use canary_record::probe::{Body, BodyHash, MAX_LINE, Request};
+use canary_record::probe::{Body, BodyHash, Line, MAX_LINE, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+use crate::accept::Counters;
 
 const CHUNK: usize = 16 * 1024;
 
 /// One connection, to the client's FIN. An error is that of reading or writing it.
-pub async fn serve(mut stream: TcpStream) -> io::Result<()> {
+pub async fn serve(mut stream: TcpStream, counters: &Counters) -> io::Result<()> {
+    let mut told = false;
     let mut buf = Vec::new();
     loop {
         let Some(end) = buf.iter().position(|&b| b == b'\n') else {
@@ -28,8 +31,13 @@ pub async fn serve(mut stream: TcpStream) -> io::Result<()> {
             continue;
         };
         let rest = buf.split_off(end + 1);
-        let request = std::str::from_utf8(&buf).ok().and_then(|l| l.parse().ok());
-        match request {
+        let line = std::str::from_utf8(&buf).ok().and_then(|l| l.parse::<Line>().ok());
+        if let Some(called) = line.and_then(|l| l.called)
+            && !std::mem::replace(&mut told, true)
+        {
+            counters.called(called, stream.local_addr()?);
+        }
+        match line.map(|l| l.request) {
             Some(Request::Answer { delay, length, seed }) => {
                 tokio::time::sleep(delay).await;
                 answer(&mut stream, length, seed).await?;

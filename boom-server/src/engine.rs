@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use canary_record::names::{ClientClass, Outcome};
+use canary_record::hist::Latency;
+use canary_record::names::ClientClass;
 use canary_record::result::boom::Sniffer as SnifferResult;
-use canary_wire::segment::{Emit, FourTuple};
+use canary_wire::segment::FourTuple;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::Notify;
 
@@ -17,10 +18,10 @@ use crate::accept::Acceptor;
 use crate::config::{Cidr, Events};
 use crate::events::Log;
 use crate::kill::{Kill, LastKill};
-use crate::tally::Tally;
-use canary_forge::flow::{Action, Flows, Judgement, Settings};
-use canary_forge::forgery::Spec;
+use canary_forge::flow::{Action, Arrival, Flows, Settings};
+use canary_forge::forgery::{self, Spec};
 use canary_forge::raw::{BATCH, Sender, Sniffer};
+use canary_forge::tally::Tally;
 
 /// How long the thread sleeps at most: it looks for the end of the run then.
 const NAP: Duration = Duration::from_millis(50);
@@ -28,9 +29,8 @@ const NAP: Duration = Duration::from_millis(50);
 const ROUNDS: usize = 16;
 /// How long the raw sockets and accept() may lag behind one another at the end of a run.
 pub const PARITY: Duration = Duration::from_millis(500);
-/// The window that forged segments offer, as Linux does at the start of a
-/// connection; none of the answers depends on it.
-const WINDOW: u16 = 502;
+/// A handshake that seems to have waited longer was measured across a clock step.
+const CLOCK_STEP: Duration = Duration::from_secs(10);
 
 /// Which class a peer's address belongs to.
 #[derive(Clone, Debug, Default)]
@@ -70,8 +70,8 @@ pub struct State {
     pub unjudged: u64,
     /// The last connection that was seen killed.
     pub last_kill: Option<Kill>,
-    /// The first leak that was judged.
-    pub first_leak: Option<Judgement>,
+    /// From the kernel's receipt of the handshake to the forged segment's departure.
+    pub latency: Latency,
 }
 
 /// What the engine and the rest of the program share.
@@ -214,7 +214,7 @@ impl Engine {
         while self.drained < end && self.start.elapsed() < until {
             self.turn(&all, actions)?;
         }
-        let handshakes = self.shared.state().tally.handshakes;
+        let handshakes = self.shared.state().tally.handshakes.finished;
         while self.acceptor.accepted() < handshakes && self.start.elapsed() < until {
             let mut fds = [PollFd::new(self.acceptor.as_fd(), PollFlags::POLLIN)];
             poll(&mut fds, millis(NAP))?;
@@ -233,8 +233,9 @@ impl Engine {
                     let now = self.start.elapsed();
                     // Not before the sockets were last seen empty, whatever the wall clock says.
                     let age = r.at.and_then(|at| at.elapsed().ok()).unwrap_or_default();
-                    let arrived = now.saturating_sub(age).max(self.drained);
-                    self.flows.segment(now, arrived, &r.segment, actions);
+                    let at = now.saturating_sub(age).max(self.drained);
+                    let arrival = Arrival { at, ttl: r.ttl, class: r.class };
+                    self.flows.segment(now, arrival, &r.segment, actions);
                     for action in actions.drain(..) {
                         self.perform(action, now, r.at);
                     }
@@ -272,27 +273,18 @@ impl Engine {
     /// Counts what was done; true when the first leak is among it.
     fn publish(&mut self) -> bool {
         let mut state = self.shared.state();
-        let known = state.first_leak.is_some();
+        let known = state.tally.first_leak.is_some();
         for done in self.done.drain(..) {
             match done {
-                Done::Sent(Action::Forge { tuple, forgery, .. }, latency) => {
-                    let class = self.classes.of(tuple.remote.ip());
-                    state.tally.forged(&tuple, class, forgery, latency);
-                }
                 Done::NotSent => state.tally.send_errors += 1,
-                Done::Noted(Action::Handshake) => state.tally.handshakes += 1,
-                Done::Noted(Action::NotForged) => state.tally.settled += 1,
-                Done::Noted(Action::Elsewhere(tuple)) => state.tally.elsewhere(&tuple),
-                Done::Noted(Action::Judged(j)) => {
-                    state.tally.judged(&j, self.classes.of(j.tuple.remote.ip()));
-                    if j.fate.name() == Outcome::Leaked && state.first_leak.is_none() {
-                        state.first_leak = Some(j);
+                Done::Sent(action, latency) => {
+                    state.tally.note(&action, |ip| self.classes.of(ip));
+                    if let Some(latency) = latency.filter(|l| *l < CLOCK_STEP) {
+                        state.latency.record(latency);
+                        metrics::histogram!(crate::metrics::HANDSHAKE_TO_FORGE).record(latency);
                     }
                 }
-                Done::Noted(Action::Reset(r)) => {
-                    state.tally.reset(&r, self.classes.of(r.tuple.remote.ip()));
-                }
-                Done::Noted(Action::Forge { .. } | Action::Probe { .. }) | Done::Sent(..) => {}
+                Done::Noted(action) => state.tally.note(&action, |ip| self.classes.of(ip)),
             }
         }
         if let Some(kill) = self.last_kill.take() {
@@ -304,7 +296,7 @@ impl Engine {
         state.sniffer.malformed = self.sniffers.iter().map(Sniffer::malformed).sum();
         state.sniffer.control_truncated =
             self.sniffers.iter().map(Sniffer::control_truncated).sum();
-        !known && state.first_leak.is_some()
+        !known && state.tally.first_leak.is_some()
     }
 
     /// Sends what is to be sent, and notes the rest.
@@ -312,6 +304,7 @@ impl Engine {
         match action {
             Action::Forge { tuple, forgery, spec, timestamps, at_once } => {
                 let sent = self.send(&tuple, &spec, timestamps);
+                // The wall clock may have been stepped in between.
                 let latency = at.filter(|_| at_once).and_then(|at| at.elapsed().ok());
                 match sent {
                     Ok(()) => {
@@ -362,25 +355,7 @@ impl Engine {
         spec: &Spec,
         timestamps: Option<(u32, u32)>,
     ) -> std::io::Result<()> {
-        // RFC 7323, section 3.2: once negotiated, every segment carries timestamps.
-        // Ours repeat what the client echoed last, which is never too old.
-        let mut options = [1, 1, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0];
-        let options = timestamps.map_or(&[][..], |(value, echo)| {
-            options[4..8].copy_from_slice(&echo.to_be_bytes());
-            options[8..].copy_from_slice(&value.to_be_bytes());
-            &options[..]
-        });
-        let emit = Emit {
-            src: tuple.local,
-            dst: tuple.remote,
-            seq: spec.seq,
-            ack: spec.ack,
-            flags: spec.flags,
-            window: WINDOW,
-            options,
-            payload: spec.payload,
-        };
-        emit.packet(&mut self.packet);
+        forgery::packet(tuple, spec, timestamps, &mut self.packet);
         self.sender.send(&self.packet, tuple.remote.ip())
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use canary_record::names::{Forgery, Outcome};
+use canary_record::names::Forgery;
 use canary_runtime::limit::{Decision, Limit};
 use canary_wire::segment::FourTuple;
 
@@ -104,13 +104,13 @@ impl Log {
 
     /// A forged segment was judged.
     pub fn judged(&mut self, now: Duration, j: &Judgement) {
-        if j.fate.name() == Outcome::Leaked {
+        if j.fate.reset() {
             self.leaks += 1;
             if self.leaks <= FIRST_LEAKS || self.leaked.allow(now) {
                 // The word that Kubernetes' end-to-end test looks for.
                 tracing::error!(
                     client = %j.tuple.remote, server = %j.tuple.local, forgery = %j.forgery,
-                    killed = j.fate.killed(), after_us = j.after.as_micros() as u64,
+                    outcome = %j.fate.name(), killed = j.fate.killed(), after_us = j.after.as_micros() as u64,
                     "ERROR: the client's RST answers a forged segment"
                 );
             }
@@ -136,8 +136,8 @@ impl Log {
                 );
                 return;
             }
-            ResetCause::Other { expected } => Some(expected.0),
-            ResetCause::UnknownConnection => None,
+            ResetCause::Other { expected, .. } => Some(expected.0),
+            ResetCause::Gone | ResetCause::UnknownConnection => None,
         };
         if self.other.allow(now) {
             tracing::info!(

@@ -118,7 +118,7 @@ pub(crate) mod tests {
         last.sent(tuple(40000), spec(7));
         last.sent(tuple(40001), spec(8));
         last.reset(Duration::ZERO, &reset(40000, 7, forged));
-        last.judged(Duration::ZERO, &judgement(40000, Fate::Leaked { killed: true }));
+        last.judged(Duration::ZERO, &judgement(40000, Fate::Leaked { killed: true, node: false }));
         assert_eq!(last.take(), Some(kill()));
         assert_eq!(last.take(), None);
     }
@@ -128,10 +128,11 @@ pub(crate) mod tests {
     fn only_a_kill_is_told() {
         let mut last = LastKill::default();
         let forged = ResetCause::Forged(Forgery::AboveWindow);
-        let dead = Fate::Leaked { killed: true };
-        for (cause, fate) in
-            [(forged, Fate::Leaked { killed: false }), (ResetCause::UnknownConnection, dead)]
-        {
+        let dead = Fate::Leaked { killed: true, node: false };
+        for (cause, fate) in [
+            (forged, Fate::Leaked { killed: false, node: false }),
+            (ResetCause::UnknownConnection, dead),
+        ] {
             last.sent(tuple(40000), spec(7));
             last.reset(Duration::ZERO, &reset(40000, 7, cause));
             last.judged(Duration::ZERO, &judgement(40000, fate));

@@ -19,7 +19,7 @@ pub mod page;
 pub mod privilege;
 pub mod report;
 pub mod run;
-pub mod tally;
+pub mod stall;
 
 use std::process::ExitCode;
 

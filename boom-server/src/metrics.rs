@@ -28,6 +28,14 @@ pub fn init() -> Result<PrometheusHandle, MetricsError> {
         ("boom_accept_errors_total", "accept() errors"),
         ("boom_connections_reset_total", "Accepted connections that ended with ECONNRESET"),
         ("boom_handshakes_total", "Handshakes that the raw sockets saw"),
+        ("boom_syns_total", "Connections asked for"),
+        ("boom_syns_repeated_total", "SYNs that came again before the handshake was complete"),
+        ("boom_syn_acks_repeated_total", "SYN-ACKs that this network namespace sent again"),
+        (
+            "boom_handshakes_unfinished_total",
+            "Handshakes never finished, by the segment that was lost",
+        ),
+        ("boom_connections_stalled_total", "Connections whose data was sent again in vain"),
         ("boom_forged_total", "Segments forged"),
         ("boom_outcomes_total", "Judgements of forged segments"),
         ("boom_killed_total", "Leaked segments whose reset ended the connection"),
@@ -51,7 +59,15 @@ pub fn publish(state: &State, accepted: Accepted) {
     set("boom_connections_accepted_total", accepted.accepted);
     set("boom_accept_errors_total", accepted.errors);
     set("boom_connections_reset_total", accepted.resets);
-    set("boom_handshakes_total", state.tally.handshakes);
+    let h = &state.tally.handshakes;
+    set("boom_handshakes_total", h.finished);
+    set("boom_syns_total", h.syns);
+    set("boom_syns_repeated_total", h.repeated_syns);
+    set("boom_syn_acks_repeated_total", accepted.repeated);
+    set("boom_connections_stalled_total", accepted.stalled);
+    for (lost, n) in [("syn-ack", h.syn_ack_lost), ("ack", h.ack_lost)] {
+        counter!("boom_handshakes_unfinished_total", "lost" => lost).absolute(n);
+    }
     set("boom_evicted_total", state.evicted);
     set("boom_send_errors_total", state.tally.send_errors);
     set("boom_sniffer_received_total", state.sniffer.received);

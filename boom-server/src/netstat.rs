@@ -1,4 +1,4 @@
-//! The kernel's own count of handshakes that were reset before they were complete.
+//! The kernel's own counts of handshakes.
 
 /// Segments that reset a handshake that TCP had not completed, in this network namespace
 /// since it began (`LINUX_MIB_EMBRYONICRSTS`, tcp_check_req()). 0 where the kernel does not
@@ -9,9 +9,19 @@
 /// first.
 #[must_use]
 pub fn embryonic_resets() -> u64 {
+    tcp_ext("EmbryonicRsts")
+}
+
+/// SYNs and SYN-ACKs that were sent again (`LINUX_MIB_TCPSYNRETRANS`, tcp_rtx_synack()).
+#[must_use]
+pub fn syn_retransmissions() -> u64 {
+    tcp_ext("TCPSynRetrans")
+}
+
+fn tcp_ext(name: &str) -> u64 {
     std::fs::read_to_string("/proc/net/netstat")
         .ok()
-        .and_then(|text| counter(&text, "TcpExt:", "EmbryonicRsts"))
+        .and_then(|text| counter(&text, "TcpExt:", name))
         .unwrap_or_default()
 }
 

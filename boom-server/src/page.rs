@@ -150,7 +150,7 @@ mod tests {
 
     fn result() -> BoomResult {
         let mut counts = Counts::default();
-        for fate in [Fate::Leaked { killed: true }, Fate::Delivered, Fate::Delivered] {
+        for fate in [Fate::Leaked { killed: true, node: false }, Fate::Delivered, Fate::Delivered] {
             counts.count(fate);
         }
         let run = Clock::start().run("boom-server", "0", EndedBy::Running, Config::new());

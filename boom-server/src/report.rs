@@ -2,12 +2,13 @@
 
 use std::fmt::Write as _;
 
-use canary_record::names::{Outcome, Verdict};
-use canary_record::result::boom::{BoomResult, Connections};
+use canary_record::names::{Direction, Outcome, Verdict};
+use canary_record::outcome::Counts;
+use canary_record::result::boom::{BoomResult, Connections, Handshakes, OutcomeCount};
 use canary_record::result::{Run, SCHEMA_VERSION};
 
 use crate::engine::State;
-use canary_forge::diagnose;
+use canary_forge::diagnose::{self, Context};
 
 /// The accept queue's side of the counts.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,6 +21,14 @@ pub struct Accepted {
     pub resets: u64,
     /// Resets of handshakes that TCP had not completed, in this network namespace.
     pub embryonic: u64,
+    /// SYN-ACKs and SYNs sent again, in this network namespace.
+    pub repeated: u64,
+    /// Connections that were seen hung.
+    pub stalled: u64,
+    /// Connections whose client called the address that they arrived at.
+    pub called_here: u64,
+    /// Connections whose client called another.
+    pub called_elsewhere: u64,
 }
 
 /// The result so far, or at the end.
@@ -32,22 +41,34 @@ pub fn result(
     notes: &[String],
 ) -> BoomResult {
     let outcomes = state.tally.outcomes();
-    let paths = diagnose::paths(&outcomes, min_forged);
+    let context = Context {
+        min_forged,
+        direction: Direction::ServerToClient,
+        called_here: accepted.called_here,
+        called_elsewhere: accepted.called_elsewhere,
+    };
+    let paths = diagnose::paths(&outcomes, &context);
+    let handshakes = Handshakes { repeated_syn_acks: accepted.repeated, ..state.tally.handshakes };
     let connections = Connections {
         accepted: accepted.accepted,
-        handshakes: state.tally.handshakes,
+        handshakes: handshakes.finished,
         forged: state.tally.forged,
         evicted: state.evicted,
         unjudged: state.unjudged,
         accept_errors: accepted.errors,
         reset_seen_by_application: accepted.resets,
         reset_before_accept: reset_before_accept(
-            state.tally.handshakes,
+            handshakes.finished,
             accepted,
             outcomes.iter().map(|o| o.counts.killed).sum(),
         ),
+        from_own_address: state.tally.own.map_or(0, |(n, _)| n),
+        stalled: accepted.stalled,
+        called_here: accepted.called_here,
+        called_elsewhere: accepted.called_elsewhere,
     };
-    let doubts = doubts(state, &connections);
+    let mut doubts = doubts(state, &connections);
+    doubts.extend(contrary(state, &connections, &outcomes));
     let mut verdict = diagnose::overall(&paths);
     if verdict == Verdict::Protected && !doubts.is_empty() {
         verdict = Verdict::Inconclusive;
@@ -57,11 +78,20 @@ pub fn result(
         .flat_map(|p| p.reasons.iter().map(move |r| format!("{} {}: {r}", p.class, p.family)))
         .collect();
     if paths.is_empty() {
-        reasons.push(match connections.handshakes {
-            0 => "nothing was forged: no client connected".to_owned(),
-            n => format!("nothing was forged: {n} connections ended before, or were let alone"),
+        reasons.push(match (handshakes.syns, handshakes.finished) {
+            (0, _) => "nothing was forged: no client connected, not one SYN came".to_owned(),
+            (n, 0) => format!("nothing was forged: {n} SYNs came, and no handshake was finished"),
+            (_, n) => {
+                format!("nothing was forged: {n} connections ended before, or were let alone")
+            }
         });
+    } else if verdict == Verdict::Protected {
+        reasons.push(format!(
+            "this covers {} alone: see load-client probe --forge",
+            context.direction
+        ));
     }
+    reasons.extend(unfinished(&handshakes));
     if let Some((n, ip)) = state.tally.elsewhere {
         reasons.push(format!(
             "{n} connections came to {ip} or others that POD_IP and POD_IPS do not name: nothing was forged on them"
@@ -73,13 +103,15 @@ pub fn result(
         schema_version: SCHEMA_VERSION,
         run,
         verdict,
+        direction: context.direction,
         reasons,
         paths,
         connections,
+        handshakes,
         outcomes,
         resets: state.tally.resets.clone(),
         sniffer: state.sniffer.clone(),
-        handshake_to_forge: state.tally.latency.summary(),
+        handshake_to_forge: state.latency.summary(),
     }
 }
 
@@ -87,6 +119,73 @@ pub fn result(
 /// port scan's: no more are explained than are missing, or than the forged segments killed.
 fn reset_before_accept(handshakes: u64, accepted: Accepted, killed: u64) -> u64 {
     handshakes.saturating_sub(accepted.accepted).min(accepted.embryonic).min(killed)
+}
+
+/// What became of handshakes that were never finished.
+fn unfinished(h: &Handshakes) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if h.ack_lost > 0 {
+        reasons.push(format!(
+            "{} of {} handshakes were never finished though the clients had the SYN-ACK (they asked \
+             once): their acknowledgment is lost on its way here. Where a rule drops INVALID and \
+             conntrack does not see both directions (asymmetric routes, DSR), the drop is the fault: \
+             make the routes symmetric, or leave such connections out of the drop",
+            h.ack_lost, h.syns
+        ));
+    }
+    if h.syn_ack_lost > 0 {
+        reasons.push(format!(
+            "{} of {} handshakes were never finished, and the clients asked again: the SYN-ACK is \
+             lost on its way to them",
+            h.syn_ack_lost, h.syns
+        ));
+    }
+    reasons
+}
+
+/// Evidence that something harms connections here, whatever the outcomes say.
+fn contrary(state: &State, c: &Connections, outcomes: &[OutcomeCount]) -> Vec<String> {
+    let mut found = Vec::new();
+    let (resets, sum) = (&state.tally.resets, outcomes.iter().map(|o| &o.counts).sum::<Counts>());
+    if let Some((n, ip)) = state.tally.own {
+        found.push(format!(
+            "{n} connections came from {ip}, an address of this pod itself: a proxy (a mesh's sidecar) \
+             was measured, not the path to it"
+        ));
+    }
+    if resets.unexplained > 0 {
+        found.push(format!(
+            "{} resets ended connections with the number expected and without an application's ACK \
+             bit, and no forged segment explains them",
+            resets.unexplained
+        ));
+    }
+    let explained = sum.killed
+        + sum.killed_later
+        + resets.by_application
+        + resets.gone
+        + resets.unexplained
+        + resets.unknown_connection;
+    if c.reset_seen_by_application > explained {
+        found.push(format!(
+            "the application saw {} connections reset, of which only {explained} are explained",
+            c.reset_seen_by_application
+        ));
+    }
+    if c.stalled > 0 {
+        found.push(format!(
+            "{} connections hang: data of this server's was sent again and again and is not \
+             acknowledged. Where a rule drops INVALID it may take segments that nobody forged \
+             (asymmetric routes, DSR, offload, notrack): then the drop is the fault, and be_liberal or \
+             symmetric routes mend it",
+            c.stalled
+        ));
+    }
+    let h = &state.tally.handshakes;
+    if (h.ack_lost + h.syn_ack_lost) * 20 > h.syns {
+        found.push("more than one handshake in twenty was never finished".to_owned());
+    }
+    found
 }
 
 /// What forbids a verdict of 'protected'.
@@ -129,10 +228,11 @@ fn doubts(state: &State, c: &Connections) -> Vec<String> {
 #[must_use]
 pub fn one_line(result: &BoomResult, state: &State) -> String {
     let mut line = format!("{}: ", result.verdict);
-    if let Some(leak) = state.first_leak {
+    if let Some(leak) = state.tally.first_leak {
         let _ = write!(
             line,
-            "{} to {} was answered with a reset{}; ",
+            "{}: {} to {} was answered with a reset{}; ",
+            result.direction,
             leak.forgery,
             leak.tuple.remote,
             if leak.fate.killed() { " that ended the connection" } else { "" }

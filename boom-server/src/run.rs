@@ -2,8 +2,8 @@
 
 use std::io::{self, IsTerminal};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
@@ -33,11 +33,14 @@ use crate::netstat;
 use crate::page;
 use crate::privilege::{self, PrivilegeError};
 use crate::report::{self, Accepted};
-use canary_forge::flow::Settings;
+use crate::stall::{self, Stalled};
+use canary_forge::flow::{End, Settings};
 use canary_forge::raw::{RawError, Sender, Sniffer};
 
 /// How often the ends of a run are looked for.
 const LOOK: Duration = Duration::from_millis(20);
+/// How often connections that hang are looked for.
+const STALLS: Duration = Duration::from_secs(1);
 /// How old a number on the admin port may be.
 const PUBLISH: Duration = Duration::from_millis(500);
 
@@ -127,6 +130,9 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
         shared,
         counters: Arc::new(Counters::default()),
         embryonic: netstat::embryonic_resets(),
+        repeated: netstat::syn_retransmissions(),
+        ports: ports.clone(),
+        stalled: Mutex::default(),
     };
     runtime.block_on(async {
         // Signals are caught before anything can be lost.
@@ -146,6 +152,7 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
                 serde_json::to_string(&result).unwrap_or_default()
             }
         };
+        tokio::spawn(watch(Arc::clone(&program)));
         let handle = metrics::init()?;
         tokio::spawn(publish(Arc::clone(&program), handle.clone()));
         let admin_content = Arc::new(Admin::new(handle).with_verdict(verdict).with_page(page));
@@ -195,8 +202,7 @@ fn engine(
         outcome_timeout: config.outcome_timeout,
         forge_delay: config.forge_delay,
         capacity: config.max_flows as usize,
-        listen,
-        local: config.local_ips(),
+        end: End::Server { listen, local: config.local_ips() },
     };
     let classes = Classes { pods: config.pod_cidr.clone(), nodes: config.node_ip.clone() };
     let shared = Arc::clone(&program.shared);
@@ -287,6 +293,20 @@ fn of_this_run(before: u64, now: u64, handshakes: u64) -> u64 {
 }
 
 /// Keeps the metrics up to date, and the histogram's memory bounded.
+/// Looks for connections that hang, for ever. The kernel's list may be long, so it is read
+/// elsewhere, and for a twentieth of the time at most.
+async fn watch(program: Arc<Program>) {
+    let mut pause = STALLS;
+    loop {
+        sleep(pause).await;
+        let begun = Instant::now();
+        let program = Arc::clone(&program);
+        // A look that panics has seen nothing.
+        let _ = tokio::task::spawn_blocking(move || program.look_for_stalls()).await;
+        pause = STALLS.max(begun.elapsed() * 20);
+    }
+}
+
 async fn publish(program: Arc<Program>, handle: PrometheusHandle) {
     loop {
         metrics::publish(&program.shared.snapshot(), program.accepted());
@@ -310,17 +330,37 @@ struct Program {
     monotonic: std::time::Instant,
     shared: Arc<Shared>,
     counters: Arc<Counters>,
-    /// The kernel's count when the program began.
+    /// The kernel's counts when the program began.
     embryonic: u64,
+    repeated: u64,
+    /// The ports listened on, and what hung there.
+    ports: Vec<u16>,
+    stalled: Mutex<Stalled>,
 }
 
 impl Program {
+    fn stalled(&self) -> MutexGuard<'_, Stalled> {
+        self.stalled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks for connections that hang, if any is open.
+    fn look_for_stalls(&self) {
+        if self.counters.open.load(Ordering::Relaxed) > 0 {
+            let waiting = stall::look(&self.ports);
+            self.stalled().note(waiting);
+        }
+    }
+
     fn accepted(&self) -> Accepted {
         Accepted {
             accepted: self.counters.accepted.load(Ordering::Relaxed),
             errors: self.counters.errors.load(Ordering::Relaxed),
             resets: self.counters.resets.load(Ordering::Relaxed),
             embryonic: netstat::embryonic_resets().saturating_sub(self.embryonic),
+            repeated: netstat::syn_retransmissions().saturating_sub(self.repeated),
+            stalled: self.stalled().count(),
+            called_here: self.counters.called_here.load(Ordering::Relaxed),
+            called_elsewhere: self.counters.called_elsewhere.load(Ordering::Relaxed),
         }
     }
 
@@ -363,7 +403,7 @@ impl Program {
             if state.sniffer.failed.is_some() {
                 return EndedBy::Error;
             }
-            if self.config.on_reset == OnReset::Exit && state.first_leak.is_some() {
+            if self.config.on_reset == OnReset::Exit && state.tally.first_leak.is_some() {
                 return EndedBy::Reset;
             }
             if self.config.connections.is_some_and(|n| state.tally.settled >= n) {
@@ -380,7 +420,7 @@ impl Program {
         mut notes: Vec<String>,
     ) -> Exit {
         let by = self.end(&mut shutdown).await;
-        let handshakes = || self.shared.state().tally.handshakes;
+        let handshakes = || self.shared.state().tally.handshakes.finished;
         let accepted = || self.counters.accepted.load(Ordering::Relaxed);
         if by == EndedBy::Connections {
             // Whoever holds the connections may let them go.

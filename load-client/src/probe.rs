@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use canary_record::names::{EndedBy, Errno, Phase, ProbeEnd};
-use canary_record::probe::{Body, BodyHash, Request};
+use canary_record::probe::{Body, BodyHash, Line, Request};
 use canary_record::result::load::Cause;
 use canary_runtime::admin::Admin;
 use canary_runtime::shutdown::Shutdown;
@@ -245,7 +245,8 @@ async fn answer(
     length: u64,
     seed: u64,
 ) -> Result<u64, Failure> {
-    let request = Request::Answer { delay, length, seed }.to_string();
+    let request = Request::Answer { delay, length, seed };
+    let request = Line { request, called: stream.peer_addr().ok() }.to_string();
     within(args.timeout, Phase::Send, stream.write_all(request.as_bytes())).await?;
     let mut expected = Body::new(seed);
     let mut left = length;
@@ -275,7 +276,8 @@ async fn upload(
     length: u64,
     seed: u64,
 ) -> Result<u64, Failure> {
-    let request = Request::Take { length, seed }.to_string();
+    let request = Request::Take { length, seed };
+    let request = Line { request, called: stream.peer_addr().ok() }.to_string();
     within(args.timeout, Phase::Send, stream.write_all(request.as_bytes())).await?;
     let (mut body, mut hash) = (Body::new(seed), BodyHash::default());
     let mut chunk = vec![0; 16 << 10];

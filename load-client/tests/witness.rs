@@ -231,7 +231,8 @@ fn send(
     flags: Flags,
 ) {
     let mut packet = Vec::new();
-    let emit = Emit { src, dst, seq, ack, flags, window: 502, options: &[], payload: b"boom" };
+    let emit =
+        Emit { src, dst, class: 0, seq, ack, flags, window: 502, options: &[], payload: b"boom" };
     assert!(emit.packet(&mut packet));
     bed.within(host, || {
         let IpAddr::V4(to) = dst.ip() else { panic!("IPv4 alone") };

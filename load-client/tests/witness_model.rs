@@ -153,7 +153,8 @@ fn packet(t: Tuple, (seq, ack): (u32, u32), flags: Flags, payload: &[u8]) -> Vec
     let (src, dst) = (t.source, t.destination);
     let (seq, ack) = (Seq(seq), Seq(ack));
     assert!(
-        Emit { src, dst, seq, ack, flags, window: 502, options: &[], payload }.packet(&mut buf)
+        Emit { src, dst, class: 0, seq, ack, flags, window: 502, options: &[], payload }
+            .packet(&mut buf)
     );
     buf
 }

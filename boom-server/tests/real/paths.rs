@@ -3,7 +3,8 @@
 //! it a thousand connections a cell.
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use canary_record::names::{Diagnosis, Forgery};
@@ -325,10 +326,16 @@ pub(crate) fn a_pod_address_is_not_translated() {
     // No NAT rule on this path, but conntrack sees it: the answer still finds the socket.
     let held = bed.connect("198.18.65.20:9000", 30);
     boom.wait_for("settled").unwrap();
-    let reset = held.iter().filter(|s| exchange(s).is_err()).count();
+    // The clients say which address they called.
+    let asks = |mut s: &TcpStream| {
+        s.write_all(b"answer 0 4 1 198.18.65.20:9000\n")?;
+        s.read_exact(&mut [0; 4])
+    };
+    let reset = held.iter().filter(|s| asks(s).is_err()).count();
     drop_all(held);
     let Ended { status, result, .. } = boom.end(Duration::from_secs(30)).unwrap();
     assert_eq!((reset, status.code()), (0, Some(0)), "{:?}", result.reasons);
     assert_eq!(result.paths[0].diagnosis, Diagnosis::NotTranslated);
+    assert_eq!((result.connections.called_here, result.connections.called_elsewhere), (30, 0));
     assert_eq!(result.paths[0].class.as_str(), "pod");
 }

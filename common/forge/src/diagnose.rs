@@ -2,32 +2,59 @@
 
 use std::collections::BTreeMap;
 
-use canary_record::names::{ClientClass, Diagnosis, Forgery, OldSegments, Verdict};
+use canary_record::names::{ClientClass, Diagnosis, Direction, Forgery, OldSegments, Verdict};
 use canary_record::outcome::Counts;
 use canary_record::result::boom::{OutcomeCount, PathDiagnosis};
 use canary_wire::segment::Family;
 
-/// One diagnosis for each class of clients and family in `rows`. `min_forged` is
-/// how many above-window segments 'protected' needs on each.
+/// What whoever follows the advice to drop has to know.
+pub const RISK: &str = "a drop also takes legal segments where conntrack sees only a part of a \
+     connection (asymmetric routes, DSR, offload, notrack)";
+
+/// What is known beside the outcomes.
+#[derive(Clone, Copy, Debug)]
+pub struct Context {
+    /// How many above-window segments 'protected' needs on each path.
+    pub min_forged: u64,
+    /// Which way the segments went.
+    pub direction: Direction,
+    /// Connections of which the client called the server's own address.
+    pub called_here: u64,
+    /// Connections of which it called another.
+    pub called_elsewhere: u64,
+}
+
+impl Context {
+    /// True when it was shown that nothing translates the server's address.
+    const fn untranslated(&self) -> bool {
+        self.called_here > 0 && self.called_elsewhere == 0
+    }
+}
+
+/// One diagnosis for each class of clients and family in `rows`.
 #[must_use]
-pub fn paths(rows: &[OutcomeCount], min_forged: u64) -> Vec<PathDiagnosis> {
+pub fn paths(rows: &[OutcomeCount], context: &Context) -> Vec<PathDiagnosis> {
     let mut by_path: BTreeMap<(Family, ClientClass), Vec<&OutcomeCount>> = BTreeMap::new();
     for row in rows {
         by_path.entry((row.family, row.class)).or_default().push(row);
     }
-    by_path
-        .into_iter()
-        .map(|((family, class), rows)| path(family, class, &rows, min_forged))
-        .collect()
+    by_path.into_iter().map(|((family, class), rows)| path(family, class, &rows, context)).collect()
 }
 
 /// The worst of all: one vulnerable path makes the run vulnerable, one
 /// inconclusive path keeps it from being protected.
 #[must_use]
 pub fn overall(paths: &[PathDiagnosis]) -> Verdict {
-    if paths.iter().any(|p| p.verdict == Verdict::Vulnerable) {
+    worst(paths.iter().map(|p| p.verdict))
+}
+
+/// The worst of several verdicts; inconclusive when there are none.
+#[must_use]
+pub fn worst(verdicts: impl IntoIterator<Item = Verdict>) -> Verdict {
+    let all: Vec<Verdict> = verdicts.into_iter().collect();
+    if all.contains(&Verdict::Vulnerable) {
         Verdict::Vulnerable
-    } else if !paths.is_empty() && paths.iter().all(|p| p.verdict == Verdict::Protected) {
+    } else if !all.is_empty() && all.iter().all(|v| *v == Verdict::Protected) {
         Verdict::Protected
     } else {
         Verdict::Inconclusive
@@ -48,8 +75,9 @@ impl Seen<'_> {
         self.0.iter().filter(|r| r.forgery == forgery).map(|r| &r.counts).sum()
     }
 
-    fn leaked(&self) -> u64 {
-        self.0.iter().map(|r| r.counts.leaked).sum()
+    /// Of all but the control, whose leak says something else.
+    fn sum(&self, count: impl Fn(&Counts) -> u64) -> u64 {
+        self.0.iter().filter(|r| r.forgery != Forgery::Control).map(|r| count(&r.counts)).sum()
     }
 
     /// What conntrack refuses by its window check, on every kernel.
@@ -64,28 +92,38 @@ impl Seen<'_> {
         let below = self.of(Forgery::BelowWindow);
         let others = [Forgery::AboveWindow, Forgery::SynFin].map(|f| self.of(f));
         (
-            others.iter().map(Counts::known).sum::<u64>() + below.leaked + below.dropped,
+            others.iter().map(Counts::known).sum::<u64>() + below.known() - below.delivered,
             others.iter().map(|c| c.leaked).sum::<u64>() + below.leaked,
         )
     }
 
-    fn diagnosis(&self) -> Diagnosis {
+    fn diagnosis(&self, context: &Context) -> Diagnosis {
         let (window, syn_fin) = (self.window(), self.of(Forgery::SynFin));
-        let bad_flags_leaked = syn_fin.leaked + self.of(Forgery::NoFlags).leaked;
-        if self.leaked() > bad_flags_leaked || self.poisoned() > 0 {
+        let no_flags = self.of(Forgery::NoFlags);
+        let bad_flags_leaked = syn_fin.leaked + no_flags.leaked;
+        let leaked = self.sum(|c| c.leaked);
+        if leaked > bad_flags_leaked || self.poisoned() > 0 {
             Diagnosis::Unprotected
+        } else if self.sum(|c| c.rejected) > 0 {
+            Diagnosis::Rejected
         } else if bad_flags_leaked > 0 {
-            Diagnosis::Partly
+            // With be_liberal no-flags leaks too; a flowtable passes it on unseen.
+            let tracked = no_flags.known() > 0 && no_flags.leaked == 0 && window.delivered > 0;
+            if tracked { Diagnosis::Flowtable } else { Diagnosis::Partly }
         } else if window.known() == 0 {
             Diagnosis::Inconclusive
         } else if !mostly_delivered(&window) {
             Diagnosis::Dropped
         } else if syn_fin.known() == 0 {
             Diagnosis::Liberal
-        } else if mostly_delivered(&syn_fin) {
-            Diagnosis::NotTranslated
-        } else {
+        } else if !mostly_delivered(&syn_fin) {
             Diagnosis::LiberalAndDropped
+        } else if context.untranslated() {
+            Diagnosis::NotTranslated
+        } else if context.called_elsewhere > 0 && context.called_here == 0 {
+            Diagnosis::TranslatedUnchecked
+        } else {
+            Diagnosis::Delivered
         }
     }
 
@@ -122,35 +160,97 @@ impl Seen<'_> {
         self.0.iter().map(|r| r.counts.killed_later).sum()
     }
 
-    fn leaks(&self) -> String {
-        let each = self.0.iter().filter(|r| r.counts.leaked > 0);
-        let each = each.map(|r| format!("{} {} of {}", r.forgery, r.counts.leaked, r.forged));
+    fn listed(&self, count: impl Fn(&Counts) -> u64) -> String {
+        let each = self.0.iter().map(|r| (r, count(&r.counts))).filter(|(_, n)| *n > 0);
+        let each = each.map(|(r, n)| format!("{} {n} of {}", r.forgery, r.forged));
         each.collect::<Vec<_>>().join(", ")
     }
+}
+
+/// What contradicts every other reading of this path.
+fn contradictions(seen: &Seen<'_>, context: &Context) -> Vec<String> {
+    let mut found = Vec::new();
+    let peer = context.direction.peer();
+    let control = seen.of(Forgery::Control);
+    if control.leaked + control.rejected > 0 {
+        found.push(format!(
+            "{} of the control segments, which are in order, were answered with a reset: conntrack \
+             does not know these connections (entries deleted, evicted or never made), and what \
+             leaked says nothing of INVALID segments",
+            control.leaked + control.rejected
+        ));
+    }
+    let no_flags = seen.of(Forgery::NoFlags).delivered;
+    if no_flags > 0 {
+        found.push(format!(
+            "{no_flags} segments without any flag were answered, which Linux never does: something \
+             else than the {peer}'s kernel answers here"
+        ));
+    }
+    let by_peer = seen.sum(|c| c.leaked - c.leaked_to_node);
+    if by_peer > 0 && context.untranslated() && context.direction == Direction::ServerToClient {
+        found.push(format!(
+            "{by_peer} resets answer forged segments although the clients called this server's own \
+             address: nothing is translated there, and nothing can leak"
+        ));
+    }
+    found
+}
+
+/// Why it is vulnerable, and what to do; nothing where it is not.
+fn harm(seen: &Seen<'_>, lethal: u64, peer: &str) -> Vec<String> {
+    let mut reasons = Vec::new();
+    let (leaked, to_node) = (seen.sum(|c| c.leaked), seen.sum(|c| c.leaked_to_node));
+    if leaked > to_node {
+        let all = seen.listed(|c| c.leaked - c.leaked_to_node);
+        reasons.push(format!("forged segments reached the {peer} untranslated: {all}"));
+        reasons.push(format!(
+            "drop INVALID in FORWARD, or in mangle PREROUTING, on the node that translates, with \
+             be_liberal; {RISK}"
+        ));
+    }
+    if to_node > 0 {
+        let all = seen.listed(|c| c.leaked_to_node);
+        reasons.push(format!(
+            "forged segments were addressed to a node on the way, which answered them: {all}"
+        ));
+        reasons.push(format!(
+            "drop INVALID in INPUT, or in mangle PREROUTING, of that node: FORWARD does not see \
+             them; {RISK}"
+        ));
+    }
+    if leaked > 0 && lethal == 0 {
+        reasons.push(
+            "those do no harm by themselves, but others like them reset connections".to_owned(),
+        );
+    }
+    let rejected = seen.listed(|c| c.rejected);
+    if !rejected.is_empty() {
+        reasons.push(format!(
+            "a node on the way rejected forged segments with a reset in the {peer}'s name, which the \
+             {peer} never saw: {rejected}; drop them there instead of rejecting them; {RISK}"
+        ));
+    }
+    reasons
 }
 
 fn path(
     family: Family,
     class: ClientClass,
     rows: &[&OutcomeCount],
-    min_forged: u64,
+    context: &Context,
 ) -> PathDiagnosis {
     let seen = Seen(rows);
     let (judged, leaked) = seen.lethal();
     let leak_rate_upper_95 = upper_95(leaked, judged);
-    let (verdict, mut reasons) = if seen.leaked() > 0 {
-        let mut reasons =
-            vec![format!("forged segments reached the client untranslated: {}", seen.leaks())];
-        if leaked == 0 {
-            reasons.push(
-                "those do no harm by themselves, but others like them reset connections".to_owned(),
-            );
-        }
-        (Verdict::Vulnerable, reasons)
-    } else if seen.poisoned() > 0 {
-        (Verdict::Vulnerable, Vec::new())
+    let contradictions = contradictions(&seen, context);
+    let harm = harm(&seen, leaked, context.direction.peer());
+    let (verdict, mut reasons) = if !contradictions.is_empty() {
+        (Verdict::Inconclusive, contradictions)
+    } else if !harm.is_empty() || seen.poisoned() > 0 {
+        (Verdict::Vulnerable, harm)
     } else {
-        let lacks = seen.lacks(min_forged);
+        let lacks = seen.lacks(context.min_forged);
         if lacks.is_empty() {
             let bound = leak_rate_upper_95 * 100.0;
             let reason = format!(
@@ -176,7 +276,7 @@ fn path(
         ));
     }
     if verdict == Verdict::Protected && seen.of(Forgery::SynFin).known() == 0 {
-        reasons.push("bad flags were not tried: be_liberal alone lets them leak".to_owned());
+        reasons.push("bad flags were not tried: with be_liberal alone they leak".to_owned());
     }
     let unknown: u64 = rows.iter().flat_map(|r| r.counts.unknown.values()).sum();
     if unknown > 0 {
@@ -185,7 +285,7 @@ fn path(
     PathDiagnosis {
         class,
         family,
-        diagnosis: seen.diagnosis(),
+        diagnosis: seen.diagnosis(context),
         verdict,
         old_segments: seen.old_segments(),
         reasons,

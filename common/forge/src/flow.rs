@@ -1,9 +1,16 @@
 //! The state machine of every connection, from its handshake to the judgement
 //! of the one segment that is forged on it.
 //!
-//! It sees inbound segments alone, as a raw socket does. Times are durations
-//! since the program began. Nothing here sends or logs: what is to be done
-//! comes back as [`Action`]s.
+//! It sees inbound segments alone, as a raw socket does, at either end of a
+//! connection. Times are durations since the program began. Nothing here sends or
+//! logs: what is to be done comes back as [`Action`]s.
+//!
+//! The forged segment is sent in rounds. An answer that names it settles the matter
+//! at once, and so does the reset that only it provokes, once the peer is shown to
+//! live. A bare acknowledgment counts where the peer's clock shows that it was sent
+//! after a round had begun, and two rounds drew one each: a copy, or what was on its
+//! way, has an older time. Silence counts in a round whose probe was answered, and
+//! five such rounds say dropped: one may be loss.
 
 mod action;
 mod judge;
@@ -26,10 +33,28 @@ use table::{Key, Table};
 /// retransmission comes after 1 s, RFC 6298 section 2.1). The client's answer to
 /// it looks like the answer to a forged segment, and can keep it from giving one.
 const CALM_HANDSHAKE: Duration = Duration::from_millis(900);
-/// How long the answer to a second SYN-ACK may keep the client from answering
-/// another segment without data: net.ipv4.tcp_invalid_ratelimit is 500 ms, and a
-/// little for the way.
+/// How long an answer may keep the peer from answering another segment without data:
+/// net.ipv4.tcp_invalid_ratelimit is 500 ms, and a little for the way.
 const ANSWERS_AGAIN: Duration = Duration::from_millis(600);
+/// How long the answer of a repeated segment is waited for at least.
+const GAP: Duration = Duration::from_millis(100);
+/// From an answer to the next round: the peer's clock must have ticked (1 ms on Linux
+/// since 4.13, up to 10 ms before and elsewhere; RFC 7323, section 5.4).
+const PAUSE: Duration = Duration::from_millis(20);
+/// Between the probes that show a peer alive after a reset.
+const LIFE_GAP: Duration = Duration::from_millis(50);
+/// How many such probes are sent.
+const LIFE_PROBES: u8 = 6;
+/// Silent rounds that say dropped. With 1% loss in each direction one round in 50 is
+/// silent by loss, five in a row are 3 in 10^9.
+const SILENT: u8 = 5;
+/// Rounds at most.
+const ROUNDS: u8 = 14;
+/// Rounds in a row without proof of life at which the peer is given up.
+const MUTE: u8 = 3;
+/// From the SYN-ACK to the client's first forged segment: the client's own
+/// acknowledgment must have passed every conntrack on the way.
+const AFTER_SYN_ACK: Duration = Duration::from_millis(20);
 /// How long an unanswered SYN is remembered.
 const EMBRYO_LIFE: Duration = Duration::from_secs(10);
 /// How long a judged connection is remembered, whatever its traffic.
@@ -42,6 +67,23 @@ const PLAUSIBLE: u32 = 1 << 30;
 /// The longest time that is given to an answer, however slow the path.
 const MAX_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Which end of its connections this is.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// The one that accepts.
+    Server {
+        /// Where. 0.0.0.0 stands for every IPv4 address, `[::]` for every address.
+        listen: Vec<SocketAddr>,
+        /// The addresses that connections are judged for; empty for every one.
+        local: Vec<IpAddr>,
+    },
+    /// The one that connects.
+    Client {
+        /// Where to.
+        target: SocketAddr,
+    },
+}
+
 /// What the state machine needs to know.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -53,21 +95,55 @@ pub struct Settings {
     pub forge_delay: Duration,
     /// How many connections are remembered at most.
     pub capacity: usize,
-    /// Where connections are accepted. 0.0.0.0 stands for every IPv4 address, `[::]` for
-    /// every address.
-    pub listen: Vec<SocketAddr>,
-    /// The addresses that connections are judged for; empty for every one.
-    pub local: Vec<IpAddr>,
+    /// Which end this is.
+    pub end: End,
 }
 
-impl Settings {
-    fn listens(&self, to: SocketAddr) -> bool {
-        self.listen.iter().any(|l| {
-            let ip = l.ip().to_canonical();
-            let any = ip.is_unspecified() && (ip.is_ipv6() || to.is_ipv4());
-            l.port() == to.port() && (any || ip == to.ip())
-        })
+impl End {
+    /// True where a connection of these two ends is this program's.
+    fn concerns(&self, tuple: &FourTuple) -> bool {
+        match self {
+            Self::Server { listen, .. } => listen.iter().any(|l| {
+                let (ip, to) = (l.ip().to_canonical(), tuple.local);
+                let any = ip.is_unspecified() && (ip.is_ipv6() || to.is_ipv4());
+                l.port() == to.port() && (any || ip == to.ip())
+            }),
+            Self::Client { target } => {
+                (target.ip().to_canonical(), target.port())
+                    == (tuple.remote.ip(), tuple.remote.port())
+            }
+        }
     }
+
+    /// A segment that begins a connection, seen from here.
+    fn opens(&self, seg: &Segment<'_>) -> bool {
+        let bits = Flags::SYN.0 | Flags::ACK.0 | Flags::RST.0 | Flags::FIN.0;
+        // RFC 9293, section 3.10.7.2: in LISTEN an ACK is answered with a reset.
+        let wanted = match self {
+            Self::Server { .. } => Flags::SYN,
+            Self::Client { .. } => Flags::SYN.with(Flags::ACK),
+        };
+        seg.flags.0 & bits == wanted.0
+    }
+
+    /// True where connections to this address are judged.
+    fn judges(&self, local: IpAddr) -> bool {
+        match self {
+            Self::Server { local: named, .. } => named.is_empty() || named.contains(&local),
+            Self::Client { .. } => true,
+        }
+    }
+}
+
+/// What the kernel and the network layer said of an inbound segment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrival {
+    /// When the kernel received it, which may be well before it is read.
+    pub at: Duration,
+    /// Its TTL or hop limit.
+    pub ttl: Option<u8>,
+    /// Its type of service or traffic class.
+    pub class: Option<u8>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,13 +154,18 @@ enum State {
     Waiting,
     /// Forged, no answer yet.
     Forged,
+    /// Before the next round.
+    Pausing,
     /// No answer in time; probed for life.
     Probed,
+    /// The forged segment's reset came; is the peer there?
+    Doubted,
     /// Judged, or never forged.
     Settled,
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each was observed or not, whatever the others")]
 struct Flow {
     tuple: FourTuple,
     state: State,
@@ -100,33 +181,79 @@ struct Flow {
     syns: u8,
     rtt: Duration,
     scale: u8,
-    /// As last seen, unscaled, once data of the server's was acknowledged.
+    /// As last seen, unscaled.
     window: Option<u16>,
     max_window: u32,
     timestamps: Option<(u32, u32)>,
-    /// A FIN of the client was seen.
+    /// The newest of the peer's timestamps.
+    newest: Option<u32>,
+    /// TTL or hop limit of what opened the connection.
+    ttl: Option<u8>,
+    /// The peer takes selective acknowledgments, and may name what it answers.
+    sack: bool,
+    /// A FIN of the peer was seen.
     fin: bool,
-    /// An RST that the server must accept was seen.
+    /// An RST that this end must accept was seen.
     dead: bool,
-    forged: Option<Forged>,
-    outcome: Option<Fate>,
+    trial: Option<Trial>,
+    fate: Option<Fate>,
     deadline: Duration,
 }
 
+/// What is known of the forged segment.
 #[derive(Clone, Copy, Debug)]
-struct Forged {
+#[expect(clippy::struct_excessive_bools, reason = "each was observed or not, whatever the others")]
+struct Trial {
     forgery: Forgery,
-    spec: Spec,
+    /// As sent first, and as sent last: the numbers may have moved.
+    first: Spec,
+    last: Spec,
+    /// When it was sent first, and last.
     at: Duration,
-    /// Segments came between the forged segment and the life probe that may hide the
-    /// answer, while the server may have had data in flight.
-    busy: bool,
-    /// Whether data may have been in flight when it was sent.
+    sent: Duration,
+    round: u8,
+    /// The peer's newest timestamp when the round, or the last proof of life, began.
+    floor: Option<u32>,
+    /// Data of this end's may have been in flight when it was sent.
     in_stream: bool,
-    probe: Option<Spec>,
-    /// Bare acknowledgments that may be answers.
+    /// Something in this round may hide the answer, or may be one.
+    busy: bool,
+    /// This round drew a bare acknowledgment that nothing else explains.
+    answered: bool,
     answers: u8,
-    alive: bool,
+    silent: u8,
+    mute: u8,
+    /// Something came that may have been an answer.
+    unclear: bool,
+    /// What the peer had acknowledged when it was sent first.
+    snd: Seq,
+    /// Below this probes take their octets, each one of its own.
+    anchor: Seq,
+    probes: u8,
+    probe: Option<Spec>,
+    /// The peer names what it answers (RFC 2883).
+    names: bool,
+    /// An answer named the forged octets.
+    named: bool,
+    /// What was under way at the reset was waited for before the first probe.
+    calm: bool,
+    /// Probes and signs of life since the reset.
+    asked: u8,
+    signs: u8,
+    /// The reset, and how it would be judged.
+    reset: Option<(Reset, Fate)>,
+}
+
+impl Trial {
+    /// The peer answers it at most every so often, whatever the answer's fate
+    /// (`tcp_oow_rate_limited()` exempts data, `tcp_send_challenge_ack()` nothing).
+    const fn rate_limited(&self) -> bool {
+        self.last.payload.is_empty() && !self.forgery.silent_when_delivered()
+    }
+
+    fn pause(&self) -> Duration {
+        if self.rate_limited() { ANSWERS_AGAIN } else { PAUSE }
+    }
 }
 
 /// Every connection at once.
@@ -171,34 +298,34 @@ impl Flows {
         self.table.next_deadline()
     }
 
-    /// Takes an inbound segment that the kernel received at `arrived`, which may
-    /// be well before `now` on a busy machine.
+    /// Takes an inbound segment that is read at `now`.
     pub fn segment(
         &mut self,
         now: Duration,
-        arrived: Duration,
+        arrival: Arrival,
         seg: &Segment<'_>,
         out: &mut Vec<Action>,
     ) {
         let tuple = FourTuple::new(seg.dst, seg.src);
+        let opens = self.settings.end.opens(seg);
         let Some(key) = self.table.find(&tuple) else {
             // Another process may listen on this port of another address.
-            if !self.settings.listens(tuple.local) {
+            if !self.settings.end.concerns(&tuple) {
                 return;
             }
             if seg.flags.has(Flags::RST) {
                 out.push(Action::Reset(reset(tuple, seg, ResetCause::UnknownConnection)));
-            } else if opens(seg) {
-                self.embryo(now, arrived, tuple, seg, out);
+            } else if opens {
+                self.embryo(now, arrival, tuple, seg, out);
             }
             return;
         };
         if seg.flags.has(Flags::RST) {
-            self.rst(now, key, seg, out);
-        } else if opens(seg) {
-            self.syn(now, arrived, key, seg, out);
+            self.rst(now, arrival, key, seg, out);
+        } else if opens {
+            self.opened_again(now, arrival, key, seg, out);
         } else if seg.flags.has(Flags::ACK) && !seg.flags.has(Flags::SYN) {
-            self.ack(now, arrived, key, seg, out);
+            self.ack(now, arrival, key, seg, out);
         }
         // RFC 9293, section 3.10.7.4: without ACK a segment is dropped.
     }
@@ -206,14 +333,19 @@ impl Flows {
     /// Does what is due.
     pub fn tick(&mut self, now: Duration, out: &mut Vec<Action>) {
         while let Some(key) = self.table.due(now) {
-            let flow = self.table.get_mut(key);
-            match flow.state {
-                State::Embryo | State::Settled => {
+            match self.table.get_mut(key).state {
+                State::Embryo => {
+                    let Flow { tuple, syns, .. } = self.table.remove(key);
+                    out.push(Action::Unfinished { tuple, syns });
+                }
+                State::Settled => {
                     self.table.remove(key);
                 }
                 State::Waiting => self.forge(now, key, false, out),
                 State::Forged => self.silence(now, key, out),
-                State::Probed => self.last_word(now, key, out),
+                State::Pausing => self.round(now, key, out),
+                State::Probed => self.round_over(now, key, false, out),
+                State::Doubted => self.prove_life(now, key, out),
             }
         }
     }
@@ -229,12 +361,17 @@ impl Flows {
     pub fn finish(&mut self, now: Duration, out: &mut Vec<Action>) -> u64 {
         let mut unjudged = 0;
         for key in self.table.keys() {
-            match self.table.get_mut(key).state {
+            let flow = self.table.get_mut(key);
+            match flow.state {
+                // A younger one may still be under way.
+                State::Embryo if now >= flow.syn_at + CALM_HANDSHAKE => {
+                    out.push(Action::Unfinished { tuple: flow.tuple, syns: flow.syns });
+                }
                 State::Embryo | State::Settled => {}
                 State::Waiting => unjudged += 1,
-                State::Forged | State::Probed => {
-                    unjudged += 1;
-                    self.settle(now, key, Fate::Unknown(UnknownReason::Interrupted), out);
+                State::Forged | State::Pausing | State::Probed | State::Doubted => {
+                    unjudged += u64::from(flow.fate.is_none());
+                    self.abandon(now, key, UnknownReason::Interrupted, out);
                 }
             }
         }
@@ -244,60 +381,73 @@ impl Flows {
     fn embryo(
         &mut self,
         now: Duration,
-        arrived: Duration,
+        arrival: Arrival,
         tuple: FourTuple,
         seg: &Segment<'_>,
         out: &mut Vec<Action>,
     ) {
-        if let Some(mut victim) = self.table.make_room()
-            && victim.state != State::Embryo
-        {
+        if let Some(mut victim) = self.table.make_room() {
             match victim.state {
                 State::Waiting => {
                     self.evicted += 1;
                     out.push(Action::NotForged);
                 }
-                State::Forged | State::Probed => {
-                    self.evicted += 1;
-                    judge::record(&mut victim, now, Fate::Unknown(UnknownReason::Evicted), out);
+                State::Forged | State::Pausing | State::Probed | State::Doubted => {
+                    if victim.fate.is_none() {
+                        self.evicted += 1;
+                        let fate = Fate::Unknown(UnknownReason::Evicted);
+                        judge::record(&mut victim, now, fate, out);
+                    }
                 }
                 State::Embryo | State::Settled => {}
             }
         }
-        self.table.insert(Flow::embryo(now, arrived, tuple, seg));
+        out.push(Action::Opened { tuple, again: false });
+        let key = self.table.insert(Flow::embryo(now, arrival, tuple, seg));
+        if matches!(self.settings.end, End::Client { .. }) {
+            // A SYN-ACK: the peer's numbers and ours are known, and our kernel
+            // completes the handshake.
+            let flow = self.table.get_mut(key);
+            flow.snd = seg.ack;
+            self.complete(now, key, AFTER_SYN_ACK, out);
+        }
     }
 
-    fn syn(
+    fn opened_again(
         &mut self,
         now: Duration,
-        arrived: Duration,
+        arrival: Arrival,
         key: Key,
         seg: &Segment<'_>,
         out: &mut Vec<Action>,
     ) {
         let flow = self.table.get_mut(key);
         if seg.seq == flow.isn {
-            // Retransmitted; on an established connection it is only old.
+            // Retransmitted, or a copy; on an established connection it is only old.
             if flow.state == State::Embryo {
                 flow.syns = flow.syns.saturating_add(1);
+                out.push(Action::Opened { tuple: flow.tuple, again: true });
             }
             return;
         }
         match flow.state {
-            State::Embryo | State::Settled => {}
+            State::Embryo => {
+                out.push(Action::Unfinished { tuple: flow.tuple, syns: flow.syns });
+            }
+            State::Settled => {}
             State::Waiting => out.push(Action::NotForged),
-            State::Forged | State::Probed => {
-                self.settle(now, key, Fate::Unknown(UnknownReason::Reused), out);
+            State::Forged | State::Pausing | State::Probed | State::Doubted => {
+                self.abandon(now, key, UnknownReason::Reused, out);
             }
         }
         let tuple = self.table.remove(key).tuple;
-        self.table.insert(Flow::embryo(now, arrived, tuple, seg));
+        self.embryo(now, arrival, tuple, seg, out);
     }
 
     fn ack(
         &mut self,
         now: Duration,
-        arrived: Duration,
+        arrival: Arrival,
         key: Key,
         seg: &Segment<'_>,
         out: &mut Vec<Action>,
@@ -311,25 +461,28 @@ impl Flows {
         if seg.seq != flow.isn.add(1) {
             return;
         }
-        out.push(Action::Handshake);
-        flow.rtt = arrived.saturating_sub(flow.syn_at);
+        flow.rtt = arrival.at.saturating_sub(flow.syn_at);
         flow.rcv = seg.seq;
         flow.snd = seg.ack;
-        flow.state = State::Waiting;
         flow.advance(seg);
+        self.complete(now, key, Duration::ZERO, out);
+    }
+
+    /// The handshake is complete, and nothing is forged before `least`.
+    fn complete(&mut self, now: Duration, key: Key, least: Duration, out: &mut Vec<Action>) {
+        let flow = self.table.get_mut(key);
         let tuple = flow.tuple;
-        if !self.settings.local.is_empty() && !self.settings.local.contains(&tuple.local.ip()) {
+        out.push(Action::Handshake(tuple));
+        flow.state = State::Waiting;
+        if !self.settings.end.judges(tuple.local.ip()) {
             flow.state = State::Settled;
             self.table.set_deadline(key, now + JUDGED_LIFE);
             out.push(Action::Elsewhere(tuple));
             return;
         }
         let unsettled = flow.syns > 1 || flow.rtt >= CALM_HANDSHAKE;
-        let wait = if unsettled {
-            self.settings.forge_delay.max(ANSWERS_AGAIN)
-        } else {
-            self.settings.forge_delay
-        };
+        let calm = if unsettled { ANSWERS_AGAIN } else { Duration::ZERO };
+        let wait = self.settings.forge_delay.max(least).max(calm);
         if wait.is_zero() {
             self.forge(now, key, true, out);
         } else {
@@ -339,9 +492,9 @@ impl Flows {
 
     fn forge(&mut self, now: Duration, key: Key, at_once: bool, out: &mut Vec<Action>) {
         let flow = self.table.get_mut(key);
-        if flow.fin || flow.dead || flow.gaps {
+        if flow.fin && !at_once || flow.dead || flow.gaps {
             // An answer could not be told from the close's own segments, or would not
-            // bear the number that the server expects.
+            // bear the number that this end expects.
             out.push(Action::NotForged);
             flow.state = State::Settled;
             self.table.set_deadline(key, now + CLOSED_LIFE);
@@ -351,15 +504,31 @@ impl Flows {
         self.turn = self.turn.wrapping_add(1);
         let spec = forgery::spec(forgery, flow.numbers());
         flow.state = State::Forged;
-        flow.forged = Some(Forged {
+        flow.trial = Some(Trial {
             forgery,
-            spec,
+            first: spec,
+            last: spec,
             at: now,
-            busy: false,
+            sent: now,
+            round: 1,
+            floor: flow.newest,
             in_stream: !at_once,
-            probe: None,
+            busy: false,
+            answered: false,
             answers: 0,
-            alive: false,
+            silent: 0,
+            mute: 0,
+            unclear: false,
+            snd: flow.snd,
+            anchor: flow.snd,
+            probes: 0,
+            probe: None,
+            names: false,
+            named: false,
+            calm: false,
+            asked: 0,
+            signs: 0,
+            reset: None,
         });
         let timestamps = flow.timestamps;
         let tuple = flow.tuple;
@@ -376,16 +545,16 @@ impl Flows {
             .max(rtt.saturating_mul(4))
             .min(MAX_TIMEOUT.max(self.settings.outcome_timeout))
     }
-}
 
-/// A segment that asks for a connection.
-fn opens(seg: &Segment<'_>) -> bool {
-    // RFC 9293, section 3.10.7.2: in LISTEN an ACK is answered with a reset.
-    seg.flags.has(Flags::SYN) && seg.flags.0 & (Flags::ACK.0 | Flags::RST.0 | Flags::FIN.0) == 0
+    /// The same for a repeated segment, whose answer is not the only one.
+    fn gap(&mut self, key: Key) -> Duration {
+        let rtt = self.table.get_mut(key).rtt;
+        GAP.max(rtt.saturating_mul(4)).min(self.timeout(key))
+    }
 }
 
 impl Flow {
-    fn embryo(now: Duration, arrived: Duration, tuple: FourTuple, seg: &Segment<'_>) -> Self {
+    fn embryo(now: Duration, arrival: Arrival, tuple: FourTuple, seg: &Segment<'_>) -> Self {
         let options = seg.options();
         Self {
             tuple,
@@ -395,7 +564,7 @@ impl Flow {
             ahead: None,
             gaps: false,
             snd: Seq(0),
-            syn_at: arrived,
+            syn_at: arrival.at,
             syns: 1,
             rtt: Duration::ZERO,
             scale: options.window_scale.unwrap_or(0),
@@ -403,16 +572,19 @@ impl Flow {
             // RFC 7323, section 2.2: the window of a SYN is not scaled.
             max_window: u32::from(seg.window),
             timestamps: options.timestamps,
+            newest: options.timestamps.map(|(value, _)| value),
+            ttl: arrival.ttl,
+            sack: options.sack_permitted,
             fin: false,
             dead: false,
-            forged: None,
-            outcome: None,
+            trial: None,
+            fate: None,
             deadline: now + EMBRYO_LIFE,
         }
     }
 
     const fn numbers(&self) -> Numbers {
-        Numbers { snd: self.snd, rcv: self.rcv, client_window: self.max_window }
+        Numbers { snd: self.snd, rcv: self.rcv, peer_window: self.max_window }
     }
 
     /// True for a number that a living connection could bear now.
@@ -420,7 +592,7 @@ impl Flow {
         seq.since(self.rcv) < PLAUSIBLE || self.rcv.since(seq) < PLAUSIBLE
     }
 
-    /// Takes note of what the client sent and acknowledged.
+    /// Takes note of what the peer sent and acknowledged.
     fn advance(&mut self, seg: &Segment<'_>) {
         let window = u32::from(seg.window) << self.scale;
         self.max_window = self.max_window.max(window);
@@ -428,17 +600,19 @@ impl Flow {
             && let Some(ts) = seg.options().timestamps
         {
             self.timestamps = Some(ts);
+            if self.newest.is_none_or(|n| newer(ts.0, n)) {
+                self.newest = Some(ts.0);
+            }
         }
         if seg.ack.after(self.snd) && seg.ack.since(self.snd) < PLAUSIBLE {
             self.snd = seg.ack;
-            self.window = Some(seg.window);
         }
-        self.window = self.window.and(Some(seg.window));
+        self.window = Some(seg.window);
         self.receive(seg.seq, seg.seq.add(seg.seg_len()));
         self.fin |= seg.flags.has(Flags::FIN);
     }
 
-    /// Only what joins on moves `rcv`: a gap means that the server waits for its
+    /// Only what joins on moves `rcv`: a gap means that this end waits for its
     /// filling, and has then what lies behind it too (RFC 9293, section 3.10.7.4).
     fn receive(&mut self, start: Seq, end: Seq) {
         let later = |a: Seq, b: Seq| if a.after(b) { a } else { b };
@@ -454,6 +628,11 @@ impl Flow {
             self.ahead = Some((from, later(to, end)));
         }
     }
+}
+
+/// RFC 7323, section 5.2: timestamps wrap like sequence numbers.
+const fn newer(a: u32, b: u32) -> bool {
+    Seq(a).after(Seq(b))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! it, `rcv` the next one that the server expects from the client.
 
 use canary_record::names::Forgery;
-use canary_wire::segment::{self, Flags, Segment};
+use canary_wire::segment::{self, Emit, Flags, FourTuple, Segment};
 use canary_wire::seq::Seq;
 
 /// How far behind the window the original canary forges.
@@ -21,6 +21,12 @@ pub const ACK_AHEAD: u32 = 0x4000_0000;
 /// takes no more note of what the client sends, and finds the server's next
 /// acknowledgment INVALID.
 pub const OVERSHOOT: u32 = 24 * 1024;
+/// The window that forged segments offer, as Linux does at the start of a
+/// connection; none of the answers depends on it.
+const WINDOW: u16 = 502;
+/// The class of forged segments, lower effort (RFC 8622), which a TCP repeats in its
+/// reset and a rule that rejects does not.
+pub const CLASS: u8 = 1 << 2;
 /// The data of a forged segment: one octet suffices to make it a data segment,
 /// a word is easier to find in a capture.
 pub const PAYLOAD: &[u8] = b"boom!!!";
@@ -65,6 +71,12 @@ impl Spec {
         }
     }
 
+    /// True when it ends below `snd`, so that a D-SACK names it.
+    #[must_use]
+    pub fn is_old(&self, snd: Seq) -> bool {
+        self.seq.add(self.seg_len()).before(snd)
+    }
+
     /// The octets that a D-SACK for this segment would name (RFC 2883).
     #[must_use]
     pub fn named_by(&self, sack: Option<(Seq, Seq)>) -> bool {
@@ -80,49 +92,80 @@ pub struct Numbers {
     pub snd: Seq,
     /// The next sequence number expected from the client.
     pub rcv: Seq,
-    /// The largest window that the client has offered, in octets.
-    pub client_window: u32,
+    /// The largest window that the peer has offered, in octets.
+    pub peer_window: u32,
 }
 
 /// The segment of a forgery.
 #[must_use]
 pub fn spec(forgery: Forgery, n: Numbers) -> Spec {
-    let Numbers { snd, rcv, client_window } = n;
+    let Numbers { snd, rcv, peer_window } = n;
     let data = Flags::PSH.with(Flags::ACK);
     let (seq, ack, flags, payload) = match forgery {
-        Forgery::Control => (snd.sub(1), rcv, Flags::ACK, &b""[..]),
+        // An octet that the peer has had: its answer names it. An old acknowledgment: should
+        // the entry be lost and the control leak, its reset ends nothing.
+        Forgery::Control => (snd.sub(2), rcv.sub(1), Flags::ACK, &b"\0"[..]),
         Forgery::BelowWindow => (snd.sub(BELOW), rcv, data, PAYLOAD),
         Forgery::AboveWindow => (snd.add(ABOVE), rcv, data, PAYLOAD),
-        // At snd an answer would depend on the client's tcp_ack(): Linux 6.18 gives
-        // one. At snd-1 tcp_sequence() refuses it before, with a duplicate ACK.
+        // At snd an answer would depend on the peer's tcp_ack(): Linux 6.18 gives
+        // one. Below it tcp_sequence() refuses it before, with a duplicate ACK.
         // conntrack calls both INVALID.
-        Forgery::AckAhead => (snd.sub(1), rcv.add(ACK_AHEAD), Flags::ACK, &b""[..]),
+        Forgery::AckAhead => (snd.sub(2), rcv.add(ACK_AHEAD), Flags::ACK, &b"\0"[..]),
         Forgery::NoFlags => (snd, rcv, Flags::default(), &b""[..]),
         Forgery::SynFin => (snd, rcv, Flags::SYN.with(Flags::FIN).with(Flags::ACK), &b""[..]),
         // tcp_in_window() takes the end of an INVALID segment as the sender's new
         // end while it oversteps by no more than the receiver's largest window.
         Forgery::Overshoot => {
-            let over = client_window.saturating_sub(16).min(OVERSHOOT);
-            (snd.add(client_window.saturating_add(over)), rcv, data, PAYLOAD)
+            let over = peer_window.saturating_sub(16).min(OVERSHOOT);
+            (snd.add(peer_window.saturating_add(over)), rcv, data, PAYLOAD)
         }
     };
     Spec { seq, ack, flags, payload }
 }
 
-/// A keep-alive probe with one octet that the client has had already: a live
-/// client answers it at once, with a D-SACK where SACK was negotiated, and its
+/// A keep-alive probe with the one octet `at`, which the peer has had already: a live
+/// peer answers it at once, with a D-SACK where SACK was negotiated, and its
 /// limit of one answer in 500 ms to segments without data does not apply
-/// (`tcp_oow_rate_limited()`). It begins an octet before control and ack-ahead
-/// end, or a client whose socket is busy would merge them in its backlog and
-/// answer once (`tcp_add_to_backlog()`). Its acknowledgment is an old one, which a
-/// client does not come to look at (RFC 9293, section 3.10.7.4: the sequence number
+/// (`tcp_oow_rate_limited()`). It must not end where another segment begins, or a
+/// peer whose socket is busy would merge them in its backlog and answer once
+/// (`tcp_add_to_backlog()`). Its acknowledgment is an old one, which a
+/// peer does not come to look at (RFC 9293, section 3.10.7.4: the sequence number
 /// is checked first; `tcp_validate_incoming()`): a reset that the probe provokes ends
 /// nothing, and is never the one that `forged` provokes.
 #[must_use]
-pub fn life_probe(n: Numbers, forged: &Spec) -> Spec {
+pub fn life_probe(n: Numbers, at: Seq, forged: &Spec) -> Spec {
     let old = n.rcv.sub(1);
     let ack = if old == forged.ack { old.sub(1) } else { old };
-    Spec { seq: n.snd.sub(2), ack, flags: Flags::ACK, payload: b"\0" }
+    Spec { seq: at, ack, flags: Flags::ACK, payload: b"\0" }
+}
+
+/// Writes the packet of a segment into `buf`. `timestamps` is what the peer sent last.
+pub fn packet(
+    tuple: &FourTuple,
+    spec: &Spec,
+    timestamps: Option<(u32, u32)>,
+    buf: &mut Vec<u8>,
+) -> bool {
+    // RFC 7323, section 3.2: once negotiated, every segment carries timestamps.
+    // Ours repeat what the peer echoed last, which is never too old.
+    let mut options = [1, 1, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0];
+    let options = timestamps.map_or(&[][..], |(value, echo)| {
+        options[4..8].copy_from_slice(&echo.to_be_bytes());
+        options[8..].copy_from_slice(&value.to_be_bytes());
+        &options[..]
+    });
+    let emit = Emit {
+        src: tuple.local,
+        dst: tuple.remote,
+        class: CLASS,
+        seq: spec.seq,
+        ack: spec.ack,
+        flags: spec.flags,
+        window: WINDOW,
+        options,
+        payload: spec.payload,
+    };
+    emit.packet(buf)
 }
 
 #[cfg(test)]

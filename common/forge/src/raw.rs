@@ -56,6 +56,10 @@ pub struct Received<'a> {
     pub segment: Segment<'a>,
     /// When the kernel received it, by the wall clock.
     pub at: Option<SystemTime>,
+    /// Its TTL or hop limit.
+    pub ttl: Option<u8>,
+    /// Its type of service or traffic class.
+    pub class: Option<u8>,
 }
 
 impl Sniffer {
@@ -87,6 +91,10 @@ impl Sniffer {
         if family == Family::Ipv6 {
             setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)
                 .map_err(nix("set IPV6_RECVPKTINFO on"))?;
+            setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true)
+                .map_err(nix("set IPV6_RECVHOPLIMIT on"))?;
+            setsockopt(&socket, sockopt::Ipv6RecvTClass, &true)
+                .map_err(nix("set IPV6_RECVTCLASS on"))?;
         }
         // The kernel doubles what it was asked for (socket(7)).
         let receive_buffer = socket.recv_buffer_size().map_err(step("read SO_RCVBUF of"))? / 2;
@@ -146,7 +154,8 @@ impl Sniffer {
     /// Reads what is there, at most one batch, without waiting. Returns how many
     /// packets were read.
     pub fn receive(&mut self, each: impl FnMut(Received<'_>)) -> io::Result<usize> {
-        self.receive_with(nix::cmsg_space!(TimeSpec, u32, libc::in6_pktinfo), each)
+        let space = nix::cmsg_space!(TimeSpec, u32, libc::in6_pktinfo, i32, i32);
+        self.receive_with(space, each)
     }
 
     fn receive_with(
@@ -172,7 +181,7 @@ impl Sniffer {
         let mut n = 0;
         for message in messages {
             n += 1;
-            let (mut at, mut local) = (None, None);
+            let (mut at, mut local, mut ttl, mut class) = (None, None, None, None);
             // The segment is whole, whatever became of what the kernel says beside it.
             let controls = message.cmsgs().map_err(|_| self.control_truncated += 1);
             for control in controls.into_iter().flatten() {
@@ -182,10 +191,15 @@ impl Sniffer {
                     ControlMessageOwned::Ipv6PacketInfo(info) => {
                         local = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr));
                     }
+                    ControlMessageOwned::Ipv6HopLimit(n) => ttl = u8::try_from(n).ok(),
+                    ControlMessageOwned::Ipv6TClass(n) => class = u8::try_from(n).ok(),
                     _ => {}
                 }
             }
             let bytes = message.iovs().next().unwrap_or(&[]);
+            if let (Family::Ipv4, [_, tos, _, _, _, _, _, _, hops, ..]) = (self.family, bytes) {
+                (ttl, class) = (Some(*hops), Some(*tos));
+            }
             let parsed = match self.family {
                 Family::Ipv4 => Segment::parse_ipv4(bytes, message.bytes),
                 Family::Ipv6 => {
@@ -205,7 +219,7 @@ impl Sniffer {
             match parsed {
                 // The kernel's TCP refuses what is damaged, a raw socket does not.
                 Ok(segment) if checksum::acceptable(&segment, bytes, message.bytes) => {
-                    each(Received { segment, at });
+                    each(Received { segment, at, ttl, class });
                 }
                 Ok(_) | Err(_) => self.malformed += 1,
             }
@@ -280,7 +294,7 @@ mod tests {
         let mut packet = Vec::new();
         for seq in 0..n {
             let (seq, ack, flags) = (Seq(seq), Seq(0), Flags::ACK);
-            Emit { src, dst, seq, ack, flags, window: 1, options: &[], payload: &[] }
+            Emit { src, dst, class: 0, seq, ack, flags, window: 1, options: &[], payload: &[] }
                 .packet(&mut packet);
             let to = socket.local_addr().unwrap();
             Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap().send_to(&packet, &to).unwrap();

@@ -65,7 +65,8 @@ names! {
     /// number as the client last acknowledged it, `rcv` the next one that the
     /// server expects.
     pub enum Forgery {
-        /// A keep-alive probe, seq snd-1: always in order for conntrack. The positive control.
+        /// A keep-alive probe with an octet that the client has had: always in order for
+        /// conntrack. The positive control.
         Control = "control",
         /// Data at snd-100000: what the original canary forged. INVALID before Linux 6.1 alone.
         BelowWindow = "below-window",
@@ -165,18 +166,52 @@ names! {
     pub enum Diagnosis {
         /// INVALID segments leak and reset connections: Kubernetes issue #74839.
         Unprotected = "unprotected",
-        /// Out-of-window segments are translated: be_liberal, bad flags not tried.
+        /// Out-of-window segments arrive; bad flags were not tried.
         Liberal = "liberal",
         /// INVALID segments are dropped.
         Dropped = "dropped",
-        /// Out-of-window segments are translated, those with bad flags dropped.
+        /// Out-of-window segments arrive, those with bad flags are dropped.
         LiberalAndDropped = "liberal-and-dropped",
-        /// be_liberal alone: segments with bad flags still leak and reset.
+        /// Out-of-window segments arrive, those with bad flags leak and reset: be_liberal alone,
+        /// where `no-flags` leaks too.
         Partly = "partly",
-        /// Every segment arrives as it is: no NAT by conntrack on this path.
+        /// The same, where `no-flags` does not leak: a software flowtable passes what it tracks.
+        Flowtable = "flowtable",
+        /// A node on the way answers INVALID segments with a reset.
+        Rejected = "rejected",
+        /// Every segment arrives; whether anything translates was not shown.
+        Delivered = "delivered",
+        /// Every segment arrives, though not at the address that was called: something
+        /// translates without conntrack's checks (IPVS, eBPF).
+        TranslatedUnchecked = "translated-unchecked",
+        /// Every segment arrives at the address that was called: nothing translates.
         NotTranslated = "not-translated",
         /// Too little was proved.
         Inconclusive = "inconclusive",
+    }
+}
+
+names! {
+    /// Which way the forged segments went, and so what a verdict covers.
+    pub enum Direction {
+        /// From the server to the client: answers, downloads.
+        ServerToClient = "server-to-client",
+        /// From the client to the server: requests, uploads.
+        ClientToServer = "client-to-server",
+        /// Both.
+        Both = "both",
+    }
+}
+
+impl Direction {
+    /// Who the segments were sent to.
+    #[must_use]
+    pub const fn peer(self) -> &'static str {
+        match self {
+            Self::ServerToClient => "client",
+            Self::ClientToServer => "server",
+            Self::Both => "peer",
+        }
     }
 }
 

@@ -17,6 +17,8 @@ pub enum Fate {
     Leaked {
         /// The reset had the number that this end must accept.
         killed: bool,
+        /// A node answered: the untranslated segment was addressed to it.
+        node: bool,
     },
     /// A node on the way answered it with a reset; the peer never saw it.
     Rejected {
@@ -53,10 +55,16 @@ impl Fate {
         }
     }
 
+    /// True when the reset that only it provokes came back.
+    #[must_use]
+    pub const fn reset(self) -> bool {
+        matches!(self, Self::Leaked { .. } | Self::Rejected { .. })
+    }
+
     /// True when its reset ended the connection.
     #[must_use]
     pub const fn killed(self) -> bool {
-        matches!(self, Self::Leaked { killed: true } | Self::Rejected { killed: true })
+        matches!(self, Self::Leaked { killed: true, .. } | Self::Rejected { killed: true })
     }
 }
 
@@ -65,6 +73,9 @@ impl Fate {
 pub struct Counts {
     /// The client answered with the RST that only this segment provokes, and was there.
     pub leaked: u64,
+    /// Of the leaked, those that a node on the way answered: they were addressed to it.
+    #[serde(default)]
+    pub leaked_to_node: u64,
     /// Of the leaked and the rejected, those whose RST ended the connection.
     pub killed: u64,
     /// Of the delivered, connections reset afterwards because a segment of the server's
@@ -87,12 +98,14 @@ impl Counts {
     pub fn count(&mut self, fate: Fate) {
         *self.cell(fate) += 1;
         self.killed += u64::from(fate.killed());
+        self.leaked_to_node += u64::from(matches!(fate, Fate::Leaked { node: true, .. }));
     }
 
     /// One less: a judgement is replaced.
     pub fn uncount(&mut self, fate: Fate) {
         *self.cell(fate) -= 1;
         self.killed -= u64::from(fate.killed());
+        self.leaked_to_node -= u64::from(matches!(fate, Fate::Leaked { node: true, .. }));
     }
 
     fn cell(&mut self, fate: Fate) -> &mut u64 {
@@ -133,6 +146,7 @@ impl AddAssign<&Self> for Counts {
     fn add_assign(&mut self, other: &Self) {
         self.leaked += other.leaked;
         self.killed += other.killed;
+        self.leaked_to_node += other.leaked_to_node;
         self.killed_later += other.killed_later;
         self.rejected += other.rejected;
         self.delivered += other.delivered;
@@ -162,8 +176,8 @@ mod tests {
     use super::*;
 
     const FATES: [Fate; 7] = [
-        Fate::Leaked { killed: true },
-        Fate::Leaked { killed: false },
+        Fate::Leaked { killed: true, node: true },
+        Fate::Leaked { killed: false, node: false },
         Fate::Rejected { killed: true },
         Fate::Delivered,
         Fate::Dropped,

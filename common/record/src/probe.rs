@@ -8,9 +8,12 @@
 //! | `answer DELAY_MS LENGTH SEED` | after the delay, LENGTH octets of the body of SEED |
 //! | `take LENGTH SEED`, then LENGTH octets | `ok SHA256` of what arrived, in hexadecimal |
 //! | anything else | the same octets back |
+//!
+//! A request may end with the address that the client called.
 
 use std::fmt;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -22,6 +25,16 @@ pub const MAX_LINE: usize = 128;
 pub const MAX_BODY: u64 = 1 << 40;
 /// The longest delay of an answer.
 pub const MAX_DELAY: Duration = Duration::from_secs(3600);
+
+/// A request, and which address the client called, where it says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// What is asked for.
+    pub request: Request,
+    /// What the client connected to: where the server sees another address, something
+    /// translates between them.
+    pub called: Option<SocketAddr>,
+}
 
 /// A request of the probe protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,14 +57,16 @@ pub enum Request {
     },
 }
 
-impl fmt::Display for Request {
+impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Answer { delay, length, seed } => {
-                writeln!(f, "answer {} {length} {seed}", delay.as_millis())
+        match self.request {
+            Request::Answer { delay, length, seed } => {
+                write!(f, "answer {} {length} {seed}", delay.as_millis())?;
             }
-            Self::Take { length, seed } => writeln!(f, "take {length} {seed}"),
+            Request::Take { length, seed } => write!(f, "take {length} {seed}")?,
         }
+        self.called.map_or(Ok(()), |called| write!(f, " {called}"))?;
+        f.write_str("\n")
     }
 }
 
@@ -60,30 +75,30 @@ impl fmt::Display for Request {
 #[error("not a probe request")]
 pub struct NotARequest;
 
-impl FromStr for Request {
+impl FromStr for Line {
     type Err = NotARequest;
 
     fn from_str(line: &str) -> Result<Self, NotARequest> {
         let mut words = line.trim_end_matches(['\r', '\n']).split(' ');
         let verb = words.next();
         let mut number = || words.next().and_then(|w| w.parse::<u64>().ok()).ok_or(NotARequest);
-        let request = match verb {
-            Some("answer") => Self::Answer {
-                delay: Duration::from_millis(number()?),
-                length: number()?,
-                seed: number()?,
-            },
-            Some("take") => Self::Take { length: number()?, seed: number()? },
+        let (request, delay, length) = match verb {
+            Some("answer") => {
+                let delay = Duration::from_millis(number()?);
+                let (length, seed) = (number()?, number()?);
+                (Request::Answer { delay, length, seed }, delay, length)
+            }
+            Some("take") => {
+                let (length, seed) = (number()?, number()?);
+                (Request::Take { length, seed }, Duration::ZERO, length)
+            }
             _ => return Err(NotARequest),
         };
-        let (delay, length) = match request {
-            Self::Answer { delay, length, .. } => (delay, length),
-            Self::Take { length, .. } => (Duration::ZERO, length),
-        };
+        let called = words.next().map(|w| w.parse().map_err(|_| NotARequest)).transpose()?;
         if words.next().is_some() || length > MAX_BODY || delay > MAX_DELAY {
             return Err(NotARequest);
         }
-        Ok(request)
+        Ok(Self { request, called })
     }
 }
 
@@ -169,24 +184,29 @@ mod tests {
             "answer",
             "answer 1 2",
             "take 1 2 3",
+            "take 1 2 198.18.0.1:80 3",
             "take -1 2",
             "answer 99999999999 1 1",
             "GET / HTTP/1.1",
         ] {
-            assert_eq!(bad.parse::<Request>(), Err(NotARequest), "{bad}");
+            assert_eq!(bad.parse::<Line>(), Err(NotARequest), "{bad}");
         }
     }
 
     proptest! {
         /// Every request is read back as it was written, and fits a line.
         #[test]
-        fn requests_round_trip(ms in 0u64..3_600_000, length in 0..=MAX_BODY, seed: u64) {
-            for r in [
+        fn requests_round_trip(
+            ms in 0u64..3_600_000, length in 0..=MAX_BODY, seed: u64, ip: u128, port: u16, told: bool,
+        ) {
+            let called = told.then(|| SocketAddr::new(std::net::Ipv6Addr::from(ip).into(), port));
+            for request in [
                 Request::Answer { delay: Duration::from_millis(ms), length, seed },
                 Request::Take { length, seed },
             ] {
-                prop_assert!(r.to_string().len() <= MAX_LINE);
-                prop_assert_eq!(r.to_string().parse(), Ok(r));
+                let line = Line { request, called };
+                prop_assert!(line.to_string().len() <= MAX_LINE);
+                prop_assert_eq!(line.to_string().parse(), Ok(line));
             }
         }
     }

@@ -124,6 +124,7 @@ mod tests {
         Emit {
             src,
             dst,
+            class: 0,
             seq: Seq(0xfffe_0102),
             ack: Seq(0x9abc_def0),
             flags: Flags::RST,
@@ -170,7 +171,7 @@ mod tests {
         #[test]
         fn completes_what_was_left(six: bool, payload in proptest::collection::vec(any::<u8>(), 0..200), other: u16) {
             let (src, dst) = { let (_, src, dst) = packet(six, &[]); (src, dst) };
-            let emit = Emit { src, dst, seq: Seq(1), ack: Seq(2), flags: Flags::ACK, window: 1, options: &[], payload: &payload };
+            let emit = Emit { src, dst, class: 0, seq: Seq(1), ack: Seq(2), flags: Flags::ACK, window: 1, options: &[], payload: &payload };
             let mut right = Vec::new();
             emit.packet(&mut right);
             let header = if six { 40 } else { 20 };

@@ -380,6 +380,8 @@ pub struct Emit<'a> {
     pub src: SocketAddr,
     /// Destination address and port, of the same family.
     pub dst: SocketAddr,
+    /// Type of service or traffic class.
+    pub class: u8,
     /// SEG.SEQ
     pub seq: Seq,
     /// SEG.ACK
@@ -411,7 +413,7 @@ impl Emit<'_> {
             }
             (IpAddr::V6(src), IpAddr::V6(dst)) => {
                 buf.resize(IPV6_HEADER + tcp_len, 0);
-                Self::ipv6_header(buf, tcp_len, src, dst);
+                self.ipv6_header(buf, tcp_len, src, dst);
                 self.tcp(&mut buf[IPV6_HEADER..], options);
                 true
             }
@@ -428,6 +430,8 @@ impl Emit<'_> {
         ip.set_flags(ipv4::Ipv4Flags::DontFragment);
         // Any value will do with DF (RFC 6864, section 4.1); a trace reads easier with one.
         ip.set_identification(self.seq.0 as u16);
+        ip.set_dscp(self.class >> 2);
+        ip.set_ecn(self.class & 3);
         ip.set_ttl(64);
         ip.set_next_level_protocol(IpNextHeaderProtocols::Tcp);
         ip.set_source(src);
@@ -436,9 +440,10 @@ impl Emit<'_> {
         ip.set_checksum(sum);
     }
 
-    fn ipv6_header(buf: &mut [u8], tcp_len: usize, src: Ipv6Addr, dst: Ipv6Addr) {
+    fn ipv6_header(&self, buf: &mut [u8], tcp_len: usize, src: Ipv6Addr, dst: Ipv6Addr) {
         let Some(mut ip) = MutableIpv6Packet::new(buf) else { return };
         ip.set_version(6);
+        ip.set_traffic_class(self.class);
         ip.set_payload_length(tcp_len as u16);
         ip.set_next_header(IpNextHeaderProtocols::Tcp);
         ip.set_hop_limit(64);

@@ -72,7 +72,9 @@ pub fn boom(family: Family, diagnosis: Diagnosis) -> BoomResult {
         verdict,
         reasons: vec!["a reason".to_owned()],
         paths: if outcomes.is_empty() { Vec::new() } else { vec![path] },
+        direction: canary_record::names::Direction::ServerToClient,
         connections: Connections::default(),
+        handshakes: canary_record::result::boom::Handshakes::default(),
         outcomes,
         resets: Resets::default(),
         sniffer: Sniffer::default(),
@@ -112,6 +114,7 @@ pub fn client(ends: &[(ProbeEnd, u64)]) -> LoadResult {
         series: Series::default(),
         preflight: None,
         hold: None,
+        forge: None,
         merged: 1,
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::document::lab::{CommandList, FrontEnd, Path as NetPath};
 use crate::document::timeline::Change;
-use canary_record::probe::Request;
+use canary_record::probe::{Line, Request};
 use canary_record::result::boom::BoomResult;
 use canary_record::result::load::LoadResult;
 use canary_runtime::output::write_file;
@@ -318,7 +318,8 @@ fn ask(place: &Place<'_>, setting: &Setting, n: u32) -> Result<Vec<TcpStream>, P
             .map_err(io)?;
         // boom-server forges at the handshake: traffic would hide the answer.
         std::thread::sleep(judged);
-        let ask = Request::Answer { delay: Duration::ZERO, length: BODY / 8, seed: 1 }.to_string();
+        let request = Request::Answer { delay: Duration::ZERO, length: BODY / 8, seed: 1 };
+        let ask = Line { request, called: None }.to_string();
         for stream in &mut streams {
             stream.set_read_timeout(Some(deadline)).map_err(io)?;
             stream.write_all(ask.as_bytes()).map_err(io)?;

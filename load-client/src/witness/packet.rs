@@ -64,6 +64,7 @@ mod tests {
             Emit {
                 src: end(ends.0),
                 dst: end(ends.1),
+                class: 0,
                 seq: Seq(7),
                 ack: Seq(9),
                 flags: Flags::ACK,

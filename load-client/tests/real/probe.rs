@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use canary_record::names::ProbeEnd;
-use canary_record::probe::{Body, BodyHash, Request};
+use canary_record::probe::{Body, BodyHash, Line, Request};
 use canary_record::result::load::LoadResult;
 use canary_testbed::programs::Ended;
 use canary_testbed::test::Bed;
@@ -35,7 +35,7 @@ fn answer(mut s: TcpStream, fault: Fault) {
         return;
     }
     let line = read_line(&mut s);
-    let reply = match line.parse() {
+    let reply = match line.parse::<Line>().map(|l| l.request) {
         Ok(Request::Answer { delay, length, seed }) => {
             std::thread::sleep(delay);
             let mut body = vec![0; length as usize];

@@ -2,6 +2,13 @@ use super::*;
 use canary_record::names::UnknownReason;
 use proptest::prelude::*;
 
+const CONTEXT: Context = Context {
+    min_forged: 20,
+    direction: Direction::ServerToClient,
+    called_here: 0,
+    called_elsewhere: 0,
+};
+
 /// (forgery, leaked, delivered, dropped)
 type Cell = (Forgery, u64, u64, u64);
 
@@ -17,7 +24,7 @@ fn rows(cells: &[Cell]) -> Vec<OutcomeCount> {
 }
 
 fn one(cells: &[Cell]) -> PathDiagnosis {
-    paths(&rows(cells), 20).remove(0)
+    paths(&rows(cells), &CONTEXT).remove(0)
 }
 
 use Forgery::{AboveWindow, AckAhead, BelowWindow, Control, NoFlags, SynFin};
@@ -71,11 +78,66 @@ fn liberal_and_dropped() {
     assert_eq!(d.old_segments, OldSegments::NotShown);
 }
 
-/// Where even bad flags arrive there is no conntrack NAT on the path.
+/// Where even bad flags arrive, the address that the client called tells whether something
+/// translates; without it the facts have no name.
 #[test]
-fn not_translated() {
-    let d = one(&[(AboveWindow, 0, 50, 0), (SynFin, 0, 50, 0)]);
-    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::NotTranslated, Verdict::Protected));
+fn what_arrives_is_named_by_the_address_called() {
+    let all = rows(&[(AboveWindow, 0, 50, 0), (SynFin, 0, 50, 0)]);
+    for (called_here, called_elsewhere, named) in [
+        (9, 0, Diagnosis::NotTranslated),
+        (0, 9, Diagnosis::TranslatedUnchecked),
+        (0, 0, Diagnosis::Delivered),
+        (9, 9, Diagnosis::Delivered),
+    ] {
+        let d = &paths(&all, &Context { called_here, called_elsewhere, ..CONTEXT })[0];
+        assert_eq!((d.diagnosis, d.verdict), (named, Verdict::Protected));
+    }
+}
+
+/// be_liberal is named only where `no-flags` leaks: a flowtable passes that on.
+#[test]
+fn a_flowtable_is_told_from_be_liberal() {
+    let window = (AboveWindow, 0, 50, 0);
+    let d = one(&[window, (SynFin, 50, 0, 0), (NoFlags, 50, 0, 0)]);
+    assert_eq!(d.diagnosis, Diagnosis::Partly);
+    let d = one(&[window, (SynFin, 50, 0, 0), (NoFlags, 0, 0, 50)]);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Flowtable, Verdict::Vulnerable));
+}
+
+/// A leaked control, an answer to what has no flags, a leak where nothing translates: each
+/// contradicts every other reading.
+#[test]
+fn contradictions_forbid_a_verdict() {
+    let protected = [(Control, 0, 50, 0), (AboveWindow, 0, 0, 50)];
+    assert_eq!(one(&protected).verdict, Verdict::Protected);
+    for (cells, word) in [
+        ([(Control, 1, 49, 0), (AboveWindow, 0, 0, 50)].to_vec(), "control"),
+        ([(Control, 1, 49, 0), (AboveWindow, 50, 0, 0)].to_vec(), "control"),
+        ([protected[0], protected[1], (NoFlags, 0, 1, 49)].to_vec(), "without any flag"),
+    ] {
+        let d = one(&cells);
+        assert_eq!(d.verdict, Verdict::Inconclusive);
+        assert!(d.reasons[0].contains(word), "{:?}", d.reasons);
+    }
+    let mut leaked = rows(&[(Control, 0, 50, 0), (AboveWindow, 50, 0, 0)]);
+    let here = Context { called_here: 50, ..CONTEXT };
+    assert_eq!(paths(&leaked, &here)[0].verdict, Verdict::Inconclusive);
+    // A masqueraded path has a node to leak to, whatever address was called.
+    leaked[1].counts.leaked_to_node = 50;
+    let d = &paths(&leaked, &here)[0];
+    assert_eq!(d.verdict, Verdict::Vulnerable);
+    assert!(d.reasons[0].contains("addressed to a node") && d.reasons[1].contains("INPUT"));
+}
+
+/// What a node rejects never reached the client, and ends connections all the same.
+#[test]
+fn a_reject_is_no_leak_and_no_protection() {
+    let mut all = rows(&[(Control, 0, 50, 0), (AboveWindow, 0, 0, 0)]);
+    all[1].counts.rejected = 50;
+    let d = &paths(&all, &CONTEXT)[0];
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Rejected, Verdict::Vulnerable));
+    assert!(d.reasons.iter().all(|r| !r.contains("reached the client")), "{:?}", d.reasons);
+    assert!(d.reasons[0].contains(RISK));
 }
 
 /// The original's forgery alone shows nothing on a new kernel: never protected.
@@ -99,9 +161,9 @@ fn protected_needs_the_control() {
 #[test]
 fn a_poisoned_entry_is_a_vulnerable_path() {
     let mut all = rows(&[(Control, 0, 50, 0), (Forgery::Overshoot, 0, 50, 0)]);
-    assert_eq!(paths(&all, 20)[0].verdict, Verdict::Inconclusive);
+    assert_eq!(paths(&all, &CONTEXT)[0].verdict, Verdict::Inconclusive);
     all[1].counts.killed_later = 3;
-    let d = &paths(&all, 20)[0];
+    let d = &paths(&all, &CONTEXT)[0];
     assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Unprotected, Verdict::Vulnerable));
     assert!(d.reasons[0].ends_with("3 of 50 connections were reset"), "{:?}", d.reasons);
 }
@@ -120,7 +182,7 @@ fn classes_and_families_are_told_apart() {
         let rows = rows(&cells).into_iter();
         all.extend(rows.map(|row| OutcomeCount { class, family, ..row }));
     }
-    let found: Vec<_> = paths(&all, 20)
+    let found: Vec<_> = paths(&all, &CONTEXT)
         .iter()
         .map(|p| (p.class, p.family, p.diagnosis, (p.leak_rate_upper_95 * 1e4).round() as u32))
         .collect();
@@ -165,14 +227,14 @@ fn the_safe_set_finds_the_fault() {
 #[test]
 fn the_worst_path_decides() {
     let mut all = rows(&[(BelowWindow, 0, 50, 0), (AboveWindow, 0, 0, 50)]);
-    assert_eq!(overall(&paths(&all, 20)), Verdict::Protected);
+    assert_eq!(overall(&paths(&all, &CONTEXT)), Verdict::Protected);
     let mut other = rows(&[(AboveWindow, 0, 0, 50)]);
     other[0].family = Family::Ipv6;
     other[0].counts.unknown.insert(UnknownReason::ClosedEarly, 3);
     all.append(&mut other);
-    assert_eq!(overall(&paths(&all, 20)), Verdict::Inconclusive);
+    assert_eq!(overall(&paths(&all, &CONTEXT)), Verdict::Inconclusive);
     all[2].counts.leaked = 1;
-    assert_eq!(overall(&paths(&all, 20)), Verdict::Vulnerable);
+    assert_eq!(overall(&paths(&all, &CONTEXT)), Verdict::Vulnerable);
     assert_eq!(overall(&[]), Verdict::Inconclusive);
 }
 

@@ -12,8 +12,22 @@ use crate::forgery::Spec;
 /// What is to be done, or has become known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// A SYN came (on the client's end a SYN-ACK).
+    Opened {
+        /// For which connection.
+        tuple: FourTuple,
+        /// It repeats one for which no handshake is complete.
+        again: bool,
+    },
     /// A handshake is complete.
-    Handshake,
+    Handshake(FourTuple),
+    /// A handshake was never completed.
+    Unfinished {
+        /// Of which connection.
+        tuple: FourTuple,
+        /// How often its SYN came.
+        syns: u8,
+    },
     /// Send this segment; it is the forged one.
     Forge {
         /// On which connection.
@@ -22,12 +36,12 @@ pub enum Action {
         forgery: Forgery,
         /// Its numbers.
         spec: Spec,
-        /// The client's timestamps option as last seen, (value, echo).
+        /// The peer's timestamps option as last seen, (value, echo).
         timestamps: Option<(u32, u32)>,
         /// True when the segment just handled completed the handshake.
         at_once: bool,
     },
-    /// Send this segment to see whether the connection lives.
+    /// Send this segment: the forged one once more, or one that shows whether the peer lives.
     Probe {
         /// On which connection.
         tuple: FourTuple,
@@ -84,10 +98,14 @@ pub enum ResetCause {
     /// A segment of the server's own that conntrack no longer translated, because
     /// an overshoot forged on this connection before had poisoned its entry.
     Poisoned,
+    /// The peer does not know the connection: it closed by a reset that was lost, or vanished.
+    Gone,
     /// Something else on a known connection, where this number was expected.
     Other {
         /// RCV.NXT
         expected: Seq,
+        /// The peer had closed: it resets whatever still reaches it.
+        closed: bool,
     },
     /// No known connection.
     UnknownConnection,

@@ -5,10 +5,12 @@ use std::time::Duration;
 use canary_record::names::{Forgery, UnknownReason};
 use canary_record::outcome::Fate;
 use canary_wire::segment::{Flags, Segment};
+use canary_wire::seq::Seq;
 
 use super::table::Key;
 use super::{
-    Action, CLOSED_LIFE, Flow, Flows, Forged, JUDGED_LIFE, Judgement, ResetCause, State, reset,
+    ANSWERS_AGAIN, Action, Arrival, CLOSED_LIFE, Flow, Flows, JUDGED_LIFE, Judgement, LIFE_GAP,
+    LIFE_PROBES, MUTE, PAUSE, ROUNDS, ResetCause, SILENT, State, Trial, newer, reset,
 };
 use crate::forgery;
 
@@ -16,49 +18,140 @@ impl Flows {
     pub(super) fn rst(
         &mut self,
         now: Duration,
+        arrival: Arrival,
         key: Key,
         seg: &Segment<'_>,
         out: &mut Vec<Action>,
     ) {
         let timeout = self.timeout(key);
         let flow = self.table.get_mut(key);
-        let other = ResetCause::Other { expected: flow.rcv };
+        let other = flow.other();
         // RFC 9293, section 3.10.7.4: only this number ends the connection.
         let exact = seg.seq == flow.rcv;
-        // One forged segment draws one answer: after another it is not this one's.
-        let open = |f: &Forged| match flow.outcome {
-            None | Some(Fate::Dropped | Fate::Unknown(UnknownReason::NoProofOfLife)) => true,
-            // In mid-stream another segment may have drawn the one bare acknowledgment.
-            // After an overshoot a later reset has a name of its own.
-            Some(Fate::Delivered) => {
-                f.in_stream && f.answers == 1 && f.forgery != Forgery::Overshoot
-            }
-            Some(_) => false,
-        };
-        let matched = flow.forged.filter(|f| f.spec.provokes(seg) && open(f) && !flow.dead);
-        let Some(forged) = matched else {
-            let cause = if flow.was_poisoned(seg) { ResetCause::Poisoned } else { other };
-            out.push(Action::Reset(reset(flow.tuple, seg, cause)));
-            if exact {
-                self.ended(now, key, out);
-            }
+        let tuple = flow.tuple;
+        let trial = flow.trial.as_ref();
+        if flow.was_poisoned(seg) {
+            out.push(Action::Reset(reset(tuple, seg, ResetCause::Poisoned)));
+            return self.ended(now, key, out);
+        }
+        // A copy, or another round's.
+        let known = flow.state == State::Doubted
+            || matches!(flow.fate, Some(Fate::Leaked { .. } | Fate::Rejected { .. }));
+        let provoked = trial.is_some_and(|t| t.first.provokes(seg) || t.last.provokes(seg));
+        if provoked && known {
             return;
-        };
-        // A client that has closed resets whatever still reaches it, with the
-        // same numbers where the server had sent data. In mid-stream a segment of the
-        // server's own bears the same acknowledgment, and may be reset later.
-        let late = flow.state != State::Forged && now >= forged.at + timeout;
-        if flow.fin || (forged.in_stream && late) {
-            out.push(Action::Reset(reset(flow.tuple, seg, other)));
+        }
+        let poisonous = flow.fate == Some(Fate::Delivered)
+            && trial.is_some_and(|t| t.forgery == Forgery::Overshoot);
+        if provoked && !flow.dead && !poisonous && trial.is_some_and(|t| !t.named) {
+            // In mid-stream a segment of this end's own bears the same acknowledgment,
+            // and may be reset later.
+            let late = trial.is_some_and(|t| {
+                let own = t.in_stream || t.snd != flow.snd && exact;
+                own && (now >= t.sent + timeout || t.in_stream && flow.fin)
+            });
+            if !late {
+                return self.doubt(now, arrival, key, seg, exact, out);
+            }
+            out.push(Action::Reset(reset(tuple, seg, other)));
             flow.dead |= exact;
-            if flow.outcome.is_none() {
+            if flow.fate.is_none() {
                 self.settle(now, key, Fate::Unknown(UnknownReason::AmbiguousReset), out);
             }
             return;
         }
-        out.push(Action::Reset(reset(flow.tuple, seg, ResetCause::Forged(forged.forgery))));
+        if trial.and_then(|t| t.probe).is_some_and(|p| p.provokes(seg)) {
+            // What every living peer answers, this one does not know.
+            out.push(Action::Reset(reset(tuple, seg, ResetCause::Gone)));
+            match flow.state {
+                State::Doubted => self.undecided(now, key, ResetCause::Gone, out),
+                State::Forged | State::Pausing | State::Probed => {
+                    self.settle(now, key, Fate::Unknown(UnknownReason::ClosedEarly), out);
+                }
+                State::Embryo | State::Waiting | State::Settled => {}
+            }
+            return;
+        }
+        out.push(Action::Reset(reset(tuple, seg, other)));
+        if exact {
+            self.ended(now, key, out);
+        }
+    }
+
+    /// The reset that only the forged segment provokes: from a host that has no such
+    /// connection because the segment was not translated, or because the peer is gone.
+    fn doubt(
+        &mut self,
+        now: Duration,
+        arrival: Arrival,
+        key: Key,
+        seg: &Segment<'_>,
+        exact: bool,
+        out: &mut Vec<Action>,
+    ) {
+        let flow = self.table.get_mut(key);
+        let Some(trial) = flow.trial.as_mut() else { return };
+        let nearer = matches!((arrival.ttl, flow.ttl), (Some(rst), Some(syn)) if rst > syn);
+        // A TCP without the connection repeats the segment's class in its reset
+        // (tcp_v4_send_reset()), a rule that rejects does not (nf_reject_iphdr_put()).
+        let fate = if nearer && arrival.class == Some(0) {
+            Fate::Rejected { killed: exact }
+        } else {
+            Fate::Leaked { killed: exact, node: nearer }
+        };
+        let reset = reset(flow.tuple, seg, ResetCause::Forged(trial.forgery));
+        trial.reset = Some((reset, fate));
+        (trial.asked, trial.signs) = (0, 0);
         flow.dead |= exact;
-        self.settle(now, key, Fate::Leaked { killed: exact }, out);
+        flow.state = State::Doubted;
+        // A peer that names what it answers is asked at once. Another's answer is known by its
+        // time alone, so what it sent before must have come; and it can be asked but once:
+        // where this end's socket is gone, its answer draws a reset (TIME_WAIT: RFC 1337).
+        trial.calm = flow.fin || !flow.sack || flow.newest.is_none();
+        if !trial.calm {
+            return self.prove_life(now, key, out);
+        }
+        let wait = LIFE_GAP.max(flow.rtt.saturating_mul(2));
+        self.table.set_deadline(key, now + wait);
+    }
+
+    /// Asks the peer once more whether it is there.
+    pub(super) fn prove_life(&mut self, now: Duration, key: Key, out: &mut Vec<Action>) {
+        let flow = self.table.get_mut(key);
+        let newest = flow.newest;
+        let Some(trial) = flow.trial.as_mut() else { return };
+        if trial.asked >= LIFE_PROBES {
+            let cause = flow.doubted();
+            return self.undecided(now, key, cause, out);
+        }
+        trial.asked += 1;
+        trial.floor = newest;
+        trial.answered = false;
+        let wait = LIFE_GAP.max(flow.rtt.saturating_mul(2)).min(Duration::from_secs(1));
+        flow.probe(out);
+        self.table.set_deadline(key, now + wait);
+    }
+
+    /// A reset came, and nothing shows that the peer was there.
+    fn undecided(&mut self, now: Duration, key: Key, cause: ResetCause, out: &mut Vec<Action>) {
+        let flow = self.table.get_mut(key);
+        if let Some((reset, _)) = flow.trial.as_mut().and_then(|t| t.reset.take()) {
+            out.push(Action::Reset(super::Reset { cause, ..reset }));
+        }
+        if flow.fate.is_none() {
+            return self.settle(now, key, Fate::Unknown(UnknownReason::AmbiguousReset), out);
+        }
+        flow.state = State::Settled;
+        self.table.set_deadline(key, now + CLOSED_LIFE);
+    }
+
+    /// The peer is there: the reset was the forged segment's.
+    fn proven(&mut self, now: Duration, key: Key, out: &mut Vec<Action>) {
+        let flow = self.table.get_mut(key);
+        if let Some((reset, fate)) = flow.trial.as_mut().and_then(|t| t.reset.take()) {
+            out.push(Action::Reset(reset));
+            self.settle(now, key, fate, out);
+        }
     }
 
     /// An RST that no forged segment provoked ended the connection.
@@ -74,8 +167,12 @@ impl Flows {
                 flow.state = State::Settled;
                 self.table.set_deadline(key, now + CLOSED_LIFE);
             }
-            State::Forged | State::Probed => {
+            State::Forged | State::Pausing | State::Probed => {
                 self.settle(now, key, Fate::Unknown(UnknownReason::OtherReset), out);
+            }
+            State::Doubted => {
+                let cause = flow.doubted();
+                self.undecided(now, key, cause, out);
             }
             State::Settled => self.table.set_deadline(key, now + CLOSED_LIFE),
         }
@@ -89,75 +186,231 @@ impl Flows {
         out: &mut Vec<Action>,
     ) {
         let flow = self.table.get_mut(key);
-        if flow.dead || !flow.plausible(seg.seq) {
+        if !flow.plausible(seg.seq) || flow.dead && flow.state != State::Doubted {
             return;
         }
         let answer = flow.reads_as(seg);
-        let acks_before = flow.snd;
+        let (acked, timed) = (flow.snd, flow.timestamps.is_some());
         flow.advance(seg);
-        let hides = flow.snd != acks_before || answer == Some(Answer::Unclear);
+        let moved = flow.snd != acked;
         let fin = flow.fin;
-        if let Some(f) = flow.forged.as_mut() {
-            f.busy |= hides && f.in_stream && flow.state == State::Forged;
-            f.alive |= flow.state == State::Probed;
+        let state = flow.state;
+        let Some(trial) = flow.trial.as_mut() else {
+            return;
+        };
+        if answer == Some(Answer::ToForged) {
+            trial.named = true;
+            trial.names = true;
         }
-        match (flow.state, answer) {
-            (State::Forged, Some(Answer::Duplicate)) => {
-                if let Some(f) = flow.forged.as_mut() {
-                    f.answers = 1;
+        trial.names |= answer == Some(Answer::ToProbe);
+        let fresh = is_fresh(trial, seg, now);
+        match state {
+            State::Doubted => match answer {
+                // It arrived; then the peer closed, and met a copy of it.
+                Some(Answer::ToForged) => {
+                    let reset = trial.reset.take();
+                    let cause = flow.doubted();
+                    out.extend(reset.map(|(r, _)| Action::Reset(super::Reset { cause, ..r })));
+                    flow.state = State::Settled;
+                    self.settle_as(now, key, Fate::Delivered, out);
                 }
-                self.settle(now, key, Fate::Delivered, out);
-            }
-            (State::Forged | State::Probed, Some(Answer::ToForged)) => {
-                self.settle(now, key, Fate::Delivered, out);
-            }
-            (State::Probed, Some(Answer::ToProbe)) => self.last_word(now, key, out),
-            (State::Probed, Some(Answer::Duplicate)) => {
-                let answers = flow.forged.as_mut().map_or(0, |f| {
-                    f.answers = f.answers.saturating_add(1);
-                    f.answers
-                });
-                // One belongs to the probe, so the other is the forged segment's, late.
-                if answers >= 2 {
-                    self.settle(now, key, Fate::Delivered, out);
+                Some(Answer::ToProbe) => self.proven(now, key, out),
+                _ if fresh && !trial.answered && trial.asked > 0 => {
+                    trial.answered = true;
+                    trial.signs += 1;
+                    // One may have been under way since before the peer was gone.
+                    if trial.calm || trial.signs >= needed(timed) {
+                        self.proven(now, key, out);
+                    }
+                }
+                _ => {}
+            },
+            State::Forged | State::Pausing | State::Probed => {
+                trial.busy |= moved && (trial.in_stream || trial.round > 1);
+                match answer {
+                    Some(Answer::ToForged) => self.settle(now, key, Fate::Delivered, out),
+                    Some(Answer::ToProbe) if state == State::Probed => {
+                        self.round_over(now, key, true, out);
+                    }
+                    Some(Answer::Bare)
+                        if state == State::Probed && !trial.names && (fresh || !timed) =>
+                    {
+                        self.round_over(now, key, true, out);
+                    }
+                    Some(Answer::Bare) => self.bare(now, key, fresh, out),
+                    Some(Answer::Unclear) => {
+                        trial.unclear = true;
+                        trial.busy |= trial.in_stream || trial.round > 1;
+                    }
+                    Some(Answer::ToProbe) | None => {}
                 }
             }
-            (State::Settled, _) if fin => {
-                self.table.set_deadline(key, now + CLOSED_LIFE);
+            State::Settled => match answer {
+                // Exact evidence, however late.
+                Some(Answer::ToForged)
+                    if matches!(flow.fate, Some(Fate::Dropped | Fate::Unknown(_))) =>
+                {
+                    self.settle_as(now, key, Fate::Delivered, out);
+                }
+                Some(Answer::Bare)
+                    if fresh && trial.names && flow.fate == Some(Fate::Dropped) && !fin =>
+                {
+                    let unclear = Fate::Unknown(UnknownReason::UnclearAnswer);
+                    if now < trial.sent + ANSWERS_AGAIN {
+                        self.settle_as(now, key, unclear, out);
+                    }
+                }
+                _ if fin => self.table.set_deadline(key, now + CLOSED_LIFE),
+                _ => {}
+            },
+            State::Embryo | State::Waiting => {}
+        }
+    }
+
+    /// A bare acknowledgment that repeats the last: an answer, a copy, or something else's.
+    fn bare(&mut self, now: Duration, key: Key, fresh: bool, out: &mut Vec<Action>) {
+        let flow = self.table.get_mut(key);
+        let timed = flow.timestamps.is_some();
+        let Some(trial) = flow.trial.as_mut() else { return };
+        trial.unclear = true;
+        if !fresh {
+            // A copy; or the peer's clock has not ticked, and it was the answer.
+            trial.busy = true;
+        } else if !trial.answered {
+            trial.answered = true;
+            trial.answers += 1;
+            if trial.answers >= needed(timed) {
+                return self.settle(now, key, Fate::Delivered, out);
             }
-            _ => {}
+        }
+        if flow.state == State::Forged && (fresh || trial.round == 1) {
+            let next = trial.sent + trial.pause();
+            let pause = if timed { PAUSE } else { super::GAP };
+            flow.state = State::Pausing;
+            self.table.set_deadline(key, next.max(now + pause));
         }
     }
 
     /// No answer in time: is the connection alive at all?
     pub(super) fn silence(&mut self, now: Duration, key: Key, out: &mut Vec<Action>) {
+        let gap = if self.table.get_mut(key).trial.is_some_and(|t| t.round == 1) {
+            self.timeout(key)
+        } else {
+            self.gap(key)
+        };
         let flow = self.table.get_mut(key);
         if flow.fin {
-            // A probe could meet a port that the client has given to another connection.
+            // A probe could meet a port that the peer has given to another connection, and
+            // its answer would end the peer's TIME_WAIT (RFC 1337).
             return self.settle(now, key, Fate::Unknown(UnknownReason::ClosedEarly), out);
         }
-        let Some(forged) = flow.forged.as_ref() else { return };
-        let spec = forgery::life_probe(flow.numbers(), &forged.spec);
         flow.state = State::Probed;
-        if let Some(f) = flow.forged.as_mut() {
-            f.probe = Some(spec);
-        }
-        out.push(Action::Probe { tuple: flow.tuple, spec, timestamps: flow.timestamps });
-        let timeout = self.timeout(key);
-        self.table.set_deadline(key, now + timeout);
+        flow.probe(out);
+        self.table.set_deadline(key, now + gap);
     }
 
     /// The probe was answered, or its time is up.
-    pub(super) fn last_word(&mut self, now: Duration, key: Key, out: &mut Vec<Action>) {
+    pub(super) fn round_over(
+        &mut self,
+        now: Duration,
+        key: Key,
+        life: bool,
+        out: &mut Vec<Action>,
+    ) {
         let flow = self.table.get_mut(key);
-        let f = flow.forged.as_ref();
-        let fate = match f {
-            // Acknowledgments of data may have been the answer: nothing is shown.
-            Some(f) if f.busy => Fate::Unknown(UnknownReason::Busy),
-            Some(f) if f.alive => Fate::Dropped,
-            _ => Fate::Unknown(UnknownReason::NoProofOfLife),
+        let Some(trial) = flow.trial.as_mut() else { return };
+        if life {
+            trial.mute = 0;
+            // What is named is seen in any traffic.
+            let seen = !trial.busy
+                || trial.names && !trial.last.payload.is_empty() && trial.last.is_old(flow.snd);
+            if seen && !trial.answered {
+                trial.silent += 1;
+            }
+            if trial.silent >= SILENT && trial.answers == 0 {
+                return self.settle(now, key, Fate::Dropped, out);
+            }
+        } else {
+            trial.mute += 1;
+            if trial.mute >= MUTE {
+                let why = if trial.unclear {
+                    UnknownReason::UnclearAnswer
+                } else {
+                    UnknownReason::NoProofOfLife
+                };
+                return self.settle(now, key, Fate::Unknown(why), out);
+            }
+        }
+        let next = if trial.rate_limited() { trial.sent + ANSWERS_AGAIN } else { now };
+        if next > now {
+            flow.state = State::Pausing;
+            self.table.set_deadline(key, next);
+        } else {
+            self.round(now, key, out);
+        }
+    }
+
+    /// Sends the forged segment once more.
+    pub(super) fn round(&mut self, now: Duration, key: Key, out: &mut Vec<Action>) {
+        let gap = self.gap(key);
+        let flow = self.table.get_mut(key);
+        let (numbers, newest) = (flow.numbers(), flow.newest);
+        let Some(trial) = flow.trial.as_mut() else { return };
+        let given_up = if flow.gaps {
+            Some(UnknownReason::Busy)
+        } else if flow.fin {
+            Some(UnknownReason::ClosedEarly)
+        } else if trial.round >= ROUNDS {
+            // Acknowledgments of data may have hidden the answer; others may have been it.
+            Some(if trial.unclear { UnknownReason::UnclearAnswer } else { UnknownReason::Busy })
+        } else {
+            None
         };
-        self.settle(now, key, fate, out);
+        if let Some(reason) = given_up {
+            return self.settle(now, key, Fate::Unknown(reason), out);
+        }
+        // An overshoot was measured against the window of its first time.
+        if trial.forgery != Forgery::Overshoot {
+            trial.last = forgery::spec(trial.forgery, numbers);
+        }
+        trial.round += 1;
+        trial.sent = now;
+        trial.floor = newest;
+        (trial.busy, trial.answered) = (false, false);
+        flow.state = State::Forged;
+        out.push(Action::Probe {
+            tuple: flow.tuple,
+            spec: trial.last,
+            timestamps: flow.timestamps,
+        });
+        self.table.set_deadline(key, now + gap);
+    }
+
+    /// What is not judged is given up; what is, stays.
+    pub(super) fn abandon(
+        &mut self,
+        now: Duration,
+        key: Key,
+        why: UnknownReason,
+        out: &mut Vec<Action>,
+    ) {
+        let flow = self.table.get_mut(key);
+        if flow.state == State::Doubted {
+            let cause = flow.doubted();
+            if let Some((reset, _)) = flow.trial.as_mut().and_then(|t| t.reset.take()) {
+                out.push(Action::Reset(super::Reset { cause, ..reset }));
+            }
+        }
+        if self.table.get_mut(key).fate.is_none() {
+            self.settle(now, key, Fate::Unknown(why), out);
+        }
+    }
+
+    /// As [`Self::settle`], where it says something else than before.
+    fn settle_as(&mut self, now: Duration, key: Key, fate: Fate, out: &mut Vec<Action>) {
+        if self.table.get_mut(key).fate != Some(fate) {
+            self.settle(now, key, fate, out);
+        }
     }
 
     pub(super) fn settle(&mut self, now: Duration, key: Key, fate: Fate, out: &mut Vec<Action>) {
@@ -169,15 +422,31 @@ impl Flows {
     }
 }
 
-/// Notes the outcome and tells it, an earlier one replaced.
+/// How many rounds must have drawn an acknowledgment that nothing else explains. Without
+/// timestamps a copy cannot be told from an answer: three then.
+const fn needed(timed: bool) -> u8 {
+    if timed { 2 } else { 3 }
+}
+
+/// True for a segment that the peer sent after the round had begun, by its own clock;
+/// without a clock, in a later round than the first.
+fn is_fresh(trial: &Trial, seg: &Segment<'_>, now: Duration) -> bool {
+    match (trial.floor, seg.options().timestamps) {
+        (Some(floor), Some((value, _))) => newer(value, floor),
+        (Some(_), None) => false,
+        (None, _) => trial.round > 1 && now > trial.sent || trial.reset.is_some(),
+    }
+}
+
+/// Notes the fate and tells it, an earlier one replaced.
 pub(super) fn record(flow: &mut Flow, now: Duration, fate: Fate, out: &mut Vec<Action>) {
-    let Some(forged) = flow.forged else { return };
-    let replaces = flow.outcome.replace(fate);
+    let Some(trial) = flow.trial else { return };
+    let replaces = flow.fate.replace(fate);
     out.push(Action::Judged(Judgement {
         tuple: flow.tuple,
-        forgery: forged.forgery,
+        forgery: trial.forgery,
         fate,
-        after: now.saturating_sub(forged.at),
+        after: now.saturating_sub(trial.at),
         replaces,
     }));
 }
@@ -189,8 +458,8 @@ enum Answer {
     /// A D-SACK names the probe's octet.
     ToProbe,
     /// A bare acknowledgment that acknowledges nothing new.
-    Duplicate,
-    /// One that another segment or the client's own reading has drawn.
+    Bare,
+    /// One that another segment or the peer's own reading has drawn, or may have.
     Unclear,
 }
 
@@ -200,34 +469,65 @@ impl Flow {
     /// was delivered: acceptable, without the ACK bit that an application's reset
     /// has, and before the client closed. Nothing else forged here provokes it.
     fn was_poisoned(&self, rst: &Segment<'_>) -> bool {
-        let overshot = self.forged.is_some_and(|f| f.forgery == Forgery::Overshoot);
+        let overshot = self.trial.is_some_and(|t| t.forgery == Forgery::Overshoot);
         overshot
-            && self.outcome == Some(Fate::Delivered)
+            && self.fate == Some(Fate::Delivered)
             && rst.seq == self.rcv
             && !rst.flags.has(Flags::ACK)
             && !self.fin
             && !self.dead
     }
 
+    /// The cause of a reset that nothing forged explains.
+    const fn other(&self) -> ResetCause {
+        ResetCause::Other { expected: self.rcv, closed: self.fin || self.dead }
+    }
+
+    /// The same of the reset that put the peer's life in doubt.
+    const fn doubted(&self) -> ResetCause {
+        ResetCause::Other { expected: self.rcv, closed: self.fin }
+    }
+
+    /// Sends a probe with an octet of its own.
+    fn probe(&mut self, out: &mut Vec<Action>) {
+        let numbers = self.numbers();
+        let Some(trial) = self.trial.as_mut() else { return };
+        trial.probes = trial.probes.saturating_add(1);
+        // A new octet each time, so that an answer tells which probe it answers.
+        trial.anchor = if self.snd.since(trial.anchor) > 20_000 { self.snd } else { trial.anchor };
+        let spec = forgery::life_probe(
+            numbers,
+            trial.anchor.sub(3 + u32::from(trial.probes)),
+            &trial.last,
+        );
+        trial.probe = Some(spec);
+        out.push(Action::Probe { tuple: self.tuple, spec, timestamps: self.timestamps });
+    }
+
     /// What a segment without RST and SYN says of the forged one.
     fn reads_as(&self, seg: &Segment<'_>) -> Option<Answer> {
-        let forged = self.forged.as_ref()?;
+        let trial = self.trial.as_ref()?;
         let sack = seg.options().sack;
-        if forged.spec.named_by(sack) {
+        if trial.first.named_by(sack) || trial.last.named_by(sack) {
             return Some(Answer::ToForged);
         }
-        if forged.probe.is_some_and(|p| p.named_by(sack)) {
+        if trial.probe.is_some_and(|p| p.named_by(sack)) {
             return Some(Answer::ToProbe);
         }
         // RFC 9293, section 3.10.7.4: <SEQ=SND.NXT><ACK=RCV.NXT><CTL=ACK>. A
-        // keep-alive probe of the client lies one before rcv.
+        // keep-alive probe of the peer lies one before rcv.
         let bare = seg.payload_len == 0 && !seg.flags.has(Flags::FIN);
         if !bare || seg.ack != self.snd || seg.seq.before(self.rcv) {
             return None;
         }
-        // Blocks name what they answer (RFC 2018, section 4; RFC 2883), and a window
-        // that moved after data of the server's is an update (RFC 9293, section 3.8.6).
+        // An octet of an earlier probe: a copy of its answer, or a late one.
+        let earlier = |(from, to): (Seq, Seq)| to == from.add(1) && trial.anchor.since(from) < 256;
+        if sack.is_some_and(earlier) && trial.probe.is_some() {
+            return None;
+        }
+        // Blocks name what they answer (RFC 2018, section 4; RFC 2883), and where the
+        // window has moved it is an update (RFC 9293, section 3.8.6).
         let other = sack.is_some() || self.window.is_some_and(|w| w != seg.window);
-        Some(if other { Answer::Unclear } else { Answer::Duplicate })
+        Some(if other { Answer::Unclear } else { Answer::Bare })
     }
 }

@@ -111,7 +111,7 @@ impl Table {
         None
     }
 
-    pub(super) fn insert(&mut self, flow: Flow) {
+    pub(super) fn insert(&mut self, flow: Flow) -> Key {
         let deadline = flow.deadline;
         let tuple = flow.tuple;
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -132,6 +132,7 @@ impl Table {
             }
             self.embryos.pop_front();
         }
+        key
     }
 
     pub(super) fn remove(&mut self, key: Key) -> Flow {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Run;
 use crate::hist::LatencySummary;
-use crate::names::{ClientClass, Diagnosis, Forgery, OldSegments, Verdict};
+use crate::names::{ClientClass, Diagnosis, Direction, Forgery, OldSegments, Verdict};
 use crate::outcome::Counts;
 use canary_wire::segment::Family;
 
@@ -18,12 +18,18 @@ pub struct BoomResult {
     pub run: Run,
     /// The worst of all paths: vulnerable before inconclusive before protected.
     pub verdict: Verdict,
+    /// Which way the forged segments went: what the verdict covers.
+    #[serde(default = "server_to_client")]
+    pub direction: Direction,
     /// Why, most important first; also what weakens the verdict.
     pub reasons: Vec<String>,
     /// One diagnosis for each class of clients and IP family that was seen.
     pub paths: Vec<PathDiagnosis>,
     /// Connections from both points of view.
     pub connections: Connections,
+    /// What became of every SYN.
+    #[serde(default)]
+    pub handshakes: Handshakes,
     /// What became of the forged segments.
     pub outcomes: Vec<OutcomeCount>,
     /// RSTs that were received.
@@ -32,6 +38,10 @@ pub struct BoomResult {
     pub sniffer: Sniffer,
     /// From the kernel's receipt of the handshake's last segment to the forged one's departure.
     pub handshake_to_forge: LatencySummary,
+}
+
+const fn server_to_client() -> Direction {
+    Direction::ServerToClient
 }
 
 /// The diagnosis of one kind of path.
@@ -80,6 +90,36 @@ pub struct Connections {
     /// kernel's own count (`TcpExtEmbryonicRsts`).
     #[serde(default)]
     pub reset_before_accept: u64,
+    /// Came from a loopback address or one of this host's own: a proxy's.
+    #[serde(default)]
+    pub from_own_address: u64,
+    /// Hung: data of the server's stayed unacknowledged over three retransmissions.
+    #[serde(default)]
+    pub stalled: u64,
+    /// The client called the very address that the connection arrived at: not translated.
+    #[serde(default)]
+    pub called_here: u64,
+    /// The client called another address: translated.
+    #[serde(default)]
+    pub called_elsewhere: u64,
+}
+
+/// What became of every SYN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Handshakes {
+    /// Connections asked for.
+    pub syns: u64,
+    /// SYNs that came again before the handshake was complete.
+    pub repeated_syns: u64,
+    /// SYN-ACKs and SYNs that this network namespace sent again (`TcpExtTCPSynRetrans`).
+    pub repeated_syn_acks: u64,
+    /// Complete.
+    pub finished: u64,
+    /// Never complete, and the client asked again: it saw no SYN-ACK.
+    pub syn_ack_lost: u64,
+    /// Never complete, and the client asked once: it had the SYN-ACK, and its acknowledgment
+    /// did not come.
+    pub ack_lost: u64,
 }
 
 impl Connections {
@@ -116,8 +156,18 @@ pub struct Resets {
     /// that a segment of the server's own provokes where it is not translated.
     #[serde(default)]
     pub poisoned: u64,
-    /// On a known connection, numbers that no forged segment provokes.
+    /// On a known connection, and not shown to be a forged segment's.
     pub unattributed: u64,
+    /// Of those, ended the connection without the ACK bit of an application's own reset,
+    /// before the client closed, and nothing explains them.
+    #[serde(default)]
+    pub unexplained: u64,
+    /// Of those, an application's own, which ended the connection.
+    #[serde(default)]
+    pub by_application: u64,
+    /// Of those, from a client that was shown not to know its connection any more.
+    #[serde(default)]
+    pub gone: u64,
     /// On no known connection.
     pub unknown_connection: u64,
     /// A few of the unattributed, with their numbers.

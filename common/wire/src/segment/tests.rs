@@ -14,6 +14,7 @@ fn emit<'a>(src: SocketAddr, dst: SocketAddr, options: &'a [u8], payload: &'a [u
     Emit {
         src,
         dst,
+        class: 0,
         seq: Seq(0x0102_0304),
         ack: Seq(0xfffe_fdfc),
         flags: Flags::PSH.with(Flags::ACK),
@@ -124,7 +125,7 @@ proptest! {
     fn emit_agrees_with_etherparse((six, seq, ack, flags, window, options, payload) in any_emit()) {
         let (src, dst) = if six { (v6(1, 9000), v6(2, 40000)) } else { (v4(1, 9000), v4(2, 40000)) };
         let e = Emit {
-            src, dst, seq: Seq(seq), ack: Seq(ack), flags: Flags(flags), window,
+            src, dst, class: 4, seq: Seq(seq), ack: Seq(ack), flags: Flags(flags), window,
             options: &options, payload: &payload,
         };
         let mut buf = vec![0xa5; 2000];
@@ -136,6 +137,7 @@ proptest! {
         prop_assert_eq!(t.acknowledgment_number(), ack);
         prop_assert_eq!(t.slice()[13], flags);
         prop_assert_eq!(t.window_size(), window);
+        prop_assert_eq!(if six { buf[0] << 4 | buf[1] >> 4 } else { buf[1] }, 4);
         prop_assert_eq!(t.payload(), &payload[..]);
         prop_assert_eq!(&t.options()[..options.len()], &options[..]);
         let (tcp_at, sum) = match sliced.net.unwrap() {

@@ -36,6 +36,8 @@ fn boom(n: u64) -> BoomResult {
         verdict: Verdict::Protected,
         reasons: Vec::new(),
         paths: vec![path],
+        direction: canary_record::names::Direction::ServerToClient,
+        handshakes: canary_record::result::boom::Handshakes::default(),
         connections: canary_record::result::boom::Connections::default(),
         outcomes: vec![outcome],
         resets: canary_record::result::boom::Resets::default(),

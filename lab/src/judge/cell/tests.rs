@@ -53,6 +53,8 @@ impl Made {
                 verdict: Verdict::Protected,
                 reasons: Vec::new(),
                 paths: Vec::new(),
+                direction: canary_record::names::Direction::ServerToClient,
+                handshakes: canary_record::result::boom::Handshakes::default(),
                 connections: Connections {
                     accepted: all,
                     handshakes: all,

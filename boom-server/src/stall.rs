@@ -1,0 +1,110 @@
+//! Connections that hang, as the kernel's own list of sockets tells.
+
+use std::collections::HashSet;
+
+/// Retransmissions in a row after which a connection counts as hung: with Linux's first
+/// timeout of 200 ms the third comes after 1.4 s (RFC 6298, section 5.5).
+const IN_VAIN: u64 = 3;
+/// A retransmission timeout, in hundredths of a second, that has grown threefold: where
+/// acknowledgments come only when data is sent again, it grows without end.
+const GROWN: u64 = 60;
+/// More are not told apart.
+const MOST: usize = 100_000;
+
+/// The connections that were seen hung so far.
+#[derive(Debug, Default)]
+pub struct Stalled {
+    hung: HashSet<String>,
+    /// Those that looked like it when last looked at.
+    before: HashSet<String>,
+}
+
+impl Stalled {
+    /// How many.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.hung.len() as u64
+    }
+
+    /// Takes note of those that wait now.
+    pub fn note(&mut self, waiting: Vec<(String, Waits)>) {
+        let mut slow = HashSet::new();
+        for (id, waits) in waiting {
+            let hung = waits == Waits::InVain || self.before.contains(&id);
+            if hung && self.hung.len() < MOST {
+                self.hung.insert(id.clone());
+            }
+            slow.insert(id);
+        }
+        self.before = slow;
+    }
+}
+
+/// The connections of this network namespace on `ports` that wait. What the kernel does not
+/// tell is left out.
+#[must_use]
+pub fn look(ports: &[u16]) -> Vec<(String, Waits)> {
+    let files = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
+    let text = files.map(|f| std::fs::read_to_string(f).unwrap_or_default());
+    text.iter().flat_map(|t| t.lines().skip(1).filter_map(|l| waiting(l, ports))).collect()
+}
+
+/// How a connection waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waits {
+    /// For an acknowledgment of what was sent again and again.
+    InVain,
+    /// Longer and longer.
+    Long,
+}
+
+/// Both addresses of a connection whose data goes unacknowledged (get_tcp4_sock()).
+fn waiting(line: &str, ports: &[u16]) -> Option<(String, Waits)> {
+    let mut words = line.split_ascii_whitespace().skip(1);
+    let (local, remote, state) = (words.next()?, words.next()?, words.next()?);
+    let unacknowledged = words.next()?.split(':').next()?;
+    let timer = words.next()?.split(':').next()?;
+    let again = u64::from_str_radix(words.next()?, 16).ok()?;
+    let port = u16::from_str_radix(local.rsplit(':').next()?, 16).ok()?;
+    // uid, timeout, inode, references, address, then the retransmission timeout
+    let timeout: u64 = words.nth(5)?.parse().ok()?;
+    // ESTABLISHED and CLOSE_WAIT: later the data may be a FIN that nobody waits for.
+    let open = matches!(state, "01" | "08") && timer == "01";
+    if !open || unacknowledged.bytes().all(|b| b == b'0') || !ports.contains(&port) {
+        return None;
+    }
+    let waits = match (again, timeout) {
+        (IN_VAIN.., _) => Waits::InVain,
+        (_, GROWN..) => Waits::Long,
+        _ => return None,
+    };
+    Some((format!("{local} {remote}"), waits))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Only what waits for an acknowledgment, and long, hangs.
+    #[test]
+    fn only_what_waits_in_vain_hangs() {
+        for (line, hangs) in [
+            ("01 00000010:00000000 01:00000032 00000003", Some(Waits::InVain)),
+            ("08 00000010:00000000 01:00000032 00000004", Some(Waits::InVain)),
+            ("01 00000010:00000000 01:00000032 00000002", None),
+            ("01 00000000:00000000 01:00000032 00000003", None),
+            ("01 00000010:00000000 02:00000032 00000003", None),
+            ("04 00000010:00000000 01:00000032 00000003", None),
+        ] {
+            let of = |port: &str, rto: u32| {
+                let at = format!("0: 1400C612:{port} 0A00C612:9C40");
+                format!("   {at} {line}     0        0 4321 2 0000000000000000 {rto} 4 30 10 -1")
+            };
+            assert_eq!(waiting(&of("2328", 20), &[9000]).map(|w| w.1), hangs, "{line}");
+            assert_eq!(waiting(&of("2329", 20), &[9000]), None);
+        }
+        let long = "0: 1400C612:2328 0A00C612:9C40 01 00000010:00000000 01:00000032 00000001 0 0 4321 2 0 75 4";
+        assert_eq!(waiting(long, &[9000]).map(|w| w.1), Some(Waits::Long));
+        assert_eq!(waiting("0: 1400C612:2328 0A00C612", &[9000]), None);
+    }
+}

@@ -1,0 +1,138 @@
+//! Counts of what the state machine told, at either end.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use canary_record::names::{ClientClass, Forgery};
+use canary_record::outcome::Counts;
+use canary_record::result::boom::{Handshakes, OutcomeCount, ResetSample, Resets};
+use canary_wire::segment::{Family, Flags, FourTuple};
+
+use crate::flow::{Action, Judgement, Reset, ResetCause};
+
+/// Unattributed resets that are kept with their numbers.
+const SAMPLES: usize = 20;
+
+/// The counts of one run.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    outcomes: BTreeMap<(Family, ClientClass, Forgery), OutcomeCount>,
+    /// RSTs.
+    pub resets: Resets,
+    /// SYNs, and what became of them.
+    pub handshakes: Handshakes,
+    /// Connections on which a segment was forged.
+    pub forged: u64,
+    /// Connections judged, or ended before anything was forged.
+    pub settled: u64,
+    /// Connections to addresses that are not judged for, and one of those.
+    pub elsewhere: Option<(u64, IpAddr)>,
+    /// Connections from addresses of this host itself, and one of those.
+    pub own: Option<(u64, IpAddr)>,
+    /// Segments that could not be sent.
+    pub send_errors: u64,
+    /// The first reset that was proven a forged segment's.
+    pub first_leak: Option<Judgement>,
+}
+
+impl Tally {
+    fn row(
+        &mut self,
+        tuple: &FourTuple,
+        class: ClientClass,
+        forgery: Forgery,
+    ) -> &mut OutcomeCount {
+        let family = tuple.family();
+        self.outcomes.entry((family, class, forgery)).or_insert_with(|| OutcomeCount {
+            forgery,
+            family,
+            class,
+            forged: 0,
+            counts: Counts::default(),
+        })
+    }
+
+    /// Takes note of what became known. `class` is where the peer's address belongs.
+    pub fn note(&mut self, action: &Action, class: impl Fn(IpAddr) -> ClientClass) {
+        match action {
+            Action::Opened { again: false, .. } => self.handshakes.syns += 1,
+            Action::Opened { again: true, .. } => self.handshakes.repeated_syns += 1,
+            Action::Handshake(tuple) => {
+                self.handshakes.finished += 1;
+                let peer = tuple.remote.ip();
+                if peer.is_loopback() || peer == tuple.local.ip() {
+                    self.own.get_or_insert((0, peer)).0 += 1;
+                }
+            }
+            Action::Unfinished { syns: 0 | 1, .. } => self.handshakes.ack_lost += 1,
+            Action::Unfinished { .. } => self.handshakes.syn_ack_lost += 1,
+            Action::NotForged => self.settled += 1,
+            Action::Elsewhere(tuple) => {
+                self.settled += 1;
+                self.elsewhere.get_or_insert((0, tuple.local.ip())).0 += 1;
+            }
+            Action::Forge { tuple, forgery, .. } => {
+                self.forged += 1;
+                self.row(tuple, class(tuple.remote.ip()), *forgery).forged += 1;
+            }
+            Action::Judged(j) => {
+                let counts = &mut self.row(&j.tuple, class(j.tuple.remote.ip()), j.forgery).counts;
+                if let Some(fate) = j.replaces {
+                    counts.uncount(fate);
+                }
+                counts.count(j.fate);
+                self.settled += u64::from(j.replaces.is_none());
+                if j.fate.reset() {
+                    self.first_leak.get_or_insert(*j);
+                }
+            }
+            Action::Reset(r) => self.reset(r, class(r.tuple.remote.ip())),
+            Action::Probe { .. } => {}
+        }
+    }
+
+    fn reset(&mut self, r: &Reset, class: ClientClass) {
+        let mut expected_seq = None;
+        match r.cause {
+            ResetCause::Forged(_) => {
+                self.resets.attributed += 1;
+                return;
+            }
+            ResetCause::Poisoned => {
+                self.resets.poisoned += 1;
+                self.row(&r.tuple, class, Forgery::Overshoot).counts.killed_later += 1;
+                return;
+            }
+            ResetCause::Gone => {
+                self.resets.unattributed += 1;
+                self.resets.gone += 1;
+            }
+            ResetCause::Other { expected, closed } => {
+                self.resets.unattributed += 1;
+                expected_seq = Some(expected.0);
+                if r.seq == expected {
+                    // tcp_send_active_reset() sets ACK, tcp_v4_send_reset() does not.
+                    let own = r.flags.has(Flags::ACK);
+                    self.resets.by_application += u64::from(own);
+                    self.resets.unexplained += u64::from(!own && !closed);
+                }
+            }
+            ResetCause::UnknownConnection => self.resets.unknown_connection += 1,
+        }
+        if self.resets.samples.len() < SAMPLES {
+            self.resets.samples.push(ResetSample {
+                peer: r.tuple.remote.to_string(),
+                seq: r.seq.0,
+                ack: r.ack.0,
+                flags: r.flags.to_string(),
+                expected_seq,
+            });
+        }
+    }
+
+    /// Every row, in order.
+    #[must_use]
+    pub fn outcomes(&self) -> Vec<OutcomeCount> {
+        self.outcomes.values().cloned().collect()
+    }
+}
