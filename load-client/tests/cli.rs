@@ -60,3 +60,25 @@ fn wrong_usage_is_one_line() {
         assert_eq!(out.stdout, "", "{args:?}");
     }
 }
+
+/// An option that comes from the environment alone is named by its variable where it does not
+/// fit: nobody finds it on the command line.
+#[test]
+fn a_variable_that_does_not_fit_is_named() {
+    for (args, variable, needs) in [
+        ("probe --target tcp://127.0.0.1:1 --connections 1", ("LOAD_DURATION", "5m"), "--every"),
+        ("churn --target tcp://127.0.0.1:1 --connections 1", ("LOAD_JITTER", "0.5"), "--rate"),
+        ("serve", ("LOAD_WORKERS", "many"), "--workers"),
+    ] {
+        let out = Command::new(env!("CARGO_BIN_EXE_load-client"))
+            .args(args.split(' '))
+            .env(variable.0, variable.1)
+            .timeout(std::time::Duration::from_secs(10))
+            .assert()
+            .code(2);
+        let stderr = String::from_utf8_lossy(&out.get_output().stderr).into_owned();
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        let set = format!("{}={}", variable.0, variable.1);
+        assert!(stderr.contains(needs) && stderr.contains(&set), "{args}: {stderr}");
+    }
+}

@@ -1,7 +1,7 @@
 //! Command lines: values with units, one clear line for what is wrong, and what every
 //! option came to.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -33,19 +33,44 @@ pub fn effective<T: Parser>() -> Result<(T, Config), ExitCode> {
 pub fn effective_from<T: Parser>(
     args: impl IntoIterator<Item = OsString>,
 ) -> Result<(T, Config), ExitCode> {
+    let args: Vec<_> = args.into_iter().collect();
     let parsed = T::command()
-        .try_get_matches_from(args)
+        .try_get_matches_from(&args)
         .and_then(|matches| Ok((T::from_arg_matches(&matches)?, config(&T::command(), &matches))));
     parsed.map_err(|e| {
         let e = e.format(&mut T::command());
         if e.use_stderr() {
-            eprintln!("{}", one_line(&e.to_string()));
+            let set = from_environment(&T::command(), &args, |name| std::env::var_os(name));
+            eprintln!("{}{}", one_line(&e.to_string()), set);
             Exit::Usage.into()
         } else {
             let _ = e.print();
             Exit::Ok.into()
         }
     })
+}
+
+/// What of the environment takes part in a command line, said where that is wrong: clap names
+/// the option, which may stand nowhere on it.
+fn from_environment(
+    command: &Command,
+    args: &[OsString],
+    get: impl Fn(&OsStr) -> Option<OsString>,
+) -> String {
+    let chosen = args.iter().skip(1).find_map(|a| command.find_subcommand(a)).unwrap_or(command);
+    let given = |arg: &Arg| {
+        let flag = format!("--{}", arg.get_long().unwrap_or_default());
+        let is = |a: &OsString| a.to_str().and_then(|a| a.split('=').next()) == Some(&flag);
+        args.iter().any(is)
+    };
+    let set = chosen.get_arguments().filter(|arg| !given(arg)).filter_map(|arg| {
+        let name = arg.get_env()?;
+        Some(format!("{}={}", name.to_string_lossy(), get(name)?.to_string_lossy()))
+    });
+    match set.collect::<Vec<_>>() {
+        set if set.is_empty() => String::new(),
+        set => format!("; set in the environment, unset what does not belong: {}", set.join(" ")),
+    }
 }
 
 /// Every option that a user can see, as clap found it.
