@@ -20,7 +20,7 @@ help:
 	@echo 'make fuzz        the segment decoder and the state machine, 50,000,000 cases each'
 	@echo 'make test-images   builds both images and runs them (a Docker daemon of its own; root)'
 	@echo 'make test-k8s      what must hold on the cluster of the current kubectl context; changes nodes and puts them back'
-	@echo 'make bench         load-client against wrk, oha, curl and a bare loop, as ratios'
+	@echo 'make bench         load-client against wrk, oha and bare loops, as ratios'
 	@echo 'make bench-fill    a conntrack table filled from empty and kept full, seen by observe'
 	@echo 'make soak          10,000,000 connections under injected failures, every one accounted for'
 	@echo 'make bench-boom    boom-server at 20,000 handshakes a second beside a sniffer of the simple kind'

@@ -2,7 +2,8 @@
 //! pod; interleaved rounds, medians, ratios.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpStream};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use crate::host::{self, RUN, SOON, call, options, ready, start, words};
 
 const HTTP: &str = "http://198.19.0.10/1k";
+const WEB: &str = "198.19.0.10:80";
 const TCP: &str = "198.19.0.10:9000";
 /// Connections in progress at once, for every peer.
 const CONCURRENCY: &str = "64";
@@ -31,26 +33,32 @@ struct Peer {
 const RATIOS: &[(&str, &str, &str, f64)] = &[
     ("http vs wrk", "load-client http", "wrk", 1.0),
     ("http vs oha", "load-client http", "oha", 1.15),
-    ("http vs curl loop", "load-client http", "curl loop", 200.0),
+    ("http vs bare loop", "load-client http", "bare loop http", 0.95),
     ("tcp fin vs bare loop", "load-client tcp fin", "bare loop fin", 1.0),
     ("tcp rst vs bare loop", "load-client tcp rst", "bare loop rst", 0.9),
 ];
 
-/// The machine's limit: blocking connect and close in threads, nothing else.
+/// The machine's limit, in blocking threads and with nothing else: connect and close, and for
+/// `http` between them a request, written at once, and its whole answer.
 pub(crate) fn bare(args: &[String]) -> Result<()> {
-    let [close, seconds, threads] = args else { bail!("bare CLOSE SECONDS THREADS") };
-    let target: SocketAddr = TCP.parse()?;
-    let (rst, end) = (close == "rst", Instant::now() + Duration::from_secs_f64(seconds.parse()?));
+    let [what, seconds, threads] = args else { bail!("bare WHAT SECONDS THREADS") };
+    let once: fn() -> std::io::Result<()> = match what.as_str() {
+        "fin" => || TcpStream::connect(TCP).map(drop),
+        "rst" => || {
+            let stream = TcpStream::connect(TCP)?;
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))
+        },
+        "http" => request,
+        other => bail!("bare {other}: use fin, rst or http"),
+    };
+    let end = Instant::now() + Duration::from_secs_f64(seconds.parse()?);
     let began = Instant::now();
     let mut all = Vec::new();
     for _ in 0..threads.parse::<u32>()? {
         all.push(std::thread::spawn(move || -> std::io::Result<u64> {
             let mut n = 0;
             while Instant::now() < end {
-                let stream = TcpStream::connect(target)?;
-                if rst {
-                    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-                }
+                once()?;
                 n += 1;
             }
             Ok(n)
@@ -62,6 +70,24 @@ pub(crate) fn bare(args: &[String]) -> Result<()> {
     }
     println!("{}", n as f64 / began.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// One request on a connection of its own.
+fn request() -> std::io::Result<()> {
+    let mut stream = TcpStream::connect(WEB)?;
+    stream.write_all(b"GET /1k HTTP/1.1\r\nhost: 198.19.0.10\r\nconnection: close\r\n\r\n")?;
+    let (mut answer, mut got) = ([0; 16 << 10], 0);
+    loop {
+        match stream.read(&mut answer[got..])? {
+            0 => break,
+            n => got += n,
+        }
+    }
+    if answer.starts_with(b"HTTP/1.1 200 ") && answer[..got].ends_with(&[b'x'; 1024]) {
+        Ok(())
+    } else {
+        Err(std::io::Error::other("not the whole answer"))
+    }
 }
 
 fn wrk(text: &str, _: f64) -> Option<f64> {
@@ -101,11 +127,6 @@ fn peers(oha_path: Option<&Path>, seconds: f64) -> Result<Vec<Peer>> {
     };
     let mut wrk_command = words(&format!("wrk -t{cpus} -c{CONCURRENCY} -d{seconds}s -H"));
     wrk_command.extend(["Connection: close".to_owned(), HTTP.to_owned()]);
-    // The loop of the original experiment: one curl after the other, and no other process.
-    let curl = format!(
-        "n=0; began=${{EPOCHREALTIME/./}}; while [ $((${{EPOCHREALTIME/./}} - began)) -lt {} ]; do curl -s -o /dev/null {HTTP} && n=$((n+1)); done; echo $((n * 1000000 / (${{EPOCHREALTIME/./}} - began)))",
-        (seconds * 1e6) as u64
-    );
     let mut all = vec![
         Peer {
             name: "load-client http",
@@ -114,8 +135,8 @@ fn peers(oha_path: Option<&Path>, seconds: f64) -> Result<Vec<Peer>> {
         },
         Peer { name: "wrk", command: wrk_command, rate: wrk },
         Peer {
-            name: "curl loop",
-            command: vec!["bash".to_owned(), "-c".to_owned(), curl],
+            name: "bare loop http",
+            command: words(&format!("{me} bare http {seconds} {CONCURRENCY}")),
             rate: number,
         },
     ];

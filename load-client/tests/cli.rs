@@ -5,9 +5,13 @@ use std::time::Duration;
 
 use canary_testbed::exec::{Call, Output};
 
-fn load_client(args: &[&str]) -> Output {
+fn call(args: &[&str]) -> Call {
     let program = Path::new(env!("CARGO_BIN_EXE_load-client"));
-    Call::new(program, args).deadline(Duration::from_secs(10)).output().unwrap()
+    Call::new(program, args).deadline(Duration::from_secs(10))
+}
+
+fn load_client(args: &[&str]) -> Output {
+    call(args).output().unwrap()
 }
 
 /// The help of every subcommand is what is committed. UPDATE_GOLDEN=1 writes it.
@@ -70,13 +74,10 @@ fn a_variable_that_does_not_fit_is_named() {
         ("churn --target tcp://127.0.0.1:1 --connections 1", ("LOAD_JITTER", "0.5"), "--rate"),
         ("serve", ("LOAD_WORKERS", "many"), "--workers"),
     ] {
-        let out = Command::new(env!("CARGO_BIN_EXE_load-client"))
-            .args(args.split(' '))
-            .env(variable.0, variable.1)
-            .timeout(std::time::Duration::from_secs(10))
-            .assert()
-            .code(2);
-        let stderr = String::from_utf8_lossy(&out.get_output().stderr).into_owned();
+        let words: Vec<_> = args.split(' ').collect();
+        let out = call(&words).env(variable.0, variable.1).output().unwrap();
+        let stderr = out.stderr;
+        assert_eq!(out.status.code(), Some(2), "{args}: {stderr}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
         let set = format!("{}={}", variable.0, variable.1);
         assert!(stderr.contains(needs) && stderr.contains(&set), "{args}: {stderr}");
