@@ -2,7 +2,7 @@
 //! sniffer of the simple kind (one raw socket, no filter, default buffer), each on
 //! two hosts of its own.
 //!
-//! `bench [RATE [SECONDS]]`: 60 seconds unless told, at the highest rate up to 20,000 that
+//! `bench [RATE|best [SECONDS]]`: 60 seconds unless told, at the highest rate up to 20,000 that
 //! client and boom-server reach on this machine together.
 
 use std::collections::{HashMap, VecDeque};
@@ -90,9 +90,11 @@ enum Kind {
 }
 
 fn bench(args: &[String]) -> Result<()> {
-    let number = |i: usize| args.get(i).map(|a| a.parse::<u64>()).transpose();
-    let seconds = number(1)?.unwrap_or(60);
-    let rate = number(0)?.map_or_else(reachable, Ok)?;
+    let seconds = args.get(1).map_or(Ok(60), |s| s.parse())?;
+    let rate = match args.first().map(String::as_str) {
+        None | Some("best") => reachable()?,
+        Some(rate) => rate.parse()?,
+    };
     println!("{rate} handshakes a second for {seconds} s, one forged segment on each");
     let ours = run(Kind::Ours, rate, seconds)?;
     let simple = run(Kind::Simple, rate, seconds);

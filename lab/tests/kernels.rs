@@ -12,9 +12,27 @@ use std::time::{Duration, Instant};
 
 use canary_record::names::{EndedBy, OldSegments};
 use canary_record::result::{Clock, SCHEMA_VERSION};
+use canary_testbed::test::skip;
 use conntrack_lab::document::kernels::{GuestRecord, GuestState, KernelsResult};
 use conntrack_lab::document::lab::{Environment, Judgement, LabResult, PositiveControl};
 use tempfile::TempDir;
+
+canary_testbed::tests![
+    outside: a_kernel_that_is_not_there_is_one_line,
+    no_qemu_is_one_line,
+    no_network_to_the_archive_is_one_line,
+    wrong_usage_is_named,
+    an_interrupt_ends_qemu_and_leaves_nothing,
+    a_guest_that_hangs_is_ended_at_its_deadline,
+    a_guest_that_dies_is_told_from_its_command,
+    a_commands_status_comes_through,
+    a_kernel_that_does_not_boot_is_inconclusive,
+    guests_run_at_once,
+    all_guests_together_are_bounded,
+    the_last_line_is_the_record,
+    a_run_that_broke_off_is_inconclusive,
+    a_folder_of_something_else_is_wrong_usage,
+];
 
 const LAB: &str = env!("CARGO_BIN_EXE_conntrack-lab");
 
@@ -100,7 +118,6 @@ fn ended(child: &mut Child) -> i32 {
 }
 
 /// A kernel that was never fetched is one line that says what to do, and status 1.
-#[test]
 fn a_kernel_that_is_not_there_is_one_line() {
     let state = state("exit 0");
     let output = command("run", state.path()).args(["other", "--", "true"]).output().unwrap();
@@ -109,7 +126,6 @@ fn a_kernel_that_is_not_there_is_one_line() {
 }
 
 /// Without qemu nothing is begun: one line, status 1.
-#[test]
 fn no_qemu_is_one_line() {
     let state = state("exit 0");
     fs::remove_file(state.path().join("tools/bin/busybox")).unwrap();
@@ -119,7 +135,6 @@ fn no_qemu_is_one_line() {
 }
 
 /// An archive that does not answer is one line that names it, and status 1.
-#[test]
 fn no_network_to_the_archive_is_one_line() {
     for tool in ["apt-get", "dpkg-deb", "depmod", "xz", "zstd"] {
         let found = Command::new("sh")
@@ -127,8 +142,7 @@ fn no_network_to_the_archive_is_one_line() {
             .output()
             .unwrap();
         if !found.status.success() {
-            eprintln!("SKIPPED: {tool} is missing; tools/setup kernels installs it");
-            return;
+            skip(format!("{tool} is missing; tools/setup kernels installs it"));
         }
     }
     let state = state("exit 0");
@@ -146,7 +160,6 @@ fn no_network_to_the_archive_is_one_line() {
 }
 
 /// What is wrong on a command line is named, with status 2, before anything is done.
-#[test]
 fn wrong_usage_is_named() {
     let state = state("exit 0");
     for (script, arguments, said) in [
@@ -166,7 +179,6 @@ fn wrong_usage_is_named() {
 
 /// SIGINT ends qemu, and leaves no process and no folder, whichever script gets
 /// it, by itself or from a terminal (which sends it to the whole process group).
-#[test]
 fn an_interrupt_ends_qemu_and_leaves_nothing() {
     for (script, group) in [("run", false), ("run", true), ("all", false), ("all", true)] {
         let state = state("echo $$ >\"$(dirname \"$0\")/pid\"; exec sleep 300");
@@ -196,7 +208,6 @@ fn an_interrupt_ends_qemu_and_leaves_nothing() {
 }
 
 /// A guest that does not end is ended at the deadline: 124, nothing left.
-#[test]
 fn a_guest_that_hangs_is_ended_at_its_deadline() {
     let state = state("exec sleep 300");
     let output = command("run", state.path())
@@ -209,7 +220,6 @@ fn a_guest_that_hangs_is_ended_at_its_deadline() {
 }
 
 /// A guest that ends before its command is 125, with the end of what it said.
-#[test]
 fn a_guest_that_dies_is_told_from_its_command() {
     let state = state("echo the kernel is no kernel >&2; exit 1");
     let output = command("run", state.path()).args(["mine", "--", "true"]).output().unwrap();
@@ -220,7 +230,6 @@ fn a_guest_that_dies_is_told_from_its_command() {
 }
 
 /// A guest's command's own status is the script's.
-#[test]
 fn a_commands_status_comes_through() {
     let state = state(&format!("{CONTROL}\necho x >$d/booted; echo 7 >$d/status"));
     let output = command("run", state.path()).args(["mine", "--", "true"]).output().unwrap();
@@ -230,7 +239,6 @@ fn a_commands_status_comes_through() {
 
 /// A kernel that does not boot, started twice and no more, is inconclusive in
 /// the table with its reason; the run ends with 11 and every file is there.
-#[test]
 fn a_kernel_that_does_not_boot_is_inconclusive() {
     let state = state("echo x >>\"$(dirname \"$0\")/starts\"; exit 1");
     let programs = programs(state.path());
@@ -277,7 +285,6 @@ fn states_of_two(state: &Path, options: &[&str]) -> Vec<GuestState> {
 }
 
 /// With --jobs 2 the second guest is up before the first has ended.
-#[test]
 fn guests_run_at_once() {
     let state = state(&format!(
         "{CONTROL}\necho x >$d/booted\nup=$(dirname \"$0\")/up; echo x >>$up
@@ -290,7 +297,6 @@ fn guests_run_at_once() {
 
 /// --within ends the guest that runs, and what could not be started any more
 /// is out of time in the table.
-#[test]
 fn all_guests_together_are_bounded() {
     let state = state("exec sleep 300");
     let began = Instant::now();
@@ -302,7 +308,6 @@ fn all_guests_together_are_bounded() {
 
 /// The last line of stdout is the record, valid against schema/kernels.json,
 /// which is the schema of the type (`UPDATE_GOLDEN=1` rewrites it).
-#[test]
 fn the_last_line_is_the_record() {
     let dir = TempDir::new().unwrap();
     let guest = r#"{"name":"a","source":"s","accel":"tcg","booted":"","status":125,"starts":1,"seconds":3}"#;
@@ -326,7 +331,6 @@ fn the_last_line_is_the_record() {
 
 /// Results of a guest that died on the way are inconclusive, whatever the lab
 /// had written by then.
-#[test]
 fn a_run_that_broke_off_is_inconclusive() {
     let dir = TempDir::new().unwrap();
     let run = Clock::start().run("conntrack-lab", "0", EndedBy::Completed, BTreeMap::new());
@@ -358,7 +362,6 @@ fn a_run_that_broke_off_is_inconclusive() {
 }
 
 /// A folder that holds neither a guest nor a run is named, with status 2.
-#[test]
 fn a_folder_of_something_else_is_wrong_usage() {
     let dir = TempDir::new().unwrap();
     let mut child = Command::new(LAB)

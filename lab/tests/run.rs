@@ -11,12 +11,30 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use canary_record::names::{EndedBy, Forgery};
+use canary_testbed::test::needs_root;
 use common::{Left, lab, output, result, scratch, wait_for};
 use conntrack_lab::document::lab::{Judgement, LabResult, Profile};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+
+canary_testbed::tests![
+    outside: the_experiment_meets_its_expectation,
+    a_false_expectation_is_found_out,
+    a_tame_scenario_gets_a_control,
+    without_a_positive_control_nothing_is_proved,
+    tshark_counts_the_same_resets,
+    an_ordinary_user_gets_the_same,
+    signals_end_it_in_order,
+    sigkill_leaves_nothing,
+    a_missing_tool_is_one_line,
+    refused_user_namespaces_are_one_line,
+    wrong_usage_is_one_line,
+    shell_is_inside_the_host,
+    keep_stays_up_until_told,
+    list_and_check,
+];
 
 /// One unprotected and one protected cell, few connections.
 const SHORT: &str = r#"
@@ -42,7 +60,6 @@ fn seen(result: &LabResult, cell: usize, forgery: Forgery) -> (u64, u64) {
 }
 
 /// The whole experiment meets its expectation, its record is whole, and nothing is left.
-#[test]
 fn the_experiment_meets_its_expectation() {
     let dir = scratch();
     let before = Left::now(dir.path());
@@ -69,7 +86,6 @@ fn the_experiment_meets_its_expectation() {
 }
 
 /// An expectation that is not met ends with 10 and says what was seen instead.
-#[test]
 fn a_false_expectation_is_found_out() {
     let dir = scratch();
     let file = dir.path().join("false.toml");
@@ -88,7 +104,6 @@ fn a_false_expectation_is_found_out() {
 }
 
 /// A scenario that forges nothing lethal gets a control beside it.
-#[test]
 fn a_tame_scenario_gets_a_control() {
     let dir = scratch();
     let file = dir.path().join("tame.toml");
@@ -104,7 +119,6 @@ fn a_tame_scenario_gets_a_control() {
 }
 
 /// A run whose unprotected cell does not reset proves nothing: 11.
-#[test]
 fn without_a_positive_control_nothing_is_proved() {
     let dir = scratch();
     let file = dir.path().join("short.toml");
@@ -130,7 +144,6 @@ fn without_a_positive_control_nothing_is_proved() {
 }
 
 /// tshark, whose parser is not ours, counts the same RSTs in the capture as the judgement.
-#[test]
 fn tshark_counts_the_same_resets() {
     let dir = scratch();
     let file = dir.path().join("short.toml");
@@ -165,12 +178,8 @@ fn tshark_counts_the_same_resets() {
 }
 
 /// Without root, where user namespaces are allowed, the result is the same.
-#[test]
 fn an_ordinary_user_gets_the_same() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: not root, so every other test here shows this already");
-        return;
-    }
+    needs_root("without it every other test here shows this already");
     let dir = scratch();
     let file = dir.path().join("short.toml");
     fs::write(&file, SHORT).unwrap();
@@ -185,7 +194,6 @@ fn an_ordinary_user_gets_the_same() {
 }
 
 /// SIGINT and SIGTERM end the run in order: results so far, exit 11, nothing left.
-#[test]
 fn signals_end_it_in_order() {
     for (signal, by) in [(Signal::SIGINT, EndedBy::Sigint), (Signal::SIGTERM, EndedBy::Sigterm)] {
         let dir = scratch();
@@ -214,7 +222,6 @@ fn signals_end_it_in_order() {
 /// SIGKILL to the lab, or to the process inside its namespaces, at any moment leaves no
 /// process, mount, interface, namespace or setting. LAB_KILLS sets how many moments, LAB_SEED
 /// the numbers they come from; the default keeps the test short.
-#[test]
 fn sigkill_leaves_nothing() {
     let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse().ok());
     let kills: u64 = number("LAB_KILLS").unwrap_or(10);
@@ -263,7 +270,6 @@ fn sigkill_leaves_nothing() {
 }
 
 /// A missing tool is one clear line with its package, exit 1, and nothing made.
-#[test]
 fn a_missing_tool_is_one_line() {
     let dir = scratch();
     let before = Left::now(dir.path());
@@ -289,12 +295,8 @@ fn a_missing_tool_is_one_line() {
 
 /// Where user namespaces are refused, an ordinary user is told which setting refuses them,
 /// in one line, exit 1, and nothing is made; root goes on without.
-#[test]
 fn refused_user_namespaces_are_one_line() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: writing the map of another user namespace needs root");
-        return;
-    }
+    needs_root("the map of another user namespace is to be written");
     let dir = scratch();
     let command = lab(&dir);
     let program = command.get_program().to_owned();
@@ -329,7 +331,6 @@ fn refused_user_namespaces_are_one_line() {
 }
 
 /// Wrong usage is one line and exit 2, before anything is made.
-#[test]
 fn wrong_usage_is_one_line() {
     let dir = scratch();
     let full = dir.path().join("full");
@@ -359,7 +360,6 @@ fn wrong_usage_is_one_line() {
 }
 
 /// `shell` runs in the host that was asked for, rules loaded, and leaves nothing.
-#[test]
 fn shell_is_inside_the_host() {
     let dir = scratch();
     let before = Left::now(dir.path());
@@ -380,12 +380,8 @@ fn shell_is_inside_the_host() {
 }
 
 /// `--keep` stays up after the run, and the command that it prints enters a host.
-#[test]
 fn keep_stays_up_until_told() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: entering a host that is kept needs root");
-        return;
-    }
+    needs_root("a host that is kept is to be entered");
     let dir = scratch();
     let before = Left::now(dir.path());
     let file = dir.path().join("short.toml");
@@ -405,7 +401,6 @@ fn keep_stays_up_until_told() {
 }
 
 /// `list` names every scenario, `check` finds everything that is needed here.
-#[test]
 fn list_and_check() {
     let dir = scratch();
     let out = output(lab(&dir).arg("list"));

@@ -13,11 +13,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use canary_record::names::ProbeEnd;
+use canary_testbed::test::{needs_root, skip};
 use common::{Left, lab, output, result, scratch, wait_for};
 use conntrack_lab::document::lab::Judgement;
 use conntrack_lab::document::timeline::{FailureClass, Finding};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+canary_testbed::tests![
+    outside: a_full_table_is_what_is_expected,
+    a_table_that_does_not_fill_proves_nothing,
+    the_host_limit_is_restored_however_it_ends,
+    a_busy_host_is_left_alone,
+    not_in_a_namespace,
+];
 
 const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 const BUCKETS: &str = "/proc/sys/net/netfilter/nf_conntrack_buckets";
@@ -39,8 +48,8 @@ fn entries() -> u64 {
 }
 
 /// The right to change the host's limit, and a size with room for what the host
-/// has; or None with the reason said loudly.
-fn alone(most: u64) -> Option<(MutexGuard<'static, ()>, u64)> {
+/// has; the test is skipped where there is none.
+fn alone(most: u64) -> (MutexGuard<'static, ()>, u64) {
     let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let now = read(MAX);
     let used = entries();
@@ -49,10 +58,9 @@ fn alone(most: u64) -> Option<(MutexGuard<'static, ()>, u64)> {
     } else if used > most {
         format!("a network namespace of this host has {used} conntrack entries")
     } else {
-        return Some((guard, (used * 5).max(4000)));
+        return (guard, (used * 5).max(4000));
     };
-    eprintln!("SKIPPED: {why}");
-    None
+    skip(why)
 }
 
 /// Shorter steps; the wait for the garbage collector is what it is.
@@ -65,9 +73,8 @@ fn short(load: &str) -> String {
 /// A table fills: new connections time out, established ones live, be_liberal
 /// does not help, a bigger table and shorter timeouts do. Afterwards the host's
 /// values are what they were.
-#[test]
 fn a_full_table_is_what_is_expected() {
-    let Some((_alone, size)) = alone(20_000) else { return };
+    let (_alone, size) = alone(20_000);
     let dir = scratch();
     let (before, max, buckets) = (Left::now(dir.path()), read(MAX), read(BUCKETS));
     let file = dir.path().join("saturation.toml");
@@ -134,9 +141,8 @@ fn a_full_table_is_what_is_expected() {
 
 /// The cause removed, a load that the table has room for: nothing is shown of a
 /// full table, and the run does not pass.
-#[test]
 fn a_table_that_does_not_fill_proves_nothing() {
-    let Some((_alone, _)) = alone(20_000) else { return };
+    let (_alone, _) = alone(20_000);
     let dir = scratch();
     let file = dir.path().join("saturation.toml");
     let text = short("0.02").replace("clients = [10, 20, 50]", "clients = [1]");
@@ -157,9 +163,8 @@ fn a_table_that_does_not_fill_proves_nothing() {
 }
 
 /// SIGKILL, SIGTERM and SIGINT to the lab at any moment: both values are back.
-#[test]
 fn the_host_limit_is_restored_however_it_ends() {
-    let Some((_alone, size)) = alone(60_000) else { return };
+    let (_alone, size) = alone(60_000);
     let (max, buckets) = (read(MAX), read(BUCKETS));
     for (n, signal) in
         [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGINT, Signal::SIGKILL, Signal::SIGKILL]
@@ -193,9 +198,8 @@ fn the_host_limit_is_restored_however_it_ends() {
 }
 
 /// A table too small for what the host has, and a second run at the same time, are refused.
-#[test]
 fn a_busy_host_is_left_alone() {
-    let Some((_alone, size)) = alone(60_000) else { return };
+    let (_alone, size) = alone(60_000);
     let (max, buckets) = (read(MAX), read(BUCKETS));
     let dir = scratch();
     let out = output(lab(&dir).args(["run", "saturation", "--host-table-size=100"]));
@@ -218,12 +222,8 @@ fn a_busy_host_is_left_alone() {
 }
 
 /// Inside a network namespace the limit belongs to somebody else: one line, exit 2.
-#[test]
 fn not_in_a_namespace() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: not root, so no network namespace can be made without another");
-        return;
-    }
+    needs_root("no network namespace can be made without another");
     let dir = scratch();
     let command = lab(&dir);
     let mut inside = std::process::Command::new("unshare");

@@ -52,9 +52,15 @@ pub const SOON: Duration = Duration::from_secs(20);
 /// A test: its name and its body.
 pub type Test = (&'static str, fn());
 
-/// The `main` of a test file, which runs these functions.
+/// The `main` of a test file, which runs these functions; those that come after `outside:` where
+/// the file was started, in no namespaces of the testbed's.
 #[macro_export]
 macro_rules! tests {
+    (outside: $($test:path),* $(,)?) => {
+        fn main() -> ::std::process::ExitCode {
+            $crate::test::outside(&[$((stringify!($test), $test as fn())),*])
+        }
+    };
     ($($test:path),* $(,)?) => {
         fn main() -> ::std::process::ExitCode {
             $crate::test::main(&[$((stringify!($test), $test as fn())),*])
@@ -94,6 +100,12 @@ pub fn main(tests: &'static [Test]) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs tests of programs that make namespaces of their own.
+#[must_use]
+pub fn outside(tests: &'static [Test]) -> ExitCode {
+    conclude(&Arguments::from_args(), tests, None)
 }
 
 fn conclude(options: &Arguments, tests: &'static [Test], refused: Option<&str>) -> ExitCode {
