@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use canary_record::names::Forgery;
-use canary_wire::segment::{Flags, Segment};
+use canary_wire::segment::{Flags, Numbers, Segment};
 use canary_wire::seq::Seq;
 use pcap_file::DataLink;
 use pcap_file::pcap::{PcapPacket, PcapReader, PcapWriter};
@@ -36,7 +36,7 @@ pub struct Reset {
 struct Flow {
     client_isn: Option<Seq>,
     server_isn: Option<Seq>,
-    forged: Option<(Forgery, Seq, Seq, Flags, u32)>,
+    forged: Option<(Forgery, Numbers)>,
     reset: bool,
 }
 
@@ -51,7 +51,7 @@ pub fn resets(pcap: &[u8], server: SocketAddr) -> Result<Vec<Reset>, CaptureErro
             if s.flags.has(Flags::SYN.with(Flags::ACK)) && !s.flags.has(Flags::FIN) {
                 flow.server_isn = Some(s.seq);
             } else if let Some(forgery) = forged(flow, s) {
-                flow.forged = Some((forgery, s.seq, s.ack, s.flags, s.seg_len()));
+                flow.forged = Some((forgery, s.numbers()));
             }
         } else if s.dst == server {
             let flow = flows.entry(s.src).or_default();
@@ -60,25 +60,15 @@ pub fn resets(pcap: &[u8], server: SocketAddr) -> Result<Vec<Reset>, CaptureErro
                 *flow = Flow { client_isn: Some(s.seq), ..Flow::default() };
             } else if s.flags.has(Flags::RST) && !flow.reset {
                 flow.reset = true;
-                if let (Some(f), Some(client_isn)) = (flow.forged, flow.client_isn)
-                    && answers(s, f)
+                if let (Some((forgery, numbers)), Some(client_isn)) = (flow.forged, flow.client_isn)
+                    && numbers.provokes(s)
                 {
-                    found.push(Reset { forgery: f.0, client_isn });
+                    found.push(Reset { forgery, client_isn });
                 }
             }
         }
     })?;
     Ok(found)
-}
-
-/// RFC 9293, section 3.10.7.1: with ACK on, the RST takes its sequence number
-/// from it; otherwise it is RST ACK with sequence number 0.
-fn answers(rst: &Segment<'_>, (_, seq, ack, flags, len): (Forgery, Seq, Seq, Flags, u32)) -> bool {
-    if flags.has(Flags::ACK) {
-        rst.seq == ack && !rst.flags.has(Flags::ACK)
-    } else {
-        rst.seq.0 == 0 && rst.flags.has(Flags::ACK) && rst.ack.0 == seq.0.wrapping_add(len)
-    }
 }
 
 /// What a segment of the server was forged as, from its flags and its distance
