@@ -1,9 +1,11 @@
 # `make lab` runs the experiment, `make test` the tests. Both install what they need.
-.PHONY: help lab test kernels bench bench-fill soak bench-boom matrix fuzz properties test-images test-kernels test-k8s \
-	programs fmt-check lint licences shell-check docs oldest-rust unit manifests reference picture dist publish publish-images clean
+.PHONY: help lab test kernels bench bench-fill soak bench-boom matrix fuzz properties test-images images load-images \
+	test-kernels test-k8s programs fmt-check lint licences shell-check docs oldest-rust unit manifests reference picture dist \
+	publish publish-images clean
 
 CARGO ?= cargo
 TOOLS := $(CURDIR)/target/tools
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 DENY_VERSION := 0.20.2
 OHA_VERSION := 1.16.0
 FUZZ_VERSION := 0.13.2
@@ -19,6 +21,8 @@ help:
 	@echo 'make matrix      boom-server against every forgery and protection, 1,000 connections a cell'
 	@echo 'make fuzz        the segment decoder and the state machine, 50,000,000 cases each'
 	@echo 'make test-images   builds both images and runs them (a Docker daemon of its own; root)'
+	@echo 'make images          builds both for amd64 and arm64 and pushes them: REGISTRY=...'
+	@echo 'make load-images     builds both and loads them: CLUSTER=kind or minikube'
 	@echo 'make test-k8s      what must hold on the cluster of the current kubectl context; changes nodes and puts them back'
 	@echo 'make bench         load-client against wrk, oha and bare loops, as ratios'
 	@echo 'make bench-fill    a conntrack table filled from empty and kept full, seen by observe'
@@ -158,7 +162,23 @@ test-images:
 	@tools/setup images
 	@k8s/tests/images
 
+# Both images for both architectures, pushed: REGISTRY=registry.example/conntrack-canary
+images: publish-images
+
+# Both images for this machine, into the nodes of CLUSTER=kind or minikube (NAME=... for another than the default)
+load-images:
+	@case '$(CLUSTER)' in kind|minikube) ;; *) echo 'make load-images CLUSTER=kind, or minikube' >&2; exit 2 ;; esac
+	@for name in boom-server load-client; do \
+	image=conntrack-canary/$$name:$(VERSION); \
+	docker build --target $$name --build-arg VERSION=$(VERSION) -t $$image . || exit 1; \
+	case '$(CLUSTER)' in \
+	kind) kind load docker-image $(if $(NAME),--name $(NAME)) $$image ;; \
+	minikube) minikube image load $(if $(NAME),--profile $(NAME)) $$image ;; \
+	esac || exit 1; done
+
 test-k8s:
+	@echo '== building (release)'
+	@$(CARGO) build --release --quiet -p kubectl-conntrack
 	@k8s/tests/cluster $(ARGS)
 
 # What is written from the programs: docs/reference, which a test compares; and the README's picture, from the newest run.
@@ -174,7 +194,6 @@ dist: $(TOOLS)/bin/cargo-cyclonedx
 	@tools/dist
 
 # Both images for both architectures into REGISTRY; with REGISTRY_USER and REGISTRY_TOKEN it logs in first.
-VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 publish-images:
 	@: $${REGISTRY:?REGISTRY names where the images go}
 	@[ -z "$$REGISTRY_TOKEN" ] || echo "$$REGISTRY_TOKEN" | docker login --username "$$REGISTRY_USER" --password-stdin "$${REGISTRY%%/*}"

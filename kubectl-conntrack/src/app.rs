@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use canary_record::names::EndedBy;
+use canary_record::result::load::LoadResult;
 use canary_record::result::{Clock, Config};
 use canary_runtime::cli::derive;
 use canary_runtime::exit::Exit;
@@ -14,16 +15,21 @@ use indicatif::{ProgressBar, ProgressStyle};
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
-use crate::cli::{Cli, ClusterArgs, Command, DiagnoseArgs, ImageArgs};
+use crate::cli::{Cli, ClusterArgs, Command, DiagnoseArgs, ImageArgs, LoadArgs, LoadFormat};
 use crate::objects::{Images, Run};
 use crate::report::{Cluster, DiagnoseResult};
 use crate::run::{self, Ground, Stop};
-use crate::{diagnose, output, plan, preflight};
+use crate::{diagnose, load, manifests, output, plan, preflight};
 
 /// Runs the command line.
 pub async fn main(cli: Cli, config: Config) -> ExitCode {
     let done = match cli.command {
         Command::Diagnose(args) => diagnosed(args, &config).await,
+        Command::Load(args) => Box::pin(loaded(args, &config)).await,
+        Command::Manifests(args) => {
+            manifests::yaml(args.set, &images(&args.images), args.namespace.as_deref())
+                .and_then(|text| print(&text).map(|()| Exit::Ok))
+        }
     };
     match done {
         Ok(exit) => exit.into(),
@@ -212,4 +218,92 @@ pub async fn diagnosis(
     let record =
         clock.run("kubectl-conntrack diagnose", env!("CARGO_PKG_VERSION"), ended_by, config);
     Ok(DiagnoseResult::new(record, cluster, rows, reasons))
+}
+
+async fn loaded(args: LoadArgs, config: &Config) -> anyhow::Result<Exit> {
+    let mut shutdown = Shutdown::catch()?;
+    let Connected { client, cluster } = connect(&args.cluster, "conntrack-load").await?;
+    if let Some(dir) = &args.save {
+        std::fs::create_dir_all(dir).with_context(|| format!("--save {}", dir.display()))?;
+    }
+    let progress = Progress::new();
+    let say = |s: &str| progress.say(s);
+    let done =
+        Box::pin(load(&client, cluster, &args, config, async || shutdown.signalled().await, &say))
+            .await;
+    progress.end();
+    let result = done?;
+    if let Some(dir) = &args.save {
+        run::save(dir, "load.json", &result)?;
+    }
+    print(&match args.output {
+        LoadFormat::Table => load::text(&result),
+        LoadFormat::Json => serde_json::to_string_pretty(&result)?,
+    })?;
+    Ok(result.verdict.into())
+}
+
+/// A load on the cluster behind `client`, until its end or until `signalled`; what it made is
+/// removed either way, and what the clients had counted by then is in the result.
+pub async fn load(
+    client: &Client,
+    cluster: Cluster,
+    args: &LoadArgs,
+    config: &Config,
+    mut signalled: impl AsyncFnMut() -> EndedBy,
+    say: &dyn Fn(&str),
+) -> anyhow::Result<LoadResult> {
+    let run =
+        Run { id: run_id(), namespace: cluster.namespace, images: images(&args.cluster.images) };
+    let foreign = args.cluster.namespace.is_some();
+    say(&format!("context {}, namespace {}, run {}", cluster.context, run.namespace, run.id));
+    run::permitted(client, &run.namespace, &load::needs(!foreign)).await?;
+    let options = load::Options {
+        clients: args.clients,
+        rate: args.rate,
+        duration: args.duration,
+        timeout: args.timeout,
+        save: args.save.clone(),
+        fail_on: args.fail_on.clone(),
+    };
+    let ground = Ground::take(client, &run, foreign, args.cluster.replace).await?;
+    let load = load::Load::new(client, &run, &options);
+    let ended = tokio::select! {
+        ended = load.go(say) => ended.map(|()| EndedBy::Completed),
+        signal = signalled() => Ok(signal),
+    };
+    say("results");
+    let early = !matches!(ended, Ok(EndedBy::Completed));
+    let collected = match &ended {
+        // No pod has anything to tell.
+        Err(Stop::Image { .. } | Stop::Refused(_)) => load::Collected::default(),
+        _ => load.collect(early).await,
+    };
+    if let Some(dir) = &options.save {
+        for (pod, result) in &collected.results {
+            run::save(dir, &format!("{pod}.json"), result)?;
+        }
+    }
+    let mut reasons = ground.end(args.cluster.keep, &mut signalled, say).await;
+    let left = reasons.first().cloned();
+    match &ended {
+        Ok(EndedBy::Sigint | EndedBy::Sigterm) => {
+            reasons.push("the run was ended by a signal".to_owned());
+        }
+        Err(e) => reasons.push(format!("the run ended before its end: {e}")),
+        Ok(_) => {}
+    }
+    let why = reasons.join("; ");
+    match (load::judged(collected, &options, reasons)?, ended) {
+        (Some(mut result), ended) => {
+            result.run.config = config.clone();
+            result.run.ended_by = ended.unwrap_or(EndedBy::Error);
+            Ok(result)
+        }
+        (None, Err(e)) => Err(match left {
+            Some(left) => anyhow::Error::from(e).context(left),
+            None => e.into(),
+        }),
+        (None, Ok(_)) => anyhow::bail!("no client left a result: {why}"),
+    }
 }

@@ -7,6 +7,9 @@ use canary_runtime::cli::positive_duration;
 use canary_wire::segment::Family;
 use clap::{Args, Parser, Subcommand};
 
+use load_client::threshold::Threshold;
+
+use crate::manifests::Set;
 use crate::output::Format;
 
 /// Is every node of this cluster protected against Kubernetes issue #74839, on every path?
@@ -30,6 +33,10 @@ pub struct Cli {
 pub enum Command {
     /// Node by node and family by family: which paths leak
     Diagnose(DiagnoseArgs),
+    /// Many load-clients against one target through its Service, and one result of all
+    Load(LoadArgs),
+    /// Prints the manifests of k8s/, for kubectl apply or GitOps
+    Manifests(ManifestsArgs),
 }
 
 /// Options of every subcommand that talks to a cluster.
@@ -95,6 +102,64 @@ pub struct DiagnoseArgs {
     /// Which cluster.
     #[command(flatten)]
     pub cluster: ClusterArgs,
+}
+
+/// Options of `load`.
+#[derive(Clone, Debug, Args)]
+pub struct LoadArgs {
+    /// Pods that make connections
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub clients: u32,
+    /// New connections a second of each
+    #[arg(long, value_name = "R", default_value_t = 50.0, value_parser = rate)]
+    pub rate: f64,
+    /// How long each makes connections
+    #[arg(long, value_name = "D", default_value = "60s", value_parser = positive_duration)]
+    pub duration: Duration,
+    /// The longest that the pods may take to start, their images' pull included
+    #[arg(long, value_name = "D", default_value = "3m", value_parser = positive_duration)]
+    pub timeout: Duration,
+    /// Exit code 10 when this is true of the whole, e.g. reset>0, error-rate>0.01, p99>200ms
+    #[arg(long, value_name = "EXPR", value_delimiter = ',')]
+    pub fail_on: Vec<Threshold>,
+    /// How the result is written
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: LoadFormat,
+    /// Keeps every client's result in this folder
+    #[arg(long, value_name = "DIR")]
+    pub save: Option<PathBuf>,
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// How the result of a load is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LoadFormat {
+    /// For people
+    Table,
+    /// The whole document, as load-client merge writes it
+    Json,
+}
+
+/// Options of `manifests`.
+#[derive(Clone, Debug, Args)]
+pub struct ManifestsArgs {
+    /// Which
+    pub set: Set,
+    /// Their namespace (default: the one of each)
+    #[arg(long, short, value_name = "NAME")]
+    pub namespace: Option<String>,
+    /// The images.
+    #[command(flatten)]
+    pub images: ImageArgs,
+}
+
+fn rate(s: &str) -> Result<f64, String> {
+    match s.parse::<f64>() {
+        Ok(r) if r.is_finite() && r > 0.0 && r <= 1_000_000.0 => Ok(r),
+        _ => Err("write connections a second, above 0 and at most 1000000".to_owned()),
+    }
 }
 
 fn family(s: &str) -> Result<Family, String> {

@@ -8,6 +8,8 @@ pub mod api;
 pub mod app;
 pub mod cli;
 pub mod diagnose;
+pub mod load;
+pub mod manifests;
 pub mod objects;
 pub mod output;
 pub mod plan;

@@ -223,6 +223,7 @@ impl Run {
         metadata["annotations"] =
             json!({"sidecar.istio.io/inject": "false", "linkerd.io/inject": "disabled"});
         metadata["labels"]["sidecar.istio.io/inject"] = "false".into();
+        metadata["labels"]["istio.io/dataplane-mode"] = "none".into();
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {
             "restartPolicy": "Never",
             "activeDeadlineSeconds": 300,
@@ -317,6 +318,6 @@ pub fn cluster_ip(
 ///
 /// # Panics
 /// Where the JSON is none of `T`: an error of this file, which its tests would show.
-fn typed<T: serde::de::DeserializeOwned>(object: Value) -> T {
+pub(crate) fn typed<T: serde::de::DeserializeOwned>(object: Value) -> T {
     serde_json::from_value(object).expect("an object of the API")
 }

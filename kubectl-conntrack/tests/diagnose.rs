@@ -20,7 +20,9 @@ const NS: &str = "conntrack-diagnose";
 
 fn args(line: &str) -> DiagnoseArgs {
     let words = ["kubectl-conntrack", "diagnose"].into_iter().chain(line.split_whitespace());
-    let Command::Diagnose(args) = Cli::try_parse_from(words).unwrap().command;
+    let Command::Diagnose(args) = Cli::try_parse_from(words).unwrap().command else {
+        panic!("another subcommand")
+    };
     args
 }
 

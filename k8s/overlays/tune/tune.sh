@@ -5,12 +5,18 @@
 # FILE: one NAME=VALUE a line, # begins a comment. DIR: where the old values are
 # kept while they are changed, so that a container that was killed and started
 # again restores the node's own values and not its own. SYSCTL and MODULE name
-# other places for tests.
+# other places for tests, KUBE_PROXY another metrics endpoint.
+#
+# kube-proxy decides once, at its start, whether to drop INVALID: not where
+# be_liberal is 1. A kube-proxy that started while this was in force dropped
+# nothing: be_liberal 0 again would leave the node with neither, and is refused.
 set -u
 file=$1 dir=$2
 sysctl=${SYSCTL:-/proc/sys/net/netfilter}
 module=${MODULE:-/sys/module/nf_conntrack/parameters}
 message=${TERMINATION_LOG:-/dev/termination-log}
+kube_proxy=${KUBE_PROXY:-http://127.0.0.1:10249/metrics}
+liberal=nf_conntrack_tcp_be_liberal
 
 log() { echo "$(date -u +%Y-%m-%dT%H:%M:%SZ) $*"; }
 end() {
@@ -41,12 +47,33 @@ put() {
     [ "$1" = nf_conntrack_buckets ] && [ "${now:-0}" -ge "$2" ] && [ "${now:-0}" -lt $(($2 + 4096)) ]
 }
 
+# When kube-proxy started, in its own words; nothing where it cannot be read.
+proxy_start() { wget -q -T 2 -O - "$kube_proxy" 2>/dev/null | sed -n 's/^process_start_time_seconds //p'; }
+
+# would_expose NAME VALUE: true where VALUE takes be_liberal away from a node whose
+# kube-proxy started under it. Where that cannot be told, it is said.
+would_expose() {
+    [ "$1" = "$liberal" ] && [ "$2" = 0 ] && [ "$(cat "$(path "$1")")" != 0 ] || return 1
+    began=$(cat "$dir/proxy-start" 2>/dev/null) started=$(proxy_start)
+    if [ -z "$began" ] || [ -z "$started" ]; then
+        log "WARNING: kube-proxy's start cannot be read; if it started while $liberal was 1, this node now has no protection: restart kube-proxy"
+        return 1
+    fi
+    [ "$began" != "$started" ]
+}
+
 # Puts back every value that was saved.
 restore() {
     failed=
     for saved in "$dir"/nf_conntrack_*; do
         [ -e "$saved" ] || continue
         name=${saved##*/} old=$(cat "$saved")
+        if would_expose "$name" "$old"; then
+            log "$name stays 1: kube-proxy started while it was set and drops nothing. Set it to $old, then restart kube-proxy"
+            failed="$failed $name"
+            rm -f "$saved"
+            continue
+        fi
         if put "$name" "$old"; then
             log "$name restored to $old"
             rm -f "$saved"
@@ -54,7 +81,8 @@ restore() {
             failed="$failed $name"
         fi
     done
-    [ -z "$failed" ] || end 1 "NOT RESTORED:$failed; the old values are in $dir on the node"
+    rm -f "$dir/proxy-start"
+    [ -z "$failed" ] || end 1 "NOT RESTORED:$failed; see the log above"
 }
 
 sleeper=
@@ -81,6 +109,14 @@ while IFS= read -r line || [ -n "$line" ]; do
     p=$(path "$name") || { restore; end 2 "values.env: '$name' is not a conntrack sysctl"; }
     [ -e "$p" ] || { restore; end 1 "$name: this node has no $p; is nf_conntrack loaded?"; }
     old=$(cat "$p")
+    if [ "$name" = "$liberal" ]; then
+        # Without this program's own mark be_liberal is the node's protection, and kube-proxy has left its drop out.
+        if [ "$value" = 0 ] && [ "$old" != 0 ] && [ ! -e "$dir/$name" ]; then
+            restore
+            end 1 "$name is $old on this node: kube-proxy drops nothing then, and 0 would leave it without protection"
+        fi
+        [ -e "$dir/proxy-start" ] || proxy_start >"$dir/proxy-start"
+    fi
     # An older run's saved value is the node's own; this one's reading may not be.
     if [ -e "$dir/$name" ]; then old=$(cat "$dir/$name"); else echo "$old" >"$dir/$name"; fi
     put "$name" "$value" || {

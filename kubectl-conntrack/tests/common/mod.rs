@@ -53,6 +53,8 @@ struct State {
     next_port: u16,
     dual: bool,
     refuse_pods: Option<String>,
+    accepted: Option<u64>,
+    linger: bool,
 }
 
 /// The API server.
@@ -98,6 +100,23 @@ impl Fake {
 
     pub fn refuse_pods(&self, why: &str) {
         self.lock().refuse_pods = Some(why.to_owned());
+    }
+
+    /// What the load's target says that it accepted.
+    pub fn accepted(&self, n: u64) {
+        self.lock().accepted = Some(n);
+    }
+
+    /// Pods that are told to end stay and can be read, until they are told with no grace.
+    pub fn linger(&self) {
+        self.lock().linger = true;
+    }
+
+    pub fn add_pod(&self, ns: &str, name: &str, labels: &Value) {
+        self.put(
+            &format!("pods/{ns}/{name}"),
+            json!({"metadata": {"name": name, "labels": labels}}),
+        );
     }
 
     pub fn dual_stack(&self) {
@@ -305,7 +324,9 @@ impl Fake {
                     .objects
                     .iter()
                     .filter(|(k, o)| {
-                        k.starts_with(&prefix) && labelled(o, query.get("labelSelector"))
+                        k.starts_with(&prefix)
+                            && labelled(o, query.get("labelSelector"))
+                            && named(o, query.get("fieldSelector"))
                     })
                     .map(|(_, o)| o.clone())
                     .collect();
@@ -322,6 +343,15 @@ impl Fake {
                     }
                     None => failure(404, "pods not found"),
                 }
+            }
+            (&Method::GET, [.., "pods", _, "proxy", "metrics"]) => match self.lock().accepted {
+                Some(n) => Response::new(full(format!("load_accepted_total {n}\n").into_bytes())),
+                None => failure(403, "no right to pods/proxy"),
+            },
+            (&Method::DELETE, [.., "pods", _])
+                if self.lock().linger && body["gracePeriodSeconds"] != 0 =>
+            {
+                ok(&json!({"kind": "Status", "status": "Success"}))
             }
             (&Method::DELETE, [.., "namespaces", ns, kind, name]) => {
                 if self.remove(&format!("{kind}/{ns}/{name}")) {
@@ -370,6 +400,9 @@ impl Fake {
                     }
                 }
             }
+        }
+        if kind == "deployments" {
+            object["status"] = json!({"conditions": [{"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"}]});
         }
         if query.contains_key("dryRun") {
             return ok(&object);
@@ -497,6 +530,12 @@ fn labelled(object: &Value, selector: Option<&String>) -> bool {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             object["metadata"]["labels"][key] == value
         })
+    })
+}
+
+fn named(object: &Value, selector: Option<&String>) -> bool {
+    selector.is_none_or(|s| {
+        s.strip_prefix("metadata.name=").is_none_or(|n| object["metadata"]["name"] == n)
     })
 }
 

@@ -1,0 +1,320 @@
+//! `load`: many load-clients against one target through its Service, and one result of all.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use canary_record::names::Verdict;
+use canary_record::result::load::LoadResult;
+use canary_record::result::seconds_between;
+use futures_util::{StreamExt, stream};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::api::DeleteParams;
+use kube::runtime::wait::{await_condition, conditions};
+use kube::{Api, Client};
+use load_client::threshold::Threshold;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::api::{Gave, PARALLEL, Watch, call};
+use crate::manifests::{self, Set};
+use crate::objects::{self, MANAGER, RUN, Run};
+use crate::pods::Seen;
+use crate::preflight::{Right, rights};
+use crate::run::{self, Stop};
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Pods.
+    pub clients: u32,
+    /// New connections a second of each.
+    pub rate: f64,
+    /// How long each makes connections.
+    pub duration: Duration,
+    /// The longest that the pods may take to start.
+    pub timeout: Duration,
+    /// Where every document goes.
+    pub save: Option<PathBuf>,
+    /// What fails the run.
+    pub fail_on: Vec<Threshold>,
+}
+
+/// What a load needs.
+#[must_use]
+pub fn needs(own_namespace: bool) -> Vec<Right> {
+    crate::diagnose::needs(own_namespace)
+        .into_iter()
+        .filter(|r| r.resource != "nodes")
+        .chain(rights(
+            "apps",
+            "deployments",
+            true,
+            &["create", "patch", "get", "list", "watch", "delete"],
+        ))
+        .collect()
+}
+
+/// How long a client whose end was asked for stays after its result, to be read.
+const LINGER: Duration = Duration::from_secs(60);
+
+/// A load in a run's namespace.
+pub struct Load<'a> {
+    client: &'a Client,
+    run: &'a Run,
+    options: &'a Options,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Collected {
+    /// Each client's result, by its pod.
+    pub results: Vec<(String, LoadResult)>,
+    /// Why others are missing.
+    pub missing: BTreeMap<String, String>,
+    /// Connections that the target accepted; none where it could not be asked.
+    pub accepted: Option<u64>,
+}
+
+fn pod_name(index: u32) -> String {
+    format!("load-client-{index}")
+}
+
+impl<'a> Load<'a> {
+    /// A load that was not begun.
+    #[must_use]
+    pub fn new(client: &'a Client, run: &'a Run, options: &'a Options) -> Self {
+        Self { client, run, options }
+    }
+
+    /// The base's object of that kind and name, as this run's own.
+    fn base(&self, kind: &str, name: &str) -> Value {
+        let all = manifests::objects(Set::Base, &self.run.images, Some(&self.run.namespace));
+        let mut object = all
+            .into_iter()
+            .find(|o| o["kind"] == kind && o["metadata"]["name"] == name)
+            .expect("an object of k8s/base");
+        for at in ["/metadata/labels", "/spec/template/metadata/labels"] {
+            if let Some(labels) = object.pointer_mut(at) {
+                labels[RUN] = self.run.id.clone().into();
+                labels["app.kubernetes.io/managed-by"] = MANAGER.into();
+            }
+        }
+        object
+    }
+
+    fn target(&self) -> (Deployment, Service) {
+        let mut target = self.base("Deployment", "load-target");
+        // In the base it keeps boom-server company, which is not here.
+        target["spec"]["template"]["spec"]["affinity"] = Value::Null;
+        (objects::typed(target), objects::typed(self.base("Service", "load-target")))
+    }
+
+    /// A client's pod: the base's, which ends by itself.
+    fn pod(&self, index: u32) -> Pod {
+        let mut template = self.base("Deployment", "load-client")["spec"]["template"].take();
+        template["apiVersion"] = "v1".into();
+        template["kind"] = "Pod".into();
+        template["metadata"]["name"] = pod_name(index).into();
+        template["metadata"]["namespace"] = self.run.namespace.clone().into();
+        let spec = &mut template["spec"];
+        spec["restartPolicy"] = "Never".into();
+        spec["terminationGracePeriodSeconds"] = (LINGER.as_secs() + 5).into();
+        // Rather on other nodes than the target's, where there are others.
+        spec["affinity"] = json!({"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
+            {"weight": 100, "podAffinityTerm": {"topologyKey": "kubernetes.io/hostname",
+                "labelSelector": {"matchLabels": {"app.kubernetes.io/name": "load-target"}}}}]}});
+        let container = &mut spec["containers"][0];
+        // A node under load answers late: no reason to end a client and lose its counts.
+        container["livenessProbe"] = Value::Null;
+        let env = container["env"].as_array_mut().expect("the base's variables");
+        env.retain(|e| e["name"] != "LOAD_RATE");
+        env.push(json!({"name": "LOAD_RATE", "value": self.options.rate.to_string()}));
+        env.push(json!({"name": "LOAD_DURATION", "value": format!("{}ms", self.options.duration.as_millis())}));
+        env.push(json!({"name": "LOAD_LINGER", "value": format!("{}s", LINGER.as_secs())}));
+        objects::typed(template)
+    }
+
+    /// Starts the target and the clients, and waits until each has ended.
+    pub async fn go(&self, say: &dyn Fn(&str)) -> Result<(), Stop> {
+        let ns = &self.run.namespace;
+        let (deployment, service) = self.target();
+        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), ns);
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), ns);
+        let one = self.pod(0);
+        run::apply(&deployments, &deployment, true).await?;
+        run::apply(&pods, &one, true).await.map_err(|e| match e.code {
+            Some(code) if code < 500 => Stop::Refused(e.to_string()),
+            _ => Stop::Api(e),
+        })?;
+        say("the target");
+        run::apply(&Api::<Service>::namespaced(self.client.clone(), ns), &service, false).await?;
+        run::apply(&deployments, &deployment, false).await?;
+        let mut watch = Watch::begin(self.client, ns, &format!("{RUN}={}", self.run.id));
+        let deadline = Instant::now() + self.options.timeout;
+        let ready =
+            await_condition(deployments, "load-target", conditions::is_deployment_completed());
+        tokio::select! {
+            ready = tokio::time::timeout_at(deadline, ready) => match ready {
+                Ok(Ok(_)) => {}
+                Ok(Err(e)) => return Err(Stop::Refused(format!("cannot watch the target: {e}"))),
+                Err(_) => return Err(Stop::Refused(format!("the target was not ready after {:?}", self.options.timeout))),
+            },
+            gave = watch.until(deadline, |_| false) => image(gave)?,
+        }
+        say(&format!("{} clients", self.options.clients));
+        let applied: Vec<_> = stream::iter((0..self.options.clients).map(|n| {
+            let (pods, pod) = (pods.clone(), self.pod(n));
+            async move { run::apply(&pods, &pod, false).await }
+        }))
+        .buffer_unordered(PARALLEL)
+        .collect()
+        .await;
+        for pod in applied {
+            pod?;
+        }
+        let deadline = Instant::now() + self.options.timeout + self.options.duration;
+        let clients = self.options.clients as usize;
+        let done = |pods: &BTreeMap<String, Seen>| {
+            let mine = pods.iter().filter(|(n, _)| n.starts_with("load-client-"));
+            let ended = mine.filter(|(_, p)| p.ended || p.trouble.is_some()).count();
+            say(&format!("{} of {clients} pods at work", clients - ended.min(clients)));
+            ended >= clients
+        };
+        image(watch.until(deadline, done).await)
+    }
+
+    /// Every client's result. `early` ends those that are at work first: with their result written
+    /// they linger until it is read.
+    pub async fn collect(&self, early: bool) -> Collected {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.run.namespace);
+        let each = stream::iter(0..self.options.clients).map(|n| {
+            let pods = pods.clone();
+            async move {
+                let name = pod_name(n);
+                if early {
+                    let asked = DeleteParams::default();
+                    let _ = call("end a client", async || pods.delete(&name, &asked).await).await;
+                }
+                let until =
+                    Instant::now() + if early { LINGER / 2 } else { Duration::from_secs(5) };
+                loop {
+                    let line =
+                        run::last_line(self.client, &self.run.namespace, &name, "load-client")
+                            .await;
+                    let why = match line.map_err(|e| e.to_string()) {
+                        Ok(line) => match serde_json::from_str::<LoadResult>(&line) {
+                            Ok(result) if result.adds_up() => return (name, Ok(result)),
+                            Ok(_) => "its counts do not add up".to_owned(),
+                            Err(_) => {
+                                format!("no result: {}", line.chars().take(160).collect::<String>())
+                            }
+                        },
+                        Err(why) => why,
+                    };
+                    if Instant::now() >= until {
+                        return (name, Err(why));
+                    }
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        });
+        let mut collected = Collected::default();
+        for (name, found) in each.buffer_unordered(PARALLEL).collect::<Vec<_>>().await {
+            match found {
+                Ok(result) => collected.results.push((name, result)),
+                Err(why) => drop(collected.missing.insert(name, why)),
+            }
+        }
+        collected.results.sort_by(|a, b| a.0.cmp(&b.0));
+        collected.accepted = self.accepted().await;
+        // Those that linger would hold the namespace up.
+        let _ = run::delete_all(&pods, (0..self.options.clients).map(pod_name)).await;
+        collected
+    }
+
+    /// Connections that the target has accepted, by its own metrics through the API server.
+    async fn accepted(&self) -> Option<u64> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.run.namespace);
+        let params = kube::api::ListParams::default().labels("app.kubernetes.io/name=load-target");
+        let name =
+            pods.list(&params).await.ok()?.items.into_iter().find_map(|p| p.metadata.name)?;
+        // What the target's metrics lag behind.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let path =
+            format!("/api/v1/namespaces/{}/pods/{name}:9100/proxy/metrics", self.run.namespace);
+        let request = http::Request::get(path).body(Vec::new()).ok()?;
+        let text = self.client.request_text(request).await.ok()?;
+        let line = text.lines().find_map(|l| l.strip_prefix("load_accepted_total "))?;
+        line.trim().parse::<f64>().ok().map(|n| n as u64)
+    }
+}
+
+/// An image's trouble ends the run; a deadline does not.
+fn image(gave: Result<(), Gave>) -> Result<(), Stop> {
+    match gave {
+        Ok(()) | Err(Gave::Deadline) => Ok(()),
+        Err(Gave::Image { image, why }) => Err(Stop::Image { image, why }),
+    }
+}
+
+/// One result of all, judged. None where there is none.
+pub fn judged(
+    collected: Collected,
+    options: &Options,
+    reasons: Vec<String>,
+) -> anyhow::Result<Option<LoadResult>> {
+    let Collected { results, missing, accepted } = collected;
+    if results.is_empty() {
+        return Ok(None);
+    }
+    let joined = load_client::merge::join(&results)?;
+    let mut result = joined.result;
+    "kubectl-conntrack load".clone_into(&mut result.run.program);
+    result.run.seconds = seconds_between(&joined.started, &joined.ended).unwrap_or_default();
+    (result.run.started, result.run.ended) = (joined.started, joined.ended);
+    load_client::verdict::judge(&mut result, &options.fail_on);
+    let mut doubts = reasons;
+    if !missing.is_empty() {
+        let why =
+            missing.iter().next().map_or(String::new(), |(pod, why)| format!("; {pod}: {why}"));
+        doubts.push(format!("{} of {} results are missing{why}", missing.len(), options.clients));
+    }
+    match accepted {
+        // What succeeded was accepted, and what was accepted had been begun.
+        Some(n) if missing.is_empty() && (n < result.ok || n > result.attempts) => doubts.push(format!(
+            "the target accepted {n} connections, but the clients count {} that succeeded of {}",
+            result.ok, result.attempts
+        )),
+        Some(n) => result.reasons.push(format!("the target accepted {n} connections")),
+        None => result.reasons.push("the target's own count of connections could not be read".to_owned()),
+    }
+    if !doubts.is_empty() && result.verdict == Verdict::Protected {
+        result.verdict = Verdict::Inconclusive;
+    }
+    result.reasons.splice(0..0, doubts);
+    Ok(Some(result))
+}
+
+/// The result for people.
+#[must_use]
+pub fn text(result: &LoadResult) -> String {
+    use std::fmt::Write as _;
+    let word = match result.verdict {
+        Verdict::Protected => "WITHIN THRESHOLDS",
+        Verdict::Vulnerable => "A THRESHOLD WAS CROSSED",
+        Verdict::Inconclusive => "NOT PROVED",
+    };
+    let mut text = format!(
+        "{word}: {} of {} connections of {} clients succeeded in {:.0} s\n",
+        result.ok, result.attempts, result.merged, result.run.seconds
+    );
+    for f in &result.failures {
+        let _ = writeln!(text, "  {f}");
+    }
+    for r in &result.reasons {
+        let _ = writeln!(text, "  - {r}");
+    }
+    text
+}
