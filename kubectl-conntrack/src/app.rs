@@ -253,6 +253,7 @@ pub async fn load(
     mut signalled: impl AsyncFnMut() -> EndedBy,
     say: &dyn Fn(&str),
 ) -> anyhow::Result<LoadResult> {
+    let clock = Clock::start();
     let run =
         Run { id: run_id(), namespace: cluster.namespace, images: images(&args.cluster.images) };
     let foreign = args.cluster.namespace.is_some();
@@ -294,12 +295,11 @@ pub async fn load(
         Ok(_) => {}
     }
     let why = reasons.join("; ");
-    match (load::judged(collected, &options, reasons)?, ended) {
-        (Some(mut result), ended) => {
-            result.run.config = config.clone();
-            result.run.ended_by = ended.unwrap_or(EndedBy::Error);
-            Ok(result)
-        }
+    let ended_by = *ended.as_ref().unwrap_or(&EndedBy::Error);
+    let record =
+        clock.run("kubectl-conntrack load", env!("CARGO_PKG_VERSION"), ended_by, config.clone());
+    match (load::judged(collected, &options, reasons, record)?, ended) {
+        (Some(result), _) => Ok(result),
         (None, Err(e)) => Err(match left {
             Some(left) => anyhow::Error::from(e).context(left),
             None => e.into(),

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use canary_record::names::Verdict;
+use canary_record::names::LoadVerdict;
+use canary_record::result::Run as Record;
 use canary_record::result::load::LoadResult;
-use canary_record::result::seconds_between;
 use futures_util::{StreamExt, stream};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -264,16 +264,13 @@ pub fn judged(
     collected: Collected,
     options: &Options,
     reasons: Vec<String>,
+    run: Record,
 ) -> anyhow::Result<Option<LoadResult>> {
     let Collected { results, missing, accepted } = collected;
     if results.is_empty() {
         return Ok(None);
     }
-    let joined = load_client::merge::join(&results)?;
-    let mut result = joined.result;
-    "kubectl-conntrack load".clone_into(&mut result.run.program);
-    result.run.seconds = seconds_between(&joined.started, &joined.ended).unwrap_or_default();
-    (result.run.started, result.run.ended) = (joined.started, joined.ended);
+    let mut result = load_client::merge::join(&results, |_| run)?;
     load_client::verdict::judge(&mut result, &options.fail_on);
     let mut doubts = reasons;
     if !missing.is_empty() {
@@ -290,8 +287,8 @@ pub fn judged(
         Some(n) => result.reasons.push(format!("the target accepted {n} connections")),
         None => result.reasons.push("the target's own count of connections could not be read".to_owned()),
     }
-    if !doubts.is_empty() && result.verdict == Verdict::Protected {
-        result.verdict = Verdict::Inconclusive;
+    if !doubts.is_empty() && result.verdict == LoadVerdict::WithinThresholds {
+        result.verdict = LoadVerdict::Inconclusive;
     }
     result.reasons.splice(0..0, doubts);
     Ok(Some(result))
@@ -302,9 +299,9 @@ pub fn judged(
 pub fn text(result: &LoadResult) -> String {
     use std::fmt::Write as _;
     let word = match result.verdict {
-        Verdict::Protected => "WITHIN THRESHOLDS",
-        Verdict::Vulnerable => "A THRESHOLD WAS CROSSED",
-        Verdict::Inconclusive => "NOT PROVED",
+        LoadVerdict::WithinThresholds => "WITHIN THRESHOLDS",
+        LoadVerdict::ThresholdCrossed => "A THRESHOLD WAS CROSSED",
+        LoadVerdict::Inconclusive => "NOT PROVED",
     };
     let mut text = format!(
         "{word}: {} of {} connections of {} clients succeeded in {:.0} s\n",

@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use canary_record::names::{EndedBy, ProbeEnd, Verdict};
+use canary_record::names::{EndedBy, LoadVerdict, ProbeEnd};
 use canary_record::result::Config;
 use canary_record::result::load::LoadResult;
 use clap::Parser;
@@ -29,9 +29,9 @@ async fn run(
     signalled: impl AsyncFnMut() -> EndedBy,
 ) -> Result<LoadResult, String> {
     let cluster = Cluster { namespace: "conntrack-load".to_owned(), ..Cluster::default() };
-    load(&fake.client(), cluster, &args(line), &Config::new(), signalled, &|_| {})
-        .await
-        .map_err(|e| format!("{e:#}"))
+    let (client, args, config) = (fake.client(), args(line), Config::new());
+    let done = Box::pin(load(&client, cluster, &args, &config, signalled, &|_| {})).await;
+    done.map_err(|e| format!("{e:#}"))
 }
 
 async fn never() -> EndedBy {
@@ -50,7 +50,7 @@ fn life(pod: &Value) -> Life {
 /// 100 connections of each client, 99 of which succeed.
 fn log(pod: &Value, _: &str) -> String {
     let mut result = client(&[(ProbeEnd::Survived, 99), (ProbeEnd::Refused, 1)]);
-    result.run.host = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    pod["metadata"]["name"].as_str().unwrap_or_default().clone_into(&mut result.run.host);
     serde_json::to_string(&result).unwrap()
 }
 
@@ -71,7 +71,7 @@ async fn all_results_are_joined() {
     target(&fake);
     let result = run(&fake, "--clients 20", never).await.unwrap();
     assert_eq!((result.merged, result.attempts, result.ok), (20, 2000, 1980));
-    assert_eq!(result.verdict, Verdict::Protected, "{:?}", result.reasons);
+    assert_eq!(result.verdict, LoadVerdict::WithinThresholds, "{:?}", result.reasons);
     assert!(
         result.reasons.iter().any(|r| r == "the target accepted 1980 connections"),
         "{:?}",
@@ -87,12 +87,12 @@ async fn a_threshold_is_the_wholes() {
     target(&fake);
     assert_eq!(
         run(&fake, "--clients 20 --fail-on refused>19", never).await.unwrap().verdict,
-        Verdict::Vulnerable
+        LoadVerdict::ThresholdCrossed
     );
     target(&fake);
     assert_eq!(
         run(&fake, "--clients 20 --fail-on refused>20", never).await.unwrap().verdict,
-        Verdict::Protected
+        LoadVerdict::WithinThresholds
     );
 }
 
@@ -103,7 +103,7 @@ async fn sums_are_held_against_the_target() {
     target(&fake);
     fake.accepted(7);
     let result = run(&fake, "--clients 20", never).await.unwrap();
-    assert_eq!(result.verdict, Verdict::Inconclusive);
+    assert_eq!(result.verdict, LoadVerdict::Inconclusive);
     assert!(result.reasons[0].contains("accepted 7 connections"), "{:?}", result.reasons);
 }
 
@@ -119,7 +119,7 @@ async fn a_missing_result_is_said() {
     });
     target(&fake);
     let result = run(&fake, "--clients 20", never).await.unwrap();
-    assert_eq!((result.verdict, result.merged), (Verdict::Inconclusive, 19));
+    assert_eq!((result.verdict, result.merged), (LoadVerdict::Inconclusive, 19));
     assert!(
         result.reasons[0].starts_with("1 of 20 results are missing; load-client-7: no result"),
         "{:?}",
@@ -140,7 +140,7 @@ async fn a_signal_keeps_what_was_counted() {
     let result = run(&fake, "--clients 5", signal).await.unwrap();
     assert_eq!(
         (result.verdict, result.merged, result.run.ended_by),
-        (Verdict::Inconclusive, 5, EndedBy::Sigterm)
+        (LoadVerdict::Inconclusive, 5, EndedBy::Sigterm)
     );
     assert!(fake.namespaces().is_empty());
 }
