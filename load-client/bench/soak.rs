@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
+use canary_record::prometheus::{self, Sample};
 use canary_record::result::load::{LoadResult, SeriesPoint};
 use canary_record::result::serve::ServeResult;
 use canary_testbed::place::Place;
@@ -83,21 +84,13 @@ fn resident(pid: u32) -> Result<f64> {
     Ok(line.trim_end_matches("kB").trim().parse()?)
 }
 
-/// The class and count of what follows `load_failures_total{`.
-fn class(line: &str) -> Option<(String, u64)> {
-    let (labels, count) = line.split_once("} ")?;
-    let label = |name: &str| {
-        let value = labels.split(',').find_map(|l| l.strip_prefix(name))?;
-        Some(value.strip_prefix("=\"")?.trim_end_matches('"').to_owned())
-    };
-    Some((format!("{} in {}", label("cause")?, label("phase")?), count.parse().ok()?))
-}
-
 /// Failures so far, by class, as the metrics have them.
 fn classes(place: &Place<'_>) -> Result<Classes> {
     let page = place.sh("client", &format!("curl -sf http://{ADMIN}/metrics"))?;
-    let lines = page.lines().filter_map(|l| l.strip_prefix("load_failures_total{"));
-    Ok(lines.filter_map(class).collect())
+    let failures = prometheus::samples(&page).filter(|s| s.name == "load_failures_total");
+    let class =
+        |s: Sample<'_>| (format!("{} in {}", s.label("cause"), s.label("phase")), s.value as u64);
+    Ok(failures.map(class).collect())
 }
 
 /// Packets that conntrack in the node dropped for want of room.
