@@ -2,9 +2,9 @@
 //! client that connects, and tells from the answers whether the client's node
 //! protects its connections from them (Kubernetes issue #74839).
 //!
-//! [`canary_forge`] forges and judges; [`tally`] is pure, [`privilege`] has the capabilities; [`listener`], [`accept`]
-//! and [`echo`] have the ordinary connections, [`engine`] is the thread that joins
-//! them, [`run`] the order of steps.
+//! [`canary_forge`] forges, judges and counts; [`page`] and [`report`] are pure, [`privilege`] has
+//! the capabilities; [`listener`], [`accept`] and [`echo`] have the ordinary connections,
+//! [`engine`] is the thread that joins them, [`run`] the order of steps.
 
 pub mod accept;
 pub mod config;

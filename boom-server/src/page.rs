@@ -87,7 +87,7 @@ fn outcomes(rows: &[OutcomeCount]) -> Markup {
             div.wide tabindex="0" role="region" aria-label="Outcomes" { table {
                 thead { tr {
                     th scope="col" { "Forgery" } th scope="col" { "Path" }
-                    @for name in ["Forged", "Leaked", "Killed", "Delivered", "Dropped", "Unknown"] {
+                    @for name in ["Forged", "Leaked", "Killed", "Rejected", "Delivered", "Dropped", "Unknown"] {
                         th.n scope="col" { (name) }
                     }
                 } }
@@ -96,7 +96,7 @@ fn outcomes(rows: &[OutcomeCount]) -> Markup {
                     tr {
                         th scope="row" { (row.forgery) }
                         td { (row.class) ", " (row.family) }
-                        @for n in [row.forged, c.leaked, c.killed, c.delivered, c.dropped, c.unknown.values().sum()] {
+                        @for n in [row.forged, c.leaked, c.killed, c.rejected, c.delivered, c.dropped, c.unknown.values().sum()] {
                             td.n { (n) }
                         }
                     }
