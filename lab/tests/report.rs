@@ -112,6 +112,17 @@ fn without_a_positive_control_nothing_is_claimed() {
     }
 }
 
+/// A run that tried no protection recommends none, and says so.
+#[test]
+fn without_a_protection_none_is_recommended() {
+    let mut r = result();
+    r.scenarios[0].cells.truncate(1);
+    let page = page(&r);
+    let doc = parse(&page);
+    let advice = text(by_id(&doc, "do").parent().unwrap());
+    assert!(advice.ends_with("so this run recommends none."), "{advice}");
+}
+
 /// Where only a scenario over time differs, the verdict names that.
 #[test]
 fn a_scenario_over_time_that_differs_is_in_the_verdict() {

@@ -216,6 +216,9 @@ fn advice(result: &LabResult) -> Markup {
             None => p {
                 "Nothing can be advised from this run: see what weakens it, mend that, and run it again."
             },
+            Some(s) if s.safe.is_empty() && s.open.is_empty() && s.unsure.is_empty() => p {
+                "No protection was tried on a path that is translated, so this run recommends none."
+            },
             Some(s) => {
                 ul.plain #finding { @for (class, symbol, what, sets) in [
                     ("good", "✓", "Nothing leaked on any path tried", s.safe),
