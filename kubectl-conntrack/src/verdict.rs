@@ -219,14 +219,20 @@ pub fn family_row(family: Family, paths: Vec<PathRow>, not_tried: &[String]) -> 
         }
         Verdict::Inconclusive
     };
-    if !tested.is_empty() && tested.iter().all(|p| p.diagnosis == Some(Diagnosis::NotTranslated)) {
+    if !tested.is_empty()
+        && tested.iter().all(|p| {
+            matches!(p.diagnosis, Some(Diagnosis::NotTranslated | Diagnosis::TranslatedUnchecked))
+        })
+    {
         reasons.push(
             "Services are not translated by conntrack here (an eBPF data path, or a proxy)"
                 .to_owned(),
         );
     }
-    let bad_flags_alone =
-        !vulnerable.is_empty() && vulnerable.iter().all(|p| p.diagnosis == Some(Diagnosis::Partly));
+    let bad_flags_alone = !vulnerable.is_empty()
+        && vulnerable
+            .iter()
+            .all(|p| matches!(p.diagnosis, Some(Diagnosis::Partly | Diagnosis::Flowtable)));
     FamilyRow { family, verdict, bad_flags_alone, reasons, paths }
 }
 
