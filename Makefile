@@ -1,5 +1,5 @@
 # `make lab` runs the experiment, `make test` the tests. Both install what they need.
-.PHONY: help lab test kernels bench bench-fill soak bench-boom matrix fuzz properties test-images images load-images \
+.PHONY: help lab test kernels bench bench-fill soak bench-boom matrix fuzz properties simulation test-images images load-images \
 	test-kernels test-k8s programs fmt-check lint licences shell-check docs oldest-rust unit manifests reference picture dist \
 	publish publish-images clean
 
@@ -19,6 +19,7 @@ help:
 	@echo
 	@echo 'make test-kernels  the oldest and the newest kernel, the short matrix'
 	@echo 'make matrix      boom-server against every forgery and protection, 1,000 connections a cell'
+	@echo 'make simulation  the state machine in simulated networks, 10,000,000 connections'
 	@echo 'make fuzz        the segment decoder and the state machine, 50,000,000 cases each'
 	@echo 'make test-images   builds both images and runs them (a Docker daemon of its own; root)'
 	@echo 'make images          builds both for amd64 and arm64 and pushes them: REGISTRY=...'
@@ -92,6 +93,12 @@ OPTIMISED := $(foreach p,canary-forge canary-wire canary-record proptest,--confi
 properties:
 	@echo '== the state machine under a million arbitrary connections'
 	@BOOM_CASES=1000000 $(CARGO) test $(OPTIMISED) --quiet -p canary-forge --test properties
+	@echo '== a million connections in simulated networks'
+	@SIM_CONNECTIONS=1000000 $(CARGO) test $(OPTIMISED) --quiet -p canary-forge --test simulation
+
+# CONNECTIONS through simulated networks, with the figures of each.
+simulation:
+	@SIM_CONNECTIONS=$(or $(CONNECTIONS),10000000) $(CARGO) test $(OPTIMISED) -p canary-forge --test simulation -- --nocapture
 
 manifests:
 	@echo '== manifests, dashboard and cluster scripts'

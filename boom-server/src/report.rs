@@ -87,7 +87,7 @@ pub fn result(
         });
     } else if verdict == Verdict::Protected {
         reasons.push(format!(
-            "this covers {} alone: see load-client probe --forge",
+            "this covers {} alone, uploads are another direction",
             context.direction
         ));
     }

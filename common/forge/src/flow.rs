@@ -216,6 +216,8 @@ struct Trial {
     floor: Option<u32>,
     /// Data of this end's may have been in flight when it was sent.
     in_stream: bool,
+    /// This round's probe was sent.
+    probed: bool,
     /// Something in this round may hide the answer, or may be one.
     busy: bool,
     /// This round drew a bare acknowledgment that nothing else explains.
@@ -513,6 +515,7 @@ impl Flows {
             round: 1,
             floor: flow.newest,
             in_stream: !at_once,
+            probed: false,
             busy: false,
             answered: false,
             answers: 0,

@@ -190,7 +190,7 @@ impl Flows {
             return;
         }
         let answer = flow.reads_as(seg);
-        let (acked, timed) = (flow.snd, flow.timestamps.is_some());
+        let (acked, timed, newest) = (flow.snd, flow.timestamps.is_some(), flow.newest);
         flow.advance(seg);
         let moved = flow.snd != acked;
         let fin = flow.fin;
@@ -203,7 +203,7 @@ impl Flows {
             trial.names = true;
         }
         trial.names |= answer == Some(Answer::ToProbe);
-        let fresh = is_fresh(trial, seg, now);
+        let fresh = is_fresh(trial, newest, seg, now);
         match state {
             State::Doubted => match answer {
                 // It arrived; then the peer closed, and met a copy of it.
@@ -237,6 +237,9 @@ impl Flows {
                     {
                         self.round_over(now, key, true, out);
                     }
+                    // A copy of the probe was answered too.
+                    Some(Answer::Bare)
+                        if state == State::Pausing && trial.probed && !trial.names => {}
                     Some(Answer::Bare) => self.bare(now, key, fresh, out),
                     Some(Answer::Unclear) => {
                         trial.unclear = true;
@@ -305,6 +308,9 @@ impl Flows {
             return self.settle(now, key, Fate::Unknown(UnknownReason::ClosedEarly), out);
         }
         flow.state = State::Probed;
+        if let Some(trial) = flow.trial.as_mut() {
+            trial.probed = true;
+        }
         flow.probe(out);
         self.table.set_deadline(key, now + gap);
     }
@@ -317,6 +323,7 @@ impl Flows {
         life: bool,
         out: &mut Vec<Action>,
     ) {
+        let gap = self.gap(key);
         let flow = self.table.get_mut(key);
         let Some(trial) = flow.trial.as_mut() else { return };
         if life {
@@ -341,7 +348,9 @@ impl Flows {
                 return self.settle(now, key, Fate::Unknown(why), out);
             }
         }
-        let next = if trial.rate_limited() { trial.sent + ANSWERS_AGAIN } else { now };
+        // An unnamed answer to a copy of the probe must not fall into the next round.
+        let calm = if trial.names { now } else { now + gap };
+        let next = if trial.rate_limited() { calm.max(trial.sent + ANSWERS_AGAIN) } else { calm };
         if next > now {
             flow.state = State::Pausing;
             self.table.set_deadline(key, next);
@@ -376,7 +385,7 @@ impl Flows {
         trial.round += 1;
         trial.sent = now;
         trial.floor = newest;
-        (trial.busy, trial.answered) = (false, false);
+        (trial.busy, trial.answered, trial.probed) = (false, false, false);
         flow.state = State::Forged;
         out.push(Action::Probe {
             tuple: flow.tuple,
@@ -428,11 +437,14 @@ const fn needed(timed: bool) -> u8 {
     if timed { 2 } else { 3 }
 }
 
-/// True for a segment that the peer sent after the round had begun, by its own clock;
-/// without a clock, in a later round than the first.
-fn is_fresh(trial: &Trial, seg: &Segment<'_>, now: Duration) -> bool {
+/// True for a segment that the peer sent after the round had begun, by its own clock, and
+/// that copies nothing seen before: `newest` is the time of that. Without a clock, in a
+/// later round than the first.
+fn is_fresh(trial: &Trial, newest: Option<u32>, seg: &Segment<'_>, now: Duration) -> bool {
     match (trial.floor, seg.options().timestamps) {
-        (Some(floor), Some((value, _))) => newer(value, floor),
+        (Some(floor), Some((value, _))) => {
+            newer(value, floor) && newest.is_none_or(|n| newer(value, n))
+        }
         (Some(_), None) => false,
         (None, _) => trial.round > 1 && now > trial.sent || trial.reset.is_some(),
     }

@@ -8,9 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Run;
-use super::boom::{OutcomeCount, PathDiagnosis, Resets, Sniffer};
 use crate::hist::LatencySummary;
-use crate::names::{Direction, Errno, FailureClass, LoadVerdict, Phase, ProbeEnd, Verdict};
+use crate::names::{Errno, FailureClass, LoadVerdict, Phase, ProbeEnd};
 
 /// The document that `load-client churn`, `hold` and `probe` end with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -62,9 +61,6 @@ pub struct LoadResult {
     /// What became of held connections; none but for `hold`.
     #[serde(default)]
     pub hold: Option<HoldRecord>,
-    /// What `probe --forge` forged towards the server; none where nothing was asked for.
-    #[serde(default)]
-    pub forge: Option<ForgeRecord>,
     /// How many results were merged into this one; 1 for a result of its own.
     #[serde(default = "one")]
     pub merged: u32,
@@ -72,27 +68,6 @@ pub struct LoadResult {
 
 const fn one() -> u32 {
     1
-}
-
-/// Segments forged from the client's end, and what became of them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct ForgeRecord {
-    /// Which way they went: what the verdict covers.
-    pub direction: Direction,
-    /// Why none could be forged; none where they were. The direction is untried then.
-    pub untried: Option<String>,
-    /// What the outcomes say of the paths to the server.
-    pub verdict: Verdict,
-    /// Why, most important first.
-    pub reasons: Vec<String>,
-    /// One diagnosis for each IP family.
-    pub paths: Vec<PathDiagnosis>,
-    /// What became of the forged segments.
-    pub outcomes: Vec<OutcomeCount>,
-    /// RSTs that came from the target.
-    pub resets: Resets,
-    /// The raw socket.
-    pub sniffer: Sniffer,
 }
 
 /// A threshold of `--fail-on`.
