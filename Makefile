@@ -29,6 +29,7 @@ help:
 	@echo 'make bench-fill    a conntrack table filled from empty and kept full, seen by observe'
 	@echo 'make soak          10,000,000 connections under injected failures, every one accounted for'
 	@echo 'make bench-boom    boom-server at the rate that this machine reaches, beside a sniffer of the simple kind'
+	@echo 'make bench-witness INVALID segments at a rate, what the witness loses of them and what it costs'
 	@echo
 	@echo 'make reference     docs/reference, written from the programs'
 	@echo 'make dist          static programs, man pages, completions, SBOM, checksums in dist/'
@@ -148,6 +149,14 @@ bench-boom:
 	@echo '== building (release)'
 	@$(CARGO) build --release --quiet -p boom-server --bin boom-server --example bench
 	@target/release/examples/bench $(or $(RATE),best) $(or $(SECONDS),60)
+
+# ARGS='20000 60' for one rate; needs root.
+.PHONY: bench-witness
+bench-witness:
+	@tools/setup lab
+	@echo '== building (release)'
+	@$(CARGO) build --release --quiet -p load-client --bin load-client --example witness-bench
+	@target/release/examples/witness-bench $(ARGS)
 
 # CELL connections a cell; needs 20,000 open files.
 matrix:

@@ -1,11 +1,13 @@
 //! Whether what was seen is what was expected: pure. [`cell`], [`cause`] and [`saturation`]
-//! judge what ran, [`ledger`] keeps a run's account, [`rows`] folds cells into tables.
+//! judge what ran, [`witness`] compares
+//! with the kernel's own words, [`ledger`] keeps a run's account, [`rows`] folds cells into tables.
 
 pub mod cause;
 pub mod cell;
 pub mod ledger;
 pub mod rows;
 pub mod saturation;
+pub mod witness;
 
 use crate::document::lab::{Judgement, Path, PositiveControl, ScenarioResult};
 use canary_record::names::Forgery;

@@ -302,6 +302,9 @@ pub struct WitnessArgs {
     /// Between two updates of the metrics and of the table on a terminal
     #[arg(long, value_name = "D", env = "LOAD_INTERVAL", default_value = "1s", value_parser = positive_duration)]
     pub interval: Duration,
+    /// Reads captures (pcap, pcapng) instead of listening; several places of one network together
+    #[arg(long, value_name = "FILE", env = "LOAD_PCAP", num_args = 1.., value_delimiter = ',', conflicts_with = "duration")]
+    pub pcap: Vec<PathBuf>,
     /// Where the kernel's netfilter values are mounted writable
     #[arg(
         long,

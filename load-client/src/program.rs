@@ -355,9 +355,15 @@ async fn run_observe(args: ObserveArgs, config: Config) -> Result<Exit, End> {
 
 async fn run_witness(args: WitnessArgs, config: Config) -> Result<Exit, End> {
     let mut shutdown = catch()?;
+    let files: Vec<_> = args.pcap.iter().map(|f| f.display().to_string()).collect();
+    let captures = witness::open(&args.pcap).map_err(End::Usage)?;
     let report = begin("load-client witness", config, &args.common)?;
-    let admin = admin(&args.common)?;
-    let result = witness::watch(&args, &report, &mut shutdown, admin.as_ref()).await;
+    let result = if let Some(captures) = captures {
+        witness::read(captures, &files, &report)
+    } else {
+        let admin = admin(&args.common)?;
+        witness::watch(&args, &report, &mut shutdown, admin.as_ref()).await
+    };
     let verdict = result.verdict;
     report.finish(result, witness::report::summary)?;
     Ok(verdict.into())

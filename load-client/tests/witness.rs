@@ -34,9 +34,14 @@ canary_testbed::tests![
     a_second_listener_is_told,
     without_the_right_to_set_nothing_is_changed,
     an_ordinary_users_namespace_can_be_watched,
+    one_mount_and_one_capability_are_enough,
     rules_of_others_work_as_before,
     foreign_messages_are_told_apart,
     real_output_obeys_the_schema,
+    captures_of_every_side_give_the_same_answer,
+    captures_of_a_protected_path_accuse_nobody,
+    a_clients_capture_shows_the_nodes_reset,
+    ordinary_resets_in_a_capture_accuse_nobody,
 ];
 
 const ALL: &str = "--forge=control,below-window,above-window,ack-ahead,no-flags,syn-fin";
@@ -181,15 +186,20 @@ fn uploads_forged(bed: &Bed, n: usize) -> usize {
     for stream in &held {
         exchange(stream).unwrap();
     }
+    // What tcpdump has not come to when it ends is this one's.
+    drop(bed.connect(to, 1));
     let (pcap, _) = tap.stop(SOON, &Interrupt::default()).unwrap();
     let mut forged = 0;
     for stream in &held {
         let me = stream.local_addr().unwrap();
+        // What each side has sent; acknowledgments may be delayed.
         let (mut snd, mut rcv) = (None, None);
         each_segment(&pcap, |s, _| {
-            // The client's last acknowledgment has both numbers.
-            if (s.src, s.dst) == (me, to) && s.flags == Flags::ACK {
-                (snd, rcv) = (Some(s.seq), Some(s.ack));
+            let end = Some(s.seq.add(s.seg_len()));
+            match (s.src, s.dst) {
+                ends if ends == (me, to) => snd = end,
+                ends if ends == (to, me) => rcv = end,
+                _ => {}
             }
         })
         .unwrap();
@@ -459,6 +469,36 @@ fn an_ordinary_users_namespace_can_be_watched() {
     assert_eq!(result.reasons, ["conntrack tracked nothing in this network namespace"]);
 }
 
+/// As an unprivileged container has it (`k8s/overlays/witness`): a read-only /proc/sys, netfilter's
+/// values mounted elsewhere, and no capability but NET_ADMIN.
+fn one_mount_and_one_capability_are_enough() {
+    needs_root("it gives its capabilities up");
+    let bed = Bed::path(Path::SameNode);
+    let before = bed.sh("node1", VALUES);
+    let program = built("load-client").unwrap();
+    let (mounted, state) = (bed.file("netfilter"), bed.file("state"));
+    for dir in [&mounted, &state] {
+        std::fs::create_dir(dir).unwrap();
+    }
+    let shell = format!(
+        "mount --bind /proc/sys/net/netfilter {m} && mount --bind /proc/sys /proc/sys && \
+         mount -o remount,ro,bind /proc/sys && exec setpriv --bounding-set=-all,+net_admin \
+         --inh-caps=-all --no-new-privs {p} witness --log=json --duration=500ms --sysctl-dir={m} \
+         --state-dir={s}",
+        m = mounted.display(),
+        p = program.display(),
+        s = state.display()
+    );
+    let call = Call::new(std::path::Path::new("unshare"), &["-m", "sh", "-ec", &shell]);
+    let out = bed.run("node1", &call);
+    let result: WitnessResult =
+        serde_json::from_str(out.stdout.trim_end().lines().last().unwrap()).unwrap();
+    complete(&result);
+    assert_eq!(result.reasons, ["conntrack tracked nothing in this network namespace"], "{out:?}");
+    assert_eq!(result.changed.len(), 3);
+    assert_eq!(bed.sh("node1", VALUES), before);
+}
+
 /// LOG, NFLOG and TRACE rules that others have on the node do what they did: the counters move,
 /// the listener of the NFLOG rule's group gets its packets, the trace is seen, and none of it is
 /// taken for conntrack's words.
@@ -530,4 +570,91 @@ fn real_output_obeys_the_schema() {
     let errors: Vec<_> = validator.iter_errors(&document).map(|e| e.to_string()).collect();
     assert_eq!(errors, Vec::<String>::new());
     assert!(!validator.is_valid(&serde_json::json!({"schema_version": 1})));
+}
+
+/// Runs `job` while the TCP of these hosts is captured; gives the files.
+fn captured<T>(bed: &Bed, taps: &[(&str, &str)], job: impl FnOnce() -> T) -> (T, Vec<PathBuf>) {
+    let (mut running, mut files) = (Vec::new(), Vec::new());
+    for (host, link) in taps {
+        let file = bed.file(&format!("{host}-{link}.pcap"));
+        let mut tap = Tap::start(bed.place(), host, link, "tcp", &file).unwrap();
+        tap.wait_ready(SOON, &Interrupt::default()).unwrap();
+        running.push(tap);
+        files.push(file);
+    }
+    let done = job();
+    for tap in running {
+        tap.stop(SOON, &Interrupt::default()).unwrap();
+    }
+    (done, files)
+}
+
+fn read(bed: &Bed, files: &[PathBuf]) -> WitnessResult {
+    let files: Vec<_> = files.iter().map(|f| f.display().to_string()).collect();
+    let args = [&["witness", "--log=json", "--pcap"].map(str::to_owned)[..], &files].concat();
+    let out = bed.run("client", &Call::new(&built("load-client").unwrap(), &args));
+    assert_eq!(out.stderr, "");
+    serde_json::from_str(out.stdout.trim_end().lines().last().unwrap()).unwrap()
+}
+
+/// A capture at the client, at its node, at the server, and all together name the connections that
+/// boom-server ended; the server's side does not know the Service.
+fn captures_of_every_side_give_the_same_answer() {
+    let bed = Bed::path(Path::ClusterIp);
+    let taps = [("client", "eth0"), ("node1", "any"), ("server", "eth0")];
+    let (boom, files) = captured(&bed, &taps, || forged(&bed, &both(&bed), 30, ALL));
+    assert_eq!(killed(&boom), 20);
+    for sides in [&files[..1], &files[1..2], &files[2..], &files[..]] {
+        let w = read(&bed, sides);
+        assert_eq!(only(&w, Cause::AnsweredByClient, Direction::ServerToClient), 20, "{sides:?}");
+        assert_eq!(w.verdict, Verdict::Vulnerable);
+        let knows = sides[0] != files[2];
+        assert_eq!(w.services.len(), if knows { 2 } else { 0 }, "{:?}", w.services);
+    }
+}
+
+/// With a drop on the way no side's capture accuses anybody.
+fn captures_of_a_protected_path_accuse_nobody() {
+    let bed = Bed::path(Path::ClusterIp);
+    bed.protect(&["prerouting-drop"]);
+    let taps = [("client", "eth0"), ("node1", "any"), ("server", "eth0")];
+    let (boom, files) = captured(&bed, &taps, || forged(&bed, &both(&bed), 12, ALL));
+    assert_eq!(killed(&boom), 0);
+    for file in files {
+        let w = read(&bed, &[file]);
+        assert_eq!((w.connections.len(), w.verdict), (0, Verdict::Protected), "{:?}", w.reasons);
+    }
+}
+
+/// A client whose upload a node has reset can tell from its own capture.
+fn a_clients_capture_shows_the_nodes_reset() {
+    let bed = Bed::path(Path::NodePortLocal);
+    let (dead, files) = captured(&bed, &[("outside", "any")], || uploads_forged(&bed, 5));
+    assert_eq!(dead, 5);
+    let w = read(&bed, &files);
+    assert_eq!(only(&w, Cause::AnsweredByNode, Direction::ClientToServer), 5);
+}
+
+/// Connections that end by RST, refused ones, and closed ports are no findings.
+fn ordinary_resets_in_a_capture_accuse_nobody() {
+    let bed = Bed::path(Path::ClusterIp);
+    let program = built("load-client").unwrap();
+    let taps = [("client", "eth0"), ("node1", "any"), ("server", "eth0")];
+    let ((), files) = captured(&bed, &taps, || {
+        for (close, listens) in [("rst", true), ("fin", true), ("fin", false)] {
+            let boom = listens.then(|| bed.boom(&["--forge=control", "--on-reset=count"]));
+            let args =
+                ["churn", "--target=tcp://198.19.0.10:80", "--connections=200", "--log=json"];
+            let close = format!("--close={close}");
+            bed.run("client", &Call::new(&program, &[&args[..], &[&close]].concat()));
+            if let Some(boom) = boom {
+                boom.stop(SOON).unwrap();
+            }
+        }
+    });
+    for file in files {
+        let w = read(&bed, &[file]);
+        let ended = w.connections.iter().filter(|c| c.cause.ended()).count();
+        assert_eq!(ended, 0, "{:?} {:?}", w.connections, w.examples.first());
+    }
 }

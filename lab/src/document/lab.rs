@@ -11,6 +11,7 @@ use canary_record::names;
 use canary_record::names::{Diagnosis, Forgery, OldSegments, ProbeEnd};
 use canary_record::outcome::Counts;
 use canary_record::result::Run;
+use canary_record::result::witness::CauseCount;
 pub use canary_testbed::model::{At, FrontEnd, NodeEvidence, Path, Protection, ProtectionKind};
 use canary_wire::segment::Family;
 
@@ -256,10 +257,30 @@ pub struct CellResult {
     /// RSTs in a capture at the server pod that answer a forged segment, by forgery:
     /// counted by another reader than boom-server. Absent without a capture.
     pub captured_resets: Option<BTreeMap<Forgery, u64>>,
+    /// What the kernel itself said on each node, by load-client's witness: a second judge.
+    #[serde(default)]
+    pub witnesses: Vec<WitnessSaid>,
     /// Captures kept.
     pub captures: Vec<Capture>,
     /// How long the cell took.
     pub seconds: f64,
+}
+
+/// What one node's witness made of the kernel's words.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct WitnessSaid {
+    /// The node.
+    pub node: String,
+    /// Connections by what ended them.
+    pub connections: Vec<CauseCount>,
+    /// Resets that were provoked and ended nothing.
+    pub harmless: u64,
+    /// Where the client had connected to: each address of a connection that was ended.
+    pub services: Vec<String>,
+    /// The kernel's texts, each number in them written N, and how often each came.
+    pub texts: BTreeMap<String, u64>,
+    /// What it lost, or why it could not watch.
+    pub weak: Vec<String>,
 }
 
 /// One kind of forged segment in one cell.

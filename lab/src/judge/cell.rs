@@ -6,20 +6,22 @@ use std::collections::BTreeMap;
 
 use crate::document::lab::{
     CellResult, ForgeryResult, Judgement, NodeEvidence, Path, Profile, ProtectionKind, Protections,
-    Seen,
+    Seen, WitnessSaid,
 };
 use canary_record::names::{Forgery, OldSegments, ProbeEnd};
 use canary_record::outcome::Counts;
 use canary_record::result::boom::BoomResult;
 use canary_record::result::load::LoadResult;
 use canary_testbed::capture;
+use canary_testbed::topology::Topology;
 use canary_wire::segment::Family;
 
+use super::witness;
 use crate::observed::cell::{Done, Shown};
 use crate::scenario::matrix::{CellPlan, Expectation, Matrix, row};
 
 /// Everything that a cell is judged by.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Evidence<'a> {
     /// What was forged, in order.
     forgeries: &'a [Forgery],
@@ -39,6 +41,10 @@ struct Evidence<'a> {
     nodes: &'a [NodeEvidence],
     /// RSTs in the capture that answer a forged segment, where one was taken.
     captured: Option<&'a BTreeMap<Forgery, u64>>,
+    /// What the kernel itself said.
+    witnesses: &'a [WitnessSaid],
+    /// What the client connected to.
+    target: String,
 }
 
 impl<'a> Evidence<'a> {
@@ -53,6 +59,8 @@ impl<'a> Evidence<'a> {
             load: &shown.load,
             nodes: &shown.nodes,
             captured: None,
+            witnesses: &[],
+            target: Topology::new(matrix.path, "").target(family).to_string(),
         }
     }
 }
@@ -105,6 +113,7 @@ pub fn result(
         sniffer_dropped: 0,
         nodes: Vec::new(),
         captured_resets: None,
+        witnesses: Vec::new(),
         captures,
         seconds: 0.0,
     };
@@ -116,8 +125,10 @@ pub fn result(
         }
     };
     cell.captured_resets = shown.resets.as_ref().map(|r| capture::by_forgery(r));
+    cell.witnesses = shown.witnesses.iter().map(|(node, w)| witness::said(node, w)).collect();
     let evidence = Evidence {
         captured: cell.captured_resets.as_ref(),
+        witnesses: &cell.witnesses,
         ..Evidence::of(matrix, plan, key.family, &shown)
     };
     let judged = judge(&evidence, &plan.expect, kernel);
@@ -133,6 +144,7 @@ pub fn result(
     cell.client = shown.load.probe.iter().filter(|(_, n)| **n > 0).map(|(k, n)| (*k, *n)).collect();
     cell.sniffer_dropped = shown.boom.sniffer.dropped;
     cell.reasons.extend(shown.notes);
+    cell.reasons.extend(cell.witnesses.iter().flat_map(|w| w.weak.iter().cloned()));
     cell.nodes = shown.nodes;
     cell.seconds = shown.seconds;
     cell
@@ -298,6 +310,8 @@ fn doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> {
             }
         }
     }
+    // An overshoot's own segment ends nothing; one of those that follow it does.
+    doubts.extend(witness::doubts(e.witnesses, killed + with(Seen::KillsLater), &e.target));
     doubts.extend(counter_doubts(e, forgeries));
     doubts
 }

@@ -67,6 +67,7 @@ fn cell(protections: &[&str], forgeries: Vec<ForgeryResult>) -> CellResult {
         sniffer_dropped: 0,
         nodes: Vec::new(),
         captured_resets: None,
+        witnesses: Vec::new(),
         captures: Vec::new(),
         seconds: 1.0,
     }

@@ -3,6 +3,7 @@
 use crate::document::lab::{Capture, FrontEnd, NodeEvidence};
 use canary_record::result::boom::BoomResult;
 use canary_record::result::load::LoadResult;
+use canary_record::result::witness::WitnessResult;
 use canary_testbed::capture::Reset;
 use canary_wire::segment::Family;
 
@@ -45,6 +46,8 @@ pub struct Shown {
     pub nodes: Vec<NodeEvidence>,
     /// RSTs that answer a forged segment, from the server pod's capture.
     pub resets: Option<Vec<Reset>>,
+    /// What each node's witness made of the kernel's words; none where it could not watch.
+    pub witnesses: Vec<(String, WitnessResult)>,
     /// What weakens the cell without deciding it.
     pub notes: Vec<String>,
     /// The time it took.

@@ -4,17 +4,19 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::document::lab::{Capture, FrontEnd, Profile};
 use canary_record::names::Forgery;
+use canary_record::result::witness::WitnessResult;
 use canary_runtime::output::write_file;
 use canary_testbed::capture::{self, Reset};
 use canary_testbed::evidence;
-use canary_testbed::exec::{Process, Ready};
+use canary_testbed::exec::{Call, Process, Ready};
+use canary_testbed::model::At;
 use canary_testbed::place::{Place, PlaceError};
 use canary_testbed::tap::Tap;
 use canary_testbed::topology::POD_PORT;
@@ -84,6 +86,8 @@ pub fn run(place: &Place<'_>, cell: &Cell<'_>, setting: &Setting) -> Result<Show
     let patience = if none_expected { Duration::ZERO } else { setting.scaled(READY) };
     let warm = place.warm_up(cell.family, patience, interrupt)?;
 
+    let mut notes = Vec::new();
+    let witnesses = start_witnesses(place, cell, setting, &mut notes)?;
     let captures = start_captures(place, cell, setting)?;
     let mut boom = start_boom(place, cell, setting)?;
     boom.wait_ready(setting.scaled(READY), interrupt)?;
@@ -102,7 +106,7 @@ pub fn run(place: &Place<'_>, cell: &Cell<'_>, setting: &Setting) -> Result<Show
     let load_status = load.wait(load_patience(setting), interrupt)?;
     let boom_status = end_boom(boom, setting)?;
     let after = place.counters(cell.front_end, cell.family)?;
-    let mut notes = Vec::new();
+    let witnesses = end_witnesses(witnesses, cell, setting)?;
     if !warm && !none_expected {
         notes.push("the target's port never answered before the cell".to_owned());
     }
@@ -118,6 +122,7 @@ pub fn run(place: &Place<'_>, cell: &Cell<'_>, setting: &Setting) -> Result<Show
             .map_err(|e| with_line(e, &load_line))?,
         nodes: after.iter().zip(&before).map(|(a, b)| a.since(b)).collect(),
         resets,
+        witnesses,
         notes,
         seconds: begun.elapsed().as_secs_f64(),
     })
@@ -165,6 +170,58 @@ fn end_boom(mut boom: Process, setting: &Setting) -> Result<ExitStatus, PlaceErr
         boom.signal(Signal::SIGTERM);
     }
     Ok(boom.wait(setting.scaled(READY), &setting.interrupt)?)
+}
+
+/// load-client's witness on both nodes. Where it cannot watch the cell has one judge less, and
+/// says so.
+fn start_witnesses(
+    place: &Place<'_>,
+    cell: &Cell<'_>,
+    setting: &Setting,
+    notes: &mut Vec<String>,
+) -> Result<Vec<(&'static str, Process)>, PlaceError> {
+    let mut running = Vec::new();
+    for node in place.topology.nodes(At::Both) {
+        let options = [
+            "witness".to_owned(),
+            "--log=json".into(),
+            format!("--state-dir={}", cell.dir.display()),
+            format!("--output={}", witness_file(cell.dir, node).display()),
+        ];
+        let witness = Call::new(&setting.load_client, &options);
+        let log = cell.dir.join(format!("witness-{node}.log"));
+        running.push((*node, place.start(node, witness, &log, Ready::Event)?));
+    }
+    running.retain_mut(|(node, process)| {
+        let ready = process.wait_ready(setting.scaled(READY), &setting.interrupt);
+        ready
+            .map_err(|e| notes.push(format!("no witness on {node}: {e}: {}", process.said())))
+            .is_ok()
+    });
+    Ok(running)
+}
+
+fn witness_file(dir: &Path, node: &str) -> PathBuf {
+    dir.join(format!("witness-{node}.json"))
+}
+
+fn end_witnesses(
+    running: Vec<(&'static str, Process)>,
+    cell: &Cell<'_>,
+    setting: &Setting,
+) -> Result<Vec<(String, WitnessResult)>, PlaceError> {
+    // The second signal: it need not wait to see what becomes of the connections.
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        for (_, process) in &running {
+            process.signal(signal);
+        }
+    }
+    let end = |(node, process): (&str, Process)| {
+        let status = process.wait(setting.scaled(READY), &setting.interrupt)?;
+        let file = witness_file(cell.dir, node);
+        Ok((node.to_owned(), setting::result("load-client", &file, status)?))
+    };
+    running.into_iter().map(end).collect()
 }
 
 fn start_captures(

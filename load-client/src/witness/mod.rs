@@ -1,20 +1,24 @@
 //! Which of this node's connections an INVALID segment ended: the kernel's own words on NFLOG,
 //! or captures, attributed segment by segment.
 //!
-//! [`reason`], [`packet`], [`attribute`] and [`core`] are pure; [`nflog`] alone listens, [`sysctl`]
+//! [`reason`], [`packet`], [`attribute`], [`core`], [`pcap`] and [`offline`] are pure; [`nflog`] alone listens, [`sysctl`]
 //! alone changes the kernel.
 
 pub mod attribute;
 pub mod core;
 pub mod nflog;
+pub mod offline;
 pub mod packet;
+pub mod pcap;
 pub mod reason;
 pub mod report;
 pub mod run;
 pub mod show;
 pub mod sysctl;
 
+use std::fs::File;
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use canary_record::names::EndedBy;
@@ -59,4 +63,36 @@ pub async fn watch(
     });
     let run = report.run(watched.ended_by);
     self::report::of_watch(watched, run, conntrack)
+}
+
+/// Captures that are open and have a header.
+pub type Captures = pcap::Merged<File>;
+
+/// Opens captures, where there are any; an error names the file.
+pub fn open(files: &[PathBuf]) -> Result<Option<Captures>, String> {
+    let open = |path: &PathBuf| {
+        let file = File::open(path).map_err(|e| format!("--pcap {}: {e}", path.display()))?;
+        pcap::Reader::new(file).map_err(|e| format!("--pcap {}: {e}", path.display()))
+    };
+    let readers = files.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    Ok((!readers.is_empty()).then(|| pcap::Merged::new(readers)))
+}
+
+/// Reads captures to their end.
+#[must_use]
+pub fn read(mut captures: Captures, files: &[String], report: &Report) -> WitnessResult {
+    let mut offline = offline::Offline::default();
+    let mut unknown = 0_u64;
+    for packet in captures.by_ref() {
+        offline.packet(&packet);
+        unknown += u64::from(!packet.known_link());
+    }
+    let mut weak: Vec<_> =
+        captures.damaged().map(|(n, why)| format!("{} ends early: {why}", files[n])).collect();
+    if unknown > 0 {
+        weak.push(format!(
+            "{unknown} packets have a link layer that is not known here (Ethernet, SLL, SLL2, raw IP and loopback are)"
+        ));
+    }
+    self::report::of_captures(offline, report.run(EndedBy::Completed), weak)
 }

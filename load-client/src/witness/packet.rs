@@ -7,11 +7,11 @@ use etherparse::{LaxNetSlice, LaxSlicedPacket};
 pub fn segment(bytes: &[u8]) -> Result<Segment<'_>, SegmentError> {
     let truncated = SegmentError::Truncated { have: bytes.len(), need: 40 };
     let packet = LaxSlicedPacket::from_ip(bytes).map_err(|_| truncated)?;
-    of(packet.net.as_ref().ok_or(truncated)?)
+    of(packet.net.as_ref().ok_or(truncated)?).map(|(segment, _)| segment)
 }
 
-/// Reads what follows the link layer.
-pub fn of<'a>(net: &LaxNetSlice<'a>) -> Result<Segment<'a>, SegmentError> {
+/// Reads what follows the link layer: the segment, and the TTL or hop limit.
+pub fn of<'a>(net: &LaxNetSlice<'a>) -> Result<(Segment<'a>, u8), SegmentError> {
     match net {
         LaxNetSlice::Ipv4(ip) => {
             let header = ip.header();
@@ -20,14 +20,14 @@ pub fn of<'a>(net: &LaxNetSlice<'a>) -> Result<Segment<'a>, SegmentError> {
             // What a segmentation offload hands to a capture may say 0 (Linux's BIG TCP).
             let wire = total.checked_sub(header.slice().len()).filter(|_| total > 0);
             let (src, dst) = (header.source_addr().into(), header.destination_addr().into());
-            tcp(src, dst, payload, wire)
+            Ok((tcp(src, dst, payload, wire)?, header.ttl()))
         }
         LaxNetSlice::Ipv6(ip) => {
             let header = ip.header();
             let (payload, length) = (ip.payload(), usize::from(header.payload_length()));
             let wire = length.checked_sub(ip.extensions().slice().len()).filter(|_| length > 0);
             let (src, dst) = (header.source_addr().into(), header.destination_addr().into());
-            tcp(src, dst, payload, wire)
+            Ok((tcp(src, dst, payload, wire)?, header.hop_limit()))
         }
         LaxNetSlice::Arp(_) => Err(SegmentError::Version(0)),
     }

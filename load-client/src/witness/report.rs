@@ -2,10 +2,11 @@
 
 use canary_record::names::{EndedBy, Verdict};
 use canary_record::result::observe::ConntrackCounters;
-use canary_record::result::witness::{Source, WitnessResult};
+use canary_record::result::witness::{Reason, Source, WitnessResult};
 use canary_record::result::{Run, SCHEMA_VERSION};
 
-use super::core::Witness;
+use super::core::{Found, Witness};
+use super::offline::Offline;
 use super::run::Watched;
 
 /// A document in which nothing was found.
@@ -22,6 +23,7 @@ pub fn empty(run: Run, source: Source, why: String) -> WitnessResult {
         segments: std::collections::BTreeMap::new(),
         unanswered: std::collections::BTreeMap::new(),
         texts: std::collections::BTreeMap::new(),
+        resets_logged: true,
         stray_resets: 0,
         connections: Vec::new(),
         harmless: 0,
@@ -72,6 +74,16 @@ pub fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>) -> Wit
     if watched.look_failures > 0 {
         weak.push(format!("{} look-ups of entries failed", watched.look_failures));
     }
+    let resets_logged = w.segments.contains_key(&Reason::InvalidNew) || logs_resets(&run.kernel);
+    // What lies below the window is translated since 6.1, and INVALID before.
+    let waiting = |(reason, _): &(Reason, u64)| !matches!(reason, Reason::Ignored);
+    let unanswered: u64 = w.unanswered().into_iter().filter(waiting).map(|(_, n)| n).sum();
+    if !resets_logged && unanswered > 0 {
+        weak.push(format!(
+            "this kernel may not log the resets that answer INVALID segments: what became of {unanswered} \
+             of them is not known"
+        ));
+    }
     if conntrack.is_some_and(|c| c.entries == (0, 0)) && m.received == 0 {
         weak.push("conntrack tracked nothing in this network namespace".to_owned());
     }
@@ -85,9 +97,17 @@ pub fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>) -> Wit
     }
     let mut result = of(w, run, Source::Kernel, weak, watched.watched.as_secs_f64());
     result.reasons.extend(notes);
+    result.resets_logged = resets_logged;
     result.conntrack = conntrack.map(|c| c.grown);
     result.changed = watched.changed;
     result
+}
+
+/// Measured: 5.10 and 6.1 say nothing of a reset that has no entry; 6.12, 6.18 and 7.2 say "invalid
+/// new". Where a distribution has brought that to an older one, it is heard.
+fn logs_resets(kernel: &str) -> bool {
+    let mut numbers = kernel.split(['.', '-', ' ']).map(|n| n.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 12)
 }
 
 /// What a full table or a clash did meanwhile: not INVALID's doing.
@@ -104,25 +124,8 @@ fn of_table(grown: ConntrackCounters) -> Vec<String> {
 }
 
 /// The verdict and the counts. `weak` is what keeps it from saying that nothing happened.
-#[must_use]
-pub fn of(w: &Witness, run: Run, source: Source, weak: Vec<String>, seconds: f64) -> WitnessResult {
-    let (ended, unexplained) = w.found.totals();
-    let mut reasons = Vec::new();
-    if ended > 0 {
-        reasons.push(format!("{ended} connections were ended by INVALID segments"));
-    }
-    if unexplained > 0 {
-        reasons.push(format!("{unexplained} connections met a reset that is unexplained"));
-    }
-    let verdict = if ended > 0 {
-        Verdict::Vulnerable
-    } else if unexplained > 0 || !weak.is_empty() || run.ended_by == EndedBy::Error {
-        Verdict::Inconclusive
-    } else {
-        reasons.push(format!("no connection was ended by an INVALID segment in {seconds:.1} s"));
-        Verdict::Protected
-    };
-    reasons.extend(weak);
+fn of(w: &Witness, run: Run, source: Source, weak: Vec<String>, seconds: f64) -> WitnessResult {
+    let (verdict, reasons) = verdict(&w.found, run.ended_by, weak, seconds);
     let [services, clients, servers] = w.found.most_hit();
     WitnessResult {
         verdict,
@@ -144,6 +147,75 @@ pub fn of(w: &Witness, run: Run, source: Source, weak: Vec<String>, seconds: f64
     }
 }
 
+/// The document of captures. `weak` is what is wrong with them.
+#[must_use]
+pub fn of_captures(mut offline: Offline, run: Run, mut weak: Vec<String>) -> WitnessResult {
+    let found = offline.finish();
+    let m = offline.messages;
+    if m.forgotten > 0 {
+        weak.push(format!("{} segments found no room in memory", m.forgotten));
+    }
+    if m.received == m.foreign + m.unreadable {
+        weak.push("no TCP segment is in the captures".to_owned());
+    }
+    let seconds = offline.seconds();
+    let (verdict, mut reasons) = verdict(&found, run.ended_by, weak, seconds);
+    if m.unreadable > 0 {
+        reasons.push(format!(
+            "{} packets are cut before the end of their TCP header, fragments, or damaged",
+            m.unreadable
+        ));
+    }
+    reasons.push(
+        "captures do not show what conntrack said: only what addresses and numbers single out is \
+         named"
+            .to_owned(),
+    );
+    let [services, clients, servers] = found.most_hit();
+    WitnessResult {
+        verdict,
+        reasons,
+        seconds_watched: seconds,
+        messages: m,
+        segments: offline.segments,
+        stray_resets: offline.stray_resets,
+        connections: found.causes(),
+        harmless: offline.harmless,
+        already_closing: offline.already_closing,
+        services,
+        clients,
+        servers,
+        examples: found.examples,
+        ..empty(run, Source::Captures, String::new())
+    }
+}
+
+fn verdict(
+    found: &Found,
+    ended_by: EndedBy,
+    weak: Vec<String>,
+    seconds: f64,
+) -> (Verdict, Vec<String>) {
+    let (ended, unexplained) = found.totals();
+    let mut reasons = Vec::new();
+    if ended > 0 {
+        reasons.push(format!("{ended} connections were ended by INVALID segments"));
+    }
+    if unexplained > 0 {
+        reasons.push(format!("{unexplained} connections met a reset that is unexplained"));
+    }
+    let verdict = if ended > 0 {
+        Verdict::Vulnerable
+    } else if unexplained > 0 || !weak.is_empty() || ended_by == EndedBy::Error {
+        Verdict::Inconclusive
+    } else {
+        reasons.push(format!("no connection was ended by an INVALID segment in {seconds:.1} s"));
+        Verdict::Protected
+    };
+    reasons.extend(weak);
+    (verdict, reasons)
+}
+
 /// A few lines for a person.
 #[must_use]
 pub fn summary(r: &WitnessResult) -> String {
@@ -162,4 +234,20 @@ pub fn summary(r: &WitnessResult) -> String {
         let _ = write!(s, "\n  {n:>8} \"{text}\"");
     }
     s
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The generation is read from the release, whatever a distribution adds to it.
+    #[test]
+    fn generations_that_log_resets() {
+        for old in ["5.10.0-32-amd64 #1", "6.1.0-56-amd64", "6.11.9", "4.19.1", "unknown: uname"] {
+            assert!(!logs_resets(old), "{old}");
+        }
+        for new in ["6.12.118+deb13-amd64 #1", "6.18.44-fc-v657", "7.2.13+deb14-amd64"] {
+            assert!(logs_resets(new), "{new}");
+        }
+    }
 }

@@ -233,9 +233,10 @@ impl Listener {
         let changed = watching.end();
         let drained = watched + DRAIN;
         let settled = drained + SETTLE;
-        while error.is_none() && !self.orders.hurry.load(Ordering::Relaxed) {
+        while error.is_none() {
             let now = self.start.elapsed();
-            if now > settled || (now > drained && self.witness.settled()) {
+            let hurry = self.orders.hurry.load(Ordering::Relaxed) || self.witness.settled();
+            if now > settled || (now > drained && hurry) {
                 break;
             }
             if let Err(e) = self.listen(true) {

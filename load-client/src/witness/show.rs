@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::Duration;
 
-use canary_record::result::witness::{CauseCount, Ended, Hit, Messages, Reason};
+use canary_record::result::witness::{Cause, CauseCount, Direction, Ended, Hit, Messages, Reason};
 
 use super::core::Witness;
 
@@ -99,17 +99,24 @@ impl Drop for Show {
     }
 }
 
+/// Every series is there from the begin, at 0: the first event is a growth too.
 fn publish(view: &View) {
-    for c in &view.causes {
-        metrics::counter!("load_witness_connections_total", "cause" => c.cause.as_str(), "direction" => c.direction.as_str())
-            .absolute(c.count);
+    for &cause in Cause::ALL {
+        for &direction in Direction::ALL {
+            let of_this = |c: &&CauseCount| (c.cause, c.direction) == (cause, direction);
+            let count = view.causes.iter().find(of_this).map_or(0, |c| c.count);
+            let (cause, direction) = (cause.as_str(), direction.as_str());
+            metrics::counter!("load_witness_connections_total", "cause" => cause, "direction" => direction)
+                .absolute(count);
+        }
     }
-    for (reason, n) in &view.segments {
-        metrics::counter!("load_witness_segments_total", "reason" => reason.as_str()).absolute(*n);
-    }
-    for (reason, n) in &view.unanswered {
-        metrics::counter!("load_witness_unanswered_total", "reason" => reason.as_str())
-            .absolute(*n);
+    for reason in Reason::ALL {
+        let (all, unanswered) = (view.segments.get(reason), view.unanswered.get(reason));
+        let reason = reason.as_str();
+        metrics::counter!("load_witness_segments_total", "reason" => reason)
+            .absolute(all.copied().unwrap_or(0));
+        metrics::counter!("load_witness_unanswered_total", "reason" => reason)
+            .absolute(unanswered.copied().unwrap_or(0));
     }
     let m = &view.messages;
     for (name, n) in [
@@ -183,8 +190,6 @@ fn table(view: &View, width: usize) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use canary_record::result::witness::{Cause, Direction};
-
     use super::*;
 
     /// The table has the causes beside the reasons, and no row is wider than the terminal.

@@ -100,6 +100,9 @@ pub struct WitnessResult {
     pub unanswered: BTreeMap<Reason, u64>,
     /// The kernel's texts, each number in them written N, and how often each came.
     pub texts: BTreeMap<String, u64>,
+    /// True where this kernel logs the resets that answer INVALID segments (it was heard to, or is
+    /// of a generation that does). Where it may not, what was unanswered may have been answered.
+    pub resets_logged: bool,
     /// Resets that belong to no segment: of hosts that have closed, of strangers.
     pub stray_resets: u64,
     /// Connections by what ended them, and in which direction.

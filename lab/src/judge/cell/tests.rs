@@ -30,6 +30,9 @@ pub(crate) struct Made {
     protections: Protections,
 }
 
+/// What clients connect to.
+const TARGET: &str = "198.19.0.10:80";
+
 impl Made {
     pub(crate) fn row(profile: Profile, protections: &[&str]) -> Self {
         let seen = |f| row(profile, f, Some(OldSegments::Ignored)).unwrap();
@@ -89,6 +92,8 @@ impl Made {
             load: &self.load,
             nodes: &self.nodes,
             captured: self.captured.as_ref(),
+            witnesses: &[],
+            target: TARGET.to_owned(),
         }
     }
 

@@ -35,6 +35,7 @@ fn done(scenario: usize, plan: usize, made: &Made) -> Done {
         load: made.load.clone(),
         nodes: made.nodes.clone(),
         resets: None,
+        witnesses: Vec::new(),
         notes: Vec::new(),
         seconds: 0.0,
     };

@@ -1,0 +1,122 @@
+//! The second judge: what the kernel itself said on each node, by load-client's witness, against
+//! what boom-server and load-client saw. A disagreement makes the cell inconclusive. Pure.
+
+use canary_record::result::witness::{Direction, WitnessResult};
+
+use crate::document::lab::WitnessSaid;
+
+/// What a witness on `node` said, as the results have it.
+#[must_use]
+pub fn said(node: &str, w: &WitnessResult) -> WitnessSaid {
+    let m = w.messages;
+    let mut weak = Vec::new();
+    if m.lost + m.forgotten + m.overruns > 0 {
+        weak.push(format!(
+            "the witness on {node} lost {} messages of the kernel, and forgot {}",
+            m.lost, m.forgotten
+        ));
+    }
+    if !w.resets_logged && !w.unanswered.is_empty() {
+        weak.push(format!(
+            "the kernel of {node} may not log the resets that answer INVALID segments"
+        ));
+    }
+    for c in w.changed.iter().filter(|c| !c.restored) {
+        weak.push(format!("the witness on {node} could not put {} back", c.key));
+    }
+    WitnessSaid {
+        node: node.to_owned(),
+        connections: w.connections.clone(),
+        harmless: w.harmless,
+        services: w.services.iter().map(|hit| hit.address.clone()).collect(),
+        texts: w.texts.clone(),
+        weak,
+    }
+}
+
+/// What keeps the witnesses and the programs from telling one story: `ended` connections, all to
+/// `target`, by the server's segments.
+#[must_use]
+pub fn doubts(witnesses: &[WitnessSaid], ended: u64, target: &str) -> Vec<String> {
+    // Without a whole hearing there is nothing to compare.
+    if witnesses.is_empty() || witnesses.iter().any(|w| !w.weak.is_empty()) {
+        return Vec::new();
+    }
+    let mut doubts = Vec::new();
+    let all = || witnesses.iter().flat_map(|w| &w.connections);
+    let named: u64 = all().filter(|c| c.cause.ended()).map(|c| c.count).sum();
+    let unexplained: u64 = all().filter(|c| !c.cause.ended()).map(|c| c.count).sum();
+    if named > ended {
+        doubts.push(format!(
+            "the kernel's words name {named} connections as ended, boom-server and load-client {ended}"
+        ));
+    } else if named + unexplained < ended {
+        doubts.push(format!(
+            "{ended} connections were ended, the kernel's words name {named} and leave {unexplained} \
+             unexplained"
+        ));
+    }
+    let uploads: u64 =
+        all().filter(|c| c.direction == Direction::ClientToServer).map(|c| c.count).sum();
+    if uploads > 0 {
+        doubts.push(format!(
+            "the kernel's words put {uploads} resets down to the clients' segments: none was forged"
+        ));
+    }
+    for service in witnesses.iter().flat_map(|w| &w.services).filter(|s| *s != target) {
+        doubts.push(format!("the kernel's words name the Service {service}, not {target}"));
+    }
+    doubts
+}
+
+#[cfg(test)]
+mod tests {
+    use canary_record::result::witness::{Cause, CauseCount};
+
+    use super::*;
+
+    fn witness(cause: Cause, direction: Direction, count: u64) -> WitnessSaid {
+        WitnessSaid {
+            node: "node1".to_owned(),
+            connections: vec![CauseCount { cause, direction, count }],
+            services: vec!["198.19.0.10:80".to_owned()],
+            ..WitnessSaid::default()
+        }
+    }
+
+    const TARGET: &str = "198.19.0.10:80";
+    const S2C: Direction = Direction::ServerToClient;
+
+    /// The nodes' witnesses together have to name what was ended, no more and no less.
+    #[test]
+    fn the_sum_has_to_agree() {
+        let ten = witness(Cause::AnsweredByClient, S2C, 10);
+        let none = WitnessSaid { node: "node2".to_owned(), ..WitnessSaid::default() };
+        assert_eq!(doubts(&[ten.clone(), none.clone()], 10, TARGET), Vec::<String>::new());
+        for ended in [9, 11] {
+            assert_eq!(doubts(&[ten.clone(), none.clone()], ended, TARGET).len(), 1, "{ended}");
+        }
+        assert_eq!(doubts(&[ten.clone(), ten], 10, TARGET).len(), 1);
+        assert_eq!(doubts(&[none], 3, TARGET).len(), 1);
+    }
+
+    /// What is unexplained may be any of those that were ended, and accuses nobody.
+    #[test]
+    fn what_is_unexplained_contradicts_nothing() {
+        let open = witness(Cause::Unexplained, S2C, 10);
+        assert_eq!(doubts(std::slice::from_ref(&open), 10, TARGET), Vec::<String>::new());
+        assert_eq!(doubts(std::slice::from_ref(&open), 0, TARGET), Vec::<String>::new());
+        assert_eq!(doubts(&[open], 11, TARGET).len(), 1);
+    }
+
+    /// A wrong direction or Service is a disagreement; a witness that lost something is silent.
+    #[test]
+    fn direction_and_service_have_to_agree() {
+        let upload = witness(Cause::AnsweredByNode, Direction::ClientToServer, 5);
+        assert_eq!(doubts(std::slice::from_ref(&upload), 5, TARGET).len(), 1);
+        let other = witness(Cause::AnsweredByClient, S2C, 5);
+        assert_eq!(doubts(std::slice::from_ref(&other), 5, "198.18.0.11:30900").len(), 1);
+        let weak = WitnessSaid { weak: vec!["lost".to_owned()], ..other };
+        assert_eq!(doubts(&[weak], 0, TARGET), Vec::<String>::new());
+    }
+}
