@@ -150,8 +150,17 @@ fn replace(
         let _ = file.set_permissions(old.permissions());
     }
     content(file).and_then(|()| file.sync_all()).map_err(failed("write", target))?;
-    new.persist(target).map_err(|e| failed("replace", target)(e.error))?;
-    Ok(())
+    match new.persist(target) {
+        Ok(_) => Ok(()),
+        // rename(2): it is a mount of its own, as a file that a container was given is.
+        Err(e) if e.error.kind() == io::ErrorKind::ResourceBusy => {
+            let mut whole = e.file.reopen().map_err(failed("read back for", target))?;
+            open(target)
+                .and_then(|mut to| io::copy(&mut whole, &mut to).and_then(|_| to.sync_all()))
+                .map_err(failed("write", target))
+        }
+        Err(e) => Err(failed("replace", target)(e.error)),
+    }
 }
 
 impl ResultFile {

@@ -82,6 +82,23 @@ pub(crate) fn a_full_disk_loses_the_file_alone() {
     assert_eq!((r.attempts, r.ok), (50, 50));
 }
 
+/// A file that is a mount of its own, as one that a container was given, holds the result too.
+pub(crate) fn a_mounted_file_is_written_to() {
+    let bed = Bed::new(Topology::single);
+    let _serve = bed.serve("127.0.0.1:8080");
+    let (given, place) = (bed.file("given"), bed.file("r.json"));
+    for file in [&given, &place] {
+        std::fs::write(file, "older, and longer than nothing").unwrap();
+    }
+    let place = place.to_str().unwrap();
+    let words = ["churn", "--target", "tcp://127.0.0.1:8080", "--connections", "5", "--output"];
+    let program = load_client(&[&words[..], &[place]].concat()).unwrap();
+    let out = bed.run("host", &with_file(program, &given, place).call());
+    assert_eq!((out.status.code(), out.stderr.as_str()), (Some(0), ""));
+    let r: LoadResult = serde_json::from_slice(&std::fs::read(&given).unwrap()).unwrap();
+    assert_eq!((r.attempts, r.ok), (5, 5));
+}
+
 /// A stdout that nobody reads holds up no connection, and SIGTERM brings the file within 2 s.
 pub(crate) fn an_unread_stdout_holds_up_nothing() {
     let bed = Bed::new(Topology::single);

@@ -47,6 +47,7 @@ canary_testbed::tests![
     observe::counts_invalid_segments,
     lifecycle::sigterm_in_every_phase,
     lifecycle::a_full_disk_loses_the_file_alone,
+    lifecycle::a_mounted_file_is_written_to,
     lifecycle::an_unread_stdout_holds_up_nothing,
     lifecycle::sigterm_while_the_resolver_is_silent,
     results::load_results_obey_their_schema,
