@@ -52,12 +52,14 @@ fn outside(args: &[String]) -> Result<()> {
 }
 
 fn inside(args: &[String]) -> Result<()> {
-    // Everything leaves by a device that swallows it: conntrack sees each packet once, in OUTPUT.
+    // Everything leaves by a bridge without a port, which swallows it: conntrack sees each packet
+    // once, in OUTPUT.
     for line in [
         "link set lo up",
-        "link add swallow type dummy",
+        "link add swallow type bridge",
         "addr add 198.18.0.1/15 dev swallow",
         "link set swallow up",
+        "neigh add 198.18.66.20 lladdr 02:00:00:00:00:01 dev swallow",
     ] {
         if !Command::new("ip").args(line.split(' ')).status()?.success() {
             return Err(format!("ip {line} failed").into());

@@ -26,9 +26,9 @@ const SUSPECTS: usize = 1 << 15;
 /// Suspects of one tuple at most.
 const ON_ONE: usize = 8;
 /// Pairs that wait for the second look at most.
-const PAIRS: usize = 1 << 13;
+const PAIRS: usize = 1 << 12;
 /// Ended connections that are remembered, so that none counts twice.
-const ENDED: usize = 1 << 13;
+const ENDED: usize = 1 << 12;
 /// The largest window there is (RFC 7323, section 2.3). An acknowledgment further ahead than
 /// that of all that was sent gives a reset that lies outside of every window.
 const MAX_WINDOW: u32 = 65_535 << 14;
