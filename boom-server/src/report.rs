@@ -227,12 +227,11 @@ fn doubts(state: &State, c: &Connections) -> Vec<String> {
 /// The verdict in one line.
 #[must_use]
 pub fn one_line(result: &BoomResult, state: &State) -> String {
-    let mut line = format!("{}: ", result.verdict);
+    let mut line = format!("{} ({}): ", result.verdict, result.direction);
     if let Some(leak) = state.tally.first_leak {
         let _ = write!(
             line,
-            "{}: {} to {} was answered with a reset{}; ",
-            result.direction,
+            "{} to {} was answered with a reset{}; ",
             leak.forgery,
             leak.tuple.remote,
             if leak.fate.killed() { " that ended the connection" } else { "" }

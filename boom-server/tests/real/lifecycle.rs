@@ -35,7 +35,7 @@ fn refuses(out: &Output, status: i32, words: &[&str]) {
 }
 
 /// The first attributed reset ends the program with status 10, the words that
-/// Kubernetes' test looks for, and a message that names forgery and peer.
+/// Kubernetes' test looks for, and a message that names direction, forgery and peer.
 pub(crate) fn a_reset_ends_it_with_10() {
     let bed = Bed::path(Path::SameNode);
     let dir = tempfile::tempdir().unwrap();
@@ -49,7 +49,8 @@ pub(crate) fn a_reset_ends_it_with_10() {
     assert_eq!(log.matches("ERROR: the client's RST").count(), 1);
     let message = std::fs::read_to_string(message).unwrap();
     let peer = client[0].local_addr().unwrap().to_string();
-    for word in ["vulnerable", "above-window", &peer] {
+    assert!(message.starts_with("vulnerable (server-to-client): "), "{message}");
+    for word in ["above-window", &peer] {
         assert!(message.contains(word), "{word}: {message}");
     }
 }
