@@ -29,6 +29,9 @@ use crate::scenario::cause::{Action, Case, Cause, Host, Masquerade, Pattern};
 const JUDGED: Duration = Duration::from_millis(700);
 /// From the connect to the client's first line.
 const IDLE: Duration = Duration::from_millis(1600);
+/// The same where nothing happens to the connections but what is forged on them: the longest
+/// judgement, of a segment that bears SYN and is dropped, takes 3.4 s.
+const JUDGED_WHOLLY: Duration = Duration::from_secs(5);
 /// How long a server waits that answers slowly.
 const ANSWER: Duration = Duration::from_millis(2500);
 /// How long load-client waits for progress.
@@ -186,10 +189,11 @@ fn play(
         }
         (BTreeMap::new(), BTreeMap::new())
     } else {
-        let options = probe(place, setting, case.pattern, connections);
+        let idle = if case.action == Action::Nothing { JUDGED_WHOLLY } else { IDLE };
+        let options = probe(place, setting, case.pattern, connections, idle);
         let load = setting::load_client(place, setting, dir, "load", options, Ready::Event)?;
         act()?;
-        let status = load.wait(setting.scaled(IDLE + ANSWER + TIMEOUT * 3) + READY, interrupt)?;
+        let status = load.wait(setting.scaled(idle + ANSWER + TIMEOUT * 3) + READY, interrupt)?;
         let load: LoadResult = setting::result("load-client", &dir.join("load.json"), status)?;
         let failures = load.classes();
         (load.probe.into_iter().filter(|(_, n)| *n > 0).collect(), failures)
@@ -287,7 +291,13 @@ fn furnish(
 }
 
 /// The options of load-client.
-fn probe(place: &Place<'_>, setting: &Setting, pattern: Pattern, connections: u32) -> Vec<String> {
+fn probe(
+    place: &Place<'_>,
+    setting: &Setting,
+    pattern: Pattern,
+    connections: u32,
+    idle: Duration,
+) -> Vec<String> {
     let ms = |time: Duration| format!("{}ms", setting.scaled(time).as_millis());
     let pattern = match pattern {
         Pattern::Idle | Pattern::CloseUnread => "idle",
@@ -299,7 +309,7 @@ fn probe(place: &Place<'_>, setting: &Setting, pattern: Pattern, connections: u3
         format!("--target=tcp://{}", place.topology.target(Family::Ipv4)),
         format!("--connections={connections}"),
         format!("--pattern={pattern}"),
-        format!("--delay={}", ms(IDLE)),
+        format!("--delay={}", ms(idle)),
         format!("--answer-delay={}", ms(ANSWER)),
         format!("--timeout={}", ms(TIMEOUT)),
         format!("--body-size={BODY}"),
