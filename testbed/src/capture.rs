@@ -2,13 +2,14 @@
 //! from boom-server, and the packets of one connection. Pure: bytes in, bytes out.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 
 use canary_record::names::Forgery;
 use canary_wire::segment::{Flags, Numbers, Segment};
 use canary_wire::seq::Seq;
-use pcap_file::DataLink;
 use pcap_file::pcap::{PcapPacket, PcapReader, PcapWriter};
+use pcap_file::{DataLink, PcapError};
 
 /// A capture could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -153,9 +154,16 @@ pub fn each_segment(
         DataLink::LINUX_SLL2 => (0, 20),
         other => return Err(CaptureError(format!("link type {other:?} is not known here"))),
     };
-    while let Some(packet) = reader.next_packet() {
-        // tcpdump may have been stopped in the middle of a packet: that is the end.
-        let Ok(packet) = packet else { break };
+    let unit = reader.header().ts_resolution;
+    // Raw: the other way refuses packets that are longer than the snap length.
+    while let Some(packet) = reader.next_raw_packet() {
+        let packet = match packet {
+            Ok(packet) => packet.try_into_pcap_packet(unit, u32::MAX)?,
+            // tcpdump may have been stopped in the middle of a packet: that is the end.
+            Err(PcapError::IncompleteBuffer) => break,
+            Err(PcapError::IoError(e)) if e.kind() == ErrorKind::UnexpectedEof => break,
+            Err(e) => return Err(e.into()),
+        };
         let bytes = &packet.data;
         let Some(kind) = bytes.get(ether_type..ether_type + 2) else { continue };
         let ip = bytes.get(begin..).unwrap_or_default();
@@ -188,4 +196,74 @@ fn parse_ipv6(ip: &[u8], wire: usize) -> Option<Segment<'_>> {
     let tcp = ip.get(HEADER..)?;
     let tcp = &tcp[..tcp.len().min(length)];
     Segment::parse_tcp(address(8)?, address(24)?, tcp, length).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    use canary_wire::segment::Emit;
+    use pcap_file::Endianness;
+    use pcap_file::pcap::PcapHeader;
+
+    const SNAP: usize = 128;
+
+    /// A capture cut at so many octets, of packets with these lengths of data.
+    fn capture(data: &[usize]) -> Vec<u8> {
+        let endianness = Endianness::Little;
+        let header = PcapHeader { snaplen: SNAP as u32, endianness, ..PcapHeader::default() };
+        let mut writer = PcapWriter::with_header(Vec::new(), header).unwrap();
+        for (n, length) in data.iter().enumerate() {
+            let mut packet = Vec::new();
+            let payload = vec![b'x'; *length];
+            let emit = Emit {
+                src: "198.18.66.20:9000".parse().unwrap(),
+                dst: "198.18.65.10:40000".parse().unwrap(),
+                class: 0,
+                seq: Seq(n as u32),
+                ack: Seq(0),
+                flags: Flags::ACK,
+                window: 1,
+                options: &[],
+                payload: &payload,
+            };
+            assert!(emit.packet(&mut packet));
+            let frame = [&[0; 12][..], &[0x08, 0x00], &packet].concat();
+            let cut = &frame[..frame.len().min(SNAP)];
+            let packet = PcapPacket::new(Duration::ZERO, frame.len() as u32, cut);
+            writer.write_packet(&packet).unwrap();
+        }
+        writer.into_writer()
+    }
+
+    fn seen(pcap: &[u8]) -> Result<Vec<u32>, CaptureError> {
+        let mut seen = Vec::new();
+        each_segment(pcap, |s, _| seen.push(s.seq.0)).map(|()| seen)
+    }
+
+    /// A packet that is longer than the snap length hides none of those behind it.
+    #[test]
+    fn a_long_packet_is_one_of_many() {
+        assert_eq!(seen(&capture(&[0, 1448, 7])).unwrap(), [0, 1, 2]);
+    }
+
+    /// A capture that ends in the middle of a packet is read up to there.
+    #[test]
+    fn a_cut_end_is_the_end() {
+        let whole = capture(&[0, 0, 1448]);
+        for cut in [1, 20, SNAP, SNAP + 15] {
+            assert_eq!(seen(&whole[..whole.len() - cut]).unwrap(), [0, 1], "{cut}");
+        }
+    }
+
+    /// What is no capture is an error, and so is a packet that none can be.
+    #[test]
+    fn garbage_is_an_error() {
+        assert!(seen(b"no capture at all, but long enough for a header").is_err());
+        let mut longer = capture(&[0, 0]);
+        // Its orig_len, behind the file's header and three fields: less than was captured.
+        longer[24 + 12..24 + 16].copy_from_slice(&1u32.to_le_bytes());
+        assert!(seen(&longer).is_err());
+    }
 }
