@@ -253,6 +253,16 @@ impl Trial {
         self.last.payload.is_empty() && !self.forgery.silent_when_delivered()
     }
 
+    /// The octet that the probe of this number takes.
+    fn octet(&self, probe: u8) -> Seq {
+        self.anchor.sub(3 + u32::from(probe))
+    }
+
+    /// True for the octet of a probe that was sent after the reset.
+    fn asked_since_reset(&self, octet: Seq) -> bool {
+        (0..self.asked).any(|n| self.octet(self.probes.saturating_sub(n)) == octet)
+    }
+
     fn pause(&self) -> Duration {
         if self.rate_limited() { ANSWERS_AGAIN } else { PAUSE }
     }

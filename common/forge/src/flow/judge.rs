@@ -507,11 +507,7 @@ impl Flow {
         trial.probes = trial.probes.saturating_add(1);
         // A new octet each time, so that an answer tells which probe it answers.
         trial.anchor = if self.snd.since(trial.anchor) > 20_000 { self.snd } else { trial.anchor };
-        let spec = forgery::life_probe(
-            numbers,
-            trial.anchor.sub(3 + u32::from(trial.probes)),
-            &trial.last,
-        );
+        let spec = forgery::life_probe(numbers, trial.octet(trial.probes), &trial.last);
         trial.probe = Some(spec);
         out.push(Action::Probe { tuple: self.tuple, spec, timestamps: self.timestamps });
     }
@@ -523,7 +519,13 @@ impl Flow {
         if trial.first.named_by(sack) || trial.last.named_by(sack) {
             return Some(Answer::ToForged);
         }
-        if trial.probe.is_some_and(|p| p.named_by(sack)) {
+        // On a slow path the next probe is sent before the answer to the last has come. Each
+        // of those since the reset shows that the peer was there after it.
+        let since_reset =
+            |(from, to): (Seq, Seq)| to == from.add(1) && trial.asked_since_reset(from);
+        if trial.probe.is_some_and(|p| p.named_by(sack))
+            || self.state == State::Doubted && sack.is_some_and(since_reset)
+        {
             return Some(Answer::ToProbe);
         }
         // RFC 9293, section 3.10.7.4: <SEQ=SND.NXT><ACK=RCV.NXT><CTL=ACK>. A

@@ -283,6 +283,35 @@ fn a_client_that_is_gone_leaks_nothing() {
     assert!(p.resets().contains(&ResetCause::Gone));
 }
 
+/// On a slow path the answer to the first probe comes when the next has been sent, and the
+/// server's reset that it draws is why the next meets nobody: the client was there.
+#[test]
+fn an_answer_to_an_earlier_probe_shows_life() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake().rst(ISN.add(1));
+    let first = p.sent();
+    p.after(LIFE_GAP);
+    let second = p.sent();
+    assert_ne!(first.seq, second.seq);
+    p.names(first).rst(second.ack);
+    assert_eq!(p.outcome(), Some(KILLED));
+}
+
+/// An answer to what was sent before the reset was read shows nothing: the peer may have
+/// closed in between.
+#[test]
+fn an_answer_to_a_probe_before_the_reset_shows_nothing() {
+    let mut p = Play::new(Forgery::AboveWindow);
+    p.handshake().after(TIMEOUT);
+    let before = p.sent();
+    p.rst(ISN.add(1)).names(before);
+    assert_eq!(p.outcome(), None);
+    let after = p.sent();
+    assert_ne!(before.seq, after.seq);
+    p.rst(after.ack);
+    assert_eq!(p.outcome(), Some(Fate::Unknown(Why::AmbiguousReset)));
+}
+
 /// So does one that answers nothing more, or whose late segments alone come in.
 #[test]
 fn a_reset_without_a_sign_of_life_is_ambiguous() {
