@@ -61,6 +61,10 @@ impl Flows {
             return;
         }
         if trial.and_then(|t| t.probe).is_some_and(|p| p.provokes(seg)) {
+            if flow.fate.is_some_and(Fate::killed) {
+                // It met the kill: this end's own reset was there before it.
+                return;
+            }
             // What every living peer answers, this one does not know.
             out.push(Action::Reset(reset(tuple, seg, ResetCause::Gone)));
             match flow.state {

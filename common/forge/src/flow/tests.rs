@@ -295,6 +295,7 @@ fn an_answer_to_an_earlier_probe_shows_life() {
     assert_ne!(first.seq, second.seq);
     p.names(first).rst(second.ack);
     assert_eq!(p.outcome(), Some(KILLED));
+    assert_eq!(p.resets(), [ResetCause::Forged(Forgery::AboveWindow)]);
 }
 
 /// An answer to what was sent before the reset was read shows nothing: the peer may have
