@@ -1,11 +1,14 @@
-//! Which answer means what; `life` has the rest.
+//! Which answer means what at the accepting end; `client` has the other end, `life` the rest.
 
+mod client;
 mod life;
 
 use std::net::SocketAddr;
 
 use super::*;
-use canary_record::names::UnknownReason as Why;
+use crate::forgery::Spec;
+use canary_record::names::{Forgery, UnknownReason as Why};
+use canary_wire::seq::Seq;
 
 const ISN: Seq = Seq(0xffff_fff0);
 /// The server's first number as the client acknowledges it, near the wrap too.
@@ -617,74 +620,4 @@ fn a_close_before_the_answer_is_unknown() {
     p.handshake().fin().after(TIMEOUT);
     assert_eq!(p.outcome(), Some(Fate::Unknown(Why::ClosedEarly)));
     assert_eq!(p.probe(), None);
-}
-
-/// The client's end of a connection to 198.18.0.2:40000, opened by the server's SYN-ACK.
-fn connecting(forgery: Forgery) -> Play {
-    let mut s = settings(&[forgery]);
-    s.end = End::Client { target: SocketAddr::from(([198, 18, 0, 2], 40000)) };
-    let mut p = Play::with(s);
-    let syn_ack =
-        Segment { seq: ISN, flags: Flags::SYN.with(Flags::ACK), options: SYN_OPTIONS, ..p.base() };
-    p.gets(&syn_ack);
-    p
-}
-
-/// The client's end: the SYN-ACK has every number, and its own acknowledgment goes first.
-#[test]
-fn the_clients_end_forges_towards_the_server() {
-    let mut p = connecting(Forgery::AboveWindow);
-    assert_eq!(p.forged(), None);
-    p.after(ms(20));
-    let spec = p.forged().unwrap();
-    assert_eq!((spec.seq, spec.ack), (SND.add(0x7FFF_C000), ISN.add(1)));
-    p.rst(ISN.add(1)).lives();
-    assert_eq!(p.outcome(), Some(KILLED));
-}
-
-/// At the client's end a reset with a larger TTL than the SYN-ACK's is a node's: the Service's
-/// address is the node's own, and the untranslated segment reached its stack.
-#[test]
-fn the_clients_end_tells_a_nodes_reset() {
-    let mut p = connecting(Forgery::AboveWindow);
-    p.after(ms(20));
-    let rst = Segment { seq: ISN.add(1), ack: Seq(0), flags: Flags::RST, options: &[], ..p.base() };
-    p.hears(&rst, TTL + 1, crate::forgery::CLASS).lives();
-    assert_eq!(p.outcome(), Some(Fate::Leaked { killed: true, node: true }));
-}
-
-/// At the client's end the server's socket shows by its answers that the segment was delivered,
-/// or, silent to it alone, dropped; without any answer nothing is proved.
-#[test]
-fn the_clients_end_judges_the_servers_answers() {
-    let mut p = connecting(Forgery::AboveWindow);
-    p.after(ms(20)).delivered();
-    assert_eq!(p.outcome(), Some(Fate::Delivered));
-
-    let mut p = connecting(Forgery::AboveWindow);
-    p.after(ms(20)).silent_rounds(4);
-    assert_eq!(p.outcome(), None);
-    p.silent_rounds(1);
-    assert_eq!(p.outcome(), Some(Fate::Dropped));
-
-    let mut p = connecting(Forgery::AboveWindow);
-    p.after(ms(20));
-    for _ in 0..20 {
-        p.after(TIMEOUT);
-    }
-    assert_eq!(p.outcome(), Some(Fate::Unknown(Why::NoProofOfLife)));
-}
-
-/// Other connections of the client's host, and SYNs, are none of this end's.
-#[test]
-fn the_clients_end_lets_others_alone() {
-    let mut s = settings(&[Forgery::AboveWindow]);
-    s.end = End::Client { target: SocketAddr::from(([198, 18, 0, 2], 80)) };
-    let mut p = Play::with(s);
-    let syn_ack =
-        Segment { seq: ISN, flags: Flags::SYN.with(Flags::ACK), options: SYN_OPTIONS, ..p.base() };
-    p.gets(&syn_ack);
-    p.port = 80;
-    p.syn().after(TIMEOUT);
-    assert_eq!((p.flows.len(), p.out), (0, Vec::new()));
 }
