@@ -2,9 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr as _;
 use std::time::Duration;
 
-use canary_record::names::Forgery;
+use canary_forge::forgery::Forgeries;
 use canary_runtime::cli;
 use canary_runtime::logs::LogFormat;
 use clap::{Parser, ValueEnum};
@@ -34,7 +35,7 @@ pub struct Config {
     pub admin: Admin,
 
     /// What to forge, by turns over the connections: names, or the sets safe, lethal, all
-    #[arg(long, env = "BOOM_FORGE", value_name = "LIST", default_value = "above-window,below-window", value_parser = forgeries)]
+    #[arg(long, env = "BOOM_FORGE", value_name = "LIST", default_value = "above-window,below-window", value_parser = Forgeries::from_str)]
     pub forge: Forgeries,
 
     /// How long after the handshake to forge; 0s is at once, more is in mid-stream
@@ -133,30 +134,6 @@ fn admin(s: &str) -> Result<Admin, String> {
         return Ok(Admin(None));
     }
     cli::address(s).map(|a| Admin(Some(a))).map_err(|e| format!("{e}, or none"))
-}
-
-/// `--forge`: never empty, each name once, in the order given.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Forgeries(pub Vec<Forgery>);
-
-fn forgeries(s: &str) -> Result<Forgeries, String> {
-    let mut list = Vec::new();
-    for word in s.split(',').map(str::trim) {
-        let names = match word {
-            "safe" => Forgery::SAFE,
-            "lethal" => Forgery::LETHAL,
-            "all" => Forgery::ALL,
-            name => &[name
-                .parse::<Forgery>()
-                .map_err(|e| format!("{e}, or of the sets safe, lethal, all"))?][..],
-        };
-        for f in names {
-            if !list.contains(f) {
-                list.push(*f);
-            }
-        }
-    }
-    Ok(Forgeries(list))
 }
 
 /// Addresses; the empty text, as an unset downward API field gives it, is none.

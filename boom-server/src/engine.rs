@@ -5,12 +5,11 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use canary_record::hist::Latency;
 use canary_record::names::ClientClass;
 use canary_record::result::boom::Sniffer as SnifferResult;
-use canary_wire::segment::FourTuple;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::Notify;
 
@@ -18,15 +17,12 @@ use crate::accept::Acceptor;
 use crate::config::{Cidr, Events};
 use crate::events::Log;
 use crate::kill::{Kill, LastKill};
-use canary_forge::flow::{Action, Arrival, Flows, Settings};
-use canary_forge::forgery::{self, Spec};
-use canary_forge::raw::{BATCH, Sender, Sniffer};
+use canary_forge::drive::{Done, Driver};
+use canary_forge::flow::Action;
 use canary_forge::tally::Tally;
 
 /// How long the thread sleeps at most: it looks for the end of the run then.
 const NAP: Duration = Duration::from_millis(50);
-/// Batches read from one socket before timers and the other socket get a turn.
-const ROUNDS: usize = 16;
 /// How long the raw sockets and accept() may lag behind one another at the end of a run.
 pub const PARITY: Duration = Duration::from_millis(500);
 /// A handshake that seems to have waited longer was measured across a clock step.
@@ -102,59 +98,35 @@ impl Shared {
     }
 }
 
-/// Sockets, state machine and counts.
+/// Raw sockets on one side, connections on the other, and the counts.
 #[derive(Debug)]
 pub struct Engine {
-    sniffers: Vec<Sniffer>,
-    sender: Sender,
+    driver: Driver,
     acceptor: Acceptor,
-    flows: Flows,
     classes: Classes,
     shared: Arc<Shared>,
     log: Log,
-    start: Instant,
-    /// When everything received had last been read.
-    drained: Duration,
-    packet: Vec<u8>,
     /// Not counted yet: whoever reads the state waits for no packet, and no packet for it.
     done: Vec<Done>,
     last_kill: LastKill,
-}
-
-/// What was done about an action.
-#[derive(Debug)]
-enum Done {
-    /// Its segment was sent, so long after the kernel's receipt of what called for it.
-    Sent(Action, Option<Duration>),
-    /// Its segment could not be sent.
-    NotSent,
-    /// There was nothing to send.
-    Noted(Action),
 }
 
 impl Engine {
     /// An engine over open sockets.
     #[must_use]
     pub fn new(
-        sniffers: Vec<Sniffer>,
-        sender: Sender,
+        driver: Driver,
         acceptor: Acceptor,
-        settings: Settings,
         classes: Classes,
         events: Events,
         shared: Arc<Shared>,
     ) -> Self {
         Self {
-            sniffers,
-            sender,
+            driver,
             acceptor,
-            flows: Flows::new(settings),
             classes,
             shared,
             log: Log::new(events),
-            start: Instant::now(),
-            drained: Duration::ZERO,
-            packet: Vec::with_capacity(128),
             done: Vec::new(),
             last_kill: LastKill::default(),
         }
@@ -162,18 +134,13 @@ impl Engine {
 
     /// Works until asked to stop, or until a socket fails, which the state says.
     pub fn run(mut self) {
-        let mut actions = Vec::new();
         let mut failed = None;
         while !self.shared.stop.load(Ordering::Acquire) && failed.is_none() {
-            failed = self.work(&mut actions).err();
+            failed = self.work().err();
         }
         // A handshake that is missing then is told as such.
-        let _ = self.catch_up(&mut actions);
-        let now = self.start.elapsed();
-        let unjudged = self.flows.finish(now, &mut actions);
-        for action in actions.drain(..) {
-            self.note(action, now);
-        }
+        let _ = self.catch_up();
+        let unjudged = self.driver.finish(&mut self.done);
         self.publish();
         let mut state = self.shared.state();
         state.unjudged = unjudged;
@@ -183,19 +150,18 @@ impl Engine {
         self.shared.changed.notify_one();
     }
 
-    fn work(&mut self, actions: &mut Vec<Action>) -> std::io::Result<()> {
-        let due = [self.flows.next_deadline(), self.acceptor.next_deadline()];
+    fn work(&mut self) -> std::io::Result<()> {
+        let due = [self.driver.next_deadline(), self.acceptor.next_deadline()];
         let due = due.into_iter().flatten().min();
-        let ready = self.wait(due.map_or(NAP, |d| d.saturating_sub(self.start.elapsed())))?;
-        self.turn(&ready, actions)?;
+        let ready = self.wait(due.map_or(NAP, |d| d.saturating_sub(self.driver.now())))?;
+        self.turn(&ready)?;
         // Last: a forged segment must not wait for them.
-        self.acceptor.turn(self.start.elapsed())
+        self.acceptor.turn(self.driver.now())
     }
 
     /// Waits for segments and connections; says which raw sockets have any.
     fn wait(&self, most: Duration) -> std::io::Result<Vec<bool>> {
-        let mut fds: Vec<PollFd<'_>> =
-            self.sniffers.iter().map(|s| PollFd::new(s.as_fd(), PollFlags::POLLIN)).collect();
+        let mut fds: Vec<PollFd<'_>> = self.driver.polled().collect();
         fds.push(PollFd::new(self.acceptor.as_fd(), PollFlags::POLLIN));
         match poll(&mut fds, millis(most)) {
             // Errors count too: they are told by reading.
@@ -207,62 +173,25 @@ impl Engine {
 
     /// Reads the segments that had come by the end, then accepts what was seen complete:
     /// under load neither ever ends.
-    fn catch_up(&mut self, actions: &mut Vec<Action>) -> std::io::Result<()> {
-        let end = self.start.elapsed();
+    fn catch_up(&mut self) -> std::io::Result<()> {
+        let end = self.driver.now();
         let until = end + PARITY;
-        let all = vec![true; self.sniffers.len()];
-        while self.drained < end && self.start.elapsed() < until {
-            self.turn(&all, actions)?;
+        let all = vec![true; self.driver.polled().count()];
+        while self.driver.drained() < end && self.driver.now() < until {
+            self.turn(&all)?;
         }
         let handshakes = self.shared.state().tally.handshakes.finished;
-        while self.acceptor.accepted() < handshakes && self.start.elapsed() < until {
+        while self.acceptor.accepted() < handshakes && self.driver.now() < until {
             let mut fds = [PollFd::new(self.acceptor.as_fd(), PollFlags::POLLIN)];
             poll(&mut fds, millis(NAP))?;
-            self.acceptor.turn(self.start.elapsed())?;
+            self.acceptor.turn(self.driver.now())?;
         }
         Ok(())
     }
 
-    fn turn(&mut self, ready: &[bool], actions: &mut Vec<Action>) -> std::io::Result<()> {
-        let mut sniffers = std::mem::take(&mut self.sniffers);
-        let mut result = Ok(());
-        let mut drained = true;
-        for (sniffer, _) in sniffers.iter_mut().zip(ready).filter(|(_, ready)| **ready) {
-            for round in 1..=ROUNDS {
-                let read = sniffer.receive(|r| {
-                    let now = self.start.elapsed();
-                    // Not before the sockets were last seen empty, whatever the wall clock says.
-                    let age = r.at.and_then(|at| at.elapsed().ok()).unwrap_or_default();
-                    let at = now.saturating_sub(age).max(self.drained);
-                    let arrival = Arrival { at, ttl: r.ttl, class: r.class };
-                    self.flows.segment(now, arrival, &r.segment, actions);
-                    for action in actions.drain(..) {
-                        self.perform(action, now, r.at);
-                    }
-                });
-                match read {
-                    // A batch that is not full was all there was.
-                    Ok(BATCH) => drained &= round < ROUNDS,
-                    Ok(_) => break,
-                    Err(e) => {
-                        result = Err(e);
-                        break;
-                    }
-                }
-            }
-        }
-        let now = self.start.elapsed();
-        // What is unread may be the answer that a deadline waits for.
-        if drained {
-            self.drained = now;
-            self.flows.tick(now, actions);
-        }
-        for action in actions.drain(..) {
-            self.perform(action, now, None);
-        }
-        self.sniffers = sniffers;
+    fn turn(&mut self, ready: &[bool]) -> std::io::Result<()> {
+        let result = self.driver.turn(ready, &mut self.done);
         let leaked = self.publish();
-        self.log.flush(now);
         // A wake-up for every turn would cost more than the turn.
         if leaked {
             self.shared.changed.notify_one();
@@ -270,93 +199,54 @@ impl Engine {
         result
     }
 
-    /// Counts what was done; true when the first leak is among it.
+    /// Logs and counts what was done; true when the first leak is among it.
     fn publish(&mut self) -> bool {
+        let now = self.driver.now();
+        let mut all = std::mem::take(&mut self.done);
+        for done in &all {
+            self.tell(now, done);
+        }
+        self.log.flush(now);
         let mut state = self.shared.state();
         let known = state.tally.first_leak.is_some();
-        for done in self.done.drain(..) {
-            match done {
-                Done::NotSent => state.tally.send_errors += 1,
-                Done::Sent(action, latency) => {
-                    state.tally.note(&action, |ip| self.classes.of(ip));
-                    if let Some(latency) = latency.filter(|l| *l < CLOCK_STEP) {
-                        state.latency.record(latency);
-                        metrics::histogram!(crate::metrics::HANDSHAKE_TO_FORGE).record(latency);
-                    }
-                }
-                Done::Noted(action) => state.tally.note(&action, |ip| self.classes.of(ip)),
+        for done in &all {
+            let latency = match done {
+                Done::Sent(_, latency) => latency.filter(|l| *l < CLOCK_STEP),
+                _ => None,
+            };
+            if let Some(latency) = latency {
+                state.latency.record(latency);
+                metrics::histogram!(crate::metrics::HANDSHAKE_TO_FORGE).record(latency);
             }
+            state.tally.done(done, |ip| self.classes.of(ip));
         }
+        all.clear();
+        self.done = all;
         if let Some(kill) = self.last_kill.take() {
             state.last_kill = Some(kill);
         }
-        state.evicted = self.flows.evicted();
-        state.sniffer.received = self.sniffers.iter().map(Sniffer::received).sum();
-        state.sniffer.dropped = self.sniffers.iter().map(|s| u64::from(s.dropped())).sum();
-        state.sniffer.malformed = self.sniffers.iter().map(Sniffer::malformed).sum();
-        state.sniffer.control_truncated =
-            self.sniffers.iter().map(Sniffer::control_truncated).sum();
+        state.evicted = self.driver.evicted();
+        self.driver.count(&mut state.sniffer);
         !known && state.tally.first_leak.is_some()
     }
 
-    /// Sends what is to be sent, and notes the rest.
-    fn perform(&mut self, action: Action, now: Duration, at: Option<SystemTime>) {
-        match action {
-            Action::Forge { tuple, forgery, spec, timestamps, at_once } => {
-                let sent = self.send(&tuple, &spec, timestamps);
-                // The wall clock may have been stepped in between.
-                let latency = at.filter(|_| at_once).and_then(|at| at.elapsed().ok());
-                match sent {
-                    Ok(()) => {
-                        self.log.forged(now, &tuple, forgery, &spec);
-                        self.last_kill.sent(tuple, spec);
-                        self.done.push(Done::Sent(action, latency));
-                    }
-                    Err(e) => {
-                        self.log.send_failed(now, &tuple, &e);
-                        self.done.push(Done::NotSent);
-                        let mut after = Vec::new();
-                        self.flows.send_failed(now, &tuple, &mut after);
-                        for action in after {
-                            self.note(action, now);
-                        }
-                    }
-                }
+    fn tell(&mut self, now: Duration, done: &Done) {
+        match done {
+            Done::Sent(Action::Forge { tuple, forgery, spec, .. }, _) => {
+                self.log.forged(now, tuple, *forgery, spec);
+                self.last_kill.sent(*tuple, *spec);
             }
-            Action::Probe { tuple, spec, timestamps } => {
-                if let Err(e) = self.send(&tuple, &spec, timestamps) {
-                    // Without a probe there is no proof of life: unknown, in its time.
-                    self.log.send_failed(now, &tuple, &e);
-                    self.done.push(Done::NotSent);
-                }
-            }
-            other => self.note(other, now),
-        }
-    }
-
-    fn note(&mut self, action: Action, now: Duration) {
-        match &action {
-            Action::Judged(j) => {
+            Done::NotSent(tuple, e) => self.log.send_failed(now, tuple, e),
+            Done::Noted(Action::Judged(j)) => {
                 self.log.judged(now, j);
                 self.last_kill.judged(now, j);
             }
-            Action::Reset(r) => {
+            Done::Noted(Action::Reset(r)) => {
                 self.log.reset(now, r);
                 self.last_kill.reset(now, r);
             }
-            _ => {}
+            Done::Sent(..) | Done::Noted(_) => {}
         }
-        self.done.push(Done::Noted(action));
-    }
-
-    fn send(
-        &mut self,
-        tuple: &FourTuple,
-        spec: &Spec,
-        timestamps: Option<(u32, u32)>,
-    ) -> std::io::Result<()> {
-        forgery::packet(tuple, spec, timestamps, &mut self.packet);
-        self.sender.send(&self.packet, tuple.remote.ip())
     }
 }
 

@@ -2,8 +2,7 @@
 //! client that connects, and tells from the answers whether the client's node
 //! protects its connections from them (Kubernetes issue #74839).
 //!
-//! [`canary_forge`] forges, judges and counts; [`page`] and [`report`] are pure, [`privilege`] has
-//! the capabilities; [`listener`], [`accept`] and [`echo`] have the ordinary connections,
+//! [`canary_forge`] forges, judges and counts; [`page`] and [`report`] are pure; [`listener`], [`accept`] and [`echo`] have the ordinary connections,
 //! [`engine`] is the thread that joins them, [`run`] the order of steps.
 
 pub mod accept;
@@ -16,7 +15,6 @@ pub mod listener;
 pub mod metrics;
 pub mod netstat;
 pub mod page;
-pub mod privilege;
 pub mod report;
 pub mod run;
 pub mod stall;

@@ -18,6 +18,7 @@ use canary_runtime::output::{
     OutputError, ResultFile, print_line, print_text, termination_message,
 };
 use canary_runtime::shutdown::Shutdown;
+use canary_wire::filter::Side;
 use canary_wire::segment::Family;
 use metrics_exporter_prometheus::PrometheusHandle;
 use nix::sys::socket::SockaddrStorage;
@@ -31,10 +32,11 @@ use crate::listener;
 use crate::metrics;
 use crate::netstat;
 use crate::page;
-use crate::privilege::{self, PrivilegeError};
 use crate::report::{self, Accepted};
 use crate::stall::{self, Stalled};
+use canary_forge::drive::Driver;
 use canary_forge::flow::{End, Settings};
+use canary_forge::privilege::{self, PrivilegeError};
 use canary_forge::raw::{RawError, Sender, Sniffer};
 
 /// How often the ends of a run are looked for.
@@ -99,7 +101,7 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
     let families = families(&addresses);
     let sniffers = families
         .iter()
-        .map(|f| Sniffer::open(*f, &ports, config.receive_buffer))
+        .map(|f| Sniffer::open(*f, Side::Destination, &ports, config.receive_buffer))
         .collect::<Result<Vec<_>, _>>()?;
     let sender = Sender::open(&families)?;
     // Before any thread: capabilities belong to threads, and are inherited.
@@ -206,7 +208,8 @@ fn engine(
     };
     let classes = Classes { pods: config.pod_cidr.clone(), nodes: config.node_ip.clone() };
     let shared = Arc::clone(&program.shared);
-    Engine::new(sniffers, sender, acceptor, settings, classes, config.events, shared)
+    let driver = Driver::new(sniffers, sender, settings);
+    Engine::new(driver, acceptor, classes, config.events, shared)
 }
 
 /// Both, for an address that stands for both.

@@ -1,4 +1,5 @@
 use super::*;
+use canary_record::names::Forgery;
 use canary_record::result::{self, Origin, Setting};
 use clap::CommandFactory;
 

@@ -3,6 +3,8 @@
 //! `snd` is the server's next sequence number as the client last acknowledged
 //! it, `rcv` the next one that the server expects from the client.
 
+use std::str::FromStr;
+
 use canary_record::names::Forgery;
 use canary_wire::segment::{self, Emit, Flags, FourTuple, Segment};
 use canary_wire::seq::Seq;
@@ -30,6 +32,35 @@ pub const CLASS: u8 = 1 << 2;
 /// The data of a forged segment: one octet suffices to make it a data segment,
 /// a word is easier to find in a capture.
 pub const PAYLOAD: &[u8] = b"boom!!!";
+
+/// What to forge, by turns: never empty, each name once, in the order given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forgeries(pub Vec<Forgery>);
+
+impl FromStr for Forgeries {
+    type Err = String;
+
+    /// Names with commas between them, or the sets `safe`, `lethal`, `all`.
+    fn from_str(s: &str) -> Result<Self, String> {
+        let mut list = Vec::new();
+        for word in s.split(',').map(str::trim) {
+            let names = match word {
+                "safe" => Forgery::SAFE,
+                "lethal" => Forgery::LETHAL,
+                "all" => Forgery::ALL,
+                name => &[name
+                    .parse::<Forgery>()
+                    .map_err(|e| format!("{e}, or of the sets safe, lethal, all"))?][..],
+            };
+            for f in names {
+                if !list.contains(f) {
+                    list.push(*f);
+                }
+            }
+        }
+        Ok(Self(list))
+    }
+}
 
 /// The numbers of a segment to send. Addresses are added by the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,7 +17,8 @@ use nix::sys::socket::{
 use nix::sys::time::TimeSpec;
 use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 
-use canary_wire::{checksum, filter};
+use canary_wire::checksum;
+use canary_wire::filter::{self, Side};
 
 /// Segments read in one system call.
 pub const BATCH: usize = 64;
@@ -63,10 +64,15 @@ pub struct Received<'a> {
 }
 
 impl Sniffer {
-    /// Opens a raw socket that sees the TCP segments to `ports` and asks for a
+    /// Opens a raw socket that sees the TCP segments with one of `ports` on this side, and asks for a
     /// receive buffer of `buffer` octets, beyond the system's limit where
     /// CAP_NET_ADMIN allows it.
-    pub fn open(family: Family, ports: &[u16], buffer: usize) -> Result<Self, RawError> {
+    pub fn open(
+        family: Family,
+        side: Side,
+        ports: &[u16],
+        buffer: usize,
+    ) -> Result<Self, RawError> {
         let step = |operation| move |source| RawError { operation, family, source };
         let domain = match family {
             Family::Ipv4 => Domain::IPV4,
@@ -74,7 +80,7 @@ impl Sniffer {
         };
         let socket = Socket::new(domain, Type::RAW, Some(Protocol::TCP)).map_err(step("open"))?;
         // First, so that little of others' traffic is in the buffer.
-        let ops: Vec<SockFilter> = filter::program(family, ports)
+        let ops: Vec<SockFilter> = filter::program(family, side, ports)
             .iter()
             .map(|o| SockFilter::new(o.code, o.jt, o.jf, o.k))
             .collect();

@@ -8,6 +8,7 @@ use canary_record::outcome::Counts;
 use canary_record::result::boom::{Handshakes, OutcomeCount, ResetSample, Resets};
 use canary_wire::segment::{Family, Flags, FourTuple};
 
+use crate::drive::Done;
 use crate::flow::{Action, Judgement, Reset, ResetCause};
 
 /// Unattributed resets that are kept with their numbers.
@@ -50,6 +51,14 @@ impl Tally {
             forged: 0,
             counts: Counts::default(),
         })
+    }
+
+    /// Takes note of what was done. `class` is where the peer's address belongs.
+    pub fn done(&mut self, done: &Done, class: impl Fn(IpAddr) -> ClientClass) {
+        match done {
+            Done::NotSent(..) => self.send_errors += 1,
+            Done::Sent(action, _) | Done::Noted(action) => self.note(action, class),
+        }
     }
 
     /// Takes note of what became known. `class` is where the peer's address belongs.

@@ -26,11 +26,25 @@ const WHOLE: u32 = 0x0004_0000;
 /// More ports than this do not fit the program's eight-bit jumps.
 pub const MAX_PORTS: usize = 64;
 
-/// The program for a raw TCP socket that shall see only segments to `ports`. An
-/// IPv4 raw socket filters from the IP header on, an IPv6 one from the TCP
+/// Which port of a segment is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Where it comes from.
+    Source,
+    /// Where it goes to.
+    Destination,
+}
+
+/// The program for a raw TCP socket that shall see only segments with one of `ports` on this
+/// side. An IPv4 raw socket filters from the IP header on, an IPv6 one from the TCP
 /// header on. At most [`MAX_PORTS`] ports are taken.
 #[must_use]
-pub fn program(family: Family, ports: &[u16]) -> Vec<Op> {
+pub fn program(family: Family, side: Side, ports: &[u16]) -> Vec<Op> {
+    // RFC 9293, section 3.1: the source port comes first.
+    let at = match side {
+        Side::Source => 0,
+        Side::Destination => 2,
+    };
     let op = |code, jt, jf, k| Op { code, jt, jf, k };
     let ports = &ports[..ports.len().min(MAX_PORTS)];
     let mut ops = match family {
@@ -39,9 +53,9 @@ pub fn program(family: Family, ports: &[u16]) -> Vec<Op> {
             op(LDH_ABS, 0, 0, 6),
             op(JSET, (ports.len() + 2) as u8, 0, 0x1fff),
             op(LDX_MSH, 0, 0, 0),
-            op(LDH_IND, 0, 0, 2),
+            op(LDH_IND, 0, 0, at),
         ],
-        Family::Ipv6 => vec![op(LDH_ABS, 0, 0, 2)],
+        Family::Ipv6 => vec![op(LDH_ABS, 0, 0, at)],
     };
     for (i, port) in ports.iter().enumerate() {
         let to_accept = ports.len() - i;
@@ -97,14 +111,14 @@ mod tests {
     /// Our ports pass, others do not, whatever the IP header's length.
     #[test]
     fn passes_our_ports_alone() {
-        let ops = program(Family::Ipv4, &[9000, 9001]);
+        let ops = program(Family::Ipv4, Side::Destination, &[9000, 9001]);
         for options in [0, 4, 40] {
             for port in [9000, 9001] {
                 assert_eq!(run(&ops, &ipv4(options, 0x4000, port)), WHOLE);
             }
             assert_eq!(run(&ops, &ipv4(options, 0x4000, 9002)), 0);
         }
-        let ops = program(Family::Ipv6, &[9000]);
+        let ops = program(Family::Ipv6, Side::Destination, &[9000]);
         assert_eq!(run(&ops, &[0, 0, 0x23, 0x28]), WHOLE);
         assert_eq!(run(&ops, &[0x23, 0x28, 0, 0]), 0);
     }
@@ -112,17 +126,17 @@ mod tests {
     /// Later fragments and packets too short for ports are refused.
     #[test]
     fn refuses_fragments_and_stubs() {
-        let ops = program(Family::Ipv4, &[9000]);
+        let ops = program(Family::Ipv4, Side::Destination, &[9000]);
         assert_eq!(run(&ops, &ipv4(0, 1, 9000)), 0);
         assert_eq!(run(&ops, &ipv4(0, 0, 9000)[..22]), 0);
-        assert_eq!(run(&program(Family::Ipv6, &[9000]), &[1, 2, 3]), 0);
+        assert_eq!(run(&program(Family::Ipv6, Side::Destination, &[9000]), &[1, 2, 3]), 0);
     }
 
     /// The most ports still fit the jumps.
     #[test]
     fn many_ports_fit() {
         let ports: Vec<u16> = (1..=MAX_PORTS as u16).collect();
-        let ops = program(Family::Ipv4, &ports);
+        let ops = program(Family::Ipv4, Side::Destination, &ports);
         for port in &ports {
             assert_eq!(run(&ops, &ipv4(0, 0, *port)), WHOLE);
         }

@@ -1,0 +1,181 @@
+//! The state machine over raw sockets: what comes in is judged, what is to be sent is sent, and
+//! what was done about it is told.
+
+use std::io;
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant, SystemTime};
+
+use canary_record::result::boom::Sniffer as SnifferResult;
+use canary_wire::segment::FourTuple;
+use nix::poll::{PollFd, PollFlags};
+
+use crate::flow::{Action, Arrival, Flows, Settings};
+use crate::forgery::{self, Spec};
+use crate::raw::{BATCH, Sender, Sniffer};
+
+/// Batches read from one socket before timers and the other socket get a turn.
+const ROUNDS: usize = 16;
+
+/// What was done about an action.
+#[derive(Debug)]
+pub enum Done {
+    /// Its segment was sent, so long after the kernel's receipt of what called for it.
+    Sent(Action, Option<Duration>),
+    /// A segment of this connection could not be sent.
+    NotSent(FourTuple, io::Error),
+    /// There was nothing to send.
+    Noted(Action),
+}
+
+/// Sockets and state machine.
+#[derive(Debug)]
+pub struct Driver {
+    sniffers: Vec<Sniffer>,
+    sender: Sender,
+    flows: Flows,
+    start: Instant,
+    /// When everything received had last been read.
+    drained: Duration,
+    packet: Vec<u8>,
+    actions: Vec<Action>,
+}
+
+impl Driver {
+    /// A driver over open sockets. Its time begins here.
+    #[must_use]
+    pub fn new(sniffers: Vec<Sniffer>, sender: Sender, settings: Settings) -> Self {
+        Self {
+            sniffers,
+            sender,
+            flows: Flows::new(settings),
+            start: Instant::now(),
+            drained: Duration::ZERO,
+            packet: Vec::with_capacity(128),
+            actions: Vec::new(),
+        }
+    }
+
+    /// The time of the state machine.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// When everything received had last been read.
+    #[must_use]
+    pub const fn drained(&self) -> Duration {
+        self.drained
+    }
+
+    /// When [`Self::turn`] has something to do that no socket tells.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.flows.next_deadline()
+    }
+
+    /// Connections forgotten before their judgement because the table was full.
+    #[must_use]
+    pub const fn evicted(&self) -> u64 {
+        self.flows.evicted()
+    }
+
+    /// What to wait for, a socket each.
+    pub fn polled(&self) -> impl Iterator<Item = PollFd<'_>> {
+        self.sniffers.iter().map(|s| PollFd::new(s.as_fd(), PollFlags::POLLIN))
+    }
+
+    /// What the raw sockets received and lost so far, into `record`.
+    pub fn count(&self, record: &mut SnifferResult) {
+        record.received = self.sniffers.iter().map(Sniffer::received).sum();
+        record.dropped = self.sniffers.iter().map(|s| u64::from(s.dropped())).sum();
+        record.malformed = self.sniffers.iter().map(Sniffer::malformed).sum();
+        record.control_truncated = self.sniffers.iter().map(Sniffer::control_truncated).sum();
+    }
+
+    /// Reads from the sockets that are ready, does what is due, and tells of it in `done`. An
+    /// error is a socket's.
+    pub fn turn(&mut self, ready: &[bool], done: &mut Vec<Done>) -> io::Result<()> {
+        let mut sniffers = std::mem::take(&mut self.sniffers);
+        let mut result = Ok(());
+        let mut drained = true;
+        for (sniffer, _) in sniffers.iter_mut().zip(ready).filter(|(_, ready)| **ready) {
+            for round in 1..=ROUNDS {
+                let read = sniffer.receive(|r| {
+                    let now = self.start.elapsed();
+                    // Not before the sockets were last seen empty, whatever the wall clock says.
+                    let age = r.at.and_then(|at| at.elapsed().ok()).unwrap_or_default();
+                    let at = now.saturating_sub(age).max(self.drained);
+                    let arrival = Arrival { at, ttl: r.ttl, class: r.class };
+                    self.flows.segment(now, arrival, &r.segment, &mut self.actions);
+                    self.perform(now, r.at, done);
+                });
+                match read {
+                    // A batch that is not full was all there was.
+                    Ok(BATCH) => drained &= round < ROUNDS,
+                    Ok(_) => break,
+                    Err(e) => {
+                        result = Err(e);
+                        break;
+                    }
+                }
+            }
+        }
+        self.sniffers = sniffers;
+        let now = self.now();
+        // What is unread may be the answer that a deadline waits for.
+        if drained {
+            self.drained = now;
+            self.flows.tick(now, &mut self.actions);
+        }
+        self.perform(now, None, done);
+        result
+    }
+
+    /// The run ends: what is not judged stays unknown. Gives how many.
+    pub fn finish(&mut self, done: &mut Vec<Done>) -> u64 {
+        let unjudged = self.flows.finish(self.now(), &mut self.actions);
+        done.extend(self.actions.drain(..).map(Done::Noted));
+        unjudged
+    }
+
+    /// Sends what is to be sent.
+    fn perform(&mut self, now: Duration, at: Option<SystemTime>, done: &mut Vec<Done>) {
+        // Taken and given back: its room serves again.
+        let mut actions = std::mem::take(&mut self.actions);
+        for action in actions.drain(..) {
+            match action {
+                Action::Forge { tuple, spec, timestamps, at_once, .. } => {
+                    let sent = self.send(&tuple, &spec, timestamps);
+                    // The wall clock may have been stepped in between.
+                    let latency = at.filter(|_| at_once).and_then(|at| at.elapsed().ok());
+                    match sent {
+                        Ok(()) => done.push(Done::Sent(action, latency)),
+                        Err(e) => {
+                            done.push(Done::NotSent(tuple, e));
+                            self.flows.send_failed(now, &tuple, &mut self.actions);
+                            done.extend(self.actions.drain(..).map(Done::Noted));
+                        }
+                    }
+                }
+                Action::Probe { tuple, spec, timestamps } => {
+                    if let Err(e) = self.send(&tuple, &spec, timestamps) {
+                        // Without a probe there is no proof of life: unknown, in its time.
+                        done.push(Done::NotSent(tuple, e));
+                    }
+                }
+                other => done.push(Done::Noted(other)),
+            }
+        }
+        self.actions = actions;
+    }
+
+    fn send(
+        &mut self,
+        tuple: &FourTuple,
+        spec: &Spec,
+        timestamps: Option<(u32, u32)>,
+    ) -> io::Result<()> {
+        forgery::packet(tuple, spec, timestamps, &mut self.packet);
+        self.sender.send(&self.packet, tuple.remote.ip())
+    }
+}
