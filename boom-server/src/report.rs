@@ -145,21 +145,8 @@ fn unfinished(h: &Handshakes) -> Vec<String> {
 
 /// Evidence that something harms connections here, whatever the outcomes say.
 fn contrary(state: &State, c: &Connections, outcomes: &[OutcomeCount]) -> Vec<String> {
-    let mut found = Vec::new();
+    let mut found = state.tally.contrary();
     let (resets, sum) = (&state.tally.resets, outcomes.iter().map(|o| &o.counts).sum::<Counts>());
-    if let Some((n, ip)) = state.tally.own {
-        found.push(format!(
-            "{n} connections came from {ip}, an address of this pod itself: a proxy (a mesh's sidecar) \
-             was measured, not the path to it"
-        ));
-    }
-    if resets.unexplained > 0 {
-        found.push(format!(
-            "{} resets ended connections with the number expected and without an application's ACK \
-             bit, and no forged segment explains them",
-            resets.unexplained
-        ));
-    }
     let explained = sum.killed
         + sum.killed_later
         + resets.by_application
@@ -190,36 +177,15 @@ fn contrary(state: &State, c: &Connections, outcomes: &[OutcomeCount]) -> Vec<St
 
 /// What forbids a verdict of 'protected'.
 fn doubts(state: &State, c: &Connections) -> Vec<String> {
-    let mut doubts = Vec::new();
-    if let Some(e) = &state.sniffer.failed {
-        doubts.push(format!("the raw sockets failed: {e}"));
-    }
-    if state.sniffer.dropped > 0 {
-        doubts.push(format!(
-            "the kernel dropped {} segments before the raw sockets: raise --receive-buffer",
-            state.sniffer.dropped
-        ));
-    }
-    if state.sniffer.control_truncated > 0 {
-        doubts.push(format!(
-            "{} segments came without their time or destination",
-            state.sniffer.control_truncated
-        ));
-    }
+    let mut doubts = state.tally.lost(&state.sniffer, c.evicted);
     if !c.add_up() {
         doubts.push(format!(
             "{} connections accepted, {} handshakes seen: not every connection was judged",
             c.accepted, c.handshakes
         ));
     }
-    if c.evicted > 0 {
-        doubts.push(format!("{} connections forgotten unjudged: raise --max-flows", c.evicted));
-    }
     if c.accept_errors > 0 {
         doubts.push(format!("accept failed {} times", c.accept_errors));
-    }
-    if state.tally.send_errors > 0 {
-        doubts.push(format!("{} segments could not be sent", state.tally.send_errors));
     }
     doubts
 }

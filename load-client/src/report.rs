@@ -134,6 +134,7 @@ pub fn document(run: Run, begun_s: f64, tally: &Tally) -> LoadResult {
         series: tally.course.record(),
         preflight: None,
         hold: None,
+        forge: None,
         merged: 1,
     }
 }

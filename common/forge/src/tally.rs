@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use canary_record::names::{ClientClass, Forgery};
 use canary_record::outcome::Counts;
-use canary_record::result::boom::{Handshakes, OutcomeCount, ResetSample, Resets};
+use canary_record::result::boom::{Handshakes, OutcomeCount, ResetSample, Resets, Sniffer};
 use canary_wire::segment::{Family, Flags, FourTuple};
 
 use crate::drive::Done;
@@ -137,6 +137,54 @@ impl Tally {
                 expected_seq,
             });
         }
+    }
+
+    /// What was lost or could not be done, and keeps a run from being called protected.
+    #[must_use]
+    pub fn lost(&self, sniffer: &Sniffer, evicted: u64) -> Vec<String> {
+        let mut lost = Vec::new();
+        if let Some(e) = &sniffer.failed {
+            lost.push(format!("the raw sockets failed: {e}"));
+        }
+        if sniffer.dropped > 0 {
+            lost.push(format!(
+                "the kernel dropped {} segments before the raw sockets: raise --receive-buffer",
+                sniffer.dropped
+            ));
+        }
+        if sniffer.control_truncated > 0 {
+            lost.push(format!(
+                "{} segments came without their time or destination",
+                sniffer.control_truncated
+            ));
+        }
+        if evicted > 0 {
+            lost.push(format!("{evicted} connections forgotten unjudged: raise --max-flows"));
+        }
+        if self.send_errors > 0 {
+            lost.push(format!("{} segments could not be sent", self.send_errors));
+        }
+        lost
+    }
+
+    /// What harms connections here whatever the outcomes say, as far as segments show it.
+    #[must_use]
+    pub fn contrary(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        if let Some((n, ip)) = self.own {
+            found.push(format!(
+                "{n} connections have {ip} at their other end, an address of this pod itself: a proxy \
+                 (a mesh's sidecar) was measured, not the path to it"
+            ));
+        }
+        if self.resets.unexplained > 0 {
+            found.push(format!(
+                "{} resets ended connections with the number expected and without an application's ACK \
+                 bit, and no forged segment explains them",
+                self.resets.unexplained
+            ));
+        }
+        found
     }
 
     /// Every row, in order.

@@ -114,6 +114,7 @@ pub fn client(ends: &[(ProbeEnd, u64)]) -> LoadResult {
         series: Series::default(),
         preflight: None,
         hold: None,
+        forge: None,
         merged: 1,
     }
 }

@@ -8,8 +8,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Run;
+use super::boom::{OutcomeCount, PathDiagnosis, Resets, Sniffer};
 use crate::hist::LatencySummary;
-use crate::names::{Errno, FailureClass, LoadVerdict, Phase, ProbeEnd};
+use crate::names::{Direction, Errno, FailureClass, LoadVerdict, Phase, ProbeEnd, Verdict};
 
 /// The document that `load-client churn`, `hold` and `probe` end with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -61,9 +62,36 @@ pub struct LoadResult {
     /// What became of held connections; none but for `hold`.
     #[serde(default)]
     pub hold: Option<HoldRecord>,
+    /// What became of the segments that this program forged towards the server; none but for
+    /// `probe --forge`.
+    #[serde(default)]
+    pub forge: Option<ForgeRecord>,
     /// How many results were merged into this one; 1 for a result of its own.
     #[serde(default = "one")]
     pub merged: u32,
+}
+
+/// What became of the segments that a client forged on its own connections.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ForgeRecord {
+    /// Which way they went: what the verdict covers.
+    pub direction: Direction,
+    /// Why nothing was forged, where nothing could be: the direction is untried.
+    pub untried: Option<String>,
+    /// Of this direction.
+    pub verdict: Verdict,
+    /// Why, most important first; also what weakens it.
+    pub reasons: Vec<String>,
+    /// One diagnosis for each IP family.
+    pub paths: Vec<PathDiagnosis>,
+    /// What became of the forged segments.
+    pub outcomes: Vec<OutcomeCount>,
+    /// RSTs that were received on the connections.
+    pub resets: Resets,
+    /// The raw socket.
+    pub sniffer: Sniffer,
+    /// Not judged when the run ended.
+    pub unjudged: u64,
 }
 
 const fn one() -> u32 {
