@@ -19,8 +19,8 @@ use canary_record::hist::Latency;
 use canary_record::names::Forgery;
 use canary_testbed::exec::{Call, Interrupt, Ready, Tools};
 use canary_testbed::netns;
-use canary_testbed::place::Place;
 use canary_testbed::programs::{boom_server, document};
+use canary_testbed::testbed::Testbed;
 use canary_testbed::topology::{POD_PORT, Topology};
 use canary_wire::segment::{Emit, Family, Flags, Segment};
 use canary_wire::seq::Seq;
@@ -161,8 +161,8 @@ fn reachable() -> Result<u64> {
 
 fn run(kind: Kind, rate: u64, seconds: u64) -> Result<Score> {
     let (tools, me, interrupt) = (Tools::find(), std::env::current_exe()?, Interrupt::default());
-    let place = Place::build(Topology::pair("bench-"), &tools)?;
-    place.sh("client", "sysctl -qw net.ipv4.ip_local_port_range='1024 65535'")?;
+    let testbed = Testbed::build(Topology::pair("bench-"), &tools)?;
+    testbed.sh("client", "sysctl -qw net.ipv4.ip_local_port_range='1024 65535'")?;
     let dir = tempfile::tempdir()?;
     let log = dir.path().join("server.log");
     let call = match kind {
@@ -177,17 +177,17 @@ fn run(kind: Kind, rate: u64, seconds: u64) -> Result<Score> {
         Kind::Ours => Ready::Event,
         Kind::Simple => Ready::Text("ready"),
     };
-    let mut server = place.start("server", call, &log, ready)?;
+    let mut server = testbed.start("server", call, &log, ready)?;
     server.wait_ready(SOON, &interrupt)?;
-    let to = place.topology.target(Family::Ipv4).to_string();
+    let to = testbed.topology.target(Family::Ipv4).to_string();
     let client = Call::new(&me, &["client", &to, &rate.to_string(), &seconds.to_string()]);
     let client = client.deadline(Duration::from_secs(seconds + 60));
-    let told = place.host("client")?.run(|| client.run())??;
+    let told = testbed.host("client")?.run(|| client.run())??;
     let [failed, late] = numbers(&told)?;
     let memory_kib = peak_memory(server.pid());
     server.signal(Signal::SIGTERM);
     server.wait(SOON, &interrupt)?;
-    place.remove()?;
+    testbed.remove()?;
     if failed > 0 {
         return Err(format!("{failed} connects failed at once").into());
     }

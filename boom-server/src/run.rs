@@ -115,7 +115,7 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
     shared.state().sniffer.receive_buffer =
         sniffers.iter().map(|s| s.receive_buffer() as u64).min().unwrap_or(0);
     let mut notes = small_buffers(&sniffers, config.receive_buffer);
-    notes.extend(stranger(&config.local_ips(), &own_addresses()));
+    notes.extend(foreign_address(&config.local_ips(), &own_addresses()));
     for note in &notes {
         tracing::warn!("{note}");
     }
@@ -258,7 +258,7 @@ fn small_buffers(sniffers: &[Sniffer], wanted: usize) -> Vec<String> {
 
 /// Says so when none of the addresses that POD_IP and POD_IPS name is here:
 /// then no connection will be judged.
-fn stranger(named: &[IpAddr], own: &[IpAddr]) -> Option<String> {
+fn foreign_address(named: &[IpAddr], own: &[IpAddr]) -> Option<String> {
     let list = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     (!named.is_empty() && !own.is_empty() && !named.iter().any(|n| own.contains(n))).then(|| {
         format!(
@@ -502,9 +502,9 @@ mod tests {
     fn a_stranger_is_an_address_of_nobody_here() {
         let ip = |s: &str| s.parse::<IpAddr>().expect("address");
         let own = [ip("127.0.0.1"), ip("198.18.0.1")];
-        assert_eq!(stranger(&[], &own), None);
-        assert_eq!(stranger(&[ip("198.18.0.1"), ip("fd00::9")], &own), None);
-        let told = stranger(&[ip("198.18.0.9")], &own).expect("told");
+        assert_eq!(foreign_address(&[], &own), None);
+        assert_eq!(foreign_address(&[ip("198.18.0.1"), ip("fd00::9")], &own), None);
+        let told = foreign_address(&[ip("198.18.0.9")], &own).expect("told");
         assert!(told.contains("name 198.18.0.9") && told.contains("198.18.0.1"), "{told}");
     }
 }

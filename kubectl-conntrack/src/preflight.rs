@@ -97,7 +97,7 @@ pub fn role(missing: &[Right]) -> String {
 
 /// What a namespace is to a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum NamespaceState {
     /// There is none: the run makes it and deletes it.
     None,
     /// An earlier run made it and left it.
@@ -113,19 +113,19 @@ pub enum Place {
 }
 
 /// What `namespace` is.
-pub async fn place(client: &Client, namespace: &str) -> Result<Place, ApiError> {
+pub async fn namespace_state(client: &Client, namespace: &str) -> Result<NamespaceState, ApiError> {
     let api: Api<Namespace> = Api::all(client.clone());
     let found =
         call(format!("read namespace {namespace}"), async || api.get_opt(namespace).await).await?;
-    Ok(found.map_or(Place::None, |n| {
+    Ok(found.map_or(NamespaceState::None, |n| {
         let labels = n.labels();
         match labels.get(RUN) {
             Some(run)
                 if labels.get("app.kubernetes.io/managed-by").is_some_and(|m| m == MANAGER) =>
             {
-                Place::Left { run: run.clone() }
+                NamespaceState::Left { run: run.clone() }
             }
-            _ => Place::Foreign { enforce: labels.get(ENFORCE).cloned() },
+            _ => NamespaceState::Foreign { enforce: labels.get(ENFORCE).cloned() },
         }
     }))
 }

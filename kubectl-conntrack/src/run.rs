@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::api::{ApiError, PARALLEL, call};
 use crate::objects::{ENFORCE, MANAGER, RUN, Run};
-use crate::preflight::{self, Place, Right};
+use crate::preflight::{self, NamespaceState, Right};
 
 /// Why a run ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -157,28 +157,30 @@ impl<'a> Ground<'a> {
         replace: bool,
     ) -> Result<Ground<'a>, Stop> {
         let ns = &run.namespace;
-        match preflight::place(client, ns).await? {
-            Place::None => {}
-            Place::Left { run: earlier } if replace => remove_left(client, ns, &earlier).await?,
-            Place::Left { run: earlier } => {
+        match preflight::namespace_state(client, ns).await? {
+            NamespaceState::None => {}
+            NamespaceState::Left { run: earlier } if replace => {
+                remove_left(client, ns, &earlier).await?;
+            }
+            NamespaceState::Left { run: earlier } => {
                 return Err(Stop::Refused(format!(
                     "namespace {ns} is left of run {earlier}, or that run is at work: \
                      --replace removes it first, kubectl delete namespace {ns} does the same"
                 )));
             }
-            Place::Foreign { .. } if !foreign => {
+            NamespaceState::Foreign { .. } if !foreign => {
                 return Err(Stop::Refused(format!(
                     "namespace {ns} exists and is not of this program: name it with --namespace {ns} to use it \
                      (it is never deleted), or choose another"
                 )));
             }
-            Place::Foreign { enforce: Some(level) } if level != "privileged" => {
+            NamespaceState::Foreign { enforce: Some(level) } if level != "privileged" => {
                 return Err(Stop::Refused(format!(
                     "namespace {ns} enforces Pod Security level {level}, which allows neither NET_RAW nor the host \
                      network: kubectl label namespace {ns} {ENFORCE}=privileged --overwrite"
                 )));
             }
-            Place::Foreign { .. } => {
+            NamespaceState::Foreign { .. } => {
                 let ground = Self { client, run, made: None };
                 let earlier = ground.left_in_foreign().await?;
                 return match earlier {

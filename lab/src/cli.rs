@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::document::lab::{FrontEnd, Protection};
+use crate::document::lab::{Protection, ProxyMode};
 use canary_wire::segment::Family;
 use clap::{Args, Parser, Subcommand};
 
@@ -127,8 +127,8 @@ pub struct ShellArgs {
     #[arg(long, value_name = "PROTECTION", env = "LAB_PROTECTION", value_delimiter = ',')]
     pub protection: Vec<Protection>,
     /// Whose rules: nftables or iptables (default: the scenario's first)
-    #[arg(long, value_name = "NAME", env = "LAB_FRONT_END")]
-    pub front_end: Option<FrontEnd>,
+    #[arg(long, value_name = "NAME", env = "LAB_PROXY_MODE")]
+    pub proxy_mode: Option<ProxyMode>,
     /// IP family of the rules: ipv4 or ipv6 (default: the scenario's first)
     #[arg(long, value_name = "FAMILY", env = "LAB_FAMILY", value_parser = family)]
     pub family: Option<Family>,

@@ -9,7 +9,7 @@ use canary_runtime::exit::Exit;
 
 use canary_testbed::exec::{ExecError, Interrupt, Tools};
 use canary_testbed::netns;
-use canary_testbed::place::{Place, PlaceError};
+use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::Topology;
 
 use crate::cli::ShellArgs;
@@ -45,27 +45,29 @@ pub fn check(args: &ShellArgs) -> Result<(), String> {
 
 /// Builds the topology and gives the terminal to a shell in the host. The lab
 /// ends with the shell; its status is the shell's, as success or failure.
-pub fn shell(args: &ShellArgs) -> Result<Exit, PlaceError> {
-    let wrong = |why: String| PlaceError::Io {
+pub fn shell(args: &ShellArgs) -> Result<Exit, TestbedError> {
+    let wrong = |why: String| TestbedError::Io {
         what: "open a shell".to_owned(),
         source: std::io::Error::other(why),
     };
     let (about, matrix) = chosen(args).map_err(wrong)?;
-    let (front_end, family) =
-        (args.front_end.unwrap_or(matrix.front_ends[0]), args.family.unwrap_or(matrix.families[0]));
+    let (proxy_mode, family) = (
+        args.proxy_mode.unwrap_or(matrix.proxy_modes[0]),
+        args.family.unwrap_or(matrix.families[0]),
+    );
     let tools = Tools::find();
-    let place = Place::build(Topology::new(matrix.path, ""), &tools)?;
-    place.protect(front_end, family, &args.protection)?;
+    let testbed = Testbed::build(Topology::new(matrix.path, ""), &tools)?;
+    testbed.protect(proxy_mode, family, &args.protection)?;
     let protections: Protections = args.protection.iter().copied().collect();
     say(&format!(
-        "{}: {front_end} {family} rules, protections: {protections}\n\
+        "{}: {proxy_mode} {family} rules, protections: {protections}\n\
          hosts: {} (ip netns exec HOST ...)\n\
          boom-server belongs in {}, load-client in {}: load-client probe --target tcp://{} ...",
         about.title,
-        place.topology.hosts.join(", "),
-        place.topology.server(),
-        place.topology.client(),
-        place.topology.target(family),
+        testbed.topology.hosts.join(", "),
+        testbed.topology.server(),
+        testbed.topology.client(),
+        testbed.topology.target(family),
     ));
     let mut env = Vec::new();
     if let Some(dir) = find_program(args.bin.bin_dir.as_deref(), "boom-server")
@@ -78,7 +80,7 @@ pub fn shell(args: &ShellArgs) -> Result<Exit, PlaceError> {
     }
     env.push(("LAB_HOST".to_owned(), args.host.clone()));
     let program = std::env::var_os("SHELL").map_or_else(|| PathBuf::from("/bin/sh"), PathBuf::from);
-    let status = place.foreground(&args.host, program, env)?;
+    let status = testbed.foreground(&args.host, program, env)?;
     Ok(if status.success() { Exit::Ok } else { Exit::Failed })
 }
 

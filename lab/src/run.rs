@@ -1,4 +1,4 @@
-//! Runs what a plan says, and tells what was seen as soon as it is there: lanes of cells side by
+//! Runs what a plan says, and tells what was seen as soon as it is there: batches of cells side by
 //! side, then other causes, then what needs the whole machine. It judges nothing and writes no
 //! result.
 
@@ -15,9 +15,9 @@ use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::sync::{Mutex, PoisonError};
 
-use crate::document::lab::{CommandList, FrontEnd, Path};
+use crate::document::lab::{CommandList, Path, ProxyMode};
 use canary_testbed::evidence;
-use canary_testbed::place::{Place, PlaceError};
+use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::{Step, Topology};
 use canary_wire::segment::Family;
 
@@ -56,9 +56,9 @@ pub enum Event {
 
 /// The cells that share one topology, one after another.
 #[derive(Clone, Debug)]
-struct Lane {
+struct Batch {
     scenario: usize,
-    front_end: FrontEnd,
+    proxy_mode: ProxyMode,
     family: Family,
     repetition: u32,
     prefix: String,
@@ -96,86 +96,87 @@ pub fn commands(scenario: &Scenario) -> CommandList {
     }
 }
 
-/// The prefix of each lane's hosts, and the last cell that ran in them.
+/// The prefix of each batch's hosts, and the last cell that ran in them.
 #[must_use]
 pub fn last_cells(plan: &Plan) -> Vec<(String, String)> {
-    lanes(plan)
+    batches(plan)
         .iter()
-        .filter_map(|lane| {
-            let last = matrix(plan, lane)?.cells.len().checked_sub(1)?;
-            Some((lane.prefix.clone(), id(plan, lane, last)?))
+        .filter_map(|batch| {
+            let last = matrix(plan, batch)?.cells.len().checked_sub(1)?;
+            Some((batch.prefix.clone(), id(plan, batch, last)?))
         })
         .collect()
 }
 
 fn cells(plan: &Plan, tell: &Sender<Event>) {
-    let lanes = Mutex::new(lanes(plan));
+    let batches = Mutex::new(batches(plan));
     let kept = cell::Kept::default();
     std::thread::scope(|scope| {
         for _ in 0..plan.jobs {
             scope.spawn(|| {
-                let next = || lanes.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                while let Some(lane) = next() {
-                    run_lane(plan, &lane, &kept, tell);
+                let next = || batches.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                while let Some(batch) = next() {
+                    run_batch(plan, &batch, &kept, tell);
                 }
             });
         }
     });
 }
 
-fn lanes(plan: &Plan) -> VecDeque<Lane> {
-    let mut lanes = VecDeque::new();
+fn batches(plan: &Plan) -> VecDeque<Batch> {
+    let mut batches = VecDeque::new();
     for repetition in 1..=plan.repeat {
         for (scenario, s) in plan.scenarios.iter().enumerate() {
             let Some(matrix) = s.matrix().filter(|_| skipped(s).is_none()) else { continue };
-            for front_end in matrix.front_ends.iter().copied() {
+            for proxy_mode in matrix.proxy_modes.iter().copied() {
                 for family in matrix.families.iter().copied() {
-                    let prefix = format!("l{}-", lanes.len());
-                    lanes.push_back(Lane { scenario, front_end, family, repetition, prefix });
+                    let prefix = format!("l{}-", batches.len());
+                    batches.push_back(Batch { scenario, proxy_mode, family, repetition, prefix });
                 }
             }
         }
     }
-    lanes
+    batches
 }
 
-fn matrix<'a>(plan: &'a Plan, lane: &Lane) -> Option<&'a Matrix> {
-    plan.scenarios.get(lane.scenario)?.matrix()
+fn matrix<'a>(plan: &'a Plan, batch: &Batch) -> Option<&'a Matrix> {
+    plan.scenarios.get(batch.scenario)?.matrix()
 }
 
-/// Builds the lane's topology and runs its cells in it.
-fn run_lane(plan: &Plan, lane: &Lane, kept: &cell::Kept, tell: &Sender<Event>) {
+/// Builds the batch's topology and runs its cells in it.
+fn run_batch(plan: &Plan, batch: &Batch, kept: &cell::Kept, tell: &Sender<Event>) {
     let setting = &plan.setting;
-    let (Some(scenario), Some(matrix)) = (plan.scenarios.get(lane.scenario), matrix(plan, lane))
+    let (Some(scenario), Some(matrix)) = (plan.scenarios.get(batch.scenario), matrix(plan, batch))
     else {
         return;
     };
     if setting.interrupt.signalled().is_some() {
         return;
     }
-    let place = guarded(|| Place::build(Topology::new(matrix.path, &lane.prefix), &setting.tools));
+    let testbed =
+        guarded(|| Testbed::build(Topology::new(matrix.path, &batch.prefix), &setting.tools));
     for (index, cell_plan) in matrix.cells.iter().enumerate() {
-        let Some(id) = id(plan, lane, index) else { continue };
+        let Some(id) = id(plan, batch, index) else { continue };
         let dir = plan.dir.join("cells").join(&id);
         let mut captures = Vec::new();
-        let mut part = |place: &Place<'_>| {
+        let mut part = |testbed: &Testbed<'_>| {
             fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
             let cell = cell::Cell {
                 plan: cell_plan,
-                front_end: lane.front_end,
-                family: lane.family,
+                proxy_mode: batch.proxy_mode,
+                family: batch.family,
                 forgeries: &matrix.forgeries,
                 connections: matrix.connections,
                 index,
                 dir: &dir,
             };
-            let shown = cell::run(place, &cell, setting)?;
+            let shown = cell::run(testbed, &cell, setting)?;
             let name = (scenario.about.name.as_str(), id.as_str());
-            captures = cell::keep(place, setting, &plan.dir, name, &shown, kept)?;
-            Ok::<_, PlaceError>(shown)
+            captures = cell::keep(testbed, setting, &plan.dir, name, &shown, kept)?;
+            Ok::<_, TestbedError>(shown)
         };
-        let shown = match &place {
-            Ok(place) => guarded(|| part(place)),
+        let shown = match &testbed {
+            Ok(testbed) => guarded(|| part(testbed)),
             Err(why) => Err(format!("cannot build the topology: {why}")),
         };
         // What a signal cut short was not run.
@@ -183,10 +184,10 @@ fn run_lane(plan: &Plan, lane: &Lane, kept: &cell::Kept, tell: &Sender<Event>) {
             return;
         }
         let key = Key {
-            scenario: lane.scenario,
-            repetition: lane.repetition,
-            front_end: lane.front_end,
-            family: lane.family,
+            scenario: batch.scenario,
+            repetition: batch.repetition,
+            proxy_mode: batch.proxy_mode,
+            family: batch.family,
             plan: index,
         };
         let done = Done { key, id, shown, captures };
@@ -199,11 +200,11 @@ fn run_lane(plan: &Plan, lane: &Lane, kept: &cell::Kept, tell: &Sender<Event>) {
     }
 }
 
-fn id(plan: &Plan, lane: &Lane, cell: usize) -> Option<String> {
-    let protections = &matrix(plan, lane)?.cells.get(cell)?.protections;
-    let again = if plan.repeat > 1 { format!("-{}", lane.repetition) } else { String::new() };
-    let name = &plan.scenarios.get(lane.scenario)?.about.name;
-    Some(format!("{name}/{}-{}-{protections}{again}", lane.front_end, lane.family))
+fn id(plan: &Plan, batch: &Batch, cell: usize) -> Option<String> {
+    let protections = &matrix(plan, batch)?.cells.get(cell)?.protections;
+    let again = if plan.repeat > 1 { format!("-{}", batch.repetition) } else { String::new() };
+    let name = &plan.scenarios.get(batch.scenario)?.about.name;
+    Some(format!("{name}/{}-{}-{protections}{again}", batch.proxy_mode, batch.family))
 }
 
 /// A repetition's own directory and the prefix of a scenario's hosts.

@@ -6,7 +6,7 @@ mod fixture;
 use std::collections::BTreeSet;
 use std::fs;
 
-use conntrack_lab::document::lab::{FrontEnd, Judgement, LabResult, Seen};
+use conntrack_lab::document::lab::{Judgement, LabResult, ProxyMode, Seen};
 use conntrack_lab::report::{folder, junit};
 use fixture::{fixture, result, skipped, with_timeline};
 use roxmltree::{Document, Node, ParsingOptions};
@@ -409,9 +409,9 @@ fn rows_fold_where_equal_and_part_where_not() {
     let mut r = result();
     let cells = &mut r.scenarios[0].cells;
     let mut same = cells[0].clone();
-    same.front_end = FrontEnd::Iptables;
+    same.proxy_mode = ProxyMode::Iptables;
     let mut other = cells[1].clone();
-    other.front_end = FrontEnd::Iptables;
+    other.proxy_mode = ProxyMode::Iptables;
     other.forgeries[5].seen = Seen::Kills;
     cells.extend([same, other]);
     let page = page(&r);

@@ -44,7 +44,7 @@ why = "For a test"
 source = "for a test"
 path = "cluster-ip"
 families = ["ipv4"]
-front-ends = ["nftables"]
+proxy-modes = ["nftables"]
 connections = 10
 forgeries = ["control", "below-window", "above-window", "ack-ahead", "no-flags", "syn-fin"]
 [[cell]]

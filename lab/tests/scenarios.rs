@@ -29,7 +29,7 @@ fn flipped(text: &str) -> Option<(String, String)> {
     cell.remove("protections");
     scenario.insert("cell".into(), vec![Value::from(cell)].into());
     scenario.insert("families".into(), vec!["ipv4"].into());
-    scenario.insert("front-ends".into(), vec!["nftables"].into());
+    scenario.insert("proxy-modes".into(), vec!["nftables"].into());
     scenario.insert("connections".into(), 5.into());
     Some((name, toml::to_string(&scenario).unwrap()))
 }
@@ -97,7 +97,7 @@ fn senseless_scenarios_are_refused() {
     }
 }
 
-/// What --help says is as committed. `LAB_GOLDEN=write` in the environment rewrites it.
+/// What --help says is as committed. `UPDATE_GOLDEN=1` rewrites it.
 #[test]
 fn help_is_as_committed() {
     let dir = scratch();
@@ -108,7 +108,7 @@ fn help_is_as_committed() {
         text += &out.stdout;
     }
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/help.txt");
-    if std::env::var_os("LAB_GOLDEN").is_some_and(|v| v == "write") {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(&golden, &text).unwrap();
     }
     assert_eq!(fs::read_to_string(&golden).unwrap(), text);

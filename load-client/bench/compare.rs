@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use canary_record::result::serve::ServeResult;
 use canary_testbed::model::Path as NetPath;
-use canary_testbed::place::Place;
 use canary_testbed::programs::built;
+use canary_testbed::testbed::Testbed;
 use serde_json::{Value, json};
 
 use crate::host::{self, RUN, SOON, call, options, ready, start, words};
@@ -161,15 +161,15 @@ fn peers(oha_path: Option<&Path>, seconds: f64) -> Result<Vec<Peer>> {
 
 /// nginx behind the Service's own port, load-client's server behind 9000, and no limit of a
 /// host's own on anybody.
-fn prepare(place: &Place<'_>) -> Result<()> {
+fn prepare(testbed: &Testbed<'_>) -> Result<()> {
     let dnat = "ip daddr 198.19.0.10 tcp dport 9000 dnat to 198.18.66.20:9001";
     let chain = format!("chain pre {{ type nat hook prerouting priority dstnat; {dnat}; }};");
-    place.sh("node1", &format!("nft 'table ip bench {{ {chain} }}'"))?;
+    testbed.sh("node1", &format!("nft 'table ip bench {{ {chain} }}'"))?;
     // Short timeouts keep the tables of a long bench small, for every peer alike.
     for node in ["node1", "node2"] {
-        place.sh(node, host::SHORT)?;
+        testbed.sh(node, host::SHORT)?;
     }
-    place.sh("client", host::CLIENT)?;
+    testbed.sh("client", host::CLIENT)?;
     let root = Path::new(RUN);
     std::fs::create_dir_all(root.join("www"))?;
     std::fs::write(root.join("www/1k"), [b'x'; 1024])?;
@@ -196,13 +196,13 @@ pub(crate) fn compare(args: &[String]) -> Result<()> {
             other => bail!("unknown option {other}: use --rounds, --seconds, --output, --oha"),
         }
     }
-    let place = host::hosts(NetPath::ClusterIp)?;
-    prepare(&place)?;
-    let _nginx = start(&place, "server", "nginx -c /run/nginx.conf")?;
-    let _serve = ready::<ServeResult>(&place, "server", "serve --listen 0.0.0.0:9001")?;
+    let testbed = host::hosts(NetPath::ClusterIp)?;
+    prepare(&testbed)?;
+    let _nginx = start(&testbed, "server", "nginx -c /run/nginx.conf")?;
+    let _serve = ready::<ServeResult>(&testbed, "server", "serve --listen 0.0.0.0:9001")?;
     let end = Instant::now() + SOON;
     let get = call(&words(&format!("curl -sf -o /dev/null {HTTP}")));
-    while !place.run("client", &get)?.status.success() {
+    while !testbed.run("client", &get)?.status.success() {
         ensure!(Instant::now() < end, "nginx does not answer through the service address");
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -211,10 +211,10 @@ pub(crate) fn compare(args: &[String]) -> Result<()> {
     for round in 1..=rounds {
         for peer in &peers {
             for node in ["node1", "node2"] {
-                place.run(node, &call(&words("conntrack -F")))?;
+                testbed.run(node, &call(&words("conntrack -F")))?;
             }
             let limit = Duration::from_secs_f64(seconds) + 3 * SOON;
-            let text = place.run("client", &call(&peer.command).deadline(limit))?.stdout;
+            let text = testbed.run("client", &call(&peer.command).deadline(limit))?.stdout;
             let rate = (peer.rate)(&text, seconds).with_context(|| {
                 format!("{}: no rate, or failures, in its output: {text:.2000}", peer.name)
             })?;

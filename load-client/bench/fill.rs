@@ -34,14 +34,14 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
             _ => bail!("unknown option {name}: use --within, --keep, --entries, --output"),
         }
     }
-    let place = host::one_node()?;
+    let testbed = host::one_node()?;
     let limit = "cat /proc/sys/net/netfilter/nf_conntrack_max";
-    let limit: u64 = place.sh("node1", limit)?.trim().parse()?;
+    let limit: u64 = testbed.sh("node1", limit)?.trim().parse()?;
     let entries: u64 = entries.unwrap_or(limit);
-    let _serve = ready::<ServeResult>(&place, "server", "serve --listen 0.0.0.0:9000")?;
+    let _serve = ready::<ServeResult>(&testbed, "server", "serve --listen 0.0.0.0:9000")?;
     // Tracking begins with the first rule that needs it; the table must be empty.
     let observe = "observe --interval 250ms --admin 198.18.65.1:9174";
-    let observe = ready::<ObserveResult>(&place, "node1", observe)?;
+    let observe = ready::<ObserveResult>(&testbed, "node1", observe)?;
     let seconds = within + keep + 3.0;
     let line = format!(
         "churn --fill http://198.18.65.1:9174 --fill-to {} --duration {seconds}s --target tcp://{SERVICE} --source-ip {}",
@@ -49,7 +49,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         host::sources(),
     );
     let load =
-        client::<LoadResult>(&line)?.start(&place, "client", &Path::new(RUN).join("load.log"))?;
+        client::<LoadResult>(&line)?.start(&testbed, "client", &Path::new(RUN).join("load.log"))?;
     let load = load.end(Duration::from_secs_f64(seconds) + SOON)?;
     ensure!(load.status.success(), "load-client churn: {}", load.status);
     let seen = observe.stop(SOON)?.result;

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use canary_testbed::exec::{Call, Process, Ready, Tools};
-use canary_testbed::model::{FrontEnd, Path as NetPath};
-use canary_testbed::place::Place;
+use canary_testbed::model::{Path as NetPath, ProxyMode};
 use canary_testbed::programs::{Program, Running, load_client};
+use canary_testbed::testbed::Testbed;
 use canary_testbed::topology::Topology;
 use canary_wire::segment::Family;
 use serde::de::DeserializeOwned;
@@ -27,26 +27,26 @@ pub(crate) const CLIENT: &str = "sysctl -qw net.ipv4.ip_local_port_range='1024 6
 pub(crate) const RUN: &str = "/run";
 
 /// The hosts of a path, with Service rules as kube-proxy writes them, and no protection.
-pub(crate) fn hosts(path: NetPath) -> Result<Place<'static>> {
+pub(crate) fn hosts(path: NetPath) -> Result<Testbed<'static>> {
     // As long as this program.
     let tools: &'static Tools = Box::leak(Box::new(Tools::find()));
-    let place = Place::build(Topology::new(path, ""), tools)?;
-    place.protect(FrontEnd::Nftables, Family::Ipv4, &[])?;
-    place.sh("server", SERVER)?;
-    Ok(place)
+    let testbed = Testbed::build(Topology::new(path, ""), tools)?;
+    testbed.protect(ProxyMode::Nftables, Family::Ipv4, &[])?;
+    testbed.sh("server", SERVER)?;
+    Ok(testbed)
 }
 
 /// A client pod with 32 addresses, one tracking node, a server pod: one table, so that what is
 /// filled is one table.
-pub(crate) fn one_node() -> Result<Place<'static>> {
-    let place = hosts(NetPath::SameNode)?;
+pub(crate) fn one_node() -> Result<Testbed<'static>> {
+    let testbed = hosts(NetPath::SameNode)?;
     let add: Vec<_> = (32..64).map(|i| format!("ip addr add 198.18.65.{i}/32 dev eth0")).collect();
-    place.sh("client", &add.join("; "))?;
-    place.sh("node1", "ip route add 198.18.65.32/27 dev to-client")?;
+    testbed.sh("client", &add.join("; "))?;
+    testbed.sh("node1", "ip route add 198.18.65.32/27 dev to-client")?;
     // A client beyond its TIME_WAIT limit answers the server's FIN with RST, and takes its ports
     // again: conntrack then has fewer entries than there were connections.
-    place.sh("client", "sysctl -qw net.ipv4.tcp_max_tw_buckets=1048576")?;
-    Ok(place)
+    testbed.sh("client", "sysctl -qw net.ipv4.tcp_max_tw_buckets=1048576")?;
+    Ok(testbed)
 }
 
 /// The client's addresses in [`one_node`].
@@ -67,10 +67,10 @@ pub(crate) fn call(words: &[String]) -> Call {
 }
 
 /// Starts a program of others in a host.
-pub(crate) fn start(place: &Place<'_>, host: &str, command: &str) -> Result<Process> {
+pub(crate) fn start(testbed: &Testbed<'_>, host: &str, command: &str) -> Result<Process> {
     let words = words(command);
     let log = Path::new(RUN).join(format!("{}.log", words[0]));
-    Ok(place.start(host, call(&words), &log, Ready::Event)?)
+    Ok(testbed.start(host, call(&words), &log, Ready::Event)?)
 }
 
 /// load-client with these words, ending with `R`.
@@ -81,11 +81,11 @@ pub(crate) fn client<R: DeserializeOwned>(words: &str) -> Result<Program<R>> {
 
 /// Starts load-client in a host and waits until it is ready.
 pub(crate) fn ready<R: DeserializeOwned>(
-    place: &Place<'_>,
+    testbed: &Testbed<'_>,
     host: &str,
     words: &str,
 ) -> Result<Running<R>> {
-    Ok(client(words)?.ready(place, host, &Path::new(RUN).join(format!("load-{host}.log")))?)
+    Ok(client(words)?.ready(testbed, host, &Path::new(RUN).join(format!("load-{host}.log")))?)
 }
 
 /// Options as pairs of a name and a value.

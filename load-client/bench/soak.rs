@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use canary_record::prometheus::{self, Sample};
 use canary_record::result::load::{LoadResult, SeriesPoint};
 use canary_record::result::serve::ServeResult;
-use canary_testbed::place::Place;
 use canary_testbed::programs::Running;
+use canary_testbed::testbed::Testbed;
 use serde_json::{Value, json};
 
 use crate::host::{self, CLIENT, RUN, SERVICE, SHORT, SOON, client, options, ready, sources};
@@ -85,8 +85,8 @@ fn resident(pid: u32) -> Result<f64> {
 }
 
 /// Failures so far, by class, as the metrics have them.
-fn classes(place: &Place<'_>) -> Result<Classes> {
-    let page = place.sh("client", &format!("curl -sf http://{ADMIN}/metrics"))?;
+fn classes(testbed: &Testbed<'_>) -> Result<Classes> {
+    let page = testbed.sh("client", &format!("curl -sf http://{ADMIN}/metrics"))?;
     let failures = prometheus::samples(&page).filter(|s| s.name == "load_failures_total");
     let class =
         |s: Sample<'_>| (format!("{} in {}", s.label("cause"), s.label("phase")), s.value as u64);
@@ -94,13 +94,13 @@ fn classes(place: &Place<'_>) -> Result<Classes> {
 }
 
 /// Packets that conntrack in the node dropped for want of room.
-fn drops(place: &Place<'_>) -> Result<u64> {
-    let text = place.sh("node1", "cat /proc/net/stat/nf_conntrack")?;
+fn drops(testbed: &Testbed<'_>) -> Result<u64> {
+    let text = testbed.sh("node1", "cat /proc/net/stat/nf_conntrack")?;
     Ok(canary_conntrack::stat::counters(&text)?.iter().map(|c| c.counters.drop).sum())
 }
 
 struct Soak<'a> {
-    place: &'a Place<'a>,
+    testbed: &'a Testbed<'a>,
     serve: Option<Running<ServeResult>>,
     churn: Running<LoadResult>,
     began: Instant,
@@ -133,10 +133,10 @@ impl Soak<'_> {
 
     fn cause(&mut self, cause: &'static str) -> Result<()> {
         let pid = self.pid();
-        let place = self.place;
-        let sh = |host: &str, line: &str| place.sh(host, line);
-        let before_classes = classes(place)?;
-        let drops_before = drops(place)?;
+        let testbed = self.testbed;
+        let sh = |host: &str, line: &str| testbed.sh(host, line);
+        let before_classes = classes(testbed)?;
+        let drops_before = drops(testbed)?;
         match cause {
             "server-killed" => drop(self.serve.take()),
             "half-syns" => drop(sh(
@@ -152,7 +152,7 @@ impl Soak<'_> {
                 sh("client", NO_REUSE)?;
                 sh("node1", LONG)?;
                 let end = Instant::now() + FILL;
-                while drops(place)? == drops_before && !self.over()? {
+                while drops(testbed)? == drops_before && !self.over()? {
                     ensure!(Instant::now() < end, "the table did not fill within {FILL:?}");
                     self.pass(Duration::from_millis(100))?;
                 }
@@ -169,7 +169,7 @@ impl Soak<'_> {
         }
         let cpu_share = (cpu(pid)? - before) / (unix() - began);
         match cause {
-            "server-killed" => self.serve = Some(serve(place)?),
+            "server-killed" => self.serve = Some(serve(testbed)?),
             "half-syns" => drop(sh("node1", "nft delete table ip half")?),
             "emfile" => {
                 let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
@@ -182,14 +182,14 @@ impl Soak<'_> {
                 sh("client", CLIENT)?;
             }
         }
-        let (ended, dropped) = (unix(), drops(place)? - drops_before);
+        let (ended, dropped) = (unix(), drops(testbed)? - drops_before);
         self.events.push(Event { cause, began, ended, cpu_share, dropped, before: before_classes });
         Ok(())
     }
 }
 
-fn serve(place: &Place<'_>) -> Result<Running<ServeResult>> {
-    ready(place, "server", "serve --listen 0.0.0.0:9000")
+fn serve(testbed: &Testbed<'_>) -> Result<Running<ServeResult>> {
+    ready(testbed, "server", "serve --listen 0.0.0.0:9000")
 }
 
 /// `soak [--connections N | --minutes N] [--rate N] [--causes LIST] [--output FILE]`
@@ -227,17 +227,17 @@ pub(crate) fn soak(args: &[String]) -> Result<()> {
     } else {
         format!("--connections {}", connections.unwrap_or_default())
     };
-    let place = host::one_node()?;
-    place.sh("client", CLIENT)?;
-    place.sh("node1", SHORT)?;
-    let serve = serve(&place)?;
+    let testbed = host::one_node()?;
+    testbed.sh("client", CLIENT)?;
+    testbed.sh("node1", SHORT)?;
+    let serve = serve(&testbed)?;
     let line = format!(
         "churn --target tcp://{SERVICE} {end} --timeout 500ms {rate} --source-ip {} --admin {ADMIN}",
         sources(),
     );
-    let churn = client(&line)?.start(&place, "client", &Path::new(RUN).join("churn.log"))?;
+    let churn = client(&line)?.start(&testbed, "client", &Path::new(RUN).join("churn.log"))?;
     let mut soak = Soak {
-        place: &place,
+        testbed: &testbed,
         serve: Some(serve),
         churn,
         began: Instant::now(),

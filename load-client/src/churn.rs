@@ -12,7 +12,7 @@ use canary_runtime::shutdown::Shutdown;
 use hyper::header::HeaderValue;
 
 use crate::cli::{ChurnArgs, Close};
-use crate::fill::{Follower, Room};
+use crate::fill::{Allowance, Follower};
 use crate::live::Live;
 use crate::pacer::{self, Pacer};
 use crate::preflight::Load;
@@ -61,7 +61,7 @@ fn plan(
     target: SocketAddr,
     clock: Clock,
     (w, n): (u32, u32),
-    room: Option<&Arc<Room>>,
+    allowance: Option<&Arc<Allowance>>,
 ) -> anyhow::Result<Plan> {
     let share = |total: u64| total / u64::from(n) + u64::from(u64::from(w) < total % u64::from(n));
     let request = match &args.target.protocol {
@@ -98,7 +98,7 @@ fn plan(
         pacer,
         connections: args.connections.map(share),
         until: args.duration.map(|d| start + d),
-        room: room.cloned(),
+        allowance: allowance.cloned(),
     })
 }
 
@@ -106,7 +106,7 @@ fn plan(
 pub async fn run(
     args: &ChurnArgs,
     target: SocketAddr,
-    fill: Option<(&mut Follower, &Arc<Room>)>,
+    fill: Option<(&mut Follower, &Arc<Allowance>)>,
     shutdown: &mut Shutdown,
     admin: Option<&Arc<Admin>>,
 ) -> anyhow::Result<(Tally, EndedBy)> {
@@ -135,7 +135,7 @@ pub async fn run(
     let live = Live::begin(shown, admin);
     let follow = async {
         match fill {
-            Some((follower, room)) => follower.follow(room, clock.start()).await,
+            Some((follower, allowance)) => follower.follow(allowance, clock.start()).await,
             None => std::future::pending().await,
         }
     };

@@ -24,18 +24,18 @@ use crate::target::{Protocol, Target};
 const INTERVAL: Duration = Duration::from_millis(50);
 /// Longest time for one look.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// Each look allows this part of the room, so that a few pods that fill the same table do
+/// Each look allows this part of what is free, so that a few pods that fill the same table do
 /// not take it more than once.
 const PART: u64 = 4;
 
 /// How many connections may still begin; the workers take from it.
 #[derive(Debug, Default)]
-pub struct Room {
+pub struct Allowance {
     begun: AtomicU64,
     allowed: AtomicU64,
 }
 
-impl Room {
+impl Allowance {
     /// Takes the place of one connection, if there is one.
     pub fn take(&self) -> bool {
         let allowed = self.allowed.load(Ordering::Relaxed);
@@ -46,8 +46,8 @@ impl Room {
     /// Allows what fits, by a look that began when `begun` had been taken. What was taken
     /// since may be among the entries or not: it counts as not, which errs towards less.
     fn allow(&self, begun: u64, entries: u64, wanted: u64) {
-        let room = wanted.saturating_sub(entries).div_ceil(PART);
-        self.allowed.store(begun + room, Ordering::Relaxed);
+        let allowance = wanted.saturating_sub(entries).div_ceil(PART);
+        self.allowed.store(begun + allowance, Ordering::Relaxed);
     }
 }
 
@@ -71,7 +71,7 @@ pub struct Follower {
 
 impl Follower {
     /// Looks for the first time, before anything begins; says what is wrong with `observe`.
-    pub async fn new(observe: &Target, part: f64, room: &Room) -> Result<Self, String> {
+    pub async fn new(observe: &Target, part: f64, allowance: &Allowance) -> Result<Self, String> {
         let say = |e: String| {
             format!(
                 "--fill {observe}: {e}; write http://HOST:PORT, the admin port of load-client observe on the node"
@@ -90,18 +90,18 @@ impl Follower {
             most: 0,
             reached: None,
         };
-        me.look(room, Instant::now()).await.map_err(say)?;
+        me.look(allowance, Instant::now()).await.map_err(say)?;
         Ok(me)
     }
 
     /// Looks until dropped.
-    pub async fn follow(&mut self, room: &Room, start: Instant) -> Infallible {
+    pub async fn follow(&mut self, allowance: &Allowance, start: Instant) -> Infallible {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut lost = false;
         loop {
             ticks.tick().await;
-            match self.look(room, start).await {
+            match self.look(allowance, start).await {
                 Ok(()) => {
                     if std::mem::take(&mut lost) {
                         tracing::info!("the table is seen again");
@@ -135,8 +135,8 @@ impl Follower {
         }
     }
 
-    async fn look(&mut self, room: &Room, start: Instant) -> Result<(), String> {
-        let begun = room.begun.load(Ordering::Relaxed);
+    async fn look(&mut self, allowance: &Allowance, start: Instant) -> Result<(), String> {
+        let begun = allowance.begun.load(Ordering::Relaxed);
         let page = match tokio::time::timeout(TIMEOUT, self.ask()).await {
             Ok(Ok(page)) => page,
             Ok(Err(e)) => {
@@ -157,7 +157,7 @@ impl Follower {
             self.reached = Some(start.elapsed());
             tracing::info!(entries, limit, "the table is filled");
         }
-        room.allow(begun, entries, wanted);
+        allowance.allow(begun, entries, wanted);
         Ok(())
     }
 
@@ -196,46 +196,46 @@ fn wanted(limit: u64, part: f64) -> u64 {
 mod tests {
     use super::*;
 
-    fn taken(room: &Room) -> u64 {
-        (0..1_000_000).take_while(|_| room.take()).count() as u64
+    fn taken(allowance: &Allowance) -> u64 {
+        (0..1_000_000).take_while(|_| allowance.take()).count() as u64
     }
 
     /// Each look allows a quarter of what is missing, and nothing when nothing is.
     #[test]
     fn allows_a_part_of_what_is_missing() {
-        let room = Room::default();
-        assert_eq!(taken(&room), 0);
-        room.allow(0, 200, 1000);
-        assert_eq!(taken(&room), 200);
-        room.allow(200, 999, 1000);
-        assert_eq!(taken(&room), 1);
-        room.allow(201, 1200, 1000);
-        assert_eq!(taken(&room), 0);
+        let allowance = Allowance::default();
+        assert_eq!(taken(&allowance), 0);
+        allowance.allow(0, 200, 1000);
+        assert_eq!(taken(&allowance), 200);
+        allowance.allow(200, 999, 1000);
+        assert_eq!(taken(&allowance), 1);
+        allowance.allow(201, 1200, 1000);
+        assert_eq!(taken(&allowance), 0);
     }
 
     /// What began while the look was on its way is not allowed a second time.
     #[test]
     fn what_began_meanwhile_counts() {
-        let room = Room::default();
-        room.allow(0, 0, 400);
+        let allowance = Allowance::default();
+        allowance.allow(0, 0, 400);
         for _ in 0..30 {
-            assert!(room.take());
+            assert!(allowance.take());
         }
-        room.allow(0, 0, 400);
-        assert_eq!(taken(&room), 70);
+        allowance.allow(0, 0, 400);
+        assert_eq!(taken(&allowance), 70);
     }
 
     /// A few clients of one table fill it and go no more than a little beyond, however stale
     /// each one's look is.
     #[test]
     fn several_clients_share_a_table() {
-        let rooms: Vec<_> = (0..PART).map(|_| Room::default()).collect();
+        let allowances: Vec<_> = (0..PART).map(|_| Allowance::default()).collect();
         let mut entries = 0;
         for _ in 0..100 {
             let seen = entries;
-            for room in &rooms {
-                room.allow(room.begun.load(Ordering::Relaxed), seen, 262_144);
-                entries += taken(room);
+            for allowance in &allowances {
+                allowance.allow(allowance.begun.load(Ordering::Relaxed), seen, 262_144);
+                entries += taken(allowance);
             }
         }
         assert!((262_144..262_144 + PART).contains(&entries), "{entries}");

@@ -21,7 +21,7 @@ use crate::cli::{
     ChurnArgs, Cli, Command, CommonArgs, HoldArgs, MergeArgs, ObserveArgs, ProbeArgs, ResolveArgs,
     ServeArgs, WitnessArgs,
 };
-use crate::fill::{Follower, Room};
+use crate::fill::{Allowance, Follower};
 use crate::preflight::Load;
 use crate::report::Report;
 use crate::target::{Protocol, Target};
@@ -155,13 +155,13 @@ fn finish(report: &Report, mut result: LoadResult, thresholds: &[Threshold]) -> 
 async fn run_churn(args: ChurnArgs, mut config: Config) -> Result<Exit, End> {
     let mut shutdown = catch()?;
     let target = resolve(&args.target, &args.source_ip, args.resolve, &mut shutdown).await?;
-    let room = Arc::<Room>::default();
+    let allowance = Arc::<Allowance>::default();
     let mut follower = match &args.fill {
         Some(observe) => tokio::select! {
             _ = shutdown.signalled() => {
                 return Err(End::Usage(format!("--fill {observe}: no answer yet")));
             }
-            follower = Follower::new(observe, args.fill_to, &room) => {
+            follower = Follower::new(observe, args.fill_to, &allowance) => {
                 Some(follower.map_err(End::Usage)?)
             }
         },
@@ -176,7 +176,7 @@ async fn run_churn(args: ChurnArgs, mut config: Config) -> Result<Exit, End> {
     let preflight = preflight::check(preflight::read(), churn::load(&args, target));
     preflight::log(&preflight);
     ready(admin.as_ref());
-    let fill = follower.as_mut().map(|f| (f, &room));
+    let fill = follower.as_mut().map(|f| (f, &allowance));
     let (tally, ended_by) = churn::run(&args, target, fill, &mut shutdown, admin.as_ref()).await?;
     let mut result = report.load_result(&tally, ended_by, args.duration);
     result.reasons.extend(follower.map(|f| f.reason()));

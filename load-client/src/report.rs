@@ -131,7 +131,7 @@ pub fn document(run: Run, begun_s: f64, tally: &Tally) -> LoadResult {
         bytes_received: counts.bytes,
         own_resets: counts.own_resets,
         thresholds: Vec::new(),
-        series: tally.course.record(),
+        series: tally.series.record(),
         preflight: None,
         hold: None,
         forge: None,

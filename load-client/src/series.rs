@@ -38,14 +38,14 @@ struct Point {
     latency: [u32; BUCKETS],
 }
 
-/// The course of one worker, or of several joined.
+/// The series of one worker, or of several joined.
 #[derive(Clone, Debug)]
-pub struct Course {
+pub struct TimeSeries {
     width: u64,
     points: Vec<Point>,
 }
 
-impl Default for Course {
+impl Default for TimeSeries {
     fn default() -> Self {
         // Written once, so that a long run's memory is resident from the start; not with
         // zeros, which the optimizer turns into pages that nobody has touched.
@@ -56,7 +56,7 @@ impl Default for Course {
     }
 }
 
-impl Course {
+impl TimeSeries {
     fn widen(&mut self) {
         self.width *= 2;
         let old = std::mem::take(&mut self.points);
@@ -181,13 +181,13 @@ mod tests {
     /// However long the run, memory is bounded and no count is lost.
     #[test]
     fn a_long_course_is_bounded() {
-        let mut course = Course::default();
+        let mut series = TimeSeries::default();
         for at in 1_000_000..1_010_000 {
-            course.attempt(at);
-            course.ok(at, Some(bucket(100)));
-            course.fail(at, at % 2 == 0);
+            series.attempt(at);
+            series.ok(at, Some(bucket(100)));
+            series.fail(at, at % 2 == 0);
         }
-        let s = course.record();
+        let s = series.record();
         assert!(s.points.len() <= POINTS && s.width_s.is_power_of_two());
         let sum = |f: fn(&SeriesPoint) -> u64| s.points.iter().map(f).sum::<u64>();
         assert_eq!(sum(|p| p.attempts), 10_000);
@@ -198,11 +198,11 @@ mod tests {
     /// Seconds with much time between them take no more room than others.
     #[test]
     fn a_sparse_course_is_bounded() {
-        let mut course = Course::default();
+        let mut series = TimeSeries::default();
         for n in 0..5_000 {
-            course.attempt(1_000_000 + 60 * n);
+            series.attempt(1_000_000 + 60 * n);
         }
-        let s = course.record();
+        let s = series.record();
         assert!((POINTS / 4..=POINTS).contains(&s.points.len()), "{}", s.points.len());
         assert_eq!(s.points.iter().map(|p| p.attempts).sum::<u64>(), 5_000);
     }
@@ -214,16 +214,16 @@ mod tests {
             a in proptest::collection::vec(0u64..3000, 0..200),
             b in proptest::collection::vec(0u64..30, 0..200),
         ) {
-            let course = |mut v: Vec<u64>| {
+            let series = |mut v: Vec<u64>| {
                 v.sort_unstable();
-                let mut c = Course::default();
+                let mut c = TimeSeries::default();
                 for at in v { c.attempt(at); }
                 c
             };
-            let (n, joined) = (a.len() + b.len(), course(a).join(course(b)).record());
+            let (n, joined) = (a.len() + b.len(), series(a).join(series(b)).record());
             prop_assert_eq!(joined.points.iter().map(|p| p.attempts).sum::<u64>(), n as u64);
             prop_assert!(joined.points.is_sorted_by(|a, b| a.at < b.at));
-            let again = Course::from_record(&joined).record();
+            let again = TimeSeries::from_record(&joined).record();
             prop_assert_eq!(again, joined);
         }
     }

@@ -9,7 +9,7 @@ use canary_record::hist::Latency;
 use canary_record::names::{Errno, Phase, ProbeEnd};
 use canary_record::result::load::{Cause, FailureCount, LoadResult};
 
-use crate::series::{self, BUCKETS, Course};
+use crate::series::{self, BUCKETS, TimeSeries};
 
 const PHASES: usize = Phase::ALL.len();
 const ERRNOS: usize = Errno::ALL.len();
@@ -143,7 +143,7 @@ pub struct Tally {
     /// From the intended start to the end of the exchange.
     pub total: Latency,
     /// The counts over time.
-    pub course: Course,
+    pub series: TimeSeries,
     clock: Clock,
 }
 
@@ -188,7 +188,7 @@ impl Tally {
             counts: Counts::default(),
             connect: Latency::new(),
             total: Latency::new(),
-            course: Course::default(),
+            series: TimeSeries::default(),
             clock,
         }
     }
@@ -211,7 +211,7 @@ impl Tally {
             counts,
             connect: result.connect_latency.to_histogram(),
             total: result.total_latency.to_histogram(),
-            course: Course::from_record(&result.series),
+            series: TimeSeries::from_record(&result.series),
             clock: Clock::now(),
         }
     }
@@ -219,7 +219,7 @@ impl Tally {
     /// Counts a connection that is begun.
     pub fn begin(&mut self, now: Instant) {
         self.counts.attempts += 1;
-        self.course.attempt(self.clock.second(now));
+        self.series.attempt(self.clock.second(now));
     }
 
     /// Counts a handshake's duration.
@@ -234,13 +234,13 @@ impl Tally {
         let bucket = series::bucket(total.as_micros() as u64);
         self.counts.total[bucket] += 1;
         self.counts.ok += 1;
-        self.course.ok(self.clock.second(now), Some(bucket));
+        self.series.ok(self.clock.second(now), Some(bucket));
     }
 
     /// Counts a connection that ended as it should and whose duration says nothing.
     pub fn ok_untimed(&mut self, now: Instant) {
         self.counts.ok += 1;
-        self.course.ok(self.clock.second(now), None);
+        self.series.ok(self.clock.second(now), None);
     }
 
     /// Counts an exchange on a connection that goes on.
@@ -248,13 +248,13 @@ impl Tally {
         self.total.record(took);
         let bucket = series::bucket(took.as_micros() as u64);
         self.counts.total[bucket] += 1;
-        self.course.exchange(self.clock.second(now), bucket);
+        self.series.exchange(self.clock.second(now), bucket);
     }
 
     /// Counts a connection that failed.
     pub fn fail(&mut self, now: Instant, (phase, cause): Failure) {
         self.counts.failures[phase as usize][index(cause)] += 1;
-        self.course.fail(self.clock.second(now), cause.is_local());
+        self.series.fail(self.clock.second(now), cause.is_local());
     }
 
     /// Counts what has not ended as cut short by the end of the run.
@@ -269,7 +269,7 @@ impl Tally {
         self.counts += &other.counts;
         self.connect.merge(&other.connect);
         self.total.merge(&other.total);
-        self.course = std::mem::take(&mut self.course).join(other.course);
+        self.series = std::mem::take(&mut self.series).join(other.series);
     }
 }
 
@@ -333,7 +333,7 @@ mod tests {
         let c = a.counts;
         assert_eq!((c.attempts, c.ok, c.failed(), a.total.len()), (4, 2, 2, 2));
         assert_eq!(c.failures(), [FailureCount::new(Phase::Receive, Cause::Stall, 2)]);
-        let points = a.course.record().points;
+        let points = a.series.record().points;
         assert_eq!((points[0].at, points[0].attempts, points[0].ok), (1_000_000, 4, 2));
         assert_eq!((points[1].at, points[1].failed), (1_000_003, 2));
     }

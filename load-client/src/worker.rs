@@ -18,7 +18,7 @@ use rustix::event::epoll;
 use rustix::io::Errno as Raw;
 
 use crate::cli::Close;
-use crate::fill::Room;
+use crate::fill::Allowance;
 use crate::http::{Driver, Exchange, Step};
 use crate::log::FailureLog;
 use crate::pacer::{Pacer, Turn};
@@ -59,7 +59,7 @@ pub struct Plan {
     /// When to begin the last one.
     pub until: Option<Instant>,
     /// Where a table is filled: how many may begin.
-    pub room: Option<Arc<Room>>,
+    pub allowance: Option<Arc<Allowance>>,
 }
 
 /// An HTTP request as data.
@@ -247,7 +247,7 @@ impl<'a> Worker<'a> {
             let now = Instant::now();
             match self.pacer.turn(now, self.in_progress()) {
                 Turn::Now(intended) => {
-                    if self.plan.room.as_ref().is_some_and(|r| !r.take()) {
+                    if self.plan.allowance.as_ref().is_some_and(|r| !r.take()) {
                         // The schedule is of the time in which there is room.
                         self.pacer.skip(now);
                         return FULL;
@@ -528,7 +528,7 @@ mod tests {
             pacer: Pacer::closed(now, 1, Duration::ZERO),
             connections: Some(1),
             until: None,
-            room: None,
+            allowance: None,
         };
         // Not an epoll instance: EINVAL.
         let mut worker = Worker::new(&plan, OwnedFd::from(listener), Clock::now());

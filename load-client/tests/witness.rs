@@ -180,7 +180,7 @@ fn uploads_forged(bed: &Bed, n: usize) -> usize {
     let boom = bed.boom(&["--forge=control", "--on-reset=count"]);
     let to = both(bed)[0];
     let file = bed.file("handshakes.pcap");
-    let mut tap = Tap::start(bed.place(), "outside", "eth0", "tcp", &file).unwrap();
+    let mut tap = Tap::start(bed.testbed(), "outside", "eth0", "tcp", &file).unwrap();
     tap.wait_ready(SOON, &Interrupt::default()).unwrap();
     let held = bed.connect(to, n);
     for stream in &held {
@@ -451,11 +451,11 @@ fn an_ordinary_users_namespace_can_be_watched() {
     let bed = Bed::path(Path::SameNode);
     let program = built("load-client").unwrap();
     // The tests' own directory is root's.
-    let place = tempfile::Builder::new().prefix("witness-user").tempdir_in("/tmp").unwrap();
-    let copy = place.path().join("load-client");
+    let testbed = tempfile::Builder::new().prefix("witness-user").tempdir_in("/tmp").unwrap();
+    let copy = testbed.path().join("load-client");
     std::fs::copy(program, &copy).unwrap();
-    let dir = place.path().display();
-    std::process::Command::new("chmod").args(["-R", "a+rwx"]).arg(place.path()).status().unwrap();
+    let dir = testbed.path().display();
+    std::process::Command::new("chmod").args(["-R", "a+rwx"]).arg(testbed.path()).status().unwrap();
     let line = format!(
         "setpriv --reuid=65534 --regid=65534 --clear-groups unshare -rn sh -ec '{dir}/load-client \
          witness --duration=500ms --state-dir={dir} --log=json; {VALUES}'"
@@ -512,8 +512,10 @@ fn rules_of_others_work_as_before() {
     );
     let nflog = bed.file("nflog.pcap");
     let start = |line: &str, log: &str, ready| {
-        let mut process =
-            bed.place().start("node1", Call::sh(line), &bed.file(log), Ready::Text(ready)).unwrap();
+        let mut process = bed
+            .testbed()
+            .start("node1", Call::sh(line), &bed.file(log), Ready::Text(ready))
+            .unwrap();
         process.wait_ready(SOON, &Interrupt::default()).unwrap();
         process
     };
@@ -577,7 +579,7 @@ fn captured<T>(bed: &Bed, taps: &[(&str, &str)], job: impl FnOnce() -> T) -> (T,
     let (mut running, mut files) = (Vec::new(), Vec::new());
     for (host, link) in taps {
         let file = bed.file(&format!("{host}-{link}.pcap"));
-        let mut tap = Tap::start(bed.place(), host, link, "tcp", &file).unwrap();
+        let mut tap = Tap::start(bed.testbed(), host, link, "tcp", &file).unwrap();
         tap.wait_ready(SOON, &Interrupt::default()).unwrap();
         running.push(tap);
         files.push(file);

@@ -160,7 +160,7 @@ fn packet(t: Tuple, (seq, ack): (u32, u32), flags: Flags, payload: &[u8]) -> Vec
 }
 
 /// What the kernel logs of one connection.
-fn play(n: usize, c: &Connection, random: &mut StdRng, out: &mut Vec<Event>) -> u32 {
+fn exchange(n: usize, c: &Connection, random: &mut StdRng, out: &mut Vec<Event>) -> u32 {
     const NEW: &str = "nf_ct_proto_6: invalid new ";
     const OVER: &str =
         "nf_ct_proto_6: SEQ is over upper bound 1 (over the window of the receiver) ";
@@ -247,7 +247,7 @@ fn run(total: u32, one_in: u32, seed: u64) {
         let stories = if n % one_in == one_in / 2 { LETHAL } else { ORDINARY };
         let story = stories[random.random_range(0..stories.len())];
         let c = connection(n, story, Duration::from_micros(u64::from(n) * 100));
-        let rcv = play(n as usize, &c, &mut random, &mut events);
+        let rcv = exchange(n as usize, &c, &mut random, &mut events);
         kernel.stories.push((story, c.original, c.reply));
         if let Some(truth) = story.killed() {
             let s = if story == Story::KilledUpload { c.original } else { c.reply };

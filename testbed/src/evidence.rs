@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
-use crate::model::FrontEnd;
+use crate::model::ProxyMode;
 use canary_conntrack::stat;
 use canary_conntrack::table::Table;
 use canary_record::result::observe::ConntrackCounters;
@@ -111,14 +111,14 @@ pub fn grown(
 /// Loads rules in this thread's network namespace.
 pub fn load_rules(
     tools: &Tools,
-    front_end: FrontEnd,
+    proxy_mode: ProxyMode,
     family: Family,
     text: &str,
 ) -> Result<(), EvidenceError> {
-    let call = match (front_end, family) {
-        (FrontEnd::Nftables, _) => tools.call("nft", &["-f", "-"]),
-        (FrontEnd::Iptables, Family::Ipv4) => tools.call("iptables-restore", &["-w", "10"]),
-        (FrontEnd::Iptables, Family::Ipv6) => tools.call("ip6tables-restore", &["-w", "10"]),
+    let call = match (proxy_mode, family) {
+        (ProxyMode::Nftables, _) => tools.call("nft", &["-f", "-"]),
+        (ProxyMode::Iptables, Family::Ipv4) => tools.call("iptables-restore", &["-w", "10"]),
+        (ProxyMode::Iptables, Family::Ipv6) => tools.call("ip6tables-restore", &["-w", "10"]),
     }?;
     call.stdin(text).run()?;
     Ok(())
@@ -128,20 +128,20 @@ pub fn load_rules(
 /// and the text as the tool gives it.
 pub fn read_rules(
     tools: &Tools,
-    front_end: FrontEnd,
+    proxy_mode: ProxyMode,
     family: Family,
 ) -> Result<(Loaded, String), EvidenceError> {
     let name = family_name(family);
-    Ok(match (front_end, family) {
-        (FrontEnd::Nftables, _) => {
+    Ok(match (proxy_mode, family) {
+        (ProxyMode::Nftables, _) => {
             let text = tools.call("nft", &["-j", "list", "ruleset"])?.run()?;
             (readback::nftables(&text, name)?, text)
         }
-        (FrontEnd::Iptables, Family::Ipv4) => {
+        (ProxyMode::Iptables, Family::Ipv4) => {
             let text = tools.call("iptables-save", &["-c"])?.run()?;
             (readback::iptables(&text, name)?, text)
         }
-        (FrontEnd::Iptables, Family::Ipv6) => {
+        (ProxyMode::Iptables, Family::Ipv6) => {
             let text = tools.call("ip6tables-save", &["-c"])?.run()?;
             (readback::iptables(&text, name)?, text)
         }

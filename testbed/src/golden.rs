@@ -1,4 +1,4 @@
-//! Golden files of the unit tests. `LAB_GOLDEN=write cargo test` rewrites them;
+//! Golden files of the unit tests. `UPDATE_GOLDEN=1 cargo test` rewrites them;
 //! the difference is then for the reader of the commit.
 
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::path::Path;
 /// When they differ, or a file cannot be read or written.
 pub fn check(manifest: &str, name: &str, text: &str) {
     let path = Path::new(manifest).join("tests/golden").join(name);
-    if std::env::var_os("LAB_GOLDEN").is_some_and(|v| v == "write") {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, text).unwrap();
         return;

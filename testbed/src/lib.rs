@@ -14,10 +14,10 @@ pub mod golden;
 pub mod model;
 pub mod netns;
 pub mod network;
-pub mod place;
 pub mod programs;
 pub mod ruleset;
 pub mod tap;
 #[cfg(feature = "test")]
 pub mod test;
+pub mod testbed;
 pub mod topology;

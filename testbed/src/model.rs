@@ -1,4 +1,4 @@
-//! What a testbed is described with: paths, protections, front ends, and what a node counted.
+//! What a testbed is described with: paths, protections, proxy modes, and what a node counted.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 names! {
     /// Who writes the Service rules, and in which language.
-    pub enum FrontEnd {
+    pub enum ProxyMode {
         /// Loaded by nft, in the shape of kube-proxy's nftables mode.
         Nftables = "nftables",
         /// Loaded by iptables-restore, in the shape of kube-proxy's iptables mode.

@@ -278,7 +278,7 @@ mod tests {
     use super::*;
 
     /// Sends `n` frames, `gap` apart, each holding its number; gives what comes out and when.
-    fn play(conditions: Conditions, n: u32, gap: Duration) -> (Vec<(Duration, u32)>, Tally) {
+    fn pass(conditions: Conditions, n: u32, gap: Duration) -> (Vec<(Duration, u32)>, Tally) {
         let (start, mut line) = (Instant::now(), Line::new(conditions, Side::Left));
         let (mut out, mut now) = (Vec::new(), start);
         let mut collect = |line: &mut Line, now: Instant| {
@@ -321,7 +321,7 @@ mod tests {
         /// is lost; the counts say so.
         #[test]
         fn every_packet_has_its_fate(c in conditions(), gap in 0..5_u64) {
-            let (out, tally) = play(c, 200, Duration::from_millis(gap));
+            let (out, tally) = pass(c, 200, Duration::from_millis(gap));
             let mut seen = BTreeMap::new();
             for (_, i) in &out {
                 *seen.entry(*i).or_insert(0) += 1;
@@ -340,7 +340,7 @@ mod tests {
         /// without reordering, whatever the jitter.
         #[test]
         fn reordering_has_its_limit(c in conditions(), gap in 0..5_u64) {
-            let (out, tally) = play(c, 200, Duration::from_millis(gap));
+            let (out, tally) = pass(c, 200, Duration::from_millis(gap));
             let in_order = |i: u32| c.fate(Side::Left, i.into()).overtaken_by == 0;
             let mut late = 0;
             for (at, (_, i)) in out.iter().enumerate() {
@@ -359,7 +359,7 @@ mod tests {
         #[test]
         fn waiting_has_its_limit(c in conditions(), gap in 0..5_u64) {
             let gap = Duration::from_millis(gap);
-            let (out, tally) = play(c, 200, gap);
+            let (out, tally) = pass(c, 200, gap);
             for (at, i) in out {
                 prop_assert!(at <= gap * i + c.jitter + OVERTAKING);
             }

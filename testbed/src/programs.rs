@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 
 use crate::exec::{Call, ExecError, Interrupt, Process, Ready};
-use crate::place::{Place, PlaceError};
+use crate::testbed::{Testbed, TestbedError};
 
 /// How long a program may take to become ready.
 const READY: Duration = Duration::from_secs(20);
@@ -20,8 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where cargo puts a program of this workspace: beside this executable, or, for a test or an
 /// example, in the directory above.
-pub fn built(name: &str) -> Result<PathBuf, PlaceError> {
-    let missing = |source| PlaceError::Io {
+pub fn built(name: &str) -> Result<PathBuf, TestbedError> {
+    let missing = |source| TestbedError::Io {
         what: format!("find {name} (build it with `cargo build -p {name}`)"),
         source,
     };
@@ -39,7 +39,7 @@ pub struct Program<R> {
 
 /// boom-server. Unless told otherwise it ends after a minute, whatever goes wrong, serves no
 /// metrics, and waits half a second for an outcome.
-pub fn boom_server(options: &[impl AsRef<str>]) -> Result<Program<BoomResult>, PlaceError> {
+pub fn boom_server(options: &[impl AsRef<str>]) -> Result<Program<BoomResult>, TestbedError> {
     let program = Program::new("boom-server", options)?;
     Ok(program
         .env("BOOM_ADMIN", "none")
@@ -49,13 +49,13 @@ pub fn boom_server(options: &[impl AsRef<str>]) -> Result<Program<BoomResult>, P
 }
 
 /// load-client; the first option is the subcommand.
-pub fn load_client(options: &[impl AsRef<str>]) -> Result<Program<LoadResult>, PlaceError> {
+pub fn load_client(options: &[impl AsRef<str>]) -> Result<Program<LoadResult>, TestbedError> {
     Program::new("load-client", options)
 }
 
 impl<R: DeserializeOwned> Program<R> {
     /// A program of this workspace.
-    pub fn new(name: &'static str, options: &[impl AsRef<str>]) -> Result<Self, PlaceError> {
+    pub fn new(name: &'static str, options: &[impl AsRef<str>]) -> Result<Self, TestbedError> {
         Ok(Self { name, call: Call::new(&built(name)?, options), document: PhantomData })
     }
 
@@ -86,11 +86,11 @@ impl<R: DeserializeOwned> Program<R> {
     /// Starts it in a host and waits until it is ready; what it prints goes to `log`.
     pub fn ready(
         self,
-        place: &Place<'_>,
+        testbed: &Testbed<'_>,
         host: &str,
         log: &Path,
-    ) -> Result<Running<R>, PlaceError> {
-        let mut running = self.start(place, host, log)?;
+    ) -> Result<Running<R>, TestbedError> {
+        let mut running = self.start(testbed, host, log)?;
         running.process.wait_ready(READY, &Interrupt::default())?;
         Ok(running)
     }
@@ -98,23 +98,23 @@ impl<R: DeserializeOwned> Program<R> {
     /// Starts it in a host.
     pub fn start(
         self,
-        place: &Place<'_>,
+        testbed: &Testbed<'_>,
         host: &str,
         log: &Path,
-    ) -> Result<Running<R>, PlaceError> {
-        self.start_into(Stdio::piped(), place, host, log)
+    ) -> Result<Running<R>, TestbedError> {
+        self.start_into(Stdio::piped(), testbed, host, log)
     }
 
     /// The same with its stdout going somewhere else than to `log`.
     pub fn start_into(
         self,
         stdout: impl Into<Stdio> + Send,
-        place: &Place<'_>,
+        testbed: &Testbed<'_>,
         host: &str,
         log: &Path,
-    ) -> Result<Running<R>, PlaceError> {
+    ) -> Result<Running<R>, TestbedError> {
         let start = || self.call.start_into(stdout, log, Ready::Event);
-        let process = place.host(host)?.run(start)??;
+        let process = testbed.host(host)?.run(start)??;
         Ok(Running { name: self.name, process, log: log.to_owned(), document: PhantomData })
     }
 }
@@ -186,20 +186,20 @@ impl<R: DeserializeOwned> Running<R> {
     }
 
     /// Waits for its end and reads its result.
-    pub fn end(self, within: Duration) -> Result<Ended<R>, PlaceError> {
+    pub fn end(self, within: Duration) -> Result<Ended<R>, TestbedError> {
         let err = self.process.log().to_owned();
         let status = self.process.wait(within, &Interrupt::default())?;
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let result = document(&text).map_err(|why| {
             let said = std::fs::read_to_string(err).unwrap_or_default();
             let why = format!("{why}; {}", said.trim());
-            PlaceError::Result { program: self.name, status: status.to_string(), why }
+            TestbedError::Result { program: self.name, status: status.to_string(), why }
         })?;
         Ok(Ended { status, result, text })
     }
 
     /// Asks it to end, waits, and reads its result.
-    pub fn stop(self, within: Duration) -> Result<Ended<R>, PlaceError> {
+    pub fn stop(self, within: Duration) -> Result<Ended<R>, TestbedError> {
         self.signal(Signal::SIGTERM);
         self.end(within)
     }

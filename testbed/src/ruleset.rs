@@ -10,7 +10,7 @@ pub mod readback;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::{FrontEnd, Protection, ProtectionKind};
+use crate::model::{Protection, ProtectionKind, ProxyMode};
 use canary_wire::segment::Family;
 
 use crate::topology::Service;
@@ -62,14 +62,14 @@ impl Ruleset {
     /// The rules of one node.
     #[must_use]
     pub fn new(
-        front_end: FrontEnd,
+        proxy_mode: ProxyMode,
         service: &Service,
         family: Family,
         protection: NodeProtection,
     ) -> Self {
-        match front_end {
-            FrontEnd::Nftables => nftables::ruleset(service, family, protection),
-            FrontEnd::Iptables => iptables::ruleset(service, family, protection),
+        match proxy_mode {
+            ProxyMode::Nftables => nftables::ruleset(service, family, protection),
+            ProxyMode::Iptables => iptables::ruleset(service, family, protection),
         }
     }
 
@@ -138,13 +138,13 @@ mod tests {
     fn text_is_as_committed() {
         for path in [Path::ClusterIp, Path::Snat, Path::NodePortLocal] {
             let service = Topology::new(path, "").service;
-            for front_end in FrontEnd::ALL {
+            for proxy_mode in ProxyMode::ALL {
                 for family in [Family::Ipv4, Family::Ipv6] {
                     for (name, p) in [("none", NodeProtection::default()), ("all", ALL)] {
-                        let rules = Ruleset::new(*front_end, &service, family, p);
+                        let rules = Ruleset::new(*proxy_mode, &service, family, p);
                         crate::golden::check(
                             env!("CARGO_MANIFEST_DIR"),
-                            &format!("ruleset/{front_end}-{family}-{path}-{name}.txt"),
+                            &format!("ruleset/{proxy_mode}-{family}-{path}-{name}.txt"),
                             &rules.text,
                         );
                     }
@@ -170,7 +170,7 @@ mod tests {
     fn a_difference_is_named() {
         let service = Topology::new(Path::ClusterIp, "").service;
         let p = NodeProtection { forward: true, ..Default::default() };
-        let rules = Ruleset::new(FrontEnd::Iptables, &service, Family::Ipv4, p);
+        let rules = Ruleset::new(ProxyMode::Iptables, &service, Family::Ipv4, p);
         let mut loaded = readback::Loaded {
             rules: rules.rules.clone(),
             drops: rules.drops.iter().map(|c| (c.clone(), 0)).collect(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::exec::{Interrupt, Process, Ready};
-use crate::place::{Place, PlaceError};
+use crate::testbed::{Testbed, TestbedError};
 
 /// A running capture.
 pub struct Tap {
@@ -18,19 +18,19 @@ impl Tap {
     /// Starts capturing what `filter` says in a host, at `link` (`any` for all), into `file`.
     /// It is ready once [`Tap::wait_ready`] returns.
     pub fn start(
-        place: &Place<'_>,
+        testbed: &Testbed<'_>,
         host: &str,
         link: &str,
         filter: &str,
         file: &Path,
-    ) -> Result<Self, PlaceError> {
+    ) -> Result<Self, TestbedError> {
         let name = file.display().to_string();
         let options =
             ["-Z", "root", "-n", "-i", link, "--immediate-mode", "-s", "128", "-B", "8192"];
         let options = [&options[..], &["-w", &name, filter]].concat();
-        let call = place.tools().call("tcpdump", &options)?;
+        let call = testbed.tools().call("tcpdump", &options)?;
         let log = file.with_file_name(format!("tcpdump-{host}.log"));
-        let process = place.start(host, call, &log, Ready::Text("listening on"))?;
+        let process = testbed.start(host, call, &log, Ready::Text("listening on"))?;
         Ok(Self { process, file: file.to_owned() })
     }
 
@@ -39,7 +39,7 @@ impl Tap {
         &mut self,
         within: Duration,
         interrupt: &Interrupt,
-    ) -> Result<(), PlaceError> {
+    ) -> Result<(), TestbedError> {
         Ok(self.process.wait_ready(within, interrupt)?)
     }
 
@@ -53,12 +53,12 @@ impl Tap {
         self,
         within: Duration,
         interrupt: &Interrupt,
-    ) -> Result<(Vec<u8>, Option<String>), PlaceError> {
+    ) -> Result<(Vec<u8>, Option<String>), TestbedError> {
         self.end();
         let log = self.process.log().to_owned();
         self.process.wait(within, interrupt)?;
         let said = std::fs::read_to_string(&log).unwrap_or_default();
-        let pcap = std::fs::read(&self.file).map_err(|source| PlaceError::Io {
+        let pcap = std::fs::read(&self.file).map_err(|source| TestbedError::Io {
             what: format!("read {}", self.file.display()),
             source,
         })?;

@@ -38,12 +38,12 @@ use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 use crate::exec::{Call, Output, Tools};
-use crate::model::{FrontEnd, Path, Protection};
+use crate::model::{Path, Protection, ProxyMode};
 use crate::netns::{self, NetnsError};
 use crate::network::Conditions;
 use crate::network::wire::Network;
-use crate::place::Place;
 use crate::programs::{Ended, Program, Running, boom_server, load_client};
+use crate::testbed::Testbed;
 use crate::topology::Topology;
 
 /// How long anything that a test waits for may take, unless it says so itself.
@@ -137,7 +137,7 @@ fn message(panic: &(dyn Any + Send)) -> Failed {
 
 /// Hosts that are up, for one test. They go with it, and so does what runs in them.
 pub struct Bed {
-    place: Place<'static>,
+    testbed: Testbed<'static>,
     dir: TempDir,
     started: AtomicU32,
 }
@@ -155,7 +155,7 @@ impl Bed {
         static TOOLS: LazyLock<Tools> = LazyLock::new(Tools::find);
         let prefix = format!("t{}-", NEXT.fetch_add(1, Ordering::Relaxed));
         Self {
-            place: ok(Place::build(topology(&prefix), &TOOLS)),
+            testbed: ok(Testbed::build(topology(&prefix), &TOOLS)),
             dir: ok(tempfile::tempdir()),
             started: AtomicU32::new(0),
         }
@@ -176,14 +176,14 @@ impl Bed {
     pub fn through(path: Path, conditions: Conditions) -> (Self, Network) {
         let bed = Self::new(|prefix| Topology::new(path, prefix).through_a_network());
         bed.protect(&[]);
-        let network = ok(Network::start(&bed.place, conditions));
+        let network = ok(Network::start(&bed.testbed, conditions));
         (bed, network)
     }
 
     /// The hosts.
     #[must_use]
-    pub fn place(&self) -> &Place<'static> {
-        &self.place
+    pub fn testbed(&self) -> &Testbed<'static> {
+        &self.testbed
     }
 
     /// A file of this test's own.
@@ -201,26 +201,26 @@ impl Bed {
     pub fn protect(&self, protections: &[&str]) {
         let protections: Vec<Protection> = protections.iter().map(|p| ok(p.parse())).collect();
         for family in [Family::Ipv4, Family::Ipv6] {
-            ok(self.place.protect(FrontEnd::Nftables, family, &protections));
+            ok(self.testbed.protect(ProxyMode::Nftables, family, &protections));
         }
     }
 
     /// Runs a line for the shell in a host, which must succeed; gives what it prints.
     #[track_caller]
     pub fn sh(&self, host: &str, line: &str) -> String {
-        ok(self.place.sh(host, line))
+        ok(self.testbed.sh(host, line))
     }
 
     /// Runs a program in a host to its end, well or badly.
     #[track_caller]
     pub fn run(&self, host: &str, call: &Call) -> Output {
-        ok(self.place.run(host, call))
+        ok(self.testbed.run(host, call))
     }
 
     /// Runs `job` in a host.
     #[track_caller]
     pub fn within<T: Send>(&self, host: &str, job: impl FnOnce() -> T + Send) -> T {
-        ok(ok(self.place.host(host)).run(job))
+        ok(ok(self.testbed.host(host)).run(job))
     }
 
     /// Starts a program in a host; ready when this returns.
@@ -230,20 +230,20 @@ impl Bed {
         host: &str,
         program: Program<R>,
     ) -> Running<R> {
-        ok(program.ready(&self.place, host, &self.log()))
+        ok(program.ready(&self.testbed, host, &self.log()))
     }
 
     /// boom-server on the path's server, ready.
     #[track_caller]
     pub fn boom(&self, options: &[impl AsRef<str>]) -> Running<BoomResult> {
-        self.start(self.place.topology.server(), ok(boom_server(options)))
+        self.start(self.testbed.topology.server(), ok(boom_server(options)))
     }
 
     /// `load-client serve` on the path's server, ready.
     #[track_caller]
     pub fn serve(&self, listen: &str) -> Running<ServeResult> {
         let program = ok(load_client(&["serve", "--listen", listen, "--log", "json"]));
-        self.start(self.place.topology.server(), program.ending_with())
+        self.start(self.testbed.topology.server(), program.ending_with())
     }
 
     /// Starts load-client on the path's client with these words.
@@ -251,7 +251,7 @@ impl Bed {
     pub fn load(&self, words: &str) -> Running<LoadResult> {
         let words: Vec<_> = words.split_whitespace().collect();
         let program = ok(load_client(&words));
-        ok(program.start(&self.place, self.place.topology.client(), &self.log()))
+        ok(program.start(&self.testbed, self.testbed.topology.client(), &self.log()))
     }
 
     /// Runs load-client to its end, which has nothing to complain about.
@@ -303,14 +303,14 @@ impl Bed {
     /// What clients connect to.
     #[must_use]
     pub fn target(&self, family: Family) -> SocketAddr {
-        self.place.topology.target(family)
+        self.testbed.topology.target(family)
     }
 
     /// Connections from the path's client, kept open.
     #[track_caller]
     pub fn connect(&self, to: impl ToSocketAddrs, n: usize) -> Vec<TcpStream> {
         let to: Vec<_> = ok(to.to_socket_addrs()).collect();
-        self.within(self.place.topology.client(), || (0..n).map(|_| connection(to[0])).collect())
+        self.within(self.testbed.topology.client(), || (0..n).map(|_| connection(to[0])).collect())
     }
 }
 
@@ -349,7 +349,7 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 
 impl Drop for Bed {
     fn drop(&mut self) {
-        if let Err(e) = self.place.remove() {
+        if let Err(e) = self.testbed.remove() {
             eprintln!("{e}");
         }
     }

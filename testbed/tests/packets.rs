@@ -22,7 +22,7 @@ canary_testbed::tests![
 fn a_service_is_translated() {
     let bed = Bed::path(Path::ClusterIp);
     for family in [Family::Ipv4, Family::Ipv6] {
-        let pod = std::net::SocketAddr::new(bed.place().topology.service.pod.of(family), 9000);
+        let pod = std::net::SocketAddr::new(bed.testbed().topology.service.pod.of(family), 9000);
         let listener = bed.within("server", || std::net::TcpListener::bind(pod).unwrap());
         let client = bed.connect(bed.target(family), 1);
         let (server, _) = listener.accept().unwrap();
@@ -69,7 +69,7 @@ fn transfer(bed: &Bed, n: usize) {
 /// A clean network carries every frame, whatever the hosts offload.
 fn a_clean_network_carries_all() {
     let bed = Bed::new(|prefix| Topology::pair(prefix).through_a_network());
-    let network = Network::start(bed.place(), KINDS[0].1).unwrap();
+    let network = Network::start(bed.testbed(), KINDS[0].1).unwrap();
     transfer(&bed, 1 << 20);
     let damaged = "nstat -asz TcpInCsumErrors | awk '/Tcp/ { print $2 }'";
     for host in ["client", "server"] {
@@ -89,7 +89,7 @@ fn a_bad_network_does_what_it_says() {
     let few = Share::percent(3);
     let all =
         Conditions { truncate: few, lose: few, jitter: Duration::from_millis(2), ..KINDS[5].1 };
-    let network = Network::start(bed.place(), all).unwrap();
+    let network = Network::start(bed.testbed(), all).unwrap();
     transfer(&bed, 200_000);
     let report = network.stop().unwrap();
     for t in [&report.left, &report.right] {

@@ -266,7 +266,7 @@ pub(crate) fn an_unread_stdout_holds_up_nothing() {
     args.extend(["--hold=1s", "--output", file.to_str().unwrap()]);
     let (out, pipe) = std::io::pipe().unwrap();
     let program = boom_server(&args).unwrap();
-    let boom = program.start_into(pipe, bed.place(), "server", &bed.file("log")).unwrap();
+    let boom = program.start_into(pipe, bed.testbed(), "server", &bed.file("log")).unwrap();
     let mut lines = BufReader::new(out).lines();
     while !lines.next().expect("boom-server ended").unwrap().contains("\"message\":\"ready\"") {}
     // Two lines each: several times what a pipe holds.
@@ -378,7 +378,7 @@ fn bad_segments(vip: &str, client: &str, server: &str) {
         let raw = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))).unwrap();
         let peer = SockAddr::from(SocketAddr::new(server, 0));
         let mut packet = Vec::new();
-        let stranger = |port, flags, options, packet: &mut Vec<u8>| {
+        let crafted = |port, flags, options, packet: &mut Vec<u8>| {
             let emit = Emit {
                 src: SocketAddr::new(client, port),
                 dst: SocketAddr::new(server, 9000),
@@ -392,16 +392,16 @@ fn bad_segments(vip: &str, client: &str, server: &str) {
             };
             emit.packet(packet);
         };
-        // A handshake by a stranger would be one: SYN alone, and only that, is left out.
+        // A handshake by nobody known would be one: SYN alone, and only that, is left out.
         for flags in (0..=255u8).filter(|f| f & 0x3f != 2) {
-            stranger(20_000 + u16::from(flags), flags, &[8, 40, 3], &mut packet);
+            crafted(20_000 + u16::from(flags), flags, &[8, 40, 3], &mut packet);
             raw.send_to(&packet, &peer).unwrap();
         }
         // Every truncation of the longest header, with a SYN's flags. The checksum is wrong
         // from the first octet on.
         for cut in 0..=60 {
             for data_offset in [0x00, 0x40, 0x50, 0xf0] {
-                stranger(30_000 + cut as u16, Flags::SYN.0, &[1; 40], &mut packet);
+                crafted(30_000 + cut as u16, Flags::SYN.0, &[1; 40], &mut packet);
                 packet[header + 12] = data_offset;
                 packet.truncate(header + cut);
                 if header == 40 {

@@ -124,7 +124,7 @@ impl Flows {
             if seg.flags.has(Flags::RST) {
                 out.push(Action::Reset(reset(tuple, seg, ResetCause::UnknownConnection)));
             } else if opens {
-                self.embryo(now, arrival, tuple, seg, out);
+                self.half_open(now, arrival, tuple, seg, out);
             }
             return;
         };
@@ -142,7 +142,7 @@ impl Flows {
     pub fn tick(&mut self, now: Duration, out: &mut Vec<Action>) {
         while let Some(key) = self.table.due(now) {
             match self.table.get_mut(key).state {
-                State::Embryo => {
+                State::HalfOpen => {
                     let Flow { tuple, syns, .. } = self.table.remove(key);
                     out.push(Action::Unfinished { tuple, syns });
                 }
@@ -172,10 +172,10 @@ impl Flows {
             let flow = self.table.get_mut(key);
             match flow.state {
                 // A younger one may still be under way.
-                State::Embryo if now >= flow.syn_at + CALM_HANDSHAKE => {
+                State::HalfOpen if now >= flow.syn_at + CALM_HANDSHAKE => {
                     out.push(Action::Unfinished { tuple: flow.tuple, syns: flow.syns });
                 }
-                State::Embryo | State::Settled => {}
+                State::HalfOpen | State::Settled => {}
                 State::Waiting => unjudged += 1,
                 State::Forged | State::Pausing | State::Probed | State::Doubted => {
                     unjudged += u64::from(flow.fate.is_none());
@@ -186,7 +186,7 @@ impl Flows {
         unjudged
     }
 
-    fn embryo(
+    fn half_open(
         &mut self,
         now: Duration,
         arrival: Arrival,
@@ -207,11 +207,11 @@ impl Flows {
                         judge::record(&mut victim, now, fate, out);
                     }
                 }
-                State::Embryo | State::Settled => {}
+                State::HalfOpen | State::Settled => {}
             }
         }
         out.push(Action::Opened { tuple, again: false });
-        let key = self.table.insert(Flow::embryo(now, arrival, tuple, seg));
+        let key = self.table.insert(Flow::half_open(now, arrival, tuple, seg));
         if matches!(self.settings.end, End::Client { .. }) {
             // A SYN-ACK: the peer's numbers and ours are known, and our kernel
             // completes the handshake.
@@ -232,14 +232,14 @@ impl Flows {
         let flow = self.table.get_mut(key);
         if seg.seq == flow.isn {
             // Retransmitted, or a copy; on an established connection it is only old.
-            if flow.state == State::Embryo {
+            if flow.state == State::HalfOpen {
                 flow.syns = flow.syns.saturating_add(1);
                 out.push(Action::Opened { tuple: flow.tuple, again: true });
             }
             return;
         }
         match flow.state {
-            State::Embryo => {
+            State::HalfOpen => {
                 out.push(Action::Unfinished { tuple: flow.tuple, syns: flow.syns });
             }
             State::Settled => {}
@@ -249,7 +249,7 @@ impl Flows {
             }
         }
         let tuple = self.table.remove(key).tuple;
-        self.embryo(now, arrival, tuple, seg, out);
+        self.half_open(now, arrival, tuple, seg, out);
     }
 
     fn ack(
@@ -261,7 +261,7 @@ impl Flows {
         out: &mut Vec<Action>,
     ) {
         let flow = self.table.get_mut(key);
-        if flow.state != State::Embryo {
+        if flow.state != State::HalfOpen {
             return self.established(now, key, seg, out);
         }
         // What completes the handshake bears the first number, whether it is a

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::lab::{FrontEnd, Judgement, Path, Protections, Seen};
+use super::lab::{Judgement, Path, Protections, ProxyMode, Seen};
 use canary_record::names;
 use canary_record::names::{Forgery, OldSegments};
 use canary_record::result::Run;
@@ -96,7 +96,7 @@ pub struct KernelRow {
     /// IP family.
     pub family: Family,
     /// Whose rules.
-    pub front_end: FrontEnd,
+    pub proxy_mode: ProxyMode,
     /// What protects; empty for none.
     pub protections: Protections,
     /// What was forged.

@@ -12,7 +12,7 @@ use canary_record::names::{Diagnosis, Forgery, OldSegments, ProbeEnd};
 use canary_record::outcome::Counts;
 use canary_record::result::Run;
 use canary_record::result::witness::CauseCount;
-pub use canary_testbed::model::{At, FrontEnd, NodeEvidence, Path, Protection, ProtectionKind};
+pub use canary_testbed::model::{At, NodeEvidence, Path, Protection, ProtectionKind, ProxyMode};
 use canary_wire::segment::Family;
 
 /// A set of protections, as it was written. Equal sets are equal when [`sorted`](Self::sorted).
@@ -231,7 +231,7 @@ pub struct CellResult {
     /// IP family.
     pub family: Family,
     /// Whose rules.
-    pub front_end: FrontEnd,
+    pub proxy_mode: ProxyMode,
     /// What protects; empty for none.
     pub protections: Protections,
     /// Observation against expectation.

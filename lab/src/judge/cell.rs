@@ -100,7 +100,7 @@ pub fn result(
         repetition: key.repetition,
         path: matrix.path,
         family: key.family,
-        front_end: key.front_end,
+        proxy_mode: key.proxy_mode,
         protections: plan.protections.clone(),
         judgement: Judgement::Inconclusive,
         reasons: Vec::new(),

@@ -1,16 +1,16 @@
-//! Cells into rows: repetitions are added up, IP families and front ends that
+//! Cells into rows: repetitions are added up, IP families and proxy modes that
 //! saw the same share a row. Pure.
 
 use std::collections::BTreeMap;
 
 use crate::document::lab::{
-    At, CellResult, ForgeryResult, FrontEnd, Judgement, LabResult, Path, Protections, Seen,
+    At, CellResult, ForgeryResult, Judgement, LabResult, Path, Protections, ProxyMode, Seen,
 };
 use canary_record::names::{Forgery, ProbeEnd};
 use canary_wire::segment::Family;
 
 /// Rules and IP family.
-pub type Variant = (FrontEnd, Family);
+pub type Variant = (ProxyMode, Family);
 
 /// A row of a scenario's table.
 #[derive(Clone, Debug)]
@@ -21,7 +21,7 @@ pub struct Row<'a> {
     pub path: Path,
     /// What protects, sorted.
     pub protections: Protections,
-    /// The front ends and families that this row stands for.
+    /// The proxy modes and families that this row stands for.
     pub variants: Vec<Variant>,
     /// False when another row of the same path and protections saw something else.
     pub unanimous: bool,
@@ -59,14 +59,14 @@ pub fn rows(cells: &[CellResult]) -> Vec<Row<'_>> {
         let cells: Vec<_> = cells.iter().filter(of).collect();
         let mut variants: Vec<Variant> = Vec::new();
         for cell in &cells {
-            if !variants.contains(&(cell.front_end, cell.family)) {
-                variants.push((cell.front_end, cell.family));
+            if !variants.contains(&(cell.proxy_mode, cell.family)) {
+                variants.push((cell.proxy_mode, cell.family));
             }
         }
         let first = rows.len();
         for variant in variants {
             let own: Vec<_> =
-                cells.iter().copied().filter(|c| (c.front_end, c.family) == variant).collect();
+                cells.iter().copied().filter(|c| (c.proxy_mode, c.family) == variant).collect();
             let row = row(path, &protections, variant, own);
             match rows[first..].iter_mut().find(|r| alike(r, &row)) {
                 Some(same) => join(same, row),

@@ -27,7 +27,7 @@ code{font-size:.9em;overflow-wrap:anywhere}
 #[must_use]
 pub fn render(result: &KernelsResult) -> String {
     let same = |a: &KernelRow, b: &KernelRow| {
-        (a.path, a.family, a.front_end) == (b.path, b.family, b.front_end)
+        (a.path, a.family, a.proxy_mode) == (b.path, b.family, b.proxy_mode)
     };
     let page = html! {
         (DOCTYPE)
@@ -89,7 +89,7 @@ fn table(rows: &[KernelRow], kernels: &[KernelRun]) -> Markup {
         Agreement::Alike | Agreement::NotCompared => "",
     };
     html! {
-        h2 { (first.path) ", " (first.family) ", " (first.front_end) " rules: " (segments(rows)) }
+        h2 { (first.path) ", " (first.family) ", " (first.proxy_mode) " rules: " (segments(rows)) }
         div.wide { table {
             thead { tr {
                 th {} th { "protection" } th { "forgery" }

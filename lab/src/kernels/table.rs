@@ -6,7 +6,7 @@ use crate::document::kernels::{
     Agreement, GuestState, KernelCell, KernelRow, KernelRun, KernelsResult,
 };
 use crate::document::lab::{
-    CellResult, ForgeryResult, FrontEnd, Judgement, LabResult, Path, Profile, Protections, Seen,
+    CellResult, ForgeryResult, Judgement, LabResult, Path, Profile, Protections, ProxyMode, Seen,
 };
 use canary_record::names::{Forgery, OldSegments};
 use canary_record::result::{Run, SCHEMA_VERSION};
@@ -28,7 +28,7 @@ pub struct Input {
 struct Key {
     path: Path,
     family: Family,
-    front_end: FrontEnd,
+    proxy_mode: ProxyMode,
     protections: Protections,
     forgery: Forgery,
 }
@@ -66,7 +66,7 @@ fn key(cell: &CellResult, forgery: &ForgeryResult) -> Key {
     Key {
         path: cell.path,
         family: cell.family,
-        front_end: cell.front_end,
+        proxy_mode: cell.proxy_mode,
         protections,
         forgery: forgery.forgery,
     }
@@ -80,8 +80,8 @@ fn row(key: Key, inputs: &[Input]) -> KernelRow {
         .filter_map(|(cell, input)| Some((cell.seen?, old_segments(input))))
         .collect();
     let agreement = agreement(key.forgery, &proved);
-    let Key { path, family, front_end, protections, forgery } = key;
-    KernelRow { path, family, front_end, protections, forgery, cells, agreement }
+    let Key { path, family, proxy_mode, protections, forgery } = key;
+    KernelRow { path, family, proxy_mode, protections, forgery, cells, agreement }
 }
 
 /// One kernel's cell of one row: all repetitions together.
@@ -224,7 +224,7 @@ fn judge(kernels: &[KernelRun], rows: &[KernelRow]) -> (Judgement, Vec<String>) 
 pub fn title(row: &KernelRow) -> String {
     format!(
         "{} under {} ({}, {}, {})",
-        row.forgery, row.protections, row.path, row.family, row.front_end
+        row.forgery, row.protections, row.path, row.family, row.proxy_mode
     )
 }
 

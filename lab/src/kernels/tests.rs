@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::document::kernels::{Agreement, GuestState, KernelRun, KernelsResult};
 use crate::document::lab::{
-    CellResult, Environment, ForgeryResult, FrontEnd, Judgement, LabResult, Path, PositiveControl,
-    Protection, ScenarioResult, Seen,
+    CellResult, Environment, ForgeryResult, Judgement, LabResult, Path, PositiveControl,
+    Protection, ProxyMode, ScenarioResult, Seen,
 };
 use canary_record::names::{EndedBy, Forgery, OldSegments, UnknownReason};
 use canary_record::result::{Run, SCHEMA_VERSION};
@@ -54,7 +54,7 @@ fn cell(protections: &[&str], forgeries: Vec<ForgeryResult>) -> CellResult {
         repetition: 1,
         path: Path::ClusterIp,
         family: Family::Ipv4,
-        front_end: FrontEnd::Nftables,
+        proxy_mode: ProxyMode::Nftables,
         protections: protections.iter().map(|p| p.parse::<Protection>().unwrap()).collect(),
         judgement: Judgement::AsExpected,
         reasons: Vec::new(),

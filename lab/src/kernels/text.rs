@@ -57,7 +57,7 @@ pub fn render(result: &KernelsResult) -> String {
     }
     for group in result
         .rows
-        .chunk_by(|a, b| (a.path, a.family, a.front_end) == (b.path, b.family, b.front_end))
+        .chunk_by(|a, b| (a.path, a.family, a.proxy_mode) == (b.path, b.family, b.proxy_mode))
     {
         let first = &group[0];
         let _ = writeln!(
@@ -65,7 +65,7 @@ pub fn render(result: &KernelsResult) -> String {
             "\npath {}, {}, {} rules, {}",
             first.path,
             first.family,
-            first.front_end,
+            first.proxy_mode,
             segments(group)
         );
         let mut head = vec![String::new(), "protection".to_owned(), "forgery".to_owned()];

@@ -1,6 +1,6 @@
 //! What one cell of a matrix showed.
 
-use crate::document::lab::{Capture, FrontEnd, NodeEvidence};
+use crate::document::lab::{Capture, NodeEvidence, ProxyMode};
 use canary_record::result::boom::BoomResult;
 use canary_record::result::load::LoadResult;
 use canary_record::result::witness::WitnessResult;
@@ -15,7 +15,7 @@ pub struct Key {
     /// 1 for the first time.
     pub repetition: u32,
     /// Whose rules.
-    pub front_end: FrontEnd,
+    pub proxy_mode: ProxyMode,
     /// IP family.
     pub family: Family,
     /// Its number in the scenario.

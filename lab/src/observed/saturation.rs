@@ -117,12 +117,12 @@ pub enum Case {
     /// The same, and new connections take what room there is.
     Contested,
     /// The cause removed: a table nine tenths full.
-    Room,
+    NearlyFull,
 }
 
 impl Case {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Full, Self::Protected, Self::Contested, Self::Room];
+    pub const ALL: [Self; 4] = [Self::Full, Self::Protected, Self::Contested, Self::NearlyFull];
 
     /// Its name in those of files and hosts.
     #[must_use]
@@ -131,7 +131,7 @@ impl Case {
             Self::Full => "full",
             Self::Protected => "protected",
             Self::Contested => "contested",
-            Self::Room => "room",
+            Self::NearlyFull => "nearly-full",
         }
     }
 }

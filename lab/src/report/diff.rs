@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 
 use crate::document::lab::{
-    CellResult, FrontEnd, Judgement, LabResult, Path, Protections, ScenarioResult, Seen,
+    CellResult, Judgement, LabResult, Path, Protections, ProxyMode, ScenarioResult, Seen,
 };
 use crate::document::timeline as statement;
 use canary_record::names::{Forgery, ProbeEnd};
@@ -28,7 +28,7 @@ enum Part {
     Cell {
         path: Path,
         family: Family,
-        front_end: FrontEnd,
+        proxy_mode: ProxyMode,
         protections: Protections,
         forgery: Option<Forgery>,
     },
@@ -46,8 +46,8 @@ impl fmt::Display for Key {
         match &self.part {
             Part::Stages => f.write_str("all stages"),
             Part::Stage(text) | Part::Claim(text) => f.write_str(text),
-            Part::Cell { path, family, front_end, protections, forgery } => {
-                write!(f, "{path} {family} {front_end}, ")?;
+            Part::Cell { path, family, proxy_mode, protections, forgery } => {
+                write!(f, "{path} {family} {proxy_mode}, ")?;
                 if protections.is_empty() {
                     f.write_str("no protection")?;
                 }
@@ -216,7 +216,7 @@ fn findings(result: &LabResult) -> BTreeMap<Key, Finding> {
                 let part = Part::Cell {
                     path: cell.path,
                     family: cell.family,
-                    front_end: cell.front_end,
+                    proxy_mode: cell.proxy_mode,
                     protections: cell.protections.sorted(),
                     forgery,
                 };

@@ -44,7 +44,7 @@ fn scenario(result: &LabResult, s: &ScenarioResult) -> TestSuite {
         .cells
         .iter()
         .map(|cell| {
-            let class = format!("{}.{}.{}.{}", s.name, cell.path, cell.front_end, cell.family);
+            let class = format!("{}.{}.{}.{}", s.name, cell.path, cell.proxy_mode, cell.family);
             case(&class, &name(cell), cell.seconds, cell.judgement, &cell.reasons)
         })
         .collect();

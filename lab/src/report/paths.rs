@@ -119,14 +119,14 @@ fn row(s: &ScenarioResult, row: &Row<'_>, forgeries: &BTreeSet<Forgery>, several
 
 /// Which rules and families a row stands for.
 fn variants(row: &Row<'_>) -> String {
-    let front_ends: BTreeSet<_> = row.variants.iter().map(|v| words::front_end(v.0)).collect();
+    let proxy_modes: BTreeSet<_> = row.variants.iter().map(|v| words::proxy_mode(v.0)).collect();
     let families: BTreeSet<_> = row.variants.iter().map(|v| words::family(v.1)).collect();
     let list = |of: BTreeSet<&str>| of.into_iter().collect::<Vec<_>>().join(", ");
     // Only where every combination is there do two lists say it all.
-    let text = if front_ends.len() * families.len() == row.variants.len() {
-        format!("{} · {}", list(front_ends), list(families))
+    let text = if proxy_modes.len() * families.len() == row.variants.len() {
+        format!("{} · {}", list(proxy_modes), list(families))
     } else {
-        let pair = |v: &fold::Variant| format!("{} {}", words::front_end(v.0), words::family(v.1));
+        let pair = |v: &fold::Variant| format!("{} {}", words::proxy_mode(v.0), words::family(v.1));
         row.variants.iter().map(pair).collect::<Vec<_>>().join(", ")
     };
     let runs = row.cells.len() as u64;
@@ -207,7 +207,7 @@ fn evidence(row: &Row<'_>) -> Markup {
             p { (said.join("; ")) }
             ul { @for (c, facts) in row.cells.iter().zip(&facts) { li {
                 b id=(spaceless(&c.id)) {
-                    (words::front_end(c.front_end)) " " (words::family(c.family))
+                    (words::proxy_mode(c.proxy_mode)) " " (words::family(c.family))
                     @if c.repetition > 1 { ", repetition " (c.repetition) }
                 }
                 @for fact in facts.iter().filter(|f| !common(f)) { "; " (fact) }

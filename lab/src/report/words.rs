@@ -1,6 +1,6 @@
 //! What the closed sets of names mean to a reader.
 
-use crate::document::lab::{At, FrontEnd, Judgement, Path, Protection, ProtectionKind, Seen};
+use crate::document::lab::{At, Judgement, Path, Protection, ProtectionKind, ProxyMode, Seen};
 use crate::document::timeline::{FailureClass, Finding};
 use canary_record::names::{Forgery, OldSegments};
 use canary_wire::segment::Family;
@@ -158,12 +158,12 @@ pub const fn family(f: Family) -> &'static str {
     }
 }
 
-/// A front end.
+/// A proxy mode.
 #[must_use]
-pub const fn front_end(f: FrontEnd) -> &'static str {
+pub const fn proxy_mode(f: ProxyMode) -> &'static str {
     match f {
-        FrontEnd::Nftables => "nftables",
-        FrontEnd::Iptables => "iptables",
+        ProxyMode::Nftables => "nftables",
+        ProxyMode::Iptables => "iptables",
     }
 }
 

@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::document::lab::{CommandList, FrontEnd, Path as NetPath};
+use crate::document::lab::{CommandList, Path as NetPath, ProxyMode};
 use crate::document::timeline::Change;
 use canary_record::probe::{Line, Request};
 use canary_record::result::boom::BoomResult;
@@ -16,7 +16,7 @@ use canary_record::result::load::LoadResult;
 use canary_runtime::output::write_file;
 use canary_testbed::evidence::{self, EvidenceError};
 use canary_testbed::exec::Ready;
-use canary_testbed::place::{Place, PlaceError};
+use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::{self, POD_PORT, SERVICE_PORT, Topology};
 use canary_wire::segment::Family;
 use nix::sys::signal::Signal;
@@ -60,9 +60,9 @@ pub fn run(
         let topology = Topology::new(NetPath::ClusterIp, &format!("{prefix}{n}-"));
         let dir = dir.join("cells").join(name).join((n + 1).to_string());
         fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
-        let place = Place::build(with_second_server(topology), &setting.tools)?;
+        let testbed = Testbed::build(with_second_server(topology), &setting.tools)?;
         let t = begun.elapsed().as_secs_f64();
-        play(&place, cause, case, setting, &dir).map(|seen| Seen { t, ..seen })
+        run_steps(&testbed, cause, case, setting, &dir).map(|seen| Seen { t, ..seen })
     };
     std::thread::scope(|scope| {
         let one = &one;
@@ -112,29 +112,29 @@ fn with_second_server(mut topology: Topology) -> Topology {
     topology
 }
 
-fn play(
-    place: &Place<'_>,
+fn run_steps(
+    testbed: &Testbed<'_>,
     of: &Cause,
     case: &Case,
     setting: &Setting,
     dir: &Path,
-) -> Result<Seen, PlaceError> {
+) -> Result<Seen, TestbedError> {
     let interrupt = &setting.interrupt;
     let connections = of.connections;
-    place.protect(FrontEnd::Nftables, Family::Ipv4, &case.protections)?;
-    choose_endpoints(place, setting, case)?;
+    testbed.protect(ProxyMode::Nftables, Family::Ipv4, &case.protections)?;
+    choose_endpoints(testbed, setting, case)?;
     let mut changes = Vec::new();
     for host in of.hosts.iter().chain(&case.hosts) {
-        changes.extend(furnish(place, setting, host, dir)?);
+        changes.extend(furnish(testbed, setting, host, dir)?);
     }
     if !case.loose {
         // On both: node2 would pick up, and translate anew, what node1 lets pass.
-        changes.push(set(place, "node1", LOOSE, "0")?);
-        set(place, "node2", LOOSE, "0")?;
+        changes.push(set(testbed, "node1", LOOSE, "0")?);
+        set(testbed, "node2", LOOSE, "0")?;
     }
-    place.warm_up(Family::Ipv4, setting.scaled(READY), interrupt)?;
+    testbed.warm_up(Family::Ipv4, setting.scaled(READY), interrupt)?;
     if case.action == Action::BlackHole {
-        changes.extend(black_hole(place, setting)?);
+        changes.extend(black_hole(testbed, setting)?);
     }
     let forge: Vec<_> = case.expect.forged.keys().map(|f| f.as_str()).collect();
     let mut servers = Vec::new();
@@ -142,18 +142,18 @@ fn play(
         let dir = dir.join(host);
         fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
         let one = ["--min-forged=1".to_owned()];
-        let mut boom = boom_server(place, setting, host, &dir, &forge.join(","), &one)?;
+        let mut boom = boom_server(testbed, setting, host, &dir, &forge.join(","), &one)?;
         boom.wait_ready(setting.scaled(READY), interrupt)?;
         servers.push((boom, dir.join("boom.json")));
     }
-    let before = place.within("node1", evidence::conntrack_counters)?;
-    let entries = place.within("node1", count)?;
+    let before = testbed.within("node1", evidence::conntrack_counters)?;
+    let entries = testbed.within("node1", count)?;
     let want = entries + u64::from(connections);
     let mut deleted = 0;
-    let mut act = || -> Result<(), PlaceError> {
+    let mut act = || -> Result<(), TestbedError> {
         // Every connection is made, and boom-server has had its time.
         let end = Instant::now() + setting.scaled(READY);
-        while place.within("node1", count)? < want && Instant::now() < end {
+        while testbed.within("node1", count)? < want && Instant::now() < end {
             interrupt.sleep(Duration::from_millis(10))?;
         }
         interrupt.sleep(setting.scaled(JUDGED))?;
@@ -164,7 +164,7 @@ fn play(
         match case.action {
             Action::Nothing | Action::BlackHole => {}
             Action::DeleteEntries => {
-                let change = place.within("node1", || {
+                let change = testbed.within("node1", || {
                     let from = count()?;
                     evidence::forget_all()?;
                     Ok((from, count()?))
@@ -176,12 +176,12 @@ fn play(
                     to: change.1.to_string(),
                 });
             }
-            Action::ReplaceEndpoint => changes.push(replace(place, setting)?),
+            Action::ReplaceEndpoint => changes.push(replace(testbed, setting)?),
         }
         Ok(())
     };
     let (client, failures) = if case.pattern == Pattern::CloseUnread {
-        let streams = ask(place, setting, connections)?;
+        let streams = ask(testbed, setting, connections)?;
         act()?;
         for stream in streams {
             // Unread data: the kernel answers close() with RST (RFC 2525, section 2.17).
@@ -190,8 +190,8 @@ fn play(
         (BTreeMap::new(), BTreeMap::new())
     } else {
         let idle = if case.action == Action::Nothing { JUDGED_WHOLLY } else { IDLE };
-        let options = probe(place, setting, case.pattern, connections, idle);
-        let load = setting::load_client(place, setting, dir, "load", options, Ready::Event)?;
+        let options = probe(testbed, setting, case.pattern, connections, idle);
+        let load = setting::load_client(testbed, setting, dir, "load", options, Ready::Event)?;
         act()?;
         let status = load.wait(setting.scaled(idle + ANSWER + TIMEOUT * 3) + READY, interrupt)?;
         let load: LoadResult = setting::result("load-client", &dir.join("load.json"), status)?;
@@ -206,14 +206,18 @@ fn play(
         let status = server.wait(setting.scaled(READY), interrupt)?;
         boom.push(setting::result::<BoomResult>("boom-server", &file, status)?);
     }
-    let conntrack = place.within("node1", evidence::conntrack_counters)?.since(before);
+    let conntrack = testbed.within("node1", evidence::conntrack_counters)?.since(before);
     let connections = u64::from(connections);
     Ok(Seen { t: 0.0, connections, client, failures, boom, deleted, changes, conntrack })
 }
 
 /// Each new entry takes one of the endpoints at random, as kube-proxy has it, and one source.
-fn choose_endpoints(place: &Place<'_>, setting: &Setting, case: &Case) -> Result<(), PlaceError> {
-    let service = &place.topology.service;
+fn choose_endpoints(
+    testbed: &Testbed<'_>,
+    setting: &Setting,
+    case: &Case,
+) -> Result<(), TestbedError> {
+    let service = &testbed.topology.service;
     let (vip, pod) = (service.vip.v4, service.pod.v4);
     // Before the Service's own chains: the first NAT rule that matches decides.
     let choose = match case.endpoints {
@@ -236,20 +240,20 @@ fn choose_endpoints(place: &Place<'_>, setting: &Setting, case: &Case) -> Result
         return Ok(());
     }
     let rules = format!("table ip lab-endpoints {{\n{choose}{masquerade}}}\n");
-    load(place, setting, "node1", "nft", &["-f", "-"], rules)
+    load(testbed, setting, "node1", "nft", &["-f", "-"], rules)
 }
 
 /// Rules as they are.
 fn load(
-    place: &Place<'_>,
+    testbed: &Testbed<'_>,
     setting: &Setting,
     host: &str,
     tool: &'static str,
     options: &'static [&'static str],
     rules: String,
-) -> Result<(), PlaceError> {
+) -> Result<(), TestbedError> {
     let tools = setting.tools.clone();
-    place.within(host, move || {
+    testbed.within(host, move || {
         tools.call(tool, options)?.stdin(&rules).run()?;
         Ok(())
     })
@@ -258,15 +262,15 @@ fn load(
 /// Gives a host what it should have, and keeps what its kernel then holds in
 /// `dir`/rules-HOST.txt.
 fn furnish(
-    place: &Place<'_>,
+    testbed: &Testbed<'_>,
     setting: &Setting,
     host: &Host,
     dir: &Path,
-) -> Result<Vec<Change>, PlaceError> {
+) -> Result<Vec<Change>, TestbedError> {
     let mut changes = Vec::new();
     for (name, value) in &host.sysctls {
         let (key, value) = (name.replace('.', "/"), value.clone());
-        let (from, to) = place.within(&host.name, move || {
+        let (from, to) = testbed.within(&host.name, move || {
             let from = evidence::sysctl(&key)?;
             evidence::set_sysctl(&key, &value)?;
             Ok((from, value))
@@ -274,15 +278,15 @@ fn furnish(
         changes.push(Change { what: format!("{name} in {}", host.name), from, to });
     }
     if let Some(rules) = &host.nft {
-        load(place, setting, &host.name, "nft", &["-f", "-"], rules.clone())?;
+        load(testbed, setting, &host.name, "nft", &["-f", "-"], rules.clone())?;
     }
     if let Some(rules) = &host.iptables {
         let options = &["-w", "10", "--noflush"];
-        load(place, setting, &host.name, "iptables-restore", options, rules.clone())?;
+        load(testbed, setting, &host.name, "iptables-restore", options, rules.clone())?;
     }
     if host.nft.is_some() || host.iptables.is_some() {
         let tools = setting.tools.clone();
-        let held = place
+        let held = testbed
             .within(&host.name, move || Ok(tools.call("nft", &["list", "ruleset"])?.run()?))?;
         let file = dir.join(format!("rules-{}.txt", host.name));
         write_file(&file, held.as_bytes()).map_err(|e| io_error("write", &file)(e.into()))?;
@@ -292,7 +296,7 @@ fn furnish(
 
 /// The options of load-client.
 fn probe(
-    place: &Place<'_>,
+    testbed: &Testbed<'_>,
     setting: &Setting,
     pattern: Pattern,
     connections: u32,
@@ -306,7 +310,7 @@ fn probe(
     };
     vec![
         "probe".to_owned(),
-        format!("--target=tcp://{}", place.topology.target(Family::Ipv4)),
+        format!("--target=tcp://{}", testbed.topology.target(Family::Ipv4)),
         format!("--connections={connections}"),
         format!("--pattern={pattern}"),
         format!("--delay={}", ms(idle)),
@@ -317,10 +321,10 @@ fn probe(
 }
 
 /// Connections whose answer has arrived and is not read.
-fn ask(place: &Place<'_>, setting: &Setting, n: u32) -> Result<Vec<TcpStream>, PlaceError> {
-    let target: SocketAddr = place.topology.target(Family::Ipv4);
+fn ask(testbed: &Testbed<'_>, setting: &Setting, n: u32) -> Result<Vec<TcpStream>, TestbedError> {
+    let target: SocketAddr = testbed.topology.target(Family::Ipv4);
     let (deadline, judged) = (setting.scaled(READY), setting.scaled(JUDGED));
-    place.within(place.topology.client(), move || {
+    testbed.within(testbed.topology.client(), move || {
         let io = |source| EvidenceError::Io { what: format!("ask {target}"), source };
         let mut streams = (0..n)
             .map(|_| TcpStream::connect_timeout(&target, deadline))
@@ -343,16 +347,16 @@ fn ask(place: &Place<'_>, setting: &Setting, n: u32) -> Result<Vec<TcpStream>, P
     })
 }
 
-fn black_hole(place: &Place<'_>, setting: &Setting) -> Result<Vec<Change>, PlaceError> {
+fn black_hole(testbed: &Testbed<'_>, setting: &Setting) -> Result<Vec<Change>, TestbedError> {
     for host in ["node1", "node2"] {
-        let full = place.topology.full(host);
+        let full = testbed.topology.full(host);
         let args = ["-n", &full, "link", "set", "eth0", "mtu", BLACK_HOLE_MTU];
         setting.tools.call("ip", &args)?.run()?;
         let tools = setting.tools.clone();
         let rules = "table inet lab-black-hole {\n\
                      chain output { type filter hook output priority 0; \
                      icmp type destination-unreachable counter drop; }\n}\n";
-        place.within(host, move || Ok(tools.call("nft", &["-f", "-"])?.stdin(rules).run()?))?;
+        testbed.within(host, move || Ok(tools.call("nft", &["-f", "-"])?.stdin(rules).run()?))?;
     }
     let change = |what: &str, from: &str, to: &str| Change {
         what: what.to_owned(),
@@ -365,10 +369,10 @@ fn black_hole(place: &Place<'_>, setting: &Setting) -> Result<Vec<Change>, Place
     ])
 }
 
-fn replace(place: &Place<'_>, setting: &Setting) -> Result<Change, PlaceError> {
-    let node = place.topology.full("node2");
-    let route = format!("{}/32", place.topology.service.pod.v4);
-    let show = || -> Result<String, PlaceError> {
+fn replace(testbed: &Testbed<'_>, setting: &Setting) -> Result<Change, TestbedError> {
+    let node = testbed.topology.full("node2");
+    let route = format!("{}/32", testbed.topology.service.pod.v4);
+    let show = || -> Result<String, TestbedError> {
         let text = setting.tools.call("ip", &["-n", &node, "route", "show", &route])?.run()?;
         Ok(text.trim().to_owned())
     };

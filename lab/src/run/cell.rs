@@ -9,7 +9,7 @@ use std::process::ExitStatus;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::document::lab::{Capture, FrontEnd, Profile};
+use crate::document::lab::{Capture, Profile, ProxyMode};
 use canary_record::names::Forgery;
 use canary_record::result::witness::WitnessResult;
 use canary_runtime::output::write_file;
@@ -17,8 +17,8 @@ use canary_testbed::capture::{self, Reset};
 use canary_testbed::evidence;
 use canary_testbed::exec::{Call, Process, Ready};
 use canary_testbed::model::At;
-use canary_testbed::place::{Place, PlaceError};
 use canary_testbed::tap::Tap;
+use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::POD_PORT;
 use canary_wire::segment::Family;
 use nix::sys::signal::Signal;
@@ -48,7 +48,7 @@ pub struct Cell<'a> {
     /// Protections and expectation.
     pub plan: &'a CellPlan,
     /// Whose rules.
-    pub front_end: FrontEnd,
+    pub proxy_mode: ProxyMode,
     /// IP family.
     pub family: Family,
     /// What to forge.
@@ -78,33 +78,37 @@ fn local_ports(index: usize, connections: usize) -> (usize, usize) {
 }
 
 /// Runs a cell.
-pub fn run(place: &Place<'_>, cell: &Cell<'_>, setting: &Setting) -> Result<Shown, PlaceError> {
+pub fn run(
+    testbed: &Testbed<'_>,
+    cell: &Cell<'_>,
+    setting: &Setting,
+) -> Result<Shown, TestbedError> {
     let begun = Instant::now();
     let interrupt = &setting.interrupt;
-    for (node, text) in place.protect(cell.front_end, cell.family, &cell.plan.protections)? {
+    for (node, text) in testbed.protect(cell.proxy_mode, cell.family, &cell.plan.protections)? {
         write(&cell.dir.join(format!("rules-{node}.txt")), text.as_bytes())?;
     }
     let (low, high) = local_ports(cell.index, cell.connections as usize * cell.forgeries.len());
     if low == FIRST_PORT && cell.index > 0 {
         // The ports begin anew: nothing may be left of their first use.
-        for node in place.topology.nodes(At::Both) {
-            place.within(node, evidence::forget_all)?;
+        for node in testbed.topology.nodes(At::Both) {
+            testbed.within(node, evidence::forget_all)?;
         }
     }
-    place.within(place.topology.client(), move || {
+    testbed.within(testbed.topology.client(), move || {
         evidence::set_sysctl("net/ipv4/ip_local_port_range", &format!("{low}\t{high}"))
     })?;
     let none_expected = cell.plan.expect.profile() == Some(Profile::NoConnection);
     let patience = if none_expected { Duration::ZERO } else { setting.scaled(READY) };
-    let warm = place.warm_up(cell.family, patience, interrupt)?;
+    let warm = testbed.warm_up(cell.family, patience, interrupt)?;
 
     let mut notes = Vec::new();
-    let witnesses = start_witnesses(place, cell, setting, &mut notes)?;
-    let captures = start_captures(place, cell, setting)?;
-    let mut boom = start_boom(place, cell, setting)?;
+    let witnesses = start_witnesses(testbed, cell, setting, &mut notes)?;
+    let captures = start_captures(testbed, cell, setting)?;
+    let mut boom = start_boom(testbed, cell, setting)?;
     boom.wait_ready(setting.scaled(READY), interrupt)?;
-    let before = place.counters(cell.front_end, cell.family)?;
-    let mut load = start_load(place, cell, setting)?;
+    let before = testbed.counters(cell.proxy_mode, cell.family)?;
+    let mut load = start_load(testbed, cell, setting)?;
     let load_line = load.line().to_owned();
     // Where no connection comes to be, load-client ends first.
     while !load.ends_within(Duration::ZERO, interrupt)?
@@ -117,12 +121,12 @@ pub fn run(place: &Place<'_>, cell: &Cell<'_>, setting: &Setting) -> Result<Show
     }
     let load_status = load.wait(load_patience(setting), interrupt)?;
     let boom_status = end_boom(boom, setting)?;
-    let after = place.counters(cell.front_end, cell.family)?;
+    let after = testbed.counters(cell.proxy_mode, cell.family)?;
     let witnesses = end_witnesses(witnesses, cell, setting)?;
     if !warm && !none_expected {
         notes.push("the target's port never answered before the cell".to_owned());
     }
-    let pod = SocketAddr::new(place.topology.service.pod.of(cell.family), POD_PORT);
+    let pod = SocketAddr::new(testbed.topology.service.pod.of(cell.family), POD_PORT);
     let resets = captured(captures, pod, setting, &mut notes)?;
     for counters in &after {
         let name = format!("counters-{}.txt", counters.node);
@@ -141,10 +145,10 @@ pub fn run(place: &Place<'_>, cell: &Cell<'_>, setting: &Setting) -> Result<Show
 }
 
 fn start_boom(
-    place: &Place<'_>,
+    testbed: &Testbed<'_>,
     cell: &Cell<'_>,
     setting: &Setting,
-) -> Result<Process, PlaceError> {
+) -> Result<Process, TestbedError> {
     let forge: Vec<_> = cell.forgeries.iter().map(|f| f.as_str()).collect();
     let total = cell.connections as usize * cell.forgeries.len();
     let options = [
@@ -153,30 +157,30 @@ fn start_boom(
         // A server that ends first resets what a slow machine's client has still open.
         format!("--hold={}ms", load_patience(setting).as_millis()),
     ];
-    let server = place.topology.server();
-    setting::boom_server(place, setting, server, cell.dir, &forge.join(","), &options)
+    let server = testbed.topology.server();
+    setting::boom_server(testbed, setting, server, cell.dir, &forge.join(","), &options)
 }
 
 fn start_load(
-    place: &Place<'_>,
+    testbed: &Testbed<'_>,
     cell: &Cell<'_>,
     setting: &Setting,
-) -> Result<Process, PlaceError> {
+) -> Result<Process, TestbedError> {
     let total = cell.connections as usize * cell.forgeries.len();
     let options = vec![
         "probe".to_owned(),
-        format!("--target=tcp://{}", place.topology.target(cell.family)),
+        format!("--target=tcp://{}", testbed.topology.target(cell.family)),
         format!("--connections={total}"),
         "--pattern=request".into(),
         format!("--delay={}ms", setting.scaled(DELAY).as_millis()),
         format!("--timeout={}ms", setting.scaled(TIMEOUT).as_millis()),
     ];
-    setting::load_client(place, setting, cell.dir, "load", options, Ready::Event)
+    setting::load_client(testbed, setting, cell.dir, "load", options, Ready::Event)
 }
 
 /// boom-server ends by itself once every connection is judged; where some
 /// never came it is asked to end and says so in its result.
-fn end_boom(mut boom: Process, setting: &Setting) -> Result<ExitStatus, PlaceError> {
+fn end_boom(mut boom: Process, setting: &Setting) -> Result<ExitStatus, TestbedError> {
     let patience = setting.scaled(JUDGED);
     if !boom.ends_within(patience, &setting.interrupt)? {
         boom.signal(Signal::SIGTERM);
@@ -187,13 +191,13 @@ fn end_boom(mut boom: Process, setting: &Setting) -> Result<ExitStatus, PlaceErr
 /// load-client's witness on both nodes. Where it cannot watch the cell has one judge less, and
 /// says so.
 fn start_witnesses(
-    place: &Place<'_>,
+    testbed: &Testbed<'_>,
     cell: &Cell<'_>,
     setting: &Setting,
     notes: &mut Vec<String>,
-) -> Result<Vec<(&'static str, Process)>, PlaceError> {
+) -> Result<Vec<(&'static str, Process)>, TestbedError> {
     let mut running = Vec::new();
-    for node in place.topology.nodes(At::Both) {
+    for node in testbed.topology.nodes(At::Both) {
         let options = [
             "witness".to_owned(),
             "--log=json".into(),
@@ -202,7 +206,7 @@ fn start_witnesses(
         ];
         let witness = Call::new(&setting.load_client, &options);
         let log = cell.dir.join(format!("witness-{node}.log"));
-        running.push((*node, place.start(node, witness, &log, Ready::Event)?));
+        running.push((*node, testbed.start(node, witness, &log, Ready::Event)?));
     }
     running.retain_mut(|(node, process)| {
         let ready = process.wait_ready(setting.scaled(READY), &setting.interrupt);
@@ -221,7 +225,7 @@ fn end_witnesses(
     running: Vec<(&'static str, Process)>,
     cell: &Cell<'_>,
     setting: &Setting,
-) -> Result<Vec<(String, WitnessResult)>, PlaceError> {
+) -> Result<Vec<(String, WitnessResult)>, TestbedError> {
     // The second signal: it need not wait to see what becomes of the connections.
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         for (_, process) in &running {
@@ -237,18 +241,18 @@ fn end_witnesses(
 }
 
 fn start_captures(
-    place: &Place<'_>,
+    testbed: &Testbed<'_>,
     cell: &Cell<'_>,
     setting: &Setting,
-) -> Result<Vec<Tap>, PlaceError> {
+) -> Result<Vec<Tap>, TestbedError> {
     if setting.capture == CaptureMode::None {
         return Ok(Vec::new());
     }
     let mut running = Vec::new();
-    for host in hosts(place) {
+    for host in hosts(testbed) {
         // A node has several links, a pod one.
         let link = if host.starts_with("node") { "any" } else { "eth0" };
-        running.push(Tap::start(place, host, link, "tcp", &cell.dir.join(capture_file(host)))?);
+        running.push(Tap::start(testbed, host, link, "tcp", &cell.dir.join(capture_file(host)))?);
     }
     for tap in &mut running {
         tap.wait_ready(setting.scaled(READY), &setting.interrupt)?;
@@ -257,8 +261,8 @@ fn start_captures(
 }
 
 /// Where captures are taken: the server first.
-fn hosts(place: &Place<'_>) -> Vec<&'static str> {
-    let mut hosts = vec![place.topology.server(), place.topology.client()];
+fn hosts(testbed: &Testbed<'_>) -> Vec<&'static str> {
+    let mut hosts = vec![testbed.topology.server(), testbed.topology.client()];
     hosts.dedup();
     hosts
 }
@@ -274,7 +278,7 @@ fn captured(
     pod: SocketAddr,
     setting: &Setting,
     notes: &mut Vec<String>,
-) -> Result<Option<Vec<Reset>>, PlaceError> {
+) -> Result<Option<Vec<Reset>>, TestbedError> {
     let (mut server, mut complete) = (None, true);
     captures.iter().for_each(Tap::end);
     for tap in captures {
@@ -289,16 +293,16 @@ fn captured(
     Ok(capture::resets(&pcap, pod).map_err(|e| notes.push(e.to_string())).ok())
 }
 
-fn with_line(e: PlaceError, line: &str) -> PlaceError {
+fn with_line(e: TestbedError, line: &str) -> TestbedError {
     match e {
-        PlaceError::Result { program, status, why } => {
-            PlaceError::Result { program, status, why: format!("{why} ({line})") }
+        TestbedError::Result { program, status, why } => {
+            TestbedError::Result { program, status, why: format!("{why} ({line})") }
         }
         other => other,
     }
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<(), PlaceError> {
+fn write(path: &Path, bytes: &[u8]) -> Result<(), TestbedError> {
     write_file(path, bytes).map_err(|e| io_error("write", path)(e.into()))
 }
 
@@ -307,20 +311,20 @@ pub type Kept = Mutex<BTreeSet<(String, Forgery)>>;
 
 /// Keeps one connection of every kind that was reset, or everything.
 pub fn keep(
-    place: &Place<'_>,
+    testbed: &Testbed<'_>,
     setting: &Setting,
     results: &Path,
     (scenario, id): (&str, &str),
     shown: &Shown,
     kept: &Kept,
-) -> Result<Vec<Capture>, PlaceError> {
+) -> Result<Vec<Capture>, TestbedError> {
     let dir = results.join("cells").join(id);
     let mut captures = Vec::new();
     if setting.capture == CaptureMode::None {
         return Ok(captures);
     }
-    let hosts: Vec<_> = hosts(place).into_iter().rev().collect();
-    let wrong = |e: capture::CaptureError| PlaceError::Io {
+    let hosts: Vec<_> = hosts(testbed).into_iter().rev().collect();
+    let wrong = |e: capture::CaptureError| TestbedError::Io {
         what: format!("keep a capture of {id}"),
         source: std::io::Error::other(e),
     };

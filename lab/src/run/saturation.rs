@@ -1,11 +1,11 @@
-//! Runs the saturation experiment. [`mod@bench`] runs the steps, [`eviction`] and [`half_open`]
+//! Runs the saturation experiment. [`mod@steps`] runs the steps, [`eviction`] and [`half_open`]
 //! some of them, in places that [`stage`] builds; [`streams`] are the connections that were
 //! there before.
 
-pub mod bench;
 pub mod eviction;
 pub mod half_open;
 pub mod stage;
+pub mod steps;
 pub mod streams;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,14 +14,14 @@ use std::time::Instant;
 
 use crate::document::lab::{CommandList, Path as NetPath};
 use canary_testbed::exec::ExecError;
-use canary_testbed::place::PlaceError;
+use canary_testbed::testbed::TestbedError;
 use canary_testbed::topology::{Step, Topology};
 
 use super::host_table::Control;
 use super::setting::{Setting, broken_off};
 use crate::observed::saturation::Filled;
 use crate::scenario::saturation::Saturation;
-use bench::Bench;
+use steps::Sequence;
 
 /// Runs it. Without `control` the host's limit is what it is.
 #[must_use]
@@ -36,13 +36,13 @@ pub fn run(
     let begun = Instant::now();
     let dir = dir.join("cells").join(name);
     let mut filled = Filled::default();
-    let mut bench = Bench::new(name, s, setting, &dir, prefix, begun);
+    let mut sequence = Sequence::new(name, s, setting, &dir, prefix, begun);
     // What was seen before a panic is kept, as it is before an error.
     let ended = catch_unwind(AssertUnwindSafe(|| {
-        bench.run(control, &mut filled.timeline, &mut filled.facts)
+        sequence.run(control, &mut filled.timeline, &mut filled.facts)
     }));
     let told = match ended {
-        Ok(Err(e)) if matches!(e, PlaceError::Exec(ExecError::Interrupted(_))) => {
+        Ok(Err(e)) if matches!(e, TestbedError::Exec(ExecError::Interrupted(_))) => {
             filled.broken = Some(e.to_string());
             return filled;
         }

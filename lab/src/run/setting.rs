@@ -11,7 +11,7 @@ use crate::document::timeline::Change;
 use canary_conntrack::stat;
 use canary_testbed::evidence::{self, EvidenceError};
 use canary_testbed::exec::{Call, Interrupt, Process, Ready, Tools};
-use canary_testbed::place::{Place, PlaceError};
+use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::POD_PORT;
 use clap::ValueEnum;
 use serde::de::DeserializeOwned;
@@ -63,7 +63,7 @@ pub fn find_program(dir: Option<&Path>, name: &str) -> Result<PathBuf, String> {
 }
 
 /// Runs a part. What breaks off, by an error or a panic, is that part's alone.
-pub fn guarded<T>(part: impl FnOnce() -> Result<T, PlaceError>) -> Result<T, String> {
+pub fn guarded<T>(part: impl FnOnce() -> Result<T, TestbedError>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(part)) {
         // What a tool said may have lines.
         Ok(done) => {
@@ -79,19 +79,19 @@ pub fn broken_off<T>() -> Result<T, String> {
 }
 
 /// An error that names the file.
-pub fn io_error<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> PlaceError + 'a {
-    move |source| PlaceError::Io { what: format!("{what} {}", path.display()), source }
+pub fn io_error<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> TestbedError + 'a {
+    move |source| TestbedError::Io { what: format!("{what} {}", path.display()), source }
 }
 
 /// boom-server on the Service's port, in a host.
 pub fn boom_server(
-    place: &Place<'_>,
+    testbed: &Testbed<'_>,
     setting: &Setting,
     host: &str,
     dir: &Path,
     forge: &str,
     more: &[String],
-) -> Result<Process, PlaceError> {
+) -> Result<Process, TestbedError> {
     // How long it waits for the answer to a forged segment.
     let timeout = setting.scaled(Duration::from_millis(400));
     let mut options = vec![
@@ -106,22 +106,22 @@ pub fn boom_server(
     ];
     options.extend_from_slice(more);
     let call = Call::new(&setting.boom_server, &options);
-    place.start(host, call, &dir.join("boom.log"), Ready::Event)
+    testbed.start(host, call, &dir.join("boom.log"), Ready::Event)
 }
 
 /// load-client in the client; its result goes to `dir`/NAME.json.
 pub fn load_client(
-    place: &Place<'_>,
+    testbed: &Testbed<'_>,
     setting: &Setting,
     dir: &Path,
     name: &str,
     mut options: Vec<String>,
     ready: Ready,
-) -> Result<Process, PlaceError> {
+) -> Result<Process, TestbedError> {
     options.push("--log=json".into());
     options.push(format!("--output={}", dir.join(format!("{name}.json")).display()));
     let call = Call::new(&setting.load_client, &options);
-    place.start(place.topology.client(), call, &dir.join(format!("{name}.log")), ready)
+    testbed.start(testbed.topology.client(), call, &dir.join(format!("{name}.log")), ready)
 }
 
 /// What a program left in `path` when it ended.
@@ -129,8 +129,8 @@ pub fn result<T: DeserializeOwned>(
     program: &'static str,
     path: &Path,
     status: ExitStatus,
-) -> Result<T, PlaceError> {
-    let wrong = |why: String| PlaceError::Result { program, status: status.to_string(), why };
+) -> Result<T, TestbedError> {
+    let wrong = |why: String| TestbedError::Result { program, status: status.to_string(), why };
     let text = fs::read(path).map_err(|e| {
         let log = path.with_extension("stderr");
         let said = fs::read_to_string(log).unwrap_or_default();
@@ -141,12 +141,12 @@ pub fn result<T: DeserializeOwned>(
 
 /// Sets a value in a host and tells what it was.
 pub fn set(
-    place: &Place<'_>,
+    testbed: &Testbed<'_>,
     host: &str,
     key: &'static str,
     value: &'static str,
-) -> Result<Change, PlaceError> {
-    place.within(host, move || {
+) -> Result<Change, TestbedError> {
+    testbed.within(host, move || {
         let from = evidence::sysctl(key)?;
         evidence::set_sysctl(key, value)?;
         Ok(Change { what: key.replace('/', "."), from, to: evidence::sysctl(key)? })
@@ -169,7 +169,7 @@ mod tests {
     /// A part that panics is an error like any other.
     #[test]
     fn a_panic_is_the_parts_own() {
-        let part = || -> Result<(), PlaceError> { panic!("on purpose") };
+        let part = || -> Result<(), TestbedError> { panic!("on purpose") };
         assert_eq!(guarded(part), Err("its thread broke off".to_owned()));
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::document::lab::{FrontEnd, Path, Profile, Protections, Seen};
+use crate::document::lab::{Path, Profile, Protections, ProxyMode, Seen};
 use canary_record::names::{Forgery, OldSegments};
 use canary_wire::segment::Family;
 use serde::de::value::MapAccessDeserializer;
@@ -20,8 +20,8 @@ pub struct Matrix {
     pub path: Path,
     /// IP families, each a cell of its own.
     pub families: Vec<Family>,
-    /// Front ends, each a cell of its own.
-    pub front_ends: Vec<FrontEnd>,
+    /// Proxy modes, each a cell of its own.
+    pub proxy_modes: Vec<ProxyMode>,
     /// Connections for each forgery in each cell.
     #[serde(default = "fifty")]
     pub connections: u32,
@@ -139,10 +139,10 @@ pub fn row(profile: Profile, forgery: Forgery, kernel: Option<OldSegments>) -> O
 }
 
 impl Matrix {
-    /// Its cells, each front end and family counted.
+    /// Its cells, each proxy mode and family counted.
     #[must_use]
     pub fn cells(&self) -> usize {
-        self.front_ends.len() * self.families.len() * self.cells.len()
+        self.proxy_modes.len() * self.families.len() * self.cells.len()
     }
 
     /// Whether a cell of it is what the positive control is counted on.
@@ -173,7 +173,7 @@ impl Checked for Matrix {
     fn check(&self) -> Result<(), String> {
         for (field, empty) in [
             ("families", self.families.is_empty()),
-            ("front-ends", self.front_ends.is_empty()),
+            ("proxy-modes", self.proxy_modes.is_empty()),
             ("forgeries", self.forgeries.is_empty()),
             ("cell", self.cells.is_empty()),
         ] {
@@ -188,7 +188,7 @@ impl Checked for Matrix {
         for (field, twice) in [
             ("forgeries", !once(&self.forgeries)),
             ("families", !once(&self.families)),
-            ("front-ends", !once(&self.front_ends)),
+            ("proxy-modes", !once(&self.proxy_modes)),
             ("cell: protections", !once(sets)),
         ] {
             if twice {

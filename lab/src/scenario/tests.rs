@@ -1,5 +1,5 @@
 use super::*;
-use crate::document::lab::{FrontEnd, Path, Profile};
+use crate::document::lab::{Path, Profile, ProxyMode};
 use crate::document::timeline::Finding;
 
 /// A file of each kind that is legal.
@@ -139,7 +139,7 @@ fn values_arrive() {
     let one = named("cluster-ip").unwrap();
     let m = one.matrix().unwrap();
     assert_eq!((m.path, m.connections, m.cells()), (Path::ClusterIp, 50, 40));
-    assert_eq!(m.front_ends, [FrontEnd::Nftables, FrontEnd::Iptables]);
+    assert_eq!(m.proxy_modes, [ProxyMode::Nftables, ProxyMode::Iptables]);
     assert_eq!(m.cells[1].expect.profile(), Some(Profile::Dropped));
 }
 

@@ -350,7 +350,7 @@ pub enum Judgement {
     /// Both sides were closing.
     AlreadyClosing,
     /// Conntrack never had such a connection: a scan, or a stranger's segment.
-    Stranger,
+    Unrelated,
 }
 
 /// Judges one pair by the entry after [`SETTLE`]: when that was looked up, and what it was.
@@ -434,7 +434,7 @@ fn without_entry(pair: &Pair) -> Judgement {
             vec!["nf_conntrack_tcp_loose is 0: conntrack picks up nothing in mid-stream"],
         ),
         // These are told before conntrack looks for an entry: none was there.
-        Reason::InvalidNew | Reason::BadFlags | Reason::Other => Judgement::Stranger,
+        Reason::InvalidNew | Reason::BadFlags | Reason::Other => Judgement::Unrelated,
         _ => unexplained("the entry was gone when it was looked up"),
     }
 }

@@ -198,7 +198,7 @@ impl Witness {
         match judge(pair, later, |ip| around.here(ip)) {
             Judgement::LivedOn => self.found.lived_on += 1,
             Judgement::AlreadyClosing => self.found.already_closing += 1,
-            Judgement::Stranger => self.matcher.counts.stray_resets += 1,
+            Judgement::Unrelated => self.matcher.counts.stray_resets += 1,
             Judgement::Counted(cause, direction, facts) => {
                 let ended = self.record(pair, &later.1, (cause, direction), &facts);
                 self.found.add(&ended);

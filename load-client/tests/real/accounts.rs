@@ -42,11 +42,11 @@ pub(crate) fn short_of_files(bed: &Bed, files: u32, words: &str) -> Output {
 }
 
 /// A program that sees `file` in the place of another.
-pub(crate) fn with_file<R>(program: Program<R>, file: &Path, place: &str) -> Program<R>
+pub(crate) fn with_file<R>(program: Program<R>, file: &Path, testbed: &str) -> Program<R>
 where
     R: serde::de::DeserializeOwned,
 {
-    let line = format!("mount --bind {} {place} && exec \"$@\"", file.display());
+    let line = format!("mount --bind {} {testbed} && exec \"$@\"", file.display());
     program.under(&["unshare", "--mount", "sh", "-c", &line, "sh"])
 }
 

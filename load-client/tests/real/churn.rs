@@ -315,7 +315,7 @@ pub(crate) fn a_name_may_come_late() {
         let target = ["churn", "--target", "tcp://late.invalid:8080", "--connections", "3"];
         let program = load_client(&[&target, options].concat()).unwrap();
         let program = with_file(program, &hosts, "/etc/hosts");
-        program.start(bed.place(), "host", &bed.file("late.log")).unwrap()
+        program.start(bed.testbed(), "host", &bed.file("late.log")).unwrap()
     };
     let wait = |running: Running<LoadResult>, seconds| {
         running.wait(Duration::from_secs(seconds)).unwrap().code()

@@ -86,14 +86,14 @@ pub(crate) fn a_full_disk_loses_the_file_alone() {
 pub(crate) fn a_mounted_file_is_written_to() {
     let bed = Bed::new(Topology::single);
     let _serve = bed.serve("127.0.0.1:8080");
-    let (given, place) = (bed.file("given"), bed.file("r.json"));
-    for file in [&given, &place] {
+    let (given, testbed) = (bed.file("given"), bed.file("r.json"));
+    for file in [&given, &testbed] {
         std::fs::write(file, "older, and longer than nothing").unwrap();
     }
-    let place = place.to_str().unwrap();
+    let testbed = testbed.to_str().unwrap();
     let words = ["churn", "--target", "tcp://127.0.0.1:8080", "--connections", "5", "--output"];
-    let program = load_client(&[&words[..], &[place]].concat()).unwrap();
-    let out = bed.run("host", &with_file(program, &given, place).call());
+    let program = load_client(&[&words[..], &[testbed]].concat()).unwrap();
+    let out = bed.run("host", &with_file(program, &given, testbed).call());
     assert_eq!((out.status.code(), out.stderr.as_str()), (Some(0), ""));
     let r: LoadResult = serde_json::from_slice(&std::fs::read(&given).unwrap()).unwrap();
     assert_eq!((r.attempts, r.ok), (5, 5));
@@ -109,7 +109,7 @@ pub(crate) fn an_unread_stdout_holds_up_nothing() {
     let output = file.to_str().unwrap();
     let words = ["churn", "--target", "tcp://127.0.0.1:9", "--rate", "200", "--output", output];
     let program = load_client(&words).unwrap();
-    let churn = program.start_into(writer, bed.place(), "host", &bed.file("log")).unwrap();
+    let churn = program.start_into(writer, bed.testbed(), "host", &bed.file("log")).unwrap();
     bed.rule("host", "tcp dport 9 counter");
     wait_for("a second's refused connections", || bed.counted("host")[0] > 200);
     let at = Instant::now();
@@ -145,7 +145,7 @@ pub(crate) fn sigterm_while_the_resolver_is_silent() {
         let program = load_client(&[&["churn", "--connections", "1"], target].concat()).unwrap();
         let program = with_file(program, &resolv, "/etc/resolv.conf");
         let (log, at) = (bed.file("silent.log"), Instant::now());
-        let load = program.start(bed.place(), "host", &log).unwrap();
+        let load = program.start(bed.testbed(), "host", &log).unwrap();
         wait_for("signals are caught", || catches_term(&load));
         load.signal(Signal::SIGTERM);
         let said = load.complaints();

@@ -18,7 +18,7 @@ use nix::sys::socket::{
 };
 
 use super::{Conditions, Line, Side, Tally};
-use crate::place::{Place, PlaceError};
+use crate::testbed::{Testbed, TestbedError};
 
 /// The longest time without a look at the request to end.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -68,16 +68,16 @@ impl Network {
     /// Carries frames from here on, in the host `network` of a topology that goes
     /// [through one](crate::topology::Topology::through_a_network). The conditions are printed;
     /// `TESTBED_SEED` is a seed to take instead of theirs.
-    pub fn start(place: &Place<'_>, mut conditions: Conditions) -> Result<Self, PlaceError> {
+    pub fn start(testbed: &Testbed<'_>, mut conditions: Conditions) -> Result<Self, TestbedError> {
         if let Some(seed) = std::env::var("TESTBED_SEED").ok().and_then(|s| s.parse().ok()) {
             conditions.seed = seed;
         }
         eprintln!("network: {conditions} (TESTBED_SEED={} repeats it)", conditions.seed);
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
-        let io = |source| PlaceError::Io { what: "start the network".to_owned(), source };
+        let io = |source| TestbedError::Io { what: "start the network".to_owned(), source };
         // A thread is in the namespace of the one that starts it.
-        let thread = place
+        let thread = testbed
             .host("network")?
             .run(|| {
                 let sides = [Port::open("left", Side::Left, conditions)?, {
@@ -98,8 +98,8 @@ impl Network {
     }
 
     /// Ends it; packets that still wait are lost.
-    pub fn stop(mut self) -> Result<Report, PlaceError> {
-        self.end().map_err(|source| PlaceError::Io { what: "carry a frame".to_owned(), source })
+    pub fn stop(mut self) -> Result<Report, TestbedError> {
+        self.end().map_err(|source| TestbedError::Io { what: "carry a frame".to_owned(), source })
     }
 
     fn end(&mut self) -> io::Result<Report> {

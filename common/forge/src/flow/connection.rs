@@ -20,7 +20,7 @@ const PLAUSIBLE: u32 = 1 << 30;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     /// SYN seen.
-    Embryo,
+    HalfOpen,
     /// Handshake complete, nothing forged yet.
     Waiting,
     /// Forged, no answer yet.
@@ -140,7 +140,7 @@ impl Trial {
 }
 
 impl Flow {
-    pub(super) fn embryo(
+    pub(super) fn half_open(
         now: Duration,
         arrival: Arrival,
         tuple: FourTuple,
@@ -149,7 +149,7 @@ impl Flow {
         let options = seg.options();
         Self {
             tuple,
-            state: State::Embryo,
+            state: State::HalfOpen,
             isn: seg.seq,
             rcv: seg.seq.add(1),
             ahead: None,

@@ -72,7 +72,7 @@ impl Flows {
                 State::Forged | State::Pausing | State::Probed => {
                     self.settle(now, key, Fate::Unknown(UnknownReason::ClosedEarly), out);
                 }
-                State::Embryo | State::Waiting | State::Settled => {}
+                State::HalfOpen | State::Waiting | State::Settled => {}
             }
             return;
         }
@@ -163,7 +163,7 @@ impl Flows {
         let flow = self.table.get_mut(key);
         flow.dead = true;
         match flow.state {
-            State::Embryo => {
+            State::HalfOpen => {
                 self.table.remove(key);
             }
             State::Waiting => {
@@ -270,7 +270,7 @@ impl Flows {
                 _ if fin => self.table.set_deadline(key, now + CLOSED_LIFE),
                 _ => {}
             },
-            State::Embryo | State::Waiting => {}
+            State::HalfOpen | State::Waiting => {}
         }
     }
 

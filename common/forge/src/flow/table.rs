@@ -92,7 +92,7 @@ impl Table {
             return None;
         }
         while let Some(key) = self.embryos.pop_front() {
-            if self.live(key).is_some_and(|f| f.state == State::Embryo) {
+            if self.live(key).is_some_and(|f| f.state == State::HalfOpen) {
                 return Some(self.remove(key));
             }
         }
@@ -127,7 +127,7 @@ impl Table {
         self.embryos.push_back(key);
         // Those that have grown up since are dropped from the front.
         while let Some(&front) = self.embryos.front() {
-            if self.live(front).is_some_and(|f| f.state == State::Embryo) {
+            if self.live(front).is_some_and(|f| f.state == State::HalfOpen) {
                 break;
             }
             self.embryos.pop_front();

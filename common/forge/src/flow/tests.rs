@@ -40,7 +40,7 @@ fn settings(forgeries: &[Forgery]) -> Settings {
 const SYN_OPTIONS: &[u8] = &[2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 7, 0, 0, 0, 0, 1, 3, 3, 7];
 
 /// One client and the state machine under test.
-struct Play {
+struct Exchange {
     flows: Flows,
     now: Duration,
     port: u16,
@@ -61,7 +61,7 @@ fn plain(port: u16) -> Segment<'static> {
     }
 }
 
-impl Play {
+impl Exchange {
     fn new(forgery: Forgery) -> Self {
         Self::with(settings(&[forgery]))
     }
@@ -239,7 +239,7 @@ fn dsack(of: Spec) -> Vec<u8> {
 /// The segment is forged when the handshake is complete, with its numbers.
 #[test]
 fn forges_at_the_handshake() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.syn().ack();
     assert!(p.out.iter().any(|a| matches!(a, Action::Handshake(_))));
     let spec = p.forged().unwrap();
@@ -255,7 +255,7 @@ fn the_provoked_reset_of_a_living_client_is_a_leak() {
         (Forgery::SynFin, ISN.add(1), KILLED),
         (Forgery::AckAhead, ISN.add(1).add(0x4000_0000), HARMLESS),
     ] {
-        let mut p = Play::new(forgery);
+        let mut p = Exchange::new(forgery);
         p.handshake().rst(rst);
         assert_eq!((p.outcome(), p.resets().len()), (None, 0), "nothing shows the client yet");
         p.lives();
@@ -267,7 +267,7 @@ fn the_provoked_reset_of_a_living_client_is_a_leak() {
 /// A segment without flags draws RST and ACK with sequence number 0.
 #[test]
 fn no_flags_leaks_without_killing() {
-    let mut p = Play::new(Forgery::NoFlags);
+    let mut p = Exchange::new(Forgery::NoFlags);
     p.handshake();
     let rst = Segment { seq: Seq(0), ack: SND, flags: Flags::RST.with(Flags::ACK), ..p.base() };
     p.gets(&rst).lives();
@@ -278,7 +278,7 @@ fn no_flags_leaks_without_killing() {
 /// reset of a leak: it does not know the probe's connection either.
 #[test]
 fn a_client_that_is_gone_leaks_nothing() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake().rst(ISN.add(1));
     let provoked = p.sent().ack;
     p.after(ms(1)).rst(provoked);
@@ -290,7 +290,7 @@ fn a_client_that_is_gone_leaks_nothing() {
 /// server's reset that it draws is why the next meets nobody: the client was there.
 #[test]
 fn an_answer_to_an_earlier_probe_shows_life() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake().rst(ISN.add(1));
     let first = p.sent();
     p.after(LIFE_GAP);
@@ -305,7 +305,7 @@ fn an_answer_to_an_earlier_probe_shows_life() {
 /// closed in between.
 #[test]
 fn an_answer_to_a_probe_before_the_reset_shows_nothing() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake().after(TIMEOUT);
     let before = p.sent();
     p.rst(ISN.add(1)).names(before);
@@ -320,7 +320,7 @@ fn an_answer_to_a_probe_before_the_reset_shows_nothing() {
 #[test]
 fn a_reset_without_a_sign_of_life_is_ambiguous() {
     for late in [false, true] {
-        let mut p = Play::new(Forgery::AboveWindow);
+        let mut p = Exchange::new(Forgery::AboveWindow);
         p.handshake().rst(ISN.add(1));
         if late {
             p.after(ms(2)).answers();
@@ -336,7 +336,7 @@ fn a_reset_without_a_sign_of_life_is_ambiguous() {
 /// Without D-SACK two answers to two probes, each younger than its probe, show life.
 #[test]
 fn two_young_answers_show_life() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake().rst(ISN.add(1)).after(ms(2)).answers();
     assert_eq!(p.outcome(), None);
     p.after(ms(50)).after(ms(2)).answers();
@@ -347,7 +347,7 @@ fn two_young_answers_show_life() {
 /// lies one below the FIN, and TIME_WAIT answers the probe.
 #[test]
 fn a_leak_after_fin_is_a_leak() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake().fin().rst(ISN.add(1)).after(ms(60));
     let options = stamp(p.now);
     let answer = Segment { seq: ISN.add(2), ack: SND.add(1), options: &options, ..p.base() };
@@ -365,7 +365,7 @@ fn the_ttl_tells_who_answered() {
         (TTL + 1, forgery::CLASS, Fate::Leaked { killed: true, node: true }),
         (TTL + 1, 0, Fate::Rejected { killed: true }),
     ] {
-        let mut p = Play::new(Forgery::AboveWindow);
+        let mut p = Exchange::new(Forgery::AboveWindow);
         p.handshake();
         let rst = Segment { ack: Seq(0), flags: Flags::RST, ..p.base() };
         p.hears(&rst, ttl, class).lives();
@@ -377,7 +377,7 @@ fn the_ttl_tells_who_answered() {
 /// sequence number is the forged one's; nor is what a closed client answers after it.
 #[test]
 fn an_applications_reset_is_not_a_leak() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake();
     let rst = Segment { flags: Flags::RST.with(Flags::ACK), ..p.base() };
     p.gets(&rst).rst(ISN.add(1));
@@ -391,7 +391,7 @@ fn an_applications_reset_is_not_a_leak() {
 /// have been gone when that came.
 #[test]
 fn a_close_by_reset_leaves_a_leak_in_doubt() {
-    let mut p = Play::new(Forgery::AckAhead);
+    let mut p = Exchange::new(Forgery::AckAhead);
     p.handshake().rst(ISN.add(1).add(0x4000_0000));
     let rst = Segment { flags: Flags::RST.with(Flags::ACK), ..p.base() };
     p.gets(&rst);
@@ -401,7 +401,7 @@ fn a_close_by_reset_leaves_a_leak_in_doubt() {
 /// A reset one off the expected number is neither a leak nor the end.
 #[test]
 fn a_reset_with_other_numbers_changes_nothing() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake().rst(ISN.add(2)).rst(ISN).rst(ISN.add(2_000_000));
     assert_eq!(p.outcome(), None);
     p.rst(ISN.add(1)).lives();
@@ -411,7 +411,7 @@ fn a_reset_with_other_numbers_changes_nothing() {
 /// A copy of the handshake's last segment is no answer, nor is one in each round.
 #[test]
 fn copies_are_no_answers() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake();
     let options = stamp(p.now);
     let copy = Segment { options: &options, ..p.base() };
@@ -427,7 +427,7 @@ fn copies_are_no_answers() {
 /// Two rounds that each drew a young bare acknowledgment: the segment arrives.
 #[test]
 fn an_answer_to_each_of_two_rounds_is_delivered() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake().answers();
     assert_eq!(p.outcome(), None);
     p.after(ms(20)).after(ms(1)).answers();
@@ -439,9 +439,9 @@ fn an_answer_to_each_of_two_rounds_is_delivered() {
 /// A segment whose answers are limited to one in 500 ms is repeated less often.
 #[test]
 fn a_limited_answer_is_waited_for() {
-    let mut p = Play::new(Forgery::SynFin);
+    let mut p = Exchange::new(Forgery::SynFin);
     p.handshake().answers();
-    let sends = |p: &Play| p.out.iter().filter(|a| matches!(a, Action::Probe { .. })).count();
+    let sends = |p: &Exchange| p.out.iter().filter(|a| matches!(a, Action::Probe { .. })).count();
     p.after(ms(500));
     assert_eq!(sends(&p), 0);
     p.after(ms(100));
@@ -451,7 +451,7 @@ fn a_limited_answer_is_waited_for() {
 /// Neither the client's data nor its keep-alive probe is an answer.
 #[test]
 fn data_and_keep_alives_are_no_answers() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake().after(ms(2));
     let options = stamp(p.now);
     let keep_alive = Segment { seq: ISN, options: &options, ..p.base() };
@@ -464,13 +464,13 @@ fn data_and_keep_alives_are_no_answers() {
 #[test]
 fn dropped_needs_silence_and_life_in_five_rounds() {
     for forgery in [Forgery::AboveWindow, Forgery::AckAhead, Forgery::SynFin, Forgery::NoFlags] {
-        let mut p = Play::new(forgery);
+        let mut p = Exchange::new(forgery);
         p.handshake().silent_rounds(4);
         assert_eq!(p.outcome(), None, "{forgery}");
         p.silent_rounds(1);
         assert_eq!(p.outcome(), Some(Fate::Dropped), "{forgery}");
     }
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake();
     for _ in 0..20 {
         p.after(TIMEOUT);
@@ -482,7 +482,7 @@ fn dropped_needs_silence_and_life_in_five_rounds() {
 #[test]
 fn a_dsack_names_what_was_delivered() {
     for forgery in [Forgery::BelowWindow, Forgery::Control, Forgery::AckAhead] {
-        let mut p = Play::new(forgery);
+        let mut p = Exchange::new(forgery);
         p.handshake();
         let forged = p.forged().unwrap();
         p.after(TIMEOUT).names(forged);
@@ -495,7 +495,7 @@ fn a_dsack_names_what_was_delivered() {
 #[test]
 fn the_probes_reset_is_no_leak() {
     for octets in [0, 1] {
-        let mut p = Play::new(Forgery::AboveWindow);
+        let mut p = Exchange::new(Forgery::AboveWindow);
         p.handshake();
         let data = Segment { payload_len: octets, flags: Flags::PSH.with(Flags::ACK), ..p.base() };
         if octets > 0 {
@@ -513,11 +513,11 @@ fn the_probes_reset_is_no_leak() {
 /// only while that is waited for.
 #[test]
 fn a_late_reset_in_mid_stream_is_ambiguous() {
-    let mut p = Play::mid_stream(Forgery::AboveWindow);
+    let mut p = Exchange::mid_stream(Forgery::AboveWindow);
     p.after(ms(100)).after(ms(399)).rst(ISN.add(1)).lives();
     assert_eq!(p.outcome(), Some(KILLED));
 
-    let mut p = Play::mid_stream(Forgery::AboveWindow);
+    let mut p = Exchange::mid_stream(Forgery::AboveWindow);
     p.after(ms(100)).after(TIMEOUT).rst(ISN.add(1));
     assert_eq!(p.outcome(), Some(Fate::Unknown(Why::AmbiguousReset)));
 }
@@ -526,7 +526,7 @@ fn a_late_reset_in_mid_stream_is_ambiguous() {
 /// handshake too.
 #[test]
 fn a_window_update_is_no_answer() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake().after(ms(2));
     let options = stamp(p.now);
     let update = Segment { window: 2058, options: &options, ..p.base() };
@@ -539,7 +539,7 @@ fn a_window_update_is_no_answer() {
 /// silence.
 #[test]
 fn renumbered_blocks_are_unclear() {
-    let mut p = Play::new(Forgery::Control);
+    let mut p = Exchange::new(Forgery::Control);
     p.handshake();
     for _ in 0..40 {
         p.after(ms(100));
@@ -552,7 +552,7 @@ fn renumbered_blocks_are_unclear() {
 /// A slow path is given several round trips.
 #[test]
 fn the_timeout_follows_the_round_trip() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.syn().after(ms(300)).ack().after(TIMEOUT + ms(700));
     assert_eq!(p.probe(), None);
     p.after(ms(100));
@@ -562,14 +562,14 @@ fn the_timeout_follows_the_round_trip() {
 /// The reset that only the forged segment provokes wins, whatever was judged before it.
 #[test]
 fn exact_evidence_wins_whenever_it_comes() {
-    let mut p = Play::new(Forgery::SynFin);
+    let mut p = Exchange::new(Forgery::SynFin);
     p.handshake().silent_rounds(5);
     assert_eq!(p.outcome(), Some(Fate::Dropped));
     p.rst(ISN.add(1)).after(ms(1)).lives();
     let j = *p.judgements().last().unwrap();
     assert_eq!((j.fate, j.replaces), (KILLED, Some(Fate::Dropped)));
 
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake();
     for _ in 0..3 {
         p.answers().after(ms(20)).after(ms(1));
@@ -583,7 +583,7 @@ fn exact_evidence_wins_whenever_it_comes() {
 /// A reset after an answer that named the forged octets belongs to something else.
 #[test]
 fn a_reset_after_a_named_answer_is_another() {
-    let mut p = Play::new(Forgery::BelowWindow);
+    let mut p = Exchange::new(Forgery::BelowWindow);
     p.handshake();
     let forged = p.forged().unwrap();
     p.names(forged).rst(ISN.add(1));
@@ -596,7 +596,7 @@ fn a_reset_after_a_named_answer_is_another() {
 #[test]
 fn a_reset_after_an_overshoot_is_of_a_poisoned_entry() {
     let delivered = || {
-        let mut p = Play::new(Forgery::Overshoot);
+        let mut p = Exchange::new(Forgery::Overshoot);
         p.handshake();
         for _ in 0..3 {
             p.answers().after(ms(20)).after(ms(1));
@@ -616,7 +616,7 @@ fn a_reset_after_an_overshoot_is_of_a_poisoned_entry() {
 /// probed: its port may serve another connection by then.
 #[test]
 fn a_close_before_the_answer_is_unknown() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake().fin().after(TIMEOUT);
     assert_eq!(p.outcome(), Some(Fate::Unknown(Why::ClosedEarly)));
     assert_eq!(p.probe(), None);

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use crate::document::lab::{FrontEnd, Seen};
+use crate::document::lab::{ProxyMode, Seen};
 use canary_record::names::{EndedBy, Forgery};
 use canary_record::result::Clock;
 use canary_wire::segment::Family;
@@ -28,8 +28,13 @@ fn ledger(scenarios: &[&str], repeat: u32) -> Ledger {
 }
 
 fn done(scenario: usize, plan: usize, made: &Made) -> Done {
-    let key =
-        Key { scenario, repetition: 1, front_end: FrontEnd::Nftables, family: Family::Ipv4, plan };
+    let key = Key {
+        scenario,
+        repetition: 1,
+        proxy_mode: ProxyMode::Nftables,
+        family: Family::Ipv4,
+        plan,
+    };
     let shown = Shown {
         boom: made.boom.clone(),
         load: made.load.clone(),

@@ -86,7 +86,8 @@ fn full_table(claim: Claim, facts: &Facts) -> (Finding, String) {
 
 /// The transfers in a full table against those in one with room.
 fn eviction(facts: &Facts) -> (Finding, String) {
-    let (Some(full), Some(room)) = (facts.evicted(Case::Full), facts.evicted(Case::Room)) else {
+    let (Some(full), Some(room)) = (facts.evicted(Case::Full), facts.evicted(Case::NearlyFull))
+    else {
         return never();
     };
     let lost = |e: &Evicted| e.ended(ProbeEnd::Reset) + e.ended(ProbeEnd::Hung);

@@ -22,7 +22,7 @@ use canary_record::result::load::LoadResult;
 use canary_record::result::observe::{ConntrackCounters, ObserveResult};
 use canary_testbed::evidence;
 use canary_testbed::exec::Process;
-use canary_testbed::place::PlaceError;
+use canary_testbed::testbed::TestbedError;
 use nix::sys::signal::Signal;
 
 use super::super::setting::{self, Setting, count, io_error};
@@ -77,7 +77,7 @@ pub fn run(
     prefix: &str,
     limit: u64,
     begun: Instant,
-) -> Result<Found, PlaceError> {
+) -> Result<Found, TestbedError> {
     let t = begun.elapsed().as_secs_f64();
     let build = |case: Case| Run::build(case, s, setting, dir, prefix, limit);
     let mut runs = std::thread::scope(|scope| {
@@ -109,8 +109,8 @@ pub fn run(
     Ok(Found { evicted, steps, observed })
 }
 
-fn broken() -> PlaceError {
-    PlaceError::Io {
+fn broken() -> TestbedError {
+    TestbedError::Io {
         what: "fill a table".to_owned(),
         source: std::io::Error::other("its thread broke off"),
     }
@@ -123,7 +123,7 @@ impl Case {
             Self::Protected => {
                 vec![both(ProtectionKind::Liberal), both(ProtectionKind::PreroutingDrop)]
             }
-            Self::Full | Self::Contested | Self::Room => Vec::new(),
+            Self::Full | Self::Contested | Self::NearlyFull => Vec::new(),
         }
     }
 
@@ -132,7 +132,7 @@ impl Case {
             Self::Full => "a table full of established connections, half-closed transfers",
             Self::Protected => "the same with be_liberal=1 and INVALID dropped",
             Self::Contested => "the same, new connections waiting for room",
-            Self::Room => "the same connections, a table nine tenths full",
+            Self::NearlyFull => "the same connections, a table nine tenths full",
         }
     }
 }
@@ -145,7 +145,7 @@ impl<'a> Run<'a> {
         dir: &Path,
         prefix: &str,
         limit: u64,
-    ) -> Result<Self, PlaceError> {
+    ) -> Result<Self, TestbedError> {
         let dir = dir.join(format!("evicted-{}", case.as_str()));
         let prefix = format!("{prefix}e{}-", &case.as_str()[..1]);
         let stage = Stage::build(setting, &prefix, dir, &case.protections())?;
@@ -153,9 +153,9 @@ impl<'a> Run<'a> {
         let streams = Streams::start(pairs, s.half_closed as usize)
             .map_err(io_error("hold connections", &stage.dir))?;
         let captures = stage.capture()?;
-        let before = stage.place.within("node1", evidence::conntrack_counters)?;
-        let there = stage.place.within("node1", count)?;
-        let wanted = if case == Case::Room { limit / 10 * 9 } else { limit };
+        let before = stage.testbed.within("node1", evidence::conntrack_counters)?;
+        let there = stage.testbed.within("node1", count)?;
+        let wanted = if case == Case::NearlyFull { limit / 10 * 9 } else { limit };
         let hold = stage.hold(wanted.saturating_sub(there).max(1), &stage.dir)?;
         let waiting = (case == Case::Contested)
             .then(|| {
@@ -169,7 +169,7 @@ impl<'a> Run<'a> {
                 stage.churn(load, &stage.dir)
             })
             .transpose()?;
-        let now = stage.place.within("node1", count)?;
+        let now = stage.testbed.within("node1", count)?;
         Ok(Self {
             case,
             stage,
@@ -190,11 +190,11 @@ impl<'a> Run<'a> {
 
     /// Whether it has shown what it can: the others wait for those that are full.
     fn over(&self) -> bool {
-        self.case == Case::Room || self.first_end.is_some()
+        self.case == Case::NearlyFull || self.first_end.is_some()
     }
 
     /// Sees what became of the transfers, and fills what room there is until a SYN finds none.
-    fn look(&mut self, full: Instant) -> Result<(), PlaceError> {
+    fn look(&mut self, full: Instant) -> Result<(), TestbedError> {
         let ends = self.streams.ends(Talk::HalfClosed);
         if self.first_end.is_none() && ends.keys().any(|end| *end != ProbeEnd::Survived) {
             self.first_end = Some(full.elapsed());
@@ -212,21 +212,21 @@ impl<'a> Run<'a> {
 
     /// Whether there may be room that is to be filled. Once entries have gone, it is left to
     /// the transfers.
-    fn room_is_ours(&mut self) -> Result<bool, PlaceError> {
-        let now = self.stage.place.within("node1", count)?;
+    fn room_is_ours(&mut self) -> Result<bool, TestbedError> {
+        let now = self.stage.testbed.within("node1", count)?;
         self.most = self.most.max(now);
         self.least = if self.most < self.limit { now } else { self.least.min(now) };
         let fills = matches!(self.case, Case::Full | Case::Protected);
         Ok(fills && self.first_end.is_none() && self.least + self.loss > self.most)
     }
 
-    fn end(self, t: f64) -> Result<(Evicted, Step, ObserveResult), PlaceError> {
+    fn end(self, t: f64) -> Result<(Evicted, Step, ObserveResult), TestbedError> {
         let setting = self.stage.setting();
         let half_closed = self.streams.ends(Talk::HalfClosed);
         let established = self.streams.ends(Talk::Both);
         let captured = self.stage.captured(self.captures)?;
         let conntrack =
-            self.stage.place.within("node1", evidence::conntrack_counters)?.since(self.before);
+            self.stage.testbed.within("node1", evidence::conntrack_counters)?.since(self.before);
         let load = self
             .waiting
             .map(|process| {

@@ -23,7 +23,7 @@ use crate::document::lab::{At, Protection, ProtectionKind};
 use crate::document::timeline::{Change, FailureClass, Step};
 use canary_record::names::ProbeEnd;
 use canary_testbed::evidence::{self, EvidenceError};
-use canary_testbed::place::PlaceError;
+use canary_testbed::testbed::TestbedError;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
@@ -68,7 +68,7 @@ pub fn run(
     control: &Control,
     limit: u64,
     begun: Instant,
-) -> Result<Vec<(HalfOpen, Step)>, PlaceError> {
+) -> Result<Vec<(HalfOpen, Step)>, TestbedError> {
     // Every connection has both of its ends in this process.
     let (_, most) =
         getrlimit(Resource::RLIMIT_NOFILE).map_err(os("read the limit of open files"))?;
@@ -77,13 +77,13 @@ pub fn run(
         .into_iter()
         .map(|case| {
             let t = begun.elapsed().as_secs_f64();
-            play(case, setting, dir, prefix, control, limit, t)
+            run_steps(case, setting, dir, prefix, control, limit, t)
         })
         .collect()
 }
 
-fn os(what: &str) -> impl FnOnce(Errno) -> PlaceError {
-    move |e| PlaceError::Io { what: what.to_owned(), source: e.into() }
+fn os(what: &str) -> impl FnOnce(Errno) -> TestbedError {
+    move |e| TestbedError::Io { what: what.to_owned(), source: e.into() }
 }
 
 impl OnItsWay {
@@ -108,7 +108,7 @@ impl OnItsWay {
     }
 }
 
-fn play(
+fn run_steps(
     case: OnItsWay,
     setting: &Setting,
     dir: &Path,
@@ -116,24 +116,24 @@ fn play(
     control: &Control,
     limit: u64,
     t: f64,
-) -> Result<(HalfOpen, Step), PlaceError> {
+) -> Result<(HalfOpen, Step), TestbedError> {
     let dir = dir.join(format!("half-open-{}", case.as_str()));
     let prefix = format!("{prefix}h{}-", case.as_str());
     let stage = Stage::build(setting, &prefix, dir, &case.protections())?;
     let n = (limit / PART).min(MOST);
     let gates = Gates::new(&stage)?;
     let listener = stage.listen(HELD_PORT, 2 * n)?;
-    let there = stage.place.within("node1", count)?;
+    let there = stage.testbed.within("node1", count)?;
     let hold = stage.hold(limit.saturating_sub(there + 2 * n).max(1), &stage.dir)?;
     // First with nothing else going on: the cause removed. They stay, and leave room for as
     // many again.
     let alone = handshakes(case, &stage, &gates, &listener, n, None)?;
     let taps = stage.capture()?;
-    let before = stage.place.within("node1", evidence::conntrack_counters)?;
+    let before = stage.testbed.within("node1", evidence::conntrack_counters)?;
     let mut crowd = Crowd { control, limit, gone: None };
     let crowded = handshakes(case, &stage, &gates, &listener, n, Some(&mut crowd))?;
     let captured = stage.captured(taps)?;
-    let conntrack = stage.place.within("node1", evidence::conntrack_counters)?.since(before);
+    let conntrack = stage.testbed.within("node1", evidence::conntrack_counters)?.since(before);
     let half_open = HalfOpen {
         case,
         alone: alone.ends(),
@@ -186,21 +186,21 @@ struct Gates<'a, 's> {
 }
 
 impl<'a, 's> Gates<'a, 's> {
-    fn new(stage: &'a Stage<'s>) -> Result<Self, PlaceError> {
+    fn new(stage: &'a Stage<'s>) -> Result<Self, TestbedError> {
         let mut links = BTreeMap::new();
         for (pod, (_, device, _)) in [("client", CLIENT), ("server", SERVER)] {
             links.insert(pod, link_address(stage, "node1", device)?);
-            set(&stage.place, pod, QUEUE, QUEUED)?;
+            set(&stage.testbed, pod, QUEUE, QUEUED)?;
         }
         let target = held(stage);
-        let client = stage.place.within("client", move || {
+        let client = stage.testbed.within("client", move || {
             let socket = UdpSocket::bind("0.0.0.0:0").and_then(|s| s.connect(target).map(|()| s));
             socket.and_then(|s| s.local_addr()).map_err(|source| EvidenceError::Io {
                 what: "find the client's address".to_owned(),
                 source,
             })
         })?;
-        let server = stage.place.topology.service.pod.v4;
+        let server = stage.testbed.topology.service.pod.v4;
         for ((pod, device, _), ip) in [(CLIENT, client.ip()), (SERVER, server.into())] {
             // The node must not ask: its ARP request would tell the pod what it waits for.
             let (ip, own) = (ip.to_string(), link_address(stage, pod, "eth0")?);
@@ -216,7 +216,7 @@ impl<'a, 's> Gates<'a, 's> {
              tcp dport {SILENT_PORT} drop;\n }}\n}}\n"
         );
         let tools = stage.setting().tools.clone();
-        stage.place.within("server", move || {
+        stage.testbed.within("server", move || {
             Ok(tools.call("nft", &["-f", "-"])?.stdin(&rules).run()?)
         })?;
         let gates = Self { stage, gateway, links };
@@ -226,27 +226,27 @@ impl<'a, 's> Gates<'a, 's> {
     }
 
     /// What the pod sends waits in its kernel.
-    fn close(&self, (pod, _, ignore): Pod) -> Result<(), PlaceError> {
+    fn close(&self, (pod, _, ignore): Pod) -> Result<(), TestbedError> {
         // All local addresses: no answer to any request.
-        set(&self.stage.place, "node1", ignore, "8")?;
+        set(&self.stage.testbed, "node1", ignore, "8")?;
         self.stage.ip(pod, &["neigh", "del", &self.gateway, "dev", "eth0"])?;
         Ok(())
     }
 
     /// What waited goes on.
-    fn open(&self, (pod, _, ignore): Pod) -> Result<(), PlaceError> {
+    fn open(&self, (pod, _, ignore): Pod) -> Result<(), TestbedError> {
         let link = self.links.get(pod).map_or("", String::as_str);
         let entry = ["lladdr", link, "nud", "permanent", "dev", "eth0"];
         self.stage.ip(pod, &[&["neigh", "replace", &self.gateway][..], &entry].concat())?;
-        set(&self.stage.place, "node1", ignore, "0")?;
+        set(&self.stage.testbed, "node1", ignore, "0")?;
         Ok(())
     }
 }
 
-fn link_address(stage: &Stage<'_>, host: &str, device: &str) -> Result<String, PlaceError> {
+fn link_address(stage: &Stage<'_>, host: &str, device: &str) -> Result<String, TestbedError> {
     let text = stage.ip(host, &["-json", "link", "show", "dev", device])?;
     let links: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    links[0]["address"].as_str().map(str::to_owned).ok_or_else(|| PlaceError::Io {
+    links[0]["address"].as_str().map(str::to_owned).ok_or_else(|| TestbedError::Io {
         what: format!("find the link-layer address of {device} in {host}"),
         source: io::Error::other(text.clone()),
     })
@@ -357,7 +357,7 @@ fn handshakes(
     listener: &TcpListener,
     n: u64,
     mut crowd: Option<&mut Crowd<'_>>,
-) -> Result<Handshakes, PlaceError> {
+) -> Result<Handshakes, TestbedError> {
     let interrupt = &stage.setting().interrupt;
     gates.close(SERVER)?;
     let clients = begin(stage, "client", held(stage), n)?;
@@ -375,13 +375,14 @@ fn handshakes(
             interrupt.check()?;
         }
     }
-    let before = stage.place.within("node1", evidence::conntrack_counters)?.early_drop;
-    let silent = SocketAddrV4::new(stage.place.topology.service.pod.v4, SILENT_PORT);
+    let before = stage.testbed.within("node1", evidence::conntrack_counters)?.early_drop;
+    let silent = SocketAddrV4::new(stage.testbed.topology.service.pod.v4, SILENT_PORT);
     while crowd.is_some() && all.early < n * 3 / 4 && all.others < n * OTHERS {
         // Nobody waits for an answer: the entry is what is wanted.
         drop(begin(stage, "node1", silent, BATCH)?);
         all.others += BATCH;
-        all.early = stage.place.within("node1", evidence::conntrack_counters)?.early_drop - before;
+        all.early =
+            stage.testbed.within("node1", evidence::conntrack_counters)?.early_drop - before;
         interrupt.check()?;
     }
     if case == OnItsWay::SynAck {
@@ -409,14 +410,14 @@ struct Crowd<'a> {
 
 impl Crowd<'_> {
     /// The limit is again what it was.
-    fn end(self) -> Result<(), PlaceError> {
+    fn end(self) -> Result<(), TestbedError> {
         self.gone.map_or(Ok(()), Resized::restore).map_err(limit_error)
     }
 }
 
 /// The crowd has gone. The table has room again, so that what comes next is decided by what was
 /// lost, and not by who else is lucky.
-fn make_room(crowd: &mut Option<&mut Crowd<'_>>) -> Result<(), PlaceError> {
+fn make_room(crowd: &mut Option<&mut Crowd<'_>>) -> Result<(), TestbedError> {
     if let Some(crowd) = crowd
         && crowd.gone.is_none()
     {
@@ -425,13 +426,13 @@ fn make_room(crowd: &mut Option<&mut Crowd<'_>>) -> Result<(), PlaceError> {
     Ok(())
 }
 
-fn limit_error(source: io::Error) -> PlaceError {
-    PlaceError::Io { what: "change the table's limit".to_owned(), source }
+fn limit_error(source: io::Error) -> TestbedError {
+    TestbedError::Io { what: "change the table's limit".to_owned(), source }
 }
 
 /// Where the handshakes go.
 fn held(stage: &Stage<'_>) -> SocketAddrV4 {
-    SocketAddrV4::new(stage.place.topology.service.vip.v4, HELD_PORT)
+    SocketAddrV4::new(stage.testbed.topology.service.vip.v4, HELD_PORT)
 }
 
 /// Sends so many SYNs from a host.
@@ -440,8 +441,8 @@ fn begin(
     host: &str,
     target: SocketAddrV4,
     n: u64,
-) -> Result<Vec<TcpStream>, PlaceError> {
-    stage.place.within(host, move || {
+) -> Result<Vec<TcpStream>, TestbedError> {
+    stage.testbed.within(host, move || {
         let one = || -> io::Result<TcpStream> {
             let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
             let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;

@@ -7,14 +7,14 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::document::lab::{FrontEnd, Path as NetPath, Protection};
+use crate::document::lab::{Path as NetPath, Protection, ProxyMode};
 use canary_record::result::observe::ObserveResult;
 use canary_runtime::output::write_file;
 use canary_testbed::capture;
 use canary_testbed::evidence::EvidenceError;
 use canary_testbed::exec::{Call, Process, Ready};
-use canary_testbed::place::{Place, PlaceError};
 use canary_testbed::tap::Tap;
+use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::{Step as Build, Topology};
 use canary_wire::segment::Family;
 use nix::sys::signal::Signal;
@@ -71,7 +71,7 @@ pub struct Load {
 /// A place with what runs beside the steps.
 pub struct Stage<'a> {
     /// Its hosts.
-    pub place: Place<'a>,
+    pub testbed: Testbed<'a>,
     /// Its files.
     pub dir: PathBuf,
     setting: &'a Setting,
@@ -86,13 +86,13 @@ impl<'a> Stage<'a> {
         prefix: &str,
         dir: PathBuf,
         protections: &[Protection],
-    ) -> Result<Self, PlaceError> {
+    ) -> Result<Self, TestbedError> {
         fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
         // Client and server on one node, so that its table is the only one.
-        let place =
-            Place::build(topology(Topology::new(NetPath::SameNode, prefix)), &setting.tools)?;
-        place.protect(FrontEnd::Nftables, Family::Ipv4, protections)?;
-        let service = &place.topology.service;
+        let testbed =
+            Testbed::build(topology(Topology::new(NetPath::SameNode, prefix)), &setting.tools)?;
+        testbed.protect(ProxyMode::Nftables, Family::Ipv4, protections)?;
+        let service = &testbed.topology.service;
         let rules = format!(
             "table ip lab-load {{\n chain prerouting {{ type nat hook prerouting priority dstnat; \
              ip daddr {} tcp dport {{ {LOAD_PORT}, {HELD_PORT} }} dnat to {}\n }}\n}}\n",
@@ -101,33 +101,33 @@ impl<'a> Stage<'a> {
         write_file(&dir.join("rules-load.txt"), rules.as_str())
             .map_err(|e| io_error("write", &dir)(e.into()))?;
         let tools = setting.tools.clone();
-        place
+        testbed
             .within("node1", move || Ok(tools.call("nft", &["-f", "-"])?.stdin(&rules).run()?))?;
-        set(&place, "client", "net/ipv4/ip_local_port_range", "2000\t65000")?;
-        place.warm_up(Family::Ipv4, setting.scaled(READY), &setting.interrupt)?;
+        set(&testbed, "client", "net/ipv4/ip_local_port_range", "2000\t65000")?;
+        testbed.warm_up(Family::Ipv4, setting.scaled(READY), &setting.interrupt)?;
         let options =
             ["serve".to_owned(), format!("--listen=[::]:{LOAD_PORT}"), "--log=json".into()];
         let serve = Call::new(&setting.load_client, &options);
-        let mut serve = place.start("server", serve, &dir.join("serve.log"), Ready::Event)?;
+        let mut serve = testbed.start("server", serve, &dir.join("serve.log"), Ready::Event)?;
         serve.wait_ready(setting.scaled(READY), &setting.interrupt)?;
         let output = format!("--output={}", dir.join("observe.json").display());
         let options = ["observe", "--interval=500ms", "--log=json", &output];
         let observer = Call::new(&setting.load_client, &options);
         let mut observer =
-            place.start("node1", observer, &dir.join("observe.log"), Ready::Event)?;
+            testbed.start("node1", observer, &dir.join("observe.log"), Ready::Event)?;
         observer.wait_ready(setting.scaled(READY), &setting.interrupt)?;
-        Ok(Self { place, dir, setting, serve, observer })
+        Ok(Self { testbed, dir, setting, serve, observer })
     }
 
     /// Ends what runs beside. Gives what the observer saw.
-    pub fn close(self) -> Result<ObserveResult, PlaceError> {
-        let Self { place, serve, observer, dir, setting } = self;
+    pub fn close(self) -> Result<ObserveResult, TestbedError> {
+        let Self { testbed, serve, observer, dir, setting } = self;
         serve.signal(Signal::SIGTERM);
         observer.signal(Signal::SIGTERM);
         let within = setting.scaled(READY);
         let status = observer.wait(within, &setting.interrupt)?;
         serve.wait(within, &setting.interrupt)?;
-        drop(place);
+        drop(testbed);
         setting::result("load-client", &dir.join("observe.json"), status)
     }
 
@@ -138,19 +138,19 @@ impl<'a> Stage<'a> {
     }
 
     fn target(&self, port: u16) -> SocketAddr {
-        SocketAddr::new(self.place.topology.service.vip.v4.into(), port)
+        SocketAddr::new(self.testbed.topology.service.vip.v4.into(), port)
     }
 
     /// `ip` in a host.
-    pub fn ip(&self, host: &str, args: &[&str]) -> Result<String, PlaceError> {
-        let full = self.place.topology.full(host);
+    pub fn ip(&self, host: &str, args: &[&str]) -> Result<String, TestbedError> {
+        let full = self.testbed.topology.full(host);
         Ok(self.setting.tools.call("ip", &[&["-n", &full][..], args].concat())?.run()?)
     }
 
     /// A listener in the server pod that takes what comes without waiting.
-    pub fn listen(&self, port: u16, backlog: u64) -> Result<TcpListener, PlaceError> {
-        let local = SocketAddr::new(self.place.topology.service.pod.v4.into(), port);
-        self.place.within("server", move || {
+    pub fn listen(&self, port: u16, backlog: u64) -> Result<TcpListener, TestbedError> {
+        let local = SocketAddr::new(self.testbed.topology.service.pod.v4.into(), port);
+        self.testbed.within("server", move || {
             let listening = || -> io::Result<TcpListener> {
                 let listener = TcpListener::bind(local)?;
                 // More than the standard library's: a full queue answers with SYN cookies.
@@ -165,11 +165,11 @@ impl<'a> Stage<'a> {
     }
 
     /// Connections to the held port, both ends in our hands.
-    pub fn connect(&self, n: u32) -> Result<Vec<(TcpStream, TcpStream)>, PlaceError> {
+    pub fn connect(&self, n: u32) -> Result<Vec<(TcpStream, TcpStream)>, TestbedError> {
         let target = self.target(HELD_PORT);
-        let local = SocketAddr::new(self.place.topology.service.pod.v4.into(), HELD_PORT);
+        let local = SocketAddr::new(self.testbed.topology.service.pod.v4.into(), HELD_PORT);
         let wrong = |what: String| move |source| EvidenceError::Io { what, source };
-        let listener = self.place.within("server", move || {
+        let listener = self.testbed.within("server", move || {
             TcpListener::bind(local).map_err(wrong(format!("listen on {local}")))
         })?;
         let deadline = self.setting.scaled(READY);
@@ -178,7 +178,7 @@ impl<'a> Stage<'a> {
         while left > 0 {
             // Fewer than the listener's backlog at a time.
             let some = left.min(50);
-            let clients = self.place.within("client", move || {
+            let clients = self.testbed.within("client", move || {
                 (0..some)
                     .map(|_| TcpStream::connect_timeout(&target, deadline))
                     .collect::<io::Result<Vec<_>>>()
@@ -193,9 +193,9 @@ impl<'a> Stage<'a> {
     }
 
     /// One connection to the load's target, or None where its SYN had no answer in time.
-    pub fn one_more(&self, within: Duration) -> Result<Option<TcpStream>, PlaceError> {
+    pub fn one_more(&self, within: Duration) -> Result<Option<TcpStream>, TestbedError> {
         let target = self.target(LOAD_PORT);
-        self.place.within("client", move || match TcpStream::connect_timeout(&target, within) {
+        self.testbed.within("client", move || match TcpStream::connect_timeout(&target, within) {
             Ok(stream) => Ok(Some(stream)),
             Err(e) if e.kind() == io::ErrorKind::TimedOut => Ok(None),
             Err(source) => Err(EvidenceError::Io { what: format!("connect to {target}"), source }),
@@ -203,7 +203,7 @@ impl<'a> Stage<'a> {
     }
 
     /// A new connection for every request.
-    pub fn churn(&self, load: Load, dir: &Path) -> Result<Process, PlaceError> {
+    pub fn churn(&self, load: Load, dir: &Path) -> Result<Process, TestbedError> {
         let mut options = vec![
             "churn".to_owned(),
             format!("--target=tcp://{}", self.target(LOAD_PORT)),
@@ -220,7 +220,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Connections that stay; ready when all are there.
-    pub fn hold(&self, n: u64, dir: &Path) -> Result<Process, PlaceError> {
+    pub fn hold(&self, n: u64, dir: &Path) -> Result<Process, TestbedError> {
         let options = vec![
             "hold".to_owned(),
             format!("--target=tcp://{}", self.target(LOAD_PORT)),
@@ -234,10 +234,10 @@ impl<'a> Stage<'a> {
     }
 
     /// The canary's own connections, to boom-server.
-    pub fn probe(&self, time: Duration, dir: &Path) -> Result<Process, PlaceError> {
+    pub fn probe(&self, time: Duration, dir: &Path) -> Result<Process, TestbedError> {
         let options = vec![
             "probe".to_owned(),
-            format!("--target=tcp://{}", self.place.topology.target(Family::Ipv4)),
+            format!("--target=tcp://{}", self.testbed.topology.target(Family::Ipv4)),
             "--connections=5".into(),
             "--every=1s".into(),
             format!("--duration={}ms", time.max(Duration::from_millis(500)).as_millis()),
@@ -254,18 +254,18 @@ impl<'a> Stage<'a> {
         options: Vec<String>,
         dir: &Path,
         ready: Ready,
-    ) -> Result<Process, PlaceError> {
-        setting::load_client(&self.place, self.setting, dir, name, options, ready)
+    ) -> Result<Process, TestbedError> {
+        setting::load_client(&self.testbed, self.setting, dir, name, options, ready)
     }
 
     /// Captures what only a lost entry can cause on the held port.
-    pub fn capture(&self) -> Result<Captures, PlaceError> {
-        let pod = self.place.topology.service.pod.v4;
+    pub fn capture(&self) -> Result<Captures, TestbedError> {
+        let pod = self.testbed.topology.service.pod.v4;
         let start = |host: &str, filter: &str| {
             let file = self.dir.join(format!("{host}.pcap"));
-            let mut tap = Tap::start(&self.place, host, "eth0", filter, &file)?;
+            let mut tap = Tap::start(&self.testbed, host, "eth0", filter, &file)?;
             tap.wait_ready(self.setting.scaled(READY), &self.setting.interrupt)?;
-            Ok::<_, PlaceError>(tap)
+            Ok::<_, TestbedError>(tap)
         };
         Ok(Captures {
             client: start("client", &format!("src host {pod} and tcp src port {HELD_PORT}"))?,
@@ -277,7 +277,7 @@ impl<'a> Stage<'a> {
     }
 
     /// What both captures hold.
-    pub fn captured(&self, captures: Captures) -> Result<Captured, PlaceError> {
+    pub fn captured(&self, captures: Captures) -> Result<Captured, TestbedError> {
         let mut losses = None;
         let mut packets = |host: &str, tap: Tap| {
             let (pcap, loss) = tap.stop(self.setting.scaled(READY), &self.setting.interrupt)?;

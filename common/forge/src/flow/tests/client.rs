@@ -3,10 +3,10 @@
 use super::*;
 
 /// The client's end of a connection to 198.18.0.2:40000, opened by the server's SYN-ACK.
-fn connecting(forgery: Forgery) -> Play {
+fn connecting(forgery: Forgery) -> Exchange {
     let mut s = settings(&[forgery]);
     s.end = End::Client { target: SocketAddr::from(([198, 18, 0, 2], 40000)) };
-    let mut p = Play::with(s);
+    let mut p = Exchange::with(s);
     let syn_ack =
         Segment { seq: ISN, flags: Flags::SYN.with(Flags::ACK), options: SYN_OPTIONS, ..p.base() };
     p.gets(&syn_ack);
@@ -63,7 +63,7 @@ fn the_clients_end_judges_the_servers_answers() {
 fn the_clients_end_lets_others_alone() {
     let mut s = settings(&[Forgery::AboveWindow]);
     s.end = End::Client { target: SocketAddr::from(([198, 18, 0, 2], 80)) };
-    let mut p = Play::with(s);
+    let mut p = Exchange::with(s);
     let syn_ack =
         Segment { seq: ISN, flags: Flags::SYN.with(Flags::ACK), options: SYN_OPTIONS, ..p.base() };
     p.gets(&syn_ack);

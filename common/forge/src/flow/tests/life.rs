@@ -7,7 +7,7 @@ use super::*;
 /// for the forged segment's: nothing is forged until that has passed.
 #[test]
 fn a_retransmitted_syn_delays_the_forgery() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.syn().after(ms(20)).syn().ack().ack();
     p.after(ms(500));
     assert_eq!(p.forged(), None);
@@ -19,7 +19,7 @@ fn a_retransmitted_syn_delays_the_forgery() {
 /// A handshake that took longer than a SYN-ACK's retransmission is waited out too.
 #[test]
 fn a_slow_handshake_delays_the_forgery() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.syn().after(ms(1100)).ack();
     p.after(ms(500));
     assert_eq!(p.forged(), None);
@@ -31,7 +31,7 @@ fn a_slow_handshake_delays_the_forgery() {
 /// a busy machine read them.
 #[test]
 fn a_handshake_is_timed_by_its_arrival() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     let syn = Segment { seq: ISN, flags: Flags::SYN, ..p.base() };
     p.now = ms(2000);
     let at = |ms| Arrival { at: Duration::from_millis(ms), ..Arrival::default() };
@@ -46,7 +46,7 @@ fn a_handshake_is_timed_by_its_arrival() {
 /// the same, also where data completes the handshake because the ACK was lost.
 #[test]
 fn data_may_complete_the_handshake() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.syn();
     let data = Segment { payload_len: 100, ..p.base() };
     p.gets(&data);
@@ -56,7 +56,7 @@ fn data_may_complete_the_handshake() {
 /// An ACK that does not continue the SYN completes nothing.
 #[test]
 fn a_stray_ack_is_no_handshake() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.ack().syn();
     let stray = Segment { seq: ISN.add(1000), ..p.base() };
     p.gets(&stray);
@@ -67,7 +67,7 @@ fn a_stray_ack_is_no_handshake() {
 /// one stays unknown, and its late reset is not blamed on the new one.
 #[test]
 fn ports_used_again_are_another_connection() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake();
     let isn = ISN.add(5_000_000);
     let syn = Segment { seq: isn, flags: Flags::SYN, options: SYN_OPTIONS, ..p.base() };
@@ -87,7 +87,7 @@ fn ports_used_again_are_another_connection() {
 /// The same ports on another server address are another connection altogether.
 #[test]
 fn flows_are_keyed_by_all_four() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake();
     let other = SocketAddr::from(([198, 18, 0, 9], 9000));
     let rst = Segment { seq: ISN.add(1), flags: Flags::RST, dst: other, ..p.base() };
@@ -105,7 +105,7 @@ fn only_named_addresses_are_judged_for() {
             listen: vec![SocketAddr::from(([0, 0, 0, 0], 9000))],
             local: vec![named.into()],
         };
-        let mut p = Play::with(s);
+        let mut p = Exchange::with(s);
         p.handshake();
         if forged {
             p.rst(ISN.add(1)).lives();
@@ -132,7 +132,7 @@ fn only_listeners_are_judged_for() {
     ] {
         let mut s = settings(&[Forgery::AboveWindow]);
         s.end = listening(vec!["[fd00::1]:9000".parse().unwrap(), listen.parse().unwrap()]);
-        let mut p = Play::with(s);
+        let mut p = Exchange::with(s);
         p.handshake();
         p.port += 1;
         p.rst(ISN);
@@ -150,7 +150,7 @@ fn only_listeners_are_judged_for() {
 /// A SYN that was sent again long after is old, and the connection goes on.
 #[test]
 fn an_old_syn_changes_nothing() {
-    let mut p = Play::new(Forgery::BelowWindow);
+    let mut p = Exchange::new(Forgery::BelowWindow);
     p.handshake().syn();
     assert_eq!(p.outcome(), None);
     p.delivered();
@@ -162,7 +162,7 @@ fn an_old_syn_changes_nothing() {
 fn old_segments_move_nothing() {
     let mut s = settings(&[Forgery::AboveWindow]);
     s.forge_delay = ms(100);
-    let mut p = Play::with(s);
+    let mut p = Exchange::with(s);
     p.handshake();
     let old = Segment { seq: ISN.sub(3_000_000_000), ack: SND.add(9), ..p.base() };
     let old_ack = Segment { ack: SND.sub(5000), ..p.base() };
@@ -177,7 +177,7 @@ fn old_segments_move_nothing() {
 fn a_delayed_forgery_has_the_latest_numbers() {
     let mut s = settings(&[Forgery::Control]);
     s.forge_delay = ms(100);
-    let mut p = Play::with(s);
+    let mut p = Exchange::with(s);
     p.handshake();
     let data = Segment { payload_len: 30, ..p.base() };
     let beyond_a_gap =
@@ -190,7 +190,7 @@ fn a_delayed_forgery_has_the_latest_numbers() {
 /// Data that came in another order is received all the same once the gap is filled.
 #[test]
 fn a_filled_gap_counts_what_lies_behind_it() {
-    let mut p = Play::mid_stream(Forgery::Control);
+    let mut p = Exchange::mid_stream(Forgery::Control);
     // 1 to 30 of 150 come last; what a duplicate brings again moves nothing.
     for (at, len) in [(61, 30), (31, 30), (91, 60), (1, 30), (61, 30)] {
         let data = Segment { seq: ISN.add(at), payload_len: len, ..p.base() };
@@ -203,7 +203,7 @@ fn a_filled_gap_counts_what_lies_behind_it() {
 /// With two gaps at once the next number is not known for certain: nothing is forged.
 #[test]
 fn two_gaps_are_let_alone() {
-    let mut p = Play::mid_stream(Forgery::Control);
+    let mut p = Exchange::mid_stream(Forgery::Control);
     for at in [31, 91, 1, 61] {
         let data = Segment { seq: ISN.add(at), payload_len: 30, ..p.base() };
         p.gets(&data);
@@ -220,7 +220,7 @@ fn a_busy_stream_proves_nothing() {
     for (forgery, fate) in
         [(Forgery::AboveWindow, Fate::Unknown(Why::Busy)), (Forgery::BelowWindow, Fate::Dropped)]
     {
-        let mut p = Play::mid_stream(forgery);
+        let mut p = Exchange::mid_stream(forgery);
         p.after(ms(100));
         for n in 1..60 {
             p.now += ms(1);
@@ -240,7 +240,7 @@ fn a_busy_stream_proves_nothing() {
 fn nothing_is_forged_after_a_close() {
     let mut s = settings(&[Forgery::AboveWindow]);
     s.forge_delay = ms(100);
-    let mut p = Play::with(s);
+    let mut p = Exchange::with(s);
     p.handshake().fin().after(ms(100));
     assert_eq!(p.forged(), None);
     assert!(p.out.contains(&Action::NotForged));
@@ -249,7 +249,7 @@ fn nothing_is_forged_after_a_close() {
 /// Timestamps, once negotiated, are carried on with their latest values.
 #[test]
 fn timestamps_are_echoed() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.syn();
     let options = [1, 1, 8, 10, 0, 0, 0, 9, 0, 0, 0, 5];
     let ack = Segment { options: &options, ..p.base() };
@@ -261,7 +261,7 @@ fn timestamps_are_echoed() {
 /// A window scaled by 14 is taken at its full size, and the SYN's is not scaled.
 #[test]
 fn windows_scaled_by_14() {
-    let mut p = Play::new(Forgery::Overshoot);
+    let mut p = Exchange::new(Forgery::Overshoot);
     let syn =
         Segment { seq: ISN, flags: Flags::SYN, options: &[3, 3, 14, 0], window: 65535, ..p.base() };
     p.gets(&syn);
@@ -274,7 +274,7 @@ fn windows_scaled_by_14() {
 /// Forgeries take turns over the connections.
 #[test]
 fn forgeries_take_turns() {
-    let mut p = Play::with(settings(&[Forgery::Control, Forgery::SynFin]));
+    let mut p = Exchange::with(settings(&[Forgery::Control, Forgery::SynFin]));
     for port in 1..=4 {
         p.port = port;
         p.handshake();
@@ -290,7 +290,7 @@ fn forgeries_take_turns() {
 /// A flood of SYNs pushes out its own, never a connection under judgement.
 #[test]
 fn a_syn_flood_does_not_evict_connections() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake();
     for port in 1000..10_000 {
         p.port = port;
@@ -305,7 +305,7 @@ fn a_syn_flood_does_not_evict_connections() {
 /// A table full of connections gives up the one due first, and says so.
 #[test]
 fn eviction_is_counted() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     for port in 1..=101 {
         p.port = port;
         p.now += ms(1);
@@ -319,7 +319,7 @@ fn eviction_is_counted() {
 /// A full table gives up what is judged before what is not.
 #[test]
 fn the_judged_are_evicted_first() {
-    let mut p = Play::new(Forgery::BelowWindow);
+    let mut p = Exchange::new(Forgery::BelowWindow);
     for port in 1..=150 {
         p.port = port;
         p.handshake();
@@ -336,7 +336,7 @@ fn the_judged_are_evicted_first() {
 /// Everything is forgotten in the end.
 #[test]
 fn connections_expire() {
-    let mut p = Play::new(Forgery::BelowWindow);
+    let mut p = Exchange::new(Forgery::BelowWindow);
     for port in 1..=50 {
         p.port = port;
         p.syn();
@@ -357,12 +357,12 @@ fn connections_expire() {
 /// nothing was forged yet.
 #[test]
 fn the_end_interrupts() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake();
     assert_eq!(p.flows.finish(p.now, &mut p.out), 1);
     assert_eq!(p.outcome(), Some(Fate::Unknown(Why::Interrupted)));
 
-    let mut p = Play::mid_stream(Forgery::AboveWindow);
+    let mut p = Exchange::mid_stream(Forgery::AboveWindow);
     assert_eq!(p.flows.finish(p.now, &mut p.out), 1);
     assert_eq!(p.outcome(), None);
 }
@@ -370,7 +370,7 @@ fn the_end_interrupts() {
 /// What could not be sent is unknown for that reason.
 #[test]
 fn a_failed_send_is_unknown() {
-    let mut p = Play::new(Forgery::AboveWindow);
+    let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake();
     let base = p.base();
     let tuple = FourTuple::new(base.dst, base.src);

@@ -20,7 +20,7 @@ fn step(kind: Kind) -> Shown {
 }
 
 fn evicted(case: Case) -> Evicted {
-    let lost = if case == Case::Room { 0 } else { 60 };
+    let lost = if case == Case::NearlyFull { 0 } else { 60 };
     Evicted {
         case,
         limit: 1000,
@@ -183,7 +183,7 @@ fn only_an_eviction_of_a_full_table_counts() {
     for (case, ends, expected) in [
         (Case::Full, [(ProbeEnd::Hung, 29), (ProbeEnd::Survived, 31)], Finding::DoesNotHold),
         (Case::Full, [(ProbeEnd::Hung, 0), (ProbeEnd::Survived, 60)], Finding::NotShown),
-        (Case::Room, [(ProbeEnd::Reset, 1), (ProbeEnd::Survived, 59)], Finding::NotShown),
+        (Case::NearlyFull, [(ProbeEnd::Reset, 1), (ProbeEnd::Survived, 59)], Finding::NotShown),
     ] {
         let mut facts = facts();
         facts.evicted.iter_mut().find(|e| e.case == case).unwrap().half_closed = ends.into();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use crate::model::{At, FrontEnd, NodeEvidence, Protection};
+use crate::model::{At, NodeEvidence, Protection, ProxyMode};
 use canary_wire::segment::Family;
 
 use crate::evidence::{self, EvidenceError};
@@ -19,7 +19,7 @@ use crate::topology::{Step, Topology};
 
 /// A cell could not be run.
 #[derive(Debug, thiserror::Error)]
-pub enum PlaceError {
+pub enum TestbedError {
     /// A process failed.
     #[error(transparent)]
     Exec(#[from] ExecError),
@@ -63,16 +63,16 @@ pub enum PlaceError {
 }
 
 /// Hosts that exist.
-pub struct Place<'a> {
+pub struct Testbed<'a> {
     /// What was built.
     pub topology: Topology,
     hosts: BTreeMap<&'static str, Host>,
     tools: &'a Tools,
 }
 
-impl<'a> Place<'a> {
+impl<'a> Testbed<'a> {
     /// Builds a topology.
-    pub fn build(topology: Topology, tools: &'a Tools) -> Result<Self, PlaceError> {
+    pub fn build(topology: Topology, tools: &'a Tools) -> Result<Self, TestbedError> {
         for step in &topology.steps {
             if let Step::Add(host) = step {
                 tools.call("ip", &["netns", "add", host])?.run()?;
@@ -83,31 +83,31 @@ impl<'a> Place<'a> {
             .iter()
             .map(|host| Ok((*host, Host::open(&topology.full(host))?)))
             .collect::<Result<BTreeMap<_, _>, NetnsError>>()?;
-        let place = Self { topology, hosts, tools };
+        let testbed = Self { topology, hosts, tools };
         let mut batch: Option<(&str, String)> = None;
-        for step in &place.topology.steps {
+        for step in &testbed.topology.steps {
             match (step, &mut batch) {
                 (Step::Ip(host, args), Some((at, lines))) if at == host => {
                     lines.push_str(args);
                     lines.push('\n');
                 }
                 (Step::Ip(host, args), _) => {
-                    place.flush(batch.take())?;
+                    testbed.flush(batch.take())?;
                     batch = Some((host, format!("{args}\n")));
                 }
                 (Step::Sysctl(host, key, value), _) => {
-                    place.flush(batch.take())?;
+                    testbed.flush(batch.take())?;
                     let (key, value) = (*key, *value);
-                    place
+                    testbed
                         .full_host(host)?
                         .run(move || evidence::set_sysctl(key, value))?
-                        .map_err(|source| PlaceError::Evidence { host: host.clone(), source })?;
+                        .map_err(|source| TestbedError::Evidence { host: host.clone(), source })?;
                 }
                 (Step::Add(_), _) => {}
             }
         }
-        place.flush(batch.take())?;
-        Ok(place)
+        testbed.flush(batch.take())?;
+        Ok(testbed)
     }
 
     /// The tools that it uses.
@@ -117,24 +117,24 @@ impl<'a> Place<'a> {
     }
 
     /// Lets the hosts go; each ends with the last process and socket in it.
-    pub fn remove(&self) -> Result<(), PlaceError> {
+    pub fn remove(&self) -> Result<(), TestbedError> {
         Ok(self.hosts.values().try_for_each(Host::remove)?)
     }
 
     /// Several `ip` commands of one host in one call.
-    fn flush(&self, batch: Option<(&str, String)>) -> Result<(), PlaceError> {
+    fn flush(&self, batch: Option<(&str, String)>) -> Result<(), TestbedError> {
         if let Some((host, lines)) = batch {
             self.tools.call("ip", &["-n", host, "-batch", "-"])?.stdin(&lines).run()?;
         }
         Ok(())
     }
 
-    fn full_host(&self, full: &str) -> Result<&Host, PlaceError> {
+    fn full_host(&self, full: &str) -> Result<&Host, TestbedError> {
         self.hosts.values().find(|h| h.name() == full).ok_or_else(|| no_host(full))
     }
 
     /// A host by its short name.
-    pub fn host(&self, name: &str) -> Result<&Host, PlaceError> {
+    pub fn host(&self, name: &str) -> Result<&Host, TestbedError> {
         self.hosts.get(name).ok_or_else(|| no_host(name))
     }
 
@@ -143,10 +143,10 @@ impl<'a> Place<'a> {
         &self,
         host: &str,
         job: impl FnOnce() -> Result<T, EvidenceError> + Send,
-    ) -> Result<T, PlaceError> {
+    ) -> Result<T, TestbedError> {
         self.host(host)?
             .run(job)?
-            .map_err(|source| PlaceError::Evidence { host: host.to_owned(), source })
+            .map_err(|source| TestbedError::Evidence { host: host.to_owned(), source })
     }
 
     /// Starts a program in a host.
@@ -156,17 +156,17 @@ impl<'a> Place<'a> {
         call: Call,
         log: &Path,
         ready: Ready,
-    ) -> Result<Process, PlaceError> {
+    ) -> Result<Process, TestbedError> {
         Ok(self.host(host)?.run(move || call.start(log, ready))??)
     }
 
     /// Runs a program in a host to its end.
-    pub fn run(&self, host: &str, call: &Call) -> Result<Output, PlaceError> {
+    pub fn run(&self, host: &str, call: &Call) -> Result<Output, TestbedError> {
         Ok(self.host(host)?.run(|| call.output())??)
     }
 
     /// Runs a line for the shell in a host, which must succeed; gives what it prints.
-    pub fn sh(&self, host: &str, line: &str) -> Result<String, PlaceError> {
+    pub fn sh(&self, host: &str, line: &str) -> Result<String, TestbedError> {
         Ok(self.host(host)?.run(|| Call::sh(line).run())??)
     }
 
@@ -176,7 +176,7 @@ impl<'a> Place<'a> {
         host: &str,
         program: PathBuf,
         env: Vec<(String, String)>,
-    ) -> Result<ExitStatus, PlaceError> {
+    ) -> Result<ExitStatus, TestbedError> {
         Ok(self.host(host)?.run(move || exec::foreground(&program, &env))??)
     }
 
@@ -184,24 +184,24 @@ impl<'a> Place<'a> {
     /// them back and compares. Gives each node's rule text.
     pub fn protect(
         &self,
-        front_end: FrontEnd,
+        proxy_mode: ProxyMode,
         family: Family,
         protections: &[Protection],
-    ) -> Result<Vec<(&'static str, String)>, PlaceError> {
+    ) -> Result<Vec<(&'static str, String)>, TestbedError> {
         let mut texts = Vec::new();
         for node in self.topology.nodes(At::Both) {
             let here =
                 NodeProtection::of(protections, |p| self.topology.nodes(p.at).contains(node));
-            let rules = Ruleset::new(front_end, &self.topology.service, family, here);
+            let rules = Ruleset::new(proxy_mode, &self.topology.service, family, here);
             let (tools, text) = (self.tools.clone(), rules.text.clone());
             let loaded = self.within(node, move || {
-                evidence::load_rules(&tools, front_end, family, &text)?;
+                evidence::load_rules(&tools, proxy_mode, family, &text)?;
                 let liberal = if here.liberal { "1" } else { "0" };
                 evidence::set_sysctl(evidence::BE_LIBERAL, liberal)?;
-                Ok(evidence::read_rules(&tools, front_end, family)?.0)
+                Ok(evidence::read_rules(&tools, proxy_mode, family)?.0)
             })?;
             if let Some(what) = rules.difference(&loaded) {
-                return Err(PlaceError::Rules { host: (*node).to_owned(), what });
+                return Err(TestbedError::Rules { host: (*node).to_owned(), what });
             }
             texts.push((*node, rules.text));
         }
@@ -215,7 +215,7 @@ impl<'a> Place<'a> {
         family: Family,
         within: Duration,
         interrupt: &Interrupt,
-    ) -> Result<bool, PlaceError> {
+    ) -> Result<bool, TestbedError> {
         let target: SocketAddr = self.topology.target(family);
         let end = Instant::now() + within;
         loop {
@@ -237,13 +237,13 @@ impl<'a> Place<'a> {
     /// What both nodes have counted so far.
     pub fn counters(
         &self,
-        front_end: FrontEnd,
+        proxy_mode: ProxyMode,
         family: Family,
-    ) -> Result<Vec<NodeCounters>, PlaceError> {
+    ) -> Result<Vec<NodeCounters>, TestbedError> {
         let read = |node: &&'static str| {
             let tools = self.tools.clone();
             self.within(node, move || {
-                let (loaded, text) = evidence::read_rules(&tools, front_end, family)?;
+                let (loaded, text) = evidence::read_rules(&tools, proxy_mode, family)?;
                 Ok(NodeCounters {
                     node: String::new(),
                     be_liberal: evidence::sysctl(evidence::BE_LIBERAL)? == "1",
@@ -258,8 +258,8 @@ impl<'a> Place<'a> {
     }
 }
 
-fn no_host(name: &str) -> PlaceError {
-    PlaceError::Io {
+fn no_host(name: &str) -> TestbedError {
+    TestbedError::Io {
         what: format!("find host {name}"),
         source: io::Error::from(io::ErrorKind::NotFound),
     }

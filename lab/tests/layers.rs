@@ -1,4 +1,4 @@
-//! The lab's rooms have one direction between them.
+//! The lab's layers have one direction between them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,9 +20,9 @@ fn files(of: &Path, to: &mut Vec<PathBuf>) {
     }
 }
 
-/// No room uses one that comes after it, so no two use each other.
+/// No layer uses one that comes after it, so no two use each other.
 #[test]
-fn rooms_have_one_direction() {
+fn layers_have_one_direction() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut all = Vec::new();
     files(&src, &mut all);
@@ -30,12 +30,13 @@ fn rooms_have_one_direction() {
     for file in all {
         let name = file.strip_prefix(&src).unwrap().components().next().unwrap();
         let name = name.as_os_str().to_string_lossy();
-        let room = name.trim_end_matches(".rs");
-        if ["lib", "main"].contains(&room) {
+        let layer = name.trim_end_matches(".rs");
+        if ["lib", "main"].contains(&layer) {
             continue;
         }
-        let here = ORDER.iter().position(|r| *r == room);
-        let here = here.unwrap_or_else(|| panic!("{room} is a room: give it its place"));
+        let here = ORDER.iter().position(|r| *r == layer);
+        let here =
+            here.unwrap_or_else(|| panic!("{layer} is a layer: give it its testbed in ORDER"));
         let text = fs::read_to_string(&file).unwrap();
         for used in text.split("crate::").skip(1) {
             let name: String =

@@ -12,7 +12,7 @@ use canary_record::result::boom::BoomResult;
 use canary_record::result::load::LoadResult;
 use canary_record::result::observe::ObserveResult;
 use canary_testbed::evidence;
-use canary_testbed::place::PlaceError;
+use canary_testbed::testbed::TestbedError;
 use nix::sys::signal::Signal;
 
 use super::super::host_table::{self, Control};
@@ -48,7 +48,7 @@ struct Plan<'a> {
 }
 
 /// The order of steps.
-pub struct Bench<'a> {
+pub struct Sequence<'a> {
     name: &'a str,
     s: &'a Saturation,
     setting: &'a Setting,
@@ -60,7 +60,7 @@ pub struct Bench<'a> {
     loads: Vec<LoadResult>,
 }
 
-impl<'a> Bench<'a> {
+impl<'a> Sequence<'a> {
     /// Nothing is started yet.
     #[must_use]
     pub fn new(
@@ -82,7 +82,7 @@ impl<'a> Bench<'a> {
         control: Option<&Control>,
         timeline: &mut Timeline,
         facts: &mut Facts,
-    ) -> Result<(), PlaceError> {
+    ) -> Result<(), TestbedError> {
         let limit = host_table::max().map_err(sysctl_error)?;
         facts.can_resize = control.is_some();
         facts.can_hold = control.is_some() && limit <= MOST_HELD;
@@ -153,7 +153,7 @@ impl<'a> Bench<'a> {
         limit: u64,
         timeline: &mut Timeline,
         facts: &mut Facts,
-    ) -> Result<(), PlaceError> {
+    ) -> Result<(), TestbedError> {
         let seconds = Duration::from_secs(u64::from(self.s.seconds));
         let streams = Streams::start(stage.connect(self.s.held)?, 0)
             .map_err(io_error("hold connections", &stage.dir))?;
@@ -181,7 +181,7 @@ impl<'a> Bench<'a> {
             let plan = Plan { kind, title, load, changes: Vec::new(), streams: held };
             self.step(stage, plan, timeline, facts)?;
         }
-        let change = set(&stage.place, "node1", evidence::BE_LIBERAL, "1")?;
+        let change = set(&stage.testbed, "node1", evidence::BE_LIBERAL, "1")?;
         let plan = Plan {
             kind: Kind::FullLiberal,
             title: "full, with be_liberal=1".to_owned(),
@@ -199,8 +199,8 @@ impl<'a> Bench<'a> {
         limit: u64,
         timeline: &mut Timeline,
         facts: &mut Facts,
-    ) -> Result<(), PlaceError> {
-        let change = set(&stage.place, "node1", evidence::BE_LIBERAL, "1")?;
+    ) -> Result<(), TestbedError> {
+        let change = set(&stage.testbed, "node1", evidence::BE_LIBERAL, "1")?;
         let plan = Plan {
             kind: Kind::Liberal,
             title: "no load, be_liberal=1".to_owned(),
@@ -209,14 +209,14 @@ impl<'a> Bench<'a> {
             streams: None,
         };
         self.step(stage, plan, timeline, facts)?;
-        let mut changes = vec![set(&stage.place, "node1", evidence::BE_LIBERAL, "0")?];
+        let mut changes = vec![set(&stage.testbed, "node1", evidence::BE_LIBERAL, "0")?];
         for key in [
             "net/netfilter/nf_conntrack_tcp_timeout_time_wait",
             "net/netfilter/nf_conntrack_tcp_timeout_fin_wait",
             "net/netfilter/nf_conntrack_tcp_timeout_close_wait",
             "net/netfilter/nf_conntrack_tcp_timeout_last_ack",
         ] {
-            changes.push(set(&stage.place, "node1", key, SHORT)?);
+            changes.push(set(&stage.testbed, "node1", key, SHORT)?);
         }
         let plan = Plan {
             kind: Kind::Shorter,
@@ -227,7 +227,7 @@ impl<'a> Bench<'a> {
         };
         self.step(stage, plan, timeline, facts)?;
         let key = "net/netfilter/nf_conntrack_tcp_timeout_established";
-        let change = set(&stage.place, "node1", key, SHORT)?;
+        let change = set(&stage.testbed, "node1", key, SHORT)?;
         let mut pairs = stage.connect(self.s.held * 2)?;
         let mut speaking = pairs.split_off(self.s.held as usize);
         self.setting.interrupt.sleep(IDLE)?;
@@ -259,13 +259,13 @@ impl<'a> Bench<'a> {
     }
 
     /// A fresh place, without protection.
-    fn stage(&self, name: &str) -> Result<Stage<'a>, PlaceError> {
+    fn stage(&self, name: &str) -> Result<Stage<'a>, TestbedError> {
         let prefix = format!("{}{}-", self.prefix, &name[..1]);
         Stage::build(self.setting, &prefix, self.dir.join(name), &[])
     }
 
     /// Ends what runs beside, and keeps what the observer saw.
-    fn close(&mut self, stage: Stage<'_>, timeline: &mut Timeline) -> Result<(), PlaceError> {
+    fn close(&mut self, stage: Stage<'_>, timeline: &mut Timeline) -> Result<(), TestbedError> {
         let observed = stage.close()?;
         self.series(&observed, timeline);
         Ok(())
@@ -299,17 +299,17 @@ impl<'a> Bench<'a> {
         plan: Plan<'_>,
         timeline: &mut Timeline,
         facts: &mut Facts,
-    ) -> Result<(), PlaceError> {
-        let (setting, place) = (self.setting, &stage.place);
+    ) -> Result<(), TestbedError> {
+        let (setting, testbed) = (self.setting, &stage.testbed);
         let interrupt = &setting.interrupt;
         let t = self.begun.elapsed().as_secs_f64();
         say(t, self.name, &plan.title);
         let dir = self.dir.join(format!("step-{:02}", timeline.steps.len() + 1));
         fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
         let limit = host_table::max().map_err(sysctl_error)?;
-        let before = place.within("node1", evidence::conntrack_counters)?;
+        let before = testbed.within("node1", evidence::conntrack_counters)?;
         let one = ["--min-forged=1".to_owned()];
-        let mut boom = boom_server(place, setting, "server", &dir, "control,above-window", &one)?;
+        let mut boom = boom_server(testbed, setting, "server", &dir, "control,above-window", &one)?;
         boom.wait_ready(setting.scaled(READY), interrupt)?;
         let time = plan.load.map_or(Duration::from_secs(u64::from(self.s.seconds)), |l| l.time);
         let churn = plan.load.map(|load| stage.churn(load, &dir)).transpose()?;
@@ -317,13 +317,13 @@ impl<'a> Bench<'a> {
         let open_end = plan.load.is_some_and(|l| l.connections.is_some());
         let canary = if open_end { time } else { time.saturating_sub(Duration::from_secs(1)) };
         let probe = stage.probe(canary, &dir)?;
-        let mut peak = place.within("node1", count)?;
+        let mut peak = testbed.within("node1", count)?;
         let mut load = None;
         if let Some(mut churn) = churn {
             let end = Instant::now() + time + TIMEOUT + READY;
             while !churn.ends_within(Duration::from_millis(100), interrupt)? && Instant::now() < end
             {
-                peak = peak.max(place.within("node1", count)?);
+                peak = peak.max(testbed.within("node1", count)?);
             }
             let status = churn.wait(READY, interrupt)?;
             load =
@@ -335,9 +335,9 @@ impl<'a> Bench<'a> {
         boom.signal(Signal::SIGTERM);
         let status = boom.wait(setting.scaled(READY), interrupt)?;
         let boom: BoomResult = setting::result("boom-server", &dir.join("boom.json"), status)?;
-        peak = peak.max(place.within("node1", count)?);
+        peak = peak.max(testbed.within("node1", count)?);
         let group = plan.streams.map_or_else(BTreeMap::new, |(s, talk)| s.ends(talk));
-        let conntrack = place.within("node1", evidence::conntrack_counters)?.since(before);
+        let conntrack = testbed.within("node1", evidence::conntrack_counters)?.since(before);
         let failures = load.as_ref().map(LoadResult::classes).unwrap_or_default();
         let shown = Shown {
             kind: plan.kind,
@@ -403,6 +403,6 @@ fn say(t: f64, name: &str, title: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{t:>7.1}s  {name}: {title}");
 }
 
-fn sysctl_error(source: std::io::Error) -> PlaceError {
-    PlaceError::Io { what: format!("use sysctl {}", host_table::MAX), source }
+fn sysctl_error(source: std::io::Error) -> TestbedError {
+    TestbedError::Io { what: format!("use sysctl {}", host_table::MAX), source }
 }
