@@ -15,17 +15,21 @@ use indicatif::{ProgressBar, ProgressStyle};
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
-use crate::cli::{Cli, ClusterArgs, Command, DiagnoseArgs, ImageArgs, LoadArgs, LoadFormat};
+use crate::cli::{
+    Cli, ClusterArgs, Command, ConfirmArgs, DiagnoseArgs, ImageArgs, LoadArgs, Plain, TuneArgs,
+};
 use crate::objects::{Images, Run};
 use crate::report::{Cluster, DiagnoseResult};
 use crate::run::{self, Ground, Stop};
-use crate::{diagnose, load, manifests, output, plan, preflight};
+use crate::tune::{Tune, TuneResult};
+use crate::{diagnose, each_node, load, manifests, output, plan, preflight};
 
 /// Runs the command line.
 pub async fn main(cli: Cli, config: Config) -> ExitCode {
     let done = match cli.command {
         Command::Diagnose(args) => diagnosed(args, &config).await,
         Command::Load(args) => Box::pin(loaded(args, &config)).await,
+        Command::Tune(args) => Box::pin(tuned(args, &config)).await,
         Command::Manifests(args) => {
             manifests::yaml(args.set, &images(&args.images), args.namespace.as_deref())
                 .and_then(|text| print(&text).map(|()| Exit::Ok))
@@ -35,7 +39,7 @@ pub async fn main(cli: Cli, config: Config) -> ExitCode {
         Ok(exit) => exit.into(),
         Err(e) => {
             eprintln!("kubectl-conntrack: {e:#}");
-            Exit::Failed.into()
+            if e.is::<Unconfirmed>() { Exit::Usage.into() } else { Exit::Failed.into() }
         }
     }
 }
@@ -69,6 +73,32 @@ async fn connect(args: &ClusterArgs, namespace: &str) -> anyhow::Result<Connecte
         .with_context(|| format!("the API server of context '{context}' does not answer"))?;
     let namespace = args.namespace.clone().unwrap_or_else(|| namespace.to_owned());
     Ok(Connected { client, cluster: Cluster { context, version: version.git_version, namespace } })
+}
+
+/// Nobody said that this cluster is meant.
+#[derive(Debug, thiserror::Error)]
+pub enum Unconfirmed {
+    /// There is no terminal to ask at.
+    #[error("this changes nodes of the cluster: --confirm {0}")]
+    Unasked(String),
+    /// Another name was given.
+    #[error("'{0}' is not the context's name, '{1}': nothing done")]
+    Other(String, String),
+}
+
+/// Ends unless the user gives the context's name, by option or typed.
+fn confirmed(args: &ConfirmArgs, context: &str) -> anyhow::Result<()> {
+    let name = match &args.confirm {
+        Some(name) => name.clone(),
+        None if std::io::stdin().is_terminal() => {
+            eprint!("This changes nodes of the cluster '{context}'. Type its context's name: ");
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line).context("cannot read the answer")?;
+            line.trim().to_owned()
+        }
+        None => return Err(Unconfirmed::Unasked(context.to_owned()).into()),
+    };
+    if name == context { Ok(()) } else { Err(Unconfirmed::Other(name, context.to_owned()).into()) }
 }
 
 fn images(args: &ImageArgs) -> Images {
@@ -237,8 +267,8 @@ async fn loaded(args: LoadArgs, config: &Config) -> anyhow::Result<Exit> {
         run::save(dir, "load.json", &result)?;
     }
     print(&match args.output {
-        LoadFormat::Table => load::text(&result),
-        LoadFormat::Json => serde_json::to_string_pretty(&result)?,
+        Plain::Table => load::text(&result),
+        Plain::Json => serde_json::to_string_pretty(&result)?,
     })?;
     Ok(result.verdict.into())
 }
@@ -306,4 +336,119 @@ pub async fn load(
         }),
         (None, Ok(_)) => anyhow::bail!("no client left a result: {why}"),
     }
+}
+
+async fn tuned(args: TuneArgs, config: &Config) -> anyhow::Result<Exit> {
+    let mut shutdown = Shutdown::catch()?;
+    let Connected { client, cluster } = connect(&args.cluster, "conntrack-tune").await?;
+    confirmed(&args.confirm, &cluster.context)?;
+    if let Some(dir) = &args.save {
+        std::fs::create_dir_all(dir).with_context(|| format!("--save {}", dir.display()))?;
+    }
+    let progress = Progress::new();
+    let say = |s: &str| progress.say(s);
+    let signalled = async || shutdown.signalled().await;
+    let done = Box::pin(tune(&client, cluster, &args, config, signalled, &say)).await;
+    progress.end();
+    let result = done?;
+    if let Some(dir) = &args.save {
+        run::save(dir, "tune.json", &result)?;
+    }
+    print(&match args.output {
+        Plain::Table => result.text(),
+        Plain::Json => serde_json::to_string_pretty(&result)?,
+    })?;
+    Ok(result.verdict().into())
+}
+
+/// Sets sysctls on nodes of the cluster behind `client`, until the end of `--for` or until
+/// `signalled`, and puts the old values back.
+pub async fn tune(
+    client: &Client,
+    cluster: Cluster,
+    args: &TuneArgs,
+    config: &Config,
+    mut signalled: impl AsyncFnMut() -> EndedBy,
+    say: &dyn Fn(&str),
+) -> anyhow::Result<TuneResult> {
+    let clock = Clock::start();
+    let run = Run {
+        id: run_id(),
+        namespace: cluster.namespace.clone(),
+        images: images(&args.cluster.images),
+    };
+    let foreign = args.cluster.namespace.is_some();
+    say(&format!("context {}, namespace {}, run {}", cluster.context, run.namespace, run.id));
+    run::permitted(client, &run.namespace, &each_node::needs(!foreign)).await?;
+    let (nodes, unusable) = usable(client, args.nodes.as_deref()).await?;
+    let ground = Ground::take(client, &run, foreign, args.cluster.replace).await?;
+    let mut held = Tune::new(client, &run, &nodes);
+    let mut reasons = unusable;
+    let kept = args.cluster.keep;
+    let set = tokio::select! {
+        set = held.set(&args.sysctls, args.timeout, kept, say) => set.map(Some),
+        _ = signalled() => {
+            reasons.push("ended before every node was set".to_owned());
+            Ok(None)
+        }
+    };
+    let mut ended = Ok(EndedBy::Completed);
+    let mut rows = Vec::new();
+    match set {
+        Err(e) => ended = Err(e),
+        Ok(None) => ended = Ok(EndedBy::Sigint),
+        Ok(Some(set)) => {
+            rows = set;
+            let n = rows.iter().filter(|n| !n.changes.is_empty()).count();
+            say(&format!("set and read back on {n} of {} nodes", rows.len()));
+            if !kept && n > 0 {
+                let until = args.hold.map(|d| tokio::time::Instant::now() + d);
+                tokio::select! {
+                    () = held.hold(until) => {}
+                    // Without a time this is how it is ended.
+                    signal = signalled() => if until.is_some() { ended = Ok(signal) },
+                }
+            }
+        }
+    }
+    if !kept {
+        say("putting the old values back");
+        tokio::select! {
+            back = held.put_back() => match back {
+                Ok(back) if ended.is_ok() => rows = back,
+                Ok(_) => {}
+                Err(e) => reasons.push(format!("not known to be put back: {e}")),
+            },
+            _ = signalled() => reasons.push("ended before the nodes were read back".to_owned()),
+        }
+    }
+    reasons.extend(ground.end(args.cluster.keep, &mut signalled, say).await);
+    let ended_by = match ended {
+        Ok(by) => by,
+        Err(e) if rows.is_empty() => return Err(e.into()),
+        Err(e) => {
+            reasons.push(format!("the run ended before its end: {e}"));
+            EndedBy::Error
+        }
+    };
+    let record =
+        clock.run("kubectl-conntrack tune", env!("CARGO_PKG_VERSION"), ended_by, config.clone());
+    Ok(TuneResult::new(record, cluster, rows, reasons, kept))
+}
+
+/// The nodes that are ready, and why others are not.
+async fn usable(
+    client: &Client,
+    selector: Option<&str>,
+) -> anyhow::Result<(Vec<plan::Node>, Vec<String>)> {
+    let (nodes, unusable): (Vec<_>, Vec<_>) =
+        preflight::nodes(client, selector).await?.into_iter().partition(|n| n.unusable.is_none());
+    if nodes.is_empty() {
+        let what = selector.map_or(String::new(), |s| format!(" with --nodes {s}"));
+        anyhow::bail!("no Linux node{what} is ready");
+    }
+    let why = unusable
+        .iter()
+        .map(|n| format!("{}: {}", n.name, n.unusable.as_deref().unwrap_or("not ready")));
+    Ok((nodes, why.collect()))
 }

@@ -11,6 +11,7 @@ use load_client::threshold::Threshold;
 
 use crate::manifests::Set;
 use crate::output::Format;
+use crate::tune::Sysctl;
 
 /// Is every node of this cluster protected against Kubernetes issue #74839, on every path?
 ///
@@ -35,6 +36,8 @@ pub enum Command {
     Diagnose(DiagnoseArgs),
     /// Many load-clients against one target through its Service, and one result of all
     Load(LoadArgs),
+    /// Sets conntrack sysctls on nodes while it runs, reads them back, and puts the old values back
+    Tune(TuneArgs),
     /// Prints the manifests of k8s/, for kubectl apply or GitOps
     Manifests(ManifestsArgs),
 }
@@ -124,7 +127,7 @@ pub struct LoadArgs {
     pub fail_on: Vec<Threshold>,
     /// How the result is written
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
-    pub output: LoadFormat,
+    pub output: Plain,
     /// Keeps every client's result in this folder
     #[arg(long, value_name = "DIR")]
     pub save: Option<PathBuf>,
@@ -133,13 +136,50 @@ pub struct LoadArgs {
     pub cluster: ClusterArgs,
 }
 
-/// How the result of a load is written.
+/// How a result without verdicts of nodes is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum LoadFormat {
+pub enum Plain {
     /// For people
     Table,
-    /// The whole document, as load-client merge writes it
+    /// The whole document
     Json,
+}
+
+/// The word before a cluster's nodes are changed.
+#[derive(Clone, Debug, Args)]
+pub struct ConfirmArgs {
+    /// The context's name, instead of typing it: this changes nodes
+    #[arg(long, value_name = "NAME")]
+    pub confirm: Option<String>,
+}
+
+/// Options of `tune`.
+#[derive(Clone, Debug, Args)]
+pub struct TuneArgs {
+    /// Sysctls of conntrack, e.g. nf_conntrack_tcp_be_liberal=1 or nf_conntrack_max=262144
+    #[arg(required = true, value_name = "NAME=NUMBER")]
+    pub sysctls: Vec<Sysctl>,
+    /// Nodes by label, as kubectl's -l (default: every Linux node)
+    #[arg(long, value_name = "SELECTOR")]
+    pub nodes: Option<String>,
+    /// Puts the old values back after this time (default: at SIGINT or SIGTERM). With --keep they stay
+    #[arg(long = "for", value_name = "D", value_parser = positive_duration, conflicts_with = "keep")]
+    pub hold: Option<Duration>,
+    /// The longest that setting them may take, the image's pull included
+    #[arg(long, value_name = "D", default_value = "3m", value_parser = positive_duration)]
+    pub timeout: Duration,
+    /// How the result is written
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Plain,
+    /// Keeps the result in this folder
+    #[arg(long, value_name = "DIR")]
+    pub save: Option<PathBuf>,
+    /// Consent.
+    #[command(flatten)]
+    pub confirm: ConfirmArgs,
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 /// Options of `manifests`.

@@ -17,7 +17,7 @@ use kube::{Api, Client};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use crate::api::{ApiError, Gave, PARALLEL, Watch};
+use crate::api::{ApiError, PARALLEL, Watch};
 use crate::objects::{self, Run};
 use crate::plan::{self, From, Front, Node, Path};
 use crate::pods::{Container, Seen, Trouble};
@@ -234,10 +234,7 @@ impl Wave<'_> {
         deadline: Instant,
         done: impl FnMut(&BTreeMap<String, Seen>) -> bool,
     ) -> Result<(), Stop> {
-        match watch.until(deadline, done).await {
-            Ok(()) | Err(Gave::Deadline) => Ok(()),
-            Err(Gave::Image { image, why }) => Err(Stop::Image { image, why }),
-        }
+        run::waited(watch.until(deadline, done).await)
     }
 
     /// The Services of every node, with the addresses that they were given.
@@ -492,13 +489,10 @@ impl Wave<'_> {
         if let Some(why) = trouble().filter(|w| w.contains("was injected")) {
             return Err(why);
         }
-        let line = run::last_line(self.client, &self.run.namespace, pod, container)
+        let log = run::tail(self.client, &self.run.namespace, pod, container)
             .await
             .map_err(|e| e.to_string())?;
-        serde_json::from_str(&line).map_err(|_| {
-            let end = line.chars().take(200).collect::<String>();
-            format!("it ended with status {code} and no result: {end}")
-        })
+        run::document(&log).map_err(|why| format!("it ended with status {code} and {why}"))
     }
 
     fn save(&self, t: &Try, ends: &(Found<BoomResult>, Found<LoadResult>)) -> Result<(), Stop> {

@@ -1,13 +1,14 @@
 //! A kubectl plugin: which nodes of a cluster let INVALID segments reset connections, and on which paths.
 //!
-//! `plan`, `objects`, `pods`, `verdict`, `advice`, `report` and `output` are pure; `api`, `preflight`, `run`
-//! and `diagnose` talk to the API server, and nothing else does.
+//! `plan`, `objects`, `pods`, `manifests`, `verdict`, `advice`, `report` and `output` are pure. `api`, `preflight`, `run`
+//! and `each_node` talk to the API server for the subcommands, each of which is a module of its name.
 
 pub mod advice;
 pub mod api;
 pub mod app;
 pub mod cli;
 pub mod diagnose;
+pub mod each_node;
 pub mod load;
 pub mod manifests;
 pub mod objects;
@@ -17,4 +18,5 @@ pub mod pods;
 pub mod preflight;
 pub mod report;
 pub mod run;
+pub mod tune;
 pub mod verdict;

@@ -17,9 +17,9 @@ use load_client::threshold::Threshold;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::api::{Gave, PARALLEL, Watch, call};
+use crate::api::{PARALLEL, Watch, call};
 use crate::manifests::{self, Set};
-use crate::objects::{self, MANAGER, RUN, Run};
+use crate::objects::{self, RUN, Run};
 use crate::pods::Seen;
 use crate::preflight::{Right, rights};
 use crate::run::{self, Stop};
@@ -90,18 +90,7 @@ impl<'a> Load<'a> {
 
     /// The base's object of that kind and name, as this run's own.
     fn base(&self, kind: &str, name: &str) -> Value {
-        let all = manifests::objects(Set::Base, &self.run.images, Some(&self.run.namespace));
-        let mut object = all
-            .into_iter()
-            .find(|o| o["kind"] == kind && o["metadata"]["name"] == name)
-            .expect("an object of k8s/base");
-        for at in ["/metadata/labels", "/spec/template/metadata/labels"] {
-            if let Some(labels) = object.pointer_mut(at) {
-                labels[RUN] = self.run.id.clone().into();
-                labels["app.kubernetes.io/managed-by"] = MANAGER.into();
-            }
-        }
-        object
+        manifests::own(Set::Base, self.run, kind, name)
     }
 
     fn target(&self) -> (Deployment, Service) {
@@ -161,7 +150,7 @@ impl<'a> Load<'a> {
                 Ok(Err(e)) => return Err(Stop::Refused(format!("cannot watch the target: {e}"))),
                 Err(_) => return Err(Stop::Refused(format!("the target was not ready after {:?}", self.options.timeout))),
             },
-            gave = watch.until(deadline, |_| false) => image(gave)?,
+            gave = watch.until(deadline, |_| false) => run::waited(gave)?,
         }
         say(&format!("{} clients", self.options.clients));
         let applied: Vec<_> = stream::iter((0..self.options.clients).map(|n| {
@@ -182,7 +171,7 @@ impl<'a> Load<'a> {
             say(&format!("{} of {clients} pods at work", clients - ended.min(clients)));
             ended >= clients
         };
-        image(watch.until(deadline, done).await)
+        run::waited(watch.until(deadline, done).await)
     }
 
     /// Every client's result. `early` ends those that are at work first: with their result written
@@ -197,27 +186,11 @@ impl<'a> Load<'a> {
                     let asked = DeleteParams::default();
                     let _ = call("end a client", async || pods.delete(&name, &asked).await).await;
                 }
-                let until =
-                    Instant::now() + if early { LINGER / 2 } else { Duration::from_secs(5) };
-                loop {
-                    let line =
-                        run::last_line(self.client, &self.run.namespace, &name, "load-client")
-                            .await;
-                    let why = match line.map_err(|e| e.to_string()) {
-                        Ok(line) => match serde_json::from_str::<LoadResult>(&line) {
-                            Ok(result) if result.adds_up() => return (name, Ok(result)),
-                            Ok(_) => "its counts do not add up".to_owned(),
-                            Err(_) => {
-                                format!("no result: {}", line.chars().take(160).collect::<String>())
-                            }
-                        },
-                        Err(why) => why,
-                    };
-                    if Instant::now() >= until {
-                        return (name, Err(why));
-                    }
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
+                let wait = if early { LINGER / 2 } else { Duration::from_secs(5) };
+                let ns = &self.run.namespace;
+                let found =
+                    run::last_words(self.client, ns, &name, "load-client", wait, result).await;
+                (name, found)
             }
         });
         let mut collected = Collected::default();
@@ -251,12 +224,10 @@ impl<'a> Load<'a> {
     }
 }
 
-/// An image's trouble ends the run; a deadline does not.
-fn image(gave: Result<(), Gave>) -> Result<(), Stop> {
-    match gave {
-        Ok(()) | Err(Gave::Deadline) => Ok(()),
-        Err(Gave::Image { image, why }) => Err(Stop::Image { image, why }),
-    }
+/// A client's result: the last line of its log.
+fn result(log: &str) -> Result<LoadResult, String> {
+    let result: LoadResult = run::document(log)?;
+    if result.adds_up() { Ok(result) } else { Err("its counts do not add up".to_owned()) }
 }
 
 /// One result of all, judged. None where there is none.

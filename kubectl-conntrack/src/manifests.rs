@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use crate::objects::Images;
+use crate::objects::{Images, MANAGER, RUN, Run};
 
 /// A folder of `k8s/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -16,6 +16,8 @@ pub enum Set {
     Tune,
     /// A drop of INVALID on every node: k8s/overlays/drop-invalid
     DropInvalid,
+    /// Which connections of each node INVALID segments ended: k8s/overlays/witness
+    Witness,
 }
 
 /// The files of one folder.
@@ -49,6 +51,14 @@ impl Set {
             Self::Observe => Files {
                 namespace: "conntrack-canary",
                 resources: &[k8s!("overlays/observe/observe.yaml")],
+                config: None,
+            },
+            Self::Witness => Files {
+                namespace: "conntrack-canary",
+                resources: &[
+                    k8s!("overlays/witness/namespace.yaml"),
+                    k8s!("overlays/witness/witness.yaml"),
+                ],
                 config: None,
             },
             Self::Tune => Files {
@@ -118,6 +128,25 @@ pub fn objects(set: Set, images: &Images, namespace: Option<&str>) -> Vec<Value>
         }
     }
     objects
+}
+
+/// The object of `set` with that kind and name, as `run`'s own.
+///
+/// # Panics
+/// Where `set` has none such: an error of the caller.
+#[must_use]
+pub fn own(set: Set, run: &Run, kind: &str, name: &str) -> Value {
+    let mut object = objects(set, &run.images, Some(&run.namespace))
+        .into_iter()
+        .find(|o| o["kind"] == kind && o["metadata"]["name"] == name)
+        .expect("an object of the set");
+    object["metadata"]["labels"][RUN] = run.id.clone().into();
+    object["metadata"]["labels"]["app.kubernetes.io/managed-by"] = MANAGER.into();
+    if let Some(labels) = object.pointer_mut("/spec/template/metadata/labels") {
+        labels[RUN] = run.id.clone().into();
+        labels["app.kubernetes.io/managed-by"] = MANAGER.into();
+    }
+    object
 }
 
 /// The same as text for `kubectl apply -f -`.

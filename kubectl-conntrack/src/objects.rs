@@ -228,9 +228,7 @@ impl Run {
             "restartPolicy": "Never",
             "activeDeadlineSeconds": 300,
             "nodeSelector": {"kubernetes.io/os": "linux"},
-            // As the DaemonSet controller binds its pods: by the scheduler, which looks at the room.
-            "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
-                {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}]}}},
+            "affinity": on(node),
             // A cordoned or tainted node is exposed like any other.
             "tolerations": [{"operator": "Exists"}],
             "automountServiceAccountToken": false,
@@ -240,6 +238,13 @@ impl Run {
             "containers": containers,
         }})
     }
+}
+
+/// Binds a pod to a node as the DaemonSet controller does: by the scheduler, which looks at the room.
+#[must_use]
+pub fn on(node: &str) -> Value {
+    json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+        {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}]}}})
 }
 
 /// A server's pod.

@@ -12,6 +12,8 @@ pub struct Seen {
     pub containers: BTreeMap<String, Container>,
     /// The pod's addresses.
     pub addresses: Vec<IpAddr>,
+    /// True while every container says that it is ready.
+    pub ready: bool,
     /// Why the pod does not run or cannot be trusted; none while all is well.
     pub trouble: Option<Trouble>,
     /// True once no container runs or will run.
@@ -54,6 +56,8 @@ pub fn look(pod: &Pod) -> Seen {
             seen.addresses.push(ip);
         }
     }
+    let mut containers = status.container_statuses.iter().flatten().peekable();
+    seen.ready = containers.peek().is_some() && containers.all(|c| c.ready);
     let phase = status.phase.as_deref().unwrap_or("Pending");
     for c in status.container_statuses.iter().flatten() {
         let (state, trouble) = state(c);
@@ -105,7 +109,7 @@ pub fn look(pod: &Pod) -> Seen {
 /// Containers that a run makes are named after a path, or read a node's facts.
 fn ours(name: &str) -> bool {
     name == crate::objects::FACTS
-        || name == "load-client"
+        || matches!(name, "load-client" | "tune")
         || crate::plan::Path::ALL.iter().any(|p| {
             let rest = name.strip_prefix("server-").unwrap_or(name).strip_prefix(p.as_str());
             matches!(rest, Some("-ipv4" | "-ipv6"))

@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use crate::api::{ApiError, PARALLEL, call};
+use crate::api::{ApiError, Gave, PARALLEL, call};
 use crate::objects::{ENFORCE, MANAGER, RUN, Run};
 use crate::preflight::{self, NamespaceState, Right};
 
@@ -72,15 +72,33 @@ where
     call(what, async || api.patch(&name, &params, &Patch::Apply(object)).await).await
 }
 
-/// Deletes each of `names`; one that is gone is no error.
+/// Deletes each of `names` at once; one that is gone is no error.
 pub async fn delete_all<K>(api: &Api<K>, names: impl Iterator<Item = String>) -> Result<(), Stop>
 where
     K: Resource + Clone + Debug + DeserializeOwned,
 {
+    delete(api, names, &DeleteParams::background().grace_period(0)).await
+}
+
+/// The same with their own grace, in which a pod puts back what it changed.
+pub async fn dismiss_all<K>(api: &Api<K>, names: impl Iterator<Item = String>) -> Result<(), Stop>
+where
+    K: Resource + Clone + Debug + DeserializeOwned,
+{
+    delete(api, names, &DeleteParams::background()).await
+}
+
+async fn delete<K>(
+    api: &Api<K>,
+    names: impl Iterator<Item = String>,
+    params: &DeleteParams,
+) -> Result<(), Stop>
+where
+    K: Resource + Clone + Debug + DeserializeOwned,
+{
     let one = |name: String| async move {
-        let params = DeleteParams::background().grace_period(0);
         let what = format!("delete {name}");
-        let done = call(what, async || match api.delete(&name, &params).await {
+        let done = call(what, async || match api.delete(&name, params).await {
             Err(kube::Error::Api(s)) if s.code == 404 => Ok(()),
             other => other.map(drop),
         });
@@ -89,10 +107,9 @@ where
     stream::iter(names.map(one)).buffer_unordered(PARALLEL).try_collect().await
 }
 
-/// The last line of a container's log: its result document. The kubelet counts the lines of its
-/// own file, where the runtime has cut long lines into pieces of 16 KiB: a tail of 1 would give
-/// the last piece.
-pub async fn last_line(
+/// The end of a container's log. The kubelet counts the lines of its own file, where the runtime
+/// has cut long lines into pieces of 16 KiB: a tail of 1 would give the last piece.
+pub async fn tail(
     client: &Client,
     namespace: &str,
     pod: &str,
@@ -104,10 +121,42 @@ pub async fn last_line(
         tail_lines: Some(64),
         ..LogParams::default()
     };
-    let text =
-        call(format!("read the log of {pod}/{container}"), async || api.logs(pod, &params).await)
-            .await?;
-    Ok(text.lines().rfind(|l| !l.trim().is_empty()).unwrap_or_default().to_owned())
+    call(format!("read the log of {pod}/{container}"), async || api.logs(pod, &params).await).await
+}
+
+/// A result document: the last line of a log.
+pub fn document<T: DeserializeOwned>(log: &str) -> Result<T, String> {
+    let line = log.lines().rfind(|l| !l.trim().is_empty()).unwrap_or_default();
+    serde_json::from_str(line)
+        .map_err(|_| format!("no result: {}", line.chars().take(200).collect::<String>()))
+}
+
+/// What `read` finds at the end of a container's log, which may take `wait` to come.
+pub async fn last_words<T>(
+    client: &Client,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+    wait: Duration,
+    read: impl Fn(&str) -> Result<T, String>,
+) -> Result<T, String> {
+    let until = Instant::now() + wait;
+    loop {
+        let log = tail(client, namespace, pod, container).await;
+        match log.map_err(|e| e.to_string()).and_then(|log| read(&log)) {
+            Err(why) if Instant::now() >= until => return Err(why),
+            Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+            Ok(found) => return Ok(found),
+        }
+    }
+}
+
+/// The end of a wait: an image's trouble ends the run, a deadline does not.
+pub fn waited(gave: Result<(), Gave>) -> Result<(), Stop> {
+    match gave {
+        Ok(()) | Err(Gave::Deadline) => Ok(()),
+        Err(Gave::Image { image, why }) => Err(Stop::Image { image, why }),
+    }
 }
 
 /// Keeps a document.
@@ -297,7 +346,7 @@ impl<'a> Ground<'a> {
                 Err(e) if e.code == Some(403) => return Ok(()),
                 Err(e) => return Err(e.into()),
             };
-        delete_all(&api, found.items.iter().map(ResourceExt::name_any)).await
+        dismiss_all(&api, found.items.iter().map(ResourceExt::name_any)).await
     }
 }
 

@@ -2,29 +2,17 @@
 
 mod common;
 
-use std::path::PathBuf;
-
 use canary_record::names::Diagnosis;
 use canary_record::result::observe::NodeShown;
 use canary_wire::segment::Family;
 use clap::CommandFactory;
 use common::documents::{boom, client, run};
+use common::golden;
 use kubectl_conntrack::cli::Cli;
 use kubectl_conntrack::output::{Format, text};
 use kubectl_conntrack::plan::{Node, Path};
 use kubectl_conntrack::report::{Cluster, DiagnoseResult};
 use kubectl_conntrack::verdict::{NodeRow, family_row, path_row, worst};
-
-/// Holds `text` against the committed file; UPDATE_GOLDEN=1 takes the new one.
-fn golden(name: &str, text: &str) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, text).unwrap();
-    }
-    let committed = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(text, committed, "{name}: UPDATE_GOLDEN=1 takes the new one");
-}
 
 /// The help of the program and of each subcommand is what a user was shown last.
 #[test]
@@ -127,14 +115,7 @@ fn colour_is_not_the_only_carrier() {
 /// A result obeys its committed schema, and is read back as itself.
 #[test]
 fn the_document_obeys_its_schema() {
-    let schema =
-        serde_json::to_string_pretty(&schemars::schema_for!(DiagnoseResult)).unwrap() + "\n";
-    golden("../../../schema/diagnose.json", &schema);
-    let document = serde_json::to_value(example()).unwrap();
-    let validator = jsonschema::validator_for(&serde_json::from_str(&schema).unwrap()).unwrap();
-    let errors: Vec<_> = validator.iter_errors(&document).map(|e| e.to_string()).collect();
-    assert_eq!(errors, Vec::<String>::new());
-    assert_eq!(serde_json::from_value::<DiagnoseResult>(document).unwrap(), example());
+    common::documents::obeys_its_schema(&example(), "diagnose");
 }
 
 /// be_liberal alone has its own word in the headline.

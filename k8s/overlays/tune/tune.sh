@@ -4,8 +4,9 @@
 #
 # FILE: one NAME=VALUE a line, # begins a comment. DIR: where the old values are
 # kept while they are changed, so that a container that was killed and started
-# again restores the node's own values and not its own. SYSCTL and MODULE name
-# other places for tests, KUBE_PROXY another metrics endpoint.
+# again restores the node's own values and not its own. LINGER: how many seconds
+# it stays after it put them back, so that its log can be read. SYSCTL and MODULE
+# name other places for tests, KUBE_PROXY another metrics endpoint.
 #
 # kube-proxy decides once, at its start, whether to drop INVALID: not where
 # be_liberal is 1. A kube-proxy that started while this was in force dropped
@@ -90,8 +91,12 @@ stop() {
     trap '' TERM INT
     [ -z "$sleeper" ] || { kill "$sleeper"; wait "$sleeper"; } 2>/dev/null
     rm -f "$dir/ready"
-    restore
-    end 0 "restored"
+    status=0
+    (restore) || status=$?
+    [ "$status" -ne 0 ] || log restored
+    [ "$status" -ne 0 ] || echo restored 2>/dev/null >"$message" || :
+    sleep "${LINGER:-0}"
+    exit "$status"
 }
 
 trap stop TERM INT

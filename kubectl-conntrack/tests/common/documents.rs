@@ -137,3 +137,21 @@ pub fn observed(mode: &str) -> ObserveResult {
         samples: Vec::new(),
     }
 }
+
+/// `document` obeys `schema/NAME.json`, which is written from its type, and is read back as itself.
+pub fn obeys_its_schema<T>(document: &T, name: &str)
+where
+    T: schemars::JsonSchema
+        + serde::Serialize
+        + serde::de::DeserializeOwned
+        + PartialEq
+        + std::fmt::Debug,
+{
+    let schema = serde_json::to_string_pretty(&schemars::schema_for!(T)).unwrap() + "\n";
+    super::golden(&format!("../../../schema/{name}.json"), &schema);
+    let value = serde_json::to_value(document).unwrap();
+    let validator = jsonschema::validator_for(&serde_json::from_str(&schema).unwrap()).unwrap();
+    let errors: Vec<_> = validator.iter_errors(&value).map(|e| e.to_string()).collect();
+    assert_eq!(errors, Vec::<String>::new());
+    assert_eq!(&serde_json::from_value::<T>(value).unwrap(), document);
+}

@@ -6,6 +6,7 @@ pub mod documents;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -16,6 +17,17 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
+
+/// Holds `text` against the committed file; UPDATE_GOLDEN=1 takes the new one.
+pub fn golden(name: &str, text: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+    }
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text, committed, "{name}: UPDATE_GOLDEN=1 takes the new one");
+}
 
 /// The body of an answer.
 type Answer = http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, Infallible>;
@@ -348,9 +360,13 @@ impl Fake {
                 Some(n) => Response::new(full(format!("load_accepted_total {n}\n").into_bytes())),
                 None => failure(403, "no right to pods/proxy"),
             },
-            (&Method::DELETE, [.., "pods", _])
+            (&Method::DELETE, [.., "namespaces", ns, "pods", name])
                 if self.lock().linger && body["gracePeriodSeconds"] != 0 =>
             {
+                let key = format!("pods/{ns}/{name}");
+                let Some(mut pod) = self.object(&key) else { return failure(404, "not found") };
+                pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+                self.put(&key, pod);
                 ok(&json!({"kind": "Status", "status": "Success"}))
             }
             (&Method::DELETE, [.., "namespaces", ns, kind, name]) => {

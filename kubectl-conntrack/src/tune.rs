@@ -1,0 +1,296 @@
+//! `tune`: sysctls of conntrack on chosen nodes, set and read back by a pod on each, and put back.
+//! What the pods say is read by pure functions; whether a node would lose its last protection is
+//! looked at on the node, by `k8s/overlays/tune/tune.sh`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use canary_record::names::Verdict;
+use canary_record::result::Run as Record;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{Api, Client};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::api::Watch;
+use crate::each_node::EachNode;
+use crate::manifests::{self, Set};
+use crate::objects::{self, RUN, Run};
+use crate::plan::Node;
+use crate::report::Cluster;
+use crate::run::{self, Stop};
+
+/// A sysctl and its value, as `NAME=NUMBER`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sysctl {
+    /// A file of `/proc/sys/net/netfilter`, or `nf_conntrack_buckets`.
+    pub name: String,
+    /// Its value.
+    pub value: u64,
+}
+
+impl std::str::FromStr for Sysctl {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (name, value) = s.split_once('=').ok_or("write NAME=NUMBER")?;
+        let name = name.strip_prefix("net.netfilter.").unwrap_or(name);
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        if !name.starts_with("nf_conntrack_") || !name.chars().all(plain) {
+            return Err(format!("'{name}' is no sysctl of conntrack: nf_conntrack_..."));
+        }
+        let value = value.parse().map_err(|_| format!("'{value}' is no whole number"))?;
+        Ok(Self { name: name.to_owned(), value })
+    }
+}
+
+/// What a node's pod says of one sysctl.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Change {
+    /// Which.
+    pub name: String,
+    /// What the node had.
+    pub from: u64,
+    /// What was set, and read back.
+    pub to: u64,
+    /// What it was put back to, and read back.
+    pub restored: Option<u64>,
+}
+
+/// A node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TunedNode {
+    /// Its name.
+    pub name: String,
+    /// Every sysctl that was set.
+    pub changes: Vec<Change>,
+    /// What went wrong, and what is a danger.
+    pub reasons: Vec<String>,
+}
+
+/// What `kubectl conntrack tune` did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TuneResult {
+    /// [`canary_record::result::SCHEMA_VERSION`]
+    pub schema_version: u32,
+    /// Who, where, when, how. The kernel and host are of the machine that ran this program.
+    pub run: Record,
+    /// The cluster.
+    pub cluster: Cluster,
+    /// True where every node was set, and is as before again unless it was to be kept.
+    pub done: bool,
+    /// What is left behind or was cut short.
+    pub reasons: Vec<String>,
+    /// Every node, by name.
+    pub nodes: Vec<TunedNode>,
+}
+
+/// How long a pod that put its values back stays, to be read.
+const LINGER: Duration = Duration::from_secs(45);
+
+/// The sysctls of some nodes, held while this run lasts.
+pub struct Tune<'a> {
+    pods: EachNode<'a>,
+    /// Why pods could not be made, by their node's index.
+    refused: BTreeMap<usize, String>,
+    watch: Watch<'a>,
+}
+
+impl<'a> Tune<'a> {
+    /// Nothing is set yet. `nodes` has one at least.
+    #[must_use]
+    pub fn new(client: &'a Client, run: &'a Run, nodes: &'a [Node]) -> Tune<'a> {
+        let pods = EachNode { client, run, nodes, set: Set::Tune, name: "tune", container: "tune" };
+        let labels = format!("{RUN}={},app.kubernetes.io/name=tune", run.id);
+        let watch = Watch::begin(client, &run.namespace, &labels);
+        Self { pods, refused: BTreeMap::new(), watch }
+    }
+
+    /// Sets them on every node and reads what each pod says of it. Pods whose end will be asked for
+    /// by hand do not wait for a reader then.
+    pub async fn set(
+        &mut self,
+        sysctls: &[Sysctl],
+        timeout: Duration,
+        kept: bool,
+        say: &dyn Fn(&str),
+    ) -> Result<Vec<TunedNode>, Stop> {
+        let (client, run) = (self.pods.client, self.pods.run);
+        let mut config = manifests::own(Set::Tune, run, "ConfigMap", "tune");
+        let values: Vec<_> = sysctls.iter().map(|s| format!("{}={}\n", s.name, s.value)).collect();
+        config["data"]["values.env"] = values.concat().into();
+        let config: ConfigMap = objects::typed(config);
+        run::apply(&Api::namespaced(client.clone(), &run.namespace), &config, false).await?;
+        let linger = if kept { 0 } else { LINGER.as_secs() };
+        let change = |spec: &mut Value| {
+            spec["terminationGracePeriodSeconds"] = (linger + 15).into();
+            spec["containers"][0]["env"] = json!([{"name": "LINGER", "value": linger.to_string()}]);
+        };
+        self.refused = self.pods.apply(change).await?;
+        let deadline = Instant::now() + timeout;
+        self.pods.wait(&mut self.watch, deadline, &self.refused, say, |p| p.ready).await?;
+        let ready = |log: &str| {
+            let begun = words(log).any(|w| w.starts_with("ready:"));
+            if begun { Ok(told(log)) } else { Err(last(log).to_owned()) }
+        };
+        let patience = Duration::from_secs(5);
+        let said = self.pods.words(&self.watch, &self.refused, patience, ready).await;
+        Ok(self.rows(said, "not set"))
+    }
+
+    /// Holds them until then.
+    pub async fn hold(&mut self, until: Option<Instant>) {
+        const LONG: Duration = Duration::from_secs(86_400);
+        loop {
+            let deadline = until.unwrap_or_else(|| Instant::now() + LONG);
+            // An image cannot go missing under a pod that runs.
+            let _ = self.watch.until(deadline, |_| false).await;
+            if until.is_some_and(|t| Instant::now() >= t) {
+                return;
+            }
+        }
+    }
+
+    /// Puts the old values back and reads what each pod says of it. Pods that never set anything
+    /// have nothing to say.
+    pub async fn put_back(&mut self) -> Result<Vec<TunedNode>, Stop> {
+        self.pods.dismiss().await?;
+        let ended = |log: &str| {
+            let over = last(log) == "restored" || last(log).starts_with("NOT RESTORED");
+            if over { Ok(told(log)) } else { Err(last(log).to_owned()) }
+        };
+        let said = self.pods.words(&self.watch, &self.refused, LINGER / 2, ended).await;
+        let rows = self.rows(said, "not known to be put back");
+        self.pods.remove().await?;
+        Ok(rows)
+    }
+
+    fn rows(&self, said: Vec<Result<Told, String>>, failed: &str) -> Vec<TunedNode> {
+        let row = |(node, said): (&Node, Result<Told, String>)| {
+            let (changes, reasons) =
+                said.unwrap_or_else(|why| (Vec::new(), vec![format!("{failed}: {why}")]));
+            TunedNode { name: node.name.clone(), changes, reasons }
+        };
+        self.pods.nodes.iter().zip(said).map(row).collect()
+    }
+}
+
+/// What a pod says of its sysctls, and its warnings.
+type Told = (Vec<Change>, Vec<String>);
+
+/// What each line of tune.sh says after its time.
+fn words(log: &str) -> impl DoubleEndedIterator<Item = &str> {
+    log.lines().filter_map(|l| l.split_once(' ')).map(|(_, rest)| rest)
+}
+
+fn last(log: &str) -> &str {
+    words(log).next_back().unwrap_or("it says nothing")
+}
+
+/// What a pod says that it set and put back, and what it warns of.
+fn told(log: &str) -> Told {
+    let mut changes: Vec<Change> = Vec::new();
+    let mut reasons = Vec::new();
+    for w in words(log) {
+        if let Some((name, rest)) = w.split_once(" set from ")
+            && let Some((from, to)) = rest.split_once(" to ")
+            && let (Ok(from), Ok(to)) = (from.parse(), to.parse())
+        {
+            changes.push(Change { name: name.to_owned(), from, to, restored: None });
+        } else if let Some((name, value)) = w.split_once(" restored to ") {
+            for c in changes.iter_mut().filter(|c| c.name == name) {
+                c.restored = value.parse().ok();
+            }
+        } else if w.starts_with("WARNING: ")
+            || w.contains(" stays ")
+            || w.starts_with("NOT RESTORED")
+        {
+            reasons.push(w.trim_start_matches("WARNING: ").to_owned());
+        }
+    }
+    (changes, reasons)
+}
+
+impl TuneResult {
+    /// Judges `nodes`; `kept` says that the values were to stay.
+    #[must_use]
+    pub fn new(
+        run: Record,
+        cluster: Cluster,
+        mut nodes: Vec<TunedNode>,
+        reasons: Vec<String>,
+        kept: bool,
+    ) -> Self {
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        let back = |c: &Change| kept || c.restored == Some(c.from);
+        let whole = |n: &TunedNode| !n.changes.is_empty() && n.changes.iter().all(back);
+        let done = reasons.is_empty() && nodes.iter().all(whole);
+        let schema_version = canary_record::result::SCHEMA_VERSION;
+        Self { schema_version, run, cluster, done, reasons, nodes }
+    }
+
+    /// What the exit code says of it.
+    #[must_use]
+    pub const fn verdict(&self) -> Verdict {
+        if self.done { Verdict::Protected } else { Verdict::Inconclusive }
+    }
+
+    /// The result for people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        use std::fmt::Write as _;
+        let mut text = String::new();
+        for n in &self.nodes {
+            for c in &n.changes {
+                let back = match c.restored {
+                    Some(value) => format!(", put back to {value}"),
+                    None => String::new(),
+                };
+                let _ = writeln!(text, "{}: {} {} -> {}{back}", n.name, c.name, c.from, c.to);
+            }
+            for r in &n.reasons {
+                let _ = writeln!(text, "{}: {r}", n.name);
+            }
+        }
+        for r in &self.reasons {
+            let _ = writeln!(text, "{r}");
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Only conntrack's own sysctls, each with a whole number.
+    #[test]
+    fn a_sysctl_is_named_with_its_value() {
+        let of = |s: &str| s.parse::<Sysctl>();
+        let liberal = of("net.netfilter.nf_conntrack_tcp_be_liberal=1").unwrap();
+        assert_eq!((liberal.name.as_str(), liberal.value), ("nf_conntrack_tcp_be_liberal", 1));
+        for bad in
+            ["nf_conntrack_max", "nf_conntrack_max=many", "kernel.panic=1", "nf_conntrack_/../x=1"]
+        {
+            assert!(of(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// What was set and put back is read, and what stays with its reason.
+    #[test]
+    fn what_a_pod_says_is_read() {
+        let log = "T nf_conntrack_max set from 262144 to 1000\nT nf_conntrack_tcp_be_liberal set from 0 to 1\nT ready: x\n\
+            T nf_conntrack_max restored to 262144\nT nf_conntrack_tcp_be_liberal stays 1: kube-proxy started\n\
+            T NOT RESTORED: nf_conntrack_tcp_be_liberal; see the log above\n";
+        let (changes, reasons) = told(log);
+        assert_eq!(
+            (changes[0].from, changes[0].to, changes[0].restored),
+            (262_144, 1000, Some(262_144))
+        );
+        assert_eq!(changes[1].restored, None);
+        assert_eq!(reasons[0], "nf_conntrack_tcp_be_liberal stays 1: kube-proxy started");
+        assert_eq!(last(log), "NOT RESTORED: nf_conntrack_tcp_be_liberal; see the log above");
+    }
+}
