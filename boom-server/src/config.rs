@@ -34,7 +34,7 @@ pub struct Config {
     #[arg(long, env = "BOOM_ADMIN", value_name = "ADDR", default_value = "[::]:9100", value_parser = admin)]
     pub admin: Admin,
 
-    /// What to forge, by turns over the connections: names, or the sets safe, lethal, all
+    /// What to forge, by turns over the connections: names, or the sets safe, lethal, all; none forges nothing, for clients that forge
     #[arg(long, env = "BOOM_FORGE", value_name = "LIST", default_value = "above-window,below-window", value_parser = Forgeries::from_str)]
     pub forge: Forgeries,
 

@@ -10,19 +10,17 @@ use std::time::Duration;
 use canary_record::hist::Latency;
 use canary_record::names::ClientClass;
 use canary_record::result::boom::Sniffer as SnifferResult;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use tokio::sync::Notify;
 
 use crate::accept::Acceptor;
 use crate::config::{Cidr, Events};
 use crate::events::Log;
 use crate::kill::{Kill, LastKill};
-use canary_forge::drive::{Done, Driver};
+use canary_forge::drive::{Done, Driver, NAP, millis};
 use canary_forge::flow::Action;
 use canary_forge::tally::Tally;
 
-/// How long the thread sleeps at most: it looks for the end of the run then.
-const NAP: Duration = Duration::from_millis(50);
 /// How long the raw sockets and accept() may lag behind one another at the end of a run.
 pub const PARITY: Duration = Duration::from_millis(500);
 /// A handshake that seems to have waited longer was measured across a clock step.
@@ -151,24 +149,10 @@ impl Engine {
     }
 
     fn work(&mut self) -> std::io::Result<()> {
-        let due = [self.driver.next_deadline(), self.acceptor.next_deadline()];
-        let due = due.into_iter().flatten().min();
-        let ready = self.wait(due.map_or(NAP, |d| d.saturating_sub(self.driver.now())))?;
+        let ready = self.driver.wait(self.acceptor.next_deadline(), &[self.acceptor.as_fd()])?;
         self.turn(&ready)?;
         // Last: a forged segment must not wait for them.
         self.acceptor.turn(self.driver.now())
-    }
-
-    /// Waits for segments and connections; says which raw sockets have any.
-    fn wait(&self, most: Duration) -> std::io::Result<Vec<bool>> {
-        let mut fds: Vec<PollFd<'_>> = self.driver.polled().collect();
-        fds.push(PollFd::new(self.acceptor.as_fd(), PollFlags::POLLIN));
-        match poll(&mut fds, millis(most)) {
-            // Errors count too: they are told by reading.
-            Ok(_) => Ok(fds.iter().map(|f| f.any().unwrap_or(true)).collect()),
-            Err(nix::errno::Errno::EINTR) => Ok(vec![true; fds.len()]),
-            Err(e) => Err(e.into()),
-        }
     }
 
     /// Reads the segments that had come by the end, then accepts what was seen complete:
@@ -176,7 +160,7 @@ impl Engine {
     fn catch_up(&mut self) -> std::io::Result<()> {
         let end = self.driver.now();
         let until = end + PARITY;
-        let all = vec![true; self.driver.polled().count()];
+        let all = vec![true; self.driver.sockets()];
         while self.driver.drained() < end && self.driver.now() < until {
             self.turn(&all)?;
         }
@@ -248,9 +232,4 @@ impl Engine {
             Done::Sent(..) | Done::Noted(_) => {}
         }
     }
-}
-
-/// A millisecond is what poll() can wait; less would be a busy loop.
-fn millis(most: Duration) -> PollTimeout {
-    PollTimeout::from(most.min(NAP).as_micros().div_ceil(1000) as u16)
 }

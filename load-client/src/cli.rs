@@ -2,8 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr as _;
 use std::time::Duration;
 
+use canary_forge::forgery::Forgeries;
 use canary_runtime::cli::{address, duration, positive_duration, size};
 use canary_runtime::logs::LogFormat;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -205,6 +207,24 @@ pub enum Pattern {
     Upload,
 }
 
+/// What `probe` forges.
+#[derive(Clone, Debug, Args)]
+pub struct ForgeArgs {
+    /// Forges a segment towards the server on each connection, by turns: names, or the sets safe, lethal,
+    /// all. Judges the direction client-to-server. Needs CAP_NET_RAW: without it the direction is untried
+    #[arg(long, value_name = "LIST", env = "LOAD_FORGE", conflicts_with = "every", value_parser = Forgeries::from_str)]
+    pub forge: Option<Forgeries>,
+    /// With --forge: how long an answer may take; slow paths get several round trips
+    #[arg(long, value_name = "D", env = "LOAD_OUTCOME_TIMEOUT", default_value = "1s", requires = "forge", value_parser = positive_duration)]
+    pub outcome_timeout: Duration,
+    /// With --forge: judged above-window forgeries that 'protected' needs
+    #[arg(long, value_name = "N", env = "LOAD_MIN_FORGED", default_value_t = 20, requires = "forge", value_parser = clap::value_parser!(u64).range(1..))]
+    pub min_forged: u64,
+    /// With --forge: receive buffer of the raw socket
+    #[arg(long, value_name = "SIZE", env = "LOAD_RECEIVE_BUFFER", default_value = "16MiB", requires = "forge", value_parser = size)]
+    pub receive_buffer: usize,
+}
+
 /// Options of `probe`.
 #[derive(Clone, Debug, Args)]
 pub struct ProbeArgs {
@@ -226,7 +246,11 @@ pub struct ProbeArgs {
     /// What is done on each
     #[arg(long, env = "LOAD_PATTERN", default_value = "request")]
     pub pattern: Pattern,
-    /// From the connect to the exchange: time for the forged segment and what follows it; SIGUSR1 ends it
+    /// What is forged on each.
+    #[command(flatten)]
+    pub forge: ForgeArgs,
+    /// From the connect to the exchange: time for the forged segment and what follows it; SIGUSR1 ends it.
+    /// With --forge it lasts until all is judged, ten times --outcome-timeout at most
     #[arg(long, value_name = "D", env = "LOAD_DELAY", default_value = "2s", value_parser = duration)]
     pub delay: Duration,
     /// Longest time without progress in each phase: connect, send, receive

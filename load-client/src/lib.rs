@@ -4,6 +4,7 @@
 pub mod churn;
 pub mod cli;
 pub mod fill;
+pub mod forge;
 pub mod hold;
 pub mod http;
 pub mod live;

@@ -8,8 +8,8 @@ use canary_record::names::{EndedBy, LoadVerdict};
 use canary_record::result::load::{HoldRecord, LoadResult};
 use canary_record::result::{Run, SCHEMA_VERSION, seconds_between};
 
-use crate::report;
 use crate::tally::{Clock, Tally};
+use crate::{forge, report};
 
 /// A file that cannot be merged.
 #[derive(Debug, thiserror::Error)]
@@ -94,9 +94,11 @@ pub fn join(
     let ended = times().map(|r| r.ended.clone()).max().unwrap_or_default();
     let seconds = seconds_between(&started, &ended).unwrap_or_default();
     let run = Run { seconds, started, ended, ..run(first.run.ended_by) };
+    let forged = parts.iter().filter_map(|(_, r)| Some((r.run.host.as_str(), r.forge.as_ref()?)));
     Ok(LoadResult {
         reasons,
         hold,
+        forge: forge::join(forged),
         probe: if first.probe.is_empty() { BTreeMap::new() } else { tally.counts.ends() },
         merged: parts.iter().map(|(_, r)| r.merged).sum(),
         ..report::document(run, seconds, &tally)

@@ -1,6 +1,6 @@
 //! Connections to boom-server, and how each one ended as an application sees it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::cli::{Pattern, ProbeArgs};
+use crate::forge::Forging;
 use crate::live::Live;
 use crate::log::FailureLog;
 use crate::socket;
@@ -30,6 +31,8 @@ const TINY: u64 = 16;
 const SMALL: u64 = 1024;
 /// How long connections in progress may go on after a signal.
 const DRAIN: Duration = Duration::from_millis(500);
+/// Between two looks at what was forged.
+const LOOK: Duration = Duration::from_millis(20);
 /// How long the server's own FIN is waited for.
 const CLOSE: Duration = Duration::from_secs(1);
 
@@ -37,6 +40,9 @@ const CLOSE: Duration = Duration::from_secs(1);
 struct Shared {
     args: ProbeArgs,
     target: SocketAddr,
+    /// From the connect to the exchange, at most.
+    delay: Duration,
+    connected: Cell<u64>,
     tally: RefCell<Tally>,
     log: RefCell<FailureLog>,
     shown: Shown,
@@ -50,12 +56,22 @@ impl Shared {
         self.shown.set(&tally.counts);
         self.log.borrow_mut().tick(Instant::now());
     }
+
+    /// True when every connection is made or has failed, and what was forged is judged.
+    fn settled(&self, forging: &Forging) -> bool {
+        let (counts, connected) = (self.tally.borrow().counts, self.connected.get());
+        counts.attempts == u64::from(self.args.connections)
+            && connected + counts.failed() >= counts.attempts
+            && forging.progress.settled(connected)
+    }
 }
 
-/// Probes with `args` the address `target`: one record for each connection, and why it ended.
+/// Probes with `args` the address `target`, and leaves the connections alone until what
+/// `forging` forges on them is judged: one record for each connection, and why it ended.
 pub async fn run(
     args: &ProbeArgs,
     target: SocketAddr,
+    forging: Option<&Forging>,
     shutdown: &mut Shutdown,
     admin: Option<&Arc<Admin>>,
 ) -> (Tally, EndedBy) {
@@ -63,12 +79,14 @@ pub async fn run(
     let shared = Rc::new(Shared {
         args: args.clone(),
         target,
+        delay: args.delay.max(forging.map_or(Duration::ZERO, |f| f.patience(&args.forge))),
+        connected: Cell::default(),
         tally: RefCell::new(Tally::new(clock)),
         log: RefCell::new(FailureLog::new(clock.start())),
         shown: Shown::default(),
     });
     let live = Live::begin(vec![shared.shown.clone()], admin);
-    let ended_by = LocalSet::new().run_until(all(&shared, clock.start(), shutdown)).await;
+    let ended_by = LocalSet::new().run_until(all(&shared, forging, clock.start(), shutdown)).await;
     drop(live);
     let mut tally = shared.tally.borrow().clone();
     tally.interrupt(Instant::now());
@@ -91,7 +109,12 @@ fn wave_at(
     duration.is_none_or(|d| after < d).then(|| began + after)
 }
 
-async fn all(shared: &Rc<Shared>, began: Instant, shutdown: &mut Shutdown) -> EndedBy {
+async fn all(
+    shared: &Rc<Shared>,
+    forging: Option<&Forging>,
+    began: Instant,
+    shutdown: &mut Shutdown,
+) -> EndedBy {
     let args = &shared.args;
     let mut tasks = JoinSet::new();
     let mut waves: u32 = 0;
@@ -119,6 +142,11 @@ async fn all(shared: &Rc<Shared>, began: Instant, shutdown: &mut Shutdown) -> En
             },
             () = usr1(&mut told) => {
                 go.send_replace(true);
+            }
+            () = tokio::time::sleep(LOOK), if forging.is_some() && !*go.borrow() => {
+                if forging.is_some_and(|f| shared.settled(f)) {
+                    go.send_replace(true);
+                }
             }
             signal = shutdown.signalled(), if drained.is_none() => {
                 ended_by = signal;
@@ -221,8 +249,9 @@ async fn exchange(
     let connecting = connect(shared.target, source);
     let mut stream = within(args.timeout, Phase::Connect, connecting).await?;
     shared.tally.borrow_mut().connected(started.elapsed());
+    shared.connected.set(shared.connected.get() + 1);
     // The end of the delay, or whoever knows that there is nothing to wait for.
-    let _ = tokio::time::timeout(args.delay, go.wait_for(|go| *go)).await;
+    let _ = tokio::time::timeout(shared.delay, go.wait_for(|go| *go)).await;
     // Bodies differ between connections, so that no answer can pass for another's.
     let seed = n ^ (u64::from(std::process::id()) << 32);
     let size = args.body_size as u64;

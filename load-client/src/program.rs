@@ -22,6 +22,7 @@ use crate::cli::{
     ServeArgs, WitnessArgs,
 };
 use crate::fill::{Allowance, Follower};
+use crate::forge::{Forging, Sockets};
 use crate::preflight::Load;
 use crate::report::Report;
 use crate::target::{Protocol, Target};
@@ -147,7 +148,7 @@ fn ready(admin: Option<&Arc<Admin>>) {
 /// Judges, reports, and says how to exit.
 fn finish(report: &Report, mut result: LoadResult, thresholds: &[Threshold]) -> Result<Exit, End> {
     verdict::judge(&mut result, thresholds);
-    let exit = report::exit(result.verdict, result.run.ended_by);
+    let exit = report::exit(&result);
     report.finish(result, report::summary)?;
     Ok(exit)
 }
@@ -232,6 +233,16 @@ async fn run_probe(args: ProbeArgs, mut config: Config) -> Result<Exit, End> {
     {
         return Err(End::Usage("--delay and --answer-delay: at most 1h".to_owned()));
     }
+    let sockets = match &args.forge.forge {
+        Some(list) if list.0.is_empty() => {
+            return Err(End::Usage("--forge none: leave the option out to forge nothing".into()));
+        }
+        // Before the resolver has threads, which would keep the capabilities.
+        Some(list) => {
+            Some((list.clone(), Sockets::open(args.target.port, args.forge.receive_buffer)?))
+        }
+        None => None,
+    };
     let mut shutdown = catch()?;
     let target = resolve(&args.target, &args.source_ip, args.resolve, &mut shutdown).await?;
     derive(&mut config, "address", &target);
@@ -239,10 +250,15 @@ async fn run_probe(args: ProbeArgs, mut config: Config) -> Result<Exit, End> {
     let admin = admin(&args.common)?;
     preflight::raise_open_files();
     ready(admin.as_ref());
-    let (tally, ended_by) = probe::run(&args, target, &mut shutdown, admin.as_ref()).await;
+    let forging =
+        sockets.map(|(list, s)| Forging::start(&args.forge, &list, s, target, args.connections));
+    let forging = forging.transpose()?;
+    let ran = probe::run(&args, target, forging.as_ref(), &mut shutdown, admin.as_ref()).await;
+    let (tally, ended_by) = ran;
     let mut result = report.load_result(&tally, ended_by, args.duration);
     result.probe = tally.counts.ends();
     result.reasons = probe::reasons(&result.probe);
+    result.forge = forging.map(|f| f.finish(&result));
     finish(&report, result, &args.fail_on)
 }
 
@@ -259,7 +275,7 @@ fn run_merge(args: &MergeArgs, config: Config) -> Result<Exit, End> {
     if result.verdict != LoadVerdict::ThresholdCrossed {
         result.verdict = merge::worst(&parts);
     }
-    let exit = result.verdict.into();
+    let exit = report::exit(&result);
     report.finish(result, report::summary)?;
     Ok(exit)
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use canary_record::names::{EndedBy, LoadVerdict};
+use canary_record::names::{EndedBy, LoadVerdict, Verdict};
 use canary_record::result::load::LoadResult;
 use canary_record::result::observe::ObserveResult;
 use canary_record::result::serve::ServeResult;
@@ -144,12 +144,19 @@ fn one_line(summary: &str) -> String {
     lines.join("; ")
 }
 
-/// The exit code of a verdict and of how the run ended.
+/// The exit code of a result: what crossed a threshold or is vulnerable comes before what
+/// proved nothing.
 #[must_use]
-pub fn exit(verdict: LoadVerdict, ended_by: EndedBy) -> Exit {
-    match ended_by {
-        EndedBy::Error => Exit::Failed,
-        _ => verdict.into(),
+pub fn exit(r: &LoadResult) -> Exit {
+    match (r.run.ended_by, r.verdict, r.forge.as_ref().map(|f| f.verdict)) {
+        (EndedBy::Error, ..) => Exit::Failed,
+        (_, LoadVerdict::ThresholdCrossed, _) | (.., Some(Verdict::Vulnerable)) => {
+            Verdict::Vulnerable.into()
+        }
+        (_, LoadVerdict::Inconclusive, _) | (.., Some(Verdict::Inconclusive)) => {
+            Verdict::Inconclusive.into()
+        }
+        (_, LoadVerdict::WithinThresholds, _) => Exit::Ok,
     }
 }
 
@@ -166,6 +173,24 @@ pub fn summary(r: &LoadResult) -> String {
         crate::threshold::rate(r),
         r.ok
     );
+    if let Some(f) = &r.forge {
+        let _ = write!(s, "\n  forged segments, {}: {}", f.direction, f.verdict);
+        for o in &f.outcomes {
+            let each: Vec<_> = o.counts.each().map(|(what, n)| format!("{n} {what}")).collect();
+            let _ = write!(
+                s,
+                "\n    {} {}: {} forged: {}; {} killed",
+                o.forgery,
+                o.family,
+                o.forged,
+                each.join(", "),
+                o.counts.killed
+            );
+        }
+        for reason in &f.reasons {
+            let _ = write!(s, "\n    {reason}");
+        }
+    }
     for (end, n) in &r.probe {
         let _ = write!(s, "\n  {end:<12} {n}");
     }

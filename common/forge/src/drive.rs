@@ -2,12 +2,12 @@
 //! what was done about it is told.
 
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant, SystemTime};
 
 use canary_record::result::boom::Sniffer as SnifferResult;
 use canary_wire::segment::FourTuple;
-use nix::poll::{PollFd, PollFlags};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::flow::{Action, Arrival, Flows, Settings};
 use crate::forgery::{self, Spec};
@@ -15,6 +15,8 @@ use crate::raw::{BATCH, Sender, Sniffer};
 
 /// Batches read from one socket before timers and the other socket get a turn.
 const ROUNDS: usize = 16;
+/// How long [`Driver::wait`] sleeps at most: who drives looks for the end of the run then.
+pub const NAP: Duration = Duration::from_millis(50);
 
 /// What was done about an action.
 #[derive(Debug)]
@@ -67,10 +69,20 @@ impl Driver {
         self.drained
     }
 
-    /// When [`Self::turn`] has something to do that no socket tells.
-    #[must_use]
-    pub fn next_deadline(&self) -> Option<Duration> {
-        self.flows.next_deadline()
+    /// Waits for segments, for `others`, or until something is due here or at `due`. Says which
+    /// raw sockets are ready.
+    pub fn wait(&self, due: Option<Duration>, others: &[BorrowedFd<'_>]) -> io::Result<Vec<bool>> {
+        let due = [self.flows.next_deadline(), due].into_iter().flatten().min();
+        let most = due.map_or(NAP, |d| d.saturating_sub(self.now()));
+        let sniffers = self.sniffers.iter().map(|s| s.as_fd());
+        let all = sniffers.chain(others.iter().copied());
+        let mut fds: Vec<_> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        match poll(&mut fds, millis(most)) {
+            // Errors count too: they are told by reading.
+            Ok(_) => Ok(fds.iter().map(|f| f.any().unwrap_or(true)).collect()),
+            Err(nix::errno::Errno::EINTR) => Ok(vec![true; fds.len()]),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Connections forgotten before their judgement because the table was full.
@@ -79,9 +91,10 @@ impl Driver {
         self.flows.evicted()
     }
 
-    /// What to wait for, a socket each.
-    pub fn polled(&self) -> impl Iterator<Item = PollFd<'_>> {
-        self.sniffers.iter().map(|s| PollFd::new(s.as_fd(), PollFlags::POLLIN))
+    /// How many raw sockets there are.
+    #[must_use]
+    pub const fn sockets(&self) -> usize {
+        self.sniffers.len()
     }
 
     /// What the raw sockets received and lost so far, into `record`.
@@ -178,4 +191,11 @@ impl Driver {
         forgery::packet(tuple, spec, timestamps, &mut self.packet);
         self.sender.send(&self.packet, tuple.remote.ip())
     }
+}
+
+/// What poll() is given: a millisecond is the least that it can wait, and less would be a
+/// busy loop.
+#[must_use]
+pub fn millis(most: Duration) -> PollTimeout {
+    PollTimeout::from(most.min(NAP).as_micros().div_ceil(1000) as u16)
 }

@@ -300,8 +300,9 @@ impl Flows {
 
     fn forge(&mut self, now: Duration, key: Key, at_once: bool, out: &mut Vec<Action>) {
         let flow = self.table.get_mut(key);
-        if flow.fin && !at_once || flow.dead || flow.gaps {
-            // An answer could not be told from the close's own segments, or would not
+        let none = self.settings.forgeries.is_empty();
+        if none || flow.fin && !at_once || flow.dead || flow.gaps {
+            // Nothing is asked for, or an answer could not be told from the close's own segments, or would not
             // bear the number that this end expects.
             out.push(Action::NotForged);
             flow.state = State::Settled;

@@ -33,16 +33,20 @@ pub const CLASS: u8 = 1 << 2;
 /// a word is easier to find in a capture.
 pub const PAYLOAD: &[u8] = b"boom!!!";
 
-/// What to forge, by turns: never empty, each name once, in the order given.
+/// What to forge, by turns: each name once, in the order given. Empty, where only the other end
+/// forges.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forgeries(pub Vec<Forgery>);
 
 impl FromStr for Forgeries {
     type Err = String;
 
-    /// Names with commas between them, or the sets `safe`, `lethal`, `all`.
+    /// Names with commas between them, or the sets `safe`, `lethal`, `all`; `none` alone.
     fn from_str(s: &str) -> Result<Self, String> {
         let mut list = Vec::new();
+        if s.trim() == "none" {
+            return Ok(Self(list));
+        }
         for word in s.split(',').map(str::trim) {
             let names = match word {
                 "safe" => Forgery::SAFE,
@@ -50,7 +54,7 @@ impl FromStr for Forgeries {
                 "all" => Forgery::ALL,
                 name => &[name
                     .parse::<Forgery>()
-                    .map_err(|e| format!("{e}, or of the sets safe, lethal, all"))?][..],
+                    .map_err(|e| format!("{e}, or of the sets safe, lethal, all, or none"))?][..],
             };
             for f in names {
                 if !list.contains(f) {

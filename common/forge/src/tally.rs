@@ -11,9 +11,6 @@ use canary_wire::segment::{Family, Flags, FourTuple};
 use crate::drive::Done;
 use crate::flow::{Action, Judgement, Reset, ResetCause};
 
-/// Unattributed resets that are kept with their numbers.
-const SAMPLES: usize = 20;
-
 /// The counts of one run.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
@@ -128,7 +125,7 @@ impl Tally {
             }
             ResetCause::UnknownConnection => self.resets.unknown_connection += 1,
         }
-        if self.resets.samples.len() < SAMPLES {
+        if self.resets.samples.len() < Resets::SAMPLES {
             self.resets.samples.push(ResetSample {
                 peer: r.tuple.remote.to_string(),
                 seq: r.seq.0,

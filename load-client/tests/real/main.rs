@@ -2,6 +2,7 @@
 
 mod accounts;
 mod churn;
+mod forge;
 mod hold;
 mod lifecycle;
 mod observe;
@@ -42,6 +43,10 @@ canary_testbed::tests![
     probe::a_wrong_octet_is_corruption,
     probe::every_end_has_its_name,
     probe::nothing_made_proves_nothing,
+    forge::uploads_through_a_node_port_need_a_drop_in_input,
+    forge::what_is_passed_on_is_answered_by_the_server,
+    forge::safe_segments_end_nothing,
+    forge::without_the_capability_the_direction_is_untried,
     observe::sees_entries_come,
     observe::fills_a_table_and_keeps_it,
     observe::counts_invalid_segments,

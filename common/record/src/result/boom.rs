@@ -1,5 +1,7 @@
 //! What boom-server found.
 
+use std::ops::AddAssign;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -174,6 +176,25 @@ pub struct Resets {
     pub samples: Vec<ResetSample>,
 }
 
+impl Resets {
+    /// How many are kept with their numbers.
+    pub const SAMPLES: usize = 20;
+}
+
+impl AddAssign<&Self> for Resets {
+    fn add_assign(&mut self, other: &Self) {
+        self.attributed += other.attributed;
+        self.poisoned += other.poisoned;
+        self.unattributed += other.unattributed;
+        self.unexplained += other.unexplained;
+        self.by_application += other.by_application;
+        self.gone += other.gone;
+        self.unknown_connection += other.unknown_connection;
+        self.samples.extend(other.samples.iter().cloned());
+        self.samples.truncate(Self::SAMPLES);
+    }
+}
+
 /// The numbers of an RST that matched nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ResetSample {
@@ -205,4 +226,21 @@ pub struct Sniffer {
     pub receive_buffer: u64,
     /// Why it stopped before the end, if it did.
     pub failed: Option<String>,
+}
+
+impl AddAssign<&Self> for Sniffer {
+    fn add_assign(&mut self, other: &Self) {
+        self.received += other.received;
+        self.dropped += other.dropped;
+        self.malformed += other.malformed;
+        self.control_truncated += other.control_truncated;
+        // A socket each: the smallest is the one that loses first.
+        self.receive_buffer = match (self.receive_buffer, other.receive_buffer) {
+            (0, n) | (n, 0) => n,
+            (a, b) => a.min(b),
+        };
+        if self.failed.is_none() {
+            self.failed.clone_from(&other.failed);
+        }
+    }
 }

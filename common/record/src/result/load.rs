@@ -82,6 +82,10 @@ pub struct ForgeRecord {
     pub verdict: Verdict,
     /// Why, most important first; also what weakens it.
     pub reasons: Vec<String>,
+    /// What forbids `protected`, whatever the outcomes say; also among the reasons.
+    pub doubts: Vec<String>,
+    /// How many above-window segments `protected` needs in each family.
+    pub min_forged: u64,
     /// One diagnosis for each IP family.
     pub paths: Vec<PathDiagnosis>,
     /// What became of the forged segments.

@@ -1,0 +1,383 @@
+//! `probe --forge`: segments that the client forges on its own connections, and what became of
+//! them. The server's end of the same judgements is boom-server's.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use canary_forge::diagnose::{self, Context};
+use canary_forge::drive::{Done, Driver};
+use canary_forge::flow::{Action, End, Settings};
+use canary_forge::forgery::Forgeries;
+use canary_forge::privilege;
+use canary_forge::raw::{RawError, Sender, Sniffer};
+use canary_forge::tally::Tally;
+use canary_record::names::{ClientClass, Direction, FailureClass, Phase, Verdict};
+use canary_record::outcome::Counts;
+use canary_record::result::boom::{OutcomeCount, Resets, Sniffer as SnifferRecord};
+use canary_record::result::load::{ForgeRecord, LoadResult};
+use canary_wire::filter::Side;
+use canary_wire::segment::Family;
+
+use crate::cli::ForgeArgs;
+
+/// Rounds that a judgement may take, for the longest wait of a connection.
+const PATIENCE: u32 = 10;
+/// The direction that this end tries.
+const DIRECTION: Direction = Direction::ClientToServer;
+
+/// A family's raw sockets, or why there are none.
+type Pair = Result<(Sniffer, Sender), String>;
+
+/// Raw sockets for IPv4 and IPv6.
+#[derive(Debug)]
+pub struct Sockets {
+    v4: Pair,
+    v6: Pair,
+}
+
+impl Sockets {
+    /// Opens raw sockets for what comes from `port`, and gives up every capability: before any
+    /// thread exists, which would inherit them. What cannot be opened leaves the direction
+    /// untried; a capability that stays is an error.
+    pub fn open(port: u16, buffer: usize) -> anyhow::Result<Self> {
+        if let Err(e) = privilege::check() {
+            return Ok(Self { v4: Err(e.to_string()), v6: Err(e.to_string()) });
+        }
+        let open = |family| {
+            let sniffer = Sniffer::open(family, Side::Source, &[port], buffer)?;
+            Ok::<_, RawError>((sniffer, Sender::open(&[family])?))
+        };
+        let pair = |family| open(family).map_err(|e| e.to_string());
+        let sockets = Self { v4: pair(Family::Ipv4), v6: pair(Family::Ipv6) };
+        privilege::drop_all().context("--forge")?;
+        Ok(sockets)
+    }
+
+    /// The sockets for `target`'s family, or why there are none.
+    fn of(self, target: SocketAddr) -> Pair {
+        match Family::of(target.ip().to_canonical()) {
+            Family::Ipv4 => self.v4,
+            Family::Ipv6 => self.v6,
+        }
+    }
+}
+
+/// How far the thread is; read by whoever waits for it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    finished: AtomicU64,
+    settled: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Progress {
+    /// True when `connections` handshakes were seen, and what was forged on them is judged.
+    #[must_use]
+    pub fn settled(&self, connections: u64) -> bool {
+        let settled = self.settled.load(Ordering::Acquire);
+        settled >= connections && settled >= self.finished.load(Ordering::Acquire)
+    }
+}
+
+/// What the thread leaves.
+#[derive(Debug, Default)]
+struct Seen {
+    tally: Tally,
+    sniffer: SnifferRecord,
+    evicted: u64,
+    unjudged: u64,
+}
+
+/// Forges and judges in a thread of its own, or says why not.
+#[derive(Debug)]
+pub struct Forging {
+    min_forged: u64,
+    /// How far it is.
+    pub progress: Arc<Progress>,
+    thread: Result<JoinHandle<Seen>, String>,
+}
+
+impl Forging {
+    /// Begins to forge `args` on this program's connections to `target`.
+    pub fn start(
+        args: &ForgeArgs,
+        forgeries: &Forgeries,
+        sockets: Sockets,
+        target: SocketAddr,
+        connections: u32,
+    ) -> anyhow::Result<Self> {
+        let progress = Arc::<Progress>::default();
+        let thread = match sockets.of(target) {
+            Ok((sniffer, sender)) => {
+                let settings = Settings {
+                    forgeries: forgeries.0.clone(),
+                    outcome_timeout: args.outcome_timeout,
+                    forge_delay: Duration::ZERO,
+                    capacity: connections as usize,
+                    end: End::Client { target },
+                };
+                let granted = sniffer.receive_buffer() as u64;
+                let driver = Driver::new(vec![sniffer], sender, settings);
+                let shared = Arc::clone(&progress);
+                let run = move || drive(driver, granted, &shared);
+                let thread = std::thread::Builder::new().name("forge".to_owned()).spawn(run);
+                Ok(thread.context("cannot start the thread that forges")?)
+            }
+            Err(why) => {
+                tracing::warn!(direction = DIRECTION.as_str(), "untried: {why}");
+                Err(why)
+            }
+        };
+        Ok(Self { min_forged: args.min_forged, progress, thread })
+    }
+
+    /// The longest time for which a connection is to be left quiet.
+    #[must_use]
+    pub fn patience(&self, args: &ForgeArgs) -> Duration {
+        self.thread.as_ref().map_or(Duration::ZERO, |_| args.outcome_timeout * PATIENCE)
+    }
+
+    /// Ends it. `load` is what the application saw of the same connections.
+    #[must_use]
+    pub fn finish(self, load: &LoadResult) -> ForgeRecord {
+        self.progress.stop.store(true, Ordering::Release);
+        let mut record = empty(self.min_forged);
+        let seen = match self.thread.map(JoinHandle::join) {
+            Ok(Ok(seen)) => seen,
+            Ok(Err(_)) => {
+                record.doubts.push("the thread that forges panicked".to_owned());
+                Seen::default()
+            }
+            Err(why) => {
+                record.untried = Some(why);
+                Seen::default()
+            }
+        };
+        record.outcomes = seen.tally.outcomes();
+        record.doubts.extend(seen.tally.lost(&seen.sniffer, seen.evicted));
+        record.doubts.extend(seen.tally.contrary());
+        record.doubts.extend(contrary(&seen.tally, &record.outcomes, load));
+        record.resets = seen.tally.resets;
+        record.sniffer = seen.sniffer;
+        record.unjudged = seen.unjudged;
+        judged(record)
+    }
+}
+
+/// What the application saw of connections that is not explained.
+fn contrary(tally: &Tally, outcomes: &[OutcomeCount], load: &LoadResult) -> Vec<String> {
+    let mut found = Vec::new();
+    let class = |c| load.classes().get(&c).copied().unwrap_or(0);
+    let unconnected: u64 =
+        load.failures.iter().filter(|f| f.phase == Phase::Connect).map(|f| f.count).sum();
+    let connected = load.attempts.saturating_sub(unconnected);
+    if tally.handshakes.finished < connected {
+        found.push(format!(
+            "{connected} connections were made, {} handshakes seen: not every connection was judged",
+            tally.handshakes.finished
+        ));
+    }
+    let sum: Counts = outcomes.iter().map(|o| &o.counts).sum();
+    let r = &tally.resets;
+    let explained = sum.killed
+        + sum.killed_later
+        + r.by_application
+        + r.gone
+        + r.unexplained
+        + r.unknown_connection;
+    let resets = class(FailureClass::Reset);
+    if resets > explained {
+        found.push(format!(
+            "the application saw {resets} connections reset, of which only {explained} are explained"
+        ));
+    }
+    let hung = class(FailureClass::Hung);
+    if hung > 0 {
+        found.push(format!(
+            "{hung} connections hang after the handshake: where a rule drops INVALID it may take \
+             segments that nobody forged (asymmetric routes, DSR, offload, notrack)"
+        ));
+    }
+    found
+}
+
+/// Nothing forged yet.
+fn empty(min_forged: u64) -> ForgeRecord {
+    ForgeRecord {
+        direction: DIRECTION,
+        untried: None,
+        verdict: Verdict::Inconclusive,
+        reasons: Vec::new(),
+        doubts: Vec::new(),
+        min_forged,
+        paths: Vec::new(),
+        outcomes: Vec::new(),
+        resets: Resets::default(),
+        sniffer: SnifferRecord::default(),
+        unjudged: 0,
+    }
+}
+
+/// The record with its verdict, from its outcomes and doubts.
+fn judged(mut record: ForgeRecord) -> ForgeRecord {
+    let context = Context {
+        min_forged: record.min_forged,
+        direction: record.direction,
+        called_here: 0,
+        called_elsewhere: 0,
+    };
+    record.paths = diagnose::paths(&record.outcomes, &context);
+    record.verdict = diagnose::overall(&record.paths);
+    if record.verdict == Verdict::Protected && !record.doubts.is_empty() {
+        record.verdict = Verdict::Inconclusive;
+    }
+    let of = |p: &canary_record::result::boom::PathDiagnosis| -> Vec<String> {
+        p.reasons.iter().map(|r| format!("{}: {r}", p.family)).collect()
+    };
+    record.reasons = record.paths.iter().flat_map(of).collect();
+    if let Some(why) = &record.untried {
+        record.reasons.insert(0, format!("untried: {why}"));
+    } else if record.paths.is_empty() {
+        record.reasons.push("nothing was forged: no handshake was seen".to_owned());
+    }
+    record.reasons.extend(record.doubts.iter().cloned());
+    record
+}
+
+/// The whole of several records of one direction; `parts` are their hosts and records.
+#[must_use]
+pub fn join<'a>(
+    parts: impl IntoIterator<Item = (&'a str, &'a ForgeRecord)>,
+) -> Option<ForgeRecord> {
+    let mut whole: Option<ForgeRecord> = None;
+    let mut outcomes = BTreeMap::new();
+    let mut untried = Vec::new();
+    for (host, part) in parts {
+        let sum = whole.get_or_insert_with(|| empty(part.min_forged));
+        sum.min_forged = sum.min_forged.max(part.min_forged);
+        sum.unjudged += part.unjudged;
+        sum.doubts.extend(part.doubts.iter().map(|d| format!("{host}: {d}")));
+        sum.resets += &part.resets;
+        sum.sniffer += &part.sniffer;
+        untried.extend(part.untried.iter().map(|why| format!("{host}: {why}")));
+        for o in &part.outcomes {
+            let key = (o.forgery, o.family, o.class);
+            let row = outcomes.entry(key).or_insert_with(|| OutcomeCount {
+                forged: 0,
+                counts: Counts::default(),
+                ..o.clone()
+            });
+            row.forged += o.forged;
+            row.counts += &o.counts;
+        }
+    }
+    let mut whole = whole?;
+    whole.outcomes = outcomes.into_values().collect();
+    if whole.outcomes.is_empty() {
+        whole.untried = untried.into_iter().next();
+    } else {
+        whole.doubts.extend(untried.iter().map(|why| format!("untried on {why}")));
+    }
+    Some(judged(whole))
+}
+
+/// Drives the state machine until it is told to stop or its socket fails.
+fn drive(mut driver: Driver, receive_buffer: u64, progress: &Progress) -> Seen {
+    let mut seen = Seen::default();
+    seen.sniffer.receive_buffer = receive_buffer;
+    let mut done = Vec::new();
+    let mut failed: Option<io::Error> = None;
+    while !progress.stop.load(Ordering::Acquire) && failed.is_none() {
+        let turn = driver.wait(None, &[]).and_then(|ready| driver.turn(&ready, &mut done));
+        failed = turn.err();
+        note(&mut seen, &mut done, progress);
+    }
+    // What had come by the end is still judged.
+    let _ = driver.turn(&vec![true; driver.sockets()], &mut done);
+    seen.unjudged = driver.finish(&mut done);
+    note(&mut seen, &mut done, progress);
+    driver.count(&mut seen.sniffer);
+    seen.evicted = driver.evicted();
+    seen.sniffer.failed = failed.map(|e| e.to_string());
+    seen
+}
+
+/// Counts what was done, and tells of the first leak.
+fn note(seen: &mut Seen, done: &mut Vec<Done>, progress: &Progress) {
+    let known = seen.tally.first_leak.is_some();
+    for d in done.drain(..) {
+        if let Done::Noted(Action::Judged(j)) = &d
+            && !known
+            && j.fate.reset()
+        {
+            let (forgery, server) = (j.forgery.as_str(), j.tuple.remote);
+            tracing::warn!(forgery, %server, "a forged segment was answered with a reset");
+        }
+        seen.tally.done(&d, |_| ClientClass::Unclassified);
+    }
+    progress.finished.store(seen.tally.handshakes.finished, Ordering::Release);
+    progress.settled.store(seen.tally.settled, Ordering::Release);
+}
+
+#[cfg(test)]
+mod tests {
+    use canary_record::names::Forgery;
+
+    use super::*;
+
+    fn part(delivered: u64, dropped: u64, doubts: &[&str]) -> ForgeRecord {
+        let row = |forgery, counts: Counts| OutcomeCount {
+            forgery,
+            family: Family::Ipv4,
+            class: ClientClass::Unclassified,
+            forged: counts.known(),
+            counts,
+        };
+        let (above, control) = (Forgery::AboveWindow, Forgery::Control);
+        judged(ForgeRecord {
+            outcomes: vec![
+                row(control, Counts { delivered, ..Counts::default() }),
+                row(above, Counts { dropped, ..Counts::default() }),
+            ],
+            doubts: doubts.iter().map(ToString::to_string).collect(),
+            ..empty(20)
+        })
+    }
+
+    fn untried() -> ForgeRecord {
+        judged(ForgeRecord { untried: Some("no right".to_owned()), ..empty(20) })
+    }
+
+    /// Parts that prove nothing alone, for want of segments, prove it together.
+    #[test]
+    fn parts_prove_together() {
+        let (a, b) = (part(10, 10, &[]), part(10, 10, &[]));
+        assert_eq!((a.verdict, b.verdict), (Verdict::Inconclusive, Verdict::Inconclusive));
+        let whole = join([("a", &a), ("b", &b)]).unwrap();
+        assert_eq!(whole.verdict, Verdict::Protected, "{whole:?}");
+        assert_eq!(join([]), None);
+    }
+
+    /// What one part doubts, or could not try, the whole does: with the host's name.
+    #[test]
+    fn a_doubt_of_a_part_is_the_wholes() {
+        let good = part(20, 20, &[]);
+        assert_eq!(good.verdict, Verdict::Protected);
+        for (other, says) in [
+            (part(20, 20, &["segments lost"]), "b: segments lost"),
+            (untried(), "untried on b: no right"),
+        ] {
+            let whole = join([("a", &good), ("b", &other)]).unwrap();
+            assert_eq!(whole.verdict, Verdict::Inconclusive);
+            assert!(whole.reasons.iter().any(|r| r == says), "{:?}", whole.reasons);
+        }
+        let none = join([("a", &untried())]).unwrap();
+        assert_eq!(none.reasons, ["untried: a: no right"]);
+    }
+}
