@@ -1,6 +1,7 @@
 //! Subcommands from their options to their exit code: the shell around everything else.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,21 +15,25 @@ use canary_runtime::shutdown::Shutdown;
 use indicatif::{ProgressBar, ProgressStyle};
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde::Serialize;
 
 use crate::cli::{
     Cli, ClusterArgs, Command, ConfirmArgs, DiagnoseArgs, ImageArgs, LoadArgs, Plain, TuneArgs,
+    WitnessArgs,
 };
 use crate::objects::{Images, Run};
 use crate::report::{Cluster, DiagnoseResult};
 use crate::run::{self, Ground, Stop};
 use crate::tune::{Tune, TuneResult};
-use crate::{diagnose, each_node, load, manifests, output, plan, preflight};
+use crate::witness::{ClusterWitness, Witness};
+use crate::{diagnose, each_node, load, manifests, output, plan, preflight, witness};
 
 /// Runs the command line.
 pub async fn main(cli: Cli, config: Config) -> ExitCode {
     let done = match cli.command {
-        Command::Diagnose(args) => diagnosed(args, &config).await,
+        Command::Diagnose(args) => Box::pin(diagnosed(args, &config)).await,
         Command::Load(args) => Box::pin(loaded(args, &config)).await,
+        Command::Witness(args) => Box::pin(witnessed(args, &config)).await,
         Command::Tune(args) => Box::pin(tuned(args, &config)).await,
         Command::Manifests(args) => {
             manifests::yaml(args.set, &images(&args.images), args.namespace.as_deref())
@@ -157,23 +162,41 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-async fn diagnosed(args: DiagnoseArgs, config: &Config) -> anyhow::Result<Exit> {
+/// Does `work` with progress and signals, and keeps its result as `file`, where there is a folder.
+async fn kept<T: Serialize>(
+    save: Option<&Path>,
+    file: &str,
+    work: impl AsyncFnOnce(&mut Shutdown, &dyn Fn(&str)) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let mut shutdown = Shutdown::catch()?;
-    let Connected { client, cluster } = connect(&args.cluster, "conntrack-diagnose").await?;
-    if let Some(dir) = &args.save {
+    if let Some(dir) = save {
         std::fs::create_dir_all(dir).with_context(|| format!("--save {}", dir.display()))?;
     }
     let progress = Progress::new();
-    let done =
-        diagnosis(&client, cluster, &args, config, async || shutdown.signalled().await, &|s| {
-            progress.say(s);
-        })
-        .await;
+    let done = work(&mut shutdown, &|s| progress.say(s)).await;
     progress.end();
     let result = done?;
-    if let Some(dir) = &args.save {
-        run::save(dir, "diagnose.json", &result)?;
+    if let Some(dir) = save {
+        run::save(dir, file, &result)?;
     }
+    Ok(result)
+}
+
+/// Writes a result.
+fn plain<T: Serialize>(result: &T, output: Plain, text: String) -> anyhow::Result<()> {
+    print(&match output {
+        Plain::Table => text,
+        Plain::Json => serde_json::to_string_pretty(result)?,
+    })
+}
+
+async fn diagnosed(args: DiagnoseArgs, config: &Config) -> anyhow::Result<Exit> {
+    let Connected { client, cluster } = connect(&args.cluster, "conntrack-diagnose").await?;
+    let result = kept(args.save.as_deref(), "diagnose.json", async |shutdown, say| {
+        let signalled = async || shutdown.signalled().await;
+        Box::pin(diagnosis(&client, cluster, &args, config, signalled, say)).await
+    })
+    .await?;
     print(&output::text(&result, args.output, std::io::stdout().is_terminal())?)?;
     Ok(result.verdict.into())
 }
@@ -251,25 +274,13 @@ pub async fn diagnosis(
 }
 
 async fn loaded(args: LoadArgs, config: &Config) -> anyhow::Result<Exit> {
-    let mut shutdown = Shutdown::catch()?;
     let Connected { client, cluster } = connect(&args.cluster, "conntrack-load").await?;
-    if let Some(dir) = &args.save {
-        std::fs::create_dir_all(dir).with_context(|| format!("--save {}", dir.display()))?;
-    }
-    let progress = Progress::new();
-    let say = |s: &str| progress.say(s);
-    let done =
-        Box::pin(load(&client, cluster, &args, config, async || shutdown.signalled().await, &say))
-            .await;
-    progress.end();
-    let result = done?;
-    if let Some(dir) = &args.save {
-        run::save(dir, "load.json", &result)?;
-    }
-    print(&match args.output {
-        Plain::Table => load::text(&result),
-        Plain::Json => serde_json::to_string_pretty(&result)?,
-    })?;
+    let result = kept(args.save.as_deref(), "load.json", async |shutdown, say| {
+        let signalled = async || shutdown.signalled().await;
+        Box::pin(load(&client, cluster, &args, config, signalled, say)).await
+    })
+    .await?;
+    plain(&result, args.output, load::text(&result))?;
     Ok(result.verdict.into())
 }
 
@@ -339,25 +350,14 @@ pub async fn load(
 }
 
 async fn tuned(args: TuneArgs, config: &Config) -> anyhow::Result<Exit> {
-    let mut shutdown = Shutdown::catch()?;
     let Connected { client, cluster } = connect(&args.cluster, "conntrack-tune").await?;
     confirmed(&args.confirm, &cluster.context)?;
-    if let Some(dir) = &args.save {
-        std::fs::create_dir_all(dir).with_context(|| format!("--save {}", dir.display()))?;
-    }
-    let progress = Progress::new();
-    let say = |s: &str| progress.say(s);
-    let signalled = async || shutdown.signalled().await;
-    let done = Box::pin(tune(&client, cluster, &args, config, signalled, &say)).await;
-    progress.end();
-    let result = done?;
-    if let Some(dir) = &args.save {
-        run::save(dir, "tune.json", &result)?;
-    }
-    print(&match args.output {
-        Plain::Table => result.text(),
-        Plain::Json => serde_json::to_string_pretty(&result)?,
-    })?;
+    let result = kept(args.save.as_deref(), "tune.json", async |shutdown, say| {
+        let signalled = async || shutdown.signalled().await;
+        Box::pin(tune(&client, cluster, &args, config, signalled, say)).await
+    })
+    .await?;
+    plain(&result, args.output, result.text())?;
     Ok(result.verdict().into())
 }
 
@@ -434,6 +434,82 @@ pub async fn tune(
     let record =
         clock.run("kubectl-conntrack tune", env!("CARGO_PKG_VERSION"), ended_by, config.clone());
     Ok(TuneResult::new(record, cluster, rows, reasons, kept))
+}
+
+async fn witnessed(args: WitnessArgs, config: &Config) -> anyhow::Result<Exit> {
+    let Connected { client, cluster } = connect(&args.cluster, "conntrack-witness").await?;
+    let result = kept(args.save.as_deref(), "witness.json", async |shutdown, say| {
+        let signalled = async || shutdown.signalled().await;
+        Box::pin(watch(&client, cluster, &args, config, signalled, say)).await
+    })
+    .await?;
+    plain(&result, args.output, result.text())?;
+    Ok(result.verdict.into())
+}
+
+/// A witness on every node of the cluster behind `client`, for a time or until `signalled`; what
+/// each had seen by then is in the result.
+pub async fn watch(
+    client: &Client,
+    cluster: Cluster,
+    args: &WitnessArgs,
+    config: &Config,
+    mut signalled: impl AsyncFnMut() -> EndedBy,
+    say: &dyn Fn(&str),
+) -> anyhow::Result<ClusterWitness> {
+    let clock = Clock::start();
+    let run = Run {
+        id: run_id(),
+        namespace: cluster.namespace.clone(),
+        images: images(&args.cluster.images),
+    };
+    let foreign = args.cluster.namespace.is_some();
+    say(&format!("context {}, namespace {}, run {}", cluster.context, run.namespace, run.id));
+    run::permitted(client, &run.namespace, &witness::needs(!foreign)).await?;
+    let (nodes, mut reasons) = usable(client, args.nodes.as_deref()).await?;
+    let ground = Ground::take(client, &run, foreign, args.cluster.replace).await?;
+    let mut witness = Witness::new(client, &run, &nodes);
+    let ended = tokio::select! {
+        ended = witness.go(args.duration, args.timeout, say) => ended.map(|()| EndedBy::Completed),
+        signal = signalled() => Ok(signal),
+    };
+    // No pod has anything to tell.
+    let found = if let Err(Stop::Image { .. } | Stop::Refused(_)) = &ended {
+        Ok(Vec::new())
+    } else {
+        say("results");
+        let early = !matches!(ended, Ok(EndedBy::Completed));
+        tokio::select! {
+            found = witness.collect(early) => found,
+            _ = signalled() => Err(Stop::Refused("ended before the results were read".to_owned())),
+        }
+    };
+    let left = ground.end(args.cluster.keep, &mut signalled, say).await;
+    let ended_by = match ended {
+        Ok(by) => by,
+        Err(e) if !matches!(e, Stop::Api(_)) => {
+            return Err(match left.first() {
+                Some(left) => anyhow::Error::from(e).context(left.clone()),
+                None => e.into(),
+            });
+        }
+        Err(e) => {
+            reasons.push(format!("the run ended before its end: {e}"));
+            EndedBy::Error
+        }
+    };
+    reasons.extend(left);
+    if matches!(ended_by, EndedBy::Sigint | EndedBy::Sigterm) {
+        reasons.push(format!("the run was ended by {ended_by}"));
+    }
+    let found = found.unwrap_or_else(|e| {
+        reasons.push(format!("results could not be read: {e}"));
+        Vec::new()
+    });
+    witness::save(args.save.as_deref(), &found)?;
+    let record =
+        clock.run("kubectl-conntrack witness", env!("CARGO_PKG_VERSION"), ended_by, config.clone());
+    Ok(ClusterWitness::new(record, cluster, &found, witness.names(), reasons))
 }
 
 /// The nodes that are ready, and why others are not.

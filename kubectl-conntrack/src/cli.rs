@@ -36,6 +36,8 @@ pub enum Command {
     Diagnose(DiagnoseArgs),
     /// Many load-clients against one target through its Service, and one result of all
     Load(LoadArgs),
+    /// Watches every node for a while: which connections INVALID segments ended, by pod, Service and node
+    Witness(WitnessArgs),
     /// Sets conntrack sysctls on nodes while it runs, reads them back, and puts the old values back
     Tune(TuneArgs),
     /// Prints the manifests of k8s/, for kubectl apply or GitOps
@@ -151,6 +153,29 @@ pub struct ConfirmArgs {
     /// The context's name, instead of typing it: this changes nodes
     #[arg(long, value_name = "NAME")]
     pub confirm: Option<String>,
+}
+
+/// Options of `witness`.
+#[derive(Clone, Debug, Args)]
+pub struct WitnessArgs {
+    /// How long every node watches
+    #[arg(long = "for", value_name = "D", value_parser = positive_duration)]
+    pub duration: Duration,
+    /// Nodes by label, as kubectl's -l (default: every Linux node)
+    #[arg(long, value_name = "SELECTOR")]
+    pub nodes: Option<String>,
+    /// The longest that the pods may take to start, their image's pull included
+    #[arg(long, value_name = "D", default_value = "3m", value_parser = positive_duration)]
+    pub timeout: Duration,
+    /// How the result is written
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Plain,
+    /// Keeps every node's result in this folder
+    #[arg(long, value_name = "DIR")]
+    pub save: Option<PathBuf>,
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 /// Options of `tune`.

@@ -1,6 +1,6 @@
 //! A kubectl plugin: which nodes of a cluster let INVALID segments reset connections, and on which paths.
 //!
-//! `plan`, `objects`, `pods`, `manifests`, `verdict`, `advice`, `report` and `output` are pure. `api`, `preflight`, `run`
+//! `plan`, `objects`, `pods`, `names`, `manifests`, `verdict`, `advice`, `report` and `output` are pure. `api`, `preflight`, `run`
 //! and `each_node` talk to the API server for the subcommands, each of which is a module of its name.
 
 pub mod advice;
@@ -11,6 +11,7 @@ pub mod diagnose;
 pub mod each_node;
 pub mod load;
 pub mod manifests;
+pub mod names;
 pub mod objects;
 pub mod output;
 pub mod plan;
@@ -20,3 +21,4 @@ pub mod report;
 pub mod run;
 pub mod tune;
 pub mod verdict;
+pub mod witness;

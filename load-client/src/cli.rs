@@ -340,6 +340,10 @@ pub struct WitnessArgs {
     /// Where a file remembers the values before they are changed, for the one that comes after SIGKILL
     #[arg(long, value_name = "DIR", env = "LOAD_STATE_DIR", default_value = "/run")]
     pub state_dir: PathBuf,
+    /// Ended by a signal, stays this long after its result: a pod's log can be read until then.
+    /// Another signal ends it at once
+    #[arg(long, value_name = "D", env = "LOAD_LINGER", default_value = "0s", value_parser = duration)]
+    pub linger: Duration,
     /// Options of every subcommand.
     #[command(flatten)]
     pub common: CommonArgs,

@@ -183,13 +183,18 @@ async fn run_churn(args: ChurnArgs, mut config: Config) -> Result<Exit, End> {
     result.reasons.extend(follower.map(|f| f.reason()));
     result.preflight = Some(preflight);
     let exit = finish(&report, result, &args.fail_on)?;
+    linger(&mut shutdown, ended_by, args.linger).await;
+    Ok(exit)
+}
+
+/// Stays for who reads the result, if a signal ended the run; another one ends this too.
+async fn linger(shutdown: &mut Shutdown, ended_by: EndedBy, time: Duration) {
     if matches!(ended_by, EndedBy::Sigterm | EndedBy::Sigint) {
         tokio::select! {
             _ = shutdown.signalled() => {}
-            () = tokio::time::sleep(args.linger) => {}
+            () = tokio::time::sleep(time) => {}
         }
     }
-    Ok(exit)
 }
 
 async fn run_hold(args: HoldArgs, mut config: Config) -> Result<Exit, End> {
@@ -380,7 +385,8 @@ async fn run_witness(args: WitnessArgs, config: Config) -> Result<Exit, End> {
         let admin = admin(&args.common)?;
         witness::watch(&args, &report, &mut shutdown, admin.as_ref()).await
     };
-    let verdict = result.verdict;
+    let (verdict, ended_by) = (result.verdict, result.run.ended_by);
     report.finish(result, witness::report::summary)?;
+    linger(&mut shutdown, ended_by, args.linger).await;
     Ok(verdict.into())
 }

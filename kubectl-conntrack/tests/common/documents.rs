@@ -15,6 +15,9 @@ use canary_record::result::load::{Cause, FailureCount, LoadResult, Series};
 use canary_record::result::observe::{
     ConntrackCounters, ConntrackSample, NodeShown, ObserveResult,
 };
+use canary_record::result::witness::{
+    Cause as EndCause, CauseCount, Direction, Ended, Hit, Messages, Reason, Source, WitnessResult,
+};
 use canary_record::result::{Clock, Run, SCHEMA_VERSION};
 use canary_wire::segment::Family;
 
@@ -135,6 +138,60 @@ pub fn observed(mode: &str) -> ObserveResult {
         samples_taken: 1,
         series_interval_s: 1.0,
         samples: Vec::new(),
+    }
+}
+
+/// A witness' result in which a forged segment of a Service ended so many connections.
+pub fn witness(ended: u64) -> WitnessResult {
+    let hit = |address: &str| -> Vec<Hit> {
+        let hit = Hit { address: address.to_owned(), count: ended };
+        (ended > 0).then_some(hit).into_iter().collect()
+    };
+    let (cause, direction) = (EndCause::AnsweredByClient, Direction::ServerToClient);
+    let example = Ended {
+        t: 1.0,
+        cause,
+        direction,
+        client: Some("198.18.65.3:40000".to_owned()),
+        service: Some("198.19.0.5:80".to_owned()),
+        server: Some("198.18.66.4:8080".to_owned()),
+        from: "198.18.66.4:8080".to_owned(),
+        to: "198.18.65.3:40000".to_owned(),
+        seq: 1,
+        ack: 2,
+        flags: "ACK".to_owned(),
+        reason: Reason::SeqOver,
+        text: "SEQ is over upper bound".to_owned(),
+        answered_us: 50,
+        states: [None, None],
+        entry_outlived: Some(true),
+        facts: Vec::new(),
+    };
+    WitnessResult {
+        schema_version: SCHEMA_VERSION,
+        run: run("load-client witness"),
+        verdict: if ended > 0 { Verdict::Vulnerable } else { Verdict::Protected },
+        reasons: Vec::new(),
+        source: Source::Kernel,
+        seconds_watched: 60.0,
+        messages: Messages::default(),
+        segments: BTreeMap::new(),
+        unanswered: BTreeMap::new(),
+        texts: BTreeMap::new(),
+        resets_logged: true,
+        stray_resets: 0,
+        connections: (ended > 0)
+            .then_some(CauseCount { cause, direction, count: ended })
+            .into_iter()
+            .collect(),
+        harmless: 0,
+        already_closing: 0,
+        services: hit("198.19.0.5:80"),
+        clients: hit("198.18.65.3"),
+        servers: hit("198.18.66.4"),
+        examples: (ended > 0).then_some(example).into_iter().collect(),
+        conntrack: None,
+        changed: Vec::new(),
     }
 }
 

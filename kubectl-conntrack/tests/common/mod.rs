@@ -131,6 +131,11 @@ impl Fake {
         );
     }
 
+    /// Stores an object as `KIND/NAMESPACE/NAME`.
+    pub fn add(&self, key: &str, object: &Value) {
+        self.put(key, object.clone());
+    }
+
     pub fn dual_stack(&self) {
         self.lock().dual = true;
     }
@@ -325,6 +330,16 @@ impl Fake {
                         ok(&ns)
                     }
                 }
+            }
+            (&Method::GET, ["api", "v1", kind @ ("pods" | "services")]) => {
+                let (prefix, state) = (format!("{kind}/"), self.lock());
+                let items: Vec<_> = state
+                    .objects
+                    .iter()
+                    .filter(|(k, _)| k.starts_with(&prefix))
+                    .map(|(_, o)| o.clone())
+                    .collect();
+                list("List", &items, state.version)
             }
             (method, [.., "namespaces", ns, kind]) if *method == Method::GET => {
                 if query.get("watch").is_some_and(|w| w == "true") {

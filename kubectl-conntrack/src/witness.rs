@@ -1,0 +1,353 @@
+//! `witness`: `load-client witness` on every node for a while, then which connections INVALID
+//! segments ended, by pod, Service and node name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+use canary_record::names::Verdict;
+use canary_record::result::Run as Record;
+use canary_record::result::witness::{
+    Cause, CauseCount, Direction, EXAMPLES, Ended, Hit, MOST_HIT, WitnessResult,
+};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::api::ListParams;
+use kube::{Api, Client};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::api::{Watch, call};
+use crate::each_node::EachNode;
+use crate::manifests::Set;
+use crate::names::Names;
+use crate::objects::{RUN, Run};
+use crate::plan::Node;
+use crate::preflight::{Right, rights};
+use crate::report::Cluster;
+use crate::run::{self, Stop};
+use crate::verdict::worst;
+
+/// What a witness needs: pods of its own, and to read whose an address is.
+#[must_use]
+pub fn needs(own_namespace: bool) -> Vec<Right> {
+    crate::each_node::needs(own_namespace)
+        .into_iter()
+        .filter(|r| r.resource != "configmaps")
+        .chain(["pods", "services"].into_iter().flat_map(|r| rights("", r, false, &["list"])))
+        .collect()
+}
+
+/// One node's witness.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct WitnessNode {
+    /// The node's name.
+    pub name: String,
+    /// Its verdict.
+    pub verdict: Verdict,
+    /// Why, and what weakens it.
+    pub reasons: Vec<String>,
+    /// How long it watched, in seconds.
+    pub seconds_watched: f64,
+    /// Connections by what ended them, and in which direction.
+    pub connections: Vec<CauseCount>,
+}
+
+/// How often an address was hit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NamedHit {
+    /// The IP address; a Service's with its port.
+    pub address: String,
+    /// Whose it is; none where the API server knows of nobody.
+    pub name: Option<String>,
+    /// Connections.
+    pub count: u64,
+}
+
+/// One connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct NamedEnded {
+    /// The node that saw it.
+    pub node: String,
+    /// The client's name.
+    pub client_name: Option<String>,
+    /// The Service's.
+    pub service_name: Option<String>,
+    /// The server's.
+    pub server_name: Option<String>,
+    /// The connection itself.
+    #[serde(flatten)]
+    pub connection: Ended,
+}
+
+/// What `kubectl conntrack witness` found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ClusterWitness {
+    /// [`canary_record::result::SCHEMA_VERSION`]
+    pub schema_version: u32,
+    /// Who, where, when, how. The kernel and host are of the machine that ran this program.
+    pub run: Record,
+    /// The cluster.
+    pub cluster: Cluster,
+    /// The worst of all nodes.
+    pub verdict: Verdict,
+    /// What is missing and what was cut short.
+    pub reasons: Vec<String>,
+    /// Every node, by name.
+    pub nodes: Vec<WitnessNode>,
+    /// Ended connections by Service: the most hit, at most [`MOST_HIT`].
+    pub services: Vec<NamedHit>,
+    /// The same by client.
+    pub clients: Vec<NamedHit>,
+    /// The same by server.
+    pub servers: Vec<NamedHit>,
+    /// The first connections that were ended, at most [`EXAMPLES`].
+    pub examples: Vec<NamedEnded>,
+}
+
+/// How long a pod whose end was asked for stays after its result, to be read.
+const LINGER: Duration = Duration::from_secs(45);
+/// What a pod takes beyond its time: what it still waits for, and its result.
+const SETTLE: Duration = Duration::from_secs(15);
+
+/// Each node's result, or why there is none.
+pub type Found = Vec<(String, Result<WitnessResult, String>)>;
+
+/// Witnesses on some nodes.
+pub struct Witness<'a> {
+    pods: EachNode<'a>,
+    refused: BTreeMap<usize, String>,
+    watch: Watch<'a>,
+    names: Names,
+}
+
+impl<'a> Witness<'a> {
+    /// Nothing watches yet. `nodes` has one at least.
+    #[must_use]
+    pub fn new(client: &'a Client, run: &'a Run, nodes: &'a [Node]) -> Witness<'a> {
+        let pods = EachNode {
+            client,
+            run,
+            nodes,
+            set: Set::Witness,
+            name: "witness",
+            container: "load-client",
+        };
+        let labels = format!("{RUN}={},app.kubernetes.io/name=witness", run.id);
+        let mut names = Names::default();
+        for node in nodes {
+            names.node(node);
+        }
+        let watch = Watch::begin(client, &run.namespace, &labels);
+        Self { pods, refused: BTreeMap::new(), watch, names }
+    }
+
+    /// Watches until every node has done so for `duration`; `start` is the longest that the pods may
+    /// take to begin.
+    pub async fn go(
+        &mut self,
+        duration: Duration,
+        start: Duration,
+        say: &dyn Fn(&str),
+    ) -> Result<(), Stop> {
+        // A pod that is gone at the end has its name from here.
+        self.learn().await?;
+        let change = |spec: &mut Value| {
+            spec["terminationGracePeriodSeconds"] = (LINGER + SETTLE).as_secs().into();
+            let container = &mut spec["containers"][0];
+            if let Some(env) = container["env"].as_array_mut() {
+                let millis = |d: Duration| format!("{}ms", d.as_millis());
+                env.push(json!({"name": "LOAD_DURATION", "value": millis(duration)}));
+                env.push(json!({"name": "LOAD_LINGER", "value": millis(LINGER)}));
+            }
+        };
+        self.refused = self.pods.apply(change).await?;
+        let deadline = Instant::now() + start;
+        self.pods.wait(&mut self.watch, deadline, &self.refused, say, |p| p.ready).await?;
+        say(&format!("every node watches, for {duration:?}"));
+        let deadline = Instant::now() + duration + SETTLE;
+        self.pods.wait(&mut self.watch, deadline, &self.refused, say, |p| p.ended).await
+    }
+
+    /// Every node's result; `early` ends those that watch first.
+    pub async fn collect(&mut self, early: bool) -> Result<Found, Stop> {
+        if early {
+            self.pods.dismiss().await?;
+        }
+        let wait = if early { LINGER / 2 } else { Duration::from_secs(5) };
+        let found = self.pods.words(&self.watch, &self.refused, wait, run::document).await;
+        self.learn().await?;
+        // Those that linger would hold the namespace up.
+        self.pods.remove().await?;
+        Ok(self.pods.nodes.iter().map(|n| n.name.clone()).zip(found).collect())
+    }
+
+    /// Reads whose each address is.
+    async fn learn(&mut self) -> Result<(), Stop> {
+        let client = self.pods.client;
+        let (pods, services) =
+            (Api::<Pod>::all(client.clone()), Api::<Service>::all(client.clone()));
+        let names = &mut self.names;
+        each(&pods, "pods", |p| names.pod(p)).await?;
+        each(&services, "services", |s| names.service(s)).await
+    }
+
+    /// What addresses are called.
+    #[must_use]
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+}
+
+/// Lists in pages, which bound the memory.
+async fn each<K>(api: &Api<K>, what: &str, mut take: impl FnMut(&K)) -> Result<(), Stop>
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let mut params = ListParams::default().limit(500);
+    loop {
+        let page = call(format!("list all {what}"), async || api.list(&params).await).await?;
+        page.items.iter().for_each(&mut take);
+        match page.metadata.continue_.filter(|c| !c.is_empty()) {
+            Some(token) => params.continue_token = Some(token),
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Keeps every node's document.
+pub fn save(dir: Option<&Path>, found: &Found) -> Result<(), Stop> {
+    let Some(dir) = dir else { return Ok(()) };
+    let mut known = found.iter().filter_map(|(node, r)| Some((node, r.as_ref().ok()?)));
+    known.try_for_each(|(node, r)| run::save(dir, &format!("{node}.witness.json"), r))
+}
+
+impl ClusterWitness {
+    /// Joins every node's result with what its addresses are called.
+    #[must_use]
+    pub fn new(
+        run: Record,
+        cluster: Cluster,
+        found: &Found,
+        names: &Names,
+        reasons: Vec<String>,
+    ) -> Self {
+        let known = || found.iter().filter_map(|(node, r)| Some((node, r.as_ref().ok()?)));
+        let mut nodes: Vec<_> = found
+            .iter()
+            .map(|(name, result)| match result {
+                Ok(r) => WitnessNode {
+                    name: name.clone(),
+                    verdict: r.verdict,
+                    reasons: r.reasons.clone(),
+                    seconds_watched: r.seconds_watched,
+                    connections: r.connections.clone(),
+                },
+                Err(why) => WitnessNode {
+                    name: name.clone(),
+                    verdict: Verdict::Inconclusive,
+                    reasons: vec![why.clone()],
+                    seconds_watched: 0.0,
+                    connections: Vec::new(),
+                },
+            })
+            .collect();
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        let hits = |of: fn(&WitnessResult) -> &Vec<Hit>| {
+            let mut sums = BTreeMap::<&str, u64>::new();
+            for hit in known().flat_map(|(_, r)| of(r)) {
+                *sums.entry(&hit.address).or_default() += hit.count;
+            }
+            let mut hits: Vec<_> = sums
+                .into_iter()
+                .map(|(a, count)| NamedHit { address: a.to_owned(), name: names.of(a), count })
+                .collect();
+            hits.sort_by_key(|h| std::cmp::Reverse(h.count));
+            hits.truncate(MOST_HIT);
+            hits
+        };
+        let name = |a: &Option<String>| a.as_deref().and_then(|a| names.of(a));
+        let examples = known()
+            .flat_map(|(node, r)| r.examples.iter().map(move |e| (node, e)))
+            .filter(|(_, e)| e.cause.ended())
+            .take(EXAMPLES)
+            .map(|(node, e)| NamedEnded {
+                node: node.clone(),
+                client_name: name(&e.client),
+                service_name: name(&e.service),
+                server_name: name(&e.server),
+                connection: e.clone(),
+            })
+            .collect();
+        let mut verdict = worst(nodes.iter().map(|n| n.verdict));
+        if !reasons.is_empty() {
+            verdict = worst([verdict, Verdict::Inconclusive]);
+        }
+        Self {
+            schema_version: canary_record::result::SCHEMA_VERSION,
+            run,
+            cluster,
+            verdict,
+            reasons,
+            services: hits(|r| &r.services),
+            clients: hits(|r| &r.clients),
+            servers: hits(|r| &r.servers),
+            nodes,
+            examples,
+        }
+    }
+
+    /// The result for people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        use std::fmt::Write as _;
+        let ended = |n: &WitnessNode| -> u64 {
+            n.connections.iter().filter(|c| c.cause.ended()).map(|c| c.count).sum()
+        };
+        let all: u64 = self.nodes.iter().map(ended).sum();
+        let hit = self.nodes.iter().filter(|n| ended(n) > 0).count();
+        let seconds = self.nodes.iter().map(|n| n.seconds_watched).fold(0.0, f64::max);
+        let watched = self.nodes.iter().filter(|n| n.seconds_watched > 0.0).count();
+        let word = match self.verdict {
+            Verdict::Vulnerable => {
+                format!("INVALID SEGMENTS ENDED {all} CONNECTIONS on {hit} nodes")
+            }
+            Verdict::Protected => "NO CONNECTION WAS ENDED by an INVALID segment".to_owned(),
+            Verdict::Inconclusive => "NOT PROVED".to_owned(),
+        };
+        let total = self.nodes.len();
+        let mut text = format!("{word}; {watched} of {total} nodes watched, {seconds:.0} s\n");
+        let mut alike = BTreeMap::<Vec<(Cause, Direction, u64)>, BTreeSet<&str>>::new();
+        for n in self.nodes.iter().filter(|n| !n.connections.is_empty()) {
+            let counts = n.connections.iter().map(|c| (c.cause, c.direction, c.count)).collect();
+            alike.entry(counts).or_default().insert(&n.name);
+        }
+        for (counts, nodes) in alike {
+            let nodes = nodes.into_iter().collect::<Vec<_>>().join(", ");
+            for (cause, direction, count) in counts {
+                let _ = writeln!(text, "  {nodes}: {count} {cause}, {direction}");
+            }
+        }
+        for (title, hits) in
+            [("Services", &self.services), ("clients", &self.clients), ("servers", &self.servers)]
+        {
+            if !hits.is_empty() {
+                let _ = writeln!(text, "  {title}:");
+            }
+            for h in hits {
+                let name = h.name.as_deref().unwrap_or("known to nobody");
+                let _ = writeln!(text, "    {:>6}  {name} ({})", h.count, h.address);
+            }
+        }
+        for n in &self.nodes {
+            for r in &n.reasons {
+                let _ = writeln!(text, "  - {}: {r}", n.name);
+            }
+        }
+        for r in &self.reasons {
+            let _ = writeln!(text, "  - {r}");
+        }
+        text
+    }
+}
