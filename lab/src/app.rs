@@ -80,7 +80,8 @@ fn print(text: &str) {
 
 fn list() -> Ending {
     for s in scenario::shipped().map_err(failed)? {
-        print(&format!("{:<28} {}\n", s.about.name, s.about.title));
+        let mark = if s.by_default() { '*' } else { ' ' };
+        print(&format!("{mark} {:<28} {}\n", s.about.name, s.about.title));
     }
     Ok(Exit::Ok)
 }

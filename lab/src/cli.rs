@@ -82,7 +82,8 @@ pub struct BinArgs {
 /// Options of `run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// Scenarios by name, or files whose names end in .toml (default: all that are shipped but saturation)
+    /// Scenarios by name, or files whose names end in .toml; `all` for every shipped one (default: those
+    /// that `list` marks)
     #[arg(value_name = "SCENARIO", env = "LAB_SCENARIO", value_delimiter = ',')]
     pub scenarios: Vec<String>,
     /// Directory for the results; must not exist or be empty (default: results/TIME)

@@ -4,16 +4,18 @@
 
 pub mod cause;
 pub mod cell;
+mod connections;
 pub mod host_table;
 pub mod saturation;
 pub mod setting;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use crate::document::lab::{CommandList, Path, ProxyMode};
 use canary_testbed::evidence;
@@ -91,7 +93,7 @@ pub fn commands(scenario: &Scenario) -> CommandList {
                 .to_owned(),
             lines: Topology::new(m.path, "").steps.iter().map(Step::shell).collect(),
         },
-        Body::Cause(_) => cause::commands(),
+        Body::Cause(cause) => cause::commands(cause),
         Body::Saturation(_) => saturation::commands(),
     }
 }
@@ -217,20 +219,50 @@ fn apart(plan: &Plan, scenario: usize, repetition: u32) -> (PathBuf, String) {
     (dir, format!("s{repetition}-{scenario}-"))
 }
 
-/// Causes mostly wait: side by side.
+/// Cases mostly wait: more of them side by side than cells.
+const CASES_A_LANE: usize = 2;
+
+/// The cases of every cause, from one queue. A cause is told of when its last case has ended.
 fn causes(plan: &Plan, repetition: u32, tell: &Sender<Event>) {
-    if plan.setting.interrupt.signalled().is_some() {
-        return;
+    struct Open {
+        seen: Vec<Option<Result<Seen, String>>>,
+        began: Instant,
     }
+    let (mut queue, mut open) = (VecDeque::new(), BTreeMap::new());
+    for (n, s) in plan.scenarios.iter().enumerate() {
+        let Body::Cause(cause) = &s.body else { continue };
+        if skipped(s).is_some() || plan.setting.interrupt.signalled().is_some() {
+            continue;
+        }
+        begin(s);
+        queue.extend((0..cause.cases.len()).map(|case| (n, s, cause, case)));
+        open.insert(n, Open { seen: vec![None; cause.cases.len()], began: Instant::now() });
+    }
+    let (queue, open) = (Mutex::new(queue), Mutex::new(open));
     std::thread::scope(|scope| {
-        for (n, s) in plan.scenarios.iter().enumerate() {
-            let Body::Cause(cause) = &s.body else { continue };
-            begin(s);
-            scope.spawn(move || {
-                let (dir, prefix) = apart(plan, n, repetition);
-                let seen = cause::run(&s.about.name, cause, &plan.setting, &dir, &prefix);
-                // Whoever listens does so to the end.
-                let _ = tell.send(Event::Cause(n, repetition, seen));
+        for _ in 0..plan.jobs * CASES_A_LANE {
+            scope.spawn(|| {
+                let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                while let Some((n, s, cause, case)) = next() {
+                    let (dir, prefix) = apart(plan, n, repetition);
+                    let started = Instant::now();
+                    let name = &s.about.name;
+                    let seen =
+                        guarded(|| cause::run(name, cause, case, &plan.setting, &dir, &prefix));
+                    let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+                    let Some(of) = open.get_mut(&n) else { continue };
+                    let t = started.duration_since(of.began).as_secs_f64();
+                    if let Some(slot) = of.seen.get_mut(case) {
+                        *slot = Some(seen.map(|seen| Seen { t, ..seen }));
+                    }
+                    if of.seen.iter().all(Option::is_some)
+                        && let Some(of) = open.remove(&n)
+                    {
+                        let seen = of.seen.into_iter().flatten().collect();
+                        // Whoever listens does so to the end.
+                        let _ = tell.send(Event::Cause(n, repetition, seen));
+                    }
+                }
             });
         }
     });

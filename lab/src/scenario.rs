@@ -10,8 +10,10 @@ mod tests;
 
 use std::path::Path;
 
+use schemars::{JsonSchema, SchemaGenerator};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use toml::de::{DeTable, Deserializer};
 
 use cause::Cause;
@@ -90,7 +92,7 @@ pub enum ScenarioError {
 }
 
 /// What every scenario says of itself.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct About {
     /// Its name: lower-case letters, digits and hyphens.
@@ -125,10 +127,14 @@ pub enum Body {
 
 impl Scenario {
     /// Whether a run that names no scenario has it: saturation takes minutes and the whole
-    /// machine.
+    /// machine, and what is extra says so itself.
     #[must_use]
     pub const fn by_default(&self) -> bool {
-        !matches!(self.body, Body::Saturation(_))
+        match &self.body {
+            Body::Matrix(_) => true,
+            Body::Cause(cause) => !cause.extra,
+            Body::Saturation(_) => false,
+        }
     }
 
     /// Its cells, where it has any.
@@ -192,6 +198,46 @@ pub fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
 
 /// The fields of [`About`].
 const ABOUT: [&str; 4] = ["name", "title", "why", "source"];
+
+/// The JSON Schema of a scenario file, for editors.
+#[must_use]
+pub fn schema() -> Value {
+    let mut generator = SchemaGenerator::default();
+    let about = generator.root_schema_for::<About>();
+    let kinds = [
+        ("matrix", generator.root_schema_for::<Matrix>()),
+        ("cause", generator.root_schema_for::<Cause>()),
+        ("saturation", generator.root_schema_for::<Saturation>()),
+    ];
+    // A file has the fields of both, side by side.
+    let both = |(kind, body): (&str, schemars::Schema)| {
+        let mut body = body.to_value();
+        for (key, value) in
+            [("properties", about.get("properties")), ("required", about.get("required"))]
+        {
+            match (body.get_mut(key), value) {
+                (Some(Value::Object(to)), Some(Value::Object(from))) => to.extend(from.clone()),
+                (Some(Value::Array(to)), Some(Value::Array(from))) => to.extend(from.clone()),
+                _ => {}
+            }
+        }
+        body["properties"]["kind"] = json!({ "const": kind });
+        if let (true, Some(required)) = (kind != "matrix", body["required"].as_array_mut()) {
+            required.push("kind".into());
+        }
+        for field in ["$schema", "$defs"] {
+            body.as_object_mut().map(|o| o.remove(field));
+        }
+        body
+    };
+    let kinds = kinds.map(both);
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "conntrack-lab scenario",
+        "anyOf": kinds,
+        "$defs": generator.definitions(),
+    })
+}
 
 struct Loader<'a> {
     file: &'a str,
@@ -272,14 +318,22 @@ pub fn named(name: &str) -> Result<Scenario, ScenarioError> {
     found.ok_or_else(|| ScenarioError::Unknown { name: name.to_owned(), near: near() })
 }
 
+/// What names every shipped scenario at once.
+pub const ALL: &str = "all";
+
 /// The scenarios asked for, in the order in which they run; those of a default run when none
 /// is named.
 pub fn choose(names: &[String]) -> Result<Vec<Scenario>, ScenarioError> {
-    let mut chosen: Vec<_> = if names.is_empty() {
-        shipped()?.into_iter().filter(Scenario::by_default).collect()
-    } else {
-        names.iter().map(|name| named(name)).collect::<Result<_, _>>()?
-    };
+    let mut chosen = Vec::new();
+    for name in names {
+        match name.as_str() {
+            ALL => chosen.extend(shipped()?),
+            _ => chosen.push(named(name)?),
+        }
+    }
+    if names.is_empty() {
+        chosen.extend(shipped()?.into_iter().filter(Scenario::by_default));
+    }
     chosen.sort_by_key(Scenario::turn);
     Ok(chosen)
 }

@@ -1,14 +1,17 @@
 //! The judgement of another cause: whether it led to what it should lead to, and boom-server
 //! did not take it for issue #74839.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::document::lab::{Judgement, ScenarioResult, Seen};
 use crate::document::timeline::{Step, Timeline};
 use canary_record::names::{Diagnosis, ProbeEnd};
 
 use super::cell::seen_of;
+use super::witness;
 use crate::observed::cause::Seen as Shown;
 use crate::observed::{listed, outcomes};
-use crate::scenario::cause::{Case, Cause, Expect, Pattern};
+use crate::scenario::cause::{Case, Cause, Ends, Step as Done};
 
 /// Judges what every case showed, or why it could not be run, into `result`.
 pub fn result(cause: &Cause, cases: &[Result<Shown, String>], result: &mut ScenarioResult) {
@@ -18,7 +21,7 @@ pub fn result(cause: &Cause, cases: &[Result<Shown, String>], result: &mut Scena
     for (case, seen) in cause.cases.iter().zip(cases) {
         let (here, why) = match seen {
             Ok(seen) => {
-                let (here, why) = judge(&case.expect, seen);
+                let (here, why) = judge(case, seen);
                 timeline.steps.push(step(case, seen, here, &why));
                 (here, why)
             }
@@ -47,8 +50,14 @@ fn step(case: &Case, seen: &Shown, judgement: Judgement, why: &[String]) -> Step
     for p in seen.boom.iter().flat_map(|b| &b.paths) {
         notes.push(format!("Its diagnosis: {}.", p.diagnosis));
     }
-    if case.pattern == Pattern::CloseUnread {
-        notes.push("The client itself closed each connection, its answer unread.".to_owned());
+    let steps = seen.steps.iter().map(|s| format!("{}: {}", s.what, listed(&s.client)));
+    notes.push(format!("Steps: {}.", steps.collect::<Vec<_>>().join("; ")));
+    for (node, w) in &seen.witnesses {
+        let ends = w.connections.iter().map(|c| format!("{} {} {}", c.count, c.cause, c.direction));
+        notes.push(format!(
+            "The kernel's words on {node}: {}.",
+            or_nothing(&ends.collect::<Vec<_>>())
+        ));
     }
     notes.extend(why.iter().map(|w| format!("{w}.")));
     Step {
@@ -67,14 +76,20 @@ fn step(case: &Case, seen: &Shown, judgement: Judgement, why: &[String]) -> Step
 
 /// Compares a case with its expectation. boom-server's word comes first: it
 /// forged on every one of these connections, so that it could have been wrong.
-fn judge(expect: &Expect, seen: &Shown) -> (Judgement, Vec<String>) {
+fn judge(case: &Case, seen: &Shown) -> (Judgement, Vec<String>) {
     let (mut differs, mut doubts) = (Vec::new(), Vec::new());
-    let n = seen.connections;
+    let (expect, n) = (&case.expect, seen.connections);
+    let unconnected = expect.forged.values().all(|s| *s == Seen::NoConnection);
     let mut killed = 0;
     for (forgery, expected) in &expect.forged {
         let (forged, counts) = seen.forged(*forgery);
         killed += counts.killed;
-        match seen_of(forged, &counts) {
+        let became = if forged == 0 && unconnected && seen.sum(|b| b.connections.forged) == 0 {
+            Seen::NoConnection
+        } else {
+            seen_of(forged, &counts)
+        };
+        match became {
             as_expected if as_expected == *expected => {}
             Seen::Mixed => doubts.push(format!(
                 "{forgery}: expected {expected} {forged}, saw {}: boom-server could hardly have been wrong",
@@ -95,14 +110,19 @@ fn judge(expect: &Expect, seen: &Shown) -> (Judgement, Vec<String>) {
         }
     }
     let forged = seen.sum(|b| b.connections.forged);
-    if forged < n {
+    if forged < n && !unconnected {
         doubts.push(format!("boom-server forged on {forged} of {n} connections"));
     }
     let lost = seen.sum(|b| b.sniffer.dropped);
     if lost > 0 {
         doubts.push(format!("boom-server's raw sockets lost {lost} segments"));
     }
-    let expected = |end| expect.client.as_ref().is_some_and(|ends| ends.0.contains(end));
+    let in_steps = |end: &ProbeEnd| {
+        case.steps.iter().any(|s| matches!(s, Done::Expect(ends) if ends.0.contains(end)))
+    };
+    let expected = |end: &ProbeEnd| {
+        expect.client.as_ref().is_some_and(|ends| ends.0.contains(end)) || in_steps(end)
+    };
     for (end, count) in &seen.client {
         let proves_nothing =
             matches!(end, ProbeEnd::Refused | ProbeEnd::TimedOut | ProbeEnd::LocalLimit);
@@ -110,16 +130,7 @@ fn judge(expect: &Expect, seen: &Shown) -> (Judgement, Vec<String>) {
             doubts.push(format!("{count} of {n} connections never came to be: {end}"));
         }
     }
-    if let Some(ends) = &expect.client {
-        let there = |end: &ProbeEnd| seen.client.get(end).copied().unwrap_or(0);
-        let all: u64 = ends.0.iter().map(there).sum();
-        if all != n || ends.0.iter().any(|end| there(end) == 0) {
-            differs.push(format!(
-                "the client's connections: expected {ends} {n}, saw {}",
-                listed(&seen.client)
-            ));
-        }
-    }
+    differs.extend(client(case, seen));
     let resets = seen.sum(|b| b.connections.reset_seen_by_application);
     let wanted = if expect.server_reset { n } else { killed };
     if resets != wanted {
@@ -132,8 +143,18 @@ fn judge(expect: &Expect, seen: &Shown) -> (Judgement, Vec<String>) {
             "boom-server's raw socket saw {others} other RSTs where {n} connections were reset"
         ));
     }
-    if expect.entries_deleted != (seen.deleted >= n) {
+    if case.steps.contains(&Done::DeleteEntries) && seen.deleted < n && !unconnected {
         differs.push(format!("entries deleted: {} for {n} connections", seen.deleted));
+    }
+    if let Some(causes) = &expect.witness {
+        let heard = || seen.witnesses.iter().flat_map(|(_, w)| &w.connections);
+        let told: BTreeSet<_> = heard().filter(|c| c.count > 0).map(|c| c.cause).collect();
+        if told != *causes {
+            let [expected, saw] = [causes, &told]
+                .map(|set| or_nothing(&set.iter().map(ToString::to_string).collect::<Vec<_>>()));
+            differs.push(format!("the kernel's words: expected {expected}, they name {saw}"));
+        }
+        doubts.extend(seen.witnesses.iter().flat_map(|(node, w)| witness::said(node, w).weak));
     }
     let judgement = if !doubts.is_empty() {
         Judgement::Inconclusive
@@ -144,6 +165,30 @@ fn judge(expect: &Expect, seen: &Shown) -> (Judgement, Vec<String>) {
     };
     differs.extend(doubts);
     (judgement, differs)
+}
+
+/// How the client's connections differ from what each step and the end expect.
+fn client(case: &Case, seen: &Shown) -> Vec<String> {
+    let n = seen.connections;
+    let differs = |when: String, ends: &Ends, client: &BTreeMap<ProbeEnd, u64>| {
+        let there = |end: &ProbeEnd| client.get(end).copied().unwrap_or(0);
+        let all: u64 = ends.0.iter().map(there).sum();
+        let differs = all != n || ends.0.iter().any(|end| there(end) == 0);
+        let saw = listed(client);
+        differs.then(|| format!("the client's connections{when}: expected {ends} {n}, saw {saw}"))
+    };
+    let steps = case.steps.iter().zip(&seen.steps).enumerate();
+    let steps = steps.filter_map(|(at, (step, after))| match step {
+        Done::Expect(ends) => differs(format!(" at step {}", at + 1), ends, &after.client),
+        _ => None,
+    });
+    let end =
+        case.expect.client.as_ref().and_then(|ends| differs(String::new(), ends, &seen.client));
+    steps.chain(end).collect()
+}
+
+fn or_nothing(names: &[String]) -> String {
+    if names.is_empty() { "nothing".to_owned() } else { names.join(" and ") }
 }
 
 #[cfg(test)]

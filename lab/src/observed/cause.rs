@@ -9,6 +9,16 @@ use crate::document::timeline::{Change, FailureClass};
 use canary_record::names::ProbeEnd;
 use canary_record::result::boom::BoomResult;
 use canary_record::result::observe::ConntrackCounters;
+use canary_record::result::witness::WitnessResult;
+
+/// How connections stood after a step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct After {
+    /// What was done, in words.
+    pub what: String,
+    /// How connections had ended by then; one that goes on has survived.
+    pub client: BTreeMap<ProbeEnd, u64>,
+}
 
 /// What a case showed.
 #[derive(Clone, Debug)]
@@ -23,8 +33,12 @@ pub struct Seen {
     pub failures: BTreeMap<FailureClass, u64>,
     /// boom-server's result at each endpoint.
     pub boom: Vec<BoomResult>,
+    /// Each step of the case, in order.
+    pub steps: Vec<After>,
     /// Entries that were there before and gone after a deletion.
     pub deleted: u64,
+    /// What load-client's witness said of the kernel's words on each node, where one listened.
+    pub witnesses: Vec<(String, WitnessResult)>,
     /// What was changed.
     pub changes: Vec<Change>,
     /// What conntrack counted on the client's node.

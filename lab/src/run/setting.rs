@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use crate::document::timeline::Change;
 use canary_conntrack::stat;
+use canary_record::result::witness::WitnessResult;
 use canary_testbed::evidence::{self, EvidenceError};
 use canary_testbed::exec::{Call, Interrupt, Process, Ready, Tools};
 use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::POD_PORT;
 use clap::ValueEnum;
+use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 
 /// Which captures are kept.
@@ -92,11 +94,23 @@ pub fn boom_server(
     forge: &str,
     more: &[String],
 ) -> Result<Process, TestbedError> {
+    boom_server_at(testbed, setting, (host, POD_PORT), dir, forge, more)
+}
+
+/// boom-server on a port of a host.
+pub fn boom_server_at(
+    testbed: &Testbed<'_>,
+    setting: &Setting,
+    (host, port): (&str, u16),
+    dir: &Path,
+    forge: &str,
+    more: &[String],
+) -> Result<Process, TestbedError> {
     // How long it waits for the answer to a forged segment.
     let timeout = setting.scaled(Duration::from_millis(400));
     let mut options = vec![
         "--listen".to_owned(),
-        format!("[::]:{POD_PORT}"),
+        format!("[::]:{port}"),
         "--admin=none".into(),
         format!("--forge={forge}"),
         "--on-reset=count".into(),
@@ -122,6 +136,50 @@ pub fn load_client(
     options.push(format!("--output={}", dir.join(format!("{name}.json")).display()));
     let call = Call::new(&setting.load_client, &options);
     testbed.start(testbed.topology.client(), call, &dir.join(format!("{name}.log")), ready)
+}
+
+/// load-client's witness, in hosts.
+pub fn start_witnesses(
+    testbed: &Testbed<'_>,
+    hosts: &[&'static str],
+    dir: &Path,
+    setting: &Setting,
+) -> Result<Vec<(&'static str, Process)>, TestbedError> {
+    let start = |host: &&'static str| {
+        let options = [
+            "witness".to_owned(),
+            "--log=json".into(),
+            format!("--state-dir={}", dir.display()),
+            format!("--output={}", witness_file(dir, host).display()),
+        ];
+        let call = Call::new(&setting.load_client, &options);
+        let log = dir.join(format!("witness-{host}.log"));
+        Ok((*host, testbed.start(host, call, &log, Ready::Event)?))
+    };
+    hosts.iter().map(start).collect()
+}
+
+/// Ends them, and gives what each said.
+pub fn end_witnesses(
+    running: Vec<(&'static str, Process)>,
+    dir: &Path,
+    setting: &Setting,
+) -> Result<Vec<(String, WitnessResult)>, TestbedError> {
+    // The second signal: it need not wait to see what becomes of the connections.
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        for (_, process) in &running {
+            process.signal(signal);
+        }
+    }
+    let end = |(host, process): (&str, Process)| {
+        let status = process.wait(setting.scaled(Duration::from_secs(10)), &setting.interrupt)?;
+        Ok((host.to_owned(), result("load-client", &witness_file(dir, host), status)?))
+    };
+    running.into_iter().map(end).collect()
+}
+
+fn witness_file(dir: &Path, host: &str) -> PathBuf {
+    dir.join(format!("witness-{host}.json"))
 }
 
 /// What a program left in `path` when it ended.

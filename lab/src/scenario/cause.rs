@@ -1,24 +1,33 @@
-//! Other causes of resets and hangs, so that nobody takes them for issue
-//! #74839: what is done to connections, and what it should lead to.
+//! Other causes of resets and hangs, so that nobody takes them for issue #74839, and the rules of
+//! nodes that are not kube-proxy's: steps that connections go through, and what should be seen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::time::Duration;
 
-use crate::document::lab::{At, Protection, ProtectionKind, Protections, Seen};
+use crate::document::lab::{At, Path, Protection, ProtectionKind, Protections, Seen};
 use canary_record::names::{Forgery, ProbeEnd};
+use canary_record::result::witness;
+use canary_runtime::cli::{duration, spell};
+use canary_testbed::topology::POD_PORT;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::SeqAccessDeserializer;
 use serde::de::{self, IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::Checked;
 
-/// One cause in several cases.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+/// Situations, each in hosts of its own.
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Cause {
     /// Connections in each case.
     #[serde(default = "twenty")]
+    #[schemars(range(min = 1, max = 200))]
     pub connections: u32,
+    /// Left to `run all`, or to who names it.
+    #[serde(default)]
+    pub extra: bool,
     /// What hosts have of their own in every case.
     #[serde(default, rename = "host")]
     pub hosts: Vec<Host>,
@@ -31,39 +40,129 @@ const fn twenty() -> u32 {
     20
 }
 
-/// What connections do when something happens to them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+/// What is done, to every connection of the case at once.
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Pattern {
-    /// Idle, then the client sends first.
-    Idle,
-    /// The client has asked, the server answers later: the server sends first.
-    SlowAnswer,
-    /// A body that needs full-sized segments.
-    Download,
-    /// The client asks, and closes without having read the answer.
-    CloseUnread,
-}
-
-/// What happens to them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Action {
-    /// Nothing: the cause removed.
-    Nothing,
+pub enum Step {
+    /// The client makes its connections; boom-server forges on each, and has its time to judge.
+    Connect,
+    /// A body that needs full-sized segments, asked for by the client, and every octet checked.
+    Transfer(Way),
+    /// The client asks for a small answer, which the server gives after this long.
+    Ask(Wait),
+    /// The answer that was asked for is read.
+    Answer,
+    /// The client sends FIN, and still reads.
+    HalfClose,
+    /// The client closes; an answer that has come and was not read stays unread.
+    Close,
+    /// Nobody sends.
+    Idle(Wait),
     /// The client's node forgets every entry.
     DeleteEntries,
+    /// Waits until the client's node has no entry any more.
+    LetExpire,
     /// The server pod's address goes to another pod.
     ReplaceEndpoint,
+    /// The server pod's node has no route to it any more.
+    RemoveEndpoint,
     /// The link between the nodes takes smaller packets, and nobody says so.
     BlackHole,
+    /// A host gets settings or rules.
+    Change(Host),
+    /// How connections should have ended so far; one that goes on has survived.
+    Expect(Ends),
+}
+
+/// The way of a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// To the server.
+    Up,
+    /// To the client.
+    Down,
+    /// One after the other.
+    Both,
+}
+
+impl Step {
+    /// Whether it needs connections.
+    const fn needs_connections(&self) -> bool {
+        matches!(
+            self,
+            Self::Transfer(_)
+                | Self::Ask(_)
+                | Self::Answer
+                | Self::HalfClose
+                | Self::Close
+                | Self::Expect(_)
+                | Self::LetExpire
+        )
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect => f.write_str("connect"),
+            Self::Transfer(Way::Up) => f.write_str("upload"),
+            Self::Transfer(Way::Down) => f.write_str("download"),
+            Self::Transfer(Way::Both) => f.write_str("upload and download"),
+            Self::Ask(after) => write!(f, "ask, the server waits {after}"),
+            Self::Answer => f.write_str("answer"),
+            Self::HalfClose => f.write_str("half-close"),
+            Self::Close => f.write_str("close"),
+            Self::Idle(time) => write!(f, "idle {time}"),
+            Self::DeleteEntries => f.write_str("delete-entries"),
+            Self::LetExpire => f.write_str("let-expire"),
+            Self::ReplaceEndpoint => f.write_str("replace-endpoint"),
+            Self::RemoveEndpoint => f.write_str("remove-endpoint"),
+            Self::BlackHole => f.write_str("black-hole"),
+            Self::Change(host) => write!(f, "change {}", host.name),
+            Self::Expect(ends) => write!(f, "expect {ends}"),
+        }
+    }
+}
+
+/// A time, written `500ms` or `2s`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait(pub Duration);
+
+/// The longest wait in one step.
+const LONGEST: Duration = Duration::from_secs(600);
+
+impl<'de> Deserialize<'de> for Wait {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        let time = duration(&text).map_err(de::Error::custom)?;
+        if time > LONGEST {
+            return Err(de::Error::custom(format!("'{text}' is too long: at most 10m")));
+        }
+        Ok(Self(time))
+    }
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&spell(self.0))
+    }
+}
+
+impl JsonSchema for Wait {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Wait".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "description": "500ms, 2s, 1m", "pattern": "^([0-9]+(ms|s|m))+$" })
+    }
 }
 
 /// The hosts of every case. `server2` stands beside the server pod.
 pub const HOSTS: [&str; 5] = ["client", "node1", "node2", "server", "server2"];
 
-/// What a host has of its own, before any connection is made.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+/// What a host has of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Host {
     /// One of [`HOSTS`].
@@ -80,7 +179,7 @@ pub struct Host {
 }
 
 /// Whose address the server sees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Masquerade {
     /// The client's.
@@ -93,24 +192,27 @@ pub enum Masquerade {
 }
 
 /// One case.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Case {
     /// What it is, in a few words.
     pub title: String,
-    /// What the connections do.
-    pub pattern: Pattern,
-    /// What is done to them.
-    pub action: Action,
-    /// nf_conntrack_tcp_loose on the client's node.
-    #[serde(default = "yes")]
-    pub loose: bool,
+    /// The way from client to server.
+    #[serde(default = "cluster_ip")]
+    pub path: Path,
     /// Endpoints of the Service, 1 or 2; each new entry takes one at random.
     #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 2))]
     pub endpoints: u8,
     /// What the client's node does to the source address.
     #[serde(default)]
     pub masquerade: Masquerade,
+    /// The server pod's node has a link straight to the client pod, and sends it everything there.
+    #[serde(default)]
+    pub second_link: bool,
+    /// The port that the server's program has. The Service's rules send to 9000.
+    #[serde(default = "pod_port")]
+    pub listen: u16,
     /// What protects. By default be_liberal on both nodes, under which nothing that is forged
     /// here leaks, so that every reset has another cause.
     #[serde(default = "liberal")]
@@ -118,16 +220,22 @@ pub struct Case {
     /// What hosts have of their own in this case.
     #[serde(default, rename = "host")]
     pub hosts: Vec<Host>,
-    /// What should be seen.
+    /// What is done, in order.
+    pub steps: Vec<Step>,
+    /// What should be seen in the end.
     pub expect: Expect,
 }
 
-const fn yes() -> bool {
-    true
+const fn cluster_ip() -> Path {
+    Path::ClusterIp
 }
 
 const fn one() -> u8 {
     1
+}
+
+const fn pod_port() -> u16 {
+    POD_PORT
 }
 
 fn liberal() -> Protections {
@@ -162,6 +270,19 @@ impl<'de> Deserialize<'de> for Ends {
     }
 }
 
+impl JsonSchema for Ends {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Ends".into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let end = generator.subschema_for::<ProbeEnd>();
+        json_schema!({
+            "description": "How connections end: each of these occurs, and no other.",
+            "anyOf": [end, { "type": "array", "items": end, "minItems": 1 }],
+        })
+    }
+}
+
 impl fmt::Display for Ends {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<_> = self.0.iter().map(|end| end.as_str()).collect();
@@ -170,19 +291,20 @@ impl fmt::Display for Ends {
 }
 
 /// What should be seen.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Expect {
-    /// How they ended for the client; nothing where the client itself broke them off.
+    /// How connections ended for the client; left out where the client itself breaks them off.
     pub client: Option<Ends>,
     /// Whether the server's application saw each of them reset by what nobody forged.
-    pub server_reset: bool,
-    /// Whether entries were there and then gone.
     #[serde(default)]
-    pub entries_deleted: bool,
+    pub server_reset: bool,
     /// What is forged, by turns, and what should become of it.
     #[serde(default = "delivered")]
     pub forged: BTreeMap<Forgery, Seen>,
+    /// What the kernel's own words name as the end of connections on the nodes: each of these,
+    /// and nothing else. Left out, nobody listens.
+    pub witness: Option<BTreeSet<witness::Cause>>,
 }
 
 impl Checked for Cause {
@@ -193,22 +315,64 @@ impl Checked for Cause {
         if !(1..=200).contains(&self.connections) {
             return Err("connections: use 1 to 200".to_owned());
         }
-        let breaks_off = |c: &Case| c.pattern == Pattern::CloseUnread && c.expect.client.is_some();
-        if self.cases.iter().any(breaks_off) {
-            return Err("expect: leave client out where the client itself breaks off".to_owned());
-        }
         for case in &self.cases {
-            if !(1..=2).contains(&case.endpoints) {
-                return Err("endpoints: use 1 or 2".to_owned());
+            case.check().map_err(|what| format!("case '{}': {what}", case.title))?;
+        }
+        self.hosts.iter().try_for_each(Host::check)
+    }
+}
+
+impl Case {
+    fn check(&self) -> Result<(), String> {
+        if !(1..=2).contains(&self.endpoints) {
+            return Err("endpoints: use 1 or 2".to_owned());
+        }
+        if self.endpoints == 2 && !matches!(self.path, Path::ClusterIp | Path::Snat) {
+            return Err("endpoints: 2 only with path cluster-ip or snat".to_owned());
+        }
+        if self.second_link && !matches!(self.path, Path::ClusterIp | Path::Snat | Path::PodIp) {
+            return Err("second-link: only with path cluster-ip, snat or pod-ip".to_owned());
+        }
+        if self.expect.forged.is_empty() {
+            return Err("forged: name at least one forgery".to_owned());
+        }
+        let (mut connected, mut asked, mut closed) = (false, false, false);
+        for step in &self.steps {
+            if step.needs_connections() && !connected {
+                return Err(format!("steps: '{step}' before connect"));
             }
-            if case.expect.forged.is_empty() {
-                return Err("forged: name at least one forgery".to_owned());
+            match step {
+                Step::Connect if connected => return Err("steps: connect once".to_owned()),
+                Step::Connect => connected = true,
+                Step::Ask(_) => asked = true,
+                Step::Answer if !std::mem::take(&mut asked) => {
+                    return Err("steps: 'answer' without ask".to_owned());
+                }
+                Step::Transfer(_) if asked => {
+                    return Err("steps: answer what was asked before a transfer".to_owned());
+                }
+                Step::Close => closed = true,
+                Step::Change(host) => host.check()?,
+                Step::Expect(ends) if ends.0.is_empty() => {
+                    return Err("steps: expect: name at least one end".to_owned());
+                }
+                _ => {}
             }
-            if case.expect.client.as_ref().is_some_and(|ends| ends.0.is_empty()) {
+        }
+        if !connected {
+            return Err("steps: connect once".to_owned());
+        }
+        match &self.expect.client {
+            Some(_) if closed => {
+                return Err("expect: leave client out where the client itself closes".to_owned());
+            }
+            Some(ends) if ends.0.is_empty() => {
                 return Err("client: name at least one end".to_owned());
             }
+            None if !closed => return Err("expect: name client".to_owned()),
+            _ => {}
         }
-        self.hosts.iter().chain(self.cases.iter().flat_map(|c| &c.hosts)).try_for_each(Host::check)
+        self.hosts.iter().try_for_each(Host::check)
     }
 }
 

@@ -6,6 +6,7 @@ use std::fmt;
 use crate::document::lab::{Path, Profile, Protections, ProxyMode, Seen};
 use canary_record::names::{Forgery, OldSegments};
 use canary_wire::segment::Family;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -13,7 +14,7 @@ use serde::{Deserialize, Deserializer};
 use super::Checked;
 
 /// The cells that show a claim, and what they should show.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Matrix {
     /// The way from client to server.
@@ -37,7 +38,7 @@ const fn fifty() -> u32 {
 }
 
 /// One set of protections and its expectation.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct CellPlan {
     /// What is set; none for an unprotected path.
@@ -73,6 +74,17 @@ impl<'de> Deserialize<'de> for Expectation {
             }
         }
         from.deserialize_any(Either)
+    }
+}
+
+impl JsonSchema for Expectation {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Expectation".into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let row = generator.subschema_for::<Profile>();
+        let each = generator.subschema_for::<BTreeMap<Forgery, Seen>>();
+        json_schema!({ "description": "A row by its name, or forgery by forgery.", "anyOf": [row, each] })
     }
 }
 

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use crate::document::timeline::Finding;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::Checked;
 use super::claims::Claim;
 
 /// The steps' measures, and what they should show.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Saturation {
     /// Clients of each step that only loads: source addresses of the client pod.

@@ -6,7 +6,8 @@ use canary_record::result::Clock;
 use canary_record::result::boom::{BoomResult, OutcomeCount, PathDiagnosis};
 
 use super::*;
-use crate::scenario::cause::Ends;
+use crate::observed::cause::After;
+use crate::scenario::{Body, parse};
 use canary_record::names::Forgery;
 
 fn boom(n: u64) -> BoomResult {
@@ -61,39 +62,51 @@ fn seen() -> Shown {
             b.resets.unattributed = 5;
             vec![b]
         },
+        steps: [ProbeEnd::Survived, ProbeEnd::Survived, ProbeEnd::Survived, ProbeEnd::Hung]
+            .map(|end| After { what: String::new(), client: [(end, 5)].into() })
+            .into(),
         deleted: 7,
+        witnesses: Vec::new(),
     }
 }
 
-fn expect() -> Expect {
-    Expect {
-        client: Some(Ends([ProbeEnd::Hung].into())),
-        server_reset: true,
-        entries_deleted: true,
-        forged: [(Forgery::AboveWindow, Seen::Delivered)].into(),
-    }
+fn case() -> Case {
+    let text = r#"
+        kind = "cause"
+        name = "x"
+        title = ""
+        why = ""
+        source = ""
+        [[case]]
+        title = ""
+        steps = ["connect", { expect = "survived" }, "delete-entries", { transfer = "down" }]
+        expect = { client = "hung", server-reset = true, forged = { above-window = "delivered" } }
+    "#;
+    let Body::Cause(cause) = parse("x", text).unwrap().body else { panic!("its kind") };
+    cause.cases[0].clone()
 }
 
 /// What is as expected is called so.
 #[test]
 fn as_expected() {
-    assert_eq!(judge(&expect(), &seen()), (Judgement::AsExpected, Vec::new()));
+    assert_eq!(judge(&case(), &seen()), (Judgement::AsExpected, Vec::new()));
 }
 
 /// Each part of an expectation can fail alone.
 #[test]
 fn every_part_can_fail() {
-    let changes: [fn(&mut Shown); 5] = [
+    let changes: [fn(&mut Shown); 6] = [
         |s| s.boom[0].resets.attributed = 1,
         |s| s.boom[0].paths[0].diagnosis = Diagnosis::Unprotected,
         |s| s.client = [(ProbeEnd::Hung, 4), (ProbeEnd::Survived, 1)].into(),
         |s| s.boom[0].connections.reset_seen_by_application = 4,
         |s| s.deleted = 0,
+        |s| s.steps[1].client = [(ProbeEnd::Survived, 4), (ProbeEnd::Hung, 1)].into(),
     ];
     for (n, change) in changes.iter().enumerate() {
         let mut s = seen();
         change(&mut s);
-        let (judgement, why) = judge(&expect(), &s);
+        let (judgement, why) = judge(&case(), &s);
         assert_eq!(judgement, Judgement::Differs, "{n}");
         assert_eq!(why.len(), 1, "{why:?}");
     }
@@ -110,6 +123,6 @@ fn without_forged_segments_nothing_is_proved() {
     for (n, change) in changes.iter().enumerate() {
         let mut s = seen();
         change(&mut s);
-        assert_eq!(judge(&expect(), &s).0, Judgement::Inconclusive, "{n}");
+        assert_eq!(judge(&case(), &s).0, Judgement::Inconclusive, "{n}");
     }
 }

@@ -1,0 +1,253 @@
+//! The client's connections of a case, made and driven here, step by step: all of them do the
+//! same at once. Each keeps the first failure that it met.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use canary_record::names::{Errno, FailureClass, Phase, ProbeEnd};
+use canary_record::probe::{Body, BodyHash, Line, Request};
+use canary_record::result::load::Cause;
+
+use crate::scenario::cause::Way;
+
+/// Octets of a transfer: full-sized segments, and more than one window of them.
+const BODY: u64 = 256 << 10;
+/// Octets of an answer.
+const ANSWER: u64 = 1024;
+const CHUNK: usize = 16 << 10;
+
+type Failure = (Phase, Cause);
+
+/// Connections to one target.
+#[derive(Debug)]
+pub(super) struct Connections {
+    all: Vec<One>,
+    /// How long each waits for progress.
+    patience: Duration,
+}
+
+#[derive(Debug)]
+struct One {
+    /// Bodies differ, so that no answer can pass for another's.
+    seed: u64,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Open {
+        stream: TcpStream,
+        /// How long the server waits before it gives the answer that it was asked for.
+        asked: Option<Duration>,
+    },
+    Closed,
+    Failed(Failure),
+}
+
+impl Connections {
+    /// Makes `n` connections, from the network namespace of the calling thread.
+    #[must_use]
+    pub(super) fn connect(target: SocketAddr, n: u32, patience: Duration) -> Self {
+        let one = |seed| One { seed, state: State::Closed };
+        let mut this = Self { all: (0..n.into()).map(one).collect(), patience };
+        this.each(|one| {
+            one.state = match open(target, patience) {
+                Ok(stream) => State::Open { stream, asked: None },
+                Err(e) => State::Failed((Phase::Connect, cause(&e))),
+            };
+        });
+        this
+    }
+
+    /// A body of full-sized segments.
+    pub(super) fn transfer(&mut self, way: Way) {
+        let patience = self.patience;
+        self.open(|stream, _, seed| {
+            if matches!(way, Way::Up | Way::Both) {
+                upload(stream, seed)?;
+            }
+            if matches!(way, Way::Down | Way::Both) {
+                ask(stream, Duration::ZERO, BODY, seed)?;
+                read(stream, patience, BODY, seed)?;
+            }
+            Ok(())
+        });
+    }
+
+    /// Asks for a small answer, to be given after `delay`.
+    pub(super) fn ask(&mut self, delay: Duration) {
+        self.open(|stream, asked, seed| {
+            *asked = Some(delay);
+            ask(stream, delay, ANSWER, seed)
+        });
+    }
+
+    /// Reads what was asked for.
+    pub(super) fn answer(&mut self) {
+        let patience = self.patience;
+        self.open(|stream, asked, seed| {
+            // The server's own delay is no stall.
+            read(stream, patience + asked.take().unwrap_or_default(), ANSWER, seed)
+        });
+    }
+
+    /// FIN, and on with reading.
+    pub(super) fn half_close(&mut self) {
+        self.open(|stream, _, _| {
+            stream.shutdown(Shutdown::Write).map_err(|e| (Phase::Close, cause(&e)))
+        });
+    }
+
+    /// Closes. What was asked for has come and is left unread: then the kernel says so by RST
+    /// (RFC 2525, section 2.17).
+    pub(super) fn close(&mut self) {
+        self.open(|stream, asked, _| {
+            if asked.is_some() {
+                let n = stream.peek(&mut [0; 1]).map_err(|e| (Phase::Receive, cause(&e)))?;
+                if n == 0 {
+                    return Err((Phase::Receive, Cause::EarlyEof));
+                }
+            }
+            Ok(())
+        });
+        for one in &mut self.all {
+            if matches!(one.state, State::Open { .. }) {
+                one.state = State::Closed;
+            }
+        }
+    }
+
+    /// FIN from those that are open, and the server's own if it comes soon: a reset that nobody
+    /// has read yet is read.
+    pub(super) fn end(&mut self, patience: Duration) {
+        self.open(|stream, _, _| {
+            let failed = |e: io::Error| (Phase::Close, cause(&e));
+            // ENOTCONN where a reset has come: the next call tells of it.
+            let _ = stream.shutdown(Shutdown::Write);
+            stream.set_read_timeout(Some(patience)).map_err(failed)?;
+            match stream.read(&mut [0; 64]).map_err(failed) {
+                Ok(_) | Err((_, Cause::Stall)) => Ok(()),
+                Err(e) => Err(e),
+            }
+        });
+    }
+
+    /// How they ended; one that goes on has survived.
+    #[must_use]
+    pub(super) fn ends(&self) -> BTreeMap<ProbeEnd, u64> {
+        let mut ends = BTreeMap::new();
+        for one in &self.all {
+            let end = one.failure().map_or(ProbeEnd::Survived, ProbeEnd::from);
+            *ends.entry(end).or_default() += 1;
+        }
+        ends
+    }
+
+    /// Those that failed, by class.
+    #[must_use]
+    pub(super) fn failures(&self) -> BTreeMap<FailureClass, u64> {
+        let mut classes = BTreeMap::new();
+        for class in self.all.iter().filter_map(One::failure) {
+            *classes.entry(class).or_default() += 1;
+        }
+        classes
+    }
+
+    fn open(
+        &mut self,
+        job: impl Fn(&mut TcpStream, &mut Option<Duration>, u64) -> Result<(), Failure> + Sync,
+    ) {
+        self.each(|one| {
+            let State::Open { stream, asked } = &mut one.state else { return };
+            if let Err(failure) = job(stream, asked, one.seed) {
+                one.state = State::Failed(failure);
+            }
+        });
+    }
+
+    fn each(&mut self, job: impl Fn(&mut One) + Sync) {
+        let job = &job;
+        std::thread::scope(|scope| {
+            for one in &mut self.all {
+                scope.spawn(move || job(one));
+            }
+        });
+    }
+}
+
+impl One {
+    fn failure(&self) -> Option<FailureClass> {
+        match self.state {
+            State::Failed((phase, cause)) => Some(FailureClass::of(phase, cause)),
+            State::Open { .. } | State::Closed => None,
+        }
+    }
+}
+
+fn open(target: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&target, patience)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
+    Ok(stream)
+}
+
+fn ask(stream: &mut TcpStream, delay: Duration, length: u64, seed: u64) -> Result<(), Failure> {
+    send(stream, Request::Answer { delay, length, seed })
+}
+
+fn send(stream: &mut TcpStream, request: Request) -> Result<(), Failure> {
+    let line = Line { request, called: stream.peer_addr().ok() }.to_string();
+    stream.write_all(line.as_bytes()).map_err(|e| (Phase::Send, cause(&e)))
+}
+
+/// A body, every octet checked.
+fn read(stream: &mut TcpStream, patience: Duration, length: u64, seed: u64) -> Result<(), Failure> {
+    let failed = |e: &io::Error| (Phase::Receive, cause(e));
+    stream.set_read_timeout(Some(patience)).map_err(|e| failed(&e))?;
+    let (mut body, mut left) = (Body::new(seed), length);
+    let (mut got, mut want) = ([0; CHUNK], [0; CHUNK]);
+    while left > 0 {
+        let room = CHUNK.min(left as usize);
+        let n = stream.read(&mut got[..room]).map_err(|e| failed(&e))?;
+        if n == 0 {
+            return Err((Phase::Receive, Cause::EarlyEof));
+        }
+        body.fill(&mut want[..n]);
+        if got[..n] != want[..n] {
+            return Err((Phase::Receive, Cause::BadAnswer));
+        }
+        left -= n as u64;
+    }
+    Ok(())
+}
+
+/// A body, and the hash that the server saw.
+fn upload(stream: &mut TcpStream, seed: u64) -> Result<(), Failure> {
+    send(stream, Request::Take { length: BODY, seed })?;
+    let (mut body, mut hash, mut left) = (Body::new(seed), BodyHash::default(), BODY);
+    let mut chunk = [0; CHUNK];
+    while left > 0 {
+        let n = CHUNK.min(left as usize);
+        body.fill(&mut chunk[..n]);
+        hash.update(&chunk[..n]);
+        stream.write_all(&chunk[..n]).map_err(|e| (Phase::Send, cause(&e)))?;
+        left -= n as u64;
+    }
+    let want = format!("ok {}\n", hash.hex());
+    let mut got = vec![0; want.len()];
+    stream.read_exact(&mut got).map_err(|e| (Phase::Receive, cause(&e)))?;
+    if got == want.as_bytes() { Ok(()) } else { Err((Phase::Receive, Cause::BadAnswer)) }
+}
+
+fn cause(e: &io::Error) -> Cause {
+    match e.kind() {
+        // EAGAIN of a socket with a timeout; connect_timeout() has no errno of its own.
+        ErrorKind::WouldBlock => Cause::Stall,
+        ErrorKind::TimedOut if e.raw_os_error().is_none() => Cause::Stall,
+        ErrorKind::UnexpectedEof => Cause::EarlyEof,
+        _ => Cause::Errno(Errno::of(e)),
+    }
+}
