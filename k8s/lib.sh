@@ -1,5 +1,5 @@
 # shellcheck shell=sh disable=SC2154
-# Shared by k8s/experiment and k8s/tests/cluster: POSIX shell and kubectl, nothing else.
+# For k8s/tests/cluster: POSIX shell and kubectl, nothing else.
 # The script that reads this sets me, here (this folder), ns, context and dry.
 
 say() { printf '%s\n' "$*" >&2; }

@@ -18,15 +18,17 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Serialize;
 
 use crate::cli::{
-    Cli, ClusterArgs, Command, ConfirmArgs, DiagnoseArgs, ImageArgs, LoadArgs, Plain, TuneArgs,
-    WitnessArgs,
+    Cli, ClusterArgs, Command, ConfirmArgs, DiagnoseArgs, ExperimentArgs, ImageArgs, LoadArgs,
+    Plain, TuneArgs, WitnessArgs,
 };
+use crate::experiment::journal::Journal;
+use crate::experiment::{Experiment, Signal};
 use crate::objects::{Images, Run};
 use crate::report::{Cluster, DiagnoseResult};
 use crate::run::{self, Ground, Stop};
 use crate::tune::{Tune, TuneResult};
 use crate::witness::{ClusterWitness, Witness};
-use crate::{diagnose, each_node, load, manifests, output, plan, preflight, witness};
+use crate::{diagnose, each_node, experiment, load, manifests, output, plan, preflight, witness};
 
 /// Runs the command line.
 pub async fn main(cli: Cli, config: Config) -> ExitCode {
@@ -34,6 +36,7 @@ pub async fn main(cli: Cli, config: Config) -> ExitCode {
         Command::Diagnose(args) => Box::pin(diagnosed(args, &config)).await,
         Command::Load(args) => Box::pin(loaded(args, &config)).await,
         Command::Witness(args) => Box::pin(witnessed(args, &config)).await,
+        Command::Experiment(args) => Box::pin(experimented(args)).await,
         Command::Tune(args) => Box::pin(tuned(args, &config)).await,
         Command::Manifests(args) => {
             manifests::yaml(args.set, &images(&args.images), args.namespace.as_deref())
@@ -309,7 +312,7 @@ pub async fn load(
         fail_on: args.fail_on.clone(),
     };
     let ground = Ground::take(client, &run, foreign, args.cluster.replace).await?;
-    let load = load::Load::new(client, &run, &options);
+    let mut load = load::Load::new(client, &run, &options, "load-client");
     let ended = tokio::select! {
         ended = load.go(say) => ended.map(|()| EndedBy::Completed),
         signal = signalled() => Ok(signal),
@@ -382,7 +385,7 @@ pub async fn tune(
     run::permitted(client, &run.namespace, &each_node::needs(!foreign)).await?;
     let (nodes, unusable) = usable(client, args.nodes.as_deref()).await?;
     let ground = Ground::take(client, &run, foreign, args.cluster.replace).await?;
-    let mut held = Tune::new(client, &run, &nodes);
+    let mut held = Tune::new(client, &run, &nodes, "tune");
     let mut reasons = unusable;
     let kept = args.cluster.keep;
     let set = tokio::select! {
@@ -510,6 +513,94 @@ pub async fn watch(
     let record =
         clock.run("kubectl-conntrack witness", env!("CARGO_PKG_VERSION"), ended_by, config.clone());
     Ok(ClusterWitness::new(record, cluster, &found, witness.names(), reasons))
+}
+
+async fn experimented(args: ExperimentArgs) -> anyhow::Result<Exit> {
+    let Connected { client, cluster } = connect(&args.cluster, "conntrack-experiment").await?;
+    confirmed(&args.confirm, &cluster.context)?;
+    let dir = args.save.clone().unwrap_or_else(|| {
+        let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+        format!("results/cluster-{now}").into()
+    });
+    let result = kept(None, "", async |shutdown, say| {
+        let signalled = async || shutdown.signalled().await;
+        Box::pin(experiment(&client, cluster, &args, &dir, signalled, say)).await
+    })
+    .await?;
+    print(&conntrack_lab::report::text::render(&result, conntrack_lab::report::text::width()))?;
+    print(&dir.join("report.html").display().to_string())?;
+    Ok(conntrack_lab::app::exit(&result))
+}
+
+/// The experiment on the cluster behind `client`, judged from what it left in `dir`.
+pub async fn experiment(
+    client: &Client,
+    cluster: Cluster,
+    args: &ExperimentArgs,
+    dir: &Path,
+    signalled: impl AsyncFnMut() -> EndedBy,
+    say: &dyn Fn(&str),
+) -> anyhow::Result<conntrack_lab::document::lab::LabResult> {
+    let run = Run {
+        id: run_id(),
+        namespace: cluster.namespace.clone(),
+        images: images(&args.cluster.images),
+    };
+    let foreign = args.cluster.namespace.is_some();
+    say(&format!("context {}, namespace {}, run {}", cluster.context, run.namespace, run.id));
+    run::permitted(client, &run.namespace, &experiment::needs(!foreign)).await?;
+    let (nodes, unusable) = usable(client, None).await?;
+    let options = experiment::Options {
+        clients: args.clients.clone(),
+        step: args.step,
+        table: args.table_size,
+        table_command: args.table_command.clone(),
+        hold_off_drop: args.hold_off_drop,
+        timeout: args.timeout,
+    };
+    let mut journal = Journal::begin(dir)?;
+    let clients: Vec<_> = args.clients.iter().map(u32::to_string).collect();
+    let kernel = |n: &plan::Node| format!("{} on {}, kubelet {}", n.kernel, n.name, n.kubelet);
+    journal.told("context", &cluster.context)?;
+    journal.told("started", jiff::Timestamp::now())?;
+    journal.told("clients", clients.join(" "))?;
+    journal.told("seconds", args.step.as_secs())?;
+    journal.told("table-size", args.table_size.map_or("none".to_owned(), |n| n.to_string()))?;
+    journal.told("hold-off-drop", u8::from(args.hold_off_drop))?;
+    journal.told("kernel", nodes.iter().map(kernel).collect::<Vec<_>>().join("; "))?;
+    journal.told("kubernetes", &cluster.version)?;
+    for why in unusable {
+        journal.doubt(&why)?;
+    }
+    let ground = Ground::take(client, &run, foreign, args.cluster.replace).await?;
+    let mut signal = Signal::new(signalled);
+    let done = Box::pin(
+        Experiment::new(client, &run, &nodes, &options, &mut journal, &mut signal).go(say),
+    )
+    .await;
+    // Nothing was measured, and the mend is the user's.
+    let refused = matches!(done, Err(Stop::Image { .. } | Stop::Refused(_)));
+    let ended_by = match &done {
+        Ok(()) => signal.by.unwrap_or(EndedBy::Completed),
+        Err(e) => {
+            journal.doubt(&format!("the run ended before its end: {e}"))?;
+            EndedBy::Error
+        }
+    };
+    if let Some(by) = signal.by {
+        journal.doubt(&format!("the run was ended by {by}"))?;
+    }
+    // One signal has ended the run; the next one ends the waiting for what it made.
+    let mut again = async || signal.next().await;
+    for left in ground.end(args.cluster.keep, &mut again, say).await {
+        journal.doubt(&left)?;
+    }
+    journal.told("ended", jiff::Timestamp::now())?;
+    journal.wrote(&format!("end {ended_by}"))?;
+    if refused {
+        done?;
+    }
+    Ok(conntrack_lab::cluster::run(dir)?)
 }
 
 /// The nodes that are ready, and why others are not.

@@ -38,6 +38,8 @@ pub enum Command {
     Load(LoadArgs),
     /// Watches every node for a while: which connections INVALID segments ended, by pod, Service and node
     Witness(WitnessArgs),
+    /// Load from none to many clients, a table smaller than the load, be_liberal: what resets, and what times out
+    Experiment(ExperimentArgs),
     /// Sets conntrack sysctls on nodes while it runs, reads them back, and puts the old values back
     Tune(TuneArgs),
     /// Prints the manifests of k8s/, for kubectl apply or GitOps
@@ -173,6 +175,39 @@ pub struct WitnessArgs {
     /// Keeps every node's result in this folder
     #[arg(long, value_name = "DIR")]
     pub save: Option<PathBuf>,
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+}
+
+/// Options of `experiment`.
+#[derive(Clone, Debug, Args)]
+pub struct ExperimentArgs {
+    /// Numbers of clients, one step each
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "0,10,20,50", value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub clients: Vec<u32>,
+    /// How long each step lasts
+    #[arg(long, value_name = "D", default_value = "30s", value_parser = positive_duration)]
+    pub step: Duration,
+    /// The step with a table smaller than the load: nf_conntrack_max on every node. Without it that step is left out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub table_size: Option<u64>,
+    /// Where pods cannot write nf_conntrack_max (kind, nodes in containers): with a number as its last word it sets
+    /// it, without one it prints it
+    #[arg(long, value_name = "COMMAND", requires = "table_size")]
+    pub table_command: Option<String>,
+    /// First holds kube-proxy's drop of INVALID off, as k8s/tests/unprotect does
+    #[arg(long)]
+    pub hold_off_drop: bool,
+    /// The longest that pods may take to start, their images' pull included
+    #[arg(long, value_name = "D", default_value = "3m", value_parser = positive_duration)]
+    pub timeout: Duration,
+    /// Where everything goes (default: results/cluster-TIME)
+    #[arg(long, value_name = "DIR")]
+    pub save: Option<PathBuf>,
+    /// Consent.
+    #[command(flatten)]
+    pub confirm: ConfirmArgs,
     /// Which cluster.
     #[command(flatten)]
     pub cluster: ClusterArgs,

@@ -38,15 +38,17 @@ pub struct EachNode<'a> {
     pub nodes: &'a [Node],
     /// Where the DaemonSet is.
     pub set: Set,
-    /// Its name, and the beginning of its pods'.
+    /// Its name.
     pub name: &'static str,
+    /// What its pods' names begin with.
+    pub prefix: &'static str,
     /// Its one container.
     pub container: &'static str,
 }
 
 impl EachNode<'_> {
     fn pod_name(&self, index: usize) -> String {
-        format!("{}-{index}", self.name)
+        format!("{}-{index}", self.prefix)
     }
 
     fn api(&self) -> Api<Pod> {

@@ -9,6 +9,7 @@ pub mod app;
 pub mod cli;
 pub mod diagnose;
 pub mod each_node;
+pub mod experiment;
 pub mod load;
 pub mod manifests;
 pub mod names;

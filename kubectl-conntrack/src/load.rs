@@ -11,7 +11,6 @@ use futures_util::{StreamExt, stream};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::DeleteParams;
-use kube::runtime::wait::{await_condition, conditions};
 use kube::{Api, Client};
 use load_client::threshold::Threshold;
 use serde_json::{Value, json};
@@ -64,6 +63,9 @@ pub struct Load<'a> {
     client: &'a Client,
     run: &'a Run,
     options: &'a Options,
+    /// What its pods' names begin with.
+    prefix: String,
+    watch: Watch<'a>,
 }
 
 /// What came of it.
@@ -77,15 +79,16 @@ pub struct Collected {
     pub accepted: Option<u64>,
 }
 
-fn pod_name(index: u32) -> String {
-    format!("load-client-{index}")
-}
-
 impl<'a> Load<'a> {
-    /// A load that was not begun.
+    /// A load that was not begun, whose pods are called `prefix-N`.
     #[must_use]
-    pub fn new(client: &'a Client, run: &'a Run, options: &'a Options) -> Self {
-        Self { client, run, options }
+    pub fn new(client: &'a Client, run: &'a Run, options: &'a Options, prefix: &str) -> Self {
+        let watch = Watch::begin(client, &run.namespace, &format!("{RUN}={}", run.id));
+        Self { client, run, options, prefix: prefix.to_owned(), watch }
+    }
+
+    fn pod_name(&self, index: u32) -> String {
+        format!("{}-{index}", self.prefix)
     }
 
     /// The base's object of that kind and name, as this run's own.
@@ -93,10 +96,11 @@ impl<'a> Load<'a> {
         manifests::own(Set::Base, self.run, kind, name)
     }
 
-    fn target(&self) -> (Deployment, Service) {
+    fn objects(&self, beside_boom_server: bool) -> (Deployment, Service) {
         let mut target = self.base("Deployment", "load-target");
-        // In the base it keeps boom-server company, which is not here.
-        target["spec"]["template"]["spec"]["affinity"] = Value::Null;
+        if !beside_boom_server {
+            target["spec"]["template"]["spec"]["affinity"] = Value::Null;
+        }
         (objects::typed(target), objects::typed(self.base("Service", "load-target")))
     }
 
@@ -105,7 +109,7 @@ impl<'a> Load<'a> {
         let mut template = self.base("Deployment", "load-client")["spec"]["template"].take();
         template["apiVersion"] = "v1".into();
         template["kind"] = "Pod".into();
-        template["metadata"]["name"] = pod_name(index).into();
+        template["metadata"]["name"] = self.pod_name(index).into();
         template["metadata"]["namespace"] = self.run.namespace.clone().into();
         let spec = &mut template["spec"];
         spec["restartPolicy"] = "Never".into();
@@ -125,63 +129,79 @@ impl<'a> Load<'a> {
         objects::typed(template)
     }
 
-    /// Starts the target and the clients, and waits until each has ended.
-    pub async fn go(&self, say: &dyn Fn(&str)) -> Result<(), Stop> {
+    /// Starts the target, and waits until it is ready. In the base it is on boom-server's node, which
+    /// not every run has.
+    pub async fn target(&mut self, beside_boom_server: bool) -> Result<(), Stop> {
         let ns = &self.run.namespace;
-        let (deployment, service) = self.target();
+        let (deployment, service) = self.objects(beside_boom_server);
         let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), ns);
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), ns);
         let one = self.pod(0);
         run::apply(&deployments, &deployment, true).await?;
-        run::apply(&pods, &one, true).await.map_err(|e| match e.code {
+        run::apply(&self.pods(), &one, true).await.map_err(|e| match e.code {
             Some(code) if code < 500 => Stop::Refused(e.to_string()),
             _ => Stop::Api(e),
         })?;
-        say("the target");
         run::apply(&Api::<Service>::namespaced(self.client.clone(), ns), &service, false).await?;
         run::apply(&deployments, &deployment, false).await?;
-        let mut watch = Watch::begin(self.client, ns, &format!("{RUN}={}", self.run.id));
-        let deadline = Instant::now() + self.options.timeout;
-        let ready =
-            await_condition(deployments, "load-target", conditions::is_deployment_completed());
-        tokio::select! {
-            ready = tokio::time::timeout_at(deadline, ready) => match ready {
-                Ok(Ok(_)) => {}
-                Ok(Err(e)) => return Err(Stop::Refused(format!("cannot watch the target: {e}"))),
-                Err(_) => return Err(Stop::Refused(format!("the target was not ready after {:?}", self.options.timeout))),
-            },
-            gave = watch.until(deadline, |_| false) => run::waited(gave)?,
-        }
-        say(&format!("{} clients", self.options.clients));
-        let applied: Vec<_> = stream::iter((0..self.options.clients).map(|n| {
-            let (pods, pod) = (pods.clone(), self.pod(n));
-            async move { run::apply(&pods, &pod, false).await }
+        run::rolled_out(&deployments, "load-target", self.options.timeout, &mut self.watch).await
+    }
+
+    fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &self.run.namespace)
+    }
+
+    /// Starts every client.
+    pub async fn start(&self) -> Result<(), Stop> {
+        let (pods, clients) = (self.pods(), 0..self.options.clients);
+        let applied: Vec<_> = stream::iter(clients.map(|n| {
+            let (pods, pod) = (&pods, self.pod(n));
+            async move { run::apply(pods, &pod, false).await }
         }))
         .buffer_unordered(PARALLEL)
         .collect()
         .await;
-        for pod in applied {
-            pod?;
-        }
-        let deadline = Instant::now() + self.options.timeout + self.options.duration;
-        let clients = self.options.clients as usize;
-        let done = |pods: &BTreeMap<String, Seen>| {
-            let mine = pods.iter().filter(|(n, _)| n.starts_with("load-client-"));
-            let ended = mine.filter(|(_, p)| p.ended || p.trouble.is_some()).count();
-            say(&format!("{} of {clients} pods at work", clients - ended.min(clients)));
-            ended >= clients
+        applied.into_iter().try_for_each(|pod| pod.map(drop)).map_err(Stop::Api)
+    }
+
+    /// Waits until `done` of every client; one that has ended or is in trouble is done. Gives how many are.
+    pub async fn until(
+        &mut self,
+        deadline: Instant,
+        say: &dyn Fn(&str),
+        done: impl Fn(&Seen) -> bool,
+    ) -> Result<usize, Stop> {
+        let names: Vec<_> = (0..self.options.clients).map(|n| self.pod_name(n)).collect();
+        let clients = names.len();
+        let of = |pods: &BTreeMap<String, Seen>| {
+            let over = |p: &Seen| p.ended || p.trouble.is_some() || done(p);
+            names.iter().filter(|n| pods.get(*n).is_some_and(over)).count()
         };
-        run::waited(watch.until(deadline, done).await)
+        let all = |pods: &BTreeMap<String, Seen>| {
+            say(&format!("{} of {clients} pods at work", clients - of(pods)));
+            of(pods) == clients
+        };
+        run::waited(self.watch.until(deadline, all).await)?;
+        Ok(of(&self.watch.pods))
+    }
+
+    /// Starts the target and the clients, and waits until each has ended.
+    pub async fn go(&mut self, say: &dyn Fn(&str)) -> Result<(), Stop> {
+        say("the target");
+        Box::pin(self.target(false)).await?;
+        say(&format!("{} clients", self.options.clients));
+        self.start().await?;
+        let deadline = Instant::now() + self.options.timeout + self.options.duration;
+        self.until(deadline, say, |_| false).await.map(drop)
     }
 
     /// Every client's result. `early` ends those that are at work first: with their result written
     /// they linger until it is read.
     pub async fn collect(&self, early: bool) -> Collected {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.run.namespace);
+        let pods = self.pods();
         let each = stream::iter(0..self.options.clients).map(|n| {
             let pods = pods.clone();
             async move {
-                let name = pod_name(n);
+                let name = self.pod_name(n);
                 if early {
                     let asked = DeleteParams::default();
                     let _ = call("end a client", async || pods.delete(&name, &asked).await).await;
@@ -203,22 +223,19 @@ impl<'a> Load<'a> {
         collected.results.sort_by(|a, b| a.0.cmp(&b.0));
         collected.accepted = self.accepted().await;
         // Those that linger would hold the namespace up.
-        let _ = run::delete_all(&pods, (0..self.options.clients).map(pod_name)).await;
+        let _ = run::delete_all(&pods, (0..self.options.clients).map(|n| self.pod_name(n))).await;
         collected
     }
 
     /// Connections that the target has accepted, by its own metrics through the API server.
-    async fn accepted(&self) -> Option<u64> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.run.namespace);
+    pub async fn accepted(&self) -> Option<u64> {
+        let pods = self.pods();
         let params = kube::api::ListParams::default().labels("app.kubernetes.io/name=load-target");
         let name =
             pods.list(&params).await.ok()?.items.into_iter().find_map(|p| p.metadata.name)?;
         // What the target's metrics lag behind.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let path =
-            format!("/api/v1/namespaces/{}/pods/{name}:9100/proxy/metrics", self.run.namespace);
-        let request = http::Request::get(path).body(Vec::new()).ok()?;
-        let text = self.client.request_text(request).await.ok()?;
+        let text = run::metrics(self.client, &self.run.namespace, &name, 9100).await?;
         let line = text.lines().find_map(|l| l.strip_prefix("load_accepted_total "))?;
         line.trim().parse::<f64>().ok().map(|n| n as u64)
     }

@@ -18,6 +18,9 @@ pub enum Set {
     DropInvalid,
     /// Which connections of each node INVALID segments ended: k8s/overlays/witness
     Witness,
+    /// Holds kube-proxy's drop off, to see an unprotected path: k8s/tests/unprotect
+    #[value(skip)]
+    Unprotect,
 }
 
 /// The files of one folder.
@@ -60,6 +63,17 @@ impl Set {
                     k8s!("overlays/witness/witness.yaml"),
                 ],
                 config: None,
+            },
+            Self::Unprotect => Files {
+                namespace: "conntrack-unprotect",
+                resources: &[
+                    k8s!("tests/unprotect/namespace.yaml"),
+                    k8s!("tests/unprotect/unprotect.yaml"),
+                ],
+                config: Some((
+                    "unprotect",
+                    &[("unprotect.sh", k8s!("tests/unprotect/unprotect.sh"))],
+                )),
             },
             Self::Tune => Files {
                 namespace: "conntrack-tune",

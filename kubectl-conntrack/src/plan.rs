@@ -120,6 +120,8 @@ pub struct Node {
     pub kubelet: String,
     /// Its internal addresses.
     pub addresses: Vec<IpAddr>,
+    /// Since when it is, or is not, ready.
+    pub ready_since: Option<String>,
     /// Why it cannot be tried; none when it can.
     pub unusable: Option<String>,
 }

@@ -156,6 +156,7 @@ fn node(n: &ApiNode) -> Option<Node> {
         return None;
     }
     let ready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready");
+    let ready_since = ready.and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0.to_string());
     let unusable = match ready {
         Some(c) if c.status == "True" => None,
         Some(c) => Some(format!("not ready: {}", c.message.as_deref().unwrap_or("no message"))),
@@ -168,6 +169,7 @@ fn node(n: &ApiNode) -> Option<Node> {
         os_image: info.os_image,
         kubelet: info.kubelet_version,
         addresses: internal.filter_map(|a| a.address.parse().ok()).collect(),
+        ready_since,
         unusable,
     })
 }

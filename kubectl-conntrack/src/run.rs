@@ -9,17 +9,19 @@ use canary_record::names::EndedBy;
 use canary_runtime::output::ResultFile;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{
     DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams, Preconditions,
 };
 use kube::core::ObjectList;
+use kube::runtime::wait::{await_condition, conditions};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use crate::api::{ApiError, Gave, PARALLEL, call};
+use crate::api::{ApiError, Gave, PARALLEL, Watch, call};
 use crate::objects::{ENFORCE, MANAGER, RUN, Run};
 use crate::preflight::{self, NamespaceState, Right};
 
@@ -157,6 +159,33 @@ pub fn waited(gave: Result<(), Gave>) -> Result<(), Stop> {
         Ok(()) | Err(Gave::Deadline) => Ok(()),
         Err(Gave::Image { image, why }) => Err(Stop::Image { image, why }),
     }
+}
+
+/// Waits until a Deployment is rolled out; `watch` tells of an image that cannot be had.
+pub async fn rolled_out(
+    api: &Api<Deployment>,
+    name: &str,
+    timeout: Duration,
+    watch: &mut Watch<'_>,
+) -> Result<(), Stop> {
+    let deadline = Instant::now() + timeout;
+    let ready = await_condition(api.clone(), name, conditions::is_deployment_completed());
+    tokio::select! {
+        ready = tokio::time::timeout_at(deadline, ready) => match ready {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(e)) => Err(Stop::Refused(format!("cannot watch {name}: {e}"))),
+            Err(_) => Err(Stop::Refused(format!("{name} was not ready after {timeout:?}"))),
+        },
+        gave = watch.until(deadline, |_| false) => waited(gave),
+    }
+}
+
+/// A pod's own metrics, through the API server; none where they cannot be read at once.
+pub async fn metrics(client: &Client, namespace: &str, pod: &str, port: u16) -> Option<String> {
+    let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}:{port}/proxy/metrics");
+    let request = http::Request::get(path).body(Vec::new()).ok()?;
+    let text = tokio::time::timeout(Duration::from_secs(3), client.request_text(request)).await;
+    text.ok()?.ok()
 }
 
 /// Keeps a document.
@@ -320,9 +349,7 @@ impl<'a> Ground<'a> {
 
     /// Deletes what bears `labels`: owners before what they would make anew.
     async fn leave_foreign(&self, labels: &str) -> Result<(), Stop> {
-        use k8s_openapi::api::{
-            apps::v1::DaemonSet, apps::v1::Deployment, batch::v1::Job, core::v1,
-        };
+        use k8s_openapi::api::{apps::v1::DaemonSet, batch::v1::Job, core::v1};
         self.leave_kind::<DaemonSet>(labels).await?;
         self.leave_kind::<Deployment>(labels).await?;
         self.leave_kind::<Job>(labels).await?;
@@ -375,11 +402,7 @@ async fn remove_namespace(client: &Client, ns: &str, uid: &str) -> Result<(), St
         });
     asked.await?;
     let until = Instant::now() + GONE;
-    let gone = kube::runtime::wait::await_condition(
-        api,
-        ns,
-        kube::runtime::wait::conditions::is_deleted(uid),
-    );
+    let gone = await_condition(api, ns, conditions::is_deleted(uid));
     match tokio::time::timeout_at(until, gone).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(e)) => {

@@ -99,10 +99,16 @@ pub struct Tune<'a> {
 }
 
 impl<'a> Tune<'a> {
-    /// Nothing is set yet. `nodes` has one at least.
+    /// Nothing is set yet. `nodes` has one at least; its pods are called `prefix-N`.
     #[must_use]
-    pub fn new(client: &'a Client, run: &'a Run, nodes: &'a [Node]) -> Tune<'a> {
-        let pods = EachNode { client, run, nodes, set: Set::Tune, name: "tune", container: "tune" };
+    pub fn new(
+        client: &'a Client,
+        run: &'a Run,
+        nodes: &'a [Node],
+        prefix: &'static str,
+    ) -> Tune<'a> {
+        let (set, name) = (Set::Tune, "tune");
+        let pods = EachNode { client, run, nodes, set, name, prefix, container: name };
         let labels = format!("{RUN}={},app.kubernetes.io/name=tune", run.id);
         let watch = Watch::begin(client, &run.namespace, &labels);
         Self { pods, refused: BTreeMap::new(), watch }

@@ -132,6 +132,7 @@ impl<'a> Witness<'a> {
             nodes,
             set: Set::Witness,
             name: "witness",
+            prefix: "witness",
             container: "load-client",
         };
         let labels = format!("{RUN}={},app.kubernetes.io/name=witness", run.id);

@@ -327,7 +327,9 @@ fn entry(scenario: &Scenario) -> Entry {
     }
 }
 
-fn exit(result: &LabResult) -> Exit {
+/// How a program ends with that result.
+#[must_use]
+pub const fn exit(result: &LabResult) -> Exit {
     match (result.run.ended_by, result.judgement) {
         (EndedBy::Sigint | EndedBy::Sigterm, _)
         | (_, Judgement::Inconclusive | Judgement::Skipped) => Exit::Inconclusive,

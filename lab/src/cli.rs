@@ -54,9 +54,9 @@ pub enum Command {
         #[arg(value_name = "DIR")]
         dir: PathBuf,
     },
-    /// Judges what k8s/experiment collected in a cluster: results.json, report.html and junit.xml
+    /// Judges what kubectl conntrack experiment collected in a cluster: results.json, report.html and junit.xml
     Cluster {
-        /// Directory that `k8s/experiment` wrote
+        /// Directory that `kubectl conntrack experiment` wrote
         #[arg(value_name = "DIR")]
         dir: PathBuf,
     },

@@ -1,4 +1,4 @@
-//! A run of `k8s/experiment`, from what it collected to the lab's own result and report: pure
+//! A run of `kubectl conntrack experiment`, from what it collected to the lab's own result and report: pure
 //! but for [`run`].
 
 pub mod journal;
@@ -26,9 +26,9 @@ use crate::scenario::claims::Claim;
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// It cannot be read.
-    #[error("cannot read {0}: {1}; name a directory that k8s/experiment wrote")]
+    #[error("cannot read {0}: {1}; name a directory that kubectl conntrack experiment wrote")]
     Read(PathBuf, io::Error),
-    /// It was not k8s/experiment that wrote it.
+    /// It was not kubectl conntrack experiment that wrote it.
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// The result cannot be written.
@@ -124,9 +124,13 @@ fn judge(
                 .to_owned(),
         );
     }
-    // The first step in which nothing protects. With the drop in force there is none.
+    // The first step in which nothing protects: behind a drop there is none, and a reset shows that
+    // there was no drop.
     let held_off = journal.told("hold-off-drop") == "1";
-    let bare = steps.iter().find(|s| held_off && s.shown.kind != Kind::Liberal);
+    let bare = steps
+        .iter()
+        .filter(|s| s.shown.kind != Kind::Liberal)
+        .find(|s| held_off || s.shown.attributed > 0);
     let control = PositiveControl {
         held: bare.is_some_and(|s| s.shown.attributed > 0),
         forged: bare.map_or(0, |s| s.shown.forged),
@@ -155,7 +159,7 @@ fn judge(
     LabResult {
         schema_version: SCHEMA_VERSION,
         run: Run {
-            program: "k8s/experiment".to_owned(),
+            program: "kubectl conntrack experiment".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: journal.told("kernel").to_owned(),
             host: journal.told("context").to_owned(),
@@ -182,7 +186,7 @@ fn judge(
             name: "cluster-saturation".to_owned(),
             title: format!("Load from 0 to {} clients on a real cluster", most(journal)),
             why: "The blog post scales its clients until the conntrack table is full".to_owned(),
-            source: "k8s/experiment".to_owned(),
+            source: "kubectl conntrack experiment".to_owned(),
             judgement,
             reasons,
             cells: Vec::new(),

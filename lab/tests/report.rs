@@ -135,7 +135,7 @@ fn a_scenario_over_time_that_differs_is_in_the_verdict() {
     assert!(verdict.starts_with("0 of 3 cells and 1 of 1 scenario over time did not"), "{verdict}");
 }
 
-/// A run over time alone, as k8s/experiment writes one, has no cells to speak of: the verdict
+/// A run over time alone, as kubectl conntrack experiment writes one, has no cells to speak of: the verdict
 /// is of its steps.
 #[test]
 fn a_run_without_cells_speaks_of_its_steps() {

@@ -35,6 +35,9 @@ type Answer = http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, Infallibl
 /// What a pod's containers do.
 pub type Script = dyn Fn(&Value) -> Life + Send + Sync;
 
+/// A pod's metrics, through the API server.
+pub type Metrics = dyn Fn(&str) -> String + Send + Sync;
+
 /// A container's log.
 pub type Log = dyn Fn(&Value, &str) -> String + Send + Sync;
 
@@ -65,8 +68,9 @@ struct State {
     next_port: u16,
     dual: bool,
     refuse_pods: Option<String>,
-    accepted: Option<u64>,
+    metrics: Option<Arc<Metrics>>,
     linger: bool,
+    clients: u64,
 }
 
 /// The API server.
@@ -116,7 +120,17 @@ impl Fake {
 
     /// What the load's target says that it accepted.
     pub fn accepted(&self, n: u64) {
-        self.lock().accepted = Some(n);
+        self.metrics(move |_| format!("load_accepted_total {n}\n"));
+    }
+
+    /// What each pod's metrics are.
+    pub fn metrics(&self, of: impl Fn(&str) -> String + Send + Sync + 'static) {
+        self.lock().metrics = Some(Arc::new(of));
+    }
+
+    /// Load-clients that were ever made.
+    pub fn clients(&self) -> u64 {
+        self.lock().clients
     }
 
     /// Pods that are told to end stay and can be read, until they are told with no grace.
@@ -371,10 +385,13 @@ impl Fake {
                     None => failure(404, "pods not found"),
                 }
             }
-            (&Method::GET, [.., "pods", _, "proxy", "metrics"]) => match self.lock().accepted {
-                Some(n) => Response::new(full(format!("load_accepted_total {n}\n").into_bytes())),
-                None => failure(403, "no right to pods/proxy"),
-            },
+            (&Method::GET, [.., "pods", pod, "proxy", "metrics"]) => {
+                let metrics = self.lock().metrics.clone();
+                match metrics {
+                    Some(of) => Response::new(full(of(pod).into_bytes())),
+                    None => failure(403, "no right to pods/proxy"),
+                }
+            }
             (&Method::DELETE, [.., "namespaces", ns, "pods", name])
                 if self.lock().linger && body["gracePeriodSeconds"] != 0 =>
             {
@@ -442,6 +459,8 @@ impl Fake {
         object["metadata"]["uid"] = key.clone().into();
         let stored = self.put(&key, object);
         if kind == "pods" && new {
+            let client = stored["metadata"]["labels"]["app.kubernetes.io/name"] == "load-client";
+            self.lock().clients += u64::from(client);
             self.live(key, stored.clone());
         }
         ok(&stored)

@@ -1,4 +1,4 @@
-//! What `k8s/experiment` wrote down while it ran: pure.
+//! What `kubectl conntrack experiment` wrote down while it ran: pure.
 //!
 //! The journal has one event a line, `SECONDS WORD REST`; the samples are the programs' own
 //! metrics, each set after a line `sample SECONDS`.
@@ -13,7 +13,7 @@ use canary_record::result::observe::ConntrackCounters;
 
 /// A line that nobody would have written.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{file}, line {line}: '{text}' is no event of k8s/experiment")]
+#[error("{file}, line {line}: '{text}' is no event of kubectl conntrack experiment")]
 pub struct JournalError {
     file: &'static str,
     line: usize,

@@ -3,7 +3,7 @@ use canary_record::result::load::{Cause, FailureCount};
 
 use super::*;
 
-/// What boom-server, canary-client and observe export, as k8s/experiment keeps it.
+/// What boom-server, canary-client and observe export, as kubectl conntrack experiment keeps it.
 fn set(t: u32, counts: [u64; 6]) -> String {
     let [forged, killed, attempts, ok, entries, drop] = counts;
     format!(
@@ -191,11 +191,22 @@ fn without_its_positive_control_nothing_is_proved() {
     assert_eq!(kept.positive_control, PositiveControl::default());
 }
 
+/// On a cluster where nothing drops, the first step is the control.
+#[test]
+fn an_unprotected_cluster_is_its_own_control() {
+    let result =
+        judged(&JOURNAL.replace("hold-off-drop 1", "hold-off-drop 0"), &samples(), &results());
+    assert_eq!(result.positive_control, PositiveControl { held: true, forged: 10, killed: 10 });
+    let text = crate::report::text::render(&result, 100);
+    assert!(text.contains("Positive control: 10 of 10 above-window segments reset"), "{text}");
+    assert!(!text.contains("0 of 0 cells"), "{text}");
+}
+
 /// A run whose drop stayed in force does not claim a control, nor a command of the lab's.
 #[test]
 fn a_run_behind_the_drop_tells_no_control() {
-    let kept =
-        judged(&JOURNAL.replace("hold-off-drop 1", "hold-off-drop 0"), &samples(), &results());
+    let spared = samples().replace("boom_killed_total", "boom_other_total");
+    let kept = judged(&JOURNAL.replace("hold-off-drop 1", "hold-off-drop 0"), &spared, &results());
     let text = crate::report::text::render(&kept, 100);
     assert!(text.contains("Positive control: not tried"), "{text}");
     assert!(crate::report::junit::render(&kept).contains("<skipped"));
@@ -236,7 +247,7 @@ fn cut_lines_are_left_out_and_strange_ones_refused() {
     let cut = Journal::read("0 run clients 0\n5 step load 0\n10 fr").unwrap();
     assert_eq!(cut.steps[0].from, None);
     let e = Journal::read("0 run clients 0\n5 step moon 0\n").unwrap_err().to_string();
-    assert_eq!(e, "journal, line 2: '5 step moon 0' is no event of k8s/experiment");
+    assert_eq!(e, "journal, line 2: '5 step moon 0' is no event of kubectl conntrack experiment");
     assert_eq!(journal::samples("sample 1\nload_ok_total 5\nload_fai").unwrap()[0].ok, 5);
     for bad in
         ["load_ok_total 5\n", "sample soon\n", "sample 1\nload_ok_total\n", "sample 1\nx{y} 1\n"]

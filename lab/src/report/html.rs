@@ -69,7 +69,7 @@ pub fn verdict(result: &LabResult) -> String {
     let of = |j: Judgement| cells(result).filter(|c| c.judgement == j).count() as u64;
     let all = cells(result).count() as u64;
     if all == 0 {
-        // A run over time alone, such as that of k8s/experiment.
+        // A run over time alone, such as that of kubectl conntrack experiment.
         return match result.judgement {
             Judgement::AsExpected => "Every step ran, and no result is missing.",
             Judgement::Differs => "A step did not show what was expected.",

@@ -7,7 +7,7 @@ use crate::document::lab::LabResult;
 
 use super::words::{self, grouped};
 
-/// Whether the lab itself ran, on one machine; k8s/experiment has a cluster.
+/// Whether the lab itself ran, on one machine; kubectl conntrack experiment has a cluster.
 fn of_this_machine(result: &LabResult) -> bool {
     result.run.program == "conntrack-lab run"
 }

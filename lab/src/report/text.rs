@@ -299,20 +299,22 @@ fn summary(out: &mut String, result: &LabResult, width: usize) {
     let expected = cells().filter(|c| c.judgement == Judgement::AsExpected).count();
     let timed: Vec<_> = result.scenarios.iter().filter(|s| s.timeline.is_some()).collect();
     let held = timed.iter().filter(|s| s.judgement == Judgement::AsExpected).count();
-    let staged = if timed.is_empty() {
-        String::new()
-    } else {
-        format!(", {held} of {} scenarios with stages", timed.len())
-    };
+    let mut parts = Vec::new();
+    if cells().count() > 0 || timed.is_empty() {
+        parts.push(format!("{expected} of {} as expected", count(cells().count())));
+    }
+    if !timed.is_empty() {
+        parts.push(format!("{held} of {} scenarios with stages", timed.len()));
+    }
     let text = format!(
-        "{}: {expected} of {} as expected{staged}, in {:.0} s",
+        "{}: {}, in {:.0} s",
         match result.judgement {
             Judgement::AsExpected => "EVERY EXPECTATION HELD",
             Judgement::Differs => "SOMETHING DIFFERS FROM ITS EXPECTATION",
             Judgement::Inconclusive => "INCONCLUSIVE",
             Judgement::Skipped => "SKIPPED",
         },
-        count(cells().count()),
+        parts.join(", "),
         result.run.seconds
     );
     paragraph(out, "", &text, width);

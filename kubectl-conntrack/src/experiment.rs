@@ -1,0 +1,522 @@
+//! `experiment`: load from none to many clients, a table smaller than the load, be_liberal, and
+//! everything back. What it saw goes to `raw/` as it comes; `conntrack_lab::cluster` judges it.
+
+pub mod journal;
+
+use std::process::Command;
+use std::time::Duration;
+
+use canary_record::names::EndedBy;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use self::journal::Journal;
+use crate::api::{Watch, call};
+use crate::each_node::EachNode;
+use crate::load::{self, Load};
+use crate::manifests::{self, Set};
+use crate::objects::{self, RUN, Run};
+use crate::plan::Node;
+use crate::preflight::{self, Right, rights};
+use crate::run::{self, Stop};
+use crate::tune::{Sysctl, Tune, TunedNode};
+
+/// What an experiment needs.
+#[must_use]
+pub fn needs(own_namespace: bool) -> Vec<Right> {
+    let mut needs = load::needs(own_namespace);
+    needs.extend(crate::each_node::needs(own_namespace));
+    needs.extend(rights("", "pods/proxy", true, &["get"]));
+    needs.sort_unstable();
+    needs.dedup();
+    needs
+}
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Numbers of clients, one step each.
+    pub clients: Vec<u32>,
+    /// How long each step lasts.
+    pub step: Duration,
+    /// nf_conntrack_max of the step with a small table; none leaves that step out.
+    pub table: Option<u64>,
+    /// Sets it where pods cannot: with a number as its last word, without one it prints it.
+    pub table_command: Option<String>,
+    /// Whether kube-proxy's drop is held off first.
+    pub hold_off_drop: bool,
+    /// The longest that pods may take to start.
+    pub timeout: Duration,
+}
+
+/// What changes in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Load,
+    SmallTable,
+    Liberal,
+}
+
+impl Purpose {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Load => "load",
+            Self::SmallTable => "small-table",
+            Self::Liberal => "liberal",
+        }
+    }
+}
+
+/// A signal, which ends waiting and not what follows from it.
+pub struct Signal<S> {
+    signalled: S,
+    /// What came.
+    pub by: Option<EndedBy>,
+}
+
+impl<S: AsyncFnMut() -> EndedBy> Signal<S> {
+    /// None has come.
+    pub const fn new(signalled: S) -> Self {
+        Self { signalled, by: None }
+    }
+
+    /// The next one.
+    pub async fn next(&mut self) -> EndedBy {
+        (self.signalled)().await
+    }
+
+    /// Does `work`, until its end or a signal.
+    pub async fn or<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            done = work => Some(done),
+            by = (self.signalled)() => {
+                self.by.get_or_insert(by);
+                None
+            }
+        }
+    }
+}
+
+/// An experiment in a run's namespace.
+pub struct Experiment<'a, S> {
+    client: &'a Client,
+    run: &'a Run,
+    nodes: &'a [Node],
+    options: &'a Options,
+    journal: &'a mut Journal,
+    signal: &'a mut Signal<S>,
+    /// Pods whose metrics make the samples: boom-server's, the canary client's, and the observer's
+    /// on its node.
+    boom: String,
+    canary: String,
+    observer: Option<String>,
+}
+
+const BOOM: &str = "boom-server";
+const CANARY: &str = "canary-client";
+/// Metrics that the timeline is made of.
+const SAMPLED: [&str; 8] = [
+    "boom_outcomes",
+    "boom_forged",
+    "boom_killed",
+    "boom_handshakes",
+    "load_attempts",
+    "load_ok",
+    "load_failures",
+    "load_conntrack",
+];
+
+impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
+    /// Nothing is there yet. `nodes` has one at least.
+    pub fn new(
+        client: &'a Client,
+        run: &'a Run,
+        nodes: &'a [Node],
+        options: &'a Options,
+        journal: &'a mut Journal,
+        signal: &'a mut Signal<S>,
+    ) -> Self {
+        let (boom, canary) = (String::new(), String::new());
+        Self { client, run, nodes, options, journal, signal, boom, canary, observer: None }
+    }
+
+    fn every_node(&self, set: Set, name: &'static str, container: &'static str) -> EachNode<'a> {
+        let (client, run, nodes) = (self.client, self.run, self.nodes);
+        EachNode { client, run, nodes, set, name, prefix: name, container }
+    }
+
+    fn deployments(&self) -> Api<Deployment> {
+        Api::namespaced(self.client.clone(), &self.run.namespace)
+    }
+
+    /// Every step, whatever each of them comes to; a signal leaves out those that are left.
+    pub async fn go(&mut self, say: &dyn Fn(&str)) -> Result<(), Stop> {
+        let Some(ready) = Box::pin(self.prepare(say)).await else { return Ok(()) };
+        ready?;
+        let limits = self.limits().await;
+        for clients in self.options.clients.clone() {
+            self.step(Purpose::Load, clients, say).await?;
+        }
+        let most = self.options.clients.iter().copied().max().unwrap_or(0);
+        if self.options.table.is_some() {
+            self.step(Purpose::SmallTable, most, say).await?;
+        } else {
+            say("no --table-size: the step with a small table is left out");
+        }
+        self.step(Purpose::Liberal, most, say).await?;
+        if self.signal.by.is_none() && self.limits().await != limits {
+            self.journal.doubt("the nodes' limits of conntrack differ from before")?;
+        }
+        Ok(())
+    }
+
+    /// The canary, the load's target and an observer on every node; none after a signal.
+    async fn prepare(&mut self, say: &dyn Fn(&str)) -> Option<Result<(), Stop>> {
+        let (client, run, options, nodes) = (self.client, self.run, self.options, self.nodes);
+        let (deployments, alone) = (self.deployments(), nodes.len() == 1);
+        let observers = self.every_node(Set::Observe, "observe", "load-client");
+        let held = self.every_node(Set::Unprotect, "unprotect", "unprotect");
+        let work = async {
+            let services = Api::<Service>::namespaced(client.clone(), &run.namespace);
+            let mut boom = manifests::own(Set::Base, run, "Deployment", BOOM);
+            // It counts resets instead of ending at the first: each step has all its outcomes.
+            if let Some(env) = boom
+                .pointer_mut("/spec/template/spec/containers/0/env")
+                .and_then(Value::as_array_mut)
+            {
+                env.push(json!({"name": "BOOM_ON_RESET", "value": "count"}));
+            }
+            let mut canary = manifests::own(Set::Base, run, "Deployment", CANARY);
+            if alone {
+                say("one node: clients and servers share it");
+                canary["spec"]["template"]["spec"]["affinity"] = Value::Null;
+            }
+            let service = manifests::own(Set::Base, run, "Service", BOOM);
+            run::apply(&services, &objects::typed(service), false).await?;
+            for object in [boom, canary] {
+                run::apply(&deployments, &objects::typed(object), false).await?;
+            }
+            let mut watch = Watch::begin(client, &run.namespace, &format!("{RUN}={}", run.id));
+            let deadline = Instant::now() + options.timeout;
+            for (wanted, pods) in [(true, &observers), (options.hold_off_drop, &held)] {
+                if wanted {
+                    let refused = pods.apply(|_| {}).await?;
+                    pods.wait(&mut watch, deadline, &refused, say, |p| p.ready).await?;
+                }
+            }
+            for name in [BOOM, CANARY] {
+                run::rolled_out(&deployments, name, options.timeout, &mut watch).await?;
+            }
+            Ok::<_, Stop>(())
+        };
+        let prepared = self.signal.or(work).await?;
+        if prepared.is_err() {
+            return Some(prepared);
+        }
+        let none = load_options(0, self.options);
+        let mut target = Load::new(client, run, &none, "load-client");
+        match self.signal.or(target.target(true)).await? {
+            Ok(()) => {}
+            Err(e) => return Some(Err(e)),
+        }
+        Some(self.find_pods(say).await)
+    }
+
+    /// Whose metrics are read.
+    async fn find_pods(&mut self, say: &dyn Fn(&str)) -> Result<(), Stop> {
+        let of = |pods: Vec<Pod>| {
+            pods.into_iter().find(|p| p.metadata.deletion_timestamp.is_none()).map(|p| {
+                let node = p.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
+                (p.name_any(), node)
+            })
+        };
+        if let Some((boom, _)) = of(self.pods(BOOM).await?) {
+            self.boom = boom;
+        }
+        if let Some((canary, node)) = of(self.pods(CANARY).await?) {
+            self.canary = canary;
+            if self.observer.is_none() {
+                say(&format!("the clients' node is {node}"));
+                self.observer =
+                    self.nodes.iter().position(|n| n.name == node).map(|n| format!("observe-{n}"));
+            }
+        }
+        Ok(())
+    }
+
+    async fn pods(&self, name: &str) -> Result<Vec<Pod>, Stop> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.run.namespace);
+        let params = ListParams::default().labels(&format!("app.kubernetes.io/name={name}"));
+        Ok(call(format!("list pods of {name}"), async || api.list(&params).await).await?.items)
+    }
+
+    async fn metrics(&self, pod: &str, port: u16) -> String {
+        let text = run::metrics(self.client, &self.run.namespace, pod, port).await;
+        let text = text.unwrap_or_default();
+        let sampled = |l: &&str| SAMPLED.iter().any(|name| l.starts_with(name));
+        text.lines().filter(sampled).fold(String::new(), |all, line| all + line + "\n")
+    }
+
+    /// A sample, kept; false where it could not be read.
+    async fn sample(&mut self) -> Result<bool, Stop> {
+        let (boom, canary) =
+            tokio::join!(self.metrics(&self.boom, 9100), self.metrics(&self.canary, 9100));
+        let observed = match &self.observer {
+            Some(pod) => self.metrics(pod, 9174).await,
+            None => String::new(),
+        };
+        let whole = boom.contains("boom_handshakes") && canary.contains("load_attempts");
+        self.journal.sample(whole.then(|| boom + &canary + &observed))?;
+        Ok(whole)
+    }
+
+    /// Samples each second until then; a pod that does not answer may have been replaced.
+    async fn samples(&mut self, until: Instant) -> Result<(), Stop> {
+        while Instant::now() < until {
+            if !self.sample().await? {
+                let _ = tokio::time::timeout(Duration::from_secs(3), self.find_pods(&quiet)).await;
+            }
+            if self.signal.or(tokio::time::sleep(Duration::from_secs(1))).await.is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The limit of each node's table.
+    async fn limits(&self) -> Vec<Option<String>> {
+        let of = |n: usize| async move {
+            let text = self.metrics(&format!("observe-{n}"), 9174).await;
+            text.lines().find(|l| l.starts_with("load_conntrack_limit")).map(str::to_owned)
+        };
+        futures_util::future::join_all((0..self.nodes.len()).map(of)).await
+    }
+
+    /// boom-server's pod and its restarts.
+    async fn life(&self) -> Option<(String, i32, String)> {
+        let pod = self.pods(BOOM).await.ok()?.into_iter().next()?;
+        let status = pod.status.as_ref()?.container_statuses.as_ref()?.first()?.clone();
+        let last = status.last_state.and_then(|s| s.terminated).and_then(|t| t.message);
+        Some((pod.metadata.uid.unwrap_or_default(), status.restart_count, last.unwrap_or_default()))
+    }
+
+    /// Load for a while with what the step is for, then every result. After a signal nothing is begun.
+    async fn step(
+        &mut self,
+        purpose: Purpose,
+        clients: u32,
+        say: &dyn Fn(&str),
+    ) -> Result<(), Stop> {
+        if self.signal.by.is_some() {
+            return Ok(());
+        }
+        let title = format!("{} {clients}", purpose.word());
+        say(&format!("{title} clients"));
+        self.journal.wrote(&format!("step {title}"))?;
+        let number = self.journal.steps();
+        let (client, run) = (self.client, self.run);
+        let (life, ready) = (self.life().await, self.ready().await);
+        let options = load_options(clients, self.options);
+        let mut load = Load::new(client, run, &options, &format!("load-{number}"));
+        let mut liberal = Tune::new(client, run, self.nodes, "tune-liberal");
+        if purpose == Purpose::Liberal {
+            let sysctls = [Sysctl { name: "nf_conntrack_tcp_be_liberal".to_owned(), value: 1 }];
+            let set = liberal.set(&sysctls, self.options.timeout, false, &quiet);
+            let set = self.signal.or(set).await;
+            self.changed(set)?;
+        }
+        let had = if clients > 0 { load.accepted().await } else { None };
+        if clients > 0 && self.signal.by.is_none() {
+            load.start().await?;
+            let deadline = Instant::now() + self.options.timeout;
+            let ready = self.signal.or(load.until(deadline, &quiet, |p| p.ready)).await;
+            if let Some(ready) = ready {
+                let ready = ready?;
+                if ready < clients as usize {
+                    self.journal
+                        .doubt(&format!("{title}: {ready} of {clients} clients were ready"))?;
+                }
+            }
+        }
+        self.wait_for_sample(&title).await?;
+        self.journal.wrote("from")?;
+        let mut small = Tune::new(client, run, self.nodes, "tune-table");
+        let table_was = match purpose {
+            Purpose::SmallTable => Box::pin(self.shrink(&mut small)).await?,
+            _ => None,
+        };
+        self.samples(Instant::now() + self.options.step).await?;
+        if purpose == Purpose::SmallTable {
+            Box::pin(self.grow_back(&mut small, table_was, &title)).await?;
+        }
+        if clients > 0 {
+            let collected = load.collect(true).await;
+            say(&format!("{} of {clients} results collected", collected.results.len()));
+            for (pod, result) in &collected.results {
+                self.journal.result(number, pod, result)?;
+            }
+            if let (Some(had), Some(has)) = (had, collected.accepted) {
+                self.journal.wrote(&format!("accepted {had} {has}"))?;
+            }
+        }
+        self.wait_for_sample(&title).await?;
+        self.journal.wrote("to")?;
+        if purpose == Purpose::Liberal {
+            let back = liberal.put_back().await;
+            self.put_back(back, &title)?;
+        }
+        self.undisturbed(&title, life).await?;
+        let away: Vec<_> = self.ready().await.into_iter().filter(|n| !ready.contains(n)).collect();
+        for (node, _) in away {
+            self.journal.doubt(&format!("{title}: node {node} was not ready all the time"))?;
+        }
+        Ok(())
+    }
+
+    async fn wait_for_sample(&mut self, title: &str) -> Result<(), Stop> {
+        let until = Instant::now() + Duration::from_secs(30);
+        while !self.sample().await? {
+            let _ = tokio::time::timeout(Duration::from_secs(3), self.find_pods(&quiet)).await;
+            if Instant::now() >= until {
+                return self.journal.doubt(&format!("{title}: no sample within 30 s"));
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        Ok(())
+    }
+
+    /// Writes down what a tune set, and what it could not.
+    fn changed(&mut self, set: Option<Result<Vec<TunedNode>, Stop>>) -> Result<(), Stop> {
+        let nodes = match set {
+            None => return Ok(()),
+            Some(Err(e)) => return self.journal.doubt(&format!("not set on every node: {e}")),
+            Some(Ok(nodes)) => nodes,
+        };
+        for n in &nodes {
+            for r in &n.reasons {
+                self.journal.doubt(&format!("{}: {r}", n.name))?;
+            }
+        }
+        let mut changes: Vec<_> = nodes
+            .iter()
+            .flat_map(|n| &n.changes)
+            .map(|c| format!("change {} {} {}", c.name, c.from, c.to))
+            .collect();
+        changes.sort_unstable();
+        changes.dedup();
+        changes.iter().try_for_each(|c| self.journal.wrote(c))
+    }
+
+    fn put_back(&mut self, back: Result<Vec<TunedNode>, Stop>, title: &str) -> Result<(), Stop> {
+        let doubts: Vec<String> = match back {
+            Err(e) => vec![format!("{title}: not known to be put back: {e}")],
+            Ok(nodes) => {
+                let left = |n: &TunedNode| n.changes.iter().any(|c| c.restored != Some(c.from));
+                let of = |n: &TunedNode| format!("{title}: {}: {}", n.name, n.reasons.join("; "));
+                nodes.iter().filter(|n| left(n)).map(of).collect()
+            }
+        };
+        doubts.iter().try_for_each(|d| self.journal.doubt(d))
+    }
+
+    /// A table smaller than the load. Gives what the command's was.
+    async fn shrink(&mut self, tune: &mut Tune<'_>) -> Result<Option<String>, Stop> {
+        let Some(size) = self.options.table else { return Ok(None) };
+        let Some(line) = &self.options.table_command else {
+            let sysctls = [Sysctl { name: "nf_conntrack_max".to_owned(), value: size }];
+            let set = tune.set(&sysctls, self.options.timeout, false, &quiet);
+            let set = self.signal.or(set).await;
+            self.changed(set)?;
+            return Ok(None);
+        };
+        let set = command(line, None)
+            .and_then(|was| command(line, Some(&size.to_string())).map(|_| was))
+            .and_then(|was| command(line, None).map(|is| (was, is)));
+        match set {
+            Ok((was, is)) => {
+                self.journal.wrote(&format!("change nf_conntrack_max {was} {is}"))?;
+                Ok(Some(was))
+            }
+            Err(why) => self.journal.doubt(&format!("--table-command: {why}")).map(|()| None),
+        }
+    }
+
+    async fn grow_back(
+        &mut self,
+        tune: &mut Tune<'_>,
+        was: Option<String>,
+        title: &str,
+    ) -> Result<(), Stop> {
+        match (&self.options.table_command, was) {
+            (None, _) => {
+                let back = tune.put_back().await;
+                self.put_back(back, title)
+            }
+            (Some(line), Some(was)) => match command(line, Some(&was)) {
+                Ok(_) => Ok(()),
+                Err(why) => self.journal.doubt(&format!("NOT PUT BACK: {line} {was}: {why}")),
+            },
+            (Some(_), None) => Ok(()),
+        }
+    }
+
+    async fn undisturbed(
+        &mut self,
+        title: &str,
+        before: Option<(String, i32, String)>,
+    ) -> Result<(), Stop> {
+        match (before, self.life().await) {
+            (Some(before), Some(now)) if (&before.0, before.1) == (&now.0, now.1) => {
+                self.journal.wrote("note boom-server undisturbed.")
+            }
+            (Some(before), Some(now)) if before.0 == now.0 => {
+                let why: String = now.2.replace('\n', " ").chars().take(300).collect();
+                self.journal.wrote(&format!("note boom-server restarted: {why}."))
+            }
+            _ => {
+                self.journal.doubt(&format!("{title}: boom-server's pod was replaced"))?;
+                self.journal.wrote("note boom-server's pod was replaced.")
+            }
+        }
+    }
+
+    /// The nodes that are ready, and since when.
+    async fn ready(&self) -> Vec<(String, Option<String>)> {
+        let nodes = preflight::nodes(self.client, None).await.unwrap_or_default();
+        nodes
+            .into_iter()
+            .map(|n| (n.name, n.ready_since.filter(|_| n.unusable.is_none())))
+            .collect()
+    }
+}
+
+/// Steps say what they do, not how far their parts are.
+fn quiet(_: &str) {}
+
+/// Clients that go on until they are told to end.
+fn load_options(clients: u32, options: &Options) -> load::Options {
+    load::Options {
+        clients,
+        rate: 50.0,
+        duration: Duration::from_secs(3600),
+        timeout: options.timeout,
+        save: None,
+        fail_on: Vec::new(),
+    }
+}
+
+/// What a command says, with a number as its last word or without.
+fn command(line: &str, number: Option<&str>) -> Result<String, String> {
+    let mut words = line.split_whitespace().chain(number);
+    let program = words.next().ok_or("it is empty")?;
+    let out = Command::new(program).args(words).output().map_err(|e| format!("{program}: {e}"))?;
+    if !out.status.success() {
+        let said = String::from_utf8_lossy(&out.stderr);
+        return Err(format!("{program}: {}: {}", out.status, said.trim()));
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
+}

@@ -1,0 +1,96 @@
+//! What an experiment writes down while it runs, so that nothing is lost however it ends: events
+//! and samples as `conntrack_lab::cluster` reads them.
+
+use std::fmt::Display;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use canary_record::result::load::LoadResult;
+use tokio::time::Instant;
+
+use crate::run::{self, Stop};
+
+/// A run's own folder.
+#[derive(Debug)]
+pub struct Journal {
+    raw: PathBuf,
+    events: File,
+    samples: File,
+    began: Instant,
+    steps: usize,
+    /// Samples in a row that could not be read.
+    gap: u32,
+}
+
+impl Journal {
+    /// Begins one in `dir`, which must not hold another.
+    pub fn begin(dir: &Path) -> Result<Self, Stop> {
+        let raw = dir.join("raw");
+        let failed = |path: &Path| {
+            let path = path.display().to_string();
+            move |source| Stop::Save { path, source }
+        };
+        std::fs::create_dir_all(&raw).map_err(failed(&raw))?;
+        let open = |name: &str| {
+            let path = raw.join(name);
+            let file = OpenOptions::new().append(true).create_new(true).open(&path);
+            file.map_err(failed(&path))
+        };
+        let (events, samples) = (open("journal")?, open("samples")?);
+        Ok(Self { raw, events, samples, began: Instant::now(), steps: 0, gap: 0 })
+    }
+
+    fn seconds(&self) -> u64 {
+        self.began.elapsed().as_secs()
+    }
+
+    /// How many steps have begun, less one: the number of the last one.
+    #[must_use]
+    pub const fn steps(&self) -> usize {
+        self.steps.saturating_sub(1)
+    }
+
+    /// An event.
+    pub fn wrote(&mut self, event: &str) -> Result<(), Stop> {
+        self.steps += usize::from(event.starts_with("step "));
+        let line = format!("{} {}\n", self.seconds(), event.replace('\n', " "));
+        let path = self.raw.join("journal").display().to_string();
+        self.events.write_all(line.as_bytes()).map_err(|source| Stop::Save { path, source })
+    }
+
+    /// What the run was told.
+    pub fn told(&mut self, key: &str, value: impl Display) -> Result<(), Stop> {
+        self.wrote(&format!("run {key} {value}"))
+    }
+
+    /// What makes the run inconclusive.
+    pub fn doubt(&mut self, why: &str) -> Result<(), Stop> {
+        eprintln!("doubt: {why}");
+        self.wrote(&format!("doubt {why}"))
+    }
+
+    /// The programs' metrics at this moment; none where they could not be read.
+    pub fn sample(&mut self, metrics: Option<String>) -> Result<(), Stop> {
+        let Some(metrics) = metrics else {
+            self.gap += 1;
+            return Ok(());
+        };
+        if self.gap > 1 {
+            let gap = std::mem::take(&mut self.gap);
+            self.doubt(&format!(
+                "at {} s: {gap} samples in a row could not be read (API server, node or pod away)",
+                self.seconds()
+            ))?;
+        }
+        self.gap = 0;
+        let text = format!("sample {}\n{metrics}", self.seconds());
+        let path = self.raw.join("samples").display().to_string();
+        self.samples.write_all(text.as_bytes()).map_err(|source| Stop::Save { path, source })
+    }
+
+    /// A client's result in a step.
+    pub fn result(&self, step: usize, pod: &str, result: &LoadResult) -> Result<(), Stop> {
+        run::save(&self.raw.join(format!("step-{step}")), &format!("{pod}.json"), result)
+    }
+}

@@ -1,0 +1,159 @@
+//! `experiment` against an API server in memory: what it collects, how it is judged, what it leaves.
+
+mod common;
+
+use std::path::Path;
+use std::time::Duration;
+
+use canary_record::names::{EndedBy, ProbeEnd};
+use clap::Parser;
+use common::documents::client;
+use common::{Fake, Life};
+use conntrack_lab::document::lab::{Judgement, LabResult};
+use kubectl_conntrack::app::experiment;
+use kubectl_conntrack::cli::{Cli, Command};
+use kubectl_conntrack::report::Cluster;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+const NS: &str = "conntrack-experiment";
+
+async fn run(
+    fake: &Fake,
+    dir: &Path,
+    line: &str,
+    signalled: impl AsyncFnMut() -> EndedBy,
+) -> Result<LabResult, String> {
+    let words = ["kubectl-conntrack", "experiment"].into_iter().chain(line.split_whitespace());
+    let Command::Experiment(args) = Cli::try_parse_from(words).unwrap().command else {
+        panic!("another subcommand")
+    };
+    let cluster = Cluster { namespace: NS.to_owned(), ..Cluster::default() };
+    let client = fake.client();
+    let done = Box::pin(experiment(&client, cluster, &args, dir, signalled, &|_| {})).await;
+    done.map_err(|e| format!("{e:#}"))
+}
+
+async fn never() -> EndedBy {
+    std::future::pending().await
+}
+
+/// What pods say: tuners what they set and put back, load-clients a result.
+fn log(pod: &Value, _: &str) -> String {
+    let told = !pod["metadata"]["deletionTimestamp"].is_null();
+    if pod["metadata"]["labels"]["app.kubernetes.io/name"] == "tune" {
+        let set = "T nf_conntrack_tcp_be_liberal set from 0 to 1\nT ready: x\n";
+        let back = "T nf_conntrack_tcp_be_liberal restored to 0\nT restored\n";
+        return format!("{set}{}", if told { back } else { "" });
+    }
+    let mut result = client(&[(ProbeEnd::Survived, 100)]);
+    pod["metadata"]["name"].as_str().unwrap_or_default().clone_into(&mut result.run.host);
+    serde_json::to_string(&result).unwrap()
+}
+
+/// A cluster on whose paths above-window segments kill, but for the time in which be_liberal is set.
+fn fake() -> Fake {
+    let fake = Fake::new(2, |_| Life::Runs, log);
+    fake.linger();
+    let began = Instant::now();
+    let counts = fake.clone();
+    fake.metrics(move |pod| {
+        let n = began.elapsed().as_secs();
+        let killed =
+            if counts.objects().iter().any(|o| o.contains("tune-liberal")) { 0 } else { n };
+        match pod.split_once('-').map_or(pod, |(kind, _)| kind) {
+            "boom" => format!(
+                "boom_handshakes_total {n}\nboom_forged_total{{forgery=\"above-window\"}} {n}\n\
+                 boom_killed_total{{forgery=\"above-window\"}} {killed}\n\
+                 boom_outcomes_total{{forgery=\"control\",outcome=\"delivered\"}} {n}\n"
+            ),
+            "canary" => format!("load_attempts_total {n}\nload_ok_total {n}\n"),
+            "observe" => format!("load_conntrack_entries {n}\nload_conntrack_limit 262144\n"),
+            _ => format!("load_accepted_total {}\n", counts.clients() * 100),
+        }
+    });
+    for name in ["boom-server", "canary-client", "load-target"] {
+        fake.add(
+            &format!("pods/{NS}/{name}-x"),
+            &json!({"metadata": {"name": format!("{name}-x"), "namespace": NS, "uid": name,
+                "labels": {"app.kubernetes.io/name": name}},
+                "spec": {"nodeName": "n0001", "containers": []},
+                "status": {"containerStatuses": [{"name": name, "image": "i", "imageID": "", "ready": true, "restartCount": 0, "state": {"running": {}}}]}}),
+        );
+    }
+    fake
+}
+
+/// Every step runs, its clients' results are collected, and an unprotected cluster is its own control.
+#[tokio::test(start_paused = true)]
+async fn a_whole_experiment_is_judged() {
+    let (fake, dir) = (fake(), tempfile::tempdir().unwrap());
+    let result = run(&fake, dir.path(), "--clients 0,3 --step 10s", never).await.unwrap();
+    assert_eq!(result.reasons, [] as [&str; 0]);
+    assert_eq!(result.judgement, Judgement::AsExpected);
+    assert!(result.positive_control.held, "{:?}", result.positive_control);
+    let steps = &result.scenarios[0].timeline.as_ref().unwrap().steps;
+    assert_eq!(steps.len(), 3);
+    assert_eq!((steps[1].new_attempts, steps[2].new_attempts), (300, 300));
+    assert_eq!(steps[2].changes[0].what, "nf_conntrack_tcp_be_liberal");
+    assert!(dir.path().join("report.html").exists() && dir.path().join("results.json").exists());
+    assert!(fake.namespaces().is_empty());
+}
+
+/// A signal ends the steps, and what was collected by then is judged.
+#[tokio::test(start_paused = true)]
+async fn a_signal_keeps_what_was_collected() {
+    for after in [1, 20, 45] {
+        let (fake, dir) = (fake(), tempfile::tempdir().unwrap());
+        let (at, mut given) = (Instant::now() + Duration::from_secs(after), false);
+        let signal = async || {
+            if given {
+                return never().await;
+            }
+            tokio::time::sleep_until(at).await;
+            given = true;
+            EndedBy::Sigint
+        };
+        let line = "--clients 3,3 --step 30s";
+        let result = run(&fake, dir.path(), line, signal).await.unwrap();
+        assert_eq!(result.judgement, Judgement::Inconclusive, "after {after} s");
+        assert_eq!(result.run.ended_by, EndedBy::Sigint, "after {after} s");
+        assert!(fake.namespaces().is_empty(), "after {after} s");
+        if after == 20 {
+            let step = &result.scenarios[0].timeline.as_ref().unwrap().steps[0];
+            assert_eq!(step.new_attempts, 300);
+        }
+    }
+}
+
+/// The API server away for 20 s in a step: every result is there, and the gap is the reason for 11.
+#[tokio::test(start_paused = true)]
+async fn an_absence_is_a_doubt() {
+    let (fake, dir) = (fake(), tempfile::tempdir().unwrap());
+    let other = fake.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        other.away(Duration::from_secs(20));
+    });
+    let result = run(&fake, dir.path(), "--clients 3 --step 60s", never).await.unwrap();
+    assert_eq!(result.judgement, Judgement::Inconclusive);
+    assert!(
+        result.reasons[0].contains("samples in a row could not be read"),
+        "{:?}",
+        result.reasons
+    );
+    let step = &result.scenarios[0].timeline.as_ref().unwrap().steps[0];
+    assert_eq!(step.new_attempts, 300);
+    assert!(fake.namespaces().is_empty());
+}
+
+/// A folder that holds another run is refused before the cluster is touched.
+#[tokio::test(start_paused = true)]
+async fn a_folder_is_used_once() {
+    let (fake, dir) = (fake(), tempfile::tempdir().unwrap());
+    std::fs::create_dir(dir.path().join("raw")).unwrap();
+    std::fs::write(dir.path().join("raw/journal"), "").unwrap();
+    let e = run(&fake, dir.path(), "", never).await.unwrap_err();
+    assert!(e.contains("raw/journal"), "{e}");
+    assert!(fake.namespaces().is_empty());
+}
