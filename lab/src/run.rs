@@ -169,7 +169,6 @@ fn run_batch(plan: &Plan, batch: &Batch, kept: &cell::Kept, tell: &Sender<Event>
                 family: batch.family,
                 forgeries: &matrix.forgeries,
                 connections: matrix.connections,
-                index,
                 dir: &dir,
             };
             let shown = cell::run(testbed, &cell, setting)?;

@@ -37,6 +37,11 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// How long anything may take to become ready.
 const READY: Duration = Duration::from_secs(10);
 
+/// The client's local ports: so many that none is taken twice in a cell, though a port is free
+/// again when its connection was reset. `__inet_hash_connect()` moves on by up to 16 ports for
+/// each connection, and cells beside this one, whose addresses are the same, move it on too.
+const PORTS: &str = "2000\t65000";
+
 /// How long load-client may take.
 fn load_patience(setting: &Setting) -> Duration {
     setting.scaled(DELAY + TIMEOUT * 3) + READY
@@ -55,26 +60,8 @@ pub struct Cell<'a> {
     pub forgeries: &'a [Forgery],
     /// Connections for each forgery.
     pub connections: u32,
-    /// Its number among the cells that share the topology.
-    pub index: usize,
     /// Where its files go; exists and is empty.
     pub dir: &'a Path,
-}
-
-/// The lowest of the client's local ports.
-const FIRST_PORT: usize = 2000;
-
-/// The client's local ports in a cell: not those of the cells before it, whose
-/// conntrack entries outlive them and would be taken up again. So many that none is
-/// taken twice, though a port is free again when its connection was reset:
-/// `__inet_hash_connect()` steps over up to 16 ports for each, and the cells beside
-/// this one, whose addresses are the same, move it on too.
-fn local_ports(index: usize, connections: usize) -> (usize, usize) {
-    const FIRST: usize = FIRST_PORT;
-    const LAST: usize = 65_000;
-    let width = (connections * 80).clamp(1500, LAST - FIRST);
-    let slot = index % ((LAST - FIRST) / width);
-    (FIRST + slot * width, FIRST + slot * width + width - 1)
 }
 
 /// Runs a cell.
@@ -88,15 +75,12 @@ pub fn run(
     for (node, text) in testbed.protect(cell.proxy_mode, cell.family, &cell.plan.protections)? {
         write(&cell.dir.join(format!("rules-{node}.txt")), text.as_bytes())?;
     }
-    let (low, high) = local_ports(cell.index, cell.connections as usize * cell.forgeries.len());
-    if low == FIRST_PORT && cell.index > 0 {
-        // The ports begin anew: nothing may be left of their first use.
-        for node in testbed.topology.nodes(At::Both) {
-            testbed.within(node, evidence::forget_all)?;
-        }
+    // The cells before used the same ports, and an entry of theirs would be taken up again.
+    for node in testbed.topology.nodes(At::Both) {
+        testbed.within(node, evidence::forget_all)?;
     }
-    testbed.within(testbed.topology.client(), move || {
-        evidence::set_sysctl("net/ipv4/ip_local_port_range", &format!("{low}\t{high}"))
+    testbed.within(testbed.topology.client(), || {
+        evidence::set_sysctl("net/ipv4/ip_local_port_range", PORTS)
     })?;
     let none_expected = cell.plan.expect.profile() == Some(Profile::NoConnection);
     let patience = if none_expected { Duration::ZERO } else { setting.scaled(READY) };
@@ -364,19 +348,4 @@ pub fn keep(
         }
     }
     Ok(captures)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Cells that share a topology do not share ports, as long as there are any.
-    #[test]
-    fn cells_do_not_share_ports() {
-        let (a, b) = (local_ports(0, 300), local_ports(1, 300));
-        assert!(a.1 < b.0 && a.1 - a.0 >= 80 * 300 - 1);
-        assert_eq!(local_ports(2, 300), a);
-        let all = local_ports(3, 60_000);
-        assert!(all.0 >= 1024 && all.1 < 65_536 && all.1 - all.0 > 60_000);
-    }
 }

@@ -115,6 +115,8 @@ fn host(address: &str) -> String {
 pub struct Witness {
     matcher: Matcher,
     to_look: std::collections::VecDeque<Tuple>,
+    /// Looks made since the last tick.
+    looked: usize,
     /// The kernel's texts.
     pub texts: Texts,
     /// Messages.
@@ -155,6 +157,13 @@ impl Witness {
         let heard = Heard { segment, reason: words.reason, bound: words.bound, text };
         match self.matcher.hear(now, &heard) {
             Next::Nothing => {}
+            // At once while there are few: a client may take the port for a new connection, and
+            // then the entry is another.
+            Next::Look(tuple) if self.looked < LOOKS => {
+                self.looked += 1;
+                let look = around.look(tuple);
+                self.matcher.looked(now, tuple, look);
+            }
             Next::Look(tuple) => self.to_look.push_back(tuple),
             Next::Judge(mut pair) => {
                 pair.first = (now, around.look(pair.tuple));
@@ -171,6 +180,7 @@ impl Witness {
         around: &mut impl Surroundings,
         tell: &mut impl FnMut(Ended),
     ) {
+        self.looked = 0;
         let room = if end { usize::MAX } else { LOOKS };
         for _ in 0..room {
             let Some(tuple) = self.to_look.pop_front() else { break };
