@@ -261,6 +261,7 @@ fn inner(args: &RunArgs, mut config: Config, pipe: i32) -> Ending {
     let plan = Plan {
         scenarios: scenarios(args)?,
         repeat: args.repeat,
+        mends: args.mends,
         jobs: usize::from(args.jobs),
         setting: Setting {
             boom_server: find_program(&args.bin, "boom-server").map_err(failed)?,

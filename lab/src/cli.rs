@@ -92,6 +92,9 @@ pub struct RunArgs {
     /// Runs everything this many times
     #[arg(long, value_name = "N", env = "LAB_REPEAT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repeat: u32,
+    /// Runs each case of a cause under each mend too: what helps, what does not, what harms
+    #[arg(long, env = "LAB_MENDS")]
+    pub mends: bool,
     /// Connections for each forgery in each cell (default: the scenario's own)
     #[arg(long, value_name = "N", env = "LAB_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub connections: Option<u32>,

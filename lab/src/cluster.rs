@@ -191,6 +191,7 @@ fn judge(
             reasons,
             cells: Vec::new(),
             commands: Vec::new(),
+            mended: Vec::new(),
             timeline: Some(timeline),
         }],
     }

@@ -1,10 +1,11 @@
 //! Whether what was seen is what was expected: pure. [`cell`], [`cause`] and [`saturation`]
-//! judge what ran, [`witness`] compares
+//! judge what ran, [`mends`] compares mends, [`witness`] compares
 //! with the kernel's own words, [`ledger`] keeps a run's account, [`rows`] folds cells into tables.
 
 pub mod cause;
 pub mod cell;
 pub mod ledger;
+pub mod mends;
 pub mod rows;
 pub mod saturation;
 pub mod witness;

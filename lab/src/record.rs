@@ -54,7 +54,9 @@ impl Record {
             for event in std::iter::once(first).chain(told.try_iter()) {
                 match event {
                     Event::Cell(done) => show(progress, ledger.cell(*done)),
-                    Event::Cause(n, repetition, seen) => ledger.cause(n, repetition, &seen),
+                    Event::Cause(n, repetition, seen, mended) => {
+                        ledger.cause(n, repetition, &seen, &mended);
+                    }
                     Event::Saturation(n, repetition, filled) => {
                         ledger.saturation(n, repetition, *filled);
                     }

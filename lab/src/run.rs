@@ -17,7 +17,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use crate::document::lab::{CommandList, Path, ProxyMode};
+use crate::document::lab::{CommandList, Mend, Path, ProxyMode};
 use canary_testbed::evidence;
 use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::{Step, Topology};
@@ -28,8 +28,9 @@ use self::setting::{Setting, guarded, io_error};
 use crate::observed::cause::Seen;
 use crate::observed::cell::{Done, Key};
 use crate::observed::saturation::Filled;
+use crate::scenario::cause::{Case, Cause};
 use crate::scenario::matrix::Matrix;
-use crate::scenario::{Body, Scenario};
+use crate::scenario::{About, Body, Scenario};
 
 /// A run as it was asked for.
 pub struct Plan {
@@ -37,6 +38,8 @@ pub struct Plan {
     pub scenarios: Vec<Scenario>,
     /// How often.
     pub repeat: u32,
+    /// Whether every case of a cause is run under each mend too.
+    pub mends: bool,
     /// Lanes at a time.
     pub jobs: usize,
     /// The directory of the results; exists and is empty.
@@ -50,8 +53,9 @@ pub struct Plan {
 pub enum Event {
     /// A cell has ended.
     Cell(Box<Done>),
-    /// The cases of a cause have ended: its number in the plan, the repetition.
-    Cause(usize, u32, Vec<Result<Seen, String>>),
+    /// The cases of a cause have ended: its number in the plan, the repetition, the cases, and
+    /// each case under each mend where that was asked for.
+    Cause(usize, u32, Vec<Result<Seen, String>>, Vec<Result<Seen, String>>),
     /// A saturation experiment has ended.
     Saturation(usize, u32, Box<Filled>),
 }
@@ -221,50 +225,86 @@ fn apart(plan: &Plan, scenario: usize, repetition: u32) -> (PathBuf, String) {
 /// Cases mostly wait: more of them side by side than cells.
 const CASES_A_LANE: usize = 2;
 
-/// The cases of every cause, from one queue. A cause is told of when its last case has ended.
+/// A case to be run, as it is or under a mend.
+struct Play<'a> {
+    scenario: usize,
+    about: &'a About,
+    cause: &'a Cause,
+    /// Its number among the plays of its scenario.
+    slot: usize,
+    /// Its number among the cases.
+    case: usize,
+    mend: Option<Mend>,
+    what: Case,
+}
+
+/// The cases of every cause, from one queue. A cause is told of when its last play has ended.
 fn causes(plan: &Plan, repetition: u32, tell: &Sender<Event>) {
     struct Open {
         seen: Vec<Option<Result<Seen, String>>>,
         began: Instant,
     }
     let (mut queue, mut open) = (VecDeque::new(), BTreeMap::new());
-    for (n, s) in plan.scenarios.iter().enumerate() {
+    for (scenario, s) in plan.scenarios.iter().enumerate() {
         let Body::Cause(cause) = &s.body else { continue };
         if skipped(s).is_some() || plan.setting.interrupt.signalled().is_some() {
             continue;
         }
         begin(s);
-        queue.extend((0..cause.cases.len()).map(|case| (n, s, cause, case)));
-        open.insert(n, Open { seen: vec![None; cause.cases.len()], began: Instant::now() });
+        let plays = plays(cause, plan.mends);
+        open.insert(scenario, Open { seen: vec![None; plays.len()], began: Instant::now() });
+        for (slot, (case, mend, what)) in plays.into_iter().enumerate() {
+            queue.push_back(Play { scenario, about: &s.about, cause, slot, case, mend, what });
+        }
     }
     let (queue, open) = (Mutex::new(queue), Mutex::new(open));
     std::thread::scope(|scope| {
         for _ in 0..plan.jobs * CASES_A_LANE {
             scope.spawn(|| {
                 let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                while let Some((n, s, cause, case)) = next() {
-                    let (dir, prefix) = apart(plan, n, repetition);
+                while let Some(play) = next() {
                     let started = Instant::now();
-                    let name = &s.about.name;
-                    let seen =
-                        guarded(|| cause::run(name, cause, case, &plan.setting, &dir, &prefix));
+                    let seen = one_case(plan, repetition, &play);
                     let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
-                    let Some(of) = open.get_mut(&n) else { continue };
+                    let Some(of) = open.get_mut(&play.scenario) else { continue };
                     let t = started.duration_since(of.began).as_secs_f64();
-                    if let Some(slot) = of.seen.get_mut(case) {
+                    if let Some(slot) = of.seen.get_mut(play.slot) {
                         *slot = Some(seen.map(|seen| Seen { t, ..seen }));
                     }
                     if of.seen.iter().all(Option::is_some)
-                        && let Some(of) = open.remove(&n)
+                        && let Some(of) = open.remove(&play.scenario)
                     {
-                        let seen = of.seen.into_iter().flatten().collect();
+                        let mut seen: Vec<_> = of.seen.into_iter().flatten().collect();
+                        let mended = seen.split_off(play.cause.cases.len());
                         // Whoever listens does so to the end.
-                        let _ = tell.send(Event::Cause(n, repetition, seen));
+                        let _ = tell.send(Event::Cause(play.scenario, repetition, seen, mended));
                     }
                 }
             });
         }
     });
+}
+
+/// Every case as it is, and then, where mends are asked for, every case under each mend.
+fn plays(cause: &Cause, mends: bool) -> Vec<(usize, Option<Mend>, Case)> {
+    let cases = || cause.cases.iter().enumerate();
+    let mut plays: Vec<_> = cases().map(|(n, case)| (n, None, case.clone())).collect();
+    if mends {
+        plays.extend(cases().flat_map(|(n, case)| {
+            case.under_mends().into_iter().map(move |(mend, case)| (n, Some(mend), case))
+        }));
+    }
+    plays
+}
+
+fn one_case(whole: &Plan, repetition: u32, play: &Play<'_>) -> Result<Seen, String> {
+    let (dir, prefix) = apart(whole, play.scenario, repetition);
+    let mut dir = dir.join("cells").join(&play.about.name).join((play.case + 1).to_string());
+    if let Some(mend) = play.mend {
+        dir = dir.join(mend.as_str());
+    }
+    let prefix = format!("{prefix}{}-", play.slot);
+    guarded(|| cause::run(play.cause, &play.what, &whole.setting, &dir, &prefix))
 }
 
 /// Saturation has the machine for itself.

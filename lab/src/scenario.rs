@@ -42,6 +42,17 @@ const SHIPPED: &[&str] = &[
     include_str!("../scenarios/endpoint-replaced.toml"),
     include_str!("../scenarios/mtu-black-hole.toml"),
     include_str!("../scenarios/close-unread.toml"),
+    include_str!("../scenarios/masqueraded.toml"),
+    include_str!("../scenarios/upload-node-port.toml"),
+    include_str!("../scenarios/mesh-redirect.toml"),
+    include_str!("../scenarios/node-rejects.toml"),
+    include_str!("../scenarios/asymmetric-route.toml"),
+    include_str!("../scenarios/untracked-data.toml"),
+    include_str!("../scenarios/half-closed-expires.toml"),
+    include_str!("../scenarios/endpoint-gone.toml"),
+    include_str!("../scenarios/multi-homed.toml"),
+    include_str!("../scenarios/snat-ports.toml"),
+    include_str!("../scenarios/synproxy.toml"),
     include_str!("../scenarios/saturation.toml"),
 ];
 /// What errors call these.

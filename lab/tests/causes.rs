@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use canary_record::names::Outcome;
 use common::{Left, lab, output, result, scratch};
-use conntrack_lab::document::lab::{Judgement, LabResult};
+use conntrack_lab::document::lab::{Effect, Judgement, LabResult, Mend};
 use toml::{Table, Value};
 
 /// The shipped causes, by name.
@@ -62,7 +62,7 @@ fn other_causes_are_not_taken_for_the_bug() {
                 "{:?}",
                 step.notes
             );
-            if !step.boom.keys().any(|o| *o == Outcome::Leaked) {
+            if !step.boom.keys().any(|o| matches!(o, Outcome::Leaked | Outcome::Rejected)) {
                 assert!(
                     step.notes.iter().any(|n| n.contains("attributed 0 RSTs")),
                     "{:?}",
@@ -92,6 +92,12 @@ fn flipped(text: &str) -> Table {
         let mut flip = other.clone();
         flip.insert("title".into(), case["title"].clone());
         flip.insert("expect".into(), case["expect"].clone());
+        // What the client's own segments should come to is a part of the step.
+        let forge = |step: &&Value| step.get("forge").is_some();
+        let own = case["steps"].as_array().unwrap().iter().find(forge);
+        for step in flip["steps"].as_array_mut().unwrap().iter_mut().filter(|s| forge(&&**s)) {
+            *step = own.unwrap().clone();
+        }
         flips.push(Value::from(flip));
     }
     scenario.insert("case".into(), flips.into());
@@ -129,6 +135,32 @@ fn without_the_cause_every_case_differs() {
             assert!(reasons.iter().any(|r| differs(&r)), "{name}: {title}: {reasons:?}");
         }
     }
+}
+
+/// With `--mends` the result says of each case what each mend does: one that cures, one that does
+/// nothing, and one that does harm where nothing was wrong.
+#[test]
+fn mends_are_measured() {
+    let dir = scratch();
+    let results = dir.path().join("r");
+    let mut run = lab(&dir);
+    run.args(["run", "asymmetric-route", "--mends", "--output"]).arg(&results);
+    let out = output(&mut run);
+    assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
+    let r = result(&results);
+    let mended = &r.scenarios.iter().find(|s| s.name == "asymmetric-route").unwrap().mended;
+    let effect = |case: usize, mend| {
+        let found = mended[case].mends.iter().find(|m| m.mend == mend).unwrap();
+        (found.effect, found.lost)
+    };
+    assert_eq!(effect(0, Mend::AsItIs).1, 20);
+    assert_eq!(effect(0, Mend::Liberal), (Effect::DoesNothing, 20));
+    assert_eq!(effect(0, Mend::SymmetricRoute), (Effect::Helps, 0));
+    assert_eq!(effect(0, Mend::NoDrop), (Effect::Helps, 0));
+    assert_eq!(effect(2, Mend::ForwardDrop), (Effect::Harms, 20));
+    assert!(out.stdout.contains("symmetric-route    0 of 20 lost: helps"), "{}", out.stdout);
+    let page = fs::read_to_string(results.join("report.html")).unwrap();
+    assert!(page.contains("Connections lost under each mend"));
 }
 
 /// Rules that the kernel's tool refuses, and a setting that is none: inconclusive with one reason

@@ -77,6 +77,8 @@ names! {
         Kills = "kills",
         /// All dropped, the connections alive.
         Dropped = "dropped",
+        /// All answered by a node's own RST; nothing reached the client.
+        Rejected = "rejected",
         /// All reached the client's own socket, and all these connections were reset later:
         /// the conntrack entry was poisoned.
         KillsLater = "kills-later",
@@ -106,6 +108,70 @@ names! {
         /// No connection can be made at all.
         NoConnection = "no-connection",
     }
+}
+
+names! {
+    /// What people try against resets and hangs.
+    pub enum Mend {
+        /// Nothing: the situation as it is.
+        AsItIs = "as-it-is",
+        /// be_liberal on both nodes.
+        Liberal = "liberal",
+        /// INVALID dropped in FORWARD on both nodes.
+        ForwardDrop = "forward-drop",
+        /// INVALID dropped in INPUT on both nodes.
+        InputDrop = "input-drop",
+        /// INVALID dropped in PREROUTING on both nodes.
+        PreroutingDrop = "prerouting-drop",
+        /// be_liberal, and INVALID dropped in FORWARD and INPUT.
+        LiberalAndDrops = "liberal-and-drops",
+        /// The drops of the situation taken away.
+        NoDrop = "no-drop",
+        /// 5 days for established connections, an hour for half-closed ones.
+        LongerTimeouts = "longer-timeouts",
+        /// Both directions take one way.
+        SymmetricRoute = "symmetric-route",
+    }
+}
+
+names! {
+    /// What a mend does to a situation.
+    pub enum Effect {
+        /// No connection is lost any more.
+        Helps = "helps",
+        /// Fewer are lost.
+        HelpsPartly = "helps-partly",
+        /// As many are lost, or as few.
+        DoesNothing = "does-nothing",
+        /// More are lost.
+        Harms = "harms",
+        /// It could not be tried.
+        NotShown = "not-shown",
+    }
+}
+
+/// A case of a scenario under each mend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Mended {
+    /// The case's title.
+    pub case: String,
+    /// Its connections.
+    pub connections: u64,
+    /// Each mend that applies, the situation as it is first.
+    pub mends: Vec<MendResult>,
+}
+
+/// What one mend did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MendResult {
+    /// Which.
+    pub mend: Mend,
+    /// Connections lost: they did not survive for the client, or the server saw them reset.
+    pub lost: u64,
+    /// Against the situation as it is.
+    pub effect: Effect,
+    /// Why it could not be tried.
+    pub why: Option<String>,
 }
 
 names! {
@@ -208,6 +274,9 @@ pub struct ScenarioResult {
     /// What it showed over time, where the scenario has steps.
     #[serde(default)]
     pub timeline: Option<Timeline>,
+    /// Its cases under each mend, where that was asked for.
+    #[serde(default)]
+    pub mended: Vec<Mended>,
 }
 
 /// Commands to repeat a set-up, in order.
@@ -337,6 +406,7 @@ impl ForgeryResult {
             Seen::Leaked => self.counts.leaked,
             Seen::Delivered | Seen::KillsLater | Seen::Hangs => self.counts.delivered,
             Seen::Dropped => self.counts.dropped,
+            Seen::Rejected => self.counts.rejected,
             Seen::NoConnection | Seen::Mixed => 0,
         }
     }

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::document::lab::{Judgement, ScenarioResult, Seen};
 use crate::document::timeline::{Step, Timeline};
-use canary_record::names::{Diagnosis, ProbeEnd};
+use canary_record::names::{Diagnosis, Forgery, ProbeEnd};
+use canary_record::outcome::Counts;
 
 use super::cell::seen_of;
 use super::witness;
-use crate::observed::cause::Seen as Shown;
+use crate::observed::cause::{Seen as Shown, forged as outcome};
 use crate::observed::{listed, outcomes};
 use crate::scenario::cause::{Case, Cause, Ends, Step as Done};
 
@@ -50,7 +51,12 @@ fn step(case: &Case, seen: &Shown, judgement: Judgement, why: &[String]) -> Step
     for p in seen.boom.iter().flat_map(|b| &b.paths) {
         notes.push(format!("Its diagnosis: {}.", p.diagnosis));
     }
-    let steps = seen.steps.iter().map(|s| format!("{}: {}", s.what, listed(&s.client)));
+    let steps = seen.steps.iter().map(|s| {
+        let forged = s.forged.iter().map(|o| {
+            format!(", {} {}: {}", o.forged, o.forgery, listed(&o.counts.each().collect()))
+        });
+        format!("{}: {}{}", s.what, listed(&s.client), forged.collect::<String>())
+    });
     notes.push(format!("Steps: {}.", steps.collect::<Vec<_>>().join("; ")));
     for (node, w) in &seen.witnesses {
         let ends = w.connections.iter().map(|c| format!("{} {} {}", c.count, c.cause, c.direction));
@@ -80,25 +86,32 @@ fn judge(case: &Case, seen: &Shown) -> (Judgement, Vec<String>) {
     let (mut differs, mut doubts) = (Vec::new(), Vec::new());
     let (expect, n) = (&case.expect, seen.connections);
     let unconnected = expect.forged.values().all(|s| *s == Seen::NoConnection);
-    let mut killed = 0;
-    for (forgery, expected) in &expect.forged {
-        let (forged, counts) = seen.forged(*forgery);
-        killed += counts.killed;
-        let became = if forged == 0 && unconnected && seen.sum(|b| b.connections.forged) == 0 {
-            Seen::NoConnection
-        } else {
-            seen_of(forged, &counts)
-        };
-        match became {
-            as_expected if as_expected == *expected => {}
-            Seen::Mixed => doubts.push(format!(
-                "{forgery}: expected {expected} {forged}, saw {}: boom-server could hardly have been wrong",
-                listed(&counts.each().collect())
-            )),
-            other => differs.push(format!("{forgery}: expected {expected}, saw {other}")),
+    let untried = unconnected && seen.sum(|b| b.connections.forged) == 0;
+    let mut forged = |who: &str, each: &BTreeMap<Forgery, Seen>, count: &dyn Fn(Forgery) -> _| {
+        let mut killed = 0;
+        for (forgery, expected) in each {
+            let (forged, counts): (u64, Counts) = count(*forgery);
+            killed += counts.killed;
+            let saw = listed(&counts.each().collect());
+            match seen_of(forged, &counts) {
+                as_expected if as_expected == *expected => {}
+                Seen::Mixed if untried && *expected == Seen::NoConnection => {}
+                Seen::Mixed => doubts.push(format!(
+                    "{forgery}: expected {expected} {forged}, saw {saw}: {who} could hardly have been wrong",
+                )),
+                other => differs.push(format!("{forgery} by {who}: expected {expected}, saw {other}")),
+            }
+        }
+        killed
+    };
+    let killed = forged("boom-server", &expect.forged, &|f| seen.forged(f));
+    let mut ended_by_own = 0;
+    for (step, after) in case.steps.iter().zip(&seen.steps) {
+        if let Done::Forge(each) = step {
+            ended_by_own += forged("load-client", each, &|f| outcome(after.forged.iter(), f));
         }
     }
-    let leaks = |s: &&Seen| matches!(s, Seen::Kills | Seen::Leaked);
+    let leaks = |s: &&Seen| matches!(s, Seen::Kills | Seen::Leaked | Seen::Rejected);
     if !expect.forged.values().any(|s| leaks(&s)) {
         let attributed = seen.sum(|b| b.resets.attributed);
         if attributed > 0 {
@@ -109,31 +122,21 @@ fn judge(case: &Case, seen: &Shown) -> (Judgement, Vec<String>) {
             differs.push("boom-server calls this path unprotected".to_owned());
         }
     }
-    let forged = seen.sum(|b| b.connections.forged);
-    if forged < n && !unconnected {
-        doubts.push(format!("boom-server forged on {forged} of {n} connections"));
-    }
     let lost = seen.sum(|b| b.sniffer.dropped);
     if lost > 0 {
         doubts.push(format!("boom-server's raw sockets lost {lost} segments"));
     }
-    let in_steps = |end: &ProbeEnd| {
-        case.steps.iter().any(|s| matches!(s, Done::Expect(ends) if ends.0.contains(end)))
-    };
-    let expected = |end: &ProbeEnd| {
-        expect.client.as_ref().is_some_and(|ends| ends.0.contains(end)) || in_steps(end)
-    };
-    for (end, count) in &seen.client {
-        let proves_nothing =
-            matches!(end, ProbeEnd::Refused | ProbeEnd::TimedOut | ProbeEnd::LocalLimit);
-        if *count > 0 && proves_nothing && !expected(end) {
-            doubts.push(format!("{count} of {n} connections never came to be: {end}"));
-        }
+    let never = never(case, seen, &mut doubts);
+    let (forged, could) = (seen.sum(|b| b.connections.forged), n.saturating_sub(never));
+    if forged < could && !unconnected {
+        doubts.push(format!("boom-server forged on {forged} of {could} connections"));
     }
     differs.extend(client(case, seen));
     let resets = seen.sum(|b| b.connections.reset_seen_by_application);
     let wanted = if expect.server_reset { n } else { killed };
-    if resets != wanted {
+    // The server of a connection that ended at its client hears of it when it sends.
+    let also = ended_by_own.min(resets.saturating_sub(wanted));
+    if resets != wanted + also {
         differs.push(format!("the server's application: expected {wanted} resets, saw {resets}"));
     }
     // An RST that ends a connection is on the wire too.
@@ -165,6 +168,26 @@ fn judge(case: &Case, seen: &Shown) -> (Judgement, Vec<String>) {
     };
     differs.extend(doubts);
     (judgement, differs)
+}
+
+/// How many connections never came to be; those of which nobody expected it are doubts.
+fn never(case: &Case, seen: &Shown, doubts: &mut Vec<String>) -> u64 {
+    let in_steps = case.steps.iter().filter_map(|s| match s {
+        Done::Expect(ends) => Some(ends),
+        _ => None,
+    });
+    let expected: Vec<_> = case.expect.client.iter().chain(in_steps).collect();
+    let mut never = 0;
+    for (end, count) in &seen.client {
+        if matches!(end, ProbeEnd::Refused | ProbeEnd::TimedOut | ProbeEnd::LocalLimit) {
+            never += count;
+            if *count > 0 && !expected.iter().any(|ends| ends.0.contains(end)) {
+                let n = seen.connections;
+                doubts.push(format!("{count} of {n} connections never came to be: {end}"));
+            }
+        }
+    }
+    never
 }
 
 /// How the client's connections differ from what each step and the end expect.

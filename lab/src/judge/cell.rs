@@ -220,6 +220,8 @@ pub(super) fn seen_of(forged: u64, counts: &Counts) -> Seen {
         Seen::Delivered
     } else if counts.dropped == forged {
         Seen::Dropped
+    } else if counts.rejected == forged {
+        Seen::Rejected
     } else if counts.leaked == forged && counts.killed == forged {
         Seen::Kills
     } else if counts.leaked == forged && counts.killed == 0 {

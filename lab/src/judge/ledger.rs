@@ -7,7 +7,7 @@ use crate::document::lab::{
 use canary_record::names::OldSegments;
 use canary_record::result::{Run, SCHEMA_VERSION};
 
-use super::{cause, cell, conclude, positive_control, saturation};
+use super::{cause, cell, conclude, mends, positive_control, saturation};
 use crate::observed::cause::Seen;
 use crate::observed::cell::{Done, Key};
 use crate::observed::saturation::Filled;
@@ -85,9 +85,18 @@ impl Ledger {
     }
 
     /// The cases of a cause have ended.
-    pub fn cause(&mut self, scenario: usize, repetition: u32, seen: &[Result<Seen, String>]) {
+    pub fn cause(
+        &mut self,
+        scenario: usize,
+        repetition: u32,
+        seen: &[Result<Seen, String>],
+        mended: &[Result<Seen, String>],
+    ) {
         let Some((Body::Cause(body), result)) = self.open(scenario, repetition) else { return };
         cause::result(body, seen, result);
+        if !mended.is_empty() {
+            result.mended = mends::table(body, mended);
+        }
     }
 
     /// A saturation experiment has ended.
@@ -174,6 +183,7 @@ fn not_run(entry: &Entry, repeat: u32) -> ScenarioResult {
         cells: Vec::new(),
         commands: vec![entry.commands.clone()],
         timeline: None,
+        mended: Vec::new(),
     }
 }
 

@@ -107,6 +107,7 @@ fn lab(old: OldSegments) -> LabResult {
             cells,
             commands: Vec::new(),
             timeline: None,
+            mended: Vec::new(),
         }],
     }
 }

@@ -7,7 +7,7 @@ use canary_record::outcome::Counts;
 
 use crate::document::timeline::{Change, FailureClass};
 use canary_record::names::ProbeEnd;
-use canary_record::result::boom::BoomResult;
+use canary_record::result::boom::{BoomResult, OutcomeCount};
 use canary_record::result::observe::ConntrackCounters;
 use canary_record::result::witness::WitnessResult;
 
@@ -18,6 +18,8 @@ pub struct After {
     pub what: String,
     /// How connections had ended by then; one that goes on has survived.
     pub client: BTreeMap<ProbeEnd, u64>,
+    /// What became of the segments that the client forged in it.
+    pub forged: Vec<OutcomeCount>,
 }
 
 /// What a case showed.
@@ -55,7 +57,15 @@ impl Seen {
     /// How many of a forgery were forged, and what became of them.
     #[must_use]
     pub fn forged(&self, forgery: Forgery) -> (u64, Counts) {
-        let of = self.boom.iter().flat_map(|b| &b.outcomes).filter(|o| o.forgery == forgery);
-        (of.clone().map(|o| o.forged).sum(), of.map(|o| &o.counts).sum())
+        forged(self.boom.iter().flat_map(|b| &b.outcomes), forgery)
     }
+}
+
+/// How many of a forgery were forged, and what became of them.
+pub fn forged<'a>(
+    outcomes: impl Iterator<Item = &'a OutcomeCount> + Clone,
+    forgery: Forgery,
+) -> (u64, Counts) {
+    let of = outcomes.filter(|o| o.forgery == forgery);
+    (of.clone().map(|o| o.forged).sum(), of.map(|o| &o.counts).sum())
 }

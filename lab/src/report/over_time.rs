@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use crate::document::lab::{Judgement, LabResult, ScenarioResult};
+use crate::document::lab::{Judgement, LabResult, Mend, Mended, ScenarioResult};
 use crate::document::timeline::{Statement, Step, Timeline};
 
 use super::paths::{commands, spaceless};
@@ -32,6 +32,7 @@ fn scenario(result: &LabResult, s: &ScenarioResult, t: &Timeline, n: usize) -> M
         // What counts connections by itself has no series at all.
         @if t.samples_taken > 0 { (chart(t, n)) }
         (steps(t))
+        (mended(&s.mended))
         (statements(&t.statements))
         @if !t.reasons.is_empty() {
             div.notes {
@@ -100,6 +101,38 @@ fn step(n: usize, s: &Step) -> Markup {
             td.num { (grouped(s.conntrack.invalid)) }
         }
         @if !s.notes.is_empty() { tr.meaning { td colspan="10" { div { (s.notes.join(" ")) } } } }
+    }
+}
+
+/// What each mend does to each case: a column for each mend that any case was tried under.
+fn mended(mended: &[Mended]) -> Markup {
+    let tried = |mend: &&Mend| mended.iter().any(|c| c.mends.iter().any(|m| m.mend == **mend));
+    let columns: Vec<_> = Mend::ALL.iter().filter(tried).collect();
+    html! {
+        @if !mended.is_empty() {
+            div.wide tabindex="0" role="region" aria-label="Mends" { table.claims {
+                caption { "Connections lost under each mend, and what it does against the situation as it is" }
+                thead { tr {
+                    th.first scope="col" { "Situation" }
+                    @for mend in &columns { th scope="col" { (mend) } }
+                } }
+                tbody { @for c in mended { tr {
+                    th.first scope="row" { (c.case) small { (c.connections) " connections" } }
+                    @for mend in &columns { td {
+                        @if let Some(m) = c.mends.iter().find(|m| m.mend == **mend) {
+                            @let (symbol, word) = words::effect(m.effect);
+                            @match (&m.why, m.mend) {
+                                (Some(why), _) => (why),
+                                (None, Mend::AsItIs) => b { (m.lost) " lost" },
+                                (None, _) => {
+                                    span.sym aria-hidden="true" { (symbol) } " " b { (word) } small { (m.lost) " lost" }
+                                }
+                            }
+                        }
+                    } }
+                } } }
+            } }
+        }
     }
 }
 

@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use crate::document::lab::{ForgeryResult, Judgement, LabResult, ScenarioResult, Seen};
+use crate::document::lab::{
+    ForgeryResult, Judgement, LabResult, Mend, Mended, ScenarioResult, Seen,
+};
 use crate::document::timeline::Timeline;
 use canary_record::names::{Forgery, OldSegments};
 
@@ -230,6 +232,7 @@ fn outcome(sum: Option<&ForgeryResult>) -> String {
         Seen::Leaked => "leaked".to_owned(),
         Seen::Delivered => "delivered".to_owned(),
         Seen::Dropped => "dropped".to_owned(),
+        Seen::Rejected => "REJECTED".to_owned(),
         Seen::KillsLater => "KILLS LATER".to_owned(),
         Seen::Hangs => "HANGS".to_owned(),
         Seen::NoConnection => "no connect".to_owned(),
@@ -263,6 +266,7 @@ fn stages(out: &mut String, s: &ScenarioResult, timeline: &Timeline, width: usiz
             paragraph(out, &inner, note, width);
         }
     }
+    mended(out, &s.mended, width);
     for s in &timeline.statements {
         paragraph(out, &format!("  {:<14} ", s.finding), &s.claim, width);
         for e in &s.evidence {
@@ -271,6 +275,22 @@ fn stages(out: &mut String, s: &ScenarioResult, timeline: &Timeline, width: usiz
     }
     for reason in &timeline.reasons {
         paragraph(out, "  weakened: ", reason, width);
+    }
+}
+
+/// What each mend does to each case.
+fn mended(out: &mut String, mended: &[Mended], width: usize) {
+    for case in mended {
+        paragraph(out, "  mends: ", &case.case, width);
+        for m in &case.mends {
+            let lost = format!("{} of {} lost", m.lost, case.connections);
+            let said = match (m.mend, &m.why) {
+                (_, Some(why)) => why.clone(),
+                (Mend::AsItIs, None) => lost,
+                (_, None) => format!("{lost}: {}", words::effect(m.effect).1),
+            };
+            paragraph(out, &format!("    {:<18} ", m.mend), &said, width);
+        }
     }
 }
 

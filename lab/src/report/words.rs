@@ -1,6 +1,8 @@
 //! What the closed sets of names mean to a reader.
 
-use crate::document::lab::{At, Judgement, Path, Protection, ProtectionKind, ProxyMode, Seen};
+use crate::document::lab::{
+    At, Effect, Judgement, Path, Protection, ProtectionKind, ProxyMode, Seen,
+};
 use crate::document::timeline::{FailureClass, Finding};
 use canary_record::names::{Forgery, OldSegments};
 use canary_wire::segment::Family;
@@ -92,6 +94,7 @@ pub const fn seen(s: Seen) -> (&'static str, &'static str) {
         Seen::Leaked => ("△", "leaks"),
         Seen::Kills => ("✕", "kills"),
         Seen::Dropped => ("⊘", "dropped"),
+        Seen::Rejected => ("✕", "rejected"),
         Seen::KillsLater => ("✕", "kills later"),
         Seen::Hangs => ("⧖", "hangs"),
         Seen::NoConnection => ("–", "no connection"),
@@ -130,6 +133,18 @@ pub const fn finding(f: Finding) -> (&'static str, &'static str) {
         Finding::Holds => ("✓", "holds"),
         Finding::DoesNotHold => ("✕", "does not hold"),
         Finding::NotShown => ("?", "not shown"),
+    }
+}
+
+/// A symbol and words for what a mend does.
+#[must_use]
+pub const fn effect(e: Effect) -> (&'static str, &'static str) {
+    match e {
+        Effect::Helps => ("✓", "helps"),
+        Effect::HelpsPartly => ("△", "helps partly"),
+        Effect::DoesNothing => ("–", "does nothing"),
+        Effect::Harms => ("✕", "harms"),
+        Effect::NotShown => ("?", "not shown"),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Runs the cases of a cause: boom-server as anywhere else, connections of this program's own,
 //! and the steps that they go through.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,10 +10,11 @@ use crate::document::lab::{CommandList, ProxyMode, Seen as Became};
 use crate::document::timeline::Change;
 use canary_conntrack::table::Table;
 use canary_record::names::Forgery;
-use canary_record::result::boom::BoomResult;
+use canary_record::result::boom::{BoomResult, OutcomeCount};
+use canary_record::result::load::{ForgeRecord, LoadResult};
 use canary_runtime::output::write_file;
 use canary_testbed::evidence::{self, EvidenceError};
-use canary_testbed::exec::Process;
+use canary_testbed::exec::{Process, Ready};
 use canary_testbed::model::At;
 use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::{self, POD_PORT, Topology};
@@ -43,25 +44,17 @@ const BLACK_HOLE_MTU: &str = "1300";
 /// The client pod's address on its second link, and that of the node at its other end.
 const SECOND_LINK: [&str; 2] = ["198.18.70.2", "198.18.70.1"];
 
-/// Runs one case, in hosts of its own.
+/// Runs one case, in hosts of its own; what is kept goes to `dir`.
 pub fn run(
-    name: &str,
     of: &Cause,
-    n: usize,
+    case: &Case,
     setting: &Setting,
     dir: &Path,
     prefix: &str,
 ) -> Result<Seen, TestbedError> {
-    let Some(case) = of.cases.get(n) else {
-        return Err(TestbedError::Io {
-            what: format!("run case {n} of {name}"),
-            source: std::io::ErrorKind::NotFound.into(),
-        });
-    };
-    let dir = dir.join("cells").join(name).join((n + 1).to_string());
-    fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
-    let testbed = Testbed::build(hosts(case, &format!("{prefix}{n}-")), &setting.tools)?;
-    Run { testbed: &testbed, setting, case, dir: &dir, changes: Vec::new() }.all(of)
+    fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+    let testbed = Testbed::build(hosts(case, prefix), &setting.tools)?;
+    Run { testbed: &testbed, setting, case, dir, changes: Vec::new() }.all(of)
 }
 
 /// What to type to build the hosts of each case; alike ones once.
@@ -160,9 +153,13 @@ impl Run<'_> {
         let mut steps = Vec::new();
         for step in &case.steps {
             interrupt.check()?;
-            self.step(step, of.connections, &mut connections, &mut deleted)?;
+            let mut forged = Vec::new();
+            match step {
+                Step::Forge(each) => forged = self.forge(each, of.connections)?,
+                _ => self.step(step, of.connections, &mut connections, &mut deleted)?,
+            }
             let client = connections.as_ref().map(Connections::ends).unwrap_or_default();
-            steps.push(After { what: step.to_string(), client });
+            steps.push(After { what: step.to_string(), client, forged });
         }
         if let Some(connections) = &mut connections {
             connections.end(setting.scaled(CLOSE));
@@ -267,6 +264,39 @@ impl Run<'_> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// load-client forges, and judges at its own end.
+    fn forge(
+        &self,
+        each: &BTreeMap<Forgery, Became>,
+        n: u32,
+    ) -> Result<Vec<OutcomeCount>, TestbedError> {
+        let (testbed, setting) = (self.testbed, self.setting);
+        let names: Vec<_> = each.keys().map(|f| f.as_str()).collect();
+        let options = vec![
+            "probe".to_owned(),
+            format!("--target=tcp://{}", testbed.topology.target(Family::Ipv4)),
+            format!("--connections={n}"),
+            "--pattern=idle".into(),
+            format!("--delay={}ms", setting.scaled(JUDGED_WHOLLY).as_millis()),
+            format!("--forge={}", names.join(",")),
+            "--min-forged=1".into(),
+        ];
+        let load =
+            setting::load_client(testbed, setting, self.dir, "forge", options, Ready::Event)?;
+        let status = load.wait(setting.scaled(JUDGED_WHOLLY * 2) + READY, &setting.interrupt)?;
+        let file = self.dir.join("forge.json");
+        let result: LoadResult = setting::result("load-client", &file, status)?;
+        match result.forge {
+            Some(ForgeRecord { untried: None, outcomes, .. }) => Ok(outcomes),
+            Some(ForgeRecord { untried, .. }) => Err(TestbedError::Result {
+                program: "load-client",
+                status: status.to_string(),
+                why: untried.unwrap_or_default(),
+            }),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// How long boom-server takes for the slowest of what should become of its segments.

@@ -12,8 +12,8 @@ use canary_record::result::load::Cause;
 
 use crate::scenario::cause::Way;
 
-/// Octets of a transfer: full-sized segments, and more than one window of them.
-const BODY: u64 = 256 << 10;
+/// Octets of a transfer: full-sized segments, and more than go before the first ACK is needed.
+const BODY: u64 = 64 << 10;
 /// Octets of an answer.
 const ANSWER: u64 = 1024;
 const CHUNK: usize = 16 << 10;
@@ -66,7 +66,7 @@ impl Connections {
         let patience = self.patience;
         self.open(|stream, _, seed| {
             if matches!(way, Way::Up | Way::Both) {
-                upload(stream, seed)?;
+                upload(stream, patience, seed)?;
             }
             if matches!(way, Way::Down | Way::Both) {
                 ask(stream, Duration::ZERO, BODY, seed)?;
@@ -224,8 +224,11 @@ fn read(stream: &mut TcpStream, patience: Duration, length: u64, seed: u64) -> R
     Ok(())
 }
 
+/// How many times as long the server may take over a whole body as between two octets of one.
+const WHOLE: u32 = 4;
+
 /// A body, and the hash that the server saw.
-fn upload(stream: &mut TcpStream, seed: u64) -> Result<(), Failure> {
+fn upload(stream: &mut TcpStream, patience: Duration, seed: u64) -> Result<(), Failure> {
     send(stream, Request::Take { length: BODY, seed })?;
     let (mut body, mut hash, mut left) = (Body::new(seed), BodyHash::default(), BODY);
     let mut chunk = [0; CHUNK];
@@ -238,7 +241,10 @@ fn upload(stream: &mut TcpStream, seed: u64) -> Result<(), Failure> {
     }
     let want = format!("ok {}\n", hash.hex());
     let mut got = vec![0; want.len()];
-    stream.read_exact(&mut got).map_err(|e| (Phase::Receive, cause(&e)))?;
+    stream
+        .set_read_timeout(Some(patience * WHOLE))
+        .and_then(|()| stream.read_exact(&mut got))
+        .map_err(|e| (Phase::Receive, cause(&e)))?;
     if got == want.as_bytes() { Ok(()) } else { Err((Phase::Receive, Cause::BadAnswer)) }
 }
 

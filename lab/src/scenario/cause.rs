@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use crate::document::lab::{At, Path, Protection, ProtectionKind, Protections, Seen};
+use crate::document::lab::{At, Mend, Path, Protection, ProtectionKind, Protections, Seen};
 use canary_record::names::{Forgery, ProbeEnd};
 use canary_record::result::witness;
 use canary_runtime::cli::{duration, spell};
@@ -68,6 +68,8 @@ pub enum Step {
     RemoveEndpoint,
     /// The link between the nodes takes smaller packets, and nobody says so.
     BlackHole,
+    /// The client forges too, on as many connections of its own, and what should become of it.
+    Forge(BTreeMap<Forgery, Seen>),
     /// A host gets settings or rules.
     Change(Host),
     /// How connections should have ended so far; one that goes on has survived.
@@ -119,6 +121,7 @@ impl fmt::Display for Step {
             Self::ReplaceEndpoint => f.write_str("replace-endpoint"),
             Self::RemoveEndpoint => f.write_str("remove-endpoint"),
             Self::BlackHole => f.write_str("black-hole"),
+            Self::Forge(_) => f.write_str("forge"),
             Self::Change(host) => write!(f, "change {}", host.name),
             Self::Expect(ends) => write!(f, "expect {ends}"),
         }
@@ -323,6 +326,62 @@ impl Checked for Cause {
 }
 
 impl Case {
+    /// The case under each mend that changes something about it, as it is first.
+    #[must_use]
+    pub fn under_mends(&self) -> Vec<(Mend, Self)> {
+        Mend::ALL.iter().filter_map(|mend| Some((*mend, self.mended(*mend)?))).collect()
+    }
+
+    /// The case under a mend; none where the mend changes nothing about it.
+    fn mended(&self, mend: Mend) -> Option<Self> {
+        let mut case = self.clone();
+        // boom-server's own segments, where they are what the case is about.
+        let about_forged =
+            |s: &Seen| matches!(s, Seen::Kills | Seen::Leaked | Seen::Rejected | Seen::Dropped);
+        if !self.expect.forged.values().any(about_forged) {
+            case.expect.forged = [(Forgery::Control, Seen::Delivered)].into();
+            // What kept them harmless is not needed.
+            if self.protections == liberal() {
+                case.protections = Protections::default();
+            }
+        }
+        case.expect.witness = None;
+        let both = |kind| Protection { kind, at: At::Both };
+        let add = |kinds: &[ProtectionKind]| {
+            case.protections.iter().copied().chain(kinds.iter().copied().map(both)).collect()
+        };
+        case.protections = match mend {
+            Mend::AsItIs => return Some(case),
+            Mend::Liberal => add(&[ProtectionKind::Liberal]),
+            Mend::ForwardDrop => add(&[ProtectionKind::ForwardDrop]),
+            Mend::InputDrop => add(&[ProtectionKind::InputDrop]),
+            Mend::PreroutingDrop => add(&[ProtectionKind::PreroutingDrop]),
+            Mend::LiberalAndDrops => add(&[
+                ProtectionKind::Liberal,
+                ProtectionKind::ForwardDrop,
+                ProtectionKind::InputDrop,
+            ]),
+            Mend::NoDrop if !case.protections.drop() => return None,
+            Mend::NoDrop => {
+                let kept = |p: &Protection| p.kind == ProtectionKind::Liberal;
+                case.protections.iter().copied().filter(kept).collect()
+            }
+            Mend::LongerTimeouts => {
+                for step in case.steps.iter_mut().filter(|s| **s == Step::LetExpire) {
+                    *step = Step::Idle(Wait(Duration::from_secs(2)));
+                }
+                case.hosts.extend(["node1", "node2"].map(longer_timeouts));
+                case.protections
+            }
+            Mend::SymmetricRoute if !case.second_link => return None,
+            Mend::SymmetricRoute => {
+                case.second_link = false;
+                case.protections
+            }
+        };
+        Some(case)
+    }
+
     fn check(&self) -> Result<(), String> {
         if !(1..=2).contains(&self.endpoints) {
             return Err("endpoints: use 1 or 2".to_owned());
@@ -353,6 +412,9 @@ impl Case {
                 }
                 Step::Close => closed = true,
                 Step::Change(host) => host.check()?,
+                Step::Forge(each) if each.is_empty() => {
+                    return Err("steps: forge: name at least one forgery".to_owned());
+                }
                 Step::Expect(ends) if ends.0.is_empty() => {
                     return Err("steps: expect: name at least one end".to_owned());
                 }
@@ -374,6 +436,16 @@ impl Case {
         }
         self.hosts.iter().try_for_each(Host::check)
     }
+}
+
+/// The kernel's default for established connections, kube-proxy's for half-closed ones.
+fn longer_timeouts(node: &str) -> Host {
+    let timeouts = [("established", "432000"), ("close_wait", "3600")];
+    let set = |(state, seconds): (&str, &str)| {
+        (format!("net.netfilter.nf_conntrack_tcp_timeout_{state}"), seconds.to_owned())
+    };
+    let sysctls = timeouts.map(set).into();
+    Host { name: node.to_owned(), sysctls, nft: None, iptables: None }
 }
 
 impl Host {

@@ -1,14 +1,12 @@
 use std::collections::BTreeMap;
 
 use canary_record::names::Verdict;
-use canary_record::outcome::Counts;
 use canary_record::result::Clock;
 use canary_record::result::boom::{BoomResult, OutcomeCount, PathDiagnosis};
 
 use super::*;
 use crate::observed::cause::After;
 use crate::scenario::{Body, parse};
-use canary_record::names::Forgery;
 
 fn boom(n: u64) -> BoomResult {
     use canary_record::names::{ClientClass, EndedBy, OldSegments};
@@ -63,7 +61,7 @@ fn seen() -> Shown {
             vec![b]
         },
         steps: [ProbeEnd::Survived, ProbeEnd::Survived, ProbeEnd::Survived, ProbeEnd::Hung]
-            .map(|end| After { what: String::new(), client: [(end, 5)].into() })
+            .map(|end| After { what: String::new(), client: [(end, 5)].into(), ..After::default() })
             .into(),
         deleted: 7,
         witnesses: Vec::new(),

@@ -93,7 +93,7 @@ fn a_cut_account_claims_nothing() {
     assert!(cut.reasons.iter().any(|r| r == "entry-deleted: not run"), "{:?}", cut.reasons);
     for repetition in [2, 1] {
         let why = || Err("broken".to_owned());
-        ledger.cause(1, repetition, &(0..9).map(|_| why()).collect::<Vec<_>>());
+        ledger.cause(1, repetition, &(0..9).map(|_| why()).collect::<Vec<_>>(), &[]);
     }
     let whole = ledger.result(run(EndedBy::Completed));
     assert_eq!(whole.scenarios.len(), 3);

@@ -1,0 +1,90 @@
+//! What helps against a situation and what does not: the connections that each mend loses, against
+//! those that are lost as it is.
+
+use canary_record::names::ProbeEnd;
+
+use crate::document::lab::{Effect, Mend, MendResult, Mended};
+use crate::observed::cause::Seen;
+use crate::scenario::cause::{Case, Cause};
+
+/// The table of a scenario's cases. `seen` is in the order of [`Case::under_mends`].
+#[must_use]
+pub fn table(cause: &Cause, seen: &[Result<Seen, String>]) -> Vec<Mended> {
+    let mut seen = seen.iter();
+    let row = |case: &Case| {
+        let mends: Vec<_> = case.under_mends().into_iter().map(|(mend, _)| mend).collect();
+        let results: Vec<_> = mends.into_iter().zip(seen.by_ref()).collect();
+        Mended {
+            case: case.title.clone(),
+            connections: cause.connections.into(),
+            mends: compared(&results),
+        }
+    };
+    cause.cases.iter().map(row).collect()
+}
+
+/// Each against the first, the situation as it is.
+fn compared(results: &[(Mend, &Result<Seen, String>)]) -> Vec<MendResult> {
+    let base = results.first().and_then(|(_, seen)| seen.as_ref().ok()).map(lost);
+    let one = |(mend, seen): &(Mend, &Result<Seen, String>)| {
+        let (lost, why) = match seen {
+            Ok(seen) => (lost(seen), None),
+            Err(why) => (0, Some(why.clone())),
+        };
+        let effect = match base {
+            Some(base) if why.is_none() => effect(base, lost),
+            _ => Effect::NotShown,
+        };
+        MendResult { mend: *mend, lost, effect, why }
+    };
+    results.iter().map(one).collect()
+}
+
+const fn effect(base: u64, lost: u64) -> Effect {
+    if lost > base {
+        Effect::Harms
+    } else if lost == base {
+        Effect::DoesNothing
+    } else if lost == 0 {
+        Effect::Helps
+    } else {
+        Effect::HelpsPartly
+    }
+}
+
+/// Connections that did not survive for the client, or that the server saw reset: the more of both,
+/// for one connection can be lost at both ends.
+fn lost(seen: &Seen) -> u64 {
+    let survived = seen.client.get(&ProbeEnd::Survived).copied().unwrap_or(0);
+    let server = seen.sum(|b| b.connections.reset_seen_by_application);
+    let client = seen.connections.saturating_sub(survived);
+    let forged = seen.steps.iter().flat_map(|s| &s.forged).map(|o| o.counts.killed).sum();
+    client.max(server).max(forged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fewer helps, none helps wholly, more harms.
+    #[test]
+    fn effects_are_differences() {
+        for (base, lost, what) in [
+            (20, 0, Effect::Helps),
+            (20, 9, Effect::HelpsPartly),
+            (20, 20, Effect::DoesNothing),
+            (0, 0, Effect::DoesNothing),
+            (0, 1, Effect::Harms),
+        ] {
+            assert_eq!(effect(base, lost), what, "{base} {lost}");
+        }
+    }
+
+    /// What could not be tried is no mend, and where the situation itself could not be, nothing is.
+    #[test]
+    fn what_was_not_tried_is_not_shown() {
+        let failed: Result<Seen, String> = Err("no host".to_owned());
+        let rows = compared(&[(Mend::AsItIs, &failed), (Mend::Liberal, &failed)]);
+        assert!(rows.iter().all(|r| r.effect == Effect::NotShown && r.why.is_some()));
+    }
+}
