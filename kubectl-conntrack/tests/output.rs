@@ -123,7 +123,7 @@ fn the_document_obeys_its_schema() {
 fn bad_flags_alone_have_a_word() {
     let partly = node("n1", Some("nftables"), |p, _| match p {
         Path::PodIp => Diagnosis::NotTranslated,
-        _ => Diagnosis::Partly,
+        _ => Diagnosis::Liberal,
     });
     let result = DiagnoseResult::new(run("x"), Cluster::default(), vec![partly], Vec::new());
     assert!(

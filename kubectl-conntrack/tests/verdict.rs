@@ -100,8 +100,8 @@ fn a_leaking_control_proves_nothing() {
 /// be_liberal alone has a word of its own; one plain leak beside it takes that away.
 #[test]
 fn bad_flags_alone_are_told_apart() {
-    assert!(family_row(V4, all(Diagnosis::Partly), &[]).bad_flags_alone);
-    let mut rows = all(Diagnosis::Partly);
+    assert!(family_row(V4, all(Diagnosis::Liberal), &[]).bad_flags_alone);
+    let mut rows = all(Diagnosis::Liberal);
     rows[0] = row(Path::SameNode, Diagnosis::Unprotected);
     assert!(!family_row(V4, rows, &[]).bad_flags_alone);
 }

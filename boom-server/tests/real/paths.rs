@@ -93,8 +93,8 @@ pub(crate) fn row(bed: &Bed, vip: &str, n: u64, drop: bool, liberal: bool) {
     let diagnosis = match (drop, liberal) {
         (false, false) => Diagnosis::Unprotected,
         (true, false) => Diagnosis::Dropped,
-        (false, true) => Diagnosis::Partly,
-        (true, true) => Diagnosis::LiberalAndDropped,
+        (false, true) => Diagnosis::Liberal,
+        (true, true) => Diagnosis::BadFlagsDropped,
     };
     assert_eq!(result.paths[0].diagnosis, diagnosis);
     valid(&result);

@@ -29,6 +29,11 @@ impl Context {
     const fn untranslated(&self) -> bool {
         self.called_here > 0 && self.called_elsewhere == 0
     }
+
+    /// True when it was shown that something in between has an address of its own.
+    const fn translated(&self) -> bool {
+        self.called_elsewhere > 0 && self.called_here == 0
+    }
 }
 
 /// One diagnosis for each class of clients and family in `rows`.
@@ -108,19 +113,24 @@ impl Seen<'_> {
             Diagnosis::Rejected
         } else if bad_flags_leaked > 0 {
             // With be_liberal no-flags leaks too; a flowtable passes it on unseen.
-            let tracked = no_flags.known() > 0 && no_flags.leaked == 0 && window.delivered > 0;
-            if tracked { Diagnosis::Flowtable } else { Diagnosis::Partly }
+            if window.delivered == 0 || !mostly_delivered(&window) {
+                Diagnosis::Partly
+            } else if no_flags.leaked > 0 {
+                Diagnosis::Liberal
+            } else if no_flags.known() > 0 {
+                Diagnosis::Flowtable
+            } else {
+                Diagnosis::Partly
+            }
         } else if window.known() == 0 {
             Diagnosis::Inconclusive
         } else if !mostly_delivered(&window) {
             Diagnosis::Dropped
-        } else if syn_fin.known() == 0 {
-            Diagnosis::Liberal
-        } else if !mostly_delivered(&syn_fin) {
-            Diagnosis::LiberalAndDropped
+        } else if syn_fin.known() > 0 && !mostly_delivered(&syn_fin) {
+            Diagnosis::BadFlagsDropped
         } else if context.untranslated() {
             Diagnosis::NotTranslated
-        } else if context.called_elsewhere > 0 && context.called_here == 0 {
+        } else if syn_fin.delivered > 0 && context.translated() {
             Diagnosis::TranslatedUnchecked
         } else {
             Diagnosis::Delivered

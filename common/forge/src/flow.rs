@@ -235,6 +235,12 @@ impl Flows {
             if flow.state == State::HalfOpen {
                 flow.syns = flow.syns.saturating_add(1);
                 out.push(Action::Opened { tuple: flow.tuple, again: true });
+            } else if flow.state == State::Waiting
+                && matches!(self.settings.end, End::Client { .. })
+            {
+                // The server has not had this end's acknowledgment yet.
+                let later = flow.deadline.max(now + ANSWERS_AGAIN);
+                self.table.set_deadline(key, later);
             }
             return;
         }
@@ -262,15 +268,19 @@ impl Flows {
     ) {
         let flow = self.table.get_mut(key);
         if flow.state != State::HalfOpen {
-            return self.established(now, key, seg, out);
+            return self.established(now, arrival, key, seg, out);
         }
         // What completes the handshake bears the first number, whether it is a
         // bare acknowledgment, or data because that was lost.
         if seg.seq != flow.isn.add(1) {
+            // Data that overtook it.
+            if flow.plausible(seg.seq) {
+                flow.receive(seg.seq, seg.seq.add(seg.seg_len()));
+                flow.fin |= seg.flags.has(Flags::FIN);
+            }
             return;
         }
         flow.rtt = arrival.at.saturating_sub(flow.syn_at);
-        flow.rcv = seg.seq;
         flow.snd = seg.ack;
         flow.advance(seg);
         self.complete(now, key, Duration::ZERO, out);
@@ -324,6 +334,9 @@ impl Flows {
             in_stream: !at_once,
             probed: false,
             busy: false,
+            foreign: false,
+            established: false,
+            strange: 0,
             answered: false,
             answers: 0,
             silent: 0,

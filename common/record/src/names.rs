@@ -166,23 +166,26 @@ names! {
     pub enum Diagnosis {
         /// INVALID segments leak and reset connections: Kubernetes issue #74839.
         Unprotected = "unprotected",
-        /// Out-of-window segments arrive; bad flags were not tried.
+        /// Out-of-window segments arrive, those with bad flags leak, `no-flags` too: be_liberal
+        /// alone.
         Liberal = "liberal",
         /// INVALID segments are dropped.
         Dropped = "dropped",
-        /// Out-of-window segments arrive, those with bad flags are dropped.
-        LiberalAndDropped = "liberal-and-dropped",
-        /// Out-of-window segments arrive, those with bad flags leak and reset: be_liberal alone,
-        /// where `no-flags` leaks too.
+        /// Out-of-window segments arrive, those with bad flags are dropped: be_liberal with a
+        /// drop, or a firewall that looks at flags.
+        BadFlagsDropped = "bad-flags-dropped",
+        /// Segments with bad flags leak; what becomes of the others does not single out why.
         Partly = "partly",
-        /// The same, where `no-flags` does not leak: a software flowtable passes what it tracks.
+        /// Out-of-window segments arrive and `syn-fin` leaks, but not `no-flags`: a software
+        /// flowtable passes what it tracks.
         Flowtable = "flowtable",
         /// A node on the way answers INVALID segments with a reset.
         Rejected = "rejected",
-        /// Every segment arrives; whether anything translates was not shown.
+        /// Every segment that was tried arrives; why was not shown.
         Delivered = "delivered",
-        /// Every segment arrives, though not at the address that was called: something
-        /// translates without conntrack's checks (IPVS, eBPF).
+        /// Every segment arrives, those with bad flags too, though not at the address that was
+        /// called: what is in between translates without conntrack's checks (IPVS, eBPF), or
+        /// answers itself (a proxy).
         TranslatedUnchecked = "translated-unchecked",
         /// Every segment arrives at the address that was called: nothing translates.
         NotTranslated = "not-translated",

@@ -49,7 +49,7 @@ pub fn boom(family: Family, diagnosis: Diagnosis) -> BoomResult {
     let delivered = || Counts { delivered: 25, ..Counts::default() };
     let (verdict, outcomes) = match diagnosis {
         Diagnosis::Unprotected => (Verdict::Vulnerable, vec![above(leaked()), syn_fin(leaked())]),
-        Diagnosis::Partly => (Verdict::Vulnerable, vec![above(delivered()), syn_fin(leaked())]),
+        Diagnosis::Liberal => (Verdict::Vulnerable, vec![above(delivered()), syn_fin(leaked())]),
         Diagnosis::Inconclusive => (Verdict::Inconclusive, Vec::new()),
         Diagnosis::NotTranslated => {
             (Verdict::Protected, vec![above(delivered()), syn_fin(delivered())])

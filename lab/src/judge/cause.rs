@@ -117,7 +117,8 @@ fn judge(case: &Case, seen: &Shown) -> (Judgement, Vec<String>) {
         if attributed > 0 {
             differs.push(format!("boom-server took {attributed} of these resets for #74839"));
         }
-        let blamed = |d| matches!(d, Diagnosis::Unprotected | Diagnosis::Partly);
+        let blamed =
+            |d| matches!(d, Diagnosis::Unprotected | Diagnosis::Liberal | Diagnosis::Partly);
         if seen.boom.iter().flat_map(|b| &b.paths).any(|p| blamed(p.diagnosis)) {
             differs.push("boom-server calls this path unprotected".to_owned());
         }

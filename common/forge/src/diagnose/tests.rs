@@ -61,20 +61,20 @@ fn dropped() {
 
 /// be_liberal alone leaks bad flags, and is vulnerable once those are tried.
 #[test]
-fn liberal_and_partly() {
+fn bad_flags_leak_where_the_window_is_not_checked() {
     let d = one(&[(AboveWindow, 0, 50, 0)]);
-    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Liberal, Verdict::Protected));
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Delivered, Verdict::Protected));
     assert!(d.reasons.iter().any(|r| r.contains("bad flags were not tried")), "{:?}", d.reasons);
     let d = one(&[(AboveWindow, 0, 50, 0), (SynFin, 50, 0, 0)]);
     assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Partly, Verdict::Vulnerable));
     assert_eq!(d.old_segments, OldSegments::NotShown);
 }
 
-/// Liberal together with drops.
+/// Bad flags dropped where the window is not checked: be_liberal and a drop, or a firewall.
 #[test]
-fn liberal_and_dropped() {
+fn bad_flags_dropped() {
     let d = one(&[(BelowWindow, 0, 50, 0), (AboveWindow, 0, 50, 0), (SynFin, 0, 0, 50)]);
-    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::LiberalAndDropped, Verdict::Protected));
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::BadFlagsDropped, Verdict::Protected));
     assert_eq!(d.old_segments, OldSegments::NotShown);
 }
 
@@ -99,7 +99,9 @@ fn what_arrives_is_named_by_the_address_called() {
 fn a_flowtable_is_told_from_be_liberal() {
     let window = (AboveWindow, 0, 50, 0);
     let d = one(&[window, (SynFin, 50, 0, 0), (NoFlags, 50, 0, 0)]);
-    assert_eq!(d.diagnosis, Diagnosis::Partly);
+    assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Liberal, Verdict::Vulnerable));
+    let d = one(&[window, (SynFin, 50, 0, 0)]);
+    assert_eq!(d.diagnosis, Diagnosis::Partly, "no-flags was not tried");
     let d = one(&[window, (SynFin, 50, 0, 0), (NoFlags, 0, 0, 50)]);
     assert_eq!((d.diagnosis, d.verdict), (Diagnosis::Flowtable, Verdict::Vulnerable));
 }
@@ -191,7 +193,7 @@ fn classes_and_families_are_told_apart() {
         [
             (ClientClass::Pod, Family::Ipv4, Diagnosis::Dropped, 30),
             (ClientClass::Node, Family::Ipv4, Diagnosis::Unprotected, 10_000),
-            (ClientClass::Outside, Family::Ipv4, Diagnosis::Liberal, 30),
+            (ClientClass::Outside, Family::Ipv4, Diagnosis::Delivered, 30),
             (ClientClass::Pod, Family::Ipv6, Diagnosis::Dropped, 1391),
         ]
     );

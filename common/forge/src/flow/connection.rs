@@ -89,8 +89,14 @@ pub(super) struct Trial {
     pub(super) in_stream: bool,
     /// This round's probe was sent.
     pub(super) probed: bool,
-    /// Something in this round may hide the answer, or may be one.
+    /// Something in this round, or before it, may hide the answer, or may be one.
     pub(super) busy: bool,
+    /// Something else than the peer may have answered in this round, or in other numbers.
+    pub(super) foreign: bool,
+    /// Rounds of which that is so.
+    pub(super) strange: u8,
+    /// On the client's end: the server was shown to have completed the handshake.
+    pub(super) established: bool,
     /// This round drew a bare acknowledgment that nothing else explains.
     pub(super) answered: bool,
     pub(super) answers: u8,
@@ -122,6 +128,11 @@ impl Trial {
     /// (`tcp_oow_rate_limited()` exempts data, `tcp_send_challenge_ack()` nothing).
     pub(super) const fn rate_limited(&self) -> bool {
         self.last.payload.is_empty() && !self.forgery.silent_when_delivered()
+    }
+
+    /// A D-SACK would name its octets.
+    pub(super) fn nameable(&self, snd: Seq) -> bool {
+        !self.last.payload.is_empty() && self.last.is_old(snd)
     }
 
     /// The octet that the probe of this number takes.

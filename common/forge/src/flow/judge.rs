@@ -9,8 +9,8 @@ use canary_wire::seq::Seq;
 
 use super::table::Key;
 use super::{
-    ANSWERS_AGAIN, Action, Arrival, CLOSED_LIFE, Flow, Flows, JUDGED_LIFE, Judgement, LIFE_GAP,
-    LIFE_PROBES, MUTE, PAUSE, ROUNDS, ResetCause, SILENT, State, Trial, newer, reset,
+    ANSWERS_AGAIN, Action, Arrival, CLOSED_LIFE, End, Flow, Flows, JUDGED_LIFE, Judgement,
+    LIFE_GAP, LIFE_PROBES, MUTE, PAUSE, ROUNDS, ResetCause, SILENT, State, Trial, newer, reset,
 };
 use crate::forgery;
 
@@ -94,8 +94,8 @@ impl Flows {
         out: &mut Vec<Action>,
     ) {
         let flow = self.table.get_mut(key);
+        let nearer = flow.is_nearer(arrival);
         let Some(trial) = flow.trial.as_mut() else { return };
-        let nearer = matches!((arrival.ttl, flow.ttl), (Some(rst), Some(syn)) if rst > syn);
         // A TCP without the connection repeats the segment's class in its reset
         // (tcp_v4_send_reset()), a rule that rejects does not (nf_reject_iphdr_put()).
         let fate = if nearer && arrival.class == Some(0) {
@@ -151,7 +151,23 @@ impl Flows {
 
     /// The peer is there: the reset was the forged segment's.
     fn proven(&mut self, now: Duration, key: Key, out: &mut Vec<Action>) {
+        let client = matches!(self.settings.end, End::Client { .. });
         let flow = self.table.get_mut(key);
+        let (rcv, fin, cause) = (flow.rcv, flow.fin, flow.doubted());
+        let open = client && !flow.dead && flow.fate.is_none();
+        if let Some(trial) = flow.trial.as_mut()
+            && open
+            && !std::mem::replace(&mut trial.established, true)
+            && trial.first.ack != rcv
+        {
+            // A server to which the handshake's last segment had not come yet resets an
+            // acknowledgment of anything else than its SYN (tcp_check_req()). It has come.
+            if fin {
+                return self.undecided(now, key, cause, out);
+            }
+            trial.reset = None;
+            return self.round(now, key, out);
+        }
         if let Some((reset, fate)) = flow.trial.as_mut().and_then(|t| t.reset.take()) {
             out.push(Action::Reset(reset));
             self.settle(now, key, fate, out);
@@ -185,6 +201,7 @@ impl Flows {
     pub(super) fn established(
         &mut self,
         now: Duration,
+        arrival: Arrival,
         key: Key,
         seg: &Segment<'_>,
         out: &mut Vec<Action>,
@@ -193,9 +210,12 @@ impl Flows {
         if !flow.plausible(seg.seq) || flow.dead && flow.state != State::Doubted {
             return;
         }
-        let answer = flow.reads_as(seg);
+        let nearer = flow.is_nearer(arrival);
+        let answer = flow.reads_as(seg, nearer);
         let (acked, timed, newest) = (flow.snd, flow.timestamps.is_some(), flow.newest);
-        flow.advance(seg);
+        if !nearer {
+            flow.advance(seg);
+        }
         let moved = flow.snd != acked;
         let fin = flow.fin;
         let state = flow.state;
@@ -207,7 +227,9 @@ impl Flows {
             trial.names = true;
         }
         trial.names |= answer == Some(Answer::ToProbe);
-        let fresh = is_fresh(trial, newest, seg, now);
+        let fresh = is_fresh(trial, newest, seg, now) && answer != Some(Answer::Foreign);
+        // A copy; or the peer's clock has not ticked, and it was the answer.
+        let same = newest.is_some() && newest == seg.options().timestamps.map(|(value, _)| value);
         match state {
             State::Doubted => match answer {
                 // It arrived; then the peer closed, and met a copy of it.
@@ -219,6 +241,10 @@ impl Flows {
                     self.settle_as(now, key, Fate::Delivered, out);
                 }
                 Some(Answer::ToProbe) => self.proven(now, key, out),
+                // It acknowledges this end's FIN, which was sent after the forged segment. A
+                // probe may come too late: where the reset ended this end's socket, the answer to
+                // this ends the peer's TIME_WAIT (tcp_reset_check(); RFC 1337).
+                None if fin && moved && trial.asked == 0 && !nearer => self.proven(now, key, out),
                 _ if fresh && !trial.answered && trial.asked > 0 => {
                     trial.answered = true;
                     trial.signs += 1;
@@ -230,7 +256,7 @@ impl Flows {
                 _ => {}
             },
             State::Forged | State::Pausing | State::Probed => {
-                trial.busy |= moved && (trial.in_stream || trial.round > 1);
+                trial.busy |= moved;
                 match answer {
                     Some(Answer::ToForged) => self.settle(now, key, Fate::Delivered, out),
                     Some(Answer::ToProbe) if state == State::Probed => {
@@ -244,11 +270,19 @@ impl Flows {
                     // A copy of the probe was answered too.
                     Some(Answer::Bare)
                         if state == State::Pausing && trial.probed && !trial.names => {}
-                    Some(Answer::Bare) => self.bare(now, key, fresh, out),
-                    Some(Answer::Unclear) => {
+                    // This peer would have named the octets.
+                    Some(Answer::Bare) if trial.names && trial.nameable(flow.snd) => {
+                        (trial.unclear, trial.foreign) = (true, true);
+                    }
+                    Some(Answer::Bare) => {
+                        trial.foreign |= same;
+                        self.bare(now, key, fresh, out);
+                    }
+                    Some(Answer::Update) => {
                         trial.unclear = true;
                         trial.busy |= trial.in_stream || trial.round > 1;
                     }
+                    Some(Answer::Foreign) => (trial.unclear, trial.foreign) = (true, true),
                     Some(Answer::ToProbe) | None => {}
                 }
             }
@@ -281,9 +315,10 @@ impl Flows {
         let Some(trial) = flow.trial.as_mut() else { return };
         trial.unclear = true;
         if !fresh {
-            // A copy; or the peer's clock has not ticked, and it was the answer.
             trial.busy = true;
-        } else if !trial.answered {
+        } else if !trial.answered && !trial.busy {
+            // A segment of this end's own that comes late draws the same: not in a round in
+            // which the peer acknowledged something.
             trial.answered = true;
             trial.answers += 1;
             if trial.answers >= needed(timed) {
@@ -294,6 +329,7 @@ impl Flows {
             let next = trial.sent + trial.pause();
             let pause = if timed { PAUSE } else { super::GAP };
             flow.state = State::Pausing;
+            trial.busy = false;
             self.table.set_deadline(key, next.max(now + pause));
         }
     }
@@ -333,12 +369,14 @@ impl Flows {
         if life {
             trial.mute = 0;
             // What is named is seen in any traffic.
-            let seen = !trial.busy
-                || trial.names && !trial.last.payload.is_empty() && trial.last.is_old(flow.snd);
-            if seen && !trial.answered {
+            let seen = !trial.busy || trial.names && trial.nameable(flow.snd);
+            if trial.foreign {
+                trial.strange += 1;
+            } else if seen && !trial.answered {
                 trial.silent += 1;
             }
-            if trial.silent >= SILENT && trial.answers == 0 {
+            // Among rounds that were answered somehow, silence may be loss.
+            if trial.silent >= SILENT.max(3 * trial.strange) && trial.answers == 0 {
                 return self.settle(now, key, Fate::Dropped, out);
             }
         } else {
@@ -352,15 +390,13 @@ impl Flows {
                 return self.settle(now, key, Fate::Unknown(why), out);
             }
         }
-        // An unnamed answer to a copy of the probe must not fall into the next round.
-        let calm = if trial.names { now } else { now + gap };
+        // An unnamed answer to a copy of the probe must not fall into the next round, and the
+        // peer's clock must have ticked since a named one.
+        let calm = now + if trial.names { PAUSE } else { gap };
         let next = if trial.rate_limited() { calm.max(trial.sent + ANSWERS_AGAIN) } else { calm };
-        if next > now {
-            flow.state = State::Pausing;
-            self.table.set_deadline(key, next);
-        } else {
-            self.round(now, key, out);
-        }
+        flow.state = State::Pausing;
+        trial.busy = false;
+        self.table.set_deadline(key, next);
     }
 
     /// Sends the forged segment once more.
@@ -389,7 +425,7 @@ impl Flows {
         trial.round += 1;
         trial.sent = now;
         trial.floor = newest;
-        (trial.busy, trial.answered, trial.probed) = (false, false, false);
+        (trial.foreign, trial.answered, trial.probed) = (false, false, false);
         flow.state = State::Forged;
         out.push(Action::Probe {
             tuple: flow.tuple,
@@ -475,8 +511,11 @@ enum Answer {
     ToProbe,
     /// A bare acknowledgment that acknowledges nothing new.
     Bare,
-    /// One that another segment or the peer's own reading has drawn, or may have.
-    Unclear,
+    /// One whose window has changed: the peer's own reading has drawn it, or may have.
+    Update,
+    /// One that names octets never sent here, or that a node on the way sent: something
+    /// between the ends renumbers or answers.
+    Foreign,
 }
 
 impl Flow {
@@ -516,10 +555,20 @@ impl Flow {
         out.push(Action::Probe { tuple: self.tuple, spec, timestamps: self.timestamps });
     }
 
+    /// True for a segment that crossed fewer nodes than what opened the connection: another
+    /// sent it in the peer's name.
+    fn is_nearer(&self, arrival: Arrival) -> bool {
+        matches!((arrival.ttl, self.ttl), (Some(this), Some(first)) if this > first)
+    }
+
     /// What a segment without RST and SYN says of the forged one.
-    fn reads_as(&self, seg: &Segment<'_>) -> Option<Answer> {
+    fn reads_as(&self, seg: &Segment<'_>, nearer: bool) -> Option<Answer> {
         let trial = self.trial.as_ref()?;
         let sack = seg.options().sack;
+        let bare = seg.payload_len == 0 && !seg.flags.has(Flags::FIN);
+        if nearer {
+            return bare.then_some(Answer::Foreign);
+        }
         if trial.first.named_by(sack) || trial.last.named_by(sack) {
             return Some(Answer::ToForged);
         }
@@ -534,7 +583,6 @@ impl Flow {
         }
         // RFC 9293, section 3.10.7.4: <SEQ=SND.NXT><ACK=RCV.NXT><CTL=ACK>. A
         // keep-alive probe of the peer lies one before rcv.
-        let bare = seg.payload_len == 0 && !seg.flags.has(Flags::FIN);
         if !bare || seg.ack != self.snd || seg.seq.before(self.rcv) {
             return None;
         }
@@ -543,9 +591,13 @@ impl Flow {
         if sack.is_some_and(earlier) && trial.probe.is_some() {
             return None;
         }
-        // Blocks name what they answer (RFC 2018, section 4; RFC 2883), and where the
-        // window has moved it is an update (RFC 9293, section 3.8.6).
-        let other = sack.is_some() || self.window.is_some_and(|w| w != seg.window);
-        Some(if other { Answer::Unclear } else { Answer::Bare })
+        // Blocks name what they answer (RFC 2018, section 4; RFC 2883).
+        if sack.is_some() {
+            return Some(Answer::Foreign);
+        }
+        // Where the window has moved it is an update (RFC 9293, section 3.8.6). That of a SYN
+        // is not scaled, and says nothing.
+        let update = self.window != Some(seg.window);
+        Some(if update { Answer::Update } else { Answer::Bare })
     }
 }

@@ -549,6 +549,92 @@ fn renumbered_blocks_are_unclear() {
     assert_eq!(p.outcome(), Some(Fate::Unknown(Why::UnclearAnswer)));
 }
 
+/// Rounds that something renumbered answered, and others that were silent by loss: not dropped.
+/// So where the peer names octets, and answers the forged ones without.
+#[test]
+fn rounds_that_are_answered_otherwise_are_not_silent() {
+    for named in [true, false] {
+        let mut p = Exchange::new(Forgery::AckAhead);
+        p.handshake().silent_rounds(1);
+        for _ in 0..20 {
+            p.after(ms(21));
+            let other =
+                Spec { seq: SND.add(70_000), ack: Seq(0), flags: Flags::ACK, payload: b"x" };
+            if named {
+                p.names(other)
+            } else {
+                p.answers()
+            };
+            p.after(ms(101)).lives();
+        }
+        assert_eq!(p.outcome(), Some(Fate::Unknown(Why::UnclearAnswer)), "{named}");
+    }
+}
+
+/// What crossed fewer nodes than the client's SYN is a node's answer: neither the client's nor
+/// a sign of its life.
+#[test]
+fn an_answer_from_nearer_is_not_the_clients() {
+    let nearer = |p: &mut Exchange| {
+        let options = stamp(p.now);
+        let answer = Segment { options: &options, ..p.base() };
+        p.hears(&answer, TTL + 1, 0);
+    };
+    let mut p = Exchange::new(Forgery::AboveWindow);
+    p.handshake();
+    for _ in 0..40 {
+        p.after(ms(50));
+        nearer(&mut p);
+    }
+    assert_eq!(p.outcome(), Some(Fate::Unknown(Why::UnclearAnswer)));
+    let mut p = Exchange::new(Forgery::AboveWindow);
+    p.handshake().rst(ISN.add(1));
+    for _ in 0..40 {
+        p.after(ms(50));
+        nearer(&mut p);
+    }
+    assert_eq!(p.outcome(), Some(Fate::Unknown(Why::AmbiguousReset)));
+}
+
+/// A round in which the client acknowledged something may have drawn an answer to that alone.
+#[test]
+fn an_answer_beside_traffic_proves_nothing() {
+    let mut p = Exchange::new(Forgery::AboveWindow);
+    p.handshake();
+    for n in 1..10 {
+        let ack = SND.add(100 * n);
+        p.after(ms(1));
+        let options = stamp(p.now);
+        p.gets(&Segment { ack, options: &options, ..p.base() }).after(ms(1));
+        let options = stamp(p.now);
+        p.gets(&Segment { ack, options: &options, ..p.base() }).after(ms(30));
+    }
+    assert_eq!(p.outcome(), None);
+}
+
+/// The client acknowledges this end's FIN after the reset: it was there, and where the reset
+/// ended this end's socket too, the probe would find nobody.
+#[test]
+fn an_acknowledged_close_shows_the_client_there() {
+    let mut p = Exchange::new(Forgery::AboveWindow);
+    p.handshake().fin().rst(ISN.add(1)).after(ms(1));
+    assert_eq!(p.outcome(), None);
+    let options = stamp(p.now);
+    p.gets(&Segment { seq: ISN.add(2), ack: SND.add(1), options: &options, ..p.base() });
+    assert_eq!(p.outcome(), Some(HARMLESS));
+}
+
+/// Data that overtakes the handshake's last segment counts: the number that a reset must have is
+/// the one behind it.
+#[test]
+fn data_before_the_handshakes_end_is_received() {
+    let mut p = Exchange::new(Forgery::AboveWindow);
+    let data = Segment { seq: ISN.add(31), payload_len: 50, ..p.base() };
+    let first = Segment { payload_len: 30, ..p.base() };
+    p.syn().gets(&data).gets(&first);
+    assert_eq!(p.forged().map(|f| f.ack), Some(ISN.add(81)));
+}
+
 /// A slow path is given several round trips.
 #[test]
 fn the_timeout_follows_the_round_trip() {

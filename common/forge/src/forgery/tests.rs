@@ -1,66 +1,20 @@
-//! Every forgery against a model of the window check in the kernel's
-//! `tcp_in_window()` (net/netfilter/nf_conntrack_proto_tcp.c), both generations.
+//! Every forgery against a model of conntrack's window check, both generations.
 
 use super::*;
 use proptest::prelude::*;
 
-/// What conntrack calls a segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Class {
-    /// In the window.
-    Valid,
-    /// Out of it, and let be: translated, since Linux 6.1.
-    Ignored,
-    /// INVALID.
-    Invalid,
-}
+#[path = "../../tests/support/window.rs"]
+mod window;
 
-/// One side as conntrack sees it.
-#[derive(Clone, Copy, Debug)]
-struct Side {
-    /// The greatest number sent, plus one.
-    end: Seq,
-    /// The greatest number that the other side's window allows.
-    max_end: Seq,
-    /// The largest window offered.
-    max_win: u32,
-}
+use window::{Class, Entry, Passing, Side};
 
-/// The server as sender, the client as receiver, and whether the kernel is 6.1 or later.
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    server: Side,
-    client: Side,
-    new: bool,
-}
+/// The server's side of an entry.
+const SERVER: usize = 1;
 
-impl Entry {
-    fn class(&mut self, s: &Spec) -> Class {
-        let end = s.seq.add(s.seg_len());
-        // Without ACK the acknowledgment is taken to be right.
-        let ack = if s.flags.has(Flags::ACK) { s.ack } else { self.client.end };
-        let (server, client) = (self.server, self.client);
-        let below_upper = s.seq.before(server.max_end.add(1));
-        let above_lower = end.after(server.end.sub(client.max_win).sub(1));
-        let ack_below_upper = ack.before(client.end.add(1));
-        // MAXACKWINDOW is never less than 66000.
-        let ack_above_lower = ack.after(client.end.sub(server.max_win.max(66_000)).sub(1));
-        if below_upper && above_lower && ack_below_upper && ack_above_lower {
-            return Class::Valid;
-        }
-        if !self.new {
-            return Class::Invalid;
-        }
-        if !below_upper {
-            let overshot = end.since(server.max_end).wrapping_add(1);
-            if above_lower && ack_above_lower && ack_below_upper && overshot <= client.max_win {
-                self.server.end = end;
-                return Class::Ignored;
-            }
-            return Class::Invalid;
-        }
-        if ack_below_upper { Class::Ignored } else { Class::Invalid }
-    }
+fn class(entry: &mut Entry, s: &Spec) -> Class {
+    let seg_len = s.seg_len();
+    let passing = Passing { seq: s.seq, ack: s.ack, flags: s.flags, seg_len, window: WINDOW };
+    entry.class(SERVER, &passing)
 }
 
 /// A connection after its handshake and some traffic.
@@ -87,10 +41,19 @@ impl Traffic {
         let client_max = client_win.max(u32::from(self.windows.0)).max(1);
         let server_max = server_win.max(u32::from(self.windows.1)).max(1);
         let in_flight = (u64::from(client_win) * u64::from(self.in_flight) / 1000) as u32;
-        let server =
-            Side { end: snd.add(in_flight), max_end: snd.add(client_win), max_win: server_max };
-        let client = Side { end: rcv, max_end: rcv.add(server_win), max_win: client_max };
-        (Entry { server, client, new }, Numbers { snd, rcv, peer_window: client_max })
+        let server = Side {
+            end: snd.add(in_flight),
+            max_end: snd.add(client_win),
+            max_win: server_max,
+            scale: self.scales.1,
+        };
+        let client = Side {
+            end: rcv,
+            max_end: rcv.add(server_win),
+            max_win: client_max,
+            scale: self.scales.0,
+        };
+        (Entry { sides: [client, server], new }, Numbers { snd, rcv, peer_window: client_max })
     }
 }
 
@@ -119,14 +82,14 @@ proptest! {
     #[test]
     fn above_window_is_always_invalid(t in traffic(), new: bool) {
         let (mut entry, n) = t.entry(new);
-        prop_assert_eq!(entry.class(&spec(Forgery::AboveWindow, n)), Class::Invalid);
+        prop_assert_eq!(class(&mut entry, &spec(Forgery::AboveWindow, n)), Class::Invalid);
     }
 
     /// An acknowledgment of what was never sent is INVALID on every kernel.
     #[test]
     fn ack_ahead_is_always_invalid(t in traffic(), new: bool) {
         let (mut entry, n) = t.entry(new);
-        prop_assert_eq!(entry.class(&spec(Forgery::AckAhead, n)), Class::Invalid);
+        prop_assert_eq!(class(&mut entry, &spec(Forgery::AckAhead, n)), Class::Invalid);
     }
 
     /// The control and the probe for life pass on every kernel, unless the
@@ -135,9 +98,9 @@ proptest! {
     fn control_and_probe_are_never_invalid(t in traffic(), new: bool) {
         prop_assume!(t.windows.0 >= 1000);
         let (mut entry, n) = t.entry(new);
-        prop_assert_eq!(entry.class(&spec(Forgery::Control, n)), Class::Valid);
+        prop_assert_eq!(class(&mut entry, &spec(Forgery::Control, n)), Class::Valid);
         let probe = life_probe(n, n.snd.sub(40), &spec(Forgery::Control, n));
-        prop_assert_eq!(entry.class(&probe), Class::Valid);
+        prop_assert_eq!(class(&mut entry, &probe), Class::Valid);
     }
 
     /// Below the window is never INVALID since Linux 6.1, and always before it
@@ -146,9 +109,9 @@ proptest! {
     #[test]
     fn below_window_tells_the_generations_apart(t in traffic()) {
         let (mut entry, n) = t.entry(true);
-        prop_assert_ne!(entry.class(&spec(Forgery::BelowWindow, n)), Class::Invalid);
+        prop_assert_ne!(class(&mut entry, &spec(Forgery::BelowWindow, n)), Class::Invalid);
         let (mut entry, n) = Traffic { scales: (0, 0), ..t }.entry(false);
-        prop_assert_eq!(entry.class(&spec(Forgery::BelowWindow, n)), Class::Invalid);
+        prop_assert_eq!(class(&mut entry, &spec(Forgery::BelowWindow, n)), Class::Invalid);
     }
 
     /// The overshoot is INVALID before Linux 6.1; since then it is let be and
@@ -158,11 +121,11 @@ proptest! {
         let t = Traffic { in_flight: 0, ..t };
         prop_assume!(t.windows.0 >= 64);
         let (mut entry, n) = t.entry(false);
-        prop_assert_eq!(entry.class(&spec(Forgery::Overshoot, n)), Class::Invalid);
+        prop_assert_eq!(class(&mut entry, &spec(Forgery::Overshoot, n)), Class::Invalid);
         let (mut entry, n) = t.entry(true);
         let s = spec(Forgery::Overshoot, n);
-        prop_assert_eq!(entry.class(&s), Class::Ignored);
-        prop_assert_eq!(entry.server.end, s.seq.add(s.seg_len()));
+        prop_assert_eq!(class(&mut entry, &s), Class::Ignored);
+        prop_assert_eq!(entry.sides[SERVER].end, s.seq.add(s.seg_len()));
     }
 
     /// Nothing but what is meant to kill draws a reset with the expected number.

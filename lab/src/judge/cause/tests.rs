@@ -14,7 +14,7 @@ fn boom(n: u64) -> BoomResult {
     let path = PathDiagnosis {
         class: ClientClass::Pod,
         family: Family::Ipv4,
-        diagnosis: Diagnosis::Liberal,
+        diagnosis: Diagnosis::Delivered,
         verdict: Verdict::Protected,
         old_segments: OldSegments::NotShown,
         reasons: Vec::new(),

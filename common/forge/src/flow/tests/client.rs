@@ -58,6 +58,34 @@ fn the_clients_end_judges_the_servers_answers() {
     assert_eq!(p.outcome(), Some(Fate::Unknown(Why::NoProofOfLife)));
 }
 
+/// A server whose handshake is not complete resets what acknowledges anything else than its SYN:
+/// only the reset that comes once it is complete is a leak.
+#[test]
+fn the_clients_end_forges_again_once_the_server_is_there() {
+    let ahead = ISN.add(1).add(0x4000_0000);
+    let mut p = connecting(Forgery::AckAhead);
+    p.after(ms(20)).rst(ahead).lives();
+    assert_eq!((p.outcome(), p.resets().len()), (None, 0));
+    p.rst(ahead).lives();
+    assert_eq!(p.outcome(), Some(HARMLESS));
+    let mut p = connecting(Forgery::AckAhead);
+    p.after(ms(20)).rst(ahead).lives().delivered();
+    assert_eq!((p.outcome(), p.resets().len()), (Some(Fate::Delivered), 0));
+}
+
+/// A SYN-ACK that comes again says that the server waits for this end's acknowledgment.
+#[test]
+fn the_clients_end_waits_for_a_server_that_repeats_itself() {
+    let mut p = connecting(Forgery::AboveWindow);
+    p.after(ms(10));
+    let syn_ack =
+        Segment { seq: ISN, flags: Flags::SYN.with(Flags::ACK), options: SYN_OPTIONS, ..p.base() };
+    p.gets(&syn_ack).after(ms(590));
+    assert_eq!(p.forged(), None);
+    p.after(ms(10));
+    assert!(p.forged().is_some());
+}
+
 /// Other connections of the client's host, and SYNs, are none of this end's.
 #[test]
 fn the_clients_end_lets_others_alone() {

@@ -229,7 +229,7 @@ fn a_busy_stream_proves_nothing() {
                 options.extend(dsack(probe));
             }
             let ack = Segment { ack: SND.add(1448 * n), options: &options, ..p.base() };
-            p.gets(&ack).after(ms(100));
+            p.gets(&ack).after(ms(20)).after(ms(100));
         }
         assert_eq!(p.outcome(), Some(fate));
     }
