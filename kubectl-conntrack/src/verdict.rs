@@ -230,9 +230,12 @@ pub fn family_row(family: Family, paths: Vec<PathRow>, not_tried: &[String]) -> 
         );
     }
     let bad_flags_alone = !vulnerable.is_empty()
-        && vulnerable
-            .iter()
-            .all(|p| matches!(p.diagnosis, Some(Diagnosis::Liberal | Diagnosis::Partly | Diagnosis::Flowtable)));
+        && vulnerable.iter().all(|p| {
+            matches!(
+                p.diagnosis,
+                Some(Diagnosis::Liberal | Diagnosis::Partly | Diagnosis::Flowtable)
+            )
+        });
     FamilyRow { family, verdict, bad_flags_alone, reasons, paths }
 }
 
