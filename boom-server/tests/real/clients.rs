@@ -1,6 +1,7 @@
 //! Clients and handshakes of other kinds than the usual one, and a clock that is stepped.
 
-use std::net::{SocketAddr, TcpStream};
+use std::io::Read as _;
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use canary_record::names::Forgery;
@@ -105,6 +106,66 @@ pub(crate) fn a_client_that_closes_first_is_let_alone() {
     assert_eq!((result.outcomes.len(), status.code()), (0, Some(11)));
     let told = "nothing was forged: 3 connections ended before, or were let alone";
     assert_eq!(result.reasons[0], told);
+}
+
+/// Clients that send FIN before the forged segment reaches them, as `nc` with nothing to send
+/// does: 195 of 200 leaks are seen, whether they wait for the server's FIN or not.
+pub(crate) fn leaks_to_clients_that_close_at_once_are_seen() {
+    const N: u64 = 200;
+    for waits in [true, false] {
+        let bed = Bed::path(Path::SameNode);
+        let options = ["--forge=above-window", "--on-reset=count", "--connections=200"];
+        let mut boom = bed.boom(&options);
+        let to: SocketAddr = VIP4.parse().unwrap();
+        bed.within("client", || {
+            for _ in 0..N {
+                let mut stream = TcpStream::connect(to).unwrap();
+                // The reset may have been there first.
+                let _ = stream.shutdown(Shutdown::Write);
+                if waits {
+                    stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+                    let _ = stream.read(&mut [0; 1]);
+                }
+            }
+        });
+        boom.wait_for("settled").unwrap();
+        let result = boom.end(SOON).unwrap().result;
+        let [outcome] = &result.outcomes[..] else { panic!("one forgery") };
+        assert_eq!(outcome.forged, N);
+        assert!(outcome.counts.leaked >= 195, "waits {waits}: {outcome:?}");
+        println!("waits {waits}: {} of {N} leaks seen", outcome.counts.leaked);
+    }
+}
+
+/// Clients that close by RST where nothing translates, one reset in two lost: what resets the
+/// forged segment is a host that has closed, never a leak.
+pub(crate) fn clients_that_close_by_reset_leak_nothing() {
+    const N: u64 = 200;
+    let bed = Bed::path(Path::SameNode);
+    let hook = "type filter hook prerouting priority raw;";
+    let rule = "iifname to-client tcp flags & rst == rst numgen inc mod 2 == 0 counter drop";
+    bed.sh("node1", &format!("nft 'table inet t {{ chain pre {{ {hook} {rule}; }}; }}'"));
+    let options = ["--forge=control,above-window,ack-ahead,syn-fin", "--on-reset=count"];
+    let mut boom = bed.boom(
+        &options
+            .map(str::to_owned)
+            .into_iter()
+            .chain([format!("--connections={N}")])
+            .collect::<Vec<_>>(),
+    );
+    let to: SocketAddr = "198.18.65.20:9000".parse().unwrap();
+    bed.within("client", || {
+        for _ in 0..N {
+            let stream = TcpStream::connect(to).unwrap();
+            Socket::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+    });
+    boom.wait_for("settled").unwrap();
+    let result = boom.end(SOON).unwrap().result;
+    let reset: u64 = result.outcomes.iter().map(|o| o.counts.leaked + o.counts.rejected).sum();
+    assert_eq!((reset, result.resets.attributed), (0, 0), "{:?}", result.outcomes);
+    let lost = bed.sh("node1", "nft list table inet t");
+    assert!(!lost.contains("packets 0 "), "no reset was lost: {lost}");
 }
 
 /// A wall clock that is stepped by an hour, either way, is told; judgements are right.

@@ -20,6 +20,8 @@ canary_testbed::tests![
     clients::no_selective_acknowledgment,
     clients::retransmitted_handshakes_are_judged,
     clients::a_client_that_closes_first_is_let_alone,
+    clients::leaks_to_clients_that_close_at_once_are_seen,
+    clients::clients_that_close_by_reset_leak_nothing,
     clients::a_stepped_clock_is_told,
     lifecycle::a_reset_ends_it_with_10,
     lifecycle::no_error_without_a_leak,

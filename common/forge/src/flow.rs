@@ -54,6 +54,8 @@ const SILENT: u8 = 5;
 const ROUNDS: u8 = 14;
 /// Rounds in a row without proof of life at which the peer is given up.
 const MUTE: u8 = 3;
+/// How far below what was sent lies the octet of what introduces the client's end.
+const INTRODUCTION: u32 = 200;
 /// From the SYN-ACK to the client's first forged segment: the client's own
 /// acknowledgment must have passed every conntrack on the way.
 const AFTER_SYN_ACK: Duration = Duration::from_millis(20);
@@ -149,7 +151,7 @@ impl Flows {
                 State::Settled => {
                     self.table.remove(key);
                 }
-                State::Waiting => self.forge(now, key, false, out),
+                State::Waiting => self.waited(now, key, out),
                 State::Forged => self.silence(now, key, out),
                 State::Pausing => self.round(now, key, out),
                 State::Probed => self.round_over(now, key, false, out),
@@ -235,12 +237,6 @@ impl Flows {
             if flow.state == State::HalfOpen {
                 flow.syns = flow.syns.saturating_add(1);
                 out.push(Action::Opened { tuple: flow.tuple, again: true });
-            } else if flow.state == State::Waiting
-                && matches!(self.settings.end, End::Client { .. })
-            {
-                // The server has not had this end's acknowledgment yet.
-                let later = flow.deadline.max(now + ANSWERS_AGAIN);
-                self.table.set_deadline(key, later);
             }
             return;
         }
@@ -282,6 +278,7 @@ impl Flows {
         }
         flow.rtt = arrival.at.saturating_sub(flow.syn_at);
         flow.snd = seg.ack;
+        flow.heard = true;
         flow.advance(seg);
         self.complete(now, key, Duration::ZERO, out);
     }
@@ -308,12 +305,29 @@ impl Flows {
         }
     }
 
+    /// The time before forging is over. The client's end knows nothing of the server's yet: one
+    /// to which the handshake's last segment has not come resets what acknowledges anything
+    /// else than its SYN (`tcp_check_req()`), and would seem to leak.
+    fn waited(&mut self, now: Duration, key: Key, out: &mut Vec<Action>) {
+        let flow = self.table.get_mut(key);
+        if flow.heard || flow.introduced >= LIFE_PROBES {
+            return self.forge(now, key, false, out);
+        }
+        flow.introduced += 1;
+        let numbers = flow.numbers();
+        let octet = numbers.snd.sub(INTRODUCTION + u32::from(flow.introduced));
+        let spec = forgery::life_probe(numbers, octet, None);
+        let wait = LIFE_GAP * u32::from(flow.introduced);
+        out.push(Action::Probe { tuple: flow.tuple, spec, timestamps: flow.timestamps });
+        self.table.set_deadline(key, now + wait);
+    }
+
     fn forge(&mut self, now: Duration, key: Key, at_once: bool, out: &mut Vec<Action>) {
         let flow = self.table.get_mut(key);
-        let none = self.settings.forgeries.is_empty();
-        if none || flow.fin && !at_once || flow.dead || flow.gaps {
-            // Nothing is asked for, or an answer could not be told from the close's own segments, or would not
-            // bear the number that this end expects.
+        let none = self.settings.forgeries.is_empty() || !flow.heard;
+        if none || flow.fin && !at_once || flow.dead || flow.gaps || flow.aborted {
+            // Nothing is asked for, or the peer is not there; or an answer could not be told from
+            // the close's own segments, or would not bear the number that this end expects.
             out.push(Action::NotForged);
             flow.state = State::Settled;
             self.table.set_deadline(key, now + CLOSED_LIFE);
@@ -335,7 +349,6 @@ impl Flows {
             probed: false,
             busy: false,
             foreign: false,
-            established: false,
             strange: 0,
             answered: false,
             answers: 0,

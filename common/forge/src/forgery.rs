@@ -168,9 +168,9 @@ pub fn spec(forgery: Forgery, n: Numbers) -> Spec {
 /// is checked first; `tcp_validate_incoming()`): a reset that the probe provokes ends
 /// nothing, and is never the one that `forged` provokes.
 #[must_use]
-pub fn life_probe(n: Numbers, at: Seq, forged: &Spec) -> Spec {
+pub fn life_probe(n: Numbers, at: Seq, forged: Option<&Spec>) -> Spec {
     let old = n.rcv.sub(1);
-    let ack = if old == forged.ack { old.sub(1) } else { old };
+    let ack = if forged.is_some_and(|f| f.ack == old) { old.sub(1) } else { old };
     Spec { seq: at, ack, flags: Flags::ACK, payload: b"\0" }
 }
 

@@ -64,6 +64,12 @@ pub(super) struct Flow {
     pub(super) sack: bool,
     /// A FIN of the peer was seen.
     pub(super) fin: bool,
+    /// The peer is known to have completed the handshake.
+    pub(super) heard: bool,
+    /// How often it was asked for that.
+    pub(super) introduced: u8,
+    /// A reset of the peer's application was seen, whatever its number.
+    pub(super) aborted: bool,
     /// An RST that this end must accept was seen.
     pub(super) dead: bool,
     pub(super) trial: Option<Trial>,
@@ -95,8 +101,6 @@ pub(super) struct Trial {
     pub(super) foreign: bool,
     /// Rounds of which that is so.
     pub(super) strange: u8,
-    /// On the client's end: the server was shown to have completed the handshake.
-    pub(super) established: bool,
     /// This round drew a bare acknowledgment that nothing else explains.
     pub(super) answered: bool,
     pub(super) answers: u8,
@@ -178,6 +182,9 @@ impl Flow {
             ttl: arrival.ttl,
             sack: options.sack_permitted,
             fin: false,
+            heard: false,
+            introduced: 0,
+            aborted: false,
             dead: false,
             trial: None,
             fate: None,

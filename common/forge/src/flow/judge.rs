@@ -9,8 +9,8 @@ use canary_wire::seq::Seq;
 
 use super::table::Key;
 use super::{
-    ANSWERS_AGAIN, Action, Arrival, CLOSED_LIFE, End, Flow, Flows, JUDGED_LIFE, Judgement,
-    LIFE_GAP, LIFE_PROBES, MUTE, PAUSE, ROUNDS, ResetCause, SILENT, State, Trial, newer, reset,
+    ANSWERS_AGAIN, Action, Arrival, CLOSED_LIFE, Flow, Flows, JUDGED_LIFE, Judgement, LIFE_GAP,
+    LIFE_PROBES, MUTE, PAUSE, ROUNDS, ResetCause, SILENT, State, Trial, newer, reset,
 };
 use crate::forgery;
 
@@ -26,6 +26,11 @@ impl Flows {
         let timeout = self.timeout(key);
         let flow = self.table.get_mut(key);
         let other = flow.other();
+        if flow.state == State::Waiting && !flow.heard && seg.seq == flow.rcv.sub(1) {
+            // What introduces it was reset: the server has not completed the handshake yet
+            // (tcp_check_req()).
+            return;
+        }
         // RFC 9293, section 3.10.7.4: only this number ends the connection.
         let exact = seg.seq == flow.rcv;
         let tuple = flow.tuple;
@@ -38,6 +43,11 @@ impl Flows {
         let known = flow.state == State::Doubted
             || matches!(flow.fate, Some(Fate::Leaked { .. } | Fate::Rejected { .. }));
         let provoked = trial.is_some_and(|t| t.first.provokes(seg) || t.last.provokes(seg));
+        // An application's (tcp_send_active_reset()): the peer has no connection any more, even
+        // where something before it is still under way.
+        let aborted = flow.aborted;
+        flow.aborted |= !provoked && seg.flags.has(Flags::ACK) && flow.plausible(seg.seq);
+        let trial = flow.trial.as_ref();
         if provoked && known {
             return;
         }
@@ -46,10 +56,11 @@ impl Flows {
         if provoked && !flow.dead && !poisonous && trial.is_some_and(|t| !t.named) {
             // In mid-stream a segment of this end's own bears the same acknowledgment,
             // and may be reset later.
-            let late = trial.is_some_and(|t| {
-                let own = t.in_stream || t.snd != flow.snd && exact;
-                own && (now >= t.sent + timeout || t.in_stream && flow.fin)
-            });
+            let late = aborted
+                || trial.is_some_and(|t| {
+                    let own = t.in_stream || t.snd != flow.snd && exact;
+                    own && (now >= t.sent + timeout || t.in_stream && flow.fin)
+                });
             if !late {
                 return self.doubt(now, arrival, key, seg, exact, out);
             }
@@ -151,23 +162,7 @@ impl Flows {
 
     /// The peer is there: the reset was the forged segment's.
     fn proven(&mut self, now: Duration, key: Key, out: &mut Vec<Action>) {
-        let client = matches!(self.settings.end, End::Client { .. });
         let flow = self.table.get_mut(key);
-        let (rcv, fin, cause) = (flow.rcv, flow.fin, flow.doubted());
-        let open = client && !flow.dead && flow.fate.is_none();
-        if let Some(trial) = flow.trial.as_mut()
-            && open
-            && !std::mem::replace(&mut trial.established, true)
-            && trial.first.ack != rcv
-        {
-            // A server to which the handshake's last segment had not come yet resets an
-            // acknowledgment of anything else than its SYN (tcp_check_req()). It has come.
-            if fin {
-                return self.undecided(now, key, cause, out);
-            }
-            trial.reset = None;
-            return self.round(now, key, out);
-        }
         if let Some((reset, fate)) = flow.trial.as_mut().and_then(|t| t.reset.take()) {
             out.push(Action::Reset(reset));
             self.settle(now, key, fate, out);
@@ -213,12 +208,21 @@ impl Flows {
         let nearer = flow.is_nearer(arrival);
         let answer = flow.reads_as(seg, nearer);
         let (acked, timed, newest) = (flow.snd, flow.timestamps.is_some(), flow.newest);
+        let closed = flow.fin;
         if !nearer {
             flow.advance(seg);
         }
         let moved = flow.snd != acked;
         let fin = flow.fin;
         let state = flow.state;
+        if state == State::Waiting {
+            flow.heard = true;
+            if flow.introduced > 0 {
+                let at = flow.deadline.min(now + PAUSE);
+                self.table.set_deadline(key, at);
+            }
+            return;
+        }
         let Some(trial) = flow.trial.as_mut() else {
             return;
         };
@@ -241,10 +245,11 @@ impl Flows {
                     self.settle_as(now, key, Fate::Delivered, out);
                 }
                 Some(Answer::ToProbe) => self.proven(now, key, out),
-                // It acknowledges this end's FIN, which was sent after the forged segment. A
-                // probe may come too late: where the reset ended this end's socket, the answer to
-                // this ends the peer's TIME_WAIT (tcp_reset_check(); RFC 1337).
-                None if fin && moved && trial.asked == 0 && !nearer => self.proven(now, key, out),
+                // Its FIN comes after the reset, or it acknowledges this end's, which was sent after
+                // the forged segment: a host that is gone does neither. A probe may come too
+                // late, for where the reset ended this end's socket, that resets the peer's
+                // (tcp_reset_check(), TIME_WAIT: RFC 1337).
+                None if fin && (moved || !closed) && !nearer => self.proven(now, key, out),
                 _ if fresh && !trial.answered && trial.asked > 0 => {
                     trial.answered = true;
                     trial.signs += 1;
@@ -550,7 +555,7 @@ impl Flow {
         trial.probes = trial.probes.saturating_add(1);
         // A new octet each time, so that an answer tells which probe it answers.
         trial.anchor = if self.snd.since(trial.anchor) > 20_000 { self.snd } else { trial.anchor };
-        let spec = forgery::life_probe(numbers, trial.octet(trial.probes), &trial.last);
+        let spec = forgery::life_probe(numbers, trial.octet(trial.probes), Some(&trial.last));
         trial.probe = Some(spec);
         out.push(Action::Probe { tuple: self.tuple, spec, timestamps: self.timestamps });
     }

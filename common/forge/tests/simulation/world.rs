@@ -383,10 +383,12 @@ impl World {
             }
             Peer::Vanishes => self.hosts[who].state = State::Vanished,
             Peer::Reuses => {
-                let what = if self.random.chance(500) { Peer::Resets } else { Peer::Closes };
-                self.act(who, what);
+                let resets = self.random.chance(500);
+                self.act(who, if resets { Peer::Resets } else { Peer::Closes });
                 let most = if self.random.chance(500) { 2_000 } else { 1_500_000 };
-                let wait = self.random.below(most);
+                // From TIME_WAIT after a second alone (tcp_twsk_unique()).
+                let least = if resets { 0 } else { 1_100_000 };
+                let wait = least + self.random.below(most);
                 self.at(now + wait, Event::Reopens);
             }
         }
@@ -428,8 +430,9 @@ impl World {
                 self.at(at, Event::Act(there, self.peer));
             }
         }
-        if self.peer.stays() && self.random.chance(100) {
-            let at = begin + self.random.below(900_000);
+        if self.random.chance(100) {
+            let within = if self.random.chance(500) { 400 } else { 900_000 };
+            let at = begin + self.random.below(within);
             self.at(at, Event::Act(self.here, Peer::Talks));
         }
     }
@@ -483,7 +486,8 @@ impl World {
                 self.forge(&spec, timestamps, Some(self.forgings.len() - 1));
             }
             Action::Probe { spec, timestamps, .. } => {
-                let n = self.forgings.len() - 1;
+                // One that introduces the client's end has no forging yet.
+                let n = self.forgings.len().wrapping_sub(1);
                 // A probe's octet lies further back than the one that a forged segment repeats.
                 let octet = spec.payload == b"\0";
                 let round = !octet || self.acked.is_some_and(|a| spec.seq == a.sub(2));
@@ -507,6 +511,8 @@ impl World {
     /// Whether the last judgement of each forging can be right.
     fn check(&mut self) {
         let to_node = self.path.invalid == Invalid::ReachesNode;
+        // A window that grows lets in what was INVALID before Linux 6.1.
+        let grows = |f: &Forging| f.forgery == Forgery::BelowWindow && !self.path.new;
         let right = |f: &Forging| {
             let t = f.truth;
             match f.fate {
@@ -515,13 +521,11 @@ impl World {
                     t.leaked > 0 && killed == t.killed && node == to_node
                 }
                 Some(Fate::Rejected { killed }) => t.rejected > 0 && killed == t.killed,
-                // A window that grows lets in what was INVALID before.
-                Some(Fate::Delivered) => t.delivered > 0 && t.resets == 0,
+                Some(Fate::Delivered) => t.delivered > 0 && (t.resets == 0 || grows(f)),
                 // Silence is all that a delivered no-flags is known by.
                 Some(Fate::Dropped) => {
                     let silent = f.forgery.silent_when_delivered();
-                    t.leaked + t.rejected == 0
-                        && (t.delivered == 0 || t.dropped > t.delivered || silent)
+                    t.leaked + t.rejected == 0 && (t.delivered == 0 || grows(f) || silent)
                 }
             }
         };
