@@ -102,7 +102,7 @@ simulation:
 	@SIM_CONNECTIONS=$(or $(CONNECTIONS),10000000) $(CARGO) test $(OPTIMISED) -p canary-forge --test simulation -- --nocapture
 
 manifests:
-	@echo '== manifests, dashboard and cluster scripts'
+	@echo '== manifests, dashboard and what runs on nodes'
 	@k8s/tests/validate
 
 # The whole table; ARGS='5.10 newest' for some kernels.
@@ -194,8 +194,8 @@ load-images:
 
 test-k8s:
 	@echo '== building (release)'
-	@$(CARGO) build --release --quiet -p kubectl-conntrack
-	@k8s/tests/cluster $(ARGS)
+	@$(CARGO) build --release --quiet -p kubectl-conntrack --example test-k8s
+	@target/release/examples/test-k8s $(ARGS)
 
 # What is written from the programs: docs/reference, which a test compares; and the README's picture, from the newest run.
 reference:

@@ -53,12 +53,15 @@ pub async fn main(cli: Cli, config: Config) -> ExitCode {
 }
 
 /// A cluster that answers.
-struct Connected {
-    client: Client,
-    cluster: Cluster,
+pub struct Connected {
+    /// Its API server.
+    pub client: Client,
+    /// Which.
+    pub cluster: Cluster,
 }
 
-async fn connect(args: &ClusterArgs, namespace: &str) -> anyhow::Result<Connected> {
+/// The cluster of the kubeconfig's context, with `namespace` unless another is named.
+pub async fn connect(args: &ClusterArgs, namespace: &str) -> anyhow::Result<Connected> {
     let kubeconfig = Kubeconfig::read();
     let context = match (&args.context, &kubeconfig) {
         (Some(name), _) => name.clone(),
@@ -95,7 +98,7 @@ pub enum Unconfirmed {
 }
 
 /// Ends unless the user gives the context's name, by option or typed.
-fn confirmed(args: &ConfirmArgs, context: &str) -> anyhow::Result<()> {
+pub fn confirmed(args: &ConfirmArgs, context: &str) -> anyhow::Result<()> {
     let name = match &args.confirm {
         Some(name) => name.clone(),
         None if std::io::stdin().is_terminal() => {
@@ -109,13 +112,16 @@ fn confirmed(args: &ConfirmArgs, context: &str) -> anyhow::Result<()> {
     if name == context { Ok(()) } else { Err(Unconfirmed::Other(name, context.to_owned()).into()) }
 }
 
-fn images(args: &ImageArgs) -> Images {
+/// The images' whole names.
+#[must_use]
+pub fn images(args: &ImageArgs) -> Images {
     let of = |name| format!("{}/{name}:{}", args.registry.trim_end_matches('/'), args.tag);
     Images { boom_server: of("boom-server"), load_client: of("load-client") }
 }
 
 /// A run's identifier: unique, and a label's value.
-fn run_id() -> String {
+#[must_use]
+pub fn run_id() -> String {
     format!("{}-{}", jiff::Timestamp::now().as_millisecond(), std::process::id())
 }
 
@@ -604,7 +610,7 @@ pub async fn experiment(
 }
 
 /// The nodes that are ready, and why others are not.
-async fn usable(
+pub async fn usable(
     client: &Client,
     selector: Option<&str>,
 ) -> anyhow::Result<(Vec<plan::Node>, Vec<String>)> {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use futures_util::{StreamExt, stream};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::{Api, Client};
 use serde_json::Value;
 use tokio::time::{Duration, Instant};
@@ -67,6 +67,18 @@ impl EachNode<'_> {
         pod["spec"]["affinity"] = objects::on(&self.nodes[index].name);
         change(&mut pod["spec"]);
         objects::typed(pod)
+    }
+
+    /// Makes the set's ConfigMap, where it has one; `change` has the last word on it.
+    pub async fn config(&self, change: impl FnOnce(&mut Value)) -> Result<(), Stop> {
+        let all = manifests::objects(self.set, &self.run.images, Some(&self.run.namespace));
+        let Some(config) = all.iter().find(|o| o["kind"] == "ConfigMap") else { return Ok(()) };
+        let name = config["metadata"]["name"].as_str().unwrap_or_default();
+        let mut config = manifests::own(self.set, self.run, "ConfigMap", name);
+        change(&mut config);
+        let config: ConfigMap = objects::typed(config);
+        let api = Api::namespaced(self.client.clone(), &self.run.namespace);
+        Ok(run::apply(&api, &config, false).await.map(drop)?)
     }
 
     /// Makes the pods, the first one dry before any. Gives those that the API server refused, by

@@ -204,6 +204,7 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
             let deadline = Instant::now() + options.timeout;
             for (wanted, pods) in [(true, &observers), (options.hold_off_drop, &held)] {
                 if wanted {
+                    pods.config(|_| {}).await?;
                     let refused = pods.apply(|_| {}).await?;
                     pods.wait(&mut watch, deadline, &refused, say, |p| p.ready).await?;
                 }

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use canary_record::names::Verdict;
 use canary_record::result::Run as Record;
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{Api, Client};
+use kube::Client;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -16,11 +15,11 @@ use tokio::time::Instant;
 
 use crate::api::Watch;
 use crate::each_node::EachNode;
-use crate::manifests::{self, Set};
-use crate::objects::{self, RUN, Run};
+use crate::manifests::Set;
+use crate::objects::{RUN, Run};
 use crate::plan::Node;
 use crate::report::Cluster;
-use crate::run::{self, Stop};
+use crate::run::Stop;
 
 /// A sysctl and its value, as `NAME=NUMBER`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,12 +122,8 @@ impl<'a> Tune<'a> {
         kept: bool,
         say: &dyn Fn(&str),
     ) -> Result<Vec<TunedNode>, Stop> {
-        let (client, run) = (self.pods.client, self.pods.run);
-        let mut config = manifests::own(Set::Tune, run, "ConfigMap", "tune");
         let values: Vec<_> = sysctls.iter().map(|s| format!("{}={}\n", s.name, s.value)).collect();
-        config["data"]["values.env"] = values.concat().into();
-        let config: ConfigMap = objects::typed(config);
-        run::apply(&Api::namespaced(client.clone(), &run.namespace), &config, false).await?;
+        self.pods.config(|config| config["data"]["values.env"] = values.concat().into()).await?;
         let linger = if kept { 0 } else { LINGER.as_secs() };
         let change = |spec: &mut Value| {
             spec["terminationGracePeriodSeconds"] = (linger + 15).into();
