@@ -2,9 +2,11 @@
 
 use std::fmt::Write as _;
 
-use canary_record::names::{Direction, Outcome, Verdict};
+use canary_record::names::{ClientClass, Direction, Outcome, Verdict};
 use canary_record::outcome::Counts;
-use canary_record::result::boom::{BoomResult, Connections, Handshakes, OutcomeCount};
+use canary_record::result::boom::{
+    BoomResult, Connections, Handshakes, OutcomeCount, PathDiagnosis,
+};
 use canary_record::result::{Run, SCHEMA_VERSION};
 
 use crate::engine::State;
@@ -75,7 +77,7 @@ pub fn result(
     }
     let mut reasons: Vec<String> = paths
         .iter()
-        .flat_map(|p| p.reasons.iter().map(move |r| format!("{} {}: {r}", p.class, p.family)))
+        .flat_map(|p| p.reasons.iter().map(move |r| format!("{}: {r}", whose(p))))
         .collect();
     if paths.is_empty() {
         reasons.push(match (handshakes.syns, handshakes.finished) {
@@ -112,6 +114,14 @@ pub fn result(
         resets: state.tally.resets.clone(),
         sniffer: state.sniffer.clone(),
         handshake_to_forge: state.latency.summary(),
+    }
+}
+
+/// Which clients: a class only where they were told apart.
+fn whose(path: &PathDiagnosis) -> String {
+    match path.class {
+        ClientClass::Unclassified => path.family.to_string(),
+        class => format!("{class} {}", path.family),
     }
 }
 
@@ -238,7 +248,7 @@ pub fn human(result: &BoomResult, state: &State) -> String {
         );
     }
     for p in &result.paths {
-        let _ = writeln!(text, "{} {}: {}", p.class, p.family, p.diagnosis);
+        let _ = writeln!(text, "{}: {}", whose(p), p.diagnosis);
     }
     text.push_str(&one_line(result, state));
     text

@@ -114,8 +114,8 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
     let shared = Arc::new(Shared::default());
     shared.state().sniffer.receive_buffer =
         sniffers.iter().map(|s| s.receive_buffer() as u64).min().unwrap_or(0);
-    let mut notes = small_buffers(&sniffers, config.receive_buffer);
-    notes.extend(foreign_address(&config.local_ips(), &own_addresses()));
+    let notes: Vec<_> =
+        foreign_address(&config.local_ips(), &own_addresses()).into_iter().collect();
     for note in &notes {
         tracing::warn!("{note}");
     }
@@ -184,7 +184,9 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
             .map_err(start("start the engine's thread"))?;
         admin_content.set_ready(true);
         tracing::info!(
-            listen = ?addresses, ?families, bounding_set_empty = bounding_empty,
+            listen = list(&addresses),
+            families = list(&families),
+            bounding_set_empty = bounding_empty,
             "ready"
         );
         Ok(program.to_the_end(shutdown, thread, output, notes).await)
@@ -210,6 +212,11 @@ fn engine(
     let shared = Arc::clone(&program.shared);
     let driver = Driver::new(sniffers, sender, settings);
     Engine::new(driver, acceptor, classes, config.events, shared)
+}
+
+/// As a log's reader expects a list.
+fn list(all: &[impl ToString]) -> String {
+    all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Both, for an address that stands for both.
@@ -243,23 +250,9 @@ fn own_addresses() -> Vec<IpAddr> {
         .map_or_else(|_| Vec::new(), |all| all.filter_map(|i| address(i.address?)).collect())
 }
 
-/// Says so where the kernel granted a smaller buffer than `wanted`.
-fn small_buffers(sniffers: &[Sniffer], wanted: usize) -> Vec<String> {
-    let small = sniffers.iter().filter(|s| s.receive_buffer() < wanted);
-    let note = |s: &Sniffer| {
-        format!(
-            "the {} raw socket has a receive buffer of {} octets instead of {wanted}: raise net.core.rmem_max or add CAP_NET_ADMIN",
-            s.family(),
-            s.receive_buffer()
-        )
-    };
-    small.map(note).collect()
-}
-
 /// Says so when none of the addresses that POD_IP and POD_IPS name is here:
 /// then no connection will be judged.
 fn foreign_address(named: &[IpAddr], own: &[IpAddr]) -> Option<String> {
-    let list = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     (!named.is_empty() && !own.is_empty() && !named.iter().any(|n| own.contains(n))).then(|| {
         format!(
             "POD_IP and POD_IPS name {}, and none of these is an address here ({}): correct or unset them",

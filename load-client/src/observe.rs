@@ -26,6 +26,15 @@ const SERIES: usize = 1024;
 pub(crate) const ENTRIES: &str = "load_conntrack_entries";
 pub(crate) const LIMIT: &str = "load_conntrack_limit";
 
+/// As a log's reader expects them.
+fn told(sources: &BTreeMap<String, SourceState>) -> String {
+    let each = sources.iter().map(|(name, state)| match state {
+        SourceState::Read => format!("{name} read"),
+        SourceState::Unreadable(why) => format!("{name} unreadable: {why}"),
+    });
+    each.collect::<Vec<_>>().join(", ")
+}
+
 /// The names of the sources in the result.
 const PROCFS: &str = "procfs";
 const PROCFS_STAT: &str = "procfs-stat";
@@ -146,7 +155,7 @@ pub async fn run(
     tracing::info!(
         entries = first.sample.entries,
         limit = first.sample.limit,
-        sources = ?sources(),
+        sources = told(&sources()),
         "ready"
     );
     let (mut samples, mut taken) = (Vec::new(), 0);

@@ -145,8 +145,9 @@ impl Tally {
         }
         if sniffer.dropped > 0 {
             lost.push(format!(
-                "the kernel dropped {} segments before the raw sockets: raise --receive-buffer",
-                sniffer.dropped
+                "the kernel dropped {} segments before the raw sockets (receive buffer: {} octets): raise --receive-buffer, \
+                 and net.core.rmem_max or add CAP_NET_ADMIN where the kernel grants less",
+                sniffer.dropped, sniffer.receive_buffer
             ));
         }
         if sniffer.control_truncated > 0 {
