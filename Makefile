@@ -1,5 +1,5 @@
 # `make lab` runs the experiment, `make test` the tests. Both install what they need.
-.PHONY: help lab test kernels bench bench-fill soak bench-boom matrix fuzz properties simulation test-images images load-images \
+.PHONY: help lab test kernels bench bench-fill soak bench-boom matrix network fuzz properties simulation test-images images load-images \
 	test-kernels test-k8s programs fmt-check lint licences shell-check docs oldest-rust unit manifests reference picture dist \
 	publish publish-images clean
 
@@ -19,6 +19,7 @@ help:
 	@echo
 	@echo 'make test-kernels  the oldest and the newest kernel, the short matrix'
 	@echo 'make matrix      boom-server against every forgery and protection, 1,000 connections a cell'
+	@echo 'make network     both directions through bad networks, every forgery and protection, 1,000 connections a cell'
 	@echo 'make simulation  the state machine in simulated networks, 10,000,000 connections'
 	@echo 'make fuzz        the segment decoder and the state machine, 50,000,000 cases each'
 	@echo 'make test-images   builds both images and runs them (a Docker daemon of its own; root)'
@@ -162,6 +163,11 @@ bench-witness:
 matrix:
 	@tools/setup test
 	@BOOM_MATRIX=$(or $(CELL),1000) $(CARGO) test -p boom-server --test real matrix -- --nocapture --test-threads=1
+
+# CELL connections a cell, through each of the bad networks.
+network:
+	@tools/setup test
+	@CELL=$(or $(CELL),1000) $(CARGO) test -p boom-server --test network -- --nocapture --test-threads=1
 
 # RUNS cases for each target, on stable: no sanitizer, which forbidden unsafe code does not need.
 FUZZ_TARGETS := segment flow
