@@ -273,7 +273,7 @@ fn inner(args: &RunArgs, mut config: Config, pipe: i32) -> Ending {
         },
         dir: dir.clone(),
     };
-    let entries: Vec<_> = plan.scenarios.iter().map(entry).collect();
+    let entries: Vec<_> = plan.scenarios.iter().map(|s| entry(s, &plan.setting.tools)).collect();
     let cells: usize = entries
         .iter()
         .filter(|e| e.skipped.is_none())
@@ -320,10 +320,10 @@ fn inner(args: &RunArgs, mut config: Config, pipe: i32) -> Ending {
     Ok(exit(result))
 }
 
-fn entry(scenario: &Scenario) -> Entry {
+fn entry(scenario: &Scenario, tools: &Tools) -> Entry {
     Entry {
         scenario: scenario.clone(),
-        skipped: run::skipped(scenario).map(str::to_owned),
+        skipped: run::skipped(scenario, tools).map(str::to_owned),
         commands: run::commands(scenario),
     }
 }

@@ -19,6 +19,7 @@ use std::time::Instant;
 
 use crate::document::lab::{CommandList, Mend, Path, ProxyMode};
 use canary_testbed::evidence;
+use canary_testbed::exec::Tools;
 use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::{Step, Topology};
 use canary_wire::segment::Family;
@@ -28,7 +29,7 @@ use self::setting::{Setting, guarded, io_error};
 use crate::observed::cause::Seen;
 use crate::observed::cell::{Done, Key};
 use crate::observed::saturation::Filled;
-use crate::scenario::cause::{Case, Cause};
+use crate::scenario::cause::{Case, Cause, Need};
 use crate::scenario::matrix::Matrix;
 use crate::scenario::{About, Body, Scenario};
 
@@ -81,11 +82,22 @@ pub fn run(plan: &Plan, control: Option<&Control>, tell: &Sender<Event>) {
 
 /// Why a scenario cannot be run on this kernel, and what would mend it.
 #[must_use]
-pub fn skipped(scenario: &Scenario) -> Option<&'static str> {
-    let path = scenario.matrix()?.path;
-    let bridge = matches!(path, Path::SameNodeBridge | Path::SameNodeBridgeNoNf);
-    let missing = bridge && evidence::sysctl("net/bridge/bridge-nf-call-iptables").is_err();
-    missing.then_some("this kernel has no br_netfilter: modprobe br_netfilter")
+pub fn skipped(scenario: &Scenario, tools: &Tools) -> Option<&'static str> {
+    match &scenario.body {
+        Body::Matrix(m) => {
+            let bridge = matches!(m.path, Path::SameNodeBridge | Path::SameNodeBridgeNoNf);
+            let missing = bridge && evidence::sysctl("net/bridge/bridge-nf-call-iptables").is_err();
+            missing.then_some("this kernel has no br_netfilter: modprobe br_netfilter")
+        }
+        Body::Cause(cause) => cause.needs.filter(|n| !takes(tools, *n)).map(Need::missing),
+        Body::Saturation(_) => None,
+    }
+}
+
+/// Whether the kernel would take rules that need it. Where nft itself fails, the cases say so.
+fn takes(tools: &Tools, need: Need) -> bool {
+    let check = tools.call("nft", &["--check", "-f", "-"]);
+    check.map_or(true, |call| call.stdin(need.rules()).run().is_ok())
 }
 
 /// What to type to build a scenario's hosts.
@@ -133,7 +145,10 @@ fn batches(plan: &Plan) -> VecDeque<Batch> {
     let mut batches = VecDeque::new();
     for repetition in 1..=plan.repeat {
         for (scenario, s) in plan.scenarios.iter().enumerate() {
-            let Some(matrix) = s.matrix().filter(|_| skipped(s).is_none()) else { continue };
+            let Some(matrix) = s.matrix().filter(|_| skipped(s, &plan.setting.tools).is_none())
+            else {
+                continue;
+            };
             for proxy_mode in matrix.proxy_modes.iter().copied() {
                 for family in matrix.families.iter().copied() {
                     let prefix = format!("l{}-", batches.len());
@@ -247,7 +262,8 @@ fn causes(plan: &Plan, repetition: u32, tell: &Sender<Event>) {
     let (mut queue, mut open) = (VecDeque::new(), BTreeMap::new());
     for (scenario, s) in plan.scenarios.iter().enumerate() {
         let Body::Cause(cause) = &s.body else { continue };
-        if skipped(s).is_some() || plan.setting.interrupt.signalled().is_some() {
+        if skipped(s, &plan.setting.tools).is_some() || plan.setting.interrupt.signalled().is_some()
+        {
             continue;
         }
         begin(s);

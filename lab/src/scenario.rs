@@ -54,6 +54,7 @@ const SHIPPED: &[&str] = &[
     include_str!("../scenarios/snat-ports.toml"),
     include_str!("../scenarios/synproxy.toml"),
     include_str!("../scenarios/saturation.toml"),
+    include_str!("../scenarios/post.toml"),
 ];
 /// What errors call these.
 const BUILT_IN: &str = "(shipped)";

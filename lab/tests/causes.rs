@@ -163,6 +163,31 @@ fn mends_are_measured() {
     assert!(page.contains("Connections lost under each mend"));
 }
 
+/// The situations of docs/situations.md are files of fewer than 30 lines that run as they are told.
+#[test]
+fn the_documented_situations_are_as_told() {
+    let dir = scratch();
+    let text = include_str!("../../docs/situations.md");
+    let blocks: Vec<_> =
+        text.split("```toml\n").skip(1).map(|b| b.split("```").next().unwrap()).collect();
+    assert_eq!(blocks.len(), 6);
+    let mut files = Vec::new();
+    for (n, block) in blocks.iter().enumerate() {
+        assert!(block.lines().count() < 30, "{block}");
+        let file = dir.path().join(format!("{n}.toml"));
+        fs::write(&file, block).unwrap();
+        files.push(file);
+    }
+    let results = dir.path().join("r");
+    let out = output(lab(&dir).arg("run").args(&files).arg("--output").arg(&results));
+    assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
+    for s in result(&results).scenarios.iter().skip(1) {
+        for step in &s.timeline.as_ref().unwrap().steps {
+            assert!(text.contains(&format!(" s  {}\n", step.title)), "{}", step.title);
+        }
+    }
+}
+
 /// Rules that the kernel's tool refuses, and a setting that is none: inconclusive with one reason
 /// that says where and what, and nothing is left.
 #[test]

@@ -143,6 +143,8 @@ names! {
     pub enum Finding {
         /// It was seen to be so.
         Holds = "holds",
+        /// What it says was seen, and something else than it says led to it.
+        HoldsForAnotherReason = "holds-for-another-reason",
         /// It was seen not to be so.
         DoesNotHold = "does-not-hold",
         /// This run shows neither.

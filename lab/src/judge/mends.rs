@@ -16,7 +16,7 @@ pub fn table(cause: &Cause, seen: &[Result<Seen, String>]) -> Vec<Mended> {
         let results: Vec<_> = mends.into_iter().zip(seen.by_ref()).collect();
         Mended {
             case: case.title.clone(),
-            connections: cause.connections.into(),
+            connections: cause.connections(case).into(),
             mends: compared(&results),
         }
     };

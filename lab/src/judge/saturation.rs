@@ -22,7 +22,9 @@ pub fn result(s: &Saturation, filled: Filled, result: &mut ScenarioResult) {
         None => judgement,
     };
     result.reasons = broken.into_iter().chain(why).collect();
-    timeline.statements = found.into_iter().map(|(_, statement)| statement).collect();
+    // What the scenario says nothing of it does not ask.
+    let asked = found.into_iter().filter(|(claim, _)| s.expect.contains_key(claim));
+    timeline.statements = asked.map(|(_, statement)| statement).collect();
     result.timeline = Some(timeline);
 }
 

@@ -281,6 +281,19 @@ pub struct Facts {
     pub evicted: Vec<Evicted>,
     /// Half-open entries dropped early, segment by segment, where it could.
     pub half_open: Vec<HalfOpen>,
+    /// Rounds with be_liberal 0 and 1, in pairs.
+    pub pace: Vec<[Pace; 2]>,
+}
+
+/// How fast a round went.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Pace {
+    /// Octets of one connection in a second.
+    pub octets: f64,
+    /// Processor time of both ends and of the nodes between them for an octet, in nanoseconds.
+    pub cpu: f64,
+    /// New connections in a second, one after another.
+    pub connects: f64,
 }
 
 impl Facts {

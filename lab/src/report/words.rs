@@ -131,6 +131,7 @@ pub const fn judgement(j: Judgement) -> (&'static str, &'static str) {
 pub const fn finding(f: Finding) -> (&'static str, &'static str) {
     match f {
         Finding::Holds => ("✓", "holds"),
+        Finding::HoldsForAnotherReason => ("△", "holds, for another reason"),
         Finding::DoesNotHold => ("✕", "does not hold"),
         Finding::NotShown => ("?", "not shown"),
     }

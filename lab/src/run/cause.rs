@@ -128,7 +128,7 @@ struct Run<'a> {
 impl Run<'_> {
     fn all(mut self, of: &Cause) -> Result<Seen, TestbedError> {
         let (testbed, setting, case) = (self.testbed, self.setting, self.case);
-        let interrupt = &setting.interrupt;
+        let (interrupt, n) = (&setting.interrupt, of.connections(case));
         testbed.protect(ProxyMode::Nftables, Family::Ipv4, &case.protections)?;
         self.choose_endpoints()?;
         testbed.warm_up(Family::Ipv4, setting.scaled(READY), interrupt)?;
@@ -155,8 +155,8 @@ impl Run<'_> {
             interrupt.check()?;
             let mut forged = Vec::new();
             match step {
-                Step::Forge(each) => forged = self.forge(each, of.connections)?,
-                _ => self.step(step, of.connections, &mut connections, &mut deleted)?,
+                Step::Forge(each) => forged = self.forge(each, n)?,
+                _ => self.step(step, n, &mut connections, &mut deleted)?,
             }
             let client = connections.as_ref().map(Connections::ends).unwrap_or_default();
             steps.push(After { what: step.to_string(), client, forged });
@@ -176,7 +176,7 @@ impl Run<'_> {
         let witnesses = setting::end_witnesses(listening, self.dir, setting)?;
         Ok(Seen {
             t: 0.0,
-            connections: u64::from(of.connections),
+            connections: u64::from(n),
             client: connections.as_ref().map(Connections::ends).unwrap_or_default(),
             failures: connections.as_ref().map(Connections::failures).unwrap_or_default(),
             boom,

@@ -1,9 +1,10 @@
-//! Runs the saturation experiment. [`mod@steps`] runs the steps, [`eviction`] and [`half_open`]
+//! Runs the saturation experiment. [`mod@steps`] runs the steps, [`eviction`], [`half_open`] and `pace`
 //! some of them, in places that [`stage`] builds; [`streams`] are the connections that were
 //! there before.
 
 pub mod eviction;
 pub mod half_open;
+mod pace;
 pub mod stage;
 pub mod steps;
 pub mod streams;

@@ -28,6 +28,8 @@ pub struct Cause {
     /// Left to `run all`, or to who names it.
     #[serde(default)]
     pub extra: bool,
+    /// What not every kernel has: without it the scenario is skipped.
+    pub needs: Option<Need>,
     /// What hosts have of their own in every case.
     #[serde(default, rename = "host")]
     pub hosts: Vec<Host>,
@@ -38,6 +40,35 @@ pub struct Cause {
 
 const fn twenty() -> u32 {
     20
+}
+
+/// What not every kernel has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Need {
+    /// The statement `synproxy` of nft.
+    Synproxy,
+}
+
+impl Need {
+    /// Rules that a kernel with it takes.
+    #[must_use]
+    pub const fn rules(self) -> &'static str {
+        match self {
+            Self::Synproxy => {
+                "table ip lab-need { chain input { type filter hook input priority 0; \
+                 tcp dport 1 synproxy mss 1460 wscale 7; }; }"
+            }
+        }
+    }
+
+    /// What to say where it is missing.
+    #[must_use]
+    pub const fn missing(self) -> &'static str {
+        match self {
+            Self::Synproxy => "this kernel has no SYNPROXY for nft: modprobe nft_synproxy",
+        }
+    }
 }
 
 /// What is done, to every connection of the case at once.
@@ -200,6 +231,9 @@ pub enum Masquerade {
 pub struct Case {
     /// What it is, in a few words.
     pub title: String,
+    /// Connections, where the case needs another number than the others.
+    #[schemars(range(min = 1, max = 200))]
+    pub connections: Option<u32>,
     /// The way from client to server.
     #[serde(default = "cluster_ip")]
     pub path: Path,
@@ -315,13 +349,23 @@ impl Checked for Cause {
         if self.cases.is_empty() {
             return Err("case: name at least one".to_owned());
         }
-        if !(1..=200).contains(&self.connections) {
+        let wrong = |n: u32| !(1..=200).contains(&n);
+        let own = self.cases.iter().filter_map(|c| c.connections);
+        if own.chain([self.connections]).any(wrong) {
             return Err("connections: use 1 to 200".to_owned());
         }
         for case in &self.cases {
             case.check().map_err(|what| format!("case '{}': {what}", case.title))?;
         }
         self.hosts.iter().try_for_each(Host::check)
+    }
+}
+
+impl Cause {
+    /// How many connections a case has.
+    #[must_use]
+    pub fn connections(&self, case: &Case) -> u32 {
+        case.connections.unwrap_or(self.connections)
     }
 }
 

@@ -9,6 +9,8 @@ names! {
         NewConnectionsTimeOut = "new-connections-time-out",
         /// New connections are reset.
         NewConnectionsAreReset = "new-connections-are-reset",
+        /// Connections are reset while the table is full.
+        SaturationResets = "saturation-resets",
         /// Established connections are lost.
         EstablishedConnectionsAreLost = "established-connections-are-lost",
         /// The canary's resets come with load alone.
@@ -35,5 +37,7 @@ names! {
         ShortTimeoutsResetIdleConnections = "short-timeouts-reset-idle-connections",
         /// The same where the client speaks first.
         ShortTimeoutsResetIdleClients = "short-timeouts-reset-idle-clients",
+        /// be_liberal speeds transfers and new connections.
+        LiberalIsFaster = "liberal-is-faster",
     }
 }

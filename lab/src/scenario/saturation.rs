@@ -25,7 +25,11 @@ pub struct Saturation {
     pub closing_seconds: u32,
     /// Connections of the step that fills the table, as a part of its limit.
     pub load: f64,
-    /// What should be found.
+    /// Pairs of rounds with be_liberal 0 and 1, by turns, in which transfers and new connections are
+    /// timed; none without.
+    #[serde(default)]
+    pub pairs: u32,
+    /// What should be found of which claims, in the order of the report.
     pub expect: BTreeMap<Claim, Finding>,
 }
 
@@ -46,6 +50,9 @@ impl Checked for Saturation {
             if !range.contains(&value) {
                 return Err(format!("{field}: use {} to {}", range.start(), range.end()));
             }
+        }
+        if self.pairs > 50 {
+            return Err("pairs: use 0 to 50".to_owned());
         }
         if !(0.01..=3.0).contains(&self.load) {
             return Err("load: use 0.01 to 3".to_owned());

@@ -20,6 +20,7 @@ fn shipped_files_are_legal() {
     assert_eq!(names.len(), SHIPPED.len());
     let default = choose(&[]).unwrap();
     assert!(default.iter().all(|s| !matches!(&s.body, Body::Saturation(_))));
+    assert_eq!(all.iter().filter(|s| matches!(&s.body, Body::Saturation(_))).count(), 2);
     assert!(default.iter().all(|s| !matches!(&s.body, Body::Cause(c) if c.extra)));
     assert_eq!(choose(&[ALL.to_owned()]).unwrap().len(), all.len());
     assert!(positive_control().unwrap().matrix().unwrap().tells_generation());

@@ -5,7 +5,7 @@ use crate::scenario::claims::Claim;
 
 /// A claim in words, and who makes it.
 pub(super) const fn words(claim: Claim) -> (&'static str, &'static str) {
-    const POST: &str = "the blog post that this suite grew from";
+    const POST: &str = "https://technology.lastminute.com/chasing-k8s-connection-reset-issue/";
     const KERNEL: &str = "nf_conntrack_core.c";
     match claim {
         Claim::NewConnectionsTimeOut => {
@@ -13,6 +13,12 @@ pub(super) const fn words(claim: Claim) -> (&'static str, &'static str) {
         }
         Claim::NewConnectionsAreReset => {
             ("A full table makes new connections end with Connection reset by peer.", POST)
+        }
+        Claim::SaturationResets => {
+            ("Connection reset by peer comes when the conntrack table is out of capacity.", POST)
+        }
+        Claim::LiberalIsFaster => {
+            ("be_liberal=1 speeds transfers, for packets are no longer checked.", POST)
         }
         Claim::EstablishedConnectionsAreLost => {
             ("A full table ends established connections.", POST)
@@ -76,7 +82,8 @@ pub(super) const fn needs_a_full_table(claim: Claim) -> bool {
 pub(super) const fn not_tried(claim: Claim, facts: &Facts) -> bool {
     match claim {
         Claim::BiggerTableCures => !facts.can_resize,
-        Claim::EvictionResetsClosingConnections
+        Claim::SaturationResets
+        | Claim::EvictionResetsClosingConnections
         | Claim::LiberalAndDropsSaveEvicted
         | Claim::EarlyDropBeforeSynAckResets
         | Claim::EarlyDropBeforeAckResets

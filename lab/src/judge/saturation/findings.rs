@@ -6,7 +6,7 @@ use canary_record::names::ProbeEnd;
 use super::claims;
 use crate::observed::listed;
 use crate::observed::saturation::{
-    Case, Evicted, Facts, HalfOpen, Kind, MOST_HELD, OnItsWay, Shown,
+    Case, Evicted, Facts, HalfOpen, Kind, MOST_HELD, OnItsWay, Pace, Shown,
 };
 use crate::scenario::claims::Claim;
 
@@ -107,6 +107,56 @@ fn eviction(facts: &Facts) -> (Finding, String) {
     (finding, text)
 }
 
+/// Resets while the table is full: of connections that lost their entries, not of those that
+/// found no room.
+fn saturation(facts: &Facts) -> (Finding, String) {
+    let full: Vec<_> = facts.of(FULL).into_iter().filter(|s| s.full()).collect();
+    let new: u64 = full.iter().map(|s| s.failed(FailureClass::Reset)).sum();
+    let closing = facts.evicted(Case::Full).map_or(0, |e| e.ended(ProbeEnd::Reset));
+    let half_open = facts.half_open(OnItsWay::Ack).map_or(0, |h| h.ended(ProbeEnd::Reset));
+    let finding = match (full.is_empty(), new, closing + half_open) {
+        (true, ..) => Finding::NotShown,
+        (_, 1.., _) => Finding::Holds,
+        (_, 0, 1..) => Finding::HoldsForAnotherReason,
+        (_, 0, 0) => Finding::DoesNotHold,
+    };
+    let text = format!(
+        "New connections that met the full table: {new} reset.\n\
+         Half-closed ones whose entry was evicted: {closing} reset.\n\
+         Half-open ones whose entry was dropped early: {half_open} reset.\n\
+         The resets that boom-server provokes need no load at all."
+    );
+    (finding, text)
+}
+
+/// What a gain has to be, so that rounds by turns tell it from the machine's own ups and downs.
+const GAIN: f64 = 1.05;
+
+/// be_liberal 1 against 0, as ratios of each pair.
+fn faster(facts: &Facts) -> (Finding, String) {
+    if facts.pace.is_empty() {
+        return never();
+    }
+    let ratios = |of: fn(&Pace) -> f64| {
+        let mut ratios: Vec<_> = facts.pace.iter().map(|[off, on]| of(on) / of(off)).collect();
+        ratios.sort_by(f64::total_cmp);
+        let middle = ratios.get(ratios.len() / 2).copied().unwrap_or_default();
+        (middle, ratios.first().copied().zip(ratios.last().copied()).unwrap_or_default())
+    };
+    let (octets, cpu, connects) = (ratios(|p| p.octets), ratios(|p| p.cpu), ratios(|p| p.connects));
+    let words = |what: &str, (middle, (least, most)): (f64, (f64, f64))| {
+        format!("{what}: {middle:.2} ({least:.2} to {most:.2})")
+    };
+    let text = format!(
+        "With be_liberal=1 against 0, the middle one of {} pairs (least to most):\n{}\n{}\n{}",
+        facts.pace.len(),
+        words("octets a second of one transfer", octets),
+        words("processor time for an octet", cpu),
+        words("new connections a second", connects)
+    );
+    (holds(octets.0 >= GAIN && octets.1.0 > 1.0), text)
+}
+
 fn saved(facts: &Facts) -> (Finding, String) {
     let Some(e) = facts.evicted(Case::Protected) else { return never() };
     let finding = match (e.ended(ProbeEnd::Reset), e.ended(ProbeEnd::Hung)) {
@@ -192,6 +242,8 @@ fn other(claim: Claim, facts: &Facts) -> (Finding, String) {
         Claim::DropsSaveHalfOpen => saved_half_open(facts),
         Claim::BiggerTableCures => same_load(facts, Kind::Bigger),
         Claim::EvictionResetsClosingConnections => eviction(facts),
+        Claim::SaturationResets => saturation(facts),
+        Claim::LiberalIsFaster => faster(facts),
         Claim::LiberalAndDropsSaveEvicted => saved(facts),
         Claim::ShorterTimeoutsCure => same_load(facts, Kind::Shorter),
         Claim::ShortTimeoutsResetIdleConnections => expiry(facts, Kind::Expiry, "server"),

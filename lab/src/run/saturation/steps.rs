@@ -19,7 +19,7 @@ use super::super::host_table::{self, Control};
 use super::super::setting::{self, Setting, boom_server, count, io_error, set};
 use super::stage::{Load, READY, Stage, TIMEOUT};
 use super::streams::{Streams, Talk};
-use super::{eviction, half_open};
+use super::{eviction, half_open, pace};
 use crate::observed::saturation::{Facts, Kind, MOST_HELD, Shown};
 use crate::observed::{listed, outcomes, series};
 use crate::scenario::saturation::{MOST_CLIENTS, Saturation};
@@ -130,7 +130,16 @@ impl<'a> Sequence<'a> {
         let stage = self.stage("shorter")?;
         let ended = self.shorter(&stage, limit, timeline, facts);
         self.close(stage, timeline)?;
-        ended
+        ended?;
+        if self.s.pairs > 0 {
+            let t = self.begun.elapsed().as_secs_f64();
+            say(t, self.name, "transfers and new connections, be_liberal 0 and 1 by turns");
+            let stage = self.stage("pace")?;
+            let paced = pace::run(&stage, self.s.pairs);
+            self.close(stage, timeline)?;
+            facts.pace = paced?;
+        }
+        Ok(())
     }
 
     fn filling_load(&self, limit: u64) -> Load {

@@ -69,6 +69,7 @@ fn facts() -> Facts {
         can_hold: true,
         evicted: Case::ALL.iter().map(|c| evicted(*c)).collect(),
         half_open: OnItsWay::ALL.iter().map(|c| half_open(*c)).collect(),
+        pace: vec![[Pace { octets: 100.0, cpu: 10.0, connects: 50.0 }; 2]; 5],
     }
 }
 
@@ -79,10 +80,11 @@ fn finding(facts: &Facts, claim: Claim) -> Finding {
 /// What the usual numbers make of every claim.
 #[test]
 fn every_claim_has_its_finding() {
-    use Finding::{DoesNotHold, Holds};
+    use Finding::{DoesNotHold, Holds, HoldsForAnotherReason};
     let expected = [
         Holds,
         DoesNotHold,
+        HoldsForAnotherReason,
         DoesNotHold,
         DoesNotHold,
         DoesNotHold,
@@ -95,6 +97,7 @@ fn every_claim_has_its_finding() {
         Holds,
         DoesNotHold,
         Holds,
+        DoesNotHold,
         DoesNotHold,
     ];
     let found: Vec<_> = find(&facts()).into_iter().map(|(_, s)| s.finding).collect();
@@ -259,4 +262,35 @@ fn an_ordinary_user_is_told_why() {
         assert_eq!(s.finding, Finding::NotShown);
         assert!(s.evidence[0].contains("as root with --host-table-size"), "{:?}", s.evidence);
     }
+}
+
+/// Resets under a full table are of those that lost their entries; where new connections are reset,
+/// the claim holds as it stands; where nobody is, it does not.
+#[test]
+fn saturation_resets_for_another_reason() {
+    let claim = Claim::SaturationResets;
+    let mut facts = facts();
+    assert_eq!(finding(&facts, claim), Finding::HoldsForAnotherReason);
+    facts.steps[2].failures.insert(FailureClass::Reset, 1);
+    assert_eq!(finding(&facts, claim), Finding::Holds);
+    facts.steps[2].failures.remove(&FailureClass::Reset);
+    facts.evicted.clear();
+    facts.half_open.clear();
+    assert_eq!(finding(&facts, claim), Finding::DoesNotHold);
+}
+
+/// A gain is one that every pair shows, and that is more than the machine's own ups and downs.
+#[test]
+fn be_liberal_is_faster_only_by_a_gain_of_every_pair() {
+    let claim = Claim::LiberalIsFaster;
+    let mut facts = facts();
+    assert_eq!(finding(&facts, claim), Finding::DoesNotHold);
+    for [_, on] in &mut facts.pace {
+        on.octets = 110.0;
+    }
+    assert_eq!(finding(&facts, claim), Finding::Holds);
+    facts.pace[0][1].octets = 99.0;
+    assert_eq!(finding(&facts, claim), Finding::DoesNotHold);
+    facts.pace.clear();
+    assert_eq!(finding(&facts, claim), Finding::NotShown);
 }
