@@ -11,7 +11,7 @@ pub mod saturation;
 pub mod witness;
 
 use crate::document::lab::{Judgement, Path, PositiveControl, ScenarioResult};
-use canary_record::names::Forgery;
+use canary_record::names::{Direction, Forgery};
 
 use crate::scenario::POSITIVE_CONTROL;
 
@@ -20,7 +20,10 @@ use crate::scenario::POSITIVE_CONTROL;
 pub fn positive_control(scenarios: &[ScenarioResult]) -> PositiveControl {
     let mut control = PositiveControl::default();
     let cells = scenarios.iter().flat_map(|s| &s.cells);
-    for cell in cells.filter(|c| c.path == Path::ClusterIp && c.protections.is_empty()) {
+    for cell in cells.filter(|c| {
+        (c.path, c.direction) == (Path::ClusterIp, Direction::ServerToClient)
+            && c.protections.is_empty()
+    }) {
         for f in cell.forgeries.iter().filter(|f| f.forgery == Forgery::AboveWindow) {
             control.forged += f.forged;
             control.killed += f.counts.killed;

@@ -186,6 +186,7 @@ fn run_batch(plan: &Plan, batch: &Batch, kept: &cell::Kept, tell: &Sender<Event>
                 plan: cell_plan,
                 proxy_mode: batch.proxy_mode,
                 family: batch.family,
+                direction: matrix.direction,
                 forgeries: &matrix.forgeries,
                 connections: matrix.connections,
                 dir: &dir,

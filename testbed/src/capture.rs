@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 
-use canary_record::names::Forgery;
+use canary_record::names::{Direction, Forgery};
 use canary_wire::segment::{Flags, Numbers, Segment};
 use canary_wire::seq::Seq;
 use pcap_file::pcap::{PcapPacket, PcapReader, PcapWriter};
@@ -41,43 +41,52 @@ struct Flow {
     reset: bool,
 }
 
-/// Finds every RST that answers a forged segment in a capture taken in the
-/// server pod, whose address is `server`.
-pub fn resets(pcap: &[u8], server: SocketAddr) -> Result<Vec<Reset>, CaptureError> {
+/// Finds every RST that answers a forged segment in a capture taken where they are forged: in the
+/// server pod, whose address is `server`, or at the client that called `server`.
+pub fn resets(
+    pcap: &[u8],
+    server: SocketAddr,
+    direction: Direction,
+) -> Result<Vec<Reset>, CaptureError> {
     let mut flows: BTreeMap<SocketAddr, Flow> = BTreeMap::new();
     let mut found = Vec::new();
+    let server_forges = direction == Direction::ServerToClient;
     each_segment(pcap, |s, _| {
-        if s.src == server {
-            let flow = flows.entry(s.dst).or_default();
-            if s.flags.has(Flags::SYN.with(Flags::ACK)) && !s.flags.has(Flags::FIN) {
-                flow.server_isn = Some(s.seq);
-            } else if let Some(forgery) = forged(flow, s) {
+        let from_server = s.src == server;
+        if !from_server && s.dst != server {
+            return;
+        }
+        let flow = flows.entry(if from_server { s.dst } else { s.src }).or_default();
+        if !from_server && s.flags.has(Flags::SYN) && !s.flags.has(Flags::ACK) {
+            // The port may be used again: a new connection.
+            *flow = Flow { client_isn: Some(s.seq), ..Flow::default() };
+        } else if from_server
+            && s.flags.has(Flags::SYN.with(Flags::ACK))
+            && !s.flags.has(Flags::FIN)
+        {
+            flow.server_isn = Some(s.seq);
+        } else if from_server == server_forges {
+            if let Some(forgery) = forged(flow, server_forges, s) {
                 flow.forged = Some((forgery, s.numbers()));
             }
-        } else if s.dst == server {
-            let flow = flows.entry(s.src).or_default();
-            if s.flags.has(Flags::SYN) && !s.flags.has(Flags::ACK) {
-                // The port may be used again: a new connection.
-                *flow = Flow { client_isn: Some(s.seq), ..Flow::default() };
-            } else if s.flags.has(Flags::RST) && !flow.reset {
-                flow.reset = true;
-                if let (Some((forgery, numbers)), Some(client_isn)) = (flow.forged, flow.client_isn)
-                    && numbers.provokes(s)
-                {
-                    found.push(Reset { forgery, client_isn });
-                }
+        } else if s.flags.has(Flags::RST) && !flow.reset {
+            flow.reset = true;
+            if let (Some((forgery, numbers)), Some(client_isn)) = (flow.forged, flow.client_isn)
+                && numbers.provokes(s)
+            {
+                found.push(Reset { forgery, client_isn });
             }
         }
     })?;
     Ok(found)
 }
 
-/// What a segment of the server was forged as, from its flags and its distance
-/// from the handshake: none of these can come from the server's own TCP here,
-/// whose connections carry a few hundred octets at most.
-fn forged(flow: &Flow, s: &Segment<'_>) -> Option<Forgery> {
+/// What a segment was forged as, from its flags and its distance from the handshake: none of
+/// these can come from a TCP here, whose connections carry a few hundred octets at most.
+fn forged(flow: &Flow, by_server: bool, s: &Segment<'_>) -> Option<Forgery> {
     const FAR: i32 = 50_000;
     let (client, server) = (flow.client_isn?, flow.server_isn?);
+    let (own, peer) = if by_server { (server, client) } else { (client, server) };
     if s.flags.0 == 0 {
         return Some(Forgery::NoFlags);
     }
@@ -87,8 +96,8 @@ fn forged(flow: &Flow, s: &Segment<'_>) -> Option<Forgery> {
     if s.flags.has(Flags::RST) {
         return None;
     }
-    let seq = s.seq.0.wrapping_sub(server.0.wrapping_add(1)).cast_signed();
-    let ack = s.ack.0.wrapping_sub(client.0.wrapping_add(1)).cast_signed();
+    let seq = s.seq.0.wrapping_sub(own.0.wrapping_add(1)).cast_signed();
+    let ack = s.ack.0.wrapping_sub(peer.0.wrapping_add(1)).cast_signed();
     match (seq, ack) {
         (_, ack) if ack > 0x1000_0000 => Some(Forgery::AckAhead),
         (seq, _) if seq > 0x1000_0000 => Some(Forgery::AboveWindow),

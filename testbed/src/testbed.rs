@@ -70,6 +70,9 @@ pub struct Testbed<'a> {
     tools: &'a Tools,
 }
 
+/// A host, and whether its commands are IPv6's (`ip -6`): a batch takes no family of its own.
+type Batch<'a> = (&'a str, bool);
+
 impl<'a> Testbed<'a> {
     /// Builds a topology.
     pub fn build(topology: Topology, tools: &'a Tools) -> Result<Self, TestbedError> {
@@ -84,16 +87,19 @@ impl<'a> Testbed<'a> {
             .map(|host| Ok((*host, Host::open(&topology.full(host))?)))
             .collect::<Result<BTreeMap<_, _>, NetnsError>>()?;
         let testbed = Self { topology, hosts, tools };
-        let mut batch: Option<(&str, String)> = None;
+        let mut batch: Option<(Batch<'_>, String)> = None;
         for step in &testbed.topology.steps {
             match (step, &mut batch) {
-                (Step::Ip(host, args), Some((at, lines))) if at == host => {
-                    lines.push_str(args);
-                    lines.push('\n');
-                }
                 (Step::Ip(host, args), _) => {
-                    testbed.flush(batch.take())?;
-                    batch = Some((host, format!("{args}\n")));
+                    let six = args.strip_prefix("-6 ");
+                    let at = (host.as_str(), six.is_some());
+                    if batch.as_ref().is_none_or(|(other, _)| *other != at) {
+                        testbed.flush(batch.replace((at, String::new())))?;
+                    }
+                    if let Some((_, lines)) = &mut batch {
+                        lines.push_str(six.unwrap_or(args));
+                        lines.push('\n');
+                    }
                 }
                 (Step::Sysctl(host, key, value), _) => {
                     testbed.flush(batch.take())?;
@@ -122,9 +128,10 @@ impl<'a> Testbed<'a> {
     }
 
     /// Several `ip` commands of one host in one call.
-    fn flush(&self, batch: Option<(&str, String)>) -> Result<(), TestbedError> {
-        if let Some((host, lines)) = batch {
-            self.tools.call("ip", &["-n", host, "-batch", "-"])?.stdin(&lines).run()?;
+    fn flush(&self, batch: Option<(Batch<'_>, String)>) -> Result<(), TestbedError> {
+        if let Some(((host, six), lines)) = batch {
+            let args: &[&str] = &["-6", "-n", host, "-batch", "-"];
+            self.tools.call("ip", &args[usize::from(!six)..])?.stdin(&lines).run()?;
         }
         Ok(())
     }

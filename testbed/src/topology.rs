@@ -165,7 +165,7 @@ impl Topology {
         };
         let mut b = Builder { prefix, steps: Vec::new() };
         b.hosts(&hosts);
-        b.underlay();
+        b.underlay(service.vip);
         if let Cni::Bridge { nf } = cni {
             b.bridge("node1", PODS1, nf);
         }
@@ -376,7 +376,7 @@ impl Builder<'_> {
         }
     }
 
-    fn underlay(&mut self) {
+    fn underlay(&mut self, vip: Addr) {
         let peer = format!("{}node2", self.prefix);
         self.ip("node1", &format!("link add eth0 type veth peer name eth0 netns {peer}"));
         for (n, other, pods) in [(1, 2, PODS2), (2, 1, PODS1)] {
@@ -390,6 +390,12 @@ impl Builder<'_> {
             // A host's own connections to a Service need a route before they are translated.
             self.ip(host, &format!("route add default via {}", via.v4));
             self.ip(host, &format!("route add ::/0 via {}", via.v6));
+            // What comes from elsewhere and is not translated leads nowhere, as beyond the
+            // routers of a cluster.
+            for (six, vip) in [("", vip.v4.to_string()), ("-6 ", vip.v6.to_string())] {
+                self.ip(host, &format!("{six}rule add pref 100 iif lo lookup main"));
+                self.ip(host, &format!("{six}rule add pref 101 to {vip} blackhole"));
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lab::{Judgement, Path, Protections, ProxyMode, Seen};
 use canary_record::names;
-use canary_record::names::{Forgery, OldSegments};
+use canary_record::names::{Direction, Forgery, OldSegments};
 use canary_record::result::Run;
 use canary_wire::segment::Family;
 
@@ -93,6 +93,8 @@ pub struct KernelRun {
 pub struct KernelRow {
     /// The way from client to server.
     pub path: Path,
+    /// Which way segments were forged.
+    pub direction: Direction,
     /// IP family.
     pub family: Family,
     /// Whose rules.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::timeline::Timeline;
 use canary_record::names;
-use canary_record::names::{Diagnosis, Forgery, OldSegments, ProbeEnd};
+use canary_record::names::{Diagnosis, Direction, Forgery, OldSegments, ProbeEnd};
 use canary_record::outcome::Counts;
 use canary_record::result::Run;
 use canary_record::result::witness::CauseCount;
@@ -297,6 +297,9 @@ pub struct CellResult {
     pub repetition: u32,
     /// The way from client to server.
     pub path: Path,
+    /// Which way segments were forged.
+    #[serde(default = "downloads")]
+    pub direction: Direction,
     /// IP family.
     pub family: Family,
     /// Whose rules.
@@ -333,6 +336,10 @@ pub struct CellResult {
     pub captures: Vec<Capture>,
     /// How long the cell took.
     pub seconds: f64,
+}
+
+const fn downloads() -> Direction {
+    Direction::ServerToClient
 }
 
 /// What one node's witness made of the kernel's words.

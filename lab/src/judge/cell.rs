@@ -8,9 +8,9 @@ use crate::document::lab::{
     CellResult, ForgeryResult, Judgement, NodeEvidence, Path, Profile, ProtectionKind, Protections,
     Seen, WitnessSaid,
 };
-use canary_record::names::{Forgery, OldSegments, ProbeEnd};
+use canary_record::names::{Direction, Forgery, OldSegments, ProbeEnd};
 use canary_record::outcome::Counts;
-use canary_record::result::boom::BoomResult;
+use canary_record::result::boom::{BoomResult, OutcomeCount, Resets, Sniffer};
 use canary_record::result::load::LoadResult;
 use canary_testbed::capture;
 use canary_testbed::topology::Topology;
@@ -29,8 +29,10 @@ struct Evidence<'a> {
     connections: u64,
     /// IP family of the cell.
     family: Family,
-    /// True where conntrack translates on this path.
-    translated: bool,
+    /// Which way segments were forged.
+    direction: Direction,
+    /// The way from client to server.
+    path: Path,
     /// What was set.
     protections: &'a Protections,
     /// boom-server's result.
@@ -53,7 +55,8 @@ impl<'a> Evidence<'a> {
             forgeries: &matrix.forgeries,
             connections: u64::from(matrix.connections),
             family,
-            translated: matrix.path != Path::PodIp,
+            direction: matrix.direction,
+            path: matrix.path,
             protections: &plan.protections,
             boom: &shown.boom,
             load: &shown.load,
@@ -62,6 +65,41 @@ impl<'a> Evidence<'a> {
             witnesses: &[],
             target: Topology::new(matrix.path, "").target(family).to_string(),
         }
+    }
+}
+
+impl Evidence<'_> {
+    /// What became of the forged segments, by whoever forged them.
+    fn outcomes(&self) -> impl Iterator<Item = &OutcomeCount> {
+        let of_client = self.load.forge.iter().flat_map(|f| &f.outcomes);
+        let (server, client) = match self.direction {
+            Direction::ClientToServer => (None, Some(of_client)),
+            Direction::ServerToClient | Direction::Both => (Some(&self.boom.outcomes), None),
+        };
+        let all = server.into_iter().flatten().chain(client.into_iter().flatten());
+        all.filter(|o| o.family == self.family)
+    }
+
+    /// The raw socket that saw them, and the RSTs that it took.
+    fn seen(&self) -> (&'static str, &Sniffer, &Resets) {
+        match &self.load.forge {
+            Some(f) if self.direction == Direction::ClientToServer => {
+                ("load-client", &f.sniffer, &f.resets)
+            }
+            _ => ("boom-server", &self.boom.sniffer, &self.boom.resets),
+        }
+    }
+
+    /// True where conntrack translates on this path.
+    fn translated(&self) -> bool {
+        self.path != Path::PodIp
+    }
+
+    /// True where what is not translated has a host that answers: a client's own segment to a
+    /// ClusterIP has none.
+    fn answered(&self) -> bool {
+        let node_port = [Path::NodePortCluster, Path::NodePortClusterRemote, Path::NodePortLocal];
+        self.direction != Direction::ClientToServer || node_port.contains(&self.path)
     }
 }
 
@@ -99,6 +137,7 @@ pub fn result(
         id,
         repetition: key.repetition,
         path: matrix.path,
+        direction: matrix.direction,
         family: key.family,
         proxy_mode: key.proxy_mode,
         protections: plan.protections.clone(),
@@ -134,7 +173,7 @@ pub fn result(
     let judged = judge(&evidence, &plan.expect, kernel);
     cell.judgement = judged.judgement;
     cell.reasons = judged.reasons;
-    meaning(judged.profile, &judged.forgeries).clone_into(&mut cell.meaning);
+    meaning(judged.profile, &evidence, &judged.forgeries).clone_into(&mut cell.meaning);
     advice(judged.profile, matrix.path, &plan.protections, &judged.forgeries)
         .clone_into(&mut cell.advice);
     cell.profile = judged.profile;
@@ -193,10 +232,7 @@ fn generation(forgeries: &[ForgeryResult]) -> Option<OldSegments> {
 
 fn count(e: &Evidence<'_>, forgery: Forgery) -> ForgeryResult {
     let mut r = ForgeryResult::none(forgery);
-    let of_this = |o: &&canary_record::result::boom::OutcomeCount| {
-        o.forgery == forgery && o.family == e.family
-    };
-    for o in e.boom.outcomes.iter().filter(of_this) {
+    for o in e.outcomes().filter(|o| o.forgery == forgery) {
         r.forged += o.forged;
         r.counts += &o.counts;
     }
@@ -238,8 +274,7 @@ fn later(e: &Evidence<'_>, forgery: Forgery, forged: u64) -> Option<Seen> {
         return None;
     }
     let of = |end| e.load.probe.get(&end).copied().unwrap_or(0);
-    let outcomes = e.boom.outcomes.iter().filter(|o| o.family == e.family);
-    let killed: u64 = outcomes.map(|o| o.counts.killed).sum();
+    let killed: u64 = e.outcomes().map(|o| o.counts.killed).sum();
     match (of(ProbeEnd::Reset).checked_sub(killed)?, of(ProbeEnd::Hung)) {
         (0, 0) => None,
         (reset, 0) if reset == forged => Some(Seen::KillsLater),
@@ -281,11 +316,12 @@ fn doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> {
             c.accepted, c.handshakes
         ));
     }
-    if e.boom.sniffer.dropped > 0 {
-        doubts.push(format!("boom-server's raw socket lost {} segments", e.boom.sniffer.dropped));
+    let (who, sniffer, _) = e.seen();
+    if sniffer.dropped > 0 {
+        doubts.push(format!("{who}'s raw socket lost {} segments", sniffer.dropped));
     }
-    if let Some(why) = &e.boom.sniffer.failed {
-        doubts.push(format!("boom-server's raw socket failed: {why}"));
+    if let Some(why) = &sniffer.failed {
+        doubts.push(format!("{who}'s raw socket failed: {why}"));
     }
     let killed: u64 = forgeries.iter().map(|r| r.counts.killed).sum();
     let of = |end| e.load.probe.get(&end).copied().unwrap_or(0);
@@ -293,9 +329,8 @@ fn doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> {
         |seen| -> u64 { forgeries.iter().filter(|r| r.seen == seen).map(|r| r.forged).sum() };
     let (reset, hung) = (of(ProbeEnd::Reset), of(ProbeEnd::Hung));
     if reset != killed + with(Seen::KillsLater) {
-        doubts.push(format!(
-            "boom-server saw {killed} connections killed, load-client {reset} reset"
-        ));
+        doubts
+            .push(format!("{who} saw {killed} connections killed, the application {reset} reset"));
     }
     if hung != with(Seen::Hangs) {
         doubts.push(format!("load-client saw {hung} connections hang"));
@@ -306,14 +341,19 @@ fn doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> {
             let n = captured.get(&r.forgery).copied().unwrap_or(0);
             if n != r.counts.leaked {
                 doubts.push(format!(
-                    "{}: boom-server counted {} leaked, the capture shows {n}",
+                    "{}: {who} counted {} leaked, the capture shows {n}",
                     r.forgery, r.counts.leaked
                 ));
             }
         }
     }
     // An overshoot's own segment ends nothing; one of those that follow it does.
-    doubts.extend(witness::doubts(e.witnesses, killed + with(Seen::KillsLater), &e.target));
+    doubts.extend(witness::doubts(
+        e.witnesses,
+        killed + with(Seen::KillsLater),
+        e.direction,
+        &e.target,
+    ));
     doubts.extend(counter_doubts(e, forgeries));
     doubts
 }
@@ -334,7 +374,7 @@ fn contrary(e: &Evidence<'_>, forgeries: &[ForgeryResult], ended: u64) -> Vec<St
             "no-flags: {delivered} delivered, which no Linux answers: something else did"
         ));
     }
-    let others = e.boom.resets.unattributed;
+    let others = e.seen().2.unattributed;
     if others > 0 {
         found.push(format!("{others} RSTs that no forged segment provokes: something else reset"));
     }
@@ -352,16 +392,17 @@ fn counter_doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> 
     let mut doubts = Vec::new();
     let all = e.connections * e.forgeries.len() as u64;
     let dnat: u64 = e.nodes.iter().map(|n| n.dnat).sum();
-    if e.translated && dnat < all {
+    if e.translated() && dnat < all {
         doubts.push(format!("the DNAT rule matched {dnat} times for {all} connections"));
     }
-    if !e.translated && dnat > 0 {
+    if !e.translated() && dnat > 0 {
         doubts.push(format!("the DNAT rule matched {dnat} times on a path without NAT"));
     }
     // Without a rule, silence after no-flags means delivered.
     let dropped: u64 = forgeries
         .iter()
-        .filter(|r| e.protections.drop() && e.translated || !r.forgery.silent_when_delivered())
+        .filter(|_| e.answered())
+        .filter(|r| e.protections.drop() && e.translated() || !r.forgery.silent_when_delivered())
         .map(|r| r.counts.dropped)
         .sum();
     let matched: u64 = e.nodes.iter().flat_map(|n| n.drop_rules.values()).sum();
@@ -399,11 +440,21 @@ fn profile(
 }
 
 /// What a row means, in one sentence, of what was forged.
-fn meaning(profile: Option<Profile>, forgeries: &[ForgeryResult]) -> &'static str {
+fn meaning(
+    profile: Option<Profile>,
+    e: &Evidence<'_>,
+    forgeries: &[ForgeryResult],
+) -> &'static str {
     let hangs = forgeries.iter().any(|r| r.seen == Seen::Hangs);
     match profile {
         Some(Profile::Dropped) if hangs => {
             "INVALID segments are dropped and reset nothing, but after an overshoot the connection hangs."
+        }
+        Some(Profile::Unprotected) if e.direction == Direction::ClientToServer => {
+            "The client's INVALID segments are addressed to the node itself, and its RST ends the connection."
+        }
+        Some(Profile::Dropped) if !e.answered() => {
+            "The client's INVALID segments are addressed to nobody and get lost: no connection is reset."
         }
         Some(Profile::Unprotected) => {
             "INVALID segments reach the client untranslated, and its RST ends the connection."

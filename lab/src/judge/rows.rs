@@ -6,19 +6,22 @@ use std::collections::BTreeMap;
 use crate::document::lab::{
     At, CellResult, ForgeryResult, Judgement, LabResult, Path, Protections, ProxyMode, Seen,
 };
-use canary_record::names::{Forgery, ProbeEnd};
+use canary_record::names::{Direction, Forgery, ProbeEnd};
 use canary_wire::segment::Family;
 
 /// Rules and IP family.
 pub type Variant = (ProxyMode, Family);
+
+/// The way from client to server, and which way segments were forged.
+pub type Route = (Path, Direction);
 
 /// A row of a scenario's table.
 #[derive(Clone, Debug)]
 pub struct Row<'a> {
     /// Names the row among its scenario's: `forward-drop+input-drop`, `none`, `liberal~2`.
     pub id: String,
-    /// The way from client to server.
-    pub path: Path,
+    /// The way from client to server, and which way segments were forged.
+    pub route: Route,
     /// What protects, sorted.
     pub protections: Protections,
     /// The proxy modes and families that this row stands for.
@@ -54,8 +57,10 @@ pub enum Exposure {
 #[must_use]
 pub fn rows(cells: &[CellResult]) -> Vec<Row<'_>> {
     let mut rows = Vec::new();
-    for (path, protections) in settings(cells.iter()) {
-        let of = |c: &&CellResult| c.path == path && c.protections.sorted() == protections;
+    for (route, protections) in settings(cells.iter()) {
+        let of = |c: &&CellResult| {
+            (c.path, c.direction) == route && c.protections.sorted() == protections
+        };
         let cells: Vec<_> = cells.iter().filter(of).collect();
         let mut variants: Vec<Variant> = Vec::new();
         for cell in &cells {
@@ -67,7 +72,7 @@ pub fn rows(cells: &[CellResult]) -> Vec<Row<'_>> {
         for variant in variants {
             let own: Vec<_> =
                 cells.iter().copied().filter(|c| (c.proxy_mode, c.family) == variant).collect();
-            let row = row(path, &protections, variant, own);
+            let row = row(route, &protections, variant, own);
             match rows[first..].iter_mut().find(|r| alike(r, &row)) {
                 Some(same) => join(same, row),
                 None => rows.push(row),
@@ -89,10 +94,10 @@ pub fn rows(cells: &[CellResult]) -> Vec<Row<'_>> {
 }
 
 /// Every path with its sets of protections, each once.
-fn settings<'a>(cells: impl Iterator<Item = &'a CellResult>) -> Vec<(Path, Protections)> {
+fn settings<'a>(cells: impl Iterator<Item = &'a CellResult>) -> Vec<(Route, Protections)> {
     let mut found = Vec::new();
     for cell in cells {
-        let setting = (cell.path, cell.protections.sorted());
+        let setting = ((cell.path, cell.direction), cell.protections.sorted());
         if !found.contains(&setting) {
             found.push(setting);
         }
@@ -101,7 +106,7 @@ fn settings<'a>(cells: impl Iterator<Item = &'a CellResult>) -> Vec<(Path, Prote
 }
 
 fn row<'a>(
-    path: Path,
+    route: Route,
     protections: &Protections,
     variant: Variant,
     cells: Vec<&'a CellResult>,
@@ -111,7 +116,7 @@ fn row<'a>(
     let judgement = cells.iter().map(|c| c.judgement).reduce(Judgement::worse);
     Row {
         id: String::new(),
-        path,
+        route,
         protections: protections.clone(),
         variants: vec![variant],
         unanimous: true,
@@ -175,8 +180,8 @@ impl Row<'_> {
 pub struct Overview {
     /// Sets of protections, in the order in which they first appear.
     pub protections: Vec<Protections>,
-    /// A path, and for each set of protections what was found, if it was tried.
-    pub paths: Vec<(Path, Vec<Option<Found>>)>,
+    /// A way, and for each set of protections what was found, if it was tried.
+    pub paths: Vec<(Route, Vec<Option<Found>>)>,
 }
 
 /// What a path under a set of protections exposes to, and the row that says so.
@@ -198,34 +203,34 @@ pub fn overview(result: &LabResult, everywhere: bool) -> Overview {
         c.forgeries.is_empty() || c.forgeries.iter().any(|f| f.forgery != Forgery::Overshoot)
     };
     let scenarios = result.scenarios.iter().filter(|s| s.timeline.is_none());
-    let mut found: Vec<(Path, Protections, Found)> = Vec::new();
+    let mut found: Vec<(Route, Protections, Found)> = Vec::new();
     for scenario in scenarios {
         for row in rows(&scenario.cells) {
             let same = row.protections.iter().all(|p| p.at == At::Both);
             if same == everywhere && row.cells.iter().any(forges) {
                 let (exposure, scenario) = (row.exposure(), scenario.name.clone());
                 let at = Found { exposure, scenario, row: row.id };
-                found.push((row.path, row.protections, at));
+                found.push((row.route, row.protections, at));
             }
         }
     }
     let mut overview = Overview::default();
-    for (path, protections, _) in &found {
+    for (route, protections, _) in &found {
         if !overview.protections.contains(protections) {
             overview.protections.push(protections.clone());
         }
-        if !overview.paths.iter().any(|(p, _)| p == path) {
-            overview.paths.push((*path, Vec::new()));
+        if !overview.paths.iter().any(|(r, _)| r == route) {
+            overview.paths.push((*route, Vec::new()));
         }
     }
     // By the number of protections, so that the table reads from bare to covered.
     overview.protections.sort_by_key(|set| (set.len(), set.clone()));
-    for (path, columns) in &mut overview.paths {
+    for (route, columns) in &mut overview.paths {
         *columns = overview
             .protections
             .iter()
             .map(|set| {
-                let of = |f: &&(Path, Protections, Found)| f.0 == *path && f.1 == *set;
+                let of = |f: &&(Route, Protections, Found)| f.0 == *route && f.1 == *set;
                 found.iter().filter(of).map(|f| f.2.clone()).max()
             })
             .collect();

@@ -1,6 +1,7 @@
 //! The second judge: what the kernel itself said on each node, by load-client's witness, against
 //! what boom-server and load-client saw. A disagreement makes the cell inconclusive. Pure.
 
+use canary_record::names;
 use canary_record::result::witness::{Direction, WitnessResult};
 
 use crate::document::lab::WitnessSaid;
@@ -35,9 +36,14 @@ pub fn said(node: &str, w: &WitnessResult) -> WitnessSaid {
 }
 
 /// What keeps the witnesses and the programs from telling one story: `ended` connections, all to
-/// `target`, by the server's segments.
+/// `target`, by segments that were forged in `direction`.
 #[must_use]
-pub fn doubts(witnesses: &[WitnessSaid], ended: u64, target: &str) -> Vec<String> {
+pub fn doubts(
+    witnesses: &[WitnessSaid],
+    ended: u64,
+    direction: names::Direction,
+    target: &str,
+) -> Vec<String> {
     // Without a whole hearing there is nothing to compare.
     if witnesses.is_empty() || witnesses.iter().any(|w| !w.weak.is_empty()) {
         return Vec::new();
@@ -56,11 +62,14 @@ pub fn doubts(witnesses: &[WitnessSaid], ended: u64, target: &str) -> Vec<String
              unexplained"
         ));
     }
-    let uploads: u64 =
-        all().filter(|c| c.direction == Direction::ClientToServer).map(|c| c.count).sum();
-    if uploads > 0 {
+    let (other, whose) = match direction {
+        names::Direction::ClientToServer => (Direction::ServerToClient, "server's"),
+        _ => (Direction::ClientToServer, "clients'"),
+    };
+    let others: u64 = all().filter(|c| c.direction == other).map(|c| c.count).sum();
+    if others > 0 {
         doubts.push(format!(
-            "the kernel's words put {uploads} resets down to the clients' segments: none was forged"
+            "the kernel's words put {others} resets down to the {whose} segments: none was forged"
         ));
     }
     for service in witnesses.iter().flat_map(|w| &w.services).filter(|s| *s != target) {
@@ -84,6 +93,7 @@ mod tests {
         }
     }
 
+    const FORGED: names::Direction = names::Direction::ServerToClient;
     const TARGET: &str = "198.19.0.10:80";
     const S2C: Direction = Direction::ServerToClient;
 
@@ -92,31 +102,38 @@ mod tests {
     fn the_sum_has_to_agree() {
         let ten = witness(Cause::AnsweredByClient, S2C, 10);
         let none = WitnessSaid { node: "node2".to_owned(), ..WitnessSaid::default() };
-        assert_eq!(doubts(&[ten.clone(), none.clone()], 10, TARGET), Vec::<String>::new());
+        assert_eq!(doubts(&[ten.clone(), none.clone()], 10, FORGED, TARGET), Vec::<String>::new());
         for ended in [9, 11] {
-            assert_eq!(doubts(&[ten.clone(), none.clone()], ended, TARGET).len(), 1, "{ended}");
+            assert_eq!(
+                doubts(&[ten.clone(), none.clone()], ended, FORGED, TARGET).len(),
+                1,
+                "{ended}"
+            );
         }
-        assert_eq!(doubts(&[ten.clone(), ten], 10, TARGET).len(), 1);
-        assert_eq!(doubts(&[none], 3, TARGET).len(), 1);
+        assert_eq!(doubts(&[ten.clone(), ten], 10, FORGED, TARGET).len(), 1);
+        assert_eq!(doubts(&[none], 3, FORGED, TARGET).len(), 1);
     }
 
     /// What is unexplained may be any of those that were ended, and accuses nobody.
     #[test]
     fn what_is_unexplained_contradicts_nothing() {
         let open = witness(Cause::Unexplained, S2C, 10);
-        assert_eq!(doubts(std::slice::from_ref(&open), 10, TARGET), Vec::<String>::new());
-        assert_eq!(doubts(std::slice::from_ref(&open), 0, TARGET), Vec::<String>::new());
-        assert_eq!(doubts(&[open], 11, TARGET).len(), 1);
+        assert_eq!(doubts(std::slice::from_ref(&open), 10, FORGED, TARGET), Vec::<String>::new());
+        assert_eq!(doubts(std::slice::from_ref(&open), 0, FORGED, TARGET), Vec::<String>::new());
+        assert_eq!(doubts(&[open], 11, FORGED, TARGET).len(), 1);
     }
 
     /// A wrong direction or Service is a disagreement; a witness that lost something is silent.
     #[test]
     fn direction_and_service_have_to_agree() {
         let upload = witness(Cause::AnsweredByNode, Direction::ClientToServer, 5);
-        assert_eq!(doubts(std::slice::from_ref(&upload), 5, TARGET).len(), 1);
+        assert_eq!(doubts(std::slice::from_ref(&upload), 5, FORGED, TARGET).len(), 1);
+        let forged = names::Direction::ClientToServer;
+        assert_eq!(doubts(std::slice::from_ref(&upload), 5, forged, TARGET), Vec::<String>::new());
         let other = witness(Cause::AnsweredByClient, S2C, 5);
-        assert_eq!(doubts(std::slice::from_ref(&other), 5, "198.18.0.11:30900").len(), 1);
+        assert_eq!(doubts(std::slice::from_ref(&other), 5, forged, TARGET).len(), 1);
+        assert_eq!(doubts(std::slice::from_ref(&other), 5, FORGED, "198.18.0.11:30900").len(), 1);
         let weak = WitnessSaid { weak: vec!["lost".to_owned()], ..other };
-        assert_eq!(doubts(&[weak], 0, TARGET), Vec::<String>::new());
+        assert_eq!(doubts(&[weak], 0, FORGED, TARGET), Vec::<String>::new());
     }
 }

@@ -27,7 +27,8 @@ code{font-size:.9em;overflow-wrap:anywhere}
 #[must_use]
 pub fn render(result: &KernelsResult) -> String {
     let same = |a: &KernelRow, b: &KernelRow| {
-        (a.path, a.family, a.proxy_mode) == (b.path, b.family, b.proxy_mode)
+        (a.path, a.direction, a.family, a.proxy_mode)
+            == (b.path, b.direction, b.family, b.proxy_mode)
     };
     let page = html! {
         (DOCTYPE)
@@ -89,7 +90,7 @@ fn table(rows: &[KernelRow], kernels: &[KernelRun]) -> Markup {
         Agreement::Alike | Agreement::NotCompared => "",
     };
     html! {
-        h2 { (first.path) ", " (first.family) ", " (first.proxy_mode) " rules: " (segments(rows)) }
+        h2 { (first.path) ", " (first.direction) ", " (first.family) ", " (first.proxy_mode) " rules: " (segments(rows)) }
         div.wide { table {
             thead { tr {
                 th {} th { "protection" } th { "forgery" }

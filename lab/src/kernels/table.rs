@@ -8,7 +8,7 @@ use crate::document::kernels::{
 use crate::document::lab::{
     CellResult, ForgeryResult, Judgement, LabResult, Path, Profile, Protections, ProxyMode, Seen,
 };
-use canary_record::names::{Forgery, OldSegments};
+use canary_record::names::{Direction, Forgery, OldSegments};
 use canary_record::result::{Run, SCHEMA_VERSION};
 use canary_wire::segment::Family;
 
@@ -27,6 +27,7 @@ pub struct Input {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     path: Path,
+    direction: Direction,
     family: Family,
     proxy_mode: ProxyMode,
     protections: Protections,
@@ -65,6 +66,7 @@ fn key(cell: &CellResult, forgery: &ForgeryResult) -> Key {
     let protections = cell.protections.sorted();
     Key {
         path: cell.path,
+        direction: cell.direction,
         family: cell.family,
         proxy_mode: cell.proxy_mode,
         protections,
@@ -80,8 +82,8 @@ fn row(key: Key, inputs: &[Input]) -> KernelRow {
         .filter_map(|(cell, input)| Some((cell.seen?, old_segments(input))))
         .collect();
     let agreement = agreement(key.forgery, &proved);
-    let Key { path, family, proxy_mode, protections, forgery } = key;
-    KernelRow { path, family, proxy_mode, protections, forgery, cells, agreement }
+    let Key { path, direction, family, proxy_mode, protections, forgery } = key;
+    KernelRow { path, direction, family, proxy_mode, protections, forgery, cells, agreement }
 }
 
 /// One kernel's cell of one row: all repetitions together.
@@ -223,8 +225,8 @@ fn judge(kernels: &[KernelRun], rows: &[KernelRow]) -> (Judgement, Vec<String>) 
 #[must_use]
 pub fn title(row: &KernelRow) -> String {
     format!(
-        "{} under {} ({}, {}, {})",
-        row.forgery, row.protections, row.path, row.family, row.proxy_mode
+        "{} under {} ({}, {}, {}, {})",
+        row.forgery, row.protections, row.path, row.direction, row.family, row.proxy_mode
     )
 }
 

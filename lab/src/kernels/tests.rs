@@ -53,6 +53,7 @@ fn cell(protections: &[&str], forgeries: Vec<ForgeryResult>) -> CellResult {
         id: "1".to_owned(),
         repetition: 1,
         path: Path::ClusterIp,
+        direction: canary_record::names::Direction::ServerToClient,
         family: Family::Ipv4,
         proxy_mode: ProxyMode::Nftables,
         protections: protections.iter().map(|p| p.parse::<Protection>().unwrap()).collect(),

@@ -55,15 +55,17 @@ pub fn render(result: &KernelsResult) -> String {
             let _ = writeln!(out, "  {}: {reason}", kernel.name);
         }
     }
-    for group in result
-        .rows
-        .chunk_by(|a, b| (a.path, a.family, a.proxy_mode) == (b.path, b.family, b.proxy_mode))
-    {
+    let alike = |a: &KernelRow, b: &KernelRow| {
+        (a.path, a.direction, a.family, a.proxy_mode)
+            == (b.path, b.direction, b.family, b.proxy_mode)
+    };
+    for group in result.rows.chunk_by(alike) {
         let first = &group[0];
         let _ = writeln!(
             out,
-            "\npath {}, {}, {} rules, {}",
+            "\npath {}, {}, {}, {} rules, {}",
             first.path,
+            first.direction,
             first.family,
             first.proxy_mode,
             segments(group)

@@ -42,8 +42,8 @@ fn grid(overview: &Overview, caption: &str) -> Markup {
                         th.first scope="col" { "Path" }
                         @for set in &overview.protections { th scope="col" { (heading(set)) } }
                     } }
-                    tbody { @for (path, columns) in &overview.paths { tr {
-                        th.first scope="row" { (words::path(*path)) }
+                    tbody { @for (route, columns) in &overview.paths { tr {
+                        th.first scope="row" { (words::route(*route)) }
                         @for found in columns { (field(found.as_ref())) }
                     } } }
                 }
@@ -121,7 +121,7 @@ pub(super) fn summary(result: &LabResult) -> Summary {
     let overview = fold::overview(result, true);
     let mut summary = Summary { safe: Vec::new(), open: Vec::new(), unsure: Vec::new() };
     for (n, set) in overview.protections.iter().enumerate().filter(|(_, set)| !set.is_empty()) {
-        let translated = overview.paths.iter().filter(|(p, _)| *p != Path::PodIp);
+        let translated = overview.paths.iter().filter(|((p, _), _)| *p != Path::PodIp);
         let found: Vec<_> =
             translated.filter_map(|(_, c)| Some(&c.get(n)?.as_ref()?.exposure)).collect();
         let bad = found.iter().filter(|e| ***e > Exposure::NotProved).count();

@@ -52,7 +52,7 @@ fn scenario(result: &LabResult, s: &ScenarioResult) -> Markup {
     let rows = fold::rows(&s.cells);
     let forgeries: BTreeSet<Forgery> =
         rows.iter().flat_map(|r| r.forgeries.keys().copied()).collect();
-    let several = rows.iter().any(|r| r.path != rows[0].path);
+    let several = rows.iter().any(|r| r.route != rows[0].route);
     html! {
         details.scenario id={ "s-" (spaceless(&s.name)) } open=[(s.judgement != Judgement::AsExpected).then_some("")] {
             summary {
@@ -100,7 +100,7 @@ fn row(s: &ScenarioResult, row: &Row<'_>, forgeries: &BTreeSet<Forgery>, several
             tr.row {
                 th.first scope="row" {
                     (words::protections(&row.protections))
-                    @if several { small { (words::path(row.path)) } }
+                    @if several { small { (words::route(row.route)) } }
                     small { (variants(row)) " " a.link href={ "#" (id) } aria-label="link" { "#" } }
                     @if !row.unanimous { span.tag.differ { "≠ others differ" } }
                 }

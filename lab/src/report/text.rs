@@ -70,7 +70,7 @@ fn table(out: &mut String, scenario: &ScenarioResult, width: usize) {
         }
         return;
     }
-    let several = rows.iter().any(|r| r.path != rows[0].path);
+    let several = rows.iter().any(|r| r.route != rows[0].route);
     let rows: Vec<_> = rows.iter().map(|r| (label(r, several), r)).collect();
     let heads: Vec<_> = forgeries.iter().map(ToString::to_string).collect();
     let body: Vec<Vec<String>> = rows
@@ -198,7 +198,7 @@ fn parts(label: &str) -> Vec<String> {
 fn label(row: &Row<'_>, several: bool) -> String {
     let mut name = format!("{:#}", row.protections);
     if several {
-        name = format!("{}: {name}", row.path);
+        name = format!("{}: {name}", words::route(row.route));
     }
     if row.unanimous {
         return name;

@@ -4,10 +4,10 @@ use crate::document::lab::{
     At, Effect, Judgement, Path, Protection, ProtectionKind, ProxyMode, Seen,
 };
 use crate::document::timeline::{FailureClass, Finding};
-use canary_record::names::{Forgery, OldSegments};
+use canary_record::names::{Direction, Forgery, OldSegments};
 use canary_wire::segment::Family;
 
-use crate::judge::rows::Exposure;
+use crate::judge::rows::{Exposure, Route};
 
 /// A path, in a few words.
 #[must_use]
@@ -26,6 +26,13 @@ pub const fn path(path: Path) -> &'static str {
         Path::Snat => "Masqueraded pod to ClusterIP, other node",
         Path::PodIp => "Straight to the pod IP (no NAT)",
     }
+}
+
+/// A path and which way segments were forged on it.
+#[must_use]
+pub fn route((path, direction): Route) -> String {
+    let upload = if direction == Direction::ClientToServer { ", uploads" } else { "" };
+    format!("{}{upload}", self::path(path))
 }
 
 /// A protection, as people call it.

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::document::lab::{Capture, Profile, ProxyMode};
-use canary_record::names::Forgery;
+use canary_record::names::{Direction, Forgery};
 use canary_record::result::witness::WitnessResult;
 use canary_runtime::output::write_file;
 use canary_testbed::capture::{self, Reset};
@@ -34,6 +34,10 @@ const JUDGED: Duration = Duration::from_millis(1600);
 const DELAY: Duration = Duration::from_secs(20);
 /// How long load-client waits for a connect or an answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
+/// How long an answer to a client's forged segment may take.
+const OUTCOME: Duration = Duration::from_secs(1);
+/// Octets of an upload: few beside the distances of forged segments, and more than a request.
+const UPLOAD: u32 = 4096;
 /// How long anything may take to become ready.
 const READY: Duration = Duration::from_secs(10);
 
@@ -56,12 +60,22 @@ pub struct Cell<'a> {
     pub proxy_mode: ProxyMode,
     /// IP family.
     pub family: Family,
+    /// Which way to forge.
+    pub direction: Direction,
     /// What to forge.
     pub forgeries: &'a [Forgery],
     /// Connections for each forgery.
     pub connections: u32,
     /// Where its files go; exists and is empty.
     pub dir: &'a Path,
+}
+
+impl Cell<'_> {
+    /// What to forge, as options take it.
+    fn list(&self) -> String {
+        let names: Vec<_> = self.forgeries.iter().map(|f| f.as_str()).collect();
+        names.join(",")
+    }
 }
 
 /// Runs a cell.
@@ -94,8 +108,9 @@ pub fn run(
     let before = testbed.counters(cell.proxy_mode, cell.family)?;
     let mut load = start_load(testbed, cell, setting)?;
     let load_line = load.line().to_owned();
-    // Where no connection comes to be, load-client ends first.
-    while !load.ends_within(Duration::ZERO, interrupt)?
+    // Where no connection comes to be, load-client ends first. Who forges itself knows the end.
+    while cell.direction != Direction::ClientToServer
+        && !load.ends_within(Duration::ZERO, interrupt)?
         && !boom.ends_within(Duration::ZERO, interrupt)?
     {
         if boom.says_again(Duration::from_millis(10)) {
@@ -110,8 +125,7 @@ pub fn run(
     if !warm && !none_expected {
         notes.push("the target's port never answered before the cell".to_owned());
     }
-    let pod = SocketAddr::new(testbed.topology.service.pod.of(cell.family), POD_PORT);
-    let resets = captured(captures, pod, setting, &mut notes)?;
+    let resets = captured(captures, testbed, cell, setting, &mut notes)?;
     for counters in &after {
         let name = format!("counters-{}.txt", counters.node);
         write(&cell.dir.join(name), counters.text.as_bytes())?;
@@ -133,7 +147,10 @@ fn start_boom(
     cell: &Cell<'_>,
     setting: &Setting,
 ) -> Result<Process, TestbedError> {
-    let forge: Vec<_> = cell.forgeries.iter().map(|f| f.as_str()).collect();
+    let forge = match cell.direction {
+        Direction::ClientToServer => "none".to_owned(),
+        Direction::ServerToClient | Direction::Both => cell.list(),
+    };
     let total = cell.connections as usize * cell.forgeries.len();
     let options = [
         format!("--connections={total}"),
@@ -142,7 +159,7 @@ fn start_boom(
         format!("--hold={}ms", load_patience(setting).as_millis()),
     ];
     let server = testbed.topology.server();
-    setting::boom_server(testbed, setting, server, cell.dir, &forge.join(","), &options)
+    setting::boom_server(testbed, setting, server, cell.dir, &forge, &options)
 }
 
 fn start_load(
@@ -151,14 +168,25 @@ fn start_load(
     setting: &Setting,
 ) -> Result<Process, TestbedError> {
     let total = cell.connections as usize * cell.forgeries.len();
-    let options = vec![
+    let mut options = vec![
         "probe".to_owned(),
         format!("--target=tcp://{}", testbed.topology.target(cell.family)),
         format!("--connections={total}"),
-        "--pattern=request".into(),
-        format!("--delay={}ms", setting.scaled(DELAY).as_millis()),
         format!("--timeout={}ms", setting.scaled(TIMEOUT).as_millis()),
     ];
+    options.extend(match cell.direction {
+        Direction::ClientToServer => vec![
+            "--pattern=upload".to_owned(),
+            format!("--body-size={UPLOAD}"),
+            format!("--forge={}", cell.list()),
+            format!("--min-forged={}", cell.connections.min(20)),
+            format!("--outcome-timeout={}ms", setting.scaled(OUTCOME).as_millis()),
+        ],
+        Direction::ServerToClient | Direction::Both => vec![
+            "--pattern=request".to_owned(),
+            format!("--delay={}ms", setting.scaled(DELAY).as_millis()),
+        ],
+    });
     setting::load_client(testbed, setting, cell.dir, "load", options, Ready::Event)
 }
 
@@ -259,11 +287,12 @@ fn capture_file(host: &str) -> String {
 /// Stops captures and gives the RSTs that answer a forged segment, unless a capture lost some.
 fn captured(
     captures: Vec<Tap>,
-    pod: SocketAddr,
+    testbed: &Testbed<'_>,
+    cell: &Cell<'_>,
     setting: &Setting,
     notes: &mut Vec<String>,
 ) -> Result<Option<Vec<Reset>>, TestbedError> {
-    let (mut server, mut complete) = (None, true);
+    let (mut files, mut complete) = (Vec::new(), true);
     captures.iter().for_each(Tap::end);
     for tap in captures {
         let (pcap, loss) = tap.stop(setting.scaled(READY), &setting.interrupt)?;
@@ -271,10 +300,19 @@ fn captured(
             notes.push(format!("the capture is not whole: {loss}"));
             complete = false;
         }
-        server.get_or_insert(pcap);
+        files.push(pcap);
     }
-    let Some(pcap) = server.filter(|_| complete) else { return Ok(None) };
-    Ok(capture::resets(&pcap, pod).map_err(|e| notes.push(e.to_string())).ok())
+    let topology = &testbed.topology;
+    // Where the segments are forged: the server's capture is the first, the client's the last.
+    let (pcap, server) = match cell.direction {
+        Direction::ClientToServer => (files.last(), topology.target(cell.family)),
+        Direction::ServerToClient | Direction::Both => {
+            (files.first(), SocketAddr::new(topology.service.pod.of(cell.family), POD_PORT))
+        }
+    };
+    let Some(pcap) = pcap.filter(|_| complete) else { return Ok(None) };
+    let resets = capture::resets(pcap, server, cell.direction);
+    Ok(resets.map_err(|e| notes.push(e.to_string())).ok())
 }
 
 fn with_line(e: TestbedError, line: &str) -> TestbedError {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::document::lab::{Path, Profile, Protections, ProxyMode, Seen};
-use canary_record::names::{Forgery, OldSegments};
+use canary_record::names::{Direction, Forgery, OldSegments};
 use canary_wire::segment::Family;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::MapAccessDeserializer;
@@ -19,6 +19,9 @@ use super::Checked;
 pub struct Matrix {
     /// The way from client to server.
     pub path: Path,
+    /// Which way segments are forged.
+    #[serde(default = "downloads")]
+    pub direction: Direction,
     /// IP families, each a cell of its own.
     pub families: Vec<Family>,
     /// Proxy modes, each a cell of its own.
@@ -31,6 +34,10 @@ pub struct Matrix {
     /// The protections and what each should lead to.
     #[serde(rename = "cell")]
     pub cells: Vec<CellPlan>,
+}
+
+const fn downloads() -> Direction {
+    Direction::ServerToClient
 }
 
 const fn fifty() -> u32 {
@@ -160,7 +167,7 @@ impl Matrix {
     /// Whether a cell of it is what the positive control is counted on.
     #[must_use]
     pub fn has_control(&self) -> bool {
-        self.path == Path::ClusterIp
+        (self.path, self.direction) == (Path::ClusterIp, Direction::ServerToClient)
             && self.forgeries.contains(&Forgery::AboveWindow)
             && self.cells.iter().any(|c| c.protections.is_empty())
     }
@@ -192,6 +199,9 @@ impl Checked for Matrix {
             if empty {
                 return Err(format!("{field}: name at least one"));
             }
+        }
+        if self.direction == Direction::Both {
+            return Err("direction: use server-to-client or client-to-server".to_owned());
         }
         if !(1..=1000).contains(&self.connections) {
             return Err("connections: use 1 to 1000".to_owned());

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::document::lab::{Judgement, NodeEvidence, Profile, Protections, Seen};
 use canary_record::names::{EndedBy, Forgery, OldSegments, ProbeEnd, UnknownReason, Verdict};
 use canary_record::outcome::Counts;
+use canary_record::result::load::ForgeRecord;
 use canary_record::result::boom::{BoomResult, Connections, OutcomeCount, Resets, Sniffer};
 use canary_record::result::{Clock, SCHEMA_VERSION};
 use canary_wire::segment::Family;
@@ -56,7 +57,7 @@ impl Made {
                 verdict: Verdict::Protected,
                 reasons: Vec::new(),
                 paths: Vec::new(),
-                direction: canary_record::names::Direction::ServerToClient,
+                direction: Direction::ServerToClient,
                 handshakes: canary_record::result::boom::Handshakes::default(),
                 connections: Connections {
                     accepted: all,
@@ -86,7 +87,8 @@ impl Made {
             forgeries: &FORGERIES,
             connections: N,
             family: Family::Ipv4,
-            translated: true,
+            direction: Direction::ServerToClient,
+            path: Path::ClusterIp,
             protections: &self.protections,
             boom: &self.boom,
             load: &self.load,
@@ -157,6 +159,40 @@ fn no_row_passes_for_another() {
     }
 }
 
+/// What a client forged is judged by its own record, and nothing of the server's stands for it.
+#[test]
+fn uploads_are_judged_by_the_clients_record() {
+    let mut made = Made::row(Profile::Unprotected, &["forward-drop"]);
+    made.load.forge = Some(ForgeRecord {
+        direction: Direction::ClientToServer,
+        untried: None,
+        verdict: Verdict::Vulnerable,
+        reasons: Vec::new(),
+        doubts: Vec::new(),
+        min_forged: 20,
+        paths: Vec::new(),
+        outcomes: std::mem::take(&mut made.boom.outcomes),
+        resets: Resets::default(),
+        sniffer: Sniffer::default(),
+        unjudged: 0,
+    });
+    let judged = |made: &Made| {
+        let evidence = Evidence {
+            direction: Direction::ClientToServer,
+            path: Path::NodePortLocal,
+            ..made.evidence()
+        };
+        judge(&evidence, &Expectation::Profile(Profile::Unprotected), None)
+    };
+    let good = judged(&made);
+    assert_eq!(good.judgement, Judgement::AsExpected, "{:?}", good.reasons);
+    assert_eq!(made.judge(Profile::Unprotected).judgement, Judgement::Inconclusive);
+    made.load.forge.as_mut().unwrap().sniffer.dropped = 1;
+    let lost = judged(&made);
+    assert_eq!(lost.judgement, Judgement::Inconclusive);
+    assert_eq!(lost.reasons, ["load-client's raw socket lost 1 segments"]);
+}
+
 /// One connection that was not judged is no tolerance: the cell differs.
 #[test]
 fn one_unknown_is_a_difference() {
@@ -174,7 +210,7 @@ fn one_unknown_is_a_difference() {
 fn contradictions_are_inconclusive() {
     type Spoil = fn(&mut Made);
     let cases: [(&str, Spoil); 12] = [
-        ("load-client", |m| {
+        ("the application 1 reset", |m| {
             m.load.probe.insert(ProbeEnd::Reset, 1);
         }),
         ("hang", |m| {
@@ -266,11 +302,11 @@ fn bad_flags_that_were_not_tried_are_no_comfort() {
     let evidence = Evidence { forgeries: &few, ..made.evidence() };
     let forgeries: Vec<_> = judge(&evidence, &expect, None).forgeries;
     let profile = Some(Profile::LiberalAndDropped);
-    assert!(meaning(profile, &forgeries).contains("bad flags were not tried"));
+    assert!(meaning(profile, &evidence, &forgeries).contains("bad flags were not tried"));
     let tip = advice(profile, Path::ClusterIp, &made.protections, &forgeries);
     assert!(tip.contains("syn-fin"), "{tip}");
     let all: Vec<_> = judge(&made.evidence(), &expect, None).forgeries;
-    assert!(meaning(profile, &all).contains("nothing leaks"));
+    assert!(meaning(profile, &evidence, &all).contains("nothing leaks"));
 }
 
 /// The bridge's sysctls are advised where there is a bridge, and for both families.
