@@ -261,7 +261,7 @@ pub fn picture(result: &LabResult) -> String {
             "<path class=\"line\" d=\"M10,{y} H{}\"/><text x=\"10\" y=\"{}\">{}</text>",
             LEFT + COLUMN * columns,
             y + 17,
-            markup(words::route(*path))
+            markup(&words::route(*path))
         );
         for (n, found) in found.iter().enumerate() {
             let Some(found) = found else { continue };

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use crate::document::lab::{Judgement, NodeEvidence, Profile, Protections, Seen};
 use canary_record::names::{EndedBy, Forgery, OldSegments, ProbeEnd, UnknownReason, Verdict};
 use canary_record::outcome::Counts;
-use canary_record::result::load::ForgeRecord;
 use canary_record::result::boom::{BoomResult, Connections, OutcomeCount, Resets, Sniffer};
+use canary_record::result::load::ForgeRecord;
 use canary_record::result::{Clock, SCHEMA_VERSION};
 use canary_wire::segment::Family;
 
