@@ -14,7 +14,7 @@ use super::stage::Stage;
 use crate::observed::saturation::Pace;
 
 /// Octets of a transfer.
-const OCTETS: usize = 256 << 20;
+const OCTETS: usize = 128 << 20;
 const CHUNK: usize = 1 << 20;
 /// New connections of a round.
 const CONNECTS: u32 = 1000;
