@@ -238,9 +238,6 @@ fn apart(plan: &Plan, scenario: usize, repetition: u32) -> (PathBuf, String) {
     (dir, format!("s{repetition}-{scenario}-"))
 }
 
-/// Cases mostly wait: more of them side by side than cells.
-const CASES_A_LANE: usize = 2;
-
 /// A case to be run, as it is or under a mend.
 struct Play<'a> {
     scenario: usize,
@@ -276,7 +273,7 @@ fn causes(plan: &Plan, repetition: u32, tell: &Sender<Event>) {
     }
     let (queue, open) = (Mutex::new(queue), Mutex::new(open));
     std::thread::scope(|scope| {
-        for _ in 0..plan.jobs * CASES_A_LANE {
+        for _ in 0..plan.jobs {
             scope.spawn(|| {
                 let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                 while let Some(play) = next() {

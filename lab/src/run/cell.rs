@@ -4,18 +4,17 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::document::lab::{Capture, Profile, ProxyMode};
 use canary_record::names::{Direction, Forgery};
-use canary_record::result::witness::WitnessResult;
 use canary_runtime::output::write_file;
 use canary_testbed::capture::{self, Reset};
 use canary_testbed::evidence;
-use canary_testbed::exec::{Call, Process, Ready};
+use canary_testbed::exec::{Process, Ready};
 use canary_testbed::model::At;
 use canary_testbed::tap::Tap;
 use canary_testbed::testbed::{Testbed, TestbedError};
@@ -121,7 +120,7 @@ pub fn run(
     let load_status = load.wait(load_patience(setting), interrupt)?;
     let boom_status = end_boom(boom, setting)?;
     let after = testbed.counters(cell.proxy_mode, cell.family)?;
-    let witnesses = end_witnesses(witnesses, cell, setting)?;
+    let witnesses = setting::end_witnesses(witnesses, cell.dir, setting)?;
     if !warm && !none_expected {
         notes.push("the target's port never answered before the cell".to_owned());
     }
@@ -208,18 +207,8 @@ fn start_witnesses(
     setting: &Setting,
     notes: &mut Vec<String>,
 ) -> Result<Vec<(&'static str, Process)>, TestbedError> {
-    let mut running = Vec::new();
-    for node in testbed.topology.nodes(At::Both) {
-        let options = [
-            "witness".to_owned(),
-            "--log=json".into(),
-            format!("--state-dir={}", cell.dir.display()),
-            format!("--output={}", witness_file(cell.dir, node).display()),
-        ];
-        let witness = Call::new(&setting.load_client, &options);
-        let log = cell.dir.join(format!("witness-{node}.log"));
-        running.push((*node, testbed.start(node, witness, &log, Ready::Event)?));
-    }
+    let on = testbed.topology.nodes(At::Both);
+    let mut running = setting::start_witnesses(testbed, on, cell.dir, setting)?;
     running.retain_mut(|(node, process)| {
         let ready = process.wait_ready(setting.scaled(READY), &setting.interrupt);
         ready
@@ -227,29 +216,6 @@ fn start_witnesses(
             .is_ok()
     });
     Ok(running)
-}
-
-fn witness_file(dir: &Path, node: &str) -> PathBuf {
-    dir.join(format!("witness-{node}.json"))
-}
-
-fn end_witnesses(
-    running: Vec<(&'static str, Process)>,
-    cell: &Cell<'_>,
-    setting: &Setting,
-) -> Result<Vec<(String, WitnessResult)>, TestbedError> {
-    // The second signal: it need not wait to see what becomes of the connections.
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        for (_, process) in &running {
-            process.signal(signal);
-        }
-    }
-    let end = |(node, process): (&str, Process)| {
-        let status = process.wait(setting.scaled(READY), &setting.interrupt)?;
-        let file = witness_file(cell.dir, node);
-        Ok((node.to_owned(), setting::result("load-client", &file, status)?))
-    };
-    running.into_iter().map(end).collect()
 }
 
 fn start_captures(
