@@ -288,7 +288,6 @@ fn of_this_run(before: u64, now: u64, handshakes: u64) -> u64 {
     now.min(handshakes).max(before)
 }
 
-/// Keeps the metrics up to date, and the histogram's memory bounded.
 /// Looks for connections that hang, for ever. The kernel's list may be long, so it is read
 /// elsewhere, and for a twentieth of the time at most.
 async fn watch(program: Arc<Program>) {
@@ -303,6 +302,7 @@ async fn watch(program: Arc<Program>) {
     }
 }
 
+/// Keeps the metrics up to date, and the histogram's memory bounded.
 async fn publish(program: Arc<Program>, handle: PrometheusHandle) {
     loop {
         metrics::publish(&program.shared.snapshot(), program.accepted());
@@ -426,6 +426,8 @@ impl Program {
             let open = || self.counters.open.load(Ordering::Relaxed);
             wait(&mut shutdown, self.config.hold, || open() == 0).await;
         }
+        // The last look may be long past on a busy machine.
+        self.look_for_stalls();
         // Of these the engine has seen the handshakes when it ends.
         let known = accepted();
         self.shared.stop();

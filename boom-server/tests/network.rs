@@ -71,17 +71,15 @@ type Counted = BTreeMap<Forgery, Counts>;
 fn table(kind: usize) {
     let (name, conditions) = KINDS[kind];
     let cell: u64 = std::env::var("CELL").ok().and_then(|n| n.parse().ok()).unwrap_or(10);
-    // Each mostly waits.
-    let rows: Vec<String> = std::thread::scope(|s| {
-        let threads: Vec<_> = [End::Server, End::Client]
-            .into_iter()
-            .flat_map(|end| PROTECTIONS.map(|p| (end, p)))
-            .map(|(end, p)| s.spawn(move || row(name, conditions, end, p, cell)))
-            .collect();
-        threads.into_iter().map(|t| t.join().expect("a row")).collect()
-    });
-    for row in rows {
-        println!("{row}");
+    let rows = [End::Server, End::Client].into_iter().flat_map(|end| PROTECTIONS.map(|p| (end, p)));
+    let rows: Vec<_> = rows.collect();
+    // Each mostly waits, unless it is large.
+    for some in rows.chunks(if cell > 100 { 1 } else { rows.len() }) {
+        std::thread::scope(|s| {
+            for (end, p) in some {
+                s.spawn(move || println!("{}", row(name, conditions, *end, p, cell)));
+            }
+        });
     }
 }
 
@@ -119,18 +117,22 @@ fn row(name: &str, conditions: Conditions, end: End, protections: &[&str], cell:
     let protection = protections.first().copied().unwrap_or("none");
     let mut line = format!("{name:<10} {end:?} {protection:<12}");
     let (mut judged, mut unknown) = (0, 0);
+    let mut reasons = BTreeMap::new();
     for (forgery, counts) in &counted {
         let right = expected(end, protections, *forgery);
         let wrong = counts.known() - counts.of(right);
         assert_eq!(wrong, 0, "{name}, {end:?}, {protection}: {forgery} is {right}: {counts:?}");
         judged += counts.known();
         unknown += counts.of(Outcome::Unknown);
+        for (reason, n) in &counts.unknown {
+            *reasons.entry(reason.as_str()).or_insert(0) += n;
+        }
         let _ = write!(line, " {forgery} {} {right}", counts.of(right));
     }
     assert!(judged * 10 >= cell * 6 * 9, "{judged} of {} judged: {line}", cell * 6);
     let most = if name == "clean" && cell >= 100 { 1 } else { 10 };
-    assert!(unknown * 100 <= judged * most, "{unknown} unknown: {line}");
-    format!("{line}; {unknown} unknown")
+    assert!(unknown * 100 <= judged * most, "{unknown} unknown, {reasons:?}: {line}");
+    format!("{line}; {unknown} unknown {reasons:?}")
 }
 
 fn server(bed: &Bed, n: u64) -> (Vec<OutcomeCount>, Verdict) {
