@@ -121,6 +121,7 @@ impl Tally {
                     let own = r.flags.has(Flags::ACK);
                     self.resets.by_application += u64::from(own);
                     self.resets.unexplained += u64::from(!own && !closed);
+                    self.resets.closing += u64::from(!own && closed);
                 }
             }
             ResetCause::UnknownConnection => self.resets.unknown_connection += 1,

@@ -105,10 +105,9 @@ impl Nflog {
         Ok(Self { socket, buffer: vec![0; 2 * BATCH_BYTES as usize] })
     }
 
-    /// Reads once, waiting 100 ms at most, or not at all.
-    pub fn read(&mut self, wait: bool) -> Result<Read, NetlinkError> {
-        let flags = if wait { MsgFlags::empty() } else { MsgFlags::MSG_DONTWAIT };
-        match recv(self.socket.as_fd().as_raw_fd(), &mut self.buffer, flags) {
+    /// Reads once, waiting 100 ms at most.
+    pub fn read(&mut self) -> Result<Read, NetlinkError> {
+        match recv(self.socket.as_fd().as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
             Ok(n) => Ok(Read::Bytes(n)),
             Err(Errno::EAGAIN | Errno::EINTR) => Ok(Read::Nothing),
             Err(Errno::ENOBUFS) => Ok(Read::Overrun),

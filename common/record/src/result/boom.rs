@@ -164,6 +164,9 @@ pub struct Resets {
     /// before the client closed, and nothing explains them.
     #[serde(default)]
     pub unexplained: u64,
+    /// Of those, from a peer that had closed: it answers what reaches it after its end.
+    #[serde(default)]
+    pub closing: u64,
     /// Of those, an application's own, which ended the connection.
     #[serde(default)]
     pub by_application: u64,
@@ -187,6 +190,7 @@ impl AddAssign<&Self> for Resets {
         self.poisoned += other.poisoned;
         self.unattributed += other.unattributed;
         self.unexplained += other.unexplained;
+        self.closing += other.closing;
         self.by_application += other.by_application;
         self.gone += other.gone;
         self.unknown_connection += other.unknown_connection;
