@@ -305,7 +305,9 @@ fn plays(cause: &Cause, mends: bool) -> Vec<(usize, Option<Mend>, Case)> {
     let mut plays: Vec<_> = cases().map(|(n, case)| (n, None, case.clone())).collect();
     if mends {
         plays.extend(cases().flat_map(|(n, case)| {
-            case.under_mends().into_iter().map(move |(mend, case)| (n, Some(mend), case))
+            case.under_mends(cause.mends_at)
+                .into_iter()
+                .map(move |(mend, case)| (n, Some(mend), case))
         }));
     }
     plays

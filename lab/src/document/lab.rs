@@ -115,13 +115,13 @@ names! {
     pub enum Mend {
         /// Nothing: the situation as it is.
         AsItIs = "as-it-is",
-        /// be_liberal on both nodes.
+        /// be_liberal.
         Liberal = "liberal",
-        /// INVALID dropped in FORWARD on both nodes.
+        /// INVALID dropped in FORWARD.
         ForwardDrop = "forward-drop",
-        /// INVALID dropped in INPUT on both nodes.
+        /// INVALID dropped in INPUT.
         InputDrop = "input-drop",
-        /// INVALID dropped in PREROUTING on both nodes.
+        /// INVALID dropped in PREROUTING.
         PreroutingDrop = "prerouting-drop",
         /// be_liberal, and INVALID dropped in FORWARD and INPUT.
         LiberalAndDrops = "liberal-and-drops",

@@ -12,7 +12,8 @@ use crate::scenario::cause::{Case, Cause};
 pub fn table(cause: &Cause, seen: &[Result<Seen, String>]) -> Vec<Mended> {
     let mut seen = seen.iter();
     let row = |case: &Case| {
-        let mends: Vec<_> = case.under_mends().into_iter().map(|(mend, _)| mend).collect();
+        let mends: Vec<_> =
+            case.under_mends(cause.mends_at).into_iter().map(|(mend, _)| mend).collect();
         let results: Vec<_> = mends.into_iter().zip(seen.by_ref()).collect();
         Mended {
             case: case.title.clone(),

@@ -30,6 +30,9 @@ pub struct Cause {
     pub extra: bool,
     /// What not every kernel has: without it the scenario is skipped.
     pub needs: Option<Need>,
+    /// On which nodes a mend is tried: those of whom the situation is.
+    #[serde(default = "both")]
+    pub mends_at: At,
     /// What hosts have of their own in every case.
     #[serde(default, rename = "host")]
     pub hosts: Vec<Host>,
@@ -40,6 +43,10 @@ pub struct Cause {
 
 const fn twenty() -> u32 {
     20
+}
+
+const fn both() -> At {
+    At::Both
 }
 
 /// What not every kernel has.
@@ -372,12 +379,12 @@ impl Cause {
 impl Case {
     /// The case under each mend that changes something about it, as it is first.
     #[must_use]
-    pub fn under_mends(&self) -> Vec<(Mend, Self)> {
-        Mend::ALL.iter().filter_map(|mend| Some((*mend, self.mended(*mend)?))).collect()
+    pub fn under_mends(&self, at: At) -> Vec<(Mend, Self)> {
+        Mend::ALL.iter().filter_map(|mend| Some((*mend, self.mended(*mend, at)?))).collect()
     }
 
     /// The case under a mend; none where the mend changes nothing about it.
-    fn mended(&self, mend: Mend) -> Option<Self> {
+    fn mended(&self, mend: Mend, at: At) -> Option<Self> {
         let mut case = self.clone();
         // boom-server's own segments, where they are what the case is about.
         let about_forged =
@@ -390,9 +397,9 @@ impl Case {
             }
         }
         case.expect.witness = None;
-        let both = |kind| Protection { kind, at: At::Both };
+        let there = |kind| Protection { kind, at };
         let add = |kinds: &[ProtectionKind]| {
-            case.protections.iter().copied().chain(kinds.iter().copied().map(both)).collect()
+            case.protections.iter().copied().chain(kinds.iter().copied().map(there)).collect()
         };
         case.protections = match mend {
             Mend::AsItIs => return Some(case),
