@@ -43,7 +43,7 @@ const GAP: Duration = Duration::from_millis(100);
 /// From an answer to the next round: the peer's clock must have ticked (1 ms on Linux
 /// since 4.13, up to 10 ms before and elsewhere; RFC 7323, section 5.4).
 const PAUSE: Duration = Duration::from_millis(20);
-/// Between the probes that show a peer alive after a reset.
+/// From the first probe that shows a peer alive after a reset to the second; doubled each time.
 const LIFE_GAP: Duration = Duration::from_millis(50);
 /// How many such probes are sent.
 const LIFE_PROBES: u8 = 6;

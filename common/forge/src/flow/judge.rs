@@ -142,7 +142,9 @@ impl Flows {
         trial.asked += 1;
         trial.floor = newest;
         trial.answered = false;
-        let wait = LIFE_GAP.max(flow.rtt.saturating_mul(2)).min(Duration::from_secs(1));
+        // Longer each time: a host that is busy answers late.
+        let gap = LIFE_GAP.max(flow.rtt.saturating_mul(2)) * (1 << (trial.asked - 1));
+        let wait = gap.min(Duration::from_secs(1));
         flow.probe(out);
         self.table.set_deadline(key, now + wait);
     }

@@ -316,6 +316,20 @@ fn an_answer_to_a_probe_before_the_reset_shows_nothing() {
     assert_eq!(p.outcome(), Some(Fate::Unknown(Why::AmbiguousReset)));
 }
 
+/// A busy host's answer to the first probe shows it alive a second later too.
+#[test]
+fn a_late_answer_to_a_probe_shows_life() {
+    let mut p = Exchange::new(Forgery::AboveWindow);
+    p.handshake().rst(ISN.add(1));
+    let first = p.sent();
+    for _ in 0..20 {
+        p.after(ms(50));
+    }
+    assert_eq!(p.outcome(), None);
+    p.names(first);
+    assert_eq!(p.outcome(), Some(KILLED));
+}
+
 /// So does one that answers nothing more, or whose late segments alone come in.
 #[test]
 fn a_reset_without_a_sign_of_life_is_ambiguous() {
@@ -325,7 +339,7 @@ fn a_reset_without_a_sign_of_life_is_ambiguous() {
         if late {
             p.after(ms(2)).answers();
         }
-        for _ in 0..40 {
+        for _ in 0..60 {
             p.after(ms(50));
         }
         assert_eq!(p.outcome(), Some(Fate::Unknown(Why::AmbiguousReset)));
@@ -589,7 +603,7 @@ fn an_answer_from_nearer_is_not_the_clients() {
     assert_eq!(p.outcome(), Some(Fate::Unknown(Why::UnclearAnswer)));
     let mut p = Exchange::new(Forgery::AboveWindow);
     p.handshake().rst(ISN.add(1));
-    for _ in 0..40 {
+    for _ in 0..60 {
         p.after(ms(50));
         nearer(&mut p);
     }
