@@ -15,7 +15,7 @@ pub fn advice(nodes: &[NodeRow]) -> Vec<String> {
     }
     let leaks = |n: &&&NodeRow, pick: fn(Path) -> bool| {
         let mut paths = n.families.iter().flat_map(|f| &f.paths);
-        paths.any(|p| p.verdict == Verdict::Vulnerable && pick(p.path))
+        paths.any(|p| p.leaked > 0 && pick(p.path))
     };
     let forward = |p: Path| matches!(p, Path::SameNode | Path::ClusterIp | Path::NodePortLocal);
     let families =
@@ -39,8 +39,19 @@ pub fn advice(nodes: &[NodeRow]) -> Vec<String> {
         for mode in modes {
             said.push(by_mode(mode));
         }
-        let half: Vec<_> = exposed.iter().filter(|n| !leaks(n, forward)).collect();
-        if !half.is_empty() {
+        let uploads = |n: &&&NodeRow| {
+            let mut paths = n.families.iter().flat_map(|f| &f.paths);
+            paths.any(|p| p.to_server.as_ref().is_some_and(|up| up.leaked > 0))
+        };
+        if exposed.iter().any(|n| uploads(&n)) {
+            said.push(
+                "To the server: a client's INVALID segment to a node port is addressed to the node itself, which resets \
+                 the client. A drop in FORWARD does not see it; one in mangle PREROUTING or in INPUT does."
+                    .to_owned(),
+            );
+        }
+        let half = exposed.iter().filter(|n| !leaks(n, forward) && leaks(n, |_| true));
+        if half.count() > 0 {
             said.push(
                 "On nodes where the paths through FORWARD are protected and the masqueraded ones leak, the drop of \
                  INVALID sits in FORWARD alone (kubernetes #117924): those segments go to INPUT. be_liberal takes \

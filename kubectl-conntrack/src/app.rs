@@ -235,17 +235,18 @@ pub async fn diagnosis(
         anyhow::bail!("no Linux node{what} is ready");
     }
     let (nodes, left_out) = plan::sampled(nodes, args.sample.map(|n| n as usize));
-    let options = diagnose::Options {
+    let mut options = diagnose::Options {
         wave: args.parallel as usize,
         timeout: args.timeout,
         save: args.save.clone(),
         families: args.family.clone(),
         keep: args.cluster.keep,
+        no_forge: None,
     };
     let ground = Ground::take(client, &run, foreign, args.cluster.replace).await?;
     let mut rows = Vec::new();
     let work = async {
-        diagnose::tried_dry(client, &run, &nodes).await?;
+        options.no_forge = diagnose::tried_dry(client, &run, &nodes).await?;
         diagnose::run(client, &run, &options, nodes.clone(), &mut rows, say).await
     };
     let ended = tokio::select! {

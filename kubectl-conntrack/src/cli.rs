@@ -95,7 +95,7 @@ pub struct DiagnoseArgs {
     #[arg(long, value_name = "FAMILY", value_delimiter = ',', value_parser = family)]
     pub family: Vec<Family>,
     /// Nodes tried at once
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..=300))]
+    #[arg(long, value_name = "N", default_value_t = 125, value_parser = clap::value_parser!(u32).range(2..=250))]
     pub parallel: u32,
     /// The longest that these may take, their images' pull included
     #[arg(long, value_name = "D", default_value = "3m", value_parser = positive_duration)]

@@ -23,7 +23,7 @@ use crate::plan::{self, From, Front, Node, Path};
 use crate::pods::{Container, Seen, Trouble};
 use crate::preflight::{Right, rights};
 use crate::run::{self, Stop};
-use crate::verdict::{FamilyRow, Found, NodeRow, family_row, path_row, worst};
+use crate::verdict::{FamilyRow, Found, NodeRow, ToServer, family_row, path_row, worst};
 
 /// What a run needs in its namespace, and of nodes.
 #[must_use]
@@ -55,6 +55,8 @@ pub struct Options {
     pub families: Vec<Family>,
     /// Whether pods and Services stay.
     pub keep: bool,
+    /// Why clients may not forge; none where they may.
+    pub no_forge: Option<String>,
 }
 
 /// A node with its index in the whole run, which names its objects.
@@ -88,8 +90,8 @@ struct Try {
     row: usize,
     client: usize,
     server: usize,
-    /// Where the client goes; the pod's own address is known later.
-    target: Result<Option<SocketAddr>, String>,
+    /// Where the client goes, and one that forges; the pod's own address is known later.
+    target: Result<Option<(SocketAddr, SocketAddr)>, String>,
 }
 
 /// Runs over `nodes`, adding each node's row to `rows` as soon as its wave is done. `say` is
@@ -127,9 +129,10 @@ pub async fn run(
 }
 
 /// Has the API server check a Service and a pod of each kind that a run makes, without keeping
-/// them: Pod Security, quotas and admission webhooks speak before anything starts.
-pub async fn tried_dry(client: &Client, run: &Run, nodes: &[Node]) -> Result<(), Stop> {
-    let Some(node) = nodes.iter().find(|n| n.unusable.is_none()) else { return Ok(()) };
+/// them: Pod Security, quotas and admission webhooks speak before anything starts. Gives why
+/// clients may not forge, where it is that alone.
+pub async fn tried_dry(client: &Client, run: &Run, nodes: &[Node]) -> Result<Option<String>, Stop> {
+    let Some(node) = nodes.iter().find(|n| n.unusable.is_none()) else { return Ok(None) };
     let services: Api<Service> = Api::namespaced(client.clone(), &run.namespace);
     let pods: Api<Pod> = Api::namespaced(client.clone(), &run.namespace);
     for front in FRONTS {
@@ -148,7 +151,15 @@ pub async fn tried_dry(client: &Client, run: &Run, nodes: &[Node]) -> Result<(),
             _ => Stop::Api(e),
         })?;
     }
-    Ok(())
+    for from in [From::Pod, From::Host] {
+        let pod = run.forging_clients(&node.name, 0, from, &[anywhere]);
+        match run::apply(&pods, &pod, true).await {
+            Ok(_) => {}
+            Err(e) if e.code.is_some_and(|c| c < 500) => return Ok(Some(e.to_string())),
+            Err(e) => return Err(Stop::Api(e)),
+        }
+    }
+    Ok(None)
 }
 
 /// The row of a node on which nothing was tried.
@@ -175,6 +186,7 @@ struct Wave<'a> {
 
 const FRONTS: [Front; 3] = [Front::ClusterIp, Front::NodePort, Front::NodePortLocal];
 const SIDES: [From; 3] = [From::ServerPod, From::Pod, From::Host];
+const FORGING: [From; 2] = [From::Pod, From::Host];
 
 impl Wave<'_> {
     async fn go(&self, watch: &mut Watch<'_>, say: &dyn Fn(&str)) -> Result<Vec<NodeRow>, Stop> {
@@ -199,8 +211,9 @@ impl Wave<'_> {
                 if targets.is_empty() && side == From::Pod {
                     return Err("no server that it could connect to was started".to_owned());
                 }
+                let plain: Vec<_> = targets.iter().map(|(p, f, to, _)| (*p, *f, *to)).collect();
                 let m = &self.members[place];
-                Ok(self.run.clients(&m.node.name, m.index, side, &targets))
+                Ok(self.run.clients(&m.node.name, m.index, side, &plain))
             })
             .await?;
         }
@@ -217,14 +230,59 @@ impl Wave<'_> {
             })
             .collect();
         let ended = |pods: &BTreeMap<String, Seen>| {
-            let over = |n: &String| pods.get(n).is_some_and(|p| p.ended || p.trouble.is_some());
+            let over = |n: &String| pods.get(n).is_some_and(over);
             let left = expected.iter().filter(|n| !over(n)).count();
             say(&format!("{left} of {} pods at work", expected.len()));
             left == 0
         };
         self.wait(watch, deadline, ended).await?;
+        let forging = self.forge(watch, deadline, &tries, say).await?;
         say("results");
-        self.collect(&tries, &made, &made_clients, &watch.pods).await
+        self.collect(&tries, &made, &made_clients, &forging, &watch.pods).await
+    }
+
+    /// The other direction, when the first one is done: both at once would be too much for a small node.
+    async fn forge(
+        &self,
+        watch: &mut Watch<'_>,
+        deadline: Instant,
+        tries: &[Try],
+        say: &dyn Fn(&str),
+    ) -> Result<Vec<Made>, Stop> {
+        let refused = self.options.no_forge.as_ref().map(|why| format!("untried: {why}"));
+        let made = || Made { refused: refused.clone(), ..Made::default() };
+        let mut made: Vec<Made> = self.members.iter().map(|_| made()).collect();
+        if refused.is_some() {
+            return Ok(made);
+        }
+        say("clients that forge");
+        for side in FORGING {
+            self.each(&mut made, |place| {
+                let targets = self.targets(place, side, tries, &watch.pods);
+                let sinks = targets.iter().filter(|t| t.0.to_server_too());
+                let sinks: Vec<_> = sinks.map(|(p, f, _, sink)| (*p, *f, *sink)).collect();
+                if sinks.is_empty() {
+                    return Err("no server that it could connect to was started".to_owned());
+                }
+                let m = &self.members[place];
+                Ok(self.run.forging_clients(&m.node.name, m.index, side, &sinks))
+            })
+            .await?;
+        }
+        let names: Vec<_> = self
+            .members
+            .iter()
+            .zip(&made)
+            .filter(|(_, made)| made.refused.is_none())
+            .flat_map(|(m, _)| FORGING.map(|side| objects::forging_client_name(side, m.index)))
+            .collect();
+        let ended = |pods: &BTreeMap<String, Seen>| {
+            let left = names.iter().filter(|n| !pods.get(*n).is_some_and(over)).count();
+            say(&format!("{left} of {} pods at work", names.len()));
+            left == 0
+        };
+        self.wait(watch, deadline, ended).await?;
+        Ok(made)
     }
 
     /// Waits; a deadline is no end of the run: what is there is collected.
@@ -294,16 +352,13 @@ impl Wave<'_> {
                 for family in &families {
                     let member = &self.members[server];
                     let service = made[server].service(path.front(), member.index);
-                    let target = match path.front() {
-                        Front::Pod => Ok(None),
-                        _ => objects::target(
-                            *path,
-                            *family,
-                            service,
-                            member.node.address(*family),
-                            None,
-                        )
-                        .map(Some),
+                    let target = if path.front() == Front::Pod {
+                        Ok(None)
+                    } else {
+                        let node = member.node.address(*family);
+                        let to = |port| objects::target(*path, *family, port, service, node, None);
+                        to(path.port(*family))
+                            .and_then(|server| Ok(Some((server, to(plan::SINK_PORT)?))))
                     };
                     tries.push(Try { path: *path, family: *family, row, client, server, target });
                 }
@@ -317,29 +372,30 @@ impl Wave<'_> {
         let paths: Vec<_> = here.clone().map(|t| (t.path, t.family)).collect();
         let hairpin: Vec<_> = here
             .filter(|t| t.path.from() == From::ServerPod)
-            .filter_map(|t| Some((t.family, *t.target.as_ref().ok()?.as_ref()?)))
+            .filter_map(|t| Some((t.family, t.target.as_ref().ok()?.as_ref()?.0)))
             .collect();
         let m = &self.members[place];
         self.run.server(&m.node.name, m.index, &paths, &hairpin)
     }
 
-    /// What the clients at `place` connect to: servers that run.
+    /// What the clients at `place` connect to: servers that run, and their sinks.
     fn targets(
         &self,
         place: usize,
         side: From,
         tries: &[Try],
         pods: &BTreeMap<String, Seen>,
-    ) -> Vec<(Path, Family, SocketAddr)> {
+    ) -> Vec<(Path, Family, SocketAddr, SocketAddr)> {
         let here = tries.iter().filter(|t| t.client == place && t.path.from() == side);
         here.filter_map(|t| {
             let server = pods.get(&objects::server_name(self.members[t.server].index))?;
             let own = server.addresses.iter().copied().find(|a| Family::of(*a) == t.family);
-            let to = match t.target.as_ref().ok()? {
-                Some(to) => *to,
-                None => objects::target(t.path, t.family, None, None, own).ok()?,
+            let at = |port| objects::target(t.path, t.family, port, None, None, own).ok();
+            let (to, sink) = match t.target.as_ref().ok()? {
+                Some(both) => *both,
+                None => (at(t.path.port(t.family))?, at(plan::SINK_PORT)?),
             };
-            started(server).then_some((t.path, t.family, to))
+            started(server).then_some((t.path, t.family, to, sink))
         })
         .collect()
     }
@@ -389,6 +445,7 @@ impl Wave<'_> {
         tries: &[Try],
         made: &[Made],
         clients: &[Made],
+        forging: &[Made],
         pods: &BTreeMap<String, Seen>,
     ) -> Result<Vec<NodeRow>, Stop> {
         let found = stream::iter(tries.iter().filter(|t| t.target.is_ok()).map(|t| async move {
@@ -415,7 +472,13 @@ impl Wave<'_> {
             if t.client != t.server {
                 passed.push(server.node.name.clone());
             }
-            Ok::<_, Stop>((t.row, path_row(t.path, t.family, passed, &ends.0, &ends.1)))
+            let mut row = path_row(t.path, t.family, passed, &ends.0, &ends.1);
+            if t.path.to_server_too() {
+                let up = self.to_server(t, forging, pods).await;
+                self.save_to_server(t, &up)?;
+                row = row.with(ToServer::of(t.path, t.family, &up));
+            }
+            Ok::<_, Stop>((t.row, row))
         }))
         .buffered(PARALLEL)
         .try_collect::<Vec<_>>()
@@ -495,6 +558,25 @@ impl Wave<'_> {
         run::document(&log).map_err(|why| format!("it ended with status {code} and {why}"))
     }
 
+    /// The document of the client that forges.
+    async fn to_server(
+        &self,
+        t: &Try,
+        forging: &[Made],
+        pods: &BTreeMap<String, Seen>,
+    ) -> Found<LoadResult> {
+        let pod = objects::forging_client_name(t.path.from(), self.members[t.client].index);
+        let name = objects::to_server(t.path, t.family);
+        self.document(&pod, &name, forging[t.client].refused.as_deref(), pods).await
+    }
+
+    fn save_to_server(&self, t: &Try, up: &Found<LoadResult>) -> Result<(), Stop> {
+        let (Some(dir), Ok(up)) = (&self.options.save, up) else { return Ok(()) };
+        let name = objects::to_server(t.path, t.family);
+        let dir = dir.join(&self.members[t.row].node.name);
+        run::save(&dir, &format!("{name}.load-client.json"), up)
+    }
+
     fn save(&self, t: &Try, ends: &(Found<BoomResult>, Found<LoadResult>)) -> Result<(), Stop> {
         let Some(dir) = &self.options.save else { return Ok(()) };
         let dir = dir.join(&self.members[t.row].node.name);
@@ -514,11 +596,24 @@ impl Wave<'_> {
         let services: Api<Service> = Api::namespaced(self.client.clone(), &self.run.namespace);
         let names =
             self.members.iter().flat_map(|m| SIDES.map(|s| objects::client_name(s, m.index)));
-        run::delete_all(&pods, names).await?;
+        let forging = self
+            .members
+            .iter()
+            .flat_map(|m| FORGING.map(|s| objects::forging_client_name(s, m.index)));
+        run::delete_all(&pods, names.chain(forging)).await?;
         let names =
             self.members.iter().flat_map(|m| FRONTS.map(|f| objects::service_name(f, m.index)));
         run::delete_all(&services, names).await
     }
+}
+
+/// Every container has ended but the one that serves whoever comes; or nothing more will come.
+fn over(pod: &Seen) -> bool {
+    let served = |(name, state): (&String, &Container)| {
+        name == objects::SINK || matches!(state, Container::Ended(..))
+    };
+    let all = !pod.containers.is_empty() && pod.containers.iter().all(served);
+    pod.ended || pod.trouble.is_some() || all
 }
 
 /// Every container runs, or has ended, and the address is known; or it never will.

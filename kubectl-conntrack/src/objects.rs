@@ -6,7 +6,7 @@ use canary_wire::segment::Family;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use serde_json::{Value, json};
 
-use crate::plan::{From, Front, Path};
+use crate::plan::{From, Front, Path, SINK_PORT};
 
 /// The label whose value is the run's identifier: who made an object, and may delete it.
 pub const RUN: &str = "conntrack-canary/run";
@@ -16,6 +16,8 @@ const SERVER: &str = "conntrack-canary/server";
 pub const MANAGER: &str = "kubectl-conntrack";
 /// Pod Security's level of a namespace.
 pub const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
+/// The container of a server that forges nothing, for clients that do.
+pub const SINK: &str = "sink";
 /// The container that reads what a node shows of itself.
 pub const FACTS: &str = "node";
 
@@ -41,6 +43,8 @@ pub struct Run {
 
 /// Connections that a server judges: 25 for each of the six forgeries, of which "protected" needs 20.
 const FORGED: u32 = 150;
+/// Connections of a client that forges: 25 for each of three.
+const FORGED_UP: u32 = 75;
 /// Connections that a client opens at once, each second.
 const AT_ONCE: u32 = 25;
 /// A client in a pod of its own starts when the servers are ready; one in the server's pod
@@ -52,6 +56,12 @@ const SECONDS_EARLY: u32 = 20;
 #[must_use]
 pub fn container(path: Path, family: Family) -> String {
     format!("{path}-{family}")
+}
+
+/// The container's name of a path's client that forges.
+#[must_use]
+pub fn to_server(path: Path, family: Family) -> String {
+    format!("up-{path}-{family}")
 }
 
 impl Run {
@@ -90,10 +100,10 @@ impl Run {
         let ports: Vec<_> = paths
             .iter()
             .filter(|p| p.front() == front)
-            .flat_map(|p| [Family::Ipv4, Family::Ipv6].map(|f| (*p, f)))
-            .map(|(p, f)| {
+            .flat_map(|p| [Family::Ipv4, Family::Ipv6].map(|f| p.port(f)))
+            .chain([SINK_PORT])
+            .map(|port| {
                 // A port's name has 15 characters at most.
-                let port = p.port(f);
                 json!({"name": format!("p{port}"), "port": port, "targetPort": port, "protocol": "TCP"})
             })
             .collect();
@@ -121,37 +131,42 @@ impl Run {
     ) -> Pod {
         let field =
             |name, path| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
-        let servers = paths.iter().map(|(path, family)| {
-            let port = path.port(*family);
+        let server = |name: String, port: u16, env: &[Value]| {
+            let own = [
+                json!({"name": "BOOM_LISTEN", "value": format!("[::]:{port}")}),
+                json!({"name": "BOOM_ADMIN", "value": "none"}),
+                field("POD_IP", "status.podIP"),
+                field("POD_IPS", "status.podIPs"),
+                field("NODE_NAME", "spec.nodeName"),
+            ];
             json!({
-                "name": format!("server-{}", container(*path, *family)),
+                "name": name,
                 "image": self.images.boom_server, "imagePullPolicy": "IfNotPresent",
-                "env": [
-                    {"name": "BOOM_LISTEN", "value": format!("[::]:{port}")},
-                    {"name": "BOOM_ADMIN", "value": "none"},
-                    {"name": "BOOM_FORGE", "value": "control,above-window,below-window,ack-ahead,no-flags,syn-fin"},
-                    {"name": "BOOM_ON_RESET", "value": "count"},
-                    {"name": "BOOM_CONNECTIONS", "value": FORGED.to_string()},
-                    {"name": "BOOM_DURATION", "value": "60s"},
-                    {"name": "BOOM_HOLD", "value": "3s"},
-                    field("POD_IP", "status.podIP"),
-                    field("POD_IPS", "status.podIPs"),
-                    field("NODE_NAME", "spec.nodeName"),
-                ],
+                "env": own.iter().chain(env).collect::<Vec<_>>(),
                 "ports": [{"name": format!("p{port}"), "containerPort": port, "protocol": "TCP"}],
                 "terminationMessagePolicy": "FallbackToLogsOnError",
-                // User 0 with this one capability: added to another user it would have no effect.
-                "securityContext": {"runAsUser": 0, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
-                    "capabilities": {"drop": ["ALL"], "add": ["NET_RAW"]}},
+                "securityContext": net_raw(),
                 "resources": {"requests": {"cpu": "2m", "memory": "8Mi"}, "limits": {"memory": "96Mi"}},
             })
+        };
+        let sink =
+            server(SINK.to_owned(), SINK_PORT, &[json!({"name": "BOOM_FORGE", "value": "none"})]);
+        let servers = paths.iter().map(|(path, family)| {
+            let env = [
+                json!({"name": "BOOM_FORGE", "value": "control,above-window,below-window,ack-ahead,no-flags,syn-fin"}),
+                json!({"name": "BOOM_ON_RESET", "value": "count"}),
+                json!({"name": "BOOM_CONNECTIONS", "value": FORGED.to_string()}),
+                json!({"name": "BOOM_DURATION", "value": "60s"}),
+                json!({"name": "BOOM_HOLD", "value": "5s"}),
+            ];
+            server(format!("server-{}", container(*path, *family)), path.port(*family), &env)
         });
         let clients = hairpin.iter().map(|(family, to)| self.client(Path::Hairpin, *family, *to));
         let mut pod = self.pod(
             &server_name(index),
             node,
             "server",
-            &servers.chain(clients).collect::<Vec<_>>(),
+            &servers.chain([sink]).chain(clients).collect::<Vec<_>>(),
         );
         pod["metadata"]["labels"][SERVER] = index.to_string().into();
         typed(pod)
@@ -176,7 +191,25 @@ impl Run {
                 ),
             );
         }
-        let mut pod = self.pod(&client_name(from, index), node, "client", &containers);
+        self.client_pod(&client_name(from, index), node, from, &containers)
+    }
+
+    /// A pod of clients that forge, one for each sink.
+    #[must_use]
+    pub fn forging_clients(
+        &self,
+        node: &str,
+        index: usize,
+        from: From,
+        sinks: &[(Path, Family, SocketAddr)],
+    ) -> Pod {
+        let each = sinks.iter().map(|(p, f, to)| self.forging_client(*p, *f, *to));
+        let name = forging_client_name(from, index);
+        self.client_pod(&name, node, from, &each.collect::<Vec<_>>())
+    }
+
+    fn client_pod(&self, name: &str, node: &str, from: From, containers: &[Value]) -> Pod {
+        let mut pod = self.pod(name, node, "client", containers);
         if from == From::Host {
             pod["spec"]["hostNetwork"] = true.into();
             pod["spec"]["dnsPolicy"] = "ClusterFirstWithHostNet".into();
@@ -199,11 +232,31 @@ impl Run {
                 "--duration",
                 format!("{seconds}s"),
                 "--delay",
-                "1500ms",
+                "3s",
                 "--timeout",
                 "3s"
             ]),
         )
+    }
+
+    /// A client that forges towards the server what tells an exposed node, bad flags and none apart.
+    fn forging_client(&self, path: Path, family: Family, to: SocketAddr) -> Value {
+        let mut client = self.load_client(
+            &to_server(path, family),
+            &json!([
+                "probe",
+                "--target",
+                format!("tcp://{to}"),
+                "--connections",
+                FORGED_UP.to_string(),
+                "--forge",
+                "control,above-window,syn-fin",
+                "--timeout",
+                "3s"
+            ]),
+        );
+        client["securityContext"] = net_raw();
+        client
     }
 
     fn load_client(&self, name: &str, args: &Value) -> Value {
@@ -240,6 +293,12 @@ impl Run {
     }
 }
 
+/// User 0 with this one capability: added to another user it would have no effect.
+fn net_raw() -> Value {
+    json!({"runAsUser": 0, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+        "capabilities": {"drop": ["ALL"], "add": ["NET_RAW"]}})
+}
+
 /// Binds a pod to a node as the DaemonSet controller does: by the scheduler, which looks at the room.
 #[must_use]
 pub fn on(node: &str) -> Value {
@@ -263,6 +322,12 @@ pub fn client_name(from: From, index: usize) -> String {
     }
 }
 
+/// The pod of clients that forge.
+#[must_use]
+pub fn forging_client_name(from: From, index: usize) -> String {
+    format!("up-{}", client_name(from, index))
+}
+
 /// A Service.
 #[must_use]
 pub fn service_name(front: Front, index: usize) -> String {
@@ -274,16 +339,16 @@ pub fn service_name(front: Front, index: usize) -> String {
     format!("{kind}-{index}")
 }
 
-/// Where a client of `path` in `family` goes: the Service's address and port, a node's or the
+/// Where a client of `path` in `family` goes for a server's `port`: the Service's address and port, a node's or the
 /// pod's own. None where one of them has no address of the family, with what is missing.
 pub fn target(
     path: Path,
     family: Family,
+    port: u16,
     service: Option<&Service>,
     node: Option<IpAddr>,
     pod: Option<IpAddr>,
 ) -> Result<SocketAddr, String> {
-    let port = path.port(family);
     let spec = || service.and_then(|s| s.spec.as_ref()).ok_or("its Service is missing".to_owned());
     match path.front() {
         Front::Pod => pod

@@ -99,6 +99,14 @@ impl Path {
         matches!(self, Self::NodePortFromOther | Self::NodePortLocalFromOther)
     }
 
+    /// True where the client's own direction is tried too. The hairpin's client starts before its
+    /// Service is programmed, and one that forges does not try again; its segments take the way
+    /// of `node-port`.
+    #[must_use]
+    pub const fn to_server_too(self) -> bool {
+        !matches!(self, Self::Hairpin)
+    }
+
     /// The port on which boom-server serves this path in this family: it tells the path
     /// wherever a masquerade hides the client's address.
     #[must_use]
@@ -106,6 +114,9 @@ impl Path {
         9000 + 2 * self as u16 + matches!(family, Family::Ipv6) as u16
     }
 }
+
+/// The port of the boom-server that forges nothing, for clients that forge.
+pub const SINK_PORT: u16 = 9098;
 
 /// A node as the API server describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

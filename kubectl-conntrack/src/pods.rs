@@ -108,10 +108,11 @@ pub fn look(pod: &Pod) -> Seen {
 
 /// Containers that a run makes are named after a path, or read a node's facts.
 fn ours(name: &str) -> bool {
-    name == crate::objects::FACTS
+    matches!(name, crate::objects::FACTS | crate::objects::SINK)
         || matches!(name, "boom-server" | "load-client" | "tune" | "drop-invalid" | "unprotect")
         || crate::plan::Path::ALL.iter().any(|p| {
-            let rest = name.strip_prefix("server-").unwrap_or(name).strip_prefix(p.as_str());
+            let path = name.strip_prefix("server-").or_else(|| name.strip_prefix("up-"));
+            let rest = path.unwrap_or(name).strip_prefix(p.as_str());
             matches!(rest, Some("-ipv4" | "-ipv6"))
         })
 }

@@ -1,7 +1,7 @@
 //! From result documents to what is said of a path, a family, a node and a cluster. Pure.
 
 use canary_record::names::{Diagnosis, Forgery, ProbeEnd, Verdict};
-use canary_record::result::boom::BoomResult;
+use canary_record::result::boom::{BoomResult, OutcomeCount};
 use canary_record::result::load::LoadResult;
 use canary_record::result::observe::NodeShown;
 use canary_wire::segment::Family;
@@ -23,7 +23,31 @@ pub struct PathRow {
     /// The nodes that it passes, the client's first. With two of them "protected" says that one
     /// of the two drops or translates, not which.
     pub passed: Vec<String>,
-    /// The verdict.
+    /// The worst of both directions.
+    pub verdict: Verdict,
+    /// What the outcomes say of segments to the client; none where nothing was judged.
+    pub diagnosis: Option<Diagnosis>,
+    /// Segments forged to the client with a known outcome.
+    pub judged: u64,
+    /// Of those, leaked.
+    pub leaked: u64,
+    /// Each forgery that leaked.
+    pub leaks: Vec<Leak>,
+    /// The other direction; none on a path on which it is not tried.
+    #[serde(default)]
+    pub to_server: Option<ToServer>,
+    /// Connections that the client's application saw reset.
+    pub reset: u64,
+    /// Connections that hung in the client's application.
+    pub hung: u64,
+    /// Why nothing is proved, or what weakens it.
+    pub reasons: Vec<String>,
+}
+
+/// What is known of a client's own INVALID segments on a path.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ToServer {
+    /// The verdict on this direction.
     pub verdict: Verdict,
     /// What the outcomes say of it; none where nothing was judged.
     pub diagnosis: Option<Diagnosis>,
@@ -33,10 +57,6 @@ pub struct PathRow {
     pub leaked: u64,
     /// Each forgery that leaked.
     pub leaks: Vec<Leak>,
-    /// Connections that the client's application saw reset.
-    pub reset: u64,
-    /// Connections that hung in the client's application.
-    pub hung: u64,
     /// Why nothing is proved, or what weakens it.
     pub reasons: Vec<String>,
 }
@@ -109,6 +129,7 @@ pub fn path_row(
         judged: 0,
         leaked: 0,
         leaks: Vec::new(),
+        to_server: None,
         reset: ends(ProbeEnd::Reset),
         hung: ends(ProbeEnd::Hung),
         reasons: Vec::new(),
@@ -120,25 +141,7 @@ pub fn path_row(
             return row;
         }
     };
-    for o in server.outcomes.iter().filter(|o| o.family == family) {
-        row.judged += o.counts.known();
-        row.leaked += o.counts.leaked;
-        if o.counts.leaked > 0 {
-            match row.leaks.iter_mut().find(|l| l.forgery == o.forgery) {
-                Some(l) => {
-                    l.leaked += o.counts.leaked;
-                    l.forged += o.forged;
-                }
-                None => {
-                    row.leaks.push(Leak {
-                        forgery: o.forgery,
-                        leaked: o.counts.leaked,
-                        forged: o.forged,
-                    });
-                }
-            }
-        }
-    }
+    (row.judged, row.leaked, row.leaks) = counted(&server.outcomes, family);
     row.diagnosis = server.paths.iter().filter(|p| p.family == family).map(|p| p.diagnosis).max();
     row.verdict = server.verdict;
     // What leaked says why by itself.
@@ -172,6 +175,91 @@ pub fn path_row(
         );
     }
     row
+}
+
+/// Judged and leaked in `family`, and each forgery that leaked.
+fn counted(outcomes: &[OutcomeCount], family: Family) -> (u64, u64, Vec<Leak>) {
+    let mut leaks: Vec<Leak> = Vec::new();
+    let (mut judged, mut leaked) = (0, 0);
+    for o in outcomes.iter().filter(|o| o.family == family) {
+        judged += o.counts.known();
+        leaked += o.counts.leaked;
+        if o.counts.leaked == 0 {
+            continue;
+        }
+        match leaks.iter_mut().find(|l| l.forgery == o.forgery) {
+            Some(l) => {
+                l.leaked += o.counts.leaked;
+                l.forged += o.forged;
+            }
+            None => {
+                leaks.push(Leak { forgery: o.forgery, leaked: o.counts.leaked, forged: o.forged });
+            }
+        }
+    }
+    (judged, leaked, leaks)
+}
+
+impl ToServer {
+    /// From the document of a client that forged on `path`.
+    #[must_use]
+    pub fn of(path: Path, family: Family, client: &Found<LoadResult>) -> Self {
+        let nothing = |why: String| Self {
+            verdict: Verdict::Inconclusive,
+            diagnosis: None,
+            judged: 0,
+            leaked: 0,
+            leaks: Vec::new(),
+            reasons: vec![why],
+        };
+        let result = match client {
+            Ok(result) => result,
+            Err(why) => return nothing(why.clone()),
+        };
+        let Some(forge) = &result.forge else {
+            return nothing("the client forged nothing".to_owned());
+        };
+        if let Some(why) = &forge.untried {
+            return nothing(format!("untried: {why}"));
+        }
+        let (judged, leaked, leaks) = counted(&forge.outcomes, family);
+        let mut row = Self {
+            verdict: forge.verdict,
+            diagnosis: forge.paths.iter().filter(|p| p.family == family).map(|p| p.diagnosis).max(),
+            judged,
+            leaked,
+            leaks,
+            reasons: forge.reasons.clone(),
+        };
+        if judged == 0 {
+            row.reasons.splice(0..0, never_connected(result)).for_each(drop);
+        }
+        if path == Path::PodIp && row.verdict == Verdict::Vulnerable {
+            row.verdict = Verdict::Inconclusive;
+            row.reasons.insert(0, "leaked without a translation by conntrack".to_owned());
+        }
+        row
+    }
+}
+
+impl PathRow {
+    /// The row with its other direction.
+    #[must_use]
+    pub fn with(mut self, to_server: ToServer) -> Self {
+        if self.verdict == Verdict::Protected && to_server.verdict == Verdict::Inconclusive {
+            let why = to_server.reasons.first().map_or("no reason given", String::as_str);
+            self.reasons.insert(0, format!("to the server: {why}"));
+        }
+        self.verdict = worst([self.verdict, to_server.verdict]);
+        self.to_server = Some(to_server);
+        self
+    }
+
+    /// The diagnosis of each direction in which something leaked.
+    fn leaky(&self) -> impl Iterator<Item = Option<Diagnosis>> {
+        let up = self.to_server.iter().filter(|t| t.leaked > 0).map(|t| t.diagnosis);
+        (self.leaked > 0).then_some(self.diagnosis).into_iter().chain(up)
+    }
 }
 
 /// How a client's connections ended that the server never saw.
@@ -230,11 +318,8 @@ pub fn family_row(family: Family, paths: Vec<PathRow>, not_tried: &[String]) -> 
         );
     }
     let bad_flags_alone = !vulnerable.is_empty()
-        && vulnerable.iter().all(|p| {
-            matches!(
-                p.diagnosis,
-                Some(Diagnosis::Liberal | Diagnosis::Partly | Diagnosis::Flowtable)
-            )
+        && vulnerable.iter().flat_map(|p| p.leaky()).all(|d| {
+            matches!(d, Some(Diagnosis::Liberal | Diagnosis::Partly | Diagnosis::Flowtable))
         });
     FamilyRow { family, verdict, bad_flags_alone, reasons, paths }
 }
@@ -262,8 +347,9 @@ pub struct Group<'a> {
 /// What makes nodes one group: everything that a reader sees but names and counts.
 fn outcome(n: &NodeRow) -> impl PartialEq {
     let path = |p: &PathRow| {
-        let leaks = p.leaks.iter().map(|l| l.forgery).collect::<Vec<_>>();
-        (p.path, p.passed.len(), p.verdict, p.diagnosis, leaks, p.verdict == Verdict::Inconclusive)
+        let named = |leaks: &[Leak]| leaks.iter().map(|l| l.forgery).collect::<Vec<_>>();
+        let up = p.to_server.as_ref().map(|t| (t.verdict, t.diagnosis, named(&t.leaks)));
+        (p.path, p.passed.len(), p.verdict, p.diagnosis, named(&p.leaks), up)
     };
     let family =
         |f: &FamilyRow| (f.family, f.verdict, f.paths.iter().map(path).collect::<Vec<_>>());

@@ -9,10 +9,11 @@ use canary_record::names::{Diagnosis, EndedBy, ProbeEnd, Verdict};
 use canary_record::result::Config;
 use canary_wire::segment::Family;
 use clap::Parser;
-use common::documents::{boom, client, observed};
+use common::documents::{boom, client, forging, observed};
 use common::{Fake, Life};
 use kubectl_conntrack::app::diagnosis;
 use kubectl_conntrack::cli::{Cli, Command, DiagnoseArgs};
+use kubectl_conntrack::plan::Path;
 use kubectl_conntrack::report::{Cluster, DiagnoseResult};
 use serde_json::{Value, json};
 
@@ -41,10 +42,17 @@ fn log(diagnosis: impl Fn(&str, &str) -> Diagnosis) -> impl Fn(&Value, &str) -> 
             .as_str()
             .unwrap_or_default();
         let family = if container.ends_with("ipv6") { Family::Ipv6 } else { Family::Ipv4 };
-        let server = container.strip_prefix("server-").map(|path| (family, diagnosis(node, path)));
+        let of =
+            |prefix| container.strip_prefix(prefix).map(|path| (family, diagnosis(node, path)));
+        let (server, up) = (of("server-"), of("up-"));
         let mut known = known.lock().unwrap();
-        let document = known.entry((server, container == "node")).or_insert_with(|| match server {
+        let key = (server.or(up), up.is_some(), container == "node");
+        let document = known.entry(key).or_insert_with(|| match server {
             Some((family, diagnosis)) => serde_json::to_string(&boom(family, diagnosis)).unwrap(),
+            None if up.is_some() => {
+                let (family, diagnosis) = up.unwrap();
+                serde_json::to_string(&forging(family, diagnosis)).unwrap()
+            }
             None if container == "node" => serde_json::to_string(&observed("iptables")).unwrap(),
             None => serde_json::to_string(&client(&[(ProbeEnd::Survived, 200)])).unwrap(),
         });
@@ -112,6 +120,46 @@ async fn the_exposed_node_is_named() {
         .map(|n| n.name.as_str())
         .collect();
     assert_eq!((result.verdict, exposed), (Verdict::Vulnerable, vec!["n0001"]));
+}
+
+/// A client's own segments are tried on every path but the hairpin's, and make the node vulnerable
+/// where they alone leak.
+#[tokio::test(start_paused = true)]
+async fn the_clients_direction_is_tried() {
+    let inner = log(dropped);
+    let fake = Fake::new(2, ends, move |pod, container| {
+        if container == "up-node-port-local-ipv4" {
+            let leaky = forging(Family::Ipv4, Diagnosis::Unprotected);
+            return serde_json::to_string(&leaky).unwrap();
+        }
+        inner(pod, container)
+    });
+    let result = run(&fake, "").await.unwrap();
+    assert_eq!(result.verdict, Verdict::Vulnerable);
+    for row in &result.nodes[0].families[0].paths {
+        assert_eq!(row.to_server.is_some(), row.path != Path::Hairpin, "{}", row.path);
+        let leaks = row.path == Path::NodePortLocal;
+        assert_eq!(row.verdict == Verdict::Vulnerable, leaks, "{}", row.path);
+        assert_eq!(row.leaked, 0, "{}", row.path);
+    }
+    assert!(result.advice.iter().any(|a| a.starts_with("To the server: ")), "{:?}", result.advice);
+}
+
+/// Where clients may not forge, the direction is said to be untried, and nothing is proved.
+#[tokio::test(start_paused = true)]
+async fn an_untried_direction_is_said() {
+    let fake = Fake::new(2, ends, log(dropped));
+    fake.refuse_pods_with("up-host-network-ipv4", "NET_RAW is not allowed to clients");
+    let result = run(&fake, "").await.unwrap();
+    assert_eq!(result.verdict, Verdict::Inconclusive);
+    let row = &result.nodes[0].families[0].paths[0];
+    assert!(
+        row.reasons[0].starts_with("to the server: untried: ")
+            && row.reasons[0].ends_with("NET_RAW is not allowed to clients"),
+        "{:?}",
+        row.reasons
+    );
+    assert_eq!(row.diagnosis, Some(Diagnosis::Dropped));
 }
 
 /// Both families of a dual-stack cluster are tried.
@@ -430,7 +478,8 @@ async fn documents_are_kept() {
     let fake = Fake::new(2, ends, log(dropped));
     run(&fake, &format!("--save {}", dir.path().display())).await.unwrap();
     let kept = std::fs::read_dir(dir.path().join("n0000")).unwrap().count();
-    assert_eq!(kept, 2 * 10);
+    // Both ends of each path, and but for the hairpin the client that forged.
+    assert_eq!(kept, 2 * 10 + 9);
 }
 
 /// The most memory that this process had, in octets.

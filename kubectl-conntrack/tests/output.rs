@@ -6,13 +6,13 @@ use canary_record::names::Diagnosis;
 use canary_record::result::observe::NodeShown;
 use canary_wire::segment::Family;
 use clap::CommandFactory;
-use common::documents::{boom, client, run};
+use common::documents::{boom, client, forging, run};
 use common::golden;
 use kubectl_conntrack::cli::Cli;
 use kubectl_conntrack::output::{Format, text};
 use kubectl_conntrack::plan::{Node, Path};
 use kubectl_conntrack::report::{Cluster, DiagnoseResult};
-use kubectl_conntrack::verdict::{NodeRow, family_row, path_row, worst};
+use kubectl_conntrack::verdict::{NodeRow, ToServer, family_row, path_row, worst};
 
 /// The help of the program and of each subcommand is what a user was shown last.
 #[test]
@@ -31,7 +31,13 @@ fn node(name: &str, mode: Option<&str>, of: impl Fn(Path, Family) -> Diagnosis) 
         let rows = Path::ALL.iter().map(|path| {
             let passed = [name, "other"].into_iter().take(2 - usize::from(path.alone()));
             let passed = passed.map(str::to_owned).collect();
-            path_row(*path, family, passed, &Ok(boom(family, of(*path, family))), &Ok(client(&[])))
+            let diagnosis = of(*path, family);
+            let server = Ok(boom(family, diagnosis));
+            let row = path_row(*path, family, passed, &server, &Ok(client(&[])));
+            if !path.to_server_too() {
+                return row;
+            }
+            row.with(ToServer::of(*path, family, &Ok(forging(family, diagnosis))))
         });
         family_row(family, rows.collect(), &[])
     });

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use canary_record::names::Verdict;
 
 use crate::report::{DiagnoseResult, word};
-use crate::verdict::{FamilyRow, Group, NodeRow, PathRow, groups};
+use crate::verdict::{FamilyRow, Group, Leak, NodeRow, PathRow, groups};
 
 /// Names that a group's line has before it says how many more there are.
 const NAMES: usize = 8;
@@ -106,15 +106,30 @@ fn family_text(text: &mut String, f: &FamilyRow) {
 /// What leaked, or why nothing is proved.
 #[must_use]
 pub fn path_end(p: &PathRow) -> String {
-    let leaks = p.leaks.iter().map(|l| format!("{} {}/{}", l.forgery, l.leaked, l.forged));
-    let mut words: Vec<String> = leaks.collect();
+    let leaks = |all: &[Leak]| {
+        let one = |l: &Leak| format!("{} {}/{}", l.forgery, l.leaked, l.forged);
+        all.iter().map(one).collect::<Vec<_>>().join(", ")
+    };
+    let mut words = Vec::new();
+    if !p.leaks.is_empty() {
+        words.push(leaks(&p.leaks));
+    }
+    if let Some(up) = p.to_server.as_ref().filter(|up| !up.leaks.is_empty()) {
+        words.push(format!("to the server: {}", leaks(&up.leaks)));
+    }
     if p.reset + p.hung > 0 {
         words.push(format!("the client saw {} reset, {} hung", p.reset, p.hung));
     }
     if p.verdict == Verdict::Inconclusive {
         words.extend(p.reasons.first().cloned());
     }
-    if words.is_empty() { format!("0 of {} leaked", p.judged) } else { words.join(", ") }
+    match &p.to_server {
+        _ if !words.is_empty() => words.join(", "),
+        Some(up) => {
+            format!("0 of {} leaked to the client, 0 of {} to the server", p.judged, up.judged)
+        }
+        None => format!("0 of {} leaked to the client", p.judged),
+    }
 }
 
 fn painted(v: Verdict, colour: bool) -> String {

@@ -11,7 +11,7 @@ use canary_record::outcome::Counts;
 use canary_record::result::boom::{
     BoomResult, Connections, OutcomeCount, PathDiagnosis, Resets, Sniffer,
 };
-use canary_record::result::load::{Cause, FailureCount, LoadResult, Series};
+use canary_record::result::load::{Cause, FailureCount, ForgeRecord, LoadResult, Series};
 use canary_record::result::observe::{
     ConntrackCounters, ConntrackSample, NodeShown, ObserveResult,
 };
@@ -120,6 +120,25 @@ pub fn client(ends: &[(ProbeEnd, u64)]) -> LoadResult {
         forge: None,
         merged: 1,
     }
+}
+
+/// A client's result that forged towards the server on a path that is `diagnosis`.
+pub fn forging(family: Family, diagnosis: Diagnosis) -> LoadResult {
+    let other = boom(family, diagnosis);
+    let forge = ForgeRecord {
+        direction: canary_record::names::Direction::ClientToServer,
+        untried: None,
+        verdict: other.verdict,
+        reasons: other.reasons,
+        doubts: Vec::new(),
+        min_forged: 20,
+        paths: other.paths,
+        outcomes: other.outcomes,
+        resets: other.resets,
+        sniffer: other.sniffer,
+        unjudged: 0,
+    };
+    LoadResult { forge: Some(forge), ..client(&[(ProbeEnd::Survived, 150)]) }
 }
 
 /// An observer's result on a node whose kube-proxy is in `mode`.

@@ -67,7 +67,8 @@ struct State {
     away_until: Option<tokio::time::Instant>,
     next_port: u16,
     dual: bool,
-    refuse_pods: Option<String>,
+    /// The container that makes a pod be refused, any where it is empty, and why.
+    refuse_pods: Option<(String, String)>,
     metrics: Option<Arc<Metrics>>,
     linger: bool,
     clients: u64,
@@ -115,7 +116,12 @@ impl Fake {
     }
 
     pub fn refuse_pods(&self, why: &str) {
-        self.lock().refuse_pods = Some(why.to_owned());
+        self.refuse_pods_with("", why);
+    }
+
+    /// Pods with this container alone.
+    pub fn refuse_pods_with(&self, container: &str, why: &str) {
+        self.lock().refuse_pods = Some((container.to_owned(), why.to_owned()));
     }
 
     /// What the load's target says that it accepted.
@@ -427,7 +433,8 @@ impl Fake {
                 return failure(404, &format!("namespaces \"{ns}\" not found"));
             }
             if kind == "pods"
-                && let Some(why) = &state.refuse_pods
+                && let Some((container, why)) = &state.refuse_pods
+                && (container.is_empty() || has(&object, container))
             {
                 return failure(403, why);
             }
@@ -572,6 +579,11 @@ pub fn node(name: &str, n: usize, kernel: &str) -> Value {
         "conditions": [{"type": "Ready", "status": "True"}],
         "nodeInfo": {"kernelVersion": kernel, "osImage": "Debian 12", "kubeletVersion": "v1.36.2", "operatingSystem": "linux",
             "architecture": "amd64", "bootID": "", "containerRuntimeVersion": "", "kubeProxyVersion": "", "machineID": "", "systemUUID": ""}}})
+}
+
+fn has(pod: &Value, container: &str) -> bool {
+    let containers = pod["spec"]["containers"].as_array();
+    containers.is_some_and(|all| all.iter().any(|c| c["name"] == container))
 }
 
 fn labelled(object: &Value, selector: Option<&String>) -> bool {
