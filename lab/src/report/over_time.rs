@@ -31,7 +31,12 @@ fn scenario(result: &LabResult, s: &ScenarioResult, t: &Timeline, n: usize) -> M
         p.why.small { (s.why.trim()) }
         // What counts connections by itself has no series at all.
         @if t.samples_taken > 0 { (chart(t, n)) }
-        (steps(t))
+        @if !t.steps.is_empty() {
+            details open=[(s.judgement != Judgement::AsExpected).then_some("")] {
+                summary { "What each step did" }
+                (steps(t))
+            }
+        }
         (mended(&s.mended))
         (statements(&t.statements))
         @if !t.reasons.is_empty() {
@@ -62,27 +67,25 @@ fn chart(t: &Timeline, n: usize) -> Markup {
 
 fn steps(t: &Timeline) -> Markup {
     html! {
-        @if !t.steps.is_empty() {
-            div.wide tabindex="0" role="region" aria-label="Steps" { table.steps {
-                caption {
-                    "What each step did to new connections, to those already made, and what the kernel counted on "
-                    "the client’s node"
-                }
-                thead { tr {
-                    th.first scope="col" { "Step" }
-                    th scope="col" { "Changed" }
-                    th.num scope="col" { "New: begun" }
-                    th.num scope="col" { "succeeded" }
-                    th scope="col" { "failed" }
-                    th scope="col" { "Established before" }
-                    th scope="col" { "boom-server" }
-                    th.num scope="col" { "drop" }
-                    th.num scope="col" { "early_drop" }
-                    th.num scope="col" { "invalid" }
-                } }
-                tbody { @for (n, s) in t.steps.iter().enumerate() { (step(n + 1, s)) } }
+        div.wide tabindex="0" role="region" aria-label="Steps" { table.steps {
+            caption {
+                "What each step did to new connections, to those already made, and what the kernel counted on "
+                "the client’s node"
+            }
+            thead { tr {
+                th.first scope="col" { "Step" }
+                th scope="col" { "Changed" }
+                th.num scope="col" { "New: begun" }
+                th.num scope="col" { "succeeded" }
+                th scope="col" { "failed" }
+                th scope="col" { "Established before" }
+                th scope="col" { "boom-server" }
+                th.num scope="col" { "drop" }
+                th.num scope="col" { "early_drop" }
+                th.num scope="col" { "invalid" }
             } }
-        }
+            tbody { @for (n, s) in t.steps.iter().enumerate() { (step(n + 1, s)) } }
+        } }
     }
 }
 

@@ -220,9 +220,13 @@ fn evidence(row: &Row<'_>) -> Markup {
 }
 
 fn facts(c: &CellResult) -> Vec<String> {
-    let forged: Vec<_> =
-        c.forgeries.iter().map(|f| format!("{} {}", f.forgery, counts(f.parts()))).collect();
-    let mut facts = vec![format!("forged: {}", forged.join("; "))];
+    // What came out the same of all is in the row.
+    let mixed = c.forgeries.iter().filter(|f| f.agreeing() != f.forged);
+    let mixed: Vec<_> = mixed.map(|f| format!("{} {}", f.forgery, counts(f.parts()))).collect();
+    let mut facts = Vec::new();
+    if !mixed.is_empty() {
+        facts.push(format!("forged: {}", mixed.join("; ")));
+    }
     facts.extend(c.boom_diagnosis.map(|d| format!("boom-server’s diagnosis: {d}")));
     if c.sniffer_dropped > 0 {
         facts.push(format!("lost by its raw socket: {}", grouped(c.sniffer_dropped)));
@@ -244,10 +248,13 @@ fn facts(c: &CellResult) -> Vec<String> {
             format!("DNAT {}", grouped(n.dnat)),
         ];
         facts.push(set.into_iter().chain(counted).collect::<Vec<_>>().join(", "));
-        let rules: Vec<_> =
-            n.drop_rules.iter().map(|(rule, by)| format!("{rule} {}", grouped(*by))).collect();
-        if !rules.is_empty() {
-            facts.push(format!("{} dropped by {}", n.node, rules.join(", ")));
+        if !n.drop_rules.is_empty() {
+            let dropped = words::by_hook(&n.drop_rules);
+            let dropped = dropped.iter().filter(|(_, by)| **by > 0);
+            let dropped: Vec<_> =
+                dropped.map(|(hook, by)| format!("{hook} {}", grouped(*by))).collect();
+            let none = if dropped.is_empty() { "nothing" } else { "" };
+            facts.push(format!("{}: dropped by rule: {none}{}", n.node, dropped.join(", ")));
         }
     }
     facts

@@ -1,5 +1,7 @@
 //! What the closed sets of names mean to a reader.
 
+use std::collections::BTreeMap;
+
 use crate::document::lab::{
     At, Effect, Judgement, Path, Protection, ProtectionKind, ProxyMode, Seen,
 };
@@ -33,6 +35,20 @@ pub const fn path(path: Path) -> &'static str {
 pub fn route((path, direction): Route) -> String {
     let upload = if direction == Direction::ClientToServer { ", uploads" } else { "" };
     format!("{}{upload}", self::path(path))
+}
+
+/// Counts of rules by the hook that they are in; a rule of another name by that.
+#[must_use]
+pub fn by_hook(rules: &BTreeMap<String, u64>) -> BTreeMap<&str, u64> {
+    const HOOKS: [(&str, &str); 3] =
+        [("forward", "FORWARD"), ("input", "INPUT"), ("prerouting", "PREROUTING")];
+    let mut hooks = BTreeMap::new();
+    for (rule, n) in rules {
+        let lower = rule.to_lowercase();
+        let hook = HOOKS.iter().find(|(part, _)| lower.contains(part));
+        *hooks.entry(hook.map_or(rule.as_str(), |(_, name)| name)).or_default() += n;
+    }
+    hooks
 }
 
 /// A protection, as people call it.
