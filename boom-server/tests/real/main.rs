@@ -7,6 +7,7 @@ mod paths;
 canary_testbed::tests![
     paths::matrix_ipv4,
     paths::matrix_ipv6,
+    paths::safe_segments_end_nothing,
     paths::an_overshoot_kills_later,
     paths::a_port_used_again_is_another_connection,
     paths::syn_cookies_hide_no_connection,

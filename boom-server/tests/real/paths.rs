@@ -127,6 +127,31 @@ pub(crate) fn matrix_ipv6() {
     matrix(VIP6);
 }
 
+/// What is called safe ends no connection, however many: `BOOM_SAFE=100000` for as many as
+/// that under load, where unprotected INVALID segments leak all the while.
+pub(crate) fn safe_segments_end_nothing() {
+    let n: u64 = std::env::var("BOOM_SAFE").ok().and_then(|n| n.parse().ok()).unwrap_or(2000);
+    let bed = Bed::path(Path::SameNode);
+    // A port again once its TIME_WAIT is a second old.
+    bed.sh(
+        "client",
+        "sysctl -qw net.ipv4.tcp_tw_reuse=1 net.ipv4.ip_local_port_range='1024 65535'",
+    );
+    let boom = bed.boom(&["--forge=safe", "--on-reset=count"]);
+    let words =
+        format!("churn --target tcp://{VIP4} --connections {n} --rate 2000 --concurrency 1000");
+    let churned = bed.load(&words).end(Duration::from_secs(600)).unwrap().result;
+    let result = boom.stop(Duration::from_secs(60)).unwrap().result;
+    let killed: u64 = result.outcomes.iter().map(|o| o.counts.killed).sum();
+    let leaked: u64 = result.outcomes.iter().map(|o| o.counts.leaked).sum();
+    assert_eq!(result.connections.forged, n, "{:?}", result.connections);
+    assert!(leaked > n / 3, "{:?}", result.outcomes);
+    assert_eq!(killed, 0, "{:?}", result.outcomes);
+    assert_eq!(result.connections.reset_seen_by_application, 0, "{:?}", result.resets);
+    assert_eq!((churned.ok, churned.failures.len()), (n, 0), "{:?}", churned.failures);
+    println!("{n} connections, {leaked} leaks, none ended");
+}
+
 /// An overshoot is delivered and poisons the entry: the next answer is reset.
 pub(crate) fn an_overshoot_kills_later() {
     let bed = Bed::path(Path::SameNode);
