@@ -218,13 +218,17 @@ impl Test<'_> {
             None => {
                 let with = self.diagnose().await?;
                 let left = vulnerable(&with);
+                let why: BTreeSet<_> =
+                    with.nodes.iter().flat_map(|n| &n.families).flat_map(|f| &f.reasons).collect();
+                let why: Vec<_> = why.into_iter().take(3).map(String::as_str).collect();
                 self.claim(
                     left.is_empty() && with.verdict == Verdict::Protected,
                     &format!(
-                        "overlays/drop-invalid: {} vulnerable paths before, {} with it: {}",
+                        "overlays/drop-invalid: {} vulnerable paths before, {} with it: {} {}",
                         before.len(),
                         left.len(),
-                        with.headline()
+                        with.headline(),
+                        why.join("; ")
                     ),
                 );
             }
