@@ -145,7 +145,8 @@ fn server(bed: &Bed, n: u64) -> (Vec<OutcomeCount>, Verdict) {
     let probe = bed.load(&format!(
         "probe --target tcp://{target} --connections {n} --pattern idle --delay 60s --timeout 30s"
     ));
-    boom.wait_for("settled").unwrap();
+    // A machine that does other work takes its time over thousands of connections.
+    assert!((0..4).any(|_| boom.wait_for("settled").is_ok()), "{n} connections never settled");
     probe.signal(Signal::SIGUSR1);
     probe.end(3 * SOON).unwrap();
     let result = boom.end(3 * SOON).unwrap().result;
