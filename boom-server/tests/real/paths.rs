@@ -62,6 +62,8 @@ pub(crate) fn row(bed: &Bed, vip: &str, n: u64, drop: bool, liberal: bool) {
         &total.to_string(),
         "--min-forged",
         &n.min(8).to_string(),
+        // Thousands of exchanges, one after another.
+        "--hold=60s",
     ]);
     let mut held = Vec::new();
     for _ in 0..total.div_ceil(100) {
