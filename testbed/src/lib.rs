@@ -4,7 +4,7 @@
 //!
 //! [`model`], [`topology`], [`ruleset`] and [`capture`] are pure. [`netns`] has
 //! the only unshare and setns, [`exec`] the only processes, [`evidence`] the
-//! only kernel reads; [`place`] puts them in order. Nothing here knows what a
+//! only kernel reads; [`mod@testbed`] puts them in order. Nothing here knows what a
 //! cell or a test wants to prove.
 
 pub mod capture;
