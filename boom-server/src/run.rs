@@ -135,6 +135,7 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
         repeated: netstat::syn_retransmissions(),
         ports: ports.clone(),
         stalled: Mutex::default(),
+        looked: Mutex::new(std::time::Instant::now()),
     };
     runtime.block_on(async {
         // Signals are caught before anything can be lost.
@@ -332,9 +333,15 @@ struct Program {
     /// The ports listened on, and what hung there.
     ports: Vec<u16>,
     stalled: Mutex<Stalled>,
+    looked: Mutex<std::time::Instant>,
 }
 
 impl Program {
+    /// When hung connections were last looked for.
+    fn looked(&self) -> std::time::Instant {
+        *self.looked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn stalled(&self) -> MutexGuard<'_, Stalled> {
         self.stalled.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -345,6 +352,7 @@ impl Program {
             let waiting = stall::look(&self.ports);
             self.stalled().note(waiting);
         }
+        *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = std::time::Instant::now();
     }
 
     fn accepted(&self) -> Accepted {
@@ -426,8 +434,11 @@ impl Program {
             let open = || self.counters.open.load(Ordering::Relaxed);
             wait(&mut shutdown, self.config.hold, || open() == 0).await;
         }
-        // The last look may be long past on a busy machine.
-        self.look_for_stalls();
+        // On a busy machine the last look may be long past; another costs as long as the
+        // kernel's list is.
+        if self.looked().elapsed() > STALLS * 3 {
+            self.look_for_stalls();
+        }
         // Of these the engine has seen the handshakes when it ends.
         let known = accepted();
         self.shared.stop();
