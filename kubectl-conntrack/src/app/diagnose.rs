@@ -1,0 +1,80 @@
+//! `diagnose`, from its options to its exit code.
+
+use std::collections::BTreeSet;
+use std::io::IsTerminal as _;
+
+use canary_record::names::EndedBy;
+use canary_record::result::Config;
+use canary_runtime::cli::derive;
+use canary_runtime::exit::Exit;
+use kube::Client;
+
+use super::session::{Session, ended};
+use super::{Connected, connect, kept, print};
+use crate::cli::DiagnoseArgs;
+use crate::report::{Cluster, DiagnoseResult};
+use crate::run::Stop;
+use crate::{diagnose, output, plan, preflight};
+
+/// The whole subcommand.
+pub(super) async fn diagnosed(args: DiagnoseArgs, config: &Config) -> anyhow::Result<Exit> {
+    let Connected { client, cluster } = connect(&args.cluster, "conntrack-diagnose").await?;
+    let result = kept(args.save.as_deref(), "diagnose.json", async |shutdown, say| {
+        let signalled = async || shutdown.signalled().await;
+        Box::pin(diagnosis(&client, cluster, &args, config, signalled, say)).await
+    })
+    .await?;
+    print(&output::text(&result, args.output, std::io::stdout().is_terminal())?)?;
+    Ok(result.verdict.into())
+}
+
+/// A diagnosis of the cluster behind `client`, until its end or until `signalled`; what it made is
+/// removed either way. An error says that nothing was measured and what to mend.
+pub async fn diagnosis(
+    client: &Client,
+    cluster: Cluster,
+    args: &DiagnoseArgs,
+    config: &Config,
+    mut signalled: impl AsyncFnMut() -> EndedBy,
+    say: &dyn Fn(&str),
+) -> anyhow::Result<DiagnoseResult> {
+    let session = Session::begin(client, &cluster, &args.cluster, diagnose::needs, say).await?;
+    let run = &session.run;
+    let nodes = preflight::nodes(client, args.nodes.as_deref()).await?;
+    if nodes.iter().all(|n| n.unusable.is_some()) {
+        let what = args.nodes.as_deref().map_or(String::new(), |s| format!(" with --nodes {s}"));
+        anyhow::bail!("no Linux node{what} is ready");
+    }
+    let (nodes, left_out) = plan::sampled(nodes, args.sample.map(|n| n as usize));
+    let mut options = diagnose::Options {
+        wave: args.parallel as usize,
+        timeout: args.timeout,
+        save: args.save.clone(),
+        families: args.family.clone(),
+        keep: args.cluster.keep,
+        no_forge: None,
+    };
+    let ground = session.ground(client).await?;
+    let mut rows = Vec::new();
+    let work = async {
+        options.no_forge = diagnose::tried_dry(client, run, &nodes).await?;
+        diagnose::run(client, run, &options, nodes.clone(), &mut rows, say).await
+    };
+    let done = tokio::select! {
+        done = work => done.map(|()| EndedBy::Completed),
+        signal = signalled() => Ok(signal),
+    };
+    let left = ground.end(args.cluster.keep, &mut signalled, say).await;
+    let mut reasons = Vec::new();
+    let nothing = |e: &Stop| rows.is_empty() && !matches!(e, Stop::Api(_));
+    let ended_by = ended(done, nothing, left, &mut reasons)?;
+    let known: BTreeSet<_> = rows.iter().map(|r| r.name.clone()).collect();
+    let cut = nodes.iter().filter(|n| !known.contains(&n.name));
+    rows.extend(cut.map(|n| diagnose::unproved(n, "the run ended before its turn".to_owned())));
+    let mut config = config.clone();
+    if !left_out.is_empty() {
+        derive(&mut config, "left-out-by-sample", &left_out.join(","));
+    }
+    let record = session.record("kubectl-conntrack diagnose", ended_by, config);
+    Ok(DiagnoseResult::new(record, cluster, rows, reasons))
+}

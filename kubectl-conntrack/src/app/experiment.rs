@@ -1,0 +1,99 @@
+//! `experiment`, from its options to its exit code.
+
+use std::path::Path;
+
+use canary_record::names::EndedBy;
+use canary_runtime::exit::Exit;
+use conntrack_lab::document::lab::LabResult;
+use kube::Client;
+
+use super::session::Session;
+use super::{Connected, confirmed, connect, kept, print, usable};
+use crate::cli::ExperimentArgs;
+use crate::experiment::journal::Journal;
+use crate::experiment::{self, Experiment, Signal};
+use crate::plan;
+use crate::report::Cluster;
+use crate::run::Stop;
+
+/// The whole subcommand.
+pub(super) async fn experimented(args: ExperimentArgs) -> anyhow::Result<Exit> {
+    let Connected { client, cluster } = connect(&args.cluster, "conntrack-experiment").await?;
+    confirmed(&args.confirm, &cluster.context)?;
+    let dir = args.save.clone().unwrap_or_else(|| {
+        let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+        format!("results/cluster-{now}").into()
+    });
+    let result = kept(None, "", async |shutdown, say| {
+        let signalled = async || shutdown.signalled().await;
+        Box::pin(experiment(&client, cluster, &args, &dir, signalled, say)).await
+    })
+    .await?;
+    print(&conntrack_lab::report::text::render(&result, conntrack_lab::report::text::width()))?;
+    print(&dir.join("report.html").display().to_string())?;
+    Ok(conntrack_lab::app::exit(&result))
+}
+
+/// The experiment on the cluster behind `client`, judged from what it left in `dir`.
+pub async fn experiment(
+    client: &Client,
+    cluster: Cluster,
+    args: &ExperimentArgs,
+    dir: &Path,
+    signalled: impl AsyncFnMut() -> EndedBy,
+    say: &dyn Fn(&str),
+) -> anyhow::Result<LabResult> {
+    let session = Session::begin(client, &cluster, &args.cluster, experiment::needs, say).await?;
+    let run = &session.run;
+    let (nodes, unusable) = usable(client, None).await?;
+    let options = experiment::Options {
+        clients: args.clients.clone(),
+        step: args.step,
+        table: args.table_size,
+        table_command: args.table_command.clone(),
+        hold_off_drop: args.hold_off_drop,
+        timeout: args.timeout,
+    };
+    let mut journal = Journal::begin(dir)?;
+    let clients: Vec<_> = args.clients.iter().map(u32::to_string).collect();
+    let kernel = |n: &plan::Node| format!("{} on {}, kubelet {}", n.kernel, n.name, n.kubelet);
+    journal.told("context", &cluster.context)?;
+    journal.told("started", jiff::Timestamp::now())?;
+    journal.told("clients", clients.join(" "))?;
+    journal.told("seconds", args.step.as_secs())?;
+    journal.told("table-size", args.table_size.map_or("none".to_owned(), |n| n.to_string()))?;
+    journal.told("hold-off-drop", u8::from(args.hold_off_drop))?;
+    journal.told("kernel", nodes.iter().map(kernel).collect::<Vec<_>>().join("; "))?;
+    journal.told("kubernetes", &cluster.version)?;
+    for why in unusable {
+        journal.doubt(&why)?;
+    }
+    let ground = session.ground(client).await?;
+    let mut signal = Signal::new(signalled);
+    let done =
+        Box::pin(Experiment::new(client, run, &nodes, &options, &mut journal, &mut signal).go(say))
+            .await;
+    // Nothing was measured, and the mend is the user's.
+    let refused = matches!(done, Err(Stop::Image { .. } | Stop::Refused(_)));
+    let ended_by = match &done {
+        Ok(()) => signal.by.unwrap_or(EndedBy::Completed),
+        Err(e) => {
+            journal.doubt(&format!("the run ended before its end: {e}"))?;
+            EndedBy::Error
+        }
+    };
+    if let Some(by) = signal.by {
+        journal.doubt(&format!("the run was ended by {by}"))?;
+    }
+    // One signal has ended the run; the next one ends the waiting for what it made.
+    let mut again = async || signal.next().await;
+    for left in ground.end(args.cluster.keep, &mut again, say).await {
+        journal.doubt(&left)?;
+    }
+    journal.told("ended", jiff::Timestamp::now())?;
+    journal.wrote(&format!("end {ended_by}"))?;
+    if refused {
+        done?;
+    }
+    Ok(conntrack_lab::cluster::run(dir)?)
+}

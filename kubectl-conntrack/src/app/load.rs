@@ -1,0 +1,74 @@
+//! `load`, from its options to its exit code.
+
+use anyhow::Context as _;
+use canary_record::names::EndedBy;
+use canary_record::result::Config;
+use canary_record::result::load::LoadResult;
+use canary_runtime::exit::Exit;
+use kube::Client;
+
+use super::session::{Session, ended};
+use super::{Connected, connect, kept, plain};
+use crate::cli::LoadArgs;
+use crate::load::{self, Load};
+use crate::report::Cluster;
+use crate::run::{self, Stop};
+
+/// The whole subcommand.
+pub(super) async fn loaded(args: LoadArgs, config: &Config) -> anyhow::Result<Exit> {
+    let Connected { client, cluster } = connect(&args.cluster, "conntrack-load").await?;
+    let result = kept(args.save.as_deref(), "load.json", async |shutdown, say| {
+        let signalled = async || shutdown.signalled().await;
+        Box::pin(load(&client, cluster, &args, config, signalled, say)).await
+    })
+    .await?;
+    plain(&result, args.output, load::text(&result))?;
+    Ok(result.verdict.into())
+}
+
+/// A load on the cluster behind `client`, until its end or until `signalled`; what it made is
+/// removed either way, and what the clients had counted by then is in the result.
+pub async fn load(
+    client: &Client,
+    cluster: Cluster,
+    args: &LoadArgs,
+    config: &Config,
+    mut signalled: impl AsyncFnMut() -> EndedBy,
+    say: &dyn Fn(&str),
+) -> anyhow::Result<LoadResult> {
+    let session = Session::begin(client, &cluster, &args.cluster, load::needs, say).await?;
+    let run = &session.run;
+    let options = load::Options {
+        clients: args.clients,
+        rate: args.rate,
+        duration: args.duration,
+        timeout: args.timeout,
+        save: args.save.clone(),
+        fail_on: args.fail_on.clone(),
+    };
+    let ground = session.ground(client).await?;
+    let mut load = Load::new(client, run, &options, "load-client");
+    let done = tokio::select! {
+        done = load.go(say) => done.map(|()| EndedBy::Completed),
+        signal = signalled() => Ok(signal),
+    };
+    say("results");
+    let early = !matches!(done, Ok(EndedBy::Completed));
+    let collected = match &done {
+        // No pod has anything to tell.
+        Err(Stop::Image { .. } | Stop::Refused(_)) => load::Collected::default(),
+        _ => load.collect(early).await,
+    };
+    if let Some(dir) = &options.save {
+        for (pod, result) in &collected.results {
+            run::save(dir, &format!("{pod}.json"), result)?;
+        }
+    }
+    let left = ground.end(args.cluster.keep, &mut signalled, say).await;
+    let mut reasons = Vec::new();
+    let ended_by = ended(done, |_| collected.results.is_empty(), left, &mut reasons)?;
+    let why = reasons.join("; ");
+    let record = session.record("kubectl-conntrack load", ended_by, config.clone());
+    load::judged(collected, &options, reasons, record)?
+        .with_context(|| format!("no client left a result: {why}"))
+}

@@ -1,0 +1,86 @@
+//! `tune`, from its options to its exit code.
+
+use canary_record::names::EndedBy;
+use canary_record::result::Config;
+use canary_runtime::exit::Exit;
+use kube::Client;
+
+use super::session::{Session, ended};
+use super::{Connected, confirmed, connect, kept, plain, usable};
+use crate::cli::TuneArgs;
+use crate::each_node;
+use crate::report::Cluster;
+use crate::tune::{Tune, TuneResult};
+
+/// The whole subcommand.
+pub(super) async fn tuned(args: TuneArgs, config: &Config) -> anyhow::Result<Exit> {
+    let Connected { client, cluster } = connect(&args.cluster, "conntrack-tune").await?;
+    confirmed(&args.confirm, &cluster.context)?;
+    let result = kept(args.save.as_deref(), "tune.json", async |shutdown, say| {
+        let signalled = async || shutdown.signalled().await;
+        Box::pin(tune(&client, cluster, &args, config, signalled, say)).await
+    })
+    .await?;
+    plain(&result, args.output, result.text())?;
+    Ok(result.verdict().into())
+}
+
+/// Sets sysctls on nodes of the cluster behind `client`, until the end of `--for` or until
+/// `signalled`, and puts the old values back.
+pub async fn tune(
+    client: &Client,
+    cluster: Cluster,
+    args: &TuneArgs,
+    config: &Config,
+    mut signalled: impl AsyncFnMut() -> EndedBy,
+    say: &dyn Fn(&str),
+) -> anyhow::Result<TuneResult> {
+    let session = Session::begin(client, &cluster, &args.cluster, each_node::needs, say).await?;
+    let run = &session.run;
+    let (nodes, unusable) = usable(client, args.nodes.as_deref()).await?;
+    let ground = session.ground(client).await?;
+    let mut held = Tune::new(client, run, &nodes, "tune");
+    let mut reasons = unusable;
+    let kept = args.cluster.keep;
+    let set = tokio::select! {
+        set = held.set(&args.sysctls, args.timeout, kept, say) => set.map(Some),
+        _ = signalled() => {
+            reasons.push("ended before every node was set".to_owned());
+            Ok(None)
+        }
+    };
+    let mut done = Ok(EndedBy::Completed);
+    let mut rows = Vec::new();
+    match set {
+        Err(e) => done = Err(e),
+        Ok(None) => done = Ok(EndedBy::Sigint),
+        Ok(Some(set)) => {
+            rows = set;
+            let n = rows.iter().filter(|n| !n.changes.is_empty()).count();
+            say(&format!("set and read back on {n} of {} nodes", rows.len()));
+            if !kept && n > 0 {
+                let until = args.hold.map(|d| tokio::time::Instant::now() + d);
+                tokio::select! {
+                    () = held.hold(until) => {}
+                    // Without a time this is how it is ended.
+                    signal = signalled() => if until.is_some() { done = Ok(signal) },
+                }
+            }
+        }
+    }
+    if !kept {
+        say("putting the old values back");
+        tokio::select! {
+            back = held.put_back() => match back {
+                Ok(back) if done.is_ok() => rows = back,
+                Ok(_) => {}
+                Err(e) => reasons.push(format!("not known to be put back: {e}")),
+            },
+            _ = signalled() => reasons.push("ended before the nodes were read back".to_owned()),
+        }
+    }
+    let left = ground.end(args.cluster.keep, &mut signalled, say).await;
+    let ended_by = ended(done, |_| rows.is_empty(), left, &mut reasons)?;
+    let record = session.record("kubectl-conntrack tune", ended_by, config.clone());
+    Ok(TuneResult::new(record, cluster, rows, reasons, kept))
+}

@@ -1,0 +1,66 @@
+//! `witness`, from its options to its exit code.
+
+use canary_record::names::EndedBy;
+use canary_record::result::Config;
+use canary_runtime::exit::Exit;
+use kube::Client;
+
+use super::session::{Session, ended};
+use super::{Connected, connect, kept, plain, usable};
+use crate::cli::WitnessArgs;
+use crate::report::Cluster;
+use crate::run::Stop;
+use crate::witness::{self, ClusterWitness, Witness};
+
+/// The whole subcommand.
+pub(super) async fn witnessed(args: WitnessArgs, config: &Config) -> anyhow::Result<Exit> {
+    let Connected { client, cluster } = connect(&args.cluster, "conntrack-witness").await?;
+    let result = kept(args.save.as_deref(), "witness.json", async |shutdown, say| {
+        let signalled = async || shutdown.signalled().await;
+        Box::pin(watch(&client, cluster, &args, config, signalled, say)).await
+    })
+    .await?;
+    plain(&result, args.output, result.text())?;
+    Ok(result.verdict.into())
+}
+
+/// A witness on every node of the cluster behind `client`, for a time or until `signalled`; what
+/// each had seen by then is in the result.
+pub async fn watch(
+    client: &Client,
+    cluster: Cluster,
+    args: &WitnessArgs,
+    config: &Config,
+    mut signalled: impl AsyncFnMut() -> EndedBy,
+    say: &dyn Fn(&str),
+) -> anyhow::Result<ClusterWitness> {
+    let session = Session::begin(client, &cluster, &args.cluster, witness::needs, say).await?;
+    let run = &session.run;
+    let (nodes, mut reasons) = usable(client, args.nodes.as_deref()).await?;
+    let ground = session.ground(client).await?;
+    let mut witness = Witness::new(client, run, &nodes);
+    let done = tokio::select! {
+        done = witness.go(args.duration, args.timeout, say) => done.map(|()| EndedBy::Completed),
+        signal = signalled() => Ok(signal),
+    };
+    // No pod has anything to tell.
+    let found = if let Err(Stop::Image { .. } | Stop::Refused(_)) = &done {
+        Ok(Vec::new())
+    } else {
+        say("results");
+        let early = !matches!(done, Ok(EndedBy::Completed));
+        tokio::select! {
+            found = witness.collect(early) => found,
+            _ = signalled() => Err(Stop::Refused("ended before the results were read".to_owned())),
+        }
+    };
+    let left = ground.end(args.cluster.keep, &mut signalled, say).await;
+    let ended_by = ended(done, |e| !matches!(e, Stop::Api(_)), left, &mut reasons)?;
+    let found = found.unwrap_or_else(|e| {
+        reasons.push(format!("results could not be read: {e}"));
+        Vec::new()
+    });
+    witness::save(args.save.as_deref(), &found)?;
+    let record = session.record("kubectl-conntrack witness", ended_by, config.clone());
+    Ok(ClusterWitness::new(record, cluster, &found, witness.names(), reasons))
+}
