@@ -58,6 +58,12 @@ pub struct ClusterArgs {
     /// Removes first what an earlier run left in this program's own namespace
     #[arg(long)]
     pub replace: bool,
+    /// The longest that a step in the cluster may take, its images' pull included
+    #[arg(long, value_name = "D", default_value = "3m", value_parser = positive_duration)]
+    pub timeout: Duration,
+    /// Keeps every result document in this folder (experiment: results/cluster-TIME if not named)
+    #[arg(long, value_name = "DIR")]
+    pub save: Option<PathBuf>,
     /// Leaves its objects for a look at them, and says how to remove them
     #[arg(long)]
     pub keep: bool,
@@ -97,15 +103,9 @@ pub struct DiagnoseArgs {
     /// Nodes tried at once
     #[arg(long, value_name = "N", default_value_t = 125, value_parser = clap::value_parser!(u32).range(2..=250))]
     pub parallel: u32,
-    /// The longest that these may take, their images' pull included
-    #[arg(long, value_name = "D", default_value = "3m", value_parser = positive_duration)]
-    pub timeout: Duration,
     /// How the result is written
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
     pub output: Format,
-    /// Keeps every result document in this folder
-    #[arg(long, value_name = "DIR")]
-    pub save: Option<PathBuf>,
     /// Which cluster.
     #[command(flatten)]
     pub cluster: ClusterArgs,
@@ -123,18 +123,12 @@ pub struct LoadArgs {
     /// How long each makes connections
     #[arg(long, value_name = "D", default_value = "60s", value_parser = positive_duration)]
     pub duration: Duration,
-    /// The longest that the pods may take to start, their images' pull included
-    #[arg(long, value_name = "D", default_value = "3m", value_parser = positive_duration)]
-    pub timeout: Duration,
     /// Exit code 10 when this is true of the whole, e.g. reset>0, error-rate>0.01, p99>200ms
     #[arg(long, value_name = "EXPR", value_delimiter = ',')]
     pub fail_on: Vec<Threshold>,
     /// How the result is written
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
     pub output: Plain,
-    /// Keeps every client's result in this folder
-    #[arg(long, value_name = "DIR")]
-    pub save: Option<PathBuf>,
     /// Which cluster.
     #[command(flatten)]
     pub cluster: ClusterArgs,
@@ -166,15 +160,9 @@ pub struct WitnessArgs {
     /// Nodes by label, as kubectl's -l (default: every Linux node)
     #[arg(long, value_name = "SELECTOR")]
     pub nodes: Option<String>,
-    /// The longest that the pods may take to start, their image's pull included
-    #[arg(long, value_name = "D", default_value = "3m", value_parser = positive_duration)]
-    pub timeout: Duration,
     /// How the result is written
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
     pub output: Plain,
-    /// Keeps every node's result in this folder
-    #[arg(long, value_name = "DIR")]
-    pub save: Option<PathBuf>,
     /// Which cluster.
     #[command(flatten)]
     pub cluster: ClusterArgs,
@@ -199,12 +187,6 @@ pub struct ExperimentArgs {
     /// First holds kube-proxy's drop of INVALID off, as k8s/tests/unprotect does
     #[arg(long)]
     pub hold_off_drop: bool,
-    /// The longest that pods may take to start, their images' pull included
-    #[arg(long, value_name = "D", default_value = "3m", value_parser = positive_duration)]
-    pub timeout: Duration,
-    /// Where everything goes (default: results/cluster-TIME)
-    #[arg(long, value_name = "DIR")]
-    pub save: Option<PathBuf>,
     /// Consent.
     #[command(flatten)]
     pub confirm: ConfirmArgs,
@@ -225,15 +207,9 @@ pub struct TuneArgs {
     /// Puts the old values back after this time (default: at SIGINT or SIGTERM). With --keep they stay
     #[arg(long = "for", value_name = "D", value_parser = positive_duration, conflicts_with = "keep")]
     pub hold: Option<Duration>,
-    /// The longest that setting them may take, the image's pull included
-    #[arg(long, value_name = "D", default_value = "3m", value_parser = positive_duration)]
-    pub timeout: Duration,
     /// How the result is written
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
     pub output: Plain,
-    /// Keeps the result in this folder
-    #[arg(long, value_name = "DIR")]
-    pub save: Option<PathBuf>,
     /// Consent.
     #[command(flatten)]
     pub confirm: ConfirmArgs,

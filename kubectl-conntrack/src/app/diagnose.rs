@@ -19,7 +19,7 @@ use crate::{diagnose, output, plan, preflight};
 /// The whole subcommand.
 pub(super) async fn diagnosed(args: DiagnoseArgs, config: &Config) -> anyhow::Result<Exit> {
     let Connected { client, cluster } = connect(&args.cluster, "conntrack-diagnose").await?;
-    let result = kept(args.save.as_deref(), "diagnose.json", async |shutdown, say| {
+    let result = kept(args.cluster.save.as_deref(), "diagnose.json", async |shutdown, say| {
         let signalled = async || shutdown.signalled().await;
         Box::pin(diagnosis(&client, cluster, &args, config, signalled, say)).await
     })
@@ -48,8 +48,8 @@ pub async fn diagnosis(
     let (nodes, left_out) = plan::sampled(nodes, args.sample.map(|n| n as usize));
     let mut options = diagnose::Options {
         wave: args.parallel as usize,
-        timeout: args.timeout,
-        save: args.save.clone(),
+        timeout: args.cluster.timeout,
+        save: args.cluster.save.clone(),
         families: args.family.clone(),
         keep: args.cluster.keep,
         no_forge: None,

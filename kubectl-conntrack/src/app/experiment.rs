@@ -20,7 +20,7 @@ use crate::run::Stop;
 pub(super) async fn experimented(args: ExperimentArgs) -> anyhow::Result<Exit> {
     let Connected { client, cluster } = connect(&args.cluster, "conntrack-experiment").await?;
     confirmed(&args.confirm, &cluster.context)?;
-    let dir = args.save.clone().unwrap_or_else(|| {
+    let dir = args.cluster.save.clone().unwrap_or_else(|| {
         let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
         format!("results/cluster-{now}").into()
     });
@@ -52,7 +52,7 @@ pub async fn experiment(
         table: args.table_size,
         table_command: args.table_command.clone(),
         hold_off_drop: args.hold_off_drop,
-        timeout: args.timeout,
+        timeout: args.cluster.timeout,
     };
     let mut journal = Journal::begin(dir)?;
     let clients: Vec<_> = args.clients.iter().map(u32::to_string).collect();

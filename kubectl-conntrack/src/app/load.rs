@@ -17,7 +17,7 @@ use crate::run::{self, Stop};
 /// The whole subcommand.
 pub(super) async fn loaded(args: LoadArgs, config: &Config) -> anyhow::Result<Exit> {
     let Connected { client, cluster } = connect(&args.cluster, "conntrack-load").await?;
-    let result = kept(args.save.as_deref(), "load.json", async |shutdown, say| {
+    let result = kept(args.cluster.save.as_deref(), "load.json", async |shutdown, say| {
         let signalled = async || shutdown.signalled().await;
         Box::pin(load(&client, cluster, &args, config, signalled, say)).await
     })
@@ -42,8 +42,8 @@ pub async fn load(
         clients: args.clients,
         rate: args.rate,
         duration: args.duration,
-        timeout: args.timeout,
-        save: args.save.clone(),
+        timeout: args.cluster.timeout,
+        save: args.cluster.save.clone(),
         fail_on: args.fail_on.clone(),
     };
     let ground = session.ground(client).await?;

@@ -16,7 +16,7 @@ use crate::tune::{Tune, TuneResult};
 pub(super) async fn tuned(args: TuneArgs, config: &Config) -> anyhow::Result<Exit> {
     let Connected { client, cluster } = connect(&args.cluster, "conntrack-tune").await?;
     confirmed(&args.confirm, &cluster.context)?;
-    let result = kept(args.save.as_deref(), "tune.json", async |shutdown, say| {
+    let result = kept(args.cluster.save.as_deref(), "tune.json", async |shutdown, say| {
         let signalled = async || shutdown.signalled().await;
         Box::pin(tune(&client, cluster, &args, config, signalled, say)).await
     })
@@ -43,7 +43,7 @@ pub async fn tune(
     let mut reasons = unusable;
     let kept = args.cluster.keep;
     let set = tokio::select! {
-        set = held.set(&args.sysctls, args.timeout, kept, say) => set.map(Some),
+        set = held.set(&args.sysctls, args.cluster.timeout, kept, say) => set.map(Some),
         _ = signalled() => {
             reasons.push("ended before every node was set".to_owned());
             Ok(None)

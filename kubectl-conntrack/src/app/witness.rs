@@ -15,7 +15,7 @@ use crate::witness::{self, ClusterWitness, Witness};
 /// The whole subcommand.
 pub(super) async fn witnessed(args: WitnessArgs, config: &Config) -> anyhow::Result<Exit> {
     let Connected { client, cluster } = connect(&args.cluster, "conntrack-witness").await?;
-    let result = kept(args.save.as_deref(), "witness.json", async |shutdown, say| {
+    let result = kept(args.cluster.save.as_deref(), "witness.json", async |shutdown, say| {
         let signalled = async || shutdown.signalled().await;
         Box::pin(watch(&client, cluster, &args, config, signalled, say)).await
     })
@@ -40,7 +40,7 @@ pub async fn watch(
     let ground = session.ground(client).await?;
     let mut witness = Witness::new(client, run, &nodes);
     let done = tokio::select! {
-        done = witness.go(args.duration, args.timeout, say) => done.map(|()| EndedBy::Completed),
+        done = witness.go(args.duration, args.cluster.timeout, say) => done.map(|()| EndedBy::Completed),
         signal = signalled() => Ok(signal),
     };
     // No pod has anything to tell.
@@ -60,7 +60,7 @@ pub async fn watch(
         reasons.push(format!("results could not be read: {e}"));
         Vec::new()
     });
-    witness::save(args.save.as_deref(), &found)?;
+    witness::save(args.cluster.save.as_deref(), &found)?;
     let record = session.record("kubectl-conntrack witness", ended_by, config.clone());
     Ok(ClusterWitness::new(record, cluster, &found, witness.names(), reasons))
 }
