@@ -16,6 +16,7 @@ mod action;
 mod connection;
 mod end;
 mod judge;
+mod reset;
 mod table;
 
 use std::time::Duration;
