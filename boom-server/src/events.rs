@@ -159,32 +159,15 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex};
 
     use canary_forge::flow::Reset;
+    use canary_testbed::logged::logged;
     use canary_wire::segment::Flags;
     use canary_wire::seq::Seq;
 
-    #[derive(Clone, Default)]
-    struct Written(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Written {
-        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(line)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     /// What `log` writes of `n` resets in one second and the end.
     fn lines(events: Events, n: usize) -> Vec<String> {
-        let written = Written::default();
-        let to = written.clone();
-        let subscriber =
-            tracing_subscriber::fmt().with_ansi(false).with_writer(move || to.clone()).finish();
-        tracing::subscriber::with_default(subscriber, || {
+        logged(|| {
             let end = |addr: &str| addr.parse().unwrap();
             let tuple = FourTuple::new(end("198.18.0.2:9000"), end("198.18.0.1:40000"));
             let cause = ResetCause::UnknownConnection;
@@ -195,9 +178,7 @@ mod tests {
             }
             log.flush(Duration::from_millis(200));
             log.finish();
-        });
-        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
-        text.lines().map(str::to_owned).collect()
+        })
     }
 
     /// 400 events in the run's last second: 100 lines, and one that tells of the other 300.

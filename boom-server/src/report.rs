@@ -3,10 +3,7 @@
 use std::fmt::Write as _;
 
 use canary_record::names::{ClientClass, Direction, Outcome, Verdict};
-use canary_record::outcome::Counts;
-use canary_record::result::boom::{
-    BoomResult, Connections, Handshakes, OutcomeCount, PathDiagnosis,
-};
+use canary_record::result::boom::{BoomResult, Connections, Handshakes, PathDiagnosis};
 use canary_record::result::{Run, SCHEMA_VERSION};
 
 use crate::engine::State;
@@ -70,11 +67,8 @@ pub fn result(
         called_elsewhere: accepted.called_elsewhere,
     };
     let mut doubts = doubts(state, &connections);
-    doubts.extend(contrary(state, &connections, &outcomes));
-    let mut verdict = diagnose::overall(&paths);
-    if verdict == Verdict::Protected && !doubts.is_empty() {
-        verdict = Verdict::Inconclusive;
-    }
+    doubts.extend(contrary(state, &connections));
+    let verdict = diagnose::overall(&paths, &doubts);
     let mut reasons: Vec<String> = paths
         .iter()
         .flat_map(|p| p.reasons.iter().map(move |r| format!("{}: {r}", whose(p))))
@@ -154,21 +148,9 @@ fn unfinished(h: &Handshakes) -> Vec<String> {
 }
 
 /// Evidence that something harms connections here, whatever the outcomes say.
-fn contrary(state: &State, c: &Connections, outcomes: &[OutcomeCount]) -> Vec<String> {
+fn contrary(state: &State, c: &Connections) -> Vec<String> {
     let mut found = state.tally.contrary();
-    let (resets, sum) = (&state.tally.resets, outcomes.iter().map(|o| &o.counts).sum::<Counts>());
-    let explained = sum.killed
-        + sum.killed_later
-        + resets.by_application
-        + resets.gone
-        + resets.unexplained
-        + resets.unknown_connection;
-    if c.reset_seen_by_application > explained {
-        found.push(format!(
-            "the application saw {} connections reset, of which only {explained} are explained",
-            c.reset_seen_by_application
-        ));
-    }
+    found.extend(state.tally.more_resets(c.reset_seen_by_application));
     if c.stalled > 0 {
         found.push(format!(
             "{} connections hang: data of this server's was sent again and again and is not \

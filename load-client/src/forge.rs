@@ -162,7 +162,7 @@ impl Forging {
         record.outcomes = seen.tally.outcomes();
         record.doubts.extend(seen.tally.lost(&seen.sniffer, seen.evicted));
         record.doubts.extend(seen.tally.contrary());
-        record.doubts.extend(contrary(&seen.tally, &record.outcomes, load));
+        record.doubts.extend(contrary(&seen.tally, load));
         record.resets = seen.tally.resets;
         record.sniffer = seen.sniffer;
         record.unjudged = seen.unjudged;
@@ -171,7 +171,7 @@ impl Forging {
 }
 
 /// What the application saw of connections that is not explained.
-fn contrary(tally: &Tally, outcomes: &[OutcomeCount], load: &LoadResult) -> Vec<String> {
+fn contrary(tally: &Tally, load: &LoadResult) -> Vec<String> {
     let mut found = Vec::new();
     let class = |c| load.classes().get(&c).copied().unwrap_or(0);
     let unconnected: u64 =
@@ -183,20 +183,7 @@ fn contrary(tally: &Tally, outcomes: &[OutcomeCount], load: &LoadResult) -> Vec<
             tally.handshakes.finished
         ));
     }
-    let sum: Counts = outcomes.iter().map(|o| &o.counts).sum();
-    let r = &tally.resets;
-    let explained = sum.killed
-        + sum.killed_later
-        + r.by_application
-        + r.gone
-        + r.unexplained
-        + r.unknown_connection;
-    let resets = class(FailureClass::Reset);
-    if resets > explained {
-        found.push(format!(
-            "the application saw {resets} connections reset, of which only {explained} are explained"
-        ));
-    }
+    found.extend(tally.more_resets(class(FailureClass::Reset)));
     let hung = class(FailureClass::Hung);
     if hung > 0 {
         found.push(format!(
@@ -233,10 +220,7 @@ fn judged(mut record: ForgeRecord) -> ForgeRecord {
         called_elsewhere: 0,
     };
     record.paths = diagnose::paths(&record.outcomes, &context);
-    record.verdict = diagnose::overall(&record.paths);
-    if record.verdict == Verdict::Protected && !record.doubts.is_empty() {
-        record.verdict = Verdict::Inconclusive;
-    }
+    record.verdict = diagnose::overall(&record.paths, &record.doubts);
     let of = |p: &canary_record::result::boom::PathDiagnosis| -> Vec<String> {
         p.reasons.iter().map(|r| format!("{}: {r}", p.family)).collect()
     };

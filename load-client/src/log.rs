@@ -91,34 +91,16 @@ impl FailureLog {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::{Arc, Mutex};
     use std::time::Duration;
 
     use canary_record::names::Phase;
+    use canary_testbed::logged::logged;
 
     use super::*;
 
-    #[derive(Clone, Default)]
-    struct Written(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Written {
-        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(line)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     /// What is written of these failures, one a second.
     fn lines(failures: &[Errno]) -> Vec<String> {
-        let written = Written::default();
-        let to = written.clone();
-        let subscriber =
-            tracing_subscriber::fmt().with_ansi(false).with_writer(move || to.clone()).finish();
-        tracing::subscriber::with_default(subscriber, || {
+        logged(|| {
             let began = Instant::now();
             let mut log = FailureLog::new(began);
             for (n, errno) in failures.iter().enumerate() {
@@ -126,9 +108,7 @@ mod tests {
                 log.failure(now, (Phase::Connect, Cause::Errno(*errno)));
             }
             log.finish();
-        });
-        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
-        text.lines().map(str::to_owned).collect()
+        })
     }
 
     /// However many connections are refused after a reset, the reset is among any ten lines.

@@ -11,6 +11,8 @@ pub mod capture;
 pub mod evidence;
 pub mod exec;
 pub mod golden;
+#[cfg(feature = "test")]
+pub mod logged;
 pub mod model;
 pub mod netns;
 pub mod network;

@@ -47,10 +47,13 @@ pub fn paths(rows: &[OutcomeCount], context: &Context) -> Vec<PathDiagnosis> {
 }
 
 /// The worst of all: one vulnerable path makes the run vulnerable, one
-/// inconclusive path keeps it from being protected.
+/// inconclusive path, or one of the `doubts`, keeps it from being protected.
 #[must_use]
-pub fn overall(paths: &[PathDiagnosis]) -> Verdict {
-    worst(paths.iter().map(|p| p.verdict))
+pub fn overall(paths: &[PathDiagnosis], doubts: &[String]) -> Verdict {
+    match worst(paths.iter().map(|p| p.verdict)) {
+        Verdict::Protected if !doubts.is_empty() => Verdict::Inconclusive,
+        verdict => verdict,
+    }
 }
 
 /// The worst of several verdicts; inconclusive when there are none.

@@ -186,6 +186,21 @@ impl Tally {
         found
     }
 
+    /// Says so where the application saw more connections reset than are explained.
+    #[must_use]
+    pub fn more_resets(&self, seen_by_application: u64) -> Option<String> {
+        let ended: u64 =
+            self.outcomes.values().map(|o| o.counts.killed + o.counts.killed_later).sum();
+        let r = &self.resets;
+        let explained = ended + r.by_application + r.gone + r.unexplained + r.unknown_connection;
+        (seen_by_application > explained).then(|| {
+            format!(
+                "the application saw {seen_by_application} connections reset, of which only \
+                 {explained} are explained"
+            )
+        })
+    }
+
     /// Every row, in order.
     #[must_use]
     pub fn outcomes(&self) -> Vec<OutcomeCount> {

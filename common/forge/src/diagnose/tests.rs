@@ -229,15 +229,17 @@ fn the_safe_set_finds_the_fault() {
 #[test]
 fn the_worst_path_decides() {
     let mut all = rows(&[(BelowWindow, 0, 50, 0), (AboveWindow, 0, 0, 50)]);
-    assert_eq!(overall(&paths(&all, &CONTEXT)), Verdict::Protected);
+    assert_eq!(overall(&paths(&all, &CONTEXT), &[]), Verdict::Protected);
+    let doubt = ["segments were lost".to_owned()];
+    assert_eq!(overall(&paths(&all, &CONTEXT), &doubt), Verdict::Inconclusive);
     let mut other = rows(&[(AboveWindow, 0, 0, 50)]);
     other[0].family = Family::Ipv6;
     other[0].counts.unknown.insert(UnknownReason::ClosedEarly, 3);
     all.append(&mut other);
-    assert_eq!(overall(&paths(&all, &CONTEXT)), Verdict::Inconclusive);
+    assert_eq!(overall(&paths(&all, &CONTEXT), &[]), Verdict::Inconclusive);
     all[2].counts.leaked = 1;
-    assert_eq!(overall(&paths(&all, &CONTEXT)), Verdict::Vulnerable);
-    assert_eq!(overall(&[]), Verdict::Inconclusive);
+    assert_eq!(overall(&paths(&all, &CONTEXT), &[]), Verdict::Vulnerable);
+    assert_eq!(overall(&[], &[]), Verdict::Inconclusive);
 }
 
 /// The exact bound: the rule of three in the limit, and values of R's binom.test
