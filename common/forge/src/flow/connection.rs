@@ -12,7 +12,7 @@ use super::{ANSWERS_AGAIN, Arrival, PAUSE};
 use crate::forgery::{Numbers, Spec};
 
 /// How long an unanswered SYN is remembered.
-const EMBRYO_LIFE: Duration = Duration::from_secs(10);
+const HALF_OPEN_LIFE: Duration = Duration::from_secs(10);
 /// Sequence numbers further from the expected one belong to no living connection
 /// (RFC 7323, section 2.3: windows are smaller than 2^30).
 const PLAUSIBLE: u32 = 1 << 30;
@@ -188,7 +188,7 @@ impl Flow {
             dead: false,
             trial: None,
             fate: None,
-            deadline: now + EMBRYO_LIFE,
+            deadline: now + HALF_OPEN_LIFE,
         }
     }
 
