@@ -1,21 +1,19 @@
 //! witness on real packets: what it names is what boom-server, or a client that forges, has shown
 //! to be ended; what it changes is put back; and it keeps out of everybody's way.
 
-use std::net::{IpAddr, SocketAddr, TcpStream};
+mod captures;
+
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use canary_record::names::Verdict;
+use canary_record::names::{ProbeEnd, Verdict};
 use canary_record::result::boom::BoomResult;
 use canary_record::result::witness::{Cause, Direction, Reason, WitnessResult};
-use canary_testbed::capture::each_segment;
 use canary_testbed::exec::{Call, Interrupt, Ready};
 use canary_testbed::model::Path;
 use canary_testbed::programs::{Ended, Program, Running, built};
-use canary_testbed::tap::Tap;
 use canary_testbed::test::{Bed, SOON, exchange, needs_root, wait_for};
-use canary_wire::segment::{Emit, Flags};
-use canary_wire::seq::Seq;
 use nix::sys::signal::Signal;
 
 canary_testbed::tests![
@@ -38,10 +36,10 @@ canary_testbed::tests![
     rules_of_others_work_as_before,
     foreign_messages_are_told_apart,
     real_output_obeys_the_schema,
-    captures_of_every_side_give_the_same_answer,
-    captures_of_a_protected_path_accuse_nobody,
-    a_clients_capture_shows_the_nodes_reset,
-    ordinary_resets_in_a_capture_accuse_nobody,
+    captures::captures_of_every_side_give_the_same_answer,
+    captures::captures_of_a_protected_path_accuse_nobody,
+    captures::a_clients_capture_shows_the_nodes_reset,
+    captures::ordinary_resets_in_a_capture_accuse_nobody,
 ];
 
 const ALL: &str = "--forge=control,below-window,above-window,ack-ahead,no-flags,syn-fin";
@@ -174,86 +172,17 @@ fn liberal_leaves_bad_flags() {
     assert!(w.examples.iter().all(|e| e.reason == Reason::BadFlags));
 }
 
-/// Connections to the node port on which the *client* sends a segment far above the window. Gives
-/// how many of them are reset for the client.
-fn uploads_forged(bed: &Bed, n: usize) -> usize {
-    let boom = bed.boom(&["--forge=control", "--on-reset=count"]);
+/// Uploads to the node port, on each of which the *client* forges a segment far above the window.
+/// Gives how many of them are reset for the client.
+fn uploads_forged(bed: &Bed, n: u64) -> u64 {
+    let boom = bed.boom(&["--forge=none", "--on-reset=count"]);
     let to = both(bed)[0];
-    let file = bed.file("handshakes.pcap");
-    let mut tap = Tap::start(bed.testbed(), "outside", "eth0", "tcp", &file).unwrap();
-    tap.wait_ready(SOON, &Interrupt::default()).unwrap();
-    let held = bed.connect(to, n);
-    for stream in &held {
-        exchange(stream).unwrap();
-    }
-    // What tcpdump has not come to when it ends is this one's.
-    drop(bed.connect(to, 1));
-    let (pcap, _) = tap.stop(SOON, &Interrupt::default()).unwrap();
-    let mut forged = 0;
-    for stream in &held {
-        let me = stream.local_addr().unwrap();
-        // What each side has sent; acknowledgments may be delayed.
-        let (mut snd, mut rcv) = (None, None);
-        each_segment(&pcap, |s, _| {
-            let end = Some(s.seq.add(s.seg_len()));
-            match (s.src, s.dst) {
-                ends if ends == (me, to) => snd = end,
-                ends if ends == (to, me) => rcv = end,
-                _ => {}
-            }
-        })
-        .unwrap();
-        let (snd, rcv) = (snd.unwrap(), rcv.unwrap());
-        send(bed, "outside", me, to, (snd.add(0x7fff_c000), rcv), Flags::PSH.with(Flags::ACK));
-        forged += 1;
-    }
-    assert_eq!(forged, n);
-    let dead = held.iter().filter(|s| {
-        let mut error = None;
-        wait_briefly(|| {
-            error = s.take_error().unwrap();
-            error.is_some()
-        });
-        error.is_some() || exchange(s).is_err()
-    });
-    let dead = dead.count();
+    let ran = bed.loaded(&format!(
+        "probe --target tcp://{to} --connections {n} --pattern upload --forge above-window"
+    ));
     boom.stop(SOON).unwrap();
-    dead
-}
-
-/// Gives a reset time to come; that none comes takes as long.
-fn wait_briefly(mut condition: impl FnMut() -> bool) {
-    for _ in 0..50 {
-        if condition() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// Sends one segment of four octets from a host.
-fn send(
-    bed: &Bed,
-    host: &str,
-    src: SocketAddr,
-    dst: SocketAddr,
-    (seq, ack): (Seq, Seq),
-    flags: Flags,
-) {
-    let mut packet = Vec::new();
-    let emit =
-        Emit { src, dst, class: 0, seq, ack, flags, window: 502, options: &[], payload: b"boom" };
-    assert!(emit.packet(&mut packet));
-    bed.within(host, || {
-        let IpAddr::V4(to) = dst.ip() else { panic!("IPv4 alone") };
-        let raw = socket2::Socket::new(
-            socket2::Domain::IPV4,
-            socket2::Type::RAW,
-            // IPPROTO_RAW: the packet has its own IP header.
-            Some(socket2::Protocol::from(255)),
-        );
-        raw.unwrap().send_to(&packet, &SocketAddr::from((to, 0)).into()).unwrap();
-    });
+    assert_eq!(ran.result.forge.unwrap().outcomes[0].forged, n);
+    ran.result.probe.get(&ProbeEnd::Reset).copied().unwrap_or(0)
 }
 
 /// A client's own INVALID segment reaches the node, which ends the client's connection; the drop
@@ -278,7 +207,8 @@ fn a_drop_in_input_saves_the_upload() {
     let w = end(witness).result;
     complete(&w);
     assert_eq!((w.connections.len(), w.verdict), (0, Verdict::Protected));
-    assert_eq!(w.unanswered[&Reason::SeqOver], 5);
+    // Five connections, five rounds on each.
+    assert_eq!(w.unanswered[&Reason::SeqOver], 25);
 }
 
 /// Where nothing is translated INVALID ends nothing.
@@ -572,91 +502,4 @@ fn real_output_obeys_the_schema() {
     let errors: Vec<_> = validator.iter_errors(&document).map(|e| e.to_string()).collect();
     assert_eq!(errors, Vec::<String>::new());
     assert!(!validator.is_valid(&serde_json::json!({"schema_version": 1})));
-}
-
-/// Runs `job` while the TCP of these hosts is captured; gives the files.
-fn captured<T>(bed: &Bed, taps: &[(&str, &str)], job: impl FnOnce() -> T) -> (T, Vec<PathBuf>) {
-    let (mut running, mut files) = (Vec::new(), Vec::new());
-    for (host, link) in taps {
-        let file = bed.file(&format!("{host}-{link}.pcap"));
-        let mut tap = Tap::start(bed.testbed(), host, link, "tcp", &file).unwrap();
-        tap.wait_ready(SOON, &Interrupt::default()).unwrap();
-        running.push(tap);
-        files.push(file);
-    }
-    let done = job();
-    for tap in running {
-        tap.stop(SOON, &Interrupt::default()).unwrap();
-    }
-    (done, files)
-}
-
-fn read(bed: &Bed, files: &[PathBuf]) -> WitnessResult {
-    let files: Vec<_> = files.iter().map(|f| f.display().to_string()).collect();
-    let args = [&["witness", "--log=json", "--pcap"].map(str::to_owned)[..], &files].concat();
-    let out = bed.run("client", &Call::new(&built("load-client").unwrap(), &args));
-    assert_eq!(out.stderr, "");
-    serde_json::from_str(out.stdout.trim_end().lines().last().unwrap()).unwrap()
-}
-
-/// A capture at the client, at its node, at the server, and all together name the connections that
-/// boom-server ended; the server's side does not know the Service.
-fn captures_of_every_side_give_the_same_answer() {
-    let bed = Bed::path(Path::ClusterIp);
-    let taps = [("client", "eth0"), ("node1", "any"), ("server", "eth0")];
-    let (boom, files) = captured(&bed, &taps, || forged(&bed, &both(&bed), 30, ALL));
-    assert_eq!(killed(&boom), 20);
-    for sides in [&files[..1], &files[1..2], &files[2..], &files[..]] {
-        let w = read(&bed, sides);
-        assert_eq!(only(&w, Cause::AnsweredByClient, Direction::ServerToClient), 20, "{sides:?}");
-        assert_eq!(w.verdict, Verdict::Vulnerable);
-        let knows = sides[0] != files[2];
-        assert_eq!(w.services.len(), if knows { 2 } else { 0 }, "{:?}", w.services);
-    }
-}
-
-/// With a drop on the way no side's capture accuses anybody.
-fn captures_of_a_protected_path_accuse_nobody() {
-    let bed = Bed::path(Path::ClusterIp);
-    bed.protect(&["prerouting-drop"]);
-    let taps = [("client", "eth0"), ("node1", "any"), ("server", "eth0")];
-    let (boom, files) = captured(&bed, &taps, || forged(&bed, &both(&bed), 12, ALL));
-    assert_eq!(killed(&boom), 0);
-    for file in files {
-        let w = read(&bed, &[file]);
-        assert_eq!((w.connections.len(), w.verdict), (0, Verdict::Protected), "{:?}", w.reasons);
-    }
-}
-
-/// A client whose upload a node has reset can tell from its own capture.
-fn a_clients_capture_shows_the_nodes_reset() {
-    let bed = Bed::path(Path::NodePortLocal);
-    let (dead, files) = captured(&bed, &[("outside", "any")], || uploads_forged(&bed, 5));
-    assert_eq!(dead, 5);
-    let w = read(&bed, &files);
-    assert_eq!(only(&w, Cause::AnsweredByNode, Direction::ClientToServer), 5);
-}
-
-/// Connections that end by RST, refused ones, and closed ports are no findings.
-fn ordinary_resets_in_a_capture_accuse_nobody() {
-    let bed = Bed::path(Path::ClusterIp);
-    let program = built("load-client").unwrap();
-    let taps = [("client", "eth0"), ("node1", "any"), ("server", "eth0")];
-    let ((), files) = captured(&bed, &taps, || {
-        for (close, listens) in [("rst", true), ("fin", true), ("fin", false)] {
-            let boom = listens.then(|| bed.boom(&["--forge=control", "--on-reset=count"]));
-            let args =
-                ["churn", "--target=tcp://198.19.0.10:80", "--connections=200", "--log=json"];
-            let close = format!("--close={close}");
-            bed.run("client", &Call::new(&program, &[&args[..], &[&close]].concat()));
-            if let Some(boom) = boom {
-                boom.stop(SOON).unwrap();
-            }
-        }
-    });
-    for file in files {
-        let w = read(&bed, &[file]);
-        let ended = w.connections.iter().filter(|c| c.cause.ended()).count();
-        assert_eq!(ended, 0, "{:?} {:?}", w.connections, w.examples.first());
-    }
 }
