@@ -7,12 +7,15 @@ use canary_record::result::observe::NodeShown;
 use canary_wire::segment::Family;
 use clap::CommandFactory;
 use common::documents::{boom, client, forging, run};
-use common::golden;
 use kubectl_conntrack::cli::Cli;
 use kubectl_conntrack::output::{Format, text};
 use kubectl_conntrack::plan::{Node, Path};
 use kubectl_conntrack::report::{Cluster, DiagnoseResult};
 use kubectl_conntrack::verdict::{NodeRow, ToServer, family_row, path_row, worst};
+
+fn golden(name: &str, text: &str) {
+    canary_testbed::golden::check(env!("CARGO_MANIFEST_DIR"), name, text);
+}
 
 /// The help of the program and of each subcommand is what a user was shown last.
 #[test]

@@ -97,7 +97,7 @@ fn senseless_scenarios_are_refused() {
     }
 }
 
-/// What --help says is as committed. `UPDATE_GOLDEN=1` rewrites it.
+/// What --help says is as committed.
 #[test]
 fn help_is_as_committed() {
     let dir = scratch();
@@ -107,9 +107,5 @@ fn help_is_as_committed() {
         assert_eq!(out.code, 0);
         text += &out.stdout;
     }
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/help.txt");
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::write(&golden, &text).unwrap();
-    }
-    assert_eq!(fs::read_to_string(&golden).unwrap(), text);
+    canary_testbed::golden::check(env!("CARGO_MANIFEST_DIR"), "help.txt", &text);
 }

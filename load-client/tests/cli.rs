@@ -14,7 +14,7 @@ fn load_client(args: &[&str]) -> Output {
     call(args).output().unwrap()
 }
 
-/// The help of every subcommand is what is committed. UPDATE_GOLDEN=1 writes it.
+/// The help of every subcommand is what is committed.
 #[test]
 fn help_is_as_committed() {
     for sub in ["", "churn", "hold", "probe", "serve", "observe", "witness", "merge"] {
@@ -23,11 +23,8 @@ fn help_is_as_committed() {
         assert!(out.status.success(), "{args:?}: {}", out.stderr);
         let text = out.stdout;
         let name = if sub.is_empty() { "main" } else { sub };
-        let path = format!("{}/tests/golden/help-{name}.txt", env!("CARGO_MANIFEST_DIR"));
-        if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            std::fs::write(&path, &text).unwrap();
-        }
-        assert_eq!(text, std::fs::read_to_string(&path).unwrap(), "{path}");
+        let file = format!("help-{name}.txt");
+        canary_testbed::golden::check(env!("CARGO_MANIFEST_DIR"), &file, &text);
     }
 }
 

@@ -12,11 +12,7 @@ fn parse(args: &[&str]) -> Result<Config, String> {
 #[test]
 fn help_is_as_committed() {
     let help = Config::command().term_width(100).render_long_help().to_string();
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/help.txt");
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(path, &help).unwrap();
-    }
-    assert_eq!(help, std::fs::read_to_string(path).unwrap(), "UPDATE_GOLDEN=1 takes the new one");
+    canary_testbed::golden::check(env!("CARGO_MANIFEST_DIR"), "help.txt", &help);
 }
 
 /// The defaults are those of the documentation.

@@ -223,10 +223,10 @@ where
         + PartialEq
         + std::fmt::Debug,
 {
-    let schema = serde_json::to_string_pretty(&schemars::schema_for!(T)).unwrap() + "\n";
-    super::golden(&format!("../../../schema/{name}.json"), &schema);
+    let schema = schemars::schema_for!(T);
+    canary_testbed::golden::schema(&format!("{name}.json"), &schema);
     let value = serde_json::to_value(document).unwrap();
-    let validator = jsonschema::validator_for(&serde_json::from_str(&schema).unwrap()).unwrap();
+    let validator = jsonschema::validator_for(schema.as_value()).unwrap();
     let errors: Vec<_> = validator.iter_errors(&value).map(|e| e.to_string()).collect();
     assert_eq!(errors, Vec::<String>::new());
     assert_eq!(&serde_json::from_value::<T>(value).unwrap(), document);

@@ -6,7 +6,6 @@ pub mod documents;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -17,17 +16,6 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
-
-/// Holds `text` against the committed file; UPDATE_GOLDEN=1 takes the new one.
-pub fn golden(name: &str, text: &str) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, text).unwrap();
-    }
-    let committed = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(text, committed, "{name}: UPDATE_GOLDEN=1 takes the new one");
-}
 
 /// The body of an answer.
 type Answer = http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, Infallible>;

@@ -487,12 +487,7 @@ fn foreign_messages_are_told_apart() {
 /// A real document obeys schema/witness.json, which is that of the types.
 fn real_output_obeys_the_schema() {
     let schema = schemars::schema_for!(WitnessResult);
-    let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../schema/witness.json");
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(&path, &text).unwrap();
-    }
-    assert_eq!(text, std::fs::read_to_string(&path).unwrap(), "run with UPDATE_GOLDEN=1");
+    canary_testbed::golden::schema("witness.json", &schema);
     let bed = Bed::path(Path::SameNode);
     let witness = watch(&bed, "node1");
     forged(&bed, &both(&bed)[..1], 2, "--forge=above-window");
