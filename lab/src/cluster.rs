@@ -126,7 +126,7 @@ fn judge(
     }
     // The first step in which nothing protects: behind a drop there is none, and a reset shows that
     // there was no drop.
-    let held_off = journal.told("hold-off-drop") == "1";
+    let held_off = journal.value("hold-off-drop") == "1";
     let bare = steps
         .iter()
         .filter(|s| s.shown.kind != Kind::Liberal)
@@ -161,16 +161,16 @@ fn judge(
         run: Run {
             program: "kubectl conntrack experiment".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            kernel: journal.told("kernel").to_owned(),
-            host: journal.told("context").to_owned(),
+            kernel: journal.value("kernel").to_owned(),
+            host: journal.value("context").to_owned(),
             node: None,
-            started: journal.told("started").to_owned(),
-            ended: journal.told("ended").to_owned(),
+            started: journal.value("started").to_owned(),
+            ended: journal.value("ended").to_owned(),
             seconds,
             ended_by,
             config: ["clients", "seconds", "table-size", "hold-off-drop"]
                 .map(|key| {
-                    let value = Some(journal.told(key).to_owned());
+                    let value = Some(journal.value(key).to_owned());
                     (key.to_owned(), Setting { value, origin: Origin::Derived })
                 })
                 .into(),
@@ -178,7 +178,7 @@ fn judge(
         judgement,
         reasons: reasons.clone(),
         environment: Environment {
-            tools: [("kubernetes".to_owned(), journal.told("kubernetes").to_owned())].into(),
+            tools: [("kubernetes".to_owned(), journal.value("kubernetes").to_owned())].into(),
             ..Environment::default()
         },
         positive_control: control,
@@ -206,7 +206,7 @@ fn title(record: &StepRecord, journal: &Journal) -> String {
     match record.purpose {
         Purpose::Load => format!("{clients} clients"),
         Purpose::SmallTable => {
-            format!("a table of {} entries, {clients} clients", journal.told("table-size"))
+            format!("a table of {} entries, {clients} clients", journal.value("table-size"))
         }
         Purpose::Liberal => format!("be_liberal on every node, {clients} clients"),
     }

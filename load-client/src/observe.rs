@@ -27,7 +27,7 @@ pub(crate) const ENTRIES: &str = "load_conntrack_entries";
 pub(crate) const LIMIT: &str = "load_conntrack_limit";
 
 /// As a log's reader expects them.
-fn told(sources: &BTreeMap<String, SourceState>) -> String {
+fn words(sources: &BTreeMap<String, SourceState>) -> String {
     let each = sources.iter().map(|(name, state)| match state {
         SourceState::Read => format!("{name} read"),
         SourceState::Unreadable(why) => format!("{name} unreadable: {why}"),
@@ -155,7 +155,7 @@ pub async fn run(
     tracing::info!(
         entries = first.sample.entries,
         limit = first.sample.limit,
-        sources = told(&sources()),
+        sources = words(&sources()),
         "ready"
     );
     let (mut samples, mut taken) = (Vec::new(), 0);

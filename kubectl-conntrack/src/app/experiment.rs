@@ -57,14 +57,14 @@ pub async fn experiment(
     let mut journal = Journal::begin(dir)?;
     let clients: Vec<_> = args.clients.iter().map(u32::to_string).collect();
     let kernel = |n: &plan::Node| format!("{} on {}, kubelet {}", n.kernel, n.name, n.kubelet);
-    journal.told("context", &cluster.context)?;
-    journal.told("started", jiff::Timestamp::now())?;
-    journal.told("clients", clients.join(" "))?;
-    journal.told("seconds", args.step.as_secs())?;
-    journal.told("table-size", args.table_size.map_or("none".to_owned(), |n| n.to_string()))?;
-    journal.told("hold-off-drop", u8::from(args.hold_off_drop))?;
-    journal.told("kernel", nodes.iter().map(kernel).collect::<Vec<_>>().join("; "))?;
-    journal.told("kubernetes", &cluster.version)?;
+    journal.record("context", &cluster.context)?;
+    journal.record("started", jiff::Timestamp::now())?;
+    journal.record("clients", clients.join(" "))?;
+    journal.record("seconds", args.step.as_secs())?;
+    journal.record("table-size", args.table_size.map_or("none".to_owned(), |n| n.to_string()))?;
+    journal.record("hold-off-drop", u8::from(args.hold_off_drop))?;
+    journal.record("kernel", nodes.iter().map(kernel).collect::<Vec<_>>().join("; "))?;
+    journal.record("kubernetes", &cluster.version)?;
     for why in unusable {
         journal.doubt(&why)?;
     }
@@ -90,7 +90,7 @@ pub async fn experiment(
     for left in ground.end(args.cluster.keep, &mut again, say).await {
         journal.doubt(&left)?;
     }
-    journal.told("ended", jiff::Timestamp::now())?;
+    journal.record("ended", jiff::Timestamp::now())?;
     journal.wrote(&format!("end {ended_by}"))?;
     if refused {
         done?;

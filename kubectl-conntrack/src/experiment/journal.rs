@@ -60,7 +60,7 @@ impl Journal {
     }
 
     /// What the run was told.
-    pub fn told(&mut self, key: &str, value: impl Display) -> Result<(), Stop> {
+    pub fn record(&mut self, key: &str, value: impl Display) -> Result<(), Stop> {
         self.wrote(&format!("run {key} {value}"))
     }
 

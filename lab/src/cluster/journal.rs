@@ -70,7 +70,7 @@ pub struct Journal {
 impl Journal {
     /// One of `run`'s.
     #[must_use]
-    pub fn told(&self, key: &str) -> &str {
+    pub fn value(&self, key: &str) -> &str {
         self.run.get(key).map_or("", String::as_str)
     }
 
