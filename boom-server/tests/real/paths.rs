@@ -210,13 +210,11 @@ pub(crate) fn a_port_used_again_is_another_connection() {
     let Ended { result, text: log, .. } = boom.stop(Duration::from_secs(30)).unwrap();
     // A reset may overtake the server's half of a handshake: accept() sees none then either.
     let c = result.connections;
-    assert_eq!(
-        (c.handshakes, c.forged),
-        (c.accepted, c.accepted),
-        "{:?} {:?}",
-        result.handshakes,
-        result.resets
-    );
+    assert_eq!(c.handshakes, c.accepted);
+    // Where the SYN came twice the client has reset before its turn.
+    let calm = result.handshakes.repeated_syns;
+    let forged = c.accepted.saturating_sub(calm)..=c.accepted;
+    assert!(forged.contains(&c.forged), "{c:?} {:?} {:?}", result.handshakes, result.resets);
     assert!(c.accepted > TIMES / 2, "{c:?}");
     assert_eq!(result.resets.attributed, 0);
     assert!(
