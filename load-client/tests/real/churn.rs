@@ -294,9 +294,10 @@ pub(crate) fn recovers_within_a_second() {
 pub(crate) fn lingers_after_its_result() {
     let bed = Bed::new(Topology::single);
     let _serve = bed.serve("127.0.0.1:8080");
+    bed.rule("host", "tcp sport 8080 tcp flags & fin == fin counter");
     let words = "churn --target tcp://127.0.0.1:8080 --rate 50 --linger 1h --log json";
     let mut churn = bed.load(words);
-    wait_for("the first event", || !churn.printed().is_empty());
+    wait_for("connections that ended", || bed.counted("host")[0] >= 5);
     churn.signal(Signal::SIGTERM);
     wait_for("the result", || churn.printed().contains("\"ended_by\":\"sigterm\""));
     check_sum(&document::<LoadResult>(&churn.printed()).unwrap());
