@@ -10,6 +10,7 @@ use canary_record::names::Forgery;
 
 use super::html::{Captures, cells};
 use super::ladder::{self, Event, Ladder, Role};
+use super::paths::spaceless;
 use super::words;
 
 /// A ladder and where it comes from.
@@ -115,8 +116,7 @@ fn others(way: &[Drawn]) -> Markup {
         @if way.len() > 1 {
             p.small.same { "The same way, not drawn:" }
             ul.small.same { @for d in &way[1..] { li {
-                (d.ladder.forgery) ", " (words::path(d.path)) ", " (d.protections)
-                @for (host, file) in &d.files { " " a href=(file) { (host) ".pcap" } }
+                a href={ "#" (spaceless(&d.cell)) } { (d.ladder.forgery) ", " (words::path(d.path)) ", " (d.protections) }
             } } }
         }
     }
@@ -162,11 +162,6 @@ fn event(l: &Ladder, e: &Event, client: &str) -> Markup {
         span.t { (format!("{:.1}", e.t * 1000.0)) }
         (ends("c", e.client, odd, client))
         span.path {
-            svg aria-hidden="true" {
-                line.life x1="1%" x2="1%" y1="0" y2="100%" {}
-                line.life.node x1="50%" x2="50%" y1="0" y2="100%" {}
-                line.life x1="99%" x2="99%" y1="0" y2="100%" {}
-            }
             (arrow(e))
             span.nums { span { (e.numbers) } }
         }

@@ -28,8 +28,8 @@ pub(super) fn section(result: &LabResult) -> Markup {
         section aria-labelledby="matrix" {
             h2 #matrix { "Every forgery" }
             p {
-                "What became of each kind of forged segment, with the number that did so of the number forged. "
-                "Rules and IP families that saw the same share a row."
+                "What became of each kind of forged segment. A row says how many of each were forged; a field gives "
+                "numbers where they differ from that. Rules and IP families that saw the same share a row."
             }
             // The script shows it: without one there is nothing that filters.
             div #filter hidden="" {
@@ -95,19 +95,23 @@ fn row(s: &ScenarioResult, row: &Row<'_>, forgeries: &BTreeSet<Forgery>, several
     let id = anchor(&s.name, &row.id);
     let kills = row.forgeries.values().any(|s| s.counts.killed > 0);
     let doubt = row.judgement != Judgement::AsExpected;
+    let most = row.forgeries.values().map(|sum| sum.forged).max().unwrap_or(0);
     html! {
         tbody.found id=(id) data-resets=[kills.then_some("")] data-doubt=[doubt.then_some("")] {
             tr.row {
                 th.first scope="row" {
                     (words::protections(&row.protections))
                     @if several { small { (words::route(row.route)) } }
-                    small { (variants(row)) " " a.link href={ "#" (id) } aria-label="link" { "#" } }
+                    small {
+                        (variants(row)) " · " (grouped(most)) " each "
+                        a.link href={ "#" (id) } aria-label="link to this row" { "#" }
+                    }
                     @if !row.unanimous { span.tag.differ { "≠ others differ" } }
                 }
                 @for f in forgeries {
                     @match row.forgeries.get(f).map(|sum| (sum, sum.seen)) {
-                        Some((sum, seen)) => (outcome(*f, sum, seen, row)),
-                        None => td.o.not-tried { "not tried" },
+                        Some((sum, seen)) => (outcome(*f, sum, seen, row, most)),
+                        None => td.not-tried { "not tried" },
                     }
                 }
                 td.j.(row.judgement) { (judged(row.judgement)) }
@@ -137,19 +141,20 @@ fn variants(row: &Row<'_>) -> String {
     }
 }
 
-fn outcome(forgery: Forgery, sum: &ForgeryResult, seen: Seen, row: &Row<'_>) -> Markup {
+/// One field of a row, of whose forgeries the most frequent was forged `most` times.
+fn outcome(forgery: Forgery, sum: &ForgeryResult, seen: Seen, row: &Row<'_>, most: u64) -> Markup {
     let (symbol, word) = words::seen(seen);
     // Where a rule drops, its counter tells; elsewhere silence says nothing of this one.
     let rule = row.protections.drop();
     html! {
-        td.o.(seen) {
-            b { (symbol) " " (word) }
+        td.(seen) {
+            (symbol) " " (word)
             @if seen == Seen::Mixed {
                 @for (what, n) in sum.parts().into_iter().filter(|(_, n)| *n > 0) {
                     small { (grouped(n)) " " (what) }
                 }
                 @for (reason, n) in &sum.counts.unknown { small { (reason) ": " (grouped(*n)) } }
-            } @else if seen != Seen::NoConnection {
+            } @else if seen != Seen::NoConnection && (sum.agreeing(), sum.forged) != (most, most) {
                 small { (grouped(sum.agreeing())) " of " (grouped(sum.forged)) }
             }
             @if seen == Seen::Dropped && forgery.silent_when_delivered() && !rule {
@@ -196,84 +201,135 @@ fn meaning(row: &Row<'_>) -> Markup {
     }
 }
 
-/// What every cell of a row rests on: what all of them say once, then what each says besides.
+/// What every cell of a row rests on: what all of them say once, then what some say besides.
 fn evidence(row: &Row<'_>) -> Markup {
-    let facts: Vec<Vec<String>> = row.cells.iter().map(|c| facts(c)).collect();
-    let common = |fact: &&String| facts.iter().all(|f| f.contains(fact));
+    let facts: Vec<Vec<Fact<'_>>> = row.cells.iter().map(|c| facts(c)).collect();
+    let common = |fact: &&Fact<'_>| facts.iter().all(|f| f.contains(fact));
+    let shared = told(facts.iter().take(1).flatten().filter(common));
+    let mut alike: Vec<(String, Vec<&CellResult>)> = Vec::new();
+    for (c, facts) in row.cells.iter().zip(&facts) {
+        let own = told(facts.iter().filter(|f| !common(f)));
+        match alike.iter_mut().find(|(said, _)| *said == own) {
+            Some((_, cells)) => cells.push(c),
+            None => alike.push((own, vec![c])),
+        }
+    }
     html! {
         details.evidence {
             summary { "Evidence of " (count(row.cells.len() as u64, "cell", "cells")) }
-            @let said: Vec<&str> = facts.iter().take(1).flatten().filter(common).map(String::as_str).collect();
-            p { (said.join("; ")) }
-            ul { @for (c, facts) in row.cells.iter().zip(&facts) { li {
-                b id=(spaceless(&c.id)) {
-                    (words::proxy_mode(c.proxy_mode)) " " (words::family(c.family))
-                    @if c.repetition > 1 { ", repetition " (c.repetition) }
+            p { (shared) }
+            ul { @for (own, cells) in alike { li {
+                @for (n, c) in cells.iter().enumerate() {
+                    @if n > 0 { ", " }
+                    b id=(spaceless(&c.id)) {
+                        (words::proxy_mode(c.proxy_mode)) " " (words::family(c.family))
+                        @if c.repetition > 1 { ", repetition " (c.repetition) }
+                    }
+                    @for k in &c.captures {
+                        " " a href=(k.file) { (k.host) @if let Some(f) = k.forgery { " " (f) } ".pcap" }
+                    }
                 }
-                @for fact in facts.iter().filter(|f| !common(f)) { "; " (fact) }
-                @for k in &c.captures {
-                    " " a href=(k.file) { (k.host) @if let Some(f) = k.forgery { " " (f) } ".pcap" }
-                }
+                @if !own.is_empty() { "; " (own) }
             } } }
         }
     }
 }
 
-fn facts(c: &CellResult) -> Vec<String> {
+type Fact<'a> = (&'a str, String);
+
+/// Facts in words: those of one thing together.
+fn told<'a>(facts: impl Iterator<Item = &'a Fact<'a>>) -> String {
+    let mut text = String::new();
+    let mut last = None;
+    for (of, what) in facts {
+        if last.replace(of) == Some(of) {
+            text += ", ";
+        } else {
+            if !text.is_empty() {
+                text += "; ";
+            }
+            text += of;
+            text += ": ";
+        }
+        text += what;
+    }
+    text
+}
+
+/// Each fact, and what it is of: a node, or the whole cell.
+fn facts(c: &CellResult) -> Vec<Fact<'_>> {
     // What came out the same of all is in the row.
     let mixed = c.forgeries.iter().filter(|f| f.agreeing() != f.forged);
     let mixed: Vec<_> = mixed.map(|f| format!("{} {}", f.forgery, counts(f.parts()))).collect();
     let mut facts = Vec::new();
     if !mixed.is_empty() {
-        facts.push(format!("forged: {}", mixed.join("; ")));
+        facts.push(("forged", mixed.join("; ")));
     }
-    facts.extend(c.boom_diagnosis.map(|d| format!("boom-server’s diagnosis: {d}")));
+    facts.extend(c.boom_diagnosis.map(|d| ("boom-server’s diagnosis", d.to_string())));
     if c.sniffer_dropped > 0 {
-        facts.push(format!("lost by its raw socket: {}", grouped(c.sniffer_dropped)));
+        facts.push(("lost by its raw socket", grouped(c.sniffer_dropped)));
     }
     let client = counts(c.client.iter().map(|(k, n)| (k.as_str(), *n)));
-    facts.push(format!("the application’s connections: {client}"));
-    facts.push(match &c.captured_resets {
-        None => "not captured whole".to_owned(),
-        Some(resets) => {
-            let resets = counts(resets.iter().map(|(k, n)| (k.as_str(), *n)));
-            format!("RSTs in the capture: {resets}")
-        }
-    });
+    facts.push(("the application’s connections", client));
+    let captured = c.captured_resets.as_ref();
+    let resets = captured.map(|resets| counts(resets.iter().map(|(k, n)| (k.as_str(), *n))));
+    facts.push(("RSTs in the capture", resets.unwrap_or_else(|| "not captured whole".to_owned())));
     for n in &c.nodes {
-        let counted = n.conntrack.iter().filter(|(_, by)| **by > 0);
-        let counted = counted.map(|(counter, by)| format!("{counter} {}", grouped(*by)));
-        let set = [
-            format!("{}: be_liberal={}", n.node, u8::from(n.be_liberal)),
-            format!("DNAT {}", grouped(n.dnat)),
-        ];
-        facts.push(set.into_iter().chain(counted).collect::<Vec<_>>().join(", "));
-        if !n.drop_rules.is_empty() {
-            let dropped = words::by_hook(&n.drop_rules);
-            let dropped = dropped.iter().filter(|(_, by)| **by > 0);
-            let dropped: Vec<_> =
-                dropped.map(|(hook, by)| format!("{hook} {}", grouped(*by))).collect();
-            let none = if dropped.is_empty() { "nothing" } else { "" };
-            facts.push(format!("{}: dropped by rule: {none}{}", n.node, dropped.join(", ")));
+        let mut fact = |what: String| facts.push((n.node.as_str(), what));
+        fact(format!("be_liberal={}", u8::from(n.be_liberal)));
+        fact(format!("DNAT {}", grouped(n.dnat)));
+        for (what, by) in n.conntrack.iter().filter(|(_, by)| **by > 0) {
+            fact(format!("{what} {}", grouped(*by)));
+        }
+        for (hook, by) in words::by_hook(&n.drop_rules) {
+            fact(format!("{hook} drop {}", grouped(by)));
         }
     }
     facts
 }
 
-/// How to build the same by hand; once where several scenarios share their topology.
+/// Lines that two scenarios must begin with alike for one to refer to the other.
+const ALIKE: usize = 20;
+
+/// How to build the same by hand. What an earlier scenario's commands begin with is named, not
+/// repeated.
 pub(super) fn commands(result: &LabResult, s: &ScenarioResult) -> Markup {
-    let first = result.scenarios.iter().find(|o| o.commands == s.commands).unwrap_or(s);
-    html! {
-        @if s.commands.is_empty() {} @else if first.name == s.name {
-            details.commands id={ "by-hand-" (spaceless(&s.name)) } {
-                summary { "Build it by hand, as root, in a network namespace for each host" }
-                @for list in &s.commands {
-                    p.small { (list.title) }
-                    pre tabindex="0" { code { (list.lines.join("\n")) } }
-                }
-            }
-        } @else {
-            p.small.by-hand { "By hand: as for " a href={ "#by-hand-" (spaceless(&first.name)) } { (first.title) } "." }
+    // A comment names a case, and builds nothing.
+    let built = |s: &ScenarioResult| -> Vec<String> {
+        let lines = s.commands.iter().flat_map(|list| &list.lines);
+        lines.filter(|l| !l.starts_with('#')).cloned().collect()
+    };
+    let own = built(s);
+    let mut before: Option<(&ScenarioResult, usize, usize)> = None;
+    for other in result.scenarios.iter().take_while(|o| o.name != s.name) {
+        let lines = built(other);
+        let alike = lines.iter().zip(&own).take_while(|(a, b)| a == b).count();
+        if alike >= ALIKE && before.is_none_or(|(_, most, _)| alike > most) {
+            before = Some((other, alike, lines.len()));
         }
     }
+    let skip = before.map_or(0, |(_, alike, _)| alike);
+    html! {
+        @match before {
+            _ if own.is_empty() => {},
+            Some((other, alike, all)) if alike == own.len() && alike == all => p.small.by-hand {
+                "By hand: as for " (by_hand(other)) "."
+            },
+            _ => details.commands id={ "by-hand-" (spaceless(&s.name)) } {
+                summary { "Build it by hand, as root, in a network namespace for each host" }
+                @for list in &s.commands { p.small { (list.title) } }
+                @if let Some((other, alike, all)) = before {
+                    p.small {
+                        @if alike == all { "All lines" } @else { "The first " (alike) " lines" }
+                        " as for " (by_hand(other)) ", then:"
+                    }
+                }
+                pre tabindex="0" { code { (own[skip..].join("\n")) } }
+            },
+        }
+    }
+}
+
+fn by_hand(s: &ScenarioResult) -> Markup {
+    html! { a href={ "#by-hand-" (spaceless(&s.name)) } { (s.title) } }
 }
