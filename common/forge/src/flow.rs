@@ -296,8 +296,7 @@ impl Flows {
             out.push(Action::Elsewhere(tuple));
             return;
         }
-        let unsettled = flow.syns > 1 || flow.rtt >= CALM_HANDSHAKE;
-        let calm = if unsettled { ANSWERS_AGAIN } else { Duration::ZERO };
+        let calm = if flow.retransmitted() { ANSWERS_AGAIN } else { Duration::ZERO };
         let wait = self.settings.forge_delay.max(least).max(calm);
         if wait.is_zero() {
             self.forge(now, key, true, out);
@@ -313,6 +312,9 @@ impl Flows {
         let flow = self.table.get_mut(key);
         if flow.heard || flow.introduced >= LIFE_PROBES {
             return self.forge(now, key, false, out);
+        }
+        if flow.introduced == 0 {
+            flow.asked_at = now;
         }
         flow.introduced += 1;
         let numbers = flow.numbers();
@@ -374,7 +376,7 @@ impl Flows {
         out.push(Action::Forge { tuple, forgery, spec, timestamps, at_once });
     }
 
-    /// Several round trips as the handshake measured them, or longer.
+    /// Several round trips as they were measured, or longer.
     fn timeout(&mut self, key: Key) -> Duration {
         let rtt = self.table.get_mut(key).rtt;
         self.settings

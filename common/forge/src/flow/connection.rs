@@ -8,7 +8,7 @@ use canary_wire::segment::{Flags, FourTuple, Segment};
 use canary_wire::seq::Seq;
 
 use super::action::Reset;
-use super::{ANSWERS_AGAIN, Arrival, PAUSE};
+use super::{ANSWERS_AGAIN, Arrival, CALM_HANDSHAKE, PAUSE};
 use crate::forgery::{Numbers, Spec};
 
 /// How long an unanswered SYN is remembered.
@@ -50,7 +50,10 @@ pub(super) struct Flow {
     /// When the first SYN came.
     pub(super) syn_at: Duration,
     pub(super) syns: u8,
+    /// The round trip, or an upper bound of it; zero while nothing is known.
     pub(super) rtt: Duration,
+    /// When the last probe was sent, or the first introduction.
+    pub(super) asked_at: Duration,
     pub(super) scale: u8,
     /// As last seen, unscaled.
     pub(super) window: Option<u16>,
@@ -173,6 +176,7 @@ impl Flow {
             syn_at: arrival.at,
             syns: 1,
             rtt: Duration::ZERO,
+            asked_at: Duration::ZERO,
             scale: options.window_scale.unwrap_or(0),
             window: None,
             // RFC 7323, section 2.2: the window of a SYN is not scaled.
@@ -194,6 +198,19 @@ impl Flow {
 
     pub(super) const fn numbers(&self) -> Numbers {
         Numbers { snd: self.snd, rcv: self.rcv, peer_window: self.max_window }
+    }
+
+    /// A segment of the handshake may have been retransmitted: its time may be longer than the
+    /// round trip then (RFC 6298, section 3).
+    pub(super) fn retransmitted(&self) -> bool {
+        self.syns > 1 || self.rtt >= CALM_HANDSHAKE
+    }
+
+    /// A probe's answer measures the round trip where nothing did before.
+    pub(super) fn measured(&mut self, answered: Duration) {
+        if self.retransmitted() || self.introduced > 1 {
+            self.rtt = self.rtt.min(answered.saturating_sub(self.asked_at));
+        }
     }
 
     /// True for a number that a living connection could bear now.

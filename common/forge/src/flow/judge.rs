@@ -38,11 +38,14 @@ impl Flows {
         let fin = flow.fin;
         let state = flow.state;
         if state == State::Waiting {
-            flow.heard = true;
             if flow.introduced > 0 {
+                if !flow.heard {
+                    flow.rtt = arrival.at.saturating_sub(flow.asked_at);
+                }
                 let at = flow.deadline.min(now + PAUSE);
                 self.table.set_deadline(key, at);
             }
+            self.table.get_mut(key).heard = true;
             return;
         }
         let Some(trial) = flow.trial.as_mut() else {
@@ -87,6 +90,7 @@ impl Flows {
                 match answer {
                     Some(Answer::ToForged) => self.settle(now, key, Fate::Delivered, out),
                     Some(Answer::ToProbe) if state == State::Probed => {
+                        flow.measured(arrival.at);
                         self.round_over(now, key, true, out);
                     }
                     Some(Answer::Bare)
@@ -178,7 +182,7 @@ impl Flows {
         if let Some(trial) = flow.trial.as_mut() {
             trial.probed = true;
         }
-        flow.probe(out);
+        flow.probe(now, out);
         self.table.set_deadline(key, now + gap);
     }
 
@@ -347,8 +351,9 @@ enum Answer {
 
 impl Flow {
     /// Sends a probe with an octet of its own.
-    pub(super) fn probe(&mut self, out: &mut Vec<Action>) {
+    pub(super) fn probe(&mut self, now: Duration, out: &mut Vec<Action>) {
         let numbers = self.numbers();
+        self.asked_at = now;
         let Some(trial) = self.trial.as_mut() else { return };
         trial.probes = trial.probes.saturating_add(1);
         // A new octet each time, so that an answer tells which probe it answers.

@@ -140,7 +140,7 @@ impl Flows {
         // Longer each time: a host that is busy answers late.
         let gap = LIFE_GAP.max(flow.rtt.saturating_mul(2)) * (1 << (trial.asked - 1));
         let wait = gap.min(Duration::from_secs(1));
-        flow.probe(out);
+        flow.probe(now, out);
         self.table.set_deadline(key, now + wait);
     }
 

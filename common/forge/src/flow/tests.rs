@@ -440,6 +440,20 @@ fn the_timeout_follows_the_round_trip() {
     assert!(p.probe().is_some());
 }
 
+/// The time of a handshake whose segments were lost is no round trip: the first answer to a
+/// probe is.
+#[test]
+fn a_probes_answer_measures_a_round_trip_that_the_handshake_did_not() {
+    let mut p = Exchange::new(Forgery::AboveWindow);
+    p.syn().after(ms(3000)).ack().after(ANSWERS_AGAIN);
+    assert!(p.forged().is_some());
+    p.after(ms(11_900));
+    assert_eq!(p.probe(), None);
+    p.silent_rounds(5);
+    assert_eq!(p.outcome(), Some(Fate::Dropped));
+    assert!(p.now < Duration::from_secs(20), "{:?}", p.now);
+}
+
 /// The reset that only the forged segment provokes wins, whatever was judged before it.
 #[test]
 fn exact_evidence_wins_whenever_it_comes() {

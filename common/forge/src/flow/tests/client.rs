@@ -82,6 +82,20 @@ fn the_clients_end_waits_for_the_servers() {
     assert!(p.out.contains(&Action::NotForged));
 }
 
+/// A server far away is given its round trips too: the answer to the introduction measures them.
+#[test]
+fn the_clients_timeout_follows_the_round_trip() {
+    let mut p = connecting(Forgery::AboveWindow);
+    p.after(ms(20));
+    let asked = p.sent();
+    p.after(ms(250)).names(asked).after(ms(20));
+    let forged = p.forged().unwrap();
+    p.after(ms(990));
+    assert_eq!(p.sent(), forged);
+    p.after(ms(20));
+    assert_ne!(p.sent(), forged);
+}
+
 /// Other connections of the client's host, and SYNs, are none of this end's.
 #[test]
 fn the_clients_end_lets_others_alone() {
