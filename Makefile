@@ -159,11 +159,12 @@ bench-witness:
 	@$(CARGO) build --release --quiet -p load-client --bin load-client --example witness-bench
 	@target/release/examples/witness-bench $(ARGS)
 
-# CELL connections a cell; then SAFE connections, 2,000 a second, that nothing called safe may end. Needs 20,000 open files.
+# CELL connections a cell; then SAFE connections of either direction that nothing called safe may end. Needs 20,000 open files.
 matrix:
 	@tools/setup test
 	@BOOM_MATRIX=$(or $(CELL),1000) $(CARGO) test -p boom-server --test real matrix -- --nocapture --test-threads=1
 	@BOOM_SAFE=$(or $(SAFE),100000) $(CARGO) test -p boom-server --test real safe_segments -- --nocapture
+	@LOAD_SAFE=$(or $(SAFE),100000) $(CARGO) test -p load-client --test real safe_segments -- --nocapture
 
 # CELL connections a cell, through each of the bad networks.
 network:

@@ -1,11 +1,14 @@
 //! `probe --forge`: the client's direction, against boom-server that forges nothing.
 
+use std::time::Duration;
+
 use canary_record::names::{Forgery, ProbeEnd, Verdict};
 use canary_record::result::load::{ForgeRecord, LoadResult};
 use canary_testbed::model::Path;
 use canary_testbed::programs::{Ended, load_client};
 use canary_testbed::test::{Bed, SOON};
 use canary_wire::segment::Family;
+use nix::sys::signal::Signal;
 
 /// Probes the path's target with 40 connections, with `list` forged on them.
 fn probe(bed: &Bed, family: Family, list: &str) -> Ended<LoadResult> {
@@ -65,13 +68,38 @@ pub(crate) fn what_is_passed_on_is_answered_by_the_server() {
     assert_eq!((record.verdict, ran.code()), (Verdict::Protected, 0), "{record:?}");
 }
 
-/// What is called safe ends no connection of the client's either.
+/// What is called safe ends no connection of the client's either, however many: `LOAD_SAFE=100000`
+/// for as many as that, 2,000 at once, beside a churn.
 pub(crate) fn safe_segments_end_nothing() {
+    let n: u64 = std::env::var("LOAD_SAFE").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
     let bed = Bed::path(Path::NodePortLocal);
-    let ran = probe(&bed, Family::Ipv4, "safe");
-    assert_eq!(ran.result.probe, [(ProbeEnd::Survived, 40)].into(), "{:?}", forged(&ran));
     let ran = probe(&bed, Family::Ipv4, "above-window");
     assert_eq!(ran.result.probe, [(ProbeEnd::Reset, 40)].into(), "the positive control");
+
+    bed.sh("client", "sysctl -qw net.ipv4.ip_local_port_range='1024 65535'");
+    let target = bed.target(Family::Ipv4);
+    let boom = bed.boom(&["--forge=none", "--on-reset=count", "--duration=1h"]);
+    let churn = bed.load(&format!("churn --target tcp://{target} --rate 200"));
+    let (mut left, mut leaked) = (n, 0);
+    while left > 0 {
+        let batch = left.min(2000);
+        let ran = bed.load(&format!(
+            "probe --target tcp://{target} --connections {batch} --pattern upload --body-size 4KiB \
+             --timeout 30s --forge safe --min-forged 10"
+        ));
+        let ran = ran.end(Duration::from_secs(120)).unwrap();
+        let record = forged(&ran);
+        assert_eq!(ran.result.probe, [(ProbeEnd::Survived, batch)].into(), "{record:?}");
+        assert_eq!(record.outcomes.iter().map(|o| o.counts.killed).sum::<u64>(), 0, "{record:?}");
+        leaked += record.outcomes.iter().map(|o| o.counts.leaked).sum::<u64>();
+        left -= batch;
+    }
+    churn.signal(Signal::SIGTERM);
+    let churned = churn.end(SOON).unwrap().result;
+    boom.stop(SOON).unwrap();
+    assert!(leaked > n / 3, "{leaked} of {n} leaked");
+    assert!(churned.ok > 0 && churned.failures.is_empty(), "{:?}", churned.failures);
+    println!("{n} uploads, {leaked} leaks, none ended; {} beside them", churned.ok);
 }
 
 /// Without CAP_NET_RAW the direction is untried, which the result says; the connections are
