@@ -38,15 +38,7 @@ impl Flows {
         let fin = flow.fin;
         let state = flow.state;
         if state == State::Waiting {
-            if flow.introduced > 0 {
-                if !flow.heard {
-                    flow.rtt = arrival.at.saturating_sub(flow.asked_at);
-                }
-                let at = flow.deadline.min(now + PAUSE);
-                self.table.set_deadline(key, at);
-            }
-            self.table.get_mut(key).heard = true;
-            return;
+            return self.heard(now, arrival, key);
         }
         let Some(trial) = flow.trial.as_mut() else {
             return;
@@ -136,6 +128,19 @@ impl Flows {
                 _ => {}
             },
             State::HalfOpen | State::Waiting => {}
+        }
+    }
+
+    /// The peer speaks before anything is forged.
+    fn heard(&mut self, now: Duration, arrival: Arrival, key: Key) {
+        let flow = self.table.get_mut(key);
+        let first = !std::mem::replace(&mut flow.heard, true);
+        if flow.introduced > 0 {
+            if first {
+                flow.rtt = arrival.at.saturating_sub(flow.asked_at);
+            }
+            let at = flow.deadline.min(now + PAUSE);
+            self.table.set_deadline(key, at);
         }
     }
 
