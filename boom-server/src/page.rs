@@ -156,7 +156,7 @@ mod tests {
         let run = Clock::start().run("boom-server", "0", EndedBy::Running, Config::new());
         let state = crate::engine::State::default();
         let mut result =
-            crate::report::result(20, run, &state, crate::report::Accepted::default(), &[]);
+            crate::report::result(20, run, &state, crate::report::Accepted::default(), &[], &[]);
         assert_eq!(result.schema_version, SCHEMA_VERSION);
         result.verdict = Verdict::Vulnerable;
         result.outcomes = vec![OutcomeCount {

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use canary_record::names::{ClientClass, Direction, Outcome, Verdict};
 use canary_record::result::boom::{BoomResult, Connections, Handshakes, PathDiagnosis};
 use canary_record::result::{Run, SCHEMA_VERSION};
+use canary_wire::segment::Family;
 
 use crate::engine::State;
 use canary_forge::diagnose::{self, Context};
@@ -30,13 +31,14 @@ pub struct Accepted {
     pub called_elsewhere: u64,
 }
 
-/// The result so far, or at the end.
+/// The result so far, or at the end. `families` are those that clients are expected from.
 #[must_use]
 pub fn result(
     min_forged: u64,
     run: Run,
     state: &State,
     accepted: Accepted,
+    families: &[Family],
     notes: &[String],
 ) -> BoomResult {
     let outcomes = state.tally.outcomes();
@@ -68,6 +70,12 @@ pub fn result(
     };
     let mut doubts = doubts(state, &connections);
     doubts.extend(contrary(state, &connections));
+    let untried = families.iter().filter(|f| !outcomes.iter().any(|o| o.family == **f));
+    doubts.extend(untried.map(|f| {
+        format!(
+            "{f} was not tried: POD_IP and POD_IPS name an {f} address, and no {f} connection came"
+        )
+    }));
     let verdict = diagnose::overall(&paths, &doubts);
     let mut reasons: Vec<String> = paths
         .iter()
@@ -239,6 +247,23 @@ pub fn human(result: &BoomResult, state: &State) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A family that clients are expected from and that none came in is said, and forbids "protected".
+    #[test]
+    fn an_untried_family_is_said() {
+        let of = |families: &[Family]| {
+            let run = canary_record::result::Clock::start().run(
+                "boom-server",
+                "0",
+                canary_record::names::EndedBy::Running,
+                canary_record::result::Config::new(),
+            );
+            result(20, run, &State::default(), Accepted::default(), families, &[]).reasons
+        };
+        let untried = |r: &String| r.starts_with("ipv6 was not tried");
+        assert!(of(&[Family::Ipv6]).iter().any(untried));
+        assert!(!of(&[]).iter().any(untried));
+    }
 
     /// A missing accept() is explained by a reset that the kernel counted and a forged
     /// segment brought about, and by nothing less.

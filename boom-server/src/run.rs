@@ -375,7 +375,10 @@ impl Program {
         notes.extend(logs::lost_lines());
         let version = env!("CARGO_PKG_VERSION");
         let run = self.clock.run("boom-server", version, ended_by, self.options.clone());
-        report::result(self.config.min_forged, run, &state, accepted, &notes)
+        let mut families: Vec<_> = self.config.local_ips().into_iter().map(Family::of).collect();
+        families.sort_unstable();
+        families.dedup();
+        report::result(self.config.min_forged, run, &state, accepted, &families, &notes)
     }
 
     /// Says so when the wall clock moved otherwise than time does: only the

@@ -234,6 +234,13 @@ pub struct ProbeArgs {
     /// How its name is looked up.
     #[command(flatten)]
     pub resolve: ResolveArgs,
+    /// Connects by turns to an address of each IP family that the name has (default: to the first address)
+    #[arg(long, env = "LOAD_EACH_FAMILY", conflicts_with = "forge")]
+    pub each_family: bool,
+    /// Connects first, one by one and uncounted, until boom-server answers, this long at most: a Service's rules come later
+    /// than its address, and until then kube-proxy's own socket may hold its node port
+    #[arg(long, value_name = "D", env = "LOAD_AWAIT_ANSWER", default_value = "0s", value_parser = duration)]
+    pub await_answer: Duration,
     /// Connections, all opened at once
     #[arg(long, value_name = "N", env = "LOAD_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub connections: u32,

@@ -114,7 +114,9 @@ impl Forging {
     ) -> anyhow::Result<Self> {
         let progress = Arc::<Progress>::default();
         let thread = match sockets.of(target) {
-            Ok((sniffer, sender)) => {
+            Ok((mut sniffer, sender)) => {
+                // What was connected before the run is not of it.
+                while sniffer.receive(|_| {}).context("cannot read a raw socket")? > 0 {}
                 let settings = Settings {
                     forgeries: forgeries.0.clone(),
                     outcome_timeout: args.outcome_timeout,

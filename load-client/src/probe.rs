@@ -39,7 +39,8 @@ const CLOSE: Duration = Duration::from_secs(1);
 /// What all connections share; one thread, so no lock.
 struct Shared {
     args: ProbeArgs,
-    target: SocketAddr,
+    /// Used by turns.
+    targets: Vec<SocketAddr>,
     /// From the connect to the exchange, at most.
     delay: Duration,
     connected: Cell<u64>,
@@ -66,11 +67,48 @@ impl Shared {
     }
 }
 
-/// Probes with `args` the address `target`, and leaves the connections alone until what
+/// The longest step of a connection that waits for the first answer.
+const TRY: Duration = Duration::from_secs(1);
+/// Between two of them.
+const TRY_AGAIN: Duration = Duration::from_millis(200);
+
+/// Connects to each of `targets` until boom-server answers there, `args.await_answer` at most, or
+/// until a signal. Gives how many connections were not answered: whoever had them, it was not
+/// boom-server.
+pub async fn answered(
+    args: &ProbeArgs,
+    targets: &[SocketAddr],
+    shutdown: &mut Shutdown,
+) -> Result<u32, EndedBy> {
+    let args = ProbeArgs { timeout: args.timeout.min(TRY), ..args.clone() };
+    let mut unanswered = 0;
+    let all = async {
+        for target in targets {
+            let once = async |n: u32| {
+                let source = crate::pick(&args.source_ip, u64::from(n));
+                let connecting = connect(*target, source);
+                let mut stream = within(args.timeout, Phase::Connect, connecting).await?;
+                answer(&mut stream, &args, Duration::ZERO, TINY, u64::from(n)).await?;
+                close(&mut stream).await
+            };
+            while once(unanswered).await.is_err() {
+                unanswered += 1;
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+        }
+    };
+    tokio::select! {
+        // Without an answer the run tells what becomes of its connections.
+        _ = tokio::time::timeout(args.await_answer, all) => Ok(unanswered),
+        by = shutdown.signalled() => Err(by),
+    }
+}
+
+/// Probes with `args` the addresses `targets`, and leaves the connections alone until what
 /// `forging` forges on them is judged: one record for each connection, and why it ended.
 pub async fn run(
     args: &ProbeArgs,
-    target: SocketAddr,
+    targets: Vec<SocketAddr>,
     forging: Option<&Forging>,
     shutdown: &mut Shutdown,
     admin: Option<&Arc<Admin>>,
@@ -78,7 +116,7 @@ pub async fn run(
     let clock = Clock::now();
     let shared = Rc::new(Shared {
         args: args.clone(),
-        target,
+        targets,
         delay: args.delay.max(forging.map_or(Duration::ZERO, |f| f.patience(&args.forge))),
         connected: Cell::default(),
         tally: RefCell::new(Tally::new(clock)),
@@ -246,7 +284,8 @@ async fn exchange(
 ) -> Result<u64, Failure> {
     let args = &shared.args;
     let source = crate::pick(&args.source_ip, n);
-    let connecting = connect(shared.target, source);
+    let target = shared.targets[(n % shared.targets.len() as u64) as usize];
+    let connecting = connect(target, source);
     let mut stream = within(args.timeout, Phase::Connect, connecting).await?;
     shared.tally.borrow_mut().connected(started.elapsed());
     shared.connected.set(shared.connected.get() + 1);

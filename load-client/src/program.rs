@@ -110,14 +110,24 @@ async fn resolve(
     within: ResolveArgs,
     shutdown: &mut Shutdown,
 ) -> Result<SocketAddr, End> {
+    Ok(resolve_each(target, sources, within, shutdown).await?[0])
+}
+
+/// The address of each family that the name has; one at least.
+async fn resolve_each(
+    target: &Target,
+    sources: &[std::net::IpAddr],
+    within: ResolveArgs,
+    shutdown: &mut Shutdown,
+) -> Result<Vec<SocketAddr>, End> {
     let deadline = Instant::now() + within.resolve_timeout;
     let failed = |why: String| End::Usage(format!("--target {target}: {why}"));
     let mut why = "no answer from the resolver yet".to_owned();
-    let address = loop {
+    let addresses = loop {
         tokio::select! {
             _ = shutdown.signalled() => return Err(failed(why)),
             answer = target.resolve() => match answer {
-                Ok(address) => break address,
+                Ok(addresses) => break addresses,
                 Err(e) => why = e.to_string(),
             },
         }
@@ -130,9 +140,9 @@ async fn resolve(
         }
     };
     for ip in sources {
-        socket::check_source(*ip, address).map_err(End::Usage)?;
+        socket::check_source(*ip, addresses[0]).map_err(End::Usage)?;
     }
-    Ok(address)
+    Ok(addresses)
 }
 
 fn admin(common: &CommonArgs) -> Result<Option<Arc<Admin>>, End> {
@@ -249,16 +259,27 @@ async fn run_probe(args: ProbeArgs, mut config: Config) -> Result<Exit, End> {
         None => None,
     };
     let mut shutdown = catch()?;
-    let target = resolve(&args.target, &args.source_ip, args.resolve, &mut shutdown).await?;
-    derive(&mut config, "address", &target);
-    let report = begin("load-client probe", config, &args.common)?;
+    let mut targets =
+        resolve_each(&args.target, &args.source_ip, args.resolve, &mut shutdown).await?;
+    if !args.each_family {
+        targets.truncate(1);
+    }
+    let named: Vec<_> = targets.iter().map(ToString::to_string).collect();
+    derive(&mut config, "address", &named.join(","));
     let admin = admin(&args.common)?;
     preflight::raise_open_files();
     ready(admin.as_ref());
-    let forging =
-        sockets.map(|(list, s)| Forging::start(&args.forge, &list, s, target, args.connections));
+    if !args.await_answer.is_zero() {
+        let unanswered = probe::answered(&args, &targets, &mut shutdown).await.map_err(|by| {
+            End::Failed(anyhow!("{by} came before boom-server answered: nothing was measured"))
+        })?;
+        derive(&mut config, "connections-before-an-answer", &unanswered);
+    }
+    let report = begin("load-client probe", config, &args.common)?;
+    let forging = sockets
+        .map(|(list, s)| Forging::start(&args.forge, &list, s, targets[0], args.connections));
     let forging = forging.transpose()?;
-    let ran = probe::run(&args, target, forging.as_ref(), &mut shutdown, admin.as_ref()).await;
+    let ran = probe::run(&args, targets, forging.as_ref(), &mut shutdown, admin.as_ref()).await;
     let (tally, ended_by) = ran;
     let mut result = report.load_result(&tally, ended_by, args.duration);
     result.probe = tally.counts.ends();

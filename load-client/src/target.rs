@@ -119,21 +119,41 @@ impl Target {
         }
     }
 
-    /// The target's first address. The resolver works on a thread of its own, also after this
-    /// future is dropped.
-    pub async fn resolve(&self) -> Result<SocketAddr, TargetError> {
+    /// The target's first address of each family, in the resolver's order; one at least. The
+    /// resolver works on a thread of its own, also after this future is dropped.
+    pub async fn resolve(&self) -> Result<Vec<SocketAddr>, TargetError> {
         let unresolved = |why: String| TargetError::Unresolved { host: self.host.clone(), why };
-        tokio::net::lookup_host((self.host.as_str(), self.port))
+        let found = tokio::net::lookup_host((self.host.as_str(), self.port))
             .await
-            .map_err(|e| unresolved(e.to_string()))?
-            .next()
-            .ok_or_else(|| unresolved("no address".to_owned()))
+            .map_err(|e| unresolved(e.to_string()))?;
+        let addresses = first_of_each_family(found);
+        if addresses.is_empty() { Err(unresolved("no address".to_owned())) } else { Ok(addresses) }
     }
+}
+
+fn first_of_each_family(found: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    for a in found {
+        if addresses.iter().all(|b| a.is_ipv4() != b.is_ipv4()) {
+            addresses.push(a);
+        }
+    }
+    addresses
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A name has one address of each family, in the resolver's order.
+    #[test]
+    fn a_family_has_one_address() {
+        let of = |text: &str| -> Vec<SocketAddr> {
+            text.split(' ').map(|a| a.parse().unwrap()).collect()
+        };
+        let found = of("[fd00::1]:1 198.18.0.1:1 [fd00::2]:1 198.18.0.2:1");
+        assert_eq!(first_of_each_family(found), of("[fd00::1]:1 198.18.0.1:1"));
+    }
 
     /// Every form that is legal is read and spelled again in full.
     #[test]

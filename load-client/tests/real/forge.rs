@@ -10,13 +10,14 @@ use canary_testbed::test::{Bed, SOON};
 use canary_wire::segment::Family;
 use nix::sys::signal::Signal;
 
-/// Probes the path's target with 40 connections, with `list` forged on them.
+/// Probes the path's target with 40 connections, with `list` forged on them. What is connected before
+/// them, until the answer that is awaited, is none of them.
 fn probe(bed: &Bed, family: Family, list: &str) -> Ended<LoadResult> {
     let boom = bed.boom(&["--forge=none", "--on-reset=count"]);
     let target = bed.target(family);
     let ran = bed.loaded(&format!(
         "probe --target tcp://{target} --connections 40 --pattern upload --body-size 64KiB \
-         --forge {list} --min-forged 10"
+         --forge {list} --min-forged 10 --await-answer 10s"
     ));
     boom.stop(SOON).unwrap();
     ran

@@ -43,6 +43,8 @@ canary_testbed::tests![
     probe::a_wrong_octet_is_corruption,
     probe::every_end_has_its_name,
     probe::nothing_made_proves_nothing,
+    probe::connections_that_failed_later_had_a_handshake,
+    probe::an_answer_is_awaited,
     forge::uploads_through_a_node_port_need_a_drop_in_input,
     forge::what_is_passed_on_is_answered_by_the_server,
     forge::safe_segments_end_nothing,

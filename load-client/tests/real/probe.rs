@@ -2,6 +2,8 @@
 
 use std::io::Read;
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use canary_record::names::ProbeEnd;
@@ -131,11 +133,32 @@ pub(crate) fn nothing_made_proves_nothing() {
 }
 
 /// The latency of connect() is that of every handshake, whatever became of the connection.
-#[test]
-fn connections_that_failed_later_had_a_handshake() {
-    if !privileged("connections_that_failed_later_had_a_handshake") {
-        return;
-    }
-    let ran = probe(&Ns::new(), Fault::Reset, "--pattern request");
+pub(crate) fn connections_that_failed_later_had_a_handshake() {
+    let ran = probe(&Bed::new(Topology::single), Fault::Reset, "--pattern request");
     assert_eq!((ran.result.ok, ran.result.connect_latency.count), (0, 10));
+}
+
+/// Whoever holds the port before boom-server does, as kube-proxy a node port, is waited out and not
+/// counted with --await-answer; without it its silence is a hang.
+pub(crate) fn an_answer_is_awaited() {
+    for (wait, silent) in [("10s", 0), ("0s", 3)] {
+        let bed = Bed::new(Topology::single);
+        let seen = Arc::<AtomicU32>::default();
+        bed.server("host", 9000, move |s| {
+            let early = seen.fetch_add(1, Ordering::Relaxed) < 3;
+            answer(s, if early { Fault::Silence } else { Fault::None });
+        });
+        let ran = run(
+            &bed,
+            &format!(
+                "probe --target tcp://127.0.0.1:9000 --connections 10 --delay 50ms --timeout 700ms \
+                 --await-answer {wait}"
+            ),
+        );
+        let hung = ran.result.probe.get(&ProbeEnd::Hung).copied().unwrap_or(0);
+        assert_eq!((hung, ran.result.attempts), (silent, 10), "--await-answer {wait}");
+        let before = ran.result.run.config.get("connections-before-an-answer");
+        let before = before.and_then(|s| s.value.as_deref());
+        assert_eq!(before, (silent == 0).then_some("3"), "--await-answer {wait}");
+    }
 }
