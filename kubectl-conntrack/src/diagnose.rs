@@ -140,7 +140,7 @@ pub async fn tried_dry(client: &Client, run: &Run, nodes: &[Node]) -> Result<Opt
     }
     let anywhere = (Path::HostNetwork, Family::Ipv4, SocketAddr::from(([127, 0, 0, 1], 9000)));
     let dry = [
-        run.server(&node.name, 0, &[(Path::SameNode, Family::Ipv4)], &[]),
+        run.server(&node.name, 0, &[(Path::SameNode, Family::Ipv4)], &[], false),
         run.clients(&node.name, 0, From::Pod, &[anywhere]),
         run.clients(&node.name, 0, From::Host, &[anywhere]),
     ];
@@ -241,6 +241,11 @@ impl Wave<'_> {
         self.collect(&tries, &made, &made_clients, &forging, &watch.pods).await
     }
 
+    /// Why the other direction is not tried; none where it is.
+    fn untried(&self) -> Option<String> {
+        self.options.no_forge.as_ref().map(|why| format!("untried: {why}"))
+    }
+
     /// The other direction, when the first one is done: both at once would be too much for a small node.
     async fn forge(
         &self,
@@ -249,7 +254,7 @@ impl Wave<'_> {
         tries: &[Try],
         say: &dyn Fn(&str),
     ) -> Result<Vec<Made>, Stop> {
-        let refused = self.options.no_forge.as_ref().map(|why| format!("untried: {why}"));
+        let refused = self.untried();
         let made = || Made { refused: refused.clone(), ..Made::default() };
         let mut made: Vec<Made> = self.members.iter().map(|_| made()).collect();
         if refused.is_some() {
@@ -259,8 +264,7 @@ impl Wave<'_> {
         for side in FORGING {
             self.each(&mut made, |place| {
                 let targets = self.targets(place, side, tries, &watch.pods);
-                let sinks = targets.iter().filter(|t| t.0.to_server_too());
-                let sinks: Vec<_> = sinks.map(|(p, f, _, sink)| (*p, *f, *sink)).collect();
+                let sinks: Vec<_> = targets.iter().map(|(p, f, _, sink)| (*p, *f, *sink)).collect();
                 if sinks.is_empty() {
                     return Err("no server that it could connect to was started".to_owned());
                 }
@@ -372,10 +376,11 @@ impl Wave<'_> {
         let paths: Vec<_> = here.clone().map(|t| (t.path, t.family)).collect();
         let hairpin: Vec<_> = here
             .filter(|t| t.path.from() == From::ServerPod)
-            .filter_map(|t| Some((t.family, t.target.as_ref().ok()?.as_ref()?.0)))
+            .filter_map(|t| t.target.as_ref().ok()?.map(|(to, sink)| (t.family, to, sink)))
             .collect();
         let m = &self.members[place];
-        self.run.server(&m.node.name, m.index, &paths, &hairpin)
+        let forge = self.options.no_forge.is_none();
+        self.run.server(&m.node.name, m.index, &paths, &hairpin, forge)
     }
 
     /// What the clients at `place` connect to: servers that run, and their sinks.
@@ -472,13 +477,10 @@ impl Wave<'_> {
             if t.client != t.server {
                 passed.push(server.node.name.clone());
             }
-            let mut row = path_row(t.path, t.family, passed, &ends.0, &ends.1);
-            if t.path.to_server_too() {
-                let up = self.to_server(t, forging, pods).await;
-                self.save_to_server(t, &up)?;
-                row = row.with(ToServer::of(t.path, t.family, &up));
-            }
-            Ok::<_, Stop>((t.row, row))
+            let row = path_row(t.path, t.family, passed, &ends.0, &ends.1);
+            let up = self.to_server(t, forging, pods).await;
+            self.save_to_server(t, &up)?;
+            Ok::<_, Stop>((t.row, row.with(ToServer::of(t.path, t.family, &up))))
         }))
         .buffered(PARALLEL)
         .try_collect::<Vec<_>>()
@@ -567,7 +569,11 @@ impl Wave<'_> {
     ) -> Found<LoadResult> {
         let pod = objects::forging_client_name(t.path.from(), self.members[t.client].index);
         let name = objects::to_server(t.path, t.family);
-        self.document(&pod, &name, forging[t.client].refused.as_deref(), pods).await
+        let refused = match t.path.from() {
+            From::ServerPod => self.untried(),
+            _ => forging[t.client].refused.clone(),
+        };
+        self.document(&pod, &name, refused.as_deref(), pods).await
     }
 
     fn save_to_server(&self, t: &Try, up: &Found<LoadResult>) -> Result<(), Stop> {

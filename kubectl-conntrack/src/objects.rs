@@ -47,10 +47,11 @@ const FORGED: u32 = 150;
 const FORGED_UP: u32 = 75;
 /// Connections that a client opens at once, each second.
 const AT_ONCE: u32 = 25;
-/// A client in a pod of its own starts when the servers are ready; one in the server's pod
-/// starts with it, before the Service is programmed.
+/// For so many seconds.
 const SECONDS: u32 = 8;
-const SECONDS_EARLY: u32 = 20;
+/// The longest that a client waits for its Service's rules: until then kube-proxy's own socket may
+/// answer for a node port.
+const AWAIT: &str = "30s";
 
 /// The container's name of a path in a family.
 #[must_use]
@@ -120,14 +121,16 @@ impl Run {
             "metadata": self.meta(&service_name(front, index), "server"), "spec": spec}))
     }
 
-    /// The pod with a boom-server for each path and family that ends at this node, and the hairpin's client.
+    /// The pod with a boom-server for each path and family that ends at this node, and the hairpin's
+    /// clients: one for each family, with its target and sink; with `forge` one more that forges.
     #[must_use]
     pub fn server(
         &self,
         node: &str,
         index: usize,
         paths: &[(Path, Family)],
-        hairpin: &[(Family, SocketAddr)],
+        hairpin: &[(Family, SocketAddr, SocketAddr)],
+        forge: bool,
     ) -> Pod {
         let field =
             |name, path| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
@@ -135,8 +138,6 @@ impl Run {
             let own = [
                 json!({"name": "BOOM_LISTEN", "value": format!("[::]:{port}")}),
                 json!({"name": "BOOM_ADMIN", "value": "none"}),
-                field("POD_IP", "status.podIP"),
-                field("POD_IPS", "status.podIPs"),
                 field("NODE_NAME", "spec.nodeName"),
             ];
             json!({
@@ -157,16 +158,20 @@ impl Run {
                 json!({"name": "BOOM_ON_RESET", "value": "count"}),
                 json!({"name": "BOOM_CONNECTIONS", "value": FORGED.to_string()}),
                 json!({"name": "BOOM_DURATION", "value": "60s"}),
-                json!({"name": "BOOM_HOLD", "value": "5s"}),
+                // Its last client goes first: what is cut off by a server's end is a reset, too.
+                json!({"name": "BOOM_HOLD", "value": "30s"}),
             ];
             server(format!("server-{}", container(*path, *family)), path.port(*family), &env)
         });
-        let clients = hairpin.iter().map(|(family, to)| self.client(Path::Hairpin, *family, *to));
+        let path = Path::Hairpin;
+        let clients = hairpin.iter().map(|(family, to, _)| self.client(path, *family, *to));
+        let forging = hairpin.iter().filter(|_| forge);
+        let forging = forging.map(|(family, _, sink)| self.forging_client(path, *family, *sink));
         let mut pod = self.pod(
             &server_name(index),
             node,
             "server",
-            &servers.chain([sink]).chain(clients).collect::<Vec<_>>(),
+            &servers.chain([sink]).chain(clients).chain(forging).collect::<Vec<_>>(),
         );
         pod["metadata"]["labels"][SERVER] = index.to_string().into();
         typed(pod)
@@ -218,7 +223,6 @@ impl Run {
     }
 
     fn client(&self, path: Path, family: Family, to: SocketAddr) -> Value {
-        let seconds = if path == Path::Hairpin { SECONDS_EARLY } else { SECONDS };
         self.load_client(
             &container(path, family),
             &json!([
@@ -230,11 +234,13 @@ impl Run {
                 "--every",
                 "1s",
                 "--duration",
-                format!("{seconds}s"),
+                format!("{SECONDS}s"),
                 "--delay",
-                "3s",
+                "4s",
                 "--timeout",
-                "3s"
+                "5s",
+                "--await-answer",
+                AWAIT
             ]),
         )
     }
@@ -252,7 +258,9 @@ impl Run {
                 "--forge",
                 "control,above-window,syn-fin",
                 "--timeout",
-                "3s"
+                "3s",
+                "--await-answer",
+                AWAIT
             ]),
         );
         client["securityContext"] = net_raw();
@@ -325,7 +333,10 @@ pub fn client_name(from: From, index: usize) -> String {
 /// The pod of clients that forge.
 #[must_use]
 pub fn forging_client_name(from: From, index: usize) -> String {
-    format!("up-{}", client_name(from, index))
+    match from {
+        From::ServerPod => server_name(index),
+        _ => format!("up-{}", client_name(from, index)),
+    }
 }
 
 /// A Service.

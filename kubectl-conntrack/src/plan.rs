@@ -99,14 +99,6 @@ impl Path {
         matches!(self, Self::NodePortFromOther | Self::NodePortLocalFromOther)
     }
 
-    /// True where the client's own direction is tried too. The hairpin's client starts before its
-    /// Service is programmed, and one that forges does not try again; its segments take the way
-    /// of `node-port`.
-    #[must_use]
-    pub const fn to_server_too(self) -> bool {
-        !matches!(self, Self::Hairpin)
-    }
-
     /// The port on which boom-server serves this path in this family: it tells the path
     /// wherever a masquerade hides the client's address.
     #[must_use]

@@ -33,7 +33,7 @@ pub struct PathRow {
     pub leaked: u64,
     /// Each forgery that leaked.
     pub leaks: Vec<Leak>,
-    /// The other direction; none on a path on which it is not tried.
+    /// The other direction.
     #[serde(default)]
     pub to_server: Option<ToServer>,
     /// Connections that the client's application saw reset.
