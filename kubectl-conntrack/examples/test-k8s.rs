@@ -24,6 +24,7 @@ use kubectl_conntrack::cli::{Cli, ClusterArgs, Command, ConfirmArgs};
 use kubectl_conntrack::each_node::EachNode;
 use kubectl_conntrack::manifests::{self, Set};
 use kubectl_conntrack::objects::{RUN, Run};
+use kubectl_conntrack::output::Shown as _;
 use kubectl_conntrack::plan::{Node, Path};
 use kubectl_conntrack::report::{Cluster, DiagnoseResult};
 use kubectl_conntrack::run::{self, Ground};
@@ -417,9 +418,9 @@ impl Test<'_> {
         let service = format!("service {}/boom-server", self.run.namespace);
         let named = seen.services.iter().any(|h| h.name.as_ref() == Some(&service));
         if seen.verdict == Verdict::Inconclusive && !named {
-            self.skip(&format!("witness proves nothing here: {}", seen.text()));
+            self.skip(&format!("witness proves nothing here: {}", seen.table(false)));
         } else {
-            let first = seen.text().lines().next().unwrap_or_default().to_owned();
+            let first = seen.table(false).lines().next().unwrap_or_default().to_owned();
             self.claim(named, &format!("witness names {service}: {first}"));
         }
         Ok(())

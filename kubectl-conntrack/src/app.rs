@@ -21,8 +21,9 @@ use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Serialize;
 
-use crate::cli::{Cli, ClusterArgs, Command, ConfirmArgs, ImageArgs, Plain};
+use crate::cli::{Cli, ClusterArgs, Command, ConfirmArgs, ImageArgs};
 use crate::objects::Images;
+use crate::output::{self, Format, Shown};
 use crate::report::Cluster;
 use crate::{manifests, plan, preflight, run};
 pub use diagnose::diagnosis;
@@ -193,11 +194,8 @@ async fn kept<T: Serialize>(
 }
 
 /// Writes a result.
-fn plain<T: Serialize>(result: &T, output: Plain, text: String) -> anyhow::Result<()> {
-    print(&match output {
-        Plain::Table => text,
-        Plain::Json => serde_json::to_string_pretty(result)?,
-    })
+fn show<T: Shown>(result: &T, format: Format) -> anyhow::Result<()> {
+    print(&output::text(result, format, std::io::stdout().is_terminal())?)
 }
 
 /// The nodes that are ready, and why others are not.

@@ -128,19 +128,10 @@ pub struct LoadArgs {
     pub fail_on: Vec<Threshold>,
     /// How the result is written
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
-    pub output: Plain,
+    pub output: Format,
     /// Which cluster.
     #[command(flatten)]
     pub cluster: ClusterArgs,
-}
-
-/// How a result without verdicts of nodes is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Plain {
-    /// For people
-    Table,
-    /// The whole document
-    Json,
 }
 
 /// The word before a cluster's nodes are changed.
@@ -162,7 +153,7 @@ pub struct WitnessArgs {
     pub nodes: Option<String>,
     /// How the result is written
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
-    pub output: Plain,
+    pub output: Format,
     /// Which cluster.
     #[command(flatten)]
     pub cluster: ClusterArgs,
@@ -187,6 +178,9 @@ pub struct ExperimentArgs {
     /// First holds kube-proxy's drop of INVALID off, as k8s/tests/unprotect does
     #[arg(long)]
     pub hold_off_drop: bool,
+    /// How the result is written; the folder has it as JSON, JUnit and page in any case
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
     /// Consent.
     #[command(flatten)]
     pub confirm: ConfirmArgs,
@@ -209,7 +203,7 @@ pub struct TuneArgs {
     pub hold: Option<Duration>,
     /// How the result is written
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
-    pub output: Plain,
+    pub output: Format,
     /// Consent.
     #[command(flatten)]
     pub confirm: ConfirmArgs,

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use canary_record::names::LoadVerdict;
+use canary_record::names::{LoadVerdict, Verdict};
 use canary_record::result::Run as Record;
-use canary_record::result::load::LoadResult;
+use canary_record::result::load::{FailureCount, LoadResult, ThresholdRecord};
 use futures_util::{StreamExt, stream};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::api::{PARALLEL, Watch, call};
 use crate::manifests::{self, Set};
 use crate::objects::{self, RUN, Run};
+use crate::output::{Part, Row, Sheet, Shown, Table};
 use crate::pods::Seen;
 use crate::preflight::{Right, rights};
 use crate::run::{self, Stop};
@@ -282,24 +283,67 @@ pub fn judged(
     Ok(Some(result))
 }
 
-/// The result for people.
-#[must_use]
-pub fn text(result: &LoadResult) -> String {
-    use std::fmt::Write as _;
+/// The result in one line.
+fn headline(result: &LoadResult) -> String {
     let word = match result.verdict {
         LoadVerdict::WithinThresholds => "WITHIN THRESHOLDS",
         LoadVerdict::ThresholdCrossed => "A THRESHOLD WAS CROSSED",
         LoadVerdict::Inconclusive => "NOT PROVED",
     };
-    let mut text = format!(
-        "{word}: {} of {} connections of {} clients succeeded in {:.0} s\n",
+    format!(
+        "{word}: {} of {} connections of {} clients succeeded in {:.0} s",
         result.ok, result.attempts, result.merged, result.run.seconds
-    );
-    for f in &result.failures {
-        let _ = writeln!(text, "  {f}");
+    )
+}
+
+impl Shown for LoadResult {
+    fn table(&self, _: bool) -> String {
+        use std::fmt::Write as _;
+        let mut text = headline(self) + "\n";
+        for f in &self.failures {
+            let _ = writeln!(text, "  {f}");
+        }
+        for r in &self.reasons {
+            let _ = writeln!(text, "  - {r}");
+        }
+        text
     }
-    for r in &result.reasons {
-        let _ = writeln!(text, "  - {r}");
+
+    fn sheet(&self, _: bool) -> Sheet {
+        let verdict = match self.verdict {
+            LoadVerdict::WithinThresholds => Verdict::Protected,
+            LoadVerdict::ThresholdCrossed => Verdict::Vulnerable,
+            LoadVerdict::Inconclusive => Verdict::Inconclusive,
+        };
+        let threshold = |t: &ThresholdRecord| Row {
+            verdict: if t.crossed { Verdict::Vulnerable } else { Verdict::Protected },
+            cells: vec![t.expression.clone(), t.measured.to_string()],
+        };
+        // What failed is judged by thresholds alone.
+        let failure = |f: &FailureCount| Row {
+            verdict: Verdict::Protected,
+            cells: vec![format!("{} in {}", f.cause.words(), f.phase), f.count.to_string()],
+        };
+        let table = |columns, rows| Table { columns, rows, ..Table::default() };
+        let part = Part {
+            title: "connections".to_owned(),
+            verdict,
+            facts: format!("{} of {} succeeded", self.ok, self.attempts),
+            names: Vec::new(),
+            reasons: Vec::new(),
+            tables: vec![
+                table(&["Threshold", "Measured"], self.thresholds.iter().map(threshold).collect()),
+                table(&["Failure", "Connections"], self.failures.iter().map(failure).collect()),
+            ],
+        };
+        Sheet {
+            command: "kubectl conntrack load",
+            verdict,
+            headline: headline(self),
+            about: self.run.started.clone(),
+            reasons: self.reasons.clone(),
+            advice: Vec::new(),
+            parts: vec![part],
+        }
     }
-    text
 }

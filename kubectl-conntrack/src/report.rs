@@ -6,7 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::advice::advice;
-use crate::verdict::{NodeRow, worst};
+use crate::output::{Part, Row, Sheet, Shown, Table, table};
+use crate::verdict::{FamilyRow, NodeRow, PathRow, groups, worst};
 
 /// What `kubectl conntrack diagnose` found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -74,6 +75,78 @@ impl DiagnoseResult {
             of(Verdict::Inconclusive),
             of(Verdict::Protected)
         )
+    }
+}
+
+impl Shown for DiagnoseResult {
+    fn table(&self, colour: bool) -> String {
+        table::table(self, colour)
+    }
+
+    fn sheet(&self, each: bool) -> Sheet {
+        let part = |n: &NodeRow, title: String, names: Vec<String>| Part {
+            title,
+            verdict: n.verdict,
+            facts: table::facts(n),
+            names,
+            reasons: n.reasons.clone(),
+            tables: n.families.iter().map(paths).collect(),
+        };
+        let parts = if each {
+            self.nodes.iter().map(|n| part(n, n.name.clone(), Vec::new())).collect()
+        } else {
+            let all = groups(&self.nodes).into_iter();
+            all.map(|g| {
+                let title = format!("{}: {} nodes", word(g.like.verdict), g.names.len());
+                part(g.like, title, g.names.into_iter().map(str::to_owned).collect())
+            })
+            .collect()
+        };
+        Sheet {
+            command: "kubectl conntrack diagnose",
+            verdict: self.verdict,
+            headline: self.headline(),
+            about: self.cluster.about(&self.run),
+            reasons: self.reasons.clone(),
+            advice: self.advice.clone(),
+            parts,
+        }
+    }
+}
+
+/// A family's paths.
+fn paths(f: &FamilyRow) -> Table {
+    let row = |p: &PathRow| Row {
+        verdict: p.verdict,
+        cells: vec![
+            p.path.to_string(),
+            p.verdict.to_string(),
+            p.diagnosis.map_or("-".to_owned(), |d| d.to_string()),
+            p.passed.join(", "),
+            table::path_end(p),
+        ],
+    };
+    let proves_nothing = f.verdict == Verdict::Inconclusive;
+    Table {
+        title: f.family.to_string(),
+        word: table::family_word(f).to_owned(),
+        columns: &[
+            "Path",
+            "Verdict",
+            "Diagnosis",
+            "Nodes passed",
+            "Leaked, or why nothing is proved",
+        ],
+        rows: f.paths.iter().map(row).collect(),
+        reasons: table::own_reasons(f).filter(|_| proves_nothing).cloned().collect(),
+    }
+}
+
+impl Cluster {
+    /// Which cluster, and when the run was.
+    #[must_use]
+    pub fn about(&self, run: &Run) -> String {
+        format!("context {}, Kubernetes {}, {}", self.context, self.version, run.started)
     }
 }
 

@@ -17,6 +17,7 @@ use crate::api::Watch;
 use crate::each_node::EachNode;
 use crate::manifests::Set;
 use crate::objects::{RUN, Run};
+use crate::output::{Part, Row, Sheet, Shown, Table};
 use crate::plan::Node;
 use crate::report::Cluster;
 use crate::run::Stop;
@@ -80,6 +81,9 @@ pub struct TuneResult {
     pub cluster: Cluster,
     /// True where every node was set, and is as before again unless it was to be kept.
     pub done: bool,
+    /// True where the values were to stay.
+    #[serde(default)]
+    pub kept: bool,
     /// What is left behind or was cut short.
     pub reasons: Vec<String>,
     /// Every node, by name.
@@ -225,11 +229,16 @@ impl TuneResult {
         kept: bool,
     ) -> Self {
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
-        let back = |c: &Change| kept || c.restored == Some(c.from);
-        let whole = |n: &TunedNode| !n.changes.is_empty() && n.changes.iter().all(back);
-        let done = reasons.is_empty() && nodes.iter().all(whole);
         let schema_version = canary_record::result::SCHEMA_VERSION;
-        Self { schema_version, run, cluster, done, reasons, nodes }
+        let mut result = Self { schema_version, run, cluster, done: false, kept, reasons, nodes };
+        result.done = result.reasons.is_empty() && result.nodes.iter().all(|n| result.whole(n));
+        result
+    }
+
+    /// True where a node was set, and is as before again unless it was to be kept.
+    fn whole(&self, n: &TunedNode) -> bool {
+        let back = |c: &Change| self.kept || c.restored == Some(c.from);
+        !n.changes.is_empty() && n.changes.iter().all(back)
     }
 
     /// What the exit code says of it.
@@ -237,19 +246,26 @@ impl TuneResult {
     pub const fn verdict(&self) -> Verdict {
         if self.done { Verdict::Protected } else { Verdict::Inconclusive }
     }
+}
 
-    /// The result for people.
-    #[must_use]
-    pub fn text(&self) -> String {
+impl Change {
+    /// What was done, in words.
+    fn words(&self) -> String {
+        let back = match self.restored {
+            Some(value) => format!(", put back to {value}"),
+            None => String::new(),
+        };
+        format!("{} -> {}{back}", self.from, self.to)
+    }
+}
+
+impl Shown for TuneResult {
+    fn table(&self, _: bool) -> String {
         use std::fmt::Write as _;
         let mut text = String::new();
         for n in &self.nodes {
             for c in &n.changes {
-                let back = match c.restored {
-                    Some(value) => format!(", put back to {value}"),
-                    None => String::new(),
-                };
-                let _ = writeln!(text, "{}: {} {} -> {}{back}", n.name, c.name, c.from, c.to);
+                let _ = writeln!(text, "{}: {} {}", n.name, c.name, c.words());
             }
             for r in &n.reasons {
                 let _ = writeln!(text, "{}: {r}", n.name);
@@ -259,6 +275,37 @@ impl TuneResult {
             let _ = writeln!(text, "{r}");
         }
         text
+    }
+
+    fn sheet(&self, _: bool) -> Sheet {
+        let verdict = |done| if done { Verdict::Protected } else { Verdict::Inconclusive };
+        let row = |c: &Change| Row {
+            verdict: verdict(self.kept || c.restored == Some(c.from)),
+            cells: vec![c.name.clone(), c.words()],
+        };
+        let part = |n: &TunedNode| Part {
+            title: n.name.clone(),
+            verdict: verdict(self.whole(n)),
+            facts: String::new(),
+            names: Vec::new(),
+            reasons: n.reasons.clone(),
+            tables: vec![Table {
+                columns: &["Sysctl", "From, to, and back"],
+                rows: n.changes.iter().map(row).collect(),
+                ..Table::default()
+            }],
+        };
+        let whole = self.nodes.iter().filter(|n| self.whole(n)).count();
+        let word = if self.done { "DONE" } else { "NOT DONE" };
+        Sheet {
+            command: "kubectl conntrack tune",
+            verdict: self.verdict(),
+            headline: format!("{word}: {whole} of {} nodes as they should be", self.nodes.len()),
+            about: self.cluster.about(&self.run),
+            reasons: self.reasons.clone(),
+            advice: Vec::new(),
+            parts: self.nodes.iter().map(part).collect(),
+        }
     }
 }
 

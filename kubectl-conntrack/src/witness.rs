@@ -23,6 +23,7 @@ use crate::each_node::EachNode;
 use crate::manifests::Set;
 use crate::names::Names;
 use crate::objects::{RUN, Run};
+use crate::output::{Part, Row, Sheet, Shown, Table};
 use crate::plan::Node;
 use crate::preflight::{Right, rights};
 use crate::report::Cluster;
@@ -299,15 +300,10 @@ impl ClusterWitness {
         }
     }
 
-    /// The result for people.
-    #[must_use]
-    pub fn text(&self) -> String {
-        use std::fmt::Write as _;
-        let ended = |n: &WitnessNode| -> u64 {
-            n.connections.iter().filter(|c| c.cause.ended()).map(|c| c.count).sum()
-        };
-        let all: u64 = self.nodes.iter().map(ended).sum();
-        let hit = self.nodes.iter().filter(|n| ended(n) > 0).count();
+    /// The result in one line.
+    fn headline(&self) -> String {
+        let all: u64 = self.nodes.iter().map(WitnessNode::ended).sum();
+        let hit = self.nodes.iter().filter(|n| n.ended() > 0).count();
         let seconds = self.nodes.iter().map(|n| n.seconds_watched).fold(0.0, f64::max);
         let watched = self.nodes.iter().filter(|n| n.seconds_watched > 0.0).count();
         let word = match self.verdict {
@@ -318,7 +314,32 @@ impl ClusterWitness {
             Verdict::Inconclusive => "NOT PROVED".to_owned(),
         };
         let total = self.nodes.len();
-        let mut text = format!("{word}; {watched} of {total} nodes watched, {seconds:.0} s\n");
+        format!("{word}; {watched} of {total} nodes watched, {seconds:.0} s")
+    }
+
+    /// Who was hit, most often first, by kind.
+    fn hits(&self) -> [(&'static str, &Vec<NamedHit>); 3] {
+        [("Services", &self.services), ("clients", &self.clients), ("servers", &self.servers)]
+    }
+}
+
+impl WitnessNode {
+    /// Connections that an INVALID segment ended.
+    fn ended(&self) -> u64 {
+        self.connections.iter().filter(|c| c.cause.ended()).map(|c| c.count).sum()
+    }
+}
+
+impl NamedHit {
+    fn whose(&self) -> &str {
+        self.name.as_deref().unwrap_or("known to nobody")
+    }
+}
+
+impl Shown for ClusterWitness {
+    fn table(&self, _: bool) -> String {
+        use std::fmt::Write as _;
+        let mut text = self.headline() + "\n";
         let mut alike = BTreeMap::<Vec<(Cause, Direction, u64)>, BTreeSet<&str>>::new();
         for n in self.nodes.iter().filter(|n| !n.connections.is_empty()) {
             let counts = n.connections.iter().map(|c| (c.cause, c.direction, c.count)).collect();
@@ -330,15 +351,12 @@ impl ClusterWitness {
                 let _ = writeln!(text, "  {nodes}: {count} {cause}, {direction}");
             }
         }
-        for (title, hits) in
-            [("Services", &self.services), ("clients", &self.clients), ("servers", &self.servers)]
-        {
+        for (title, hits) in self.hits() {
             if !hits.is_empty() {
                 let _ = writeln!(text, "  {title}:");
             }
             for h in hits {
-                let name = h.name.as_deref().unwrap_or("known to nobody");
-                let _ = writeln!(text, "    {:>6}  {name} ({})", h.count, h.address);
+                let _ = writeln!(text, "    {:>6}  {} ({})", h.count, h.whose(), h.address);
             }
         }
         for n in &self.nodes {
@@ -350,5 +368,68 @@ impl ClusterWitness {
             let _ = writeln!(text, "  - {r}");
         }
         text
+    }
+
+    fn sheet(&self, each: bool) -> Sheet {
+        let cause = |c: &CauseCount| Row {
+            verdict: if c.cause.ended() { Verdict::Vulnerable } else { Verdict::Inconclusive },
+            cells: vec![
+                c.cause.to_string(),
+                c.direction.to_string(),
+                format!("{} connections", c.count),
+            ],
+        };
+        let node = |n: &WitnessNode| Part {
+            title: n.name.clone(),
+            verdict: n.verdict,
+            facts: format!(
+                "watched for {:.0} s; {} connections ended",
+                n.seconds_watched,
+                n.ended()
+            ),
+            names: Vec::new(),
+            reasons: n.reasons.clone(),
+            tables: vec![Table {
+                columns: &["Cause", "Direction", "How many"],
+                rows: if n.connections.is_empty() && n.verdict == Verdict::Protected {
+                    let cells = ["no connection was ended", "-", "0 connections"];
+                    vec![Row { verdict: n.verdict, cells: cells.map(str::to_owned).into() }]
+                } else {
+                    n.connections.iter().map(cause).collect()
+                },
+                ..Table::default()
+            }],
+        };
+        let hit = |h: &NamedHit| Row {
+            verdict: Verdict::Vulnerable,
+            cells: vec![
+                h.whose().to_owned(),
+                h.address.clone(),
+                format!("{} connections", h.count),
+            ],
+        };
+        let hits = |(title, hits): (&'static str, &Vec<NamedHit>)| Part {
+            title: title.to_owned(),
+            verdict: Verdict::Vulnerable,
+            tables: vec![Table {
+                columns: &["Whose", "Address", "How many ended"],
+                rows: hits.iter().map(hit).collect(),
+                ..Table::default()
+            }],
+            facts: String::new(),
+            names: Vec::new(),
+            reasons: Vec::new(),
+        };
+        // Whom a node's own connections were counts of is no test of its own.
+        let who = self.hits().into_iter().filter(|(_, h)| !h.is_empty() && !each).map(hits);
+        Sheet {
+            command: "kubectl conntrack witness",
+            verdict: self.verdict,
+            headline: self.headline(),
+            about: self.cluster.about(&self.run),
+            reasons: self.reasons.clone(),
+            advice: Vec::new(),
+            parts: who.chain(self.nodes.iter().map(node)).collect(),
+        }
     }
 }

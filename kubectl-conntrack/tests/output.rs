@@ -37,9 +37,6 @@ fn node(name: &str, mode: Option<&str>, of: impl Fn(Path, Family) -> Diagnosis) 
             let diagnosis = of(*path, family);
             let server = Ok(boom(family, diagnosis));
             let row = path_row(*path, family, passed, &server, &Ok(client(&[])));
-            if !path.to_server_too() {
-                return row;
-            }
             row.with(ToServer::of(*path, family, &Ok(forging(family, diagnosis))))
         });
         family_row(family, rows.collect(), &[])

@@ -10,6 +10,7 @@ use clap::Parser;
 use common::{Fake, Life};
 use kubectl_conntrack::app::tune;
 use kubectl_conntrack::cli::{Cli, Command};
+use kubectl_conntrack::output::Shown as _;
 use kubectl_conntrack::report::Cluster;
 use kubectl_conntrack::tune::TuneResult;
 use serde_json::{Value, json};
@@ -81,9 +82,9 @@ async fn a_value_that_stays_is_told() {
     assert!(result.nodes[1].reasons[0].contains("stays 1: kube-proxy started"), "{result:?}");
     assert_eq!(result.nodes[0].reasons, [] as [&str; 0]);
     assert!(
-        result.text().contains("n0001: nf_conntrack_tcp_be_liberal 0 -> 1\n"),
+        result.table(false).contains("n0001: nf_conntrack_tcp_be_liberal 0 -> 1\n"),
         "{}",
-        result.text()
+        result.table(false)
     );
 }
 

@@ -11,6 +11,7 @@ use common::documents::witness as result;
 use common::{Fake, Life};
 use kubectl_conntrack::app::watch;
 use kubectl_conntrack::cli::{Cli, Command};
+use kubectl_conntrack::output::Shown as _;
 use kubectl_conntrack::report::Cluster;
 use kubectl_conntrack::witness::ClusterWitness;
 use serde_json::{Value, json};
@@ -78,7 +79,7 @@ async fn the_hit_have_names() {
     let first = &result.examples[0];
     assert_eq!(first.node, "n0000");
     assert_eq!(first.service_name.as_deref(), Some("service shop/stock"));
-    let text = result.text();
+    let text = result.table(false);
     assert!(
         text.starts_with("INVALID SEGMENTS ENDED 12 CONNECTIONS on 1 nodes; 3 of 3 nodes watched"),
         "{text}"

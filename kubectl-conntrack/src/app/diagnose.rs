@@ -1,7 +1,6 @@
 //! `diagnose`, from its options to its exit code.
 
 use std::collections::BTreeSet;
-use std::io::IsTerminal as _;
 
 use canary_record::names::EndedBy;
 use canary_record::result::Config;
@@ -10,11 +9,11 @@ use canary_runtime::exit::Exit;
 use kube::Client;
 
 use super::session::{Session, ended};
-use super::{Connected, connect, kept, print};
+use super::{Connected, connect, kept, show};
 use crate::cli::DiagnoseArgs;
 use crate::report::{Cluster, DiagnoseResult};
 use crate::run::Stop;
-use crate::{diagnose, output, plan, preflight};
+use crate::{diagnose, plan, preflight};
 
 /// The whole subcommand.
 pub(super) async fn diagnosed(args: DiagnoseArgs, config: &Config) -> anyhow::Result<Exit> {
@@ -24,7 +23,7 @@ pub(super) async fn diagnosed(args: DiagnoseArgs, config: &Config) -> anyhow::Re
         Box::pin(diagnosis(&client, cluster, &args, config, signalled, say)).await
     })
     .await?;
-    print(&output::text(&result, args.output, std::io::stdout().is_terminal())?)?;
+    show(&result, args.output)?;
     Ok(result.verdict.into())
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use anyhow::Context as _;
 use canary_record::names::EndedBy;
 use canary_runtime::exit::Exit;
 use conntrack_lab::document::lab::LabResult;
@@ -12,6 +13,7 @@ use super::{Connected, confirmed, connect, kept, print, usable};
 use crate::cli::ExperimentArgs;
 use crate::experiment::journal::Journal;
 use crate::experiment::{self, Experiment, Signal};
+use crate::output::Format;
 use crate::plan;
 use crate::report::Cluster;
 use crate::run::Stop;
@@ -29,9 +31,21 @@ pub(super) async fn experimented(args: ExperimentArgs) -> anyhow::Result<Exit> {
         Box::pin(experiment(&client, cluster, &args, &dir, signalled, say)).await
     })
     .await?;
-    print(&conntrack_lab::report::text::render(&result, conntrack_lab::report::text::width()))?;
-    print(&dir.join("report.html").display().to_string())?;
+    print(&shown(&result, &dir, args.output)?)?;
     Ok(conntrack_lab::app::exit(&result))
+}
+
+/// The result as the lab writes it.
+fn shown(result: &LabResult, dir: &Path, format: Format) -> anyhow::Result<String> {
+    use conntrack_lab::report::{junit, text};
+    let page = dir.join("report.html");
+    Ok(match format {
+        Format::Table => format!("{}\n{}", text::render(result, text::width()), page.display()),
+        Format::Json => serde_json::to_string_pretty(result)?,
+        Format::Junit => junit::render(result),
+        Format::Html => std::fs::read_to_string(&page)
+            .with_context(|| format!("cannot read {}", page.display()))?,
+    })
 }
 
 /// The experiment on the cluster behind `client`, judged from what it left in `dir`.

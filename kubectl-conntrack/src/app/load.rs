@@ -8,7 +8,7 @@ use canary_runtime::exit::Exit;
 use kube::Client;
 
 use super::session::{Session, ended};
-use super::{Connected, connect, kept, plain};
+use super::{Connected, connect, kept, show};
 use crate::cli::LoadArgs;
 use crate::load::{self, Load};
 use crate::report::Cluster;
@@ -22,7 +22,7 @@ pub(super) async fn loaded(args: LoadArgs, config: &Config) -> anyhow::Result<Ex
         Box::pin(load(&client, cluster, &args, config, signalled, say)).await
     })
     .await?;
-    plain(&result, args.output, load::text(&result))?;
+    show(&result, args.output)?;
     Ok(result.verdict.into())
 }
 

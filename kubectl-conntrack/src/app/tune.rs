@@ -6,7 +6,7 @@ use canary_runtime::exit::Exit;
 use kube::Client;
 
 use super::session::{Session, ended};
-use super::{Connected, confirmed, connect, kept, plain, usable};
+use super::{Connected, confirmed, connect, kept, show, usable};
 use crate::cli::TuneArgs;
 use crate::each_node;
 use crate::report::Cluster;
@@ -21,7 +21,7 @@ pub(super) async fn tuned(args: TuneArgs, config: &Config) -> anyhow::Result<Exi
         Box::pin(tune(&client, cluster, &args, config, signalled, say)).await
     })
     .await?;
-    plain(&result, args.output, result.text())?;
+    show(&result, args.output)?;
     Ok(result.verdict().into())
 }
 

@@ -6,7 +6,7 @@ use canary_runtime::exit::Exit;
 use kube::Client;
 
 use super::session::{Session, ended};
-use super::{Connected, connect, kept, plain, usable};
+use super::{Connected, connect, kept, show, usable};
 use crate::cli::WitnessArgs;
 use crate::report::Cluster;
 use crate::run::Stop;
@@ -20,7 +20,7 @@ pub(super) async fn witnessed(args: WitnessArgs, config: &Config) -> anyhow::Res
         Box::pin(watch(&client, cluster, &args, config, signalled, say)).await
     })
     .await?;
-    plain(&result, args.output, result.text())?;
+    show(&result, args.output)?;
     Ok(result.verdict.into())
 }
 

@@ -1,11 +1,9 @@
-//! A page that needs nothing else: the groups, then their paths.
+//! A page that needs nothing else: the whole, then each part with its tables.
 
 use canary_record::names::Verdict;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::table::{facts, path_end};
-use crate::report::{DiagnoseResult, word};
-use crate::verdict::{FamilyRow, groups};
+use super::{Sheet, Table};
 
 const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1a1a1a}\
 table{border-collapse:collapse;width:100%;margin:.5rem 0 1rem}th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #ddd;vertical-align:top}\
@@ -14,30 +12,29 @@ h2,h1{padding-left:.6rem}.f{color:#555}@media(prefers-color-scheme:dark){body{ba
 
 /// The page.
 #[must_use]
-pub fn page(result: &DiagnoseResult) -> String {
-    let c = &result.cluster;
+pub fn page(sheet: &Sheet) -> String {
+    let list =
+        |all: &[String]| html! { @if !all.is_empty() { ul { @for r in all { li { (r) } } } } };
     let page = html! {
         (DOCTYPE)
         html lang="en" {
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width";
-                title { "kubectl conntrack diagnose: " (c.context) }
+                title { (sheet.command) ": " (sheet.headline) }
                 style { (PreEscaped(STYLE)) }
             }
             body {
-                h1 class=(class(result.verdict)) { (result.headline()) }
-                p.f { "Context " (c.context) ", Kubernetes " (c.version) ", " (result.run.started) }
-                @if !result.reasons.is_empty() { ul { @for r in &result.reasons { li { (r) } } } }
-                @for line in &result.advice { p { (line) } }
-                @for group in groups(&result.nodes) {
-                    h2 class=(class(group.like.verdict)) {
-                        (word(group.like.verdict)) ": " (group.names.len()) " nodes"
-                    }
-                    p.f { (facts(group.like)) }
-                    details { summary { "Names" } p { (group.names.join(", ")) } }
-                    @if !group.like.reasons.is_empty() { ul { @for r in &group.like.reasons { li { (r) } } } }
-                    @for f in &group.like.families { (family(f)) }
+                h1 class=(class(sheet.verdict)) { (sheet.headline) }
+                p.f { (sheet.command) ", " (sheet.about) }
+                (list(&sheet.reasons))
+                @for line in &sheet.advice { p { (line) } }
+                @for part in &sheet.parts {
+                    h2 class=(class(part.verdict)) { (part.title) }
+                    @if !part.facts.is_empty() { p.f { (part.facts) } }
+                    @if !part.names.is_empty() { details { summary { "Names" } p { (part.names.join(", ")) } } }
+                    (list(&part.reasons))
+                    @for t in &part.tables { (table(t)) (list(&t.reasons)) }
                 }
             }
         }
@@ -45,22 +42,21 @@ pub fn page(result: &DiagnoseResult) -> String {
     page.into_string()
 }
 
-fn family(f: &FamilyRow) -> Markup {
+fn table(t: &Table) -> Markup {
     html! {
-        h3 { (f.family) ": " @if f.bad_flags_alone { "vulnerable to bad flags alone" } @else { (f.verdict) } }
+        @if !t.title.is_empty() { h3 { (t.title) ": " (t.word) } }
         table {
-            thead { tr { th { "Path" } th { "Verdict" } th { "Diagnosis" } th { "Nodes passed" } th { "Leaked, or why nothing is proved" } } }
+            thead { tr { @for c in t.columns { th { (c) } } } }
             tbody {
-                @for p in &f.paths {
+                @for row in &t.rows {
                     tr {
-                        td { (p.path) } td class=(class(p.verdict)) { (p.verdict) }
-                        td { @if let Some(d) = p.diagnosis { (d) } @else { "-" } }
-                        td { (p.passed.join(", ")) } td { (path_end(p)) }
+                        @for (n, cell) in row.cells.iter().enumerate() {
+                            @if n == 0 { td class=(class(row.verdict)) { (cell) } } @else { td { (cell) } }
+                        }
                     }
                 }
             }
         }
-        @if !f.reasons.is_empty() { ul { @for r in &f.reasons { li { (r) } } } }
     }
 }
 

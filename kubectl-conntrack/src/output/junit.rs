@@ -1,45 +1,56 @@
-//! A test suite for each node, a test case for each path: what is vulnerable fails, what is not
-//! proved is an error.
+//! A test suite for each part of a result, a test case for each row: what is vulnerable fails, what
+//! is not proved is an error.
 
 use canary_record::names::Verdict;
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
-use super::table::{facts, path_end};
-use crate::report::DiagnoseResult;
-use crate::verdict::NodeRow;
+use super::{Part, Sheet};
 
 /// The report's text.
-pub fn junit(result: &DiagnoseResult) -> anyhow::Result<String> {
-    let mut report = Report::new("kubectl conntrack diagnose");
-    for node in &result.nodes {
-        report.add_test_suite(suite(node));
+pub fn junit(sheet: &Sheet) -> anyhow::Result<String> {
+    let mut report = Report::new(sheet.command);
+    for part in &sheet.parts {
+        report.add_test_suite(suite(part));
     }
-    if !result.reasons.is_empty() {
+    if !sheet.reasons.is_empty() {
         let mut run = TestSuite::new("run");
-        for reason in &result.reasons {
-            run.add_test_case(case("complete", Verdict::Inconclusive, reason.clone()));
-        }
+        run.add_test_cases(sheet.reasons.iter().map(|r| weakens("complete", sheet.verdict, r)));
         report.add_test_suite(run);
     }
     Ok(report.to_string()?)
 }
 
-fn suite(node: &NodeRow) -> TestSuite {
-    let mut suite = TestSuite::new(node.name.clone());
-    suite.add_property(("node", facts(node).as_str()));
-    for reason in &node.reasons {
-        suite.add_test_case(case("tried", Verdict::Inconclusive, reason.clone()));
+fn suite(part: &Part) -> TestSuite {
+    let mut suite = TestSuite::new(part.title.clone());
+    if !part.facts.is_empty() {
+        suite.add_property(("node", part.facts.as_str()));
     }
-    for f in &node.families {
-        for p in &f.paths {
-            suite.add_test_case(case(&format!("{} {}", p.path, p.family), p.verdict, path_end(p)));
+    suite.add_test_cases(part.reasons.iter().map(|r| weakens("tried", part.verdict, r)));
+    for t in &part.tables {
+        for row in &t.rows {
+            let name = row.cells.first().map_or("", String::as_str);
+            let name =
+                if t.title.is_empty() { name.to_owned() } else { format!("{name} {}", t.title) };
+            suite.add_test_case(case(
+                &name,
+                row.verdict,
+                row.cells.last().cloned().unwrap_or_default(),
+            ));
         }
-        let own = |r: &&String| !f.paths.iter().any(|p| r.starts_with(&format!("{}: ", p.path)));
-        for reason in f.reasons.iter().filter(own).filter(|_| f.verdict == Verdict::Inconclusive) {
-            suite.add_test_case(case(&format!("proved {}", f.family), f.verdict, reason.clone()));
-        }
+        let name = format!("proved {}", t.title);
+        suite.add_test_cases(t.reasons.iter().map(|r| weakens(name.trim_end(), part.verdict, r)));
     }
     suite
+}
+
+/// What is said beside a verdict: a note where all is well, else why something is not proved. What is
+/// vulnerable fails where it was found.
+fn weakens(name: &str, verdict: Verdict, reason: &str) -> TestCase {
+    let verdict = match verdict {
+        Verdict::Protected => Verdict::Protected,
+        _ => Verdict::Inconclusive,
+    };
+    case(name, verdict, reason.to_owned())
 }
 
 fn case(name: &str, verdict: Verdict, end: String) -> TestCase {

@@ -82,8 +82,7 @@ pub fn facts(n: &NodeRow) -> String {
 }
 
 fn family_text(text: &mut String, f: &FamilyRow) {
-    let word = if f.bad_flags_alone { "vulnerable to bad flags alone" } else { f.verdict.as_str() };
-    let _ = writeln!(text, "  {}: {word}", f.family);
+    let _ = writeln!(text, "  {}: {}", f.family, family_word(f));
     let width = f.paths.iter().map(|p| p.path.as_str().len()).max().unwrap_or(0);
     for p in &f.paths {
         let _ = writeln!(
@@ -96,11 +95,20 @@ fn family_text(text: &mut String, f: &FamilyRow) {
             path_end(p)
         );
     }
-    // A path's own reason stands in its line.
-    let own = |r: &&String| !f.paths.iter().any(|p| r.starts_with(&format!("{}: ", p.path)));
-    for line in f.reasons.iter().filter(own) {
+    for line in own_reasons(f) {
         let _ = writeln!(text, "    - {line}");
     }
+}
+
+/// The verdict on a family in words.
+pub(crate) const fn family_word(f: &FamilyRow) -> &'static str {
+    if f.bad_flags_alone { "vulnerable to bad flags alone" } else { f.verdict.as_str() }
+}
+
+/// A family's reasons that are no path's: a path's own stands in its line.
+pub(crate) fn own_reasons(f: &FamilyRow) -> impl Iterator<Item = &String> {
+    let of = |r: &String, p: &PathRow| r.starts_with(&format!("{}: ", p.path));
+    f.reasons.iter().filter(move |r| !f.paths.iter().any(|p| of(r, p)))
 }
 
 /// What leaked, or why nothing is proved.
