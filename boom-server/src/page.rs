@@ -3,71 +3,51 @@
 
 use canary_record::names::Verdict;
 use canary_record::result::boom::{BoomResult, OutcomeCount};
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use canary_runtime::page::{self, Event, Role, Seen};
+use maud::{Markup, html};
 
 use crate::kill::Kill;
-
-/// Seconds between two looks of the browser.
-const REFRESH: u32 = 2;
-
-const STYLE: &str = "
-:root { color-scheme: light dark; --good: #1b6b45; --bad: #a8201a; --doubt: #5a4a9c; --line: #d9dde2; }
-@media (prefers-color-scheme: dark) { :root { --good: #7fd3a4; --bad: #ff9d94; --doubt: #bfb2f5; --line: #343b43; } }
-body { max-width: 60rem; margin: 0 auto; padding: 1rem 1.5rem; font: 1rem/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.protected { color: var(--good); } .vulnerable { color: var(--bad); } .inconclusive { color: var(--doubt); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; } caption { text-align: left; padding-bottom: .4rem; }
-th, td { border-bottom: 1px solid var(--line); padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; }
-td.n, th.n { text-align: right; }
-code { font-size: .9em; }
-";
 
 /// The page of a run that goes on.
 #[must_use]
 pub fn render(result: &BoomResult, kill: Option<&Kill>) -> String {
     let run = &result.run;
-    let page = html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta http-equiv="refresh" content=(REFRESH);
-                title { (result.verdict) " · boom-server" }
-                style { (PreEscaped(STYLE)) }
-            }
-            body {
-                main {
-                    h1 { "So far: " strong class=(result.verdict) { (result.verdict) } }
-                    p { (meaning(result.verdict)) }
-                    @if !result.reasons.is_empty() {
-                        ul { @for reason in &result.reasons { li { (reason) } } }
-                    }
-                    h2 { "What was forged, and what became of it" }
-                    (outcomes(&result.outcomes))
-                    h2 { "The last connection that a forged segment ended" }
-                    @match kill {
-                        Some(kill) => (ladder(kill)),
-                        None => p { "None." },
-                    }
-                    h2 { "This run" }
-                    p {
-                        (run.host) @if let Some(node) = &run.node { " on node " (node) } ", Linux " (run.kernel)
-                        ", version " (run.version) ". Since " (run.started) ", for "
-                        (format!("{:.0}", run.seconds)) " s: " (result.connections.handshakes)
-                        " handshakes seen, " (result.connections.accepted) " accepted, "
-                        (result.sniffer.dropped) " segments lost."
-                    }
-                    p {
-                        a href="/verdict" { "/verdict" } " has all of this as data, "
-                        a href="/metrics" { "/metrics" } " for Prometheus."
-                    }
-                }
-            }
+    let main = html! {
+        h1 { "So far: " strong.(class(result.verdict)) { (result.verdict) } }
+        p { (meaning(result.verdict)) }
+        @if !result.reasons.is_empty() {
+            ul { @for reason in &result.reasons { li { (reason) } } }
+        }
+        h2 { "What was forged, and what became of it" }
+        (outcomes(&result.outcomes))
+        h2 { "The last connection that a forged segment ended" }
+        @match kill {
+            Some(kill) => (ladder(kill)),
+            None => p { "None." },
+        }
+        h2 { "This run" }
+        p {
+            (run.host) @if let Some(node) = &run.node { " on node " (node) } ", Linux " (run.kernel)
+            ", version " (run.version) ". Since " (run.started) ", for "
+            (format!("{:.0}", run.seconds)) " s: " (result.connections.handshakes)
+            " handshakes seen, " (result.connections.accepted) " accepted, "
+            (result.sniffer.dropped) " segments lost."
+        }
+        p {
+            a href="/verdict" { "/verdict" } " has all of this as data, "
+            a href="/metrics" { "/metrics" } " for Prometheus."
         }
     };
-    page.into_string()
+    page::live(&format!("{} · boom-server", result.verdict), &main)
+}
+
+/// How the look of pages names what a verdict is like.
+const fn class(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Vulnerable => "bad",
+        Verdict::Protected => "good",
+        Verdict::Inconclusive => "doubt",
+    }
 }
 
 const fn meaning(verdict: Verdict) -> &'static str {
@@ -88,7 +68,7 @@ fn outcomes(rows: &[OutcomeCount]) -> Markup {
                 thead { tr {
                     th scope="col" { "Forgery" } th scope="col" { "Path" }
                     @for name in ["Forged", "Leaked", "Killed", "Rejected", "Delivered", "Dropped", "Unknown"] {
-                        th.n scope="col" { (name) }
+                        th.num scope="col" { (name) }
                     }
                 } }
                 tbody { @for row in rows {
@@ -97,7 +77,7 @@ fn outcomes(rows: &[OutcomeCount]) -> Markup {
                         th scope="row" { (row.forgery) }
                         td { (row.class) ", " (row.family) }
                         @for n in [row.forged, c.leaked, c.killed, c.rejected, c.delivered, c.dropped, c.unknown.values().sum()] {
-                            td.n { (n) }
+                            td.num { (n) }
                         }
                     }
                 } }
@@ -106,37 +86,43 @@ fn outcomes(rows: &[OutcomeCount]) -> Markup {
     }
 }
 
-/// Each segment a row, in the order of time.
+/// The segments, as the server sees them.
 fn ladder(kill: &Kill) -> Markup {
-    let (server, client) = (kill.tuple.local, kill.tuple.remote);
+    let (server, client) = (kill.tuple.local.to_string(), kill.tuple.remote.to_string());
     let (forged, reset) = (&kill.forged, &kill.reset);
-    html! {
-        div.wide tabindex="0" role="region" aria-label="Ladder" { table {
-            caption { "Server " code { (server) } ", client " code { (client) } ", as the server sees it." }
-            thead { tr {
-                th scope="col" { "Direction" } th scope="col" { "Segment" } th scope="col" { "What it is" }
-            } }
-            tbody {
-                tr {
-                    td { "server → client" }
-                    td { code { (forged.flags) " seq " (forged.seq) " ack " (forged.ack) " length " (forged.payload.len()) } }
-                    td { "forged: " (kill.forgery) }
-                }
-                tr {
-                    td { "client → server" }
-                    td { code { (reset.flags) " seq " (reset.seq) } }
-                    td {
-                        "the answer of a host that knows no such connection: the segment reached it untranslated. Its "
-                        "number is the forged acknowledgment, so the server's TCP had to accept it"
-                    }
-                }
-                tr {
-                    td { "server" } td { "connection reset" }
-                    td { "judged " (format!("{:.1}", kill.after.as_secs_f64() * 1000.0)) " ms after the forged segment" }
-                }
-            }
-        } }
-    }
+    let both = |from: &str, to: &str| [(); 2].map(|()| Seen::At(from.to_owned(), to.to_owned()));
+    let events = [
+        Event {
+            role: Role::Invalid,
+            ms: Some(0.0),
+            to_server: false,
+            seen: both(&server, &client),
+            numbers: format!(
+                "{} · seq {} · ack {} · {} octets",
+                forged.flags,
+                forged.seq,
+                forged.ack,
+                forged.payload.len()
+            ),
+            mark: "Forged.",
+            words: format!("{}: conntrack calls it INVALID.", kill.forgery),
+            kernel: None,
+        },
+        Event {
+            role: Role::Kill,
+            ms: Some(kill.after.as_secs_f64() * 1000.0),
+            to_server: true,
+            seen: both(&client, &server),
+            numbers: format!("{} · seq {}", reset.flags, reset.seq),
+            mark: "Killed.",
+            words: "The answer of a host that knows no such connection: the segment reached it untranslated. Its \
+                    number is the forged acknowledgment, so the server’s TCP had to accept it. The time is that of \
+                    the judgement."
+                .to_owned(),
+            kernel: None,
+        },
+    ];
+    page::ladder([("Client", "as the server sees it"), ("Server", "")], &events)
 }
 
 #[cfg(test)]
@@ -169,23 +155,20 @@ mod tests {
         result
     }
 
-    /// The page shows the verdict, each outcome and the numbers of the last kill, refreshes
-    /// itself, and asks nobody else for anything.
+    /// The page shows the verdict, each outcome and the numbers of the last kill, and refreshes
+    /// itself.
     #[test]
     fn it_shows_the_run() {
         let page = render(&result(), Some(&kill::tests::kill()));
         for told in [
-            "<strong class=\"vulnerable\">vulnerable</strong>",
-            "<th scope=\"row\">above-window</th><td>pod, ipv4</td><td class=\"n\">3</td><td class=\"n\">1</td>",
-            "seq 4000000000 ack 7 length 4",
-            "RST seq 7",
-            "judged 3.0 ms after",
-            "http-equiv=\"refresh\" content=\"2\"",
+            "<strong class=\"bad\">vulnerable</strong>",
+            "<th scope=\"row\">above-window</th><td>pod, ipv4</td><td class=\"num\">3</td><td class=\"num\">1</td>",
+            "seq 4000000000 · ack 7 · 4 octets",
+            "RST · seq 7",
+            "<span class=\"t\">3.0</span>",
+            "http-equiv=\"refresh\"",
         ] {
             assert!(page.contains(told), "{told}: {page}");
-        }
-        for foreign in ["<script", "http://", "https://", "@import", "url("] {
-            assert!(!page.contains(foreign), "{foreign}");
         }
     }
 

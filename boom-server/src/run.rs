@@ -158,7 +158,8 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
         tokio::spawn(watch(Arc::clone(&program)));
         let handle = metrics::init()?;
         tokio::spawn(publish(Arc::clone(&program), handle.clone()));
-        let admin_content = Arc::new(Admin::new(handle).with_verdict(verdict).with_page(page));
+        let admin_content = Arc::new(Admin::new(handle).with_verdict(verdict));
+        admin_content.set_page(page);
         if let Some(listener) = admin {
             let listener =
                 tokio::net::TcpListener::from_std(listener).map_err(start("serve --admin"))?;

@@ -41,8 +41,8 @@ pub struct Admin {
     ready: AtomicBool,
     /// The JSON document of /verdict, where there is one.
     verdict: Option<Page>,
-    /// The HTML of /, where there is one.
-    page: Option<Page>,
+    /// The HTML of /, once there is one.
+    page: OnceLock<Page>,
     /// Brings the metrics up to date before they are shown.
     update: OnceLock<Update>,
 }
@@ -61,7 +61,7 @@ impl Admin {
             metrics,
             ready: AtomicBool::new(false),
             verdict: None,
-            page: None,
+            page: OnceLock::new(),
             update: OnceLock::new(),
         }
     }
@@ -73,16 +73,14 @@ impl Admin {
         self
     }
 
-    /// Adds /.
-    #[must_use]
-    pub fn with_page(mut self, html: impl Fn() -> String + Send + Sync + 'static) -> Self {
-        self.page = Some(Box::new(html));
-        self
-    }
-
     /// Sets what is done before each answer to /metrics. The first call counts.
     pub fn before_metrics(&self, update: impl Fn() + Send + Sync + 'static) {
         let _ = self.update.set(Box::new(update));
+    }
+
+    /// Adds /. The first call counts.
+    pub fn set_page(&self, html: impl Fn() -> String + Send + Sync + 'static) {
+        let _ = self.page.set(Box::new(html));
     }
 
     /// Changes what /readyz says.
@@ -116,8 +114,8 @@ impl Admin {
                 let json = self.verdict.as_ref().map_or_else(String::new, |page| page());
                 (StatusCode::OK, "application/json", json)
             }
-            "/" if self.page.is_some() => {
-                let html = self.page.as_ref().map_or_else(String::new, |page| page());
+            "/" if self.page.get().is_some() => {
+                let html = self.page.get().map_or_else(String::new, |page| page());
                 (StatusCode::OK, HTML, html)
             }
             _ => (StatusCode::NOT_FOUND, TEXT, "not found\n".to_owned()),
@@ -189,7 +187,8 @@ mod tests {
         assert_eq!(r.headers()["content-type"], "application/json");
         let body = futures_now(r.into_body().collect());
         assert_eq!(body.to_bytes(), "{}");
-        let r = a.with_page(|| "<p>".to_owned()).respond(&Method::GET, "/");
+        a.set_page(|| "<p>".to_owned());
+        let r = a.respond(&Method::GET, "/");
         assert_eq!(r.headers()["content-type"], "text/html; charset=utf-8");
     }
 

@@ -1,5 +1,5 @@
 //! What every program does alike: command lines, exit codes, listening, shutdown,
-//! logs, metrics and the admin endpoint, output files.
+//! logs, metrics and the admin endpoint, output files, the look of pages.
 //!
 //! [`output`] is the only module that touches files, and `admin::serve` the only
 //! function that is handed a (bound) socket.
@@ -12,4 +12,6 @@ pub mod limit;
 pub mod listen;
 pub mod logs;
 pub mod output;
+#[cfg(feature = "page")]
+pub mod page;
 pub mod shutdown;

@@ -442,6 +442,10 @@ pub struct Capture {
     pub file: String,
     /// Packets in it.
     pub packets: u64,
+    /// What the kernel said of the forged segment, where a witness heard it. Where no witness has
+    /// this very segment, what it said of all of its kind: each number written N.
+    #[serde(default)]
+    pub kernel: Option<String>,
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! The second judge: what the kernel itself said on each node, by load-client's witness, against
 //! what boom-server and load-client saw. A disagreement makes the cell inconclusive. Pure.
 
-use canary_record::names;
-use canary_record::result::witness::{Direction, WitnessResult};
+use canary_record::names::{self, Forgery};
+use canary_record::result::witness::{Direction, Ended, WitnessResult};
+use canary_testbed::capture::Reset;
 
 use crate::document::lab::WitnessSaid;
 
@@ -78,9 +79,30 @@ pub fn doubts(
     doubts
 }
 
+/// What the kernel said of the segment that `reset` answers: of that very one, or else of all that
+/// were forged alike.
+#[must_use]
+pub fn words(witnesses: &[(String, WitnessResult)], reset: &Reset) -> Option<String> {
+    /// What a request of the lab's clients is shorter than.
+    const REQUEST: u32 = 0x1_0000;
+    let about = match reset.forgery {
+        Forgery::Control => return None,
+        Forgery::BelowWindow => "seq is under",
+        Forgery::AboveWindow | Forgery::Overshoot => "seq is over",
+        Forgery::AckAhead => "ack is over",
+        Forgery::NoFlags | Forgery::SynFin => "flag combination",
+    };
+    let fits = |text: &&String| text.to_lowercase().contains(about);
+    let this = |e: &&Ended| e.ack.wrapping_sub(reset.client_isn.0) < REQUEST;
+    let results = || witnesses.iter().map(|(_, w)| w);
+    let exact = results().flat_map(|w| w.examples.iter().filter(this).map(|e| &e.text)).find(fits);
+    exact.or_else(|| results().flat_map(|w| w.texts.keys()).find(fits)).cloned()
+}
+
 #[cfg(test)]
 mod tests {
-    use canary_record::result::witness::{Cause, CauseCount};
+    use canary_record::result::witness::{Cause, CauseCount, Reason};
+    use canary_wire::seq::Seq;
 
     use super::*;
 
@@ -135,5 +157,53 @@ mod tests {
         assert_eq!(doubts(std::slice::from_ref(&other), 5, FORGED, "198.18.0.11:30900").len(), 1);
         let weak = WitnessSaid { weak: vec!["lost".to_owned()], ..other };
         assert_eq!(doubts(&[weak], 0, FORGED, TARGET), Vec::<String>::new());
+    }
+
+    /// The words are those of the very segment where a witness has it, else those of its kind, and
+    /// never those of another forgery.
+    #[test]
+    fn the_words_are_of_the_segment() {
+        let ended = |ack, text: &str| Ended {
+            t: 0.0,
+            cause: Cause::AnsweredByClient,
+            direction: S2C,
+            client: None,
+            service: None,
+            server: None,
+            from: String::new(),
+            to: String::new(),
+            seq: 1,
+            ack,
+            flags: String::new(),
+            reason: Reason::SeqOver,
+            text: text.to_owned(),
+            answered_us: 1,
+            states: [None, None],
+            entry_outlived: None,
+            facts: Vec::new(),
+        };
+        let texts = ["SEQ is over upper bound N", "ACK is over upper bound N"];
+        let w: WitnessResult = serde_json::from_value(serde_json::json!({
+            "schema_version": 2, "run": canary_record::result::Clock::start().run(
+                "load-client witness", "0", names::EndedBy::Completed, canary_record::result::Config::new()),
+            "verdict": "vulnerable", "reasons": [], "source": "kernel", "seconds_watched": 1.0,
+            "messages": { "received": 3, "foreign": 0, "unreadable": 0, "lost": 0, "overruns": 0, "forgotten": 0 },
+            "segments": {}, "unanswered": {}, "texts": { texts[0]: 2, texts[1]: 1 },
+            "resets_logged": true, "stray_resets": 0, "connections": [], "harmless": 0,
+            "already_closing": 0, "services": [], "clients": [], "servers": [], "conntrack": null,
+            "examples": [ended(500, "SEQ is over upper bound 7"), ended(9_000_100, "SEQ is over upper bound 8")],
+            "changed": []
+        }))
+        .unwrap();
+        let heard = [("node1".to_owned(), w)];
+        let of = |forgery, isn| words(&heard, &Reset { forgery, client_isn: Seq(isn) });
+        assert_eq!(
+            of(Forgery::AboveWindow, 9_000_000).as_deref(),
+            Some("SEQ is over upper bound 8")
+        );
+        assert_eq!(of(Forgery::AboveWindow, 4_000_000).as_deref(), Some(texts[0]));
+        assert_eq!(of(Forgery::AckAhead, 9_000_000).as_deref(), Some(texts[1]));
+        assert_eq!(of(Forgery::SynFin, 9_000_000), None);
+        assert_eq!(of(Forgery::Control, 9_000_000), None);
     }
 }

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use canary_runtime::page;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::document::lab::{CellResult, Judgement, LabResult};
@@ -12,6 +13,7 @@ use super::ladder::Packet;
 use super::words::{self, count, grouped};
 use super::{ladder_view, machine, over_time, overview, paths};
 
+/// What the report has besides the look of every page.
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
@@ -34,7 +36,7 @@ pub fn render(result: &LabResult, captures: &Captures) -> String {
                 meta http-equiv="Content-Security-Policy"
                     content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
                 title { "conntrack-lab: " (verdict) }
-                style { (PreEscaped(STYLE)) }
+                style { (PreEscaped(page::STYLE)) (PreEscaped(STYLE)) }
             }
             body {
                 a.skip href="#main" { "Skip to the report" }

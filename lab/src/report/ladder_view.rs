@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use canary_runtime::page::{self, Seen};
 use maud::{Markup, html};
 
 use crate::document::lab::{CellResult, LabResult, Path, ScenarioResult};
@@ -24,6 +25,8 @@ struct Drawn {
     protected: bool,
     /// The cell.
     cell: String,
+    /// What the kernel said of the forged segment.
+    kernel: Option<String>,
     /// Where the client's and the server's capture were taken, and their files.
     files: Vec<(String, String)>,
 }
@@ -132,42 +135,46 @@ fn figure(d: &Drawn) -> Markup {
             @for (name, file) in &d.files { " Capture in " (host(name)) ": " a href=(file) { (file) } "." }
             @if !l.complete { " The forged segment or the RST that answers it is not in these captures." }
         }
-        div.ladder {
-            div.ends aria-hidden="true" {
-                span { "ms" }
-                span { "Seen in " (client) small { "calls " (l.target) } }
-                span { "Node" small { "conntrack" } }
-                span { "Seen in the server pod" small { "listens on " (l.server) } }
-                span { "What it is" }
-            }
-            ol { @for e in &l.events { (event(l, e, &client)) } }
-        }
+        @let events: Vec<_> = l.events.iter().map(|e| event(d, e, &client)).collect();
+        (page::ladder([
+            (&format!("Seen in {client}"), &format!("calls {}", l.target)),
+            ("Seen in the server pod", &format!("listens on {}", l.server)),
+        ], &events))
     } }
 }
 
-fn event(l: &Ladder, e: &Event, client: &str) -> Markup {
-    let (class, mark) = match e.role {
-        Role::Own => ("own", ""),
-        Role::Forged => ("forged", "Forged. "),
-        Role::Kill => ("kill", "Killed. "),
-        Role::Answer => ("answer", "Leaked. "),
-        Role::Aftermath => ("aftermath", ""),
+fn event(d: &Drawn, e: &Event, client: &str) -> page::Event {
+    let (role, mark) = match e.role {
+        Role::Own => (page::Role::Own, ""),
+        Role::Forged => (page::Role::Invalid, "Forged."),
+        Role::Kill => (page::Role::Kill, "Killed."),
+        Role::Answer => (page::Role::Answer, "Leaked."),
+        Role::Aftermath => (page::Role::Aftermath, ""),
     };
-    let odd = !mark.is_empty() && e.client.is_some_and(|c| c.0 != l.target && c.1 != l.target);
-    let said = match e.words.strip_prefix("Forged by boom-server ") {
+    let target = d.ladder.target;
+    let odd = !mark.is_empty() && e.client.is_some_and(|c| c.0 != target && c.1 != target);
+    let words = match e.words.strip_prefix("Forged by boom-server ") {
         Some(rest) => format!("By boom-server {rest}"),
         None => e.words.clone(),
     };
-    html! { li.event.(class) {
-        span.t { (format!("{:.1}", e.t * 1000.0)) }
-        (ends("c", e.client, odd, client))
-        span.path {
-            (arrow(e))
-            span.nums { span { (e.numbers) } }
-        }
-        (ends("s", e.server, false, "the server pod"))
-        span.say { @if !mark.is_empty() { strong { (mark) } } (said) }
-    } }
+    page::Event {
+        role,
+        ms: Some(e.t * 1000.0),
+        to_server: e.to_server,
+        seen: [seen(e.client, odd, client), seen(e.server, false, "the server pod")],
+        numbers: e.numbers.clone(),
+        mark,
+        words,
+        kernel: (e.role == Role::Forged).then(|| d.kernel.clone()).flatten(),
+    }
+}
+
+fn seen(ends: Option<(SocketAddr, SocketAddr)>, odd: bool, host: &str) -> Seen {
+    match ends {
+        Some((src, dst)) if odd => Seen::Odd(src.to_string(), dst.to_string()),
+        Some((src, dst)) => Seen::At(src.to_string(), dst.to_string()),
+        None => Seen::Absent(format!("not seen in {host}")),
+    }
 }
 
 /// A host of the topology, to people.
@@ -178,37 +185,6 @@ fn host(name: &str) -> String {
         "outside" => "the client outside".to_owned(),
         node => node.to_owned(),
     }
-}
-
-fn ends(side: &str, ends: Option<(SocketAddr, SocketAddr)>, odd: bool, host: &str) -> Markup {
-    html! { @match ends {
-        Some((src, dst)) => span.at.odd[odd].(side) { span { (src) } span { "→ " (dst) } },
-        None => span.at.absent.(side) { "not seen in " (host) },
-    } }
-}
-
-/// An arrow over the whole width, or over the half where the segment was seen.
-fn arrow(e: &Event) -> Markup {
-    let (left, right) = match (e.client.is_some(), e.server.is_some()) {
-        (true, false) => (1, 50),
-        (false, true) => (50, 99),
-        _ => (1, 99),
-    };
-    // Nested, so that the head keeps its shape whatever the width.
-    let (tip, head) =
-        if e.to_server { (right, "M-11,-6 L0,0 L-11,6 Z") } else { (left, "M11,-6 L0,0 L11,6 Z") };
-    // Sent, and not seen at the other end.
-    let lost = matches!(
-        (e.to_server, e.client.is_some(), e.server.is_some()),
-        (true, true, false) | (false, false, true)
-    );
-    html! { svg aria-hidden="true" {
-        line.shaft x1={ (left) "%" } x2={ (right) "%" } y1="46" y2="46" {}
-        svg x={ (tip) "%" } y="46" overflow="visible" { path.head d=(head) {} }
-        @if lost {
-            svg x="50%" y="46" overflow="visible" { path.shaft d="M-6,-6 L6,6 M6,-6 L-6,6" {} }
-        }
-    } }
 }
 
 /// One ladder for each capture of a reset connection, the classic first.
@@ -253,6 +229,7 @@ fn of_cell(scenario: &ScenarioResult, cell: &CellResult, captures: &Captures) ->
         }
         found.push(Drawn {
             ladder,
+            kernel: client.kernel.clone(),
             path: cell.path,
             protections: words::protections(&cell.protections),
             protected: !cell.protections.is_empty(),

@@ -23,6 +23,7 @@ use canary_wire::segment::Family;
 use nix::sys::signal::Signal;
 
 use super::setting::{self, CaptureMode, Setting, io_error};
+use crate::judge::witness;
 use crate::observed::cell::Shown;
 use crate::scenario::matrix::CellPlan;
 
@@ -338,6 +339,7 @@ pub fn keep(
                 host: (*host).to_owned(),
                 file,
                 packets,
+                kernel: witness::words(&shown.witnesses, reset),
             });
         }
     }
@@ -346,7 +348,8 @@ pub fn keep(
         if setting.capture == CaptureMode::All {
             let packets = capture::packets(&read(host)?).map_err(wrong)?;
             let file = format!("cells/{id}/{}", capture_file(host));
-            captures.push(Capture { forgery: None, host: (*host).to_owned(), file, packets });
+            let host = (*host).to_owned();
+            captures.push(Capture { forgery: None, host, file, packets, kernel: None });
         } else {
             fs::remove_file(&path).map_err(io_error("remove", &path))?;
         }

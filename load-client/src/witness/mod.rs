@@ -1,7 +1,7 @@
 //! Which of this node's connections an INVALID segment ended: the kernel's own words on NFLOG,
 //! or captures, attributed segment by segment.
 //!
-//! [`reason`], [`packet`], [`attribute`], [`core`], [`pcap`] and [`offline`] are pure; [`nflog`] alone listens, [`sysctl`]
+//! [`reason`], [`packet`], [`attribute`], [`core`], [`pcap`], [`offline`] and [`page`] are pure; [`nflog`] alone listens, [`sysctl`]
 //! alone changes the kernel.
 
 pub mod attribute;
@@ -9,6 +9,7 @@ pub mod core;
 pub mod nflog;
 pub mod offline;
 pub mod packet;
+pub mod page;
 pub mod pcap;
 pub mod reason;
 pub mod report;
@@ -49,6 +50,8 @@ pub async fn watch(
     let mut reader = Reader::new();
     let before = reader.look(0.0);
     if let Some(admin) = admin {
+        let (view, host) = (watch.view(), report.run(EndedBy::Running).host);
+        admin.set_page(move || page::render(&view(), &host));
         admin.set_ready(true);
     }
     tracing::info!("ready");

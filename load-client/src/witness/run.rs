@@ -164,6 +164,12 @@ impl Watch {
         Ok(Self { thread, orders, view })
     }
 
+    /// What is counted so far, whenever it is asked for.
+    pub fn view(&self) -> impl Fn() -> View + Send + Sync + use<> {
+        let view = Arc::clone(&self.view);
+        move || view.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Waits for the end of `duration`, a signal, or a failure; a second signal hurries.
     pub async fn until(
         self,
@@ -174,7 +180,7 @@ impl Watch {
     ) -> Watched {
         let deadline = duration.map(|d| tokio::time::Instant::now() + d);
         let mut ticks = tokio::time::interval(interval);
-        let view = || self.view.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let view = self.view();
         let mut ended_by = None;
         let never = tokio::time::Instant::now() + Duration::from_secs(u64::from(u32::MAX));
         let mut poll = tokio::time::interval(TICK);

@@ -1,10 +1,11 @@
-//! What is seen while the watch goes on: metrics, and a table on a terminal.
+//! What is seen while the watch goes on: metrics, a table on a terminal; [`super::page`] shows it too.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::Duration;
 
+use canary_record::names::Verdict;
 use canary_record::result::witness::{Cause, CauseCount, Direction, Ended, Hit, Messages, Reason};
 
 use super::core::Witness;
@@ -14,15 +15,15 @@ use super::core::Witness;
 pub struct View {
     /// Since the watch began.
     pub elapsed: Duration,
-    messages: Messages,
-    segments: BTreeMap<Reason, u64>,
-    unanswered: BTreeMap<Reason, u64>,
-    causes: Vec<CauseCount>,
-    harmless: u64,
-    already_closing: u64,
-    stray: u64,
-    services: Vec<Hit>,
-    latest: VecDeque<Ended>,
+    pub(super) messages: Messages,
+    pub(super) segments: BTreeMap<Reason, u64>,
+    pub(super) unanswered: BTreeMap<Reason, u64>,
+    pub(super) causes: Vec<CauseCount>,
+    pub(super) harmless: u64,
+    pub(super) already_closing: u64,
+    pub(super) stray: u64,
+    pub(super) services: Vec<Hit>,
+    pub(super) latest: VecDeque<Ended>,
 }
 
 impl View {
@@ -44,6 +45,19 @@ impl View {
             stray: witness.stray_resets(),
             services,
             latest: latest.clone(),
+        }
+    }
+
+    /// What can be said so far.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        let m = &self.messages;
+        if self.causes.iter().any(|c| c.cause.ended()) {
+            Verdict::Vulnerable
+        } else if self.causes.is_empty() && m.lost + m.overruns + m.forgotten == 0 {
+            Verdict::Protected
+        } else {
+            Verdict::Inconclusive
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod captures;
 
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use nix::sys::signal::Signal;
 
 canary_testbed::tests![
     every_connection_that_boom_server_ended_is_named,
+    the_page_shows_the_last_one,
     a_drop_leaves_nothing_to_name,
     the_node_answers_for_a_masqueraded_client,
     a_host_network_client_is_the_client,
@@ -119,6 +121,32 @@ fn every_connection_that_boom_server_ended_is_named() {
     let Ended { status, result: far, .. } = end(far);
     complete(&far);
     assert_eq!((far.connections.len(), status.code()), (0, Some(0)));
+}
+
+/// The admin port's page shows the watch while it goes on: the last connection with its Service, and
+/// the kernel's words.
+fn the_page_shows_the_last_one() {
+    let bed = Bed::path(Path::ClusterIp);
+    let args = options(&bed, &["--admin=127.0.0.1:9101"]);
+    let near = bed.start("node1", Program::new("load-client", &args).unwrap());
+    forged(&bed, &both(&bed)[..1], 3, "--forge=above-window");
+    let page = || {
+        bed.within("node1", || {
+            let mut stream = TcpStream::connect("127.0.0.1:9101").unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+            let mut page = String::new();
+            stream.read_to_string(&mut page).unwrap();
+            page
+        })
+    };
+    wait_for("the page to tell of three", || {
+        page().contains("server-to-client</td><td class=\"num\">3</td>")
+    });
+    let page = page();
+    for told in ["vulnerable</strong>", "→ 198.19.0.10:80", "<q>SEQ is over upper bound "] {
+        assert!(page.contains(told), "{told}: {page}");
+    }
+    end(near);
 }
 
 /// With INVALID dropped on the way nothing is ended, and the segments are counted as unanswered.

@@ -1,0 +1,221 @@
+//! The admin endpoint's page: the verdict so far, connections by cause, and how the last one was
+//! ended. A pure function of the counts.
+
+use canary_record::names::Verdict;
+use canary_record::result::witness::{CauseCount, Direction, Ended};
+use canary_runtime::page::{self, Event, Role, Seen};
+use maud::{Markup, html};
+
+use super::show::View;
+
+/// The page of a watch that goes on.
+#[must_use]
+pub fn render(view: &View, host: &str) -> String {
+    let verdict = view.verdict();
+    let (class, meaning) = match verdict {
+        Verdict::Vulnerable => (
+            "bad",
+            "An INVALID segment provoked a reset that ended a real connection of this network namespace.",
+        ),
+        Verdict::Protected => ("good", "No connection was ended by an INVALID segment so far."),
+        Verdict::Inconclusive => (
+            "doubt",
+            "Messages of the kernel were lost, or a reset is unexplained: no connection is known to have been \
+             ended, and none is cleared.",
+        ),
+    };
+    let m = &view.messages;
+    let main = html! {
+        h1 { "So far: " strong.(class) { (verdict) } }
+        p { (meaning) }
+        h2 { "Connections by what ended them" }
+        (causes(&view.causes))
+        h2 { "The last of them" }
+        @match view.latest.front() {
+            Some(ended) => (ladder(ended)),
+            None => p { "None." },
+        }
+        @if !view.services.is_empty() {
+            h2 { "Services most hit" }
+            ul { @for hit in view.services.iter().take(View::LATEST) {
+                li { code { (hit.address) } ": " (hit.count) }
+            } }
+        }
+        h2 { "INVALID segments" }
+        (segments(view))
+        h2 { "This watch" }
+        p {
+            (host) ", for " (view.elapsed.as_secs()) " s: " (m.received) " messages of the kernel, " (m.lost)
+            " lost, " (m.forgotten) " segments forgotten; " (view.stray) " resets that belong to no segment, "
+            (view.harmless) " that ended nothing, " (view.already_closing) " on connections that were closing."
+        }
+        p { a href="/metrics" { "/metrics" } " has the counts for Prometheus." }
+    };
+    page::live(&format!("{verdict} · witness"), &main)
+}
+
+fn causes(causes: &[CauseCount]) -> Markup {
+    html! {
+        @if causes.is_empty() { p { "None." } } @else {
+            div.wide tabindex="0" role="region" aria-label="Causes" { table {
+                thead { tr {
+                    th scope="col" { "Cause" } th scope="col" { "Direction" } th.num scope="col" { "Connections" }
+                } }
+                tbody { @for c in causes { tr {
+                    th scope="row" { (c.cause) } td { (c.direction) } td.num { (c.count) }
+                } } }
+            } }
+        }
+    }
+}
+
+fn segments(view: &View) -> Markup {
+    html! {
+        @if view.segments.is_empty() { p { "None." } } @else {
+            div.wide tabindex="0" role="region" aria-label="Segments" { table {
+                thead { tr {
+                    th scope="col" { "The kernel’s reason" } th.num scope="col" { "Segments" }
+                    th.num scope="col" { "No reset answered" }
+                } }
+                tbody { @for (reason, n) in &view.segments { tr {
+                    th scope="row" { (reason) } td.num { (n) }
+                    td.num { (view.unanswered.get(reason).unwrap_or(&0)) }
+                } } }
+            } }
+        }
+    }
+}
+
+/// The connection as its entry has it, the segment, and the reset.
+fn ladder(e: &Ended) -> Markup {
+    let unknown = || "not known: the connection has no entry".to_owned();
+    let upload = e.direction == Direction::ClientToServer;
+    let ended = e.cause.ended();
+    let mut events = Vec::new();
+    if let (Some(client), Some(service)) = (&e.client, &e.service) {
+        let server = e.server.as_ref().map_or_else(
+            || Seen::Absent(unknown()),
+            |server| Seen::At(client.clone(), server.clone()),
+        );
+        events.push(Event {
+            role: Role::Own,
+            ms: None,
+            to_server: true,
+            seen: [Seen::At(client.clone(), service.clone()), server],
+            numbers: "established".to_owned(),
+            mark: "",
+            words: "The connection, on both sides of the translation, as its entry has it."
+                .to_owned(),
+            kernel: None,
+        });
+    }
+    // The client's segment, or the answer to it, is not seen beyond the host that answered.
+    let beyond = || Seen::Absent("does not come here".to_owned());
+    let side = |from: &str, to: &str| {
+        let seen = Seen::Odd(from.to_owned(), to.to_owned());
+        if upload { [seen, beyond()] } else { [seen.clone(), seen] }
+    };
+    events.push(Event {
+        role: Role::Invalid,
+        ms: Some(0.0),
+        to_server: upload,
+        seen: side(&e.from, &e.to),
+        numbers: format!("{} · seq {} · ack {}", e.flags, e.seq, e.ack),
+        mark: "INVALID.",
+        words: "Not translated.".to_owned(),
+        kernel: Some(e.text.clone()),
+    });
+    events.push(Event {
+        role: if ended { Role::Kill } else { Role::Answer },
+        ms: Some(e.answered_us as f64 / 1000.0),
+        to_server: !upload,
+        seen: side(&e.to, &e.from),
+        numbers: "RST".to_owned(),
+        mark: if ended { "Ended." } else { "Unexplained." },
+        words: format!(
+            "{}.",
+            std::iter::once(e.cause.as_str())
+                .chain(e.facts.iter().map(String::as_str))
+                .collect::<Vec<_>>()
+                .join("; ")
+        ),
+        kernel: None,
+    });
+    html! {
+        p { (format!("{:.1}", e.t)) " s after the watch began." }
+        (page::ladder([
+            ("Client", e.client.as_deref().unwrap_or_default()),
+            ("Server", e.server.as_deref().unwrap_or_default()),
+        ], &events))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use canary_record::result::witness::{Cause, Hit, Reason};
+
+    use super::*;
+
+    fn view(cause: Cause, direction: Direction) -> View {
+        let ended = Ended {
+            t: 12.5,
+            cause,
+            direction,
+            client: Some("198.18.65.10:56856".to_owned()),
+            service: Some("198.19.0.10:80".to_owned()),
+            server: Some("198.18.66.20:9000".to_owned()),
+            from: "198.18.66.20:9000".to_owned(),
+            to: "198.18.65.10:56856".to_owned(),
+            seq: 1_261_697_329,
+            ack: 7,
+            flags: "PSH ACK".to_owned(),
+            reason: Reason::SeqOver,
+            text: "SEQ is over upper bound 3409261874 (<b>)".to_owned(),
+            answered_us: 10,
+            states: [None, None],
+            entry_outlived: Some(true),
+            facts: vec!["the entry outlived it".to_owned()],
+        };
+        View {
+            elapsed: Duration::from_secs(75),
+            causes: vec![CauseCount { cause, direction, count: 3 }],
+            segments: [(Reason::SeqOver, 5)].into(),
+            unanswered: [(Reason::SeqOver, 2)].into(),
+            services: vec![Hit { address: "198.19.0.10:80".to_owned(), count: 3 }],
+            latest: [ended].into(),
+            ..View::default()
+        }
+    }
+
+    /// The page has the verdict, each cause, and the last connection with the kernel's own words.
+    #[test]
+    fn it_shows_the_watch() {
+        let page = render(&view(Cause::AnsweredByClient, Direction::ServerToClient), "node-1");
+        for told in [
+            "<strong class=\"bad\">vulnerable</strong>",
+            "<th scope=\"row\">answered-by-client</th><td>server-to-client</td><td class=\"num\">3</td>",
+            "PSH ACK · seq 1261697329 · ack 7",
+            "<q>SEQ is over upper bound 3409261874 (&lt;b&gt;)</q>",
+            "answered-by-client; the entry outlived it.",
+            "→ 198.19.0.10:80",
+            "node-1, for 75 s",
+        ] {
+            assert!(page.contains(told), "{told}: {page}");
+        }
+    }
+
+    /// What the facts do not single out is no ended connection, and a watch that lost something
+    /// clears nobody.
+    #[test]
+    fn doubt_is_no_verdict() {
+        let page = render(&view(Cause::Unexplained, Direction::Unknown), "");
+        assert!(page.contains("<strong class=\"doubt\">inconclusive</strong>"), "{page}");
+        assert!(!page.contains("Ended.") && page.contains("Unexplained."), "{page}");
+        assert!(render(&View::default(), "").contains("<strong class=\"good\">protected</strong>"));
+        let mut lossy = View::default();
+        lossy.messages.lost = 1;
+        assert!(render(&lossy, "").contains("<strong class=\"doubt\">inconclusive</strong>"));
+    }
+}
