@@ -345,9 +345,7 @@ pub(crate) fn the_admin_port_tells() {
         assert!(verdict.contains(told), "{told}: {verdict}");
     }
     let page = get("/");
-    for told in
-        ["content-type: text/html", "So far: <strong class=\"inconclusive\">", ">control</th>"]
-    {
+    for told in ["content-type: text/html", "So far: <strong class=\"doubt\">", ">control</th>"] {
         assert!(page.contains(told), "{told}: {page}");
     }
     drop(held);
