@@ -46,7 +46,6 @@ pub struct Options {
 pub fn needs(own_namespace: bool) -> Vec<Right> {
     crate::diagnose::needs(own_namespace)
         .into_iter()
-        .filter(|r| r.resource != "nodes")
         .chain(rights(
             "apps",
             "deployments",

@@ -1,6 +1,7 @@
 //! What every subcommand does with the cluster: proves that it may, makes what is its own, and
 //! removes that and nothing else.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::path::Path;
 use std::time::Duration;
@@ -224,6 +225,8 @@ pub struct Ground<'a> {
 
 /// How long a namespace may take to go.
 const GONE: Duration = Duration::from_secs(120);
+/// How long a kubelet may take to confirm that a pod ended, before its node is looked at.
+const CONFIRMED: Duration = Duration::from_secs(10);
 
 impl<'a> Ground<'a> {
     /// Makes the namespace, or takes one that the user named. `foreign` says that it may be
@@ -307,16 +310,17 @@ impl<'a> Ground<'a> {
         }
     }
 
-    /// Deletes what this run made and waits until it is gone.
-    pub async fn leave(&self) -> Result<(), Stop> {
+    /// Deletes what this run made and waits until it is gone. Gives the nodes whose kubelets did not
+    /// confirm it.
+    pub async fn leave(&self) -> Result<BTreeSet<String>, Stop> {
         match &self.made {
             Some(uid) => remove_namespace(self.client, &self.run.namespace, uid).await,
             None => self.leave_foreign(&format!("{RUN}={}", self.run.id)).await,
         }
     }
 
-    /// [`leave`](Self::leave), unless the objects are to be kept; a signal ends the wait. Gives what
-    /// is left behind, and how to remove it.
+    /// [`leave`](Self::leave), unless the objects are to be kept. A signal does not end it, the second
+    /// one does. Gives what is left behind, and how to remove it.
     pub async fn end(
         &self,
         keep: bool,
@@ -328,12 +332,17 @@ impl<'a> Ground<'a> {
             return Vec::new();
         }
         say("removing what this run made");
+        let twice = async {
+            let first = signalled().await;
+            say(&format!("{first}: still removing; once more leaves it behind"));
+            signalled().await
+        };
         let why = tokio::select! {
             left = self.leave() => match left {
-                Ok(()) => return Vec::new(),
+                Ok(silent) => return silent.iter().map(|n| unconfirmed(n)).collect(),
                 Err(e) => e.to_string(),
             },
-            signal = signalled() => signal.to_string(),
+            signal = twice => signal.to_string(),
         };
         vec![format!("LEFT BEHIND ({why}): {}", self.by_hand())]
     }
@@ -348,14 +357,21 @@ impl<'a> Ground<'a> {
     }
 
     /// Deletes what bears `labels`: owners before what they would make anew.
-    async fn leave_foreign(&self, labels: &str) -> Result<(), Stop> {
+    async fn leave_foreign(&self, labels: &str) -> Result<BTreeSet<String>, Stop> {
         use k8s_openapi::api::{apps::v1::DaemonSet, batch::v1::Job, core::v1};
         self.leave_kind::<DaemonSet>(labels).await?;
         self.leave_kind::<Deployment>(labels).await?;
         self.leave_kind::<Job>(labels).await?;
         self.leave_kind::<v1::Service>(labels).await?;
         self.leave_kind::<v1::ConfigMap>(labels).await?;
-        self.leave_kind::<Pod>(labels).await
+        self.leave_kind::<Pod>(labels).await?;
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.run.namespace);
+        let params = ListParams::default().labels(labels);
+        let gone = async || {
+            let left = call("list pods", async || api.list(&params).await).await?;
+            Ok(left.items.is_empty())
+        };
+        went(self.client, &self.run.namespace, "the run's pods are", gone).await
     }
 
     async fn leave_kind<K>(&self, labels: &str) -> Result<(), Stop>
@@ -387,10 +403,10 @@ async fn remove_left(client: &Client, ns: &str, run: &str) -> Result<(), Stop> {
     if found.labels().get(RUN).map(String::as_str) != Some(run) {
         return Err(Stop::Refused(format!("namespace {ns} changed hands")));
     }
-    remove_namespace(client, ns, &found.metadata.uid.unwrap_or_default()).await
+    remove_namespace(client, ns, &found.metadata.uid.unwrap_or_default()).await.map(drop)
 }
 
-async fn remove_namespace(client: &Client, ns: &str, uid: &str) -> Result<(), Stop> {
+async fn remove_namespace(client: &Client, ns: &str, uid: &str) -> Result<BTreeSet<String>, Stop> {
     let api: Api<Namespace> = Api::all(client.clone());
     let params = DeleteParams::background()
         .preconditions(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
@@ -401,15 +417,62 @@ async fn remove_namespace(client: &Client, ns: &str, uid: &str) -> Result<(), St
             other => other.map(drop),
         });
     asked.await?;
+    let gone = async || {
+        let found = call(format!("read namespace {ns}"), async || api.get_opt(ns).await).await?;
+        Ok(found.is_none_or(|n| n.metadata.uid.as_deref() != Some(uid)))
+    };
+    went(client, ns, &format!("namespace {ns} is"), gone).await
+}
+
+/// Waits until what was deleted is `gone`. A pod whose kubelet does not answer would stay for ever: its
+/// object goes without the kubelet's word, and its node is given.
+async fn went(
+    client: &Client,
+    ns: &str,
+    what: &str,
+    mut gone: impl AsyncFnMut() -> Result<bool, ApiError>,
+) -> Result<BTreeSet<String>, Stop> {
     let until = Instant::now() + GONE;
-    let gone = await_condition(api, ns, conditions::is_deleted(uid));
-    match tokio::time::timeout_at(until, gone).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(e)) => {
-            Err(Stop::Refused(format!("cannot tell whether namespace {ns} is gone: {e}")))
+    let mut silent = BTreeSet::new();
+    let mut patience = Instant::now() + CONFIRMED;
+    while !gone().await? {
+        if Instant::now() >= until {
+            let seconds = GONE.as_secs();
+            return Err(Stop::Refused(format!("{what} not gone after {seconds} s")));
         }
-        Err(_) => {
-            Err(Stop::Refused(format!("namespace {ns} is not gone after {} s", GONE.as_secs())))
+        if Instant::now() >= patience {
+            silent.extend(remove_orphans(client, ns).await?);
+            patience = Instant::now() + CONFIRMED;
         }
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
+    Ok(silent)
+}
+
+/// Removes the objects of pods that were told to end on nodes that are not ready; gives these nodes.
+async fn remove_orphans(client: &Client, ns: &str) -> Result<BTreeSet<String>, Stop> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), ns);
+    let ours = ListParams::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
+    let pods = call("list pods", async || api.list(&ours).await).await?;
+    let told = pods.items.iter().filter(|p| p.metadata.deletion_timestamp.is_some());
+    let on: Vec<_> =
+        told.filter_map(|p| Some((p.name_any(), p.spec.as_ref()?.node_name.clone()?))).collect();
+    if on.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let nodes = preflight::nodes(client, None).await?;
+    let dead: BTreeSet<_> =
+        nodes.into_iter().filter(|n| n.unusable.is_some()).map(|n| n.name).collect();
+    let (names, silent): (Vec<_>, BTreeSet<_>) =
+        on.into_iter().filter(|(_, node)| dead.contains(node)).unzip();
+    delete_all(&api, names.into_iter()).await?;
+    Ok(silent)
+}
+
+/// What is known of a node whose kubelet did not confirm that its pods ended.
+fn unconfirmed(node: &str) -> String {
+    format!(
+        "node {node} is not ready: its pods were removed without its kubelet's word, which ends them, and so \
+         puts back what they changed, when it is back"
+    )
 }

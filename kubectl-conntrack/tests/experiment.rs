@@ -5,15 +5,14 @@ mod common;
 use std::path::Path;
 use std::time::Duration;
 
-use canary_record::names::{EndedBy, ProbeEnd};
+use canary_record::names::EndedBy;
 use clap::Parser;
-use common::documents::client;
-use common::{Fake, Life};
+use common::Fake;
+use common::world::{deployed, world};
 use conntrack_lab::document::lab::{Judgement, LabResult};
 use kubectl_conntrack::app::experiment;
 use kubectl_conntrack::cli::{Cli, Command};
 use kubectl_conntrack::report::Cluster;
-use serde_json::{Value, json};
 use tokio::time::Instant;
 
 const NS: &str = "conntrack-experiment";
@@ -38,49 +37,9 @@ async fn never() -> EndedBy {
     std::future::pending().await
 }
 
-/// What pods say: tuners what they set and put back, load-clients a result.
-fn log(pod: &Value, _: &str) -> String {
-    let told = !pod["metadata"]["deletionTimestamp"].is_null();
-    if pod["metadata"]["labels"]["app.kubernetes.io/name"] == "tune" {
-        let set = "T nf_conntrack_tcp_be_liberal set from 0 to 1\nT ready: x\n";
-        let back = "T nf_conntrack_tcp_be_liberal restored to 0\nT restored\n";
-        return format!("{set}{}", if told { back } else { "" });
-    }
-    let mut result = client(&[(ProbeEnd::Survived, 100)]);
-    pod["metadata"]["name"].as_str().unwrap_or_default().clone_into(&mut result.run.host);
-    serde_json::to_string(&result).unwrap()
-}
-
-/// A cluster on whose paths above-window segments kill, but for the time in which be_liberal is set.
 fn fake() -> Fake {
-    let fake = Fake::new(2, |_| Life::Runs, log);
-    fake.linger();
-    let began = Instant::now();
-    let counts = fake.clone();
-    fake.metrics(move |pod| {
-        let n = began.elapsed().as_secs();
-        let killed =
-            if counts.objects().iter().any(|o| o.contains("tune-liberal")) { 0 } else { n };
-        match pod.split_once('-').map_or(pod, |(kind, _)| kind) {
-            "boom" => format!(
-                "boom_handshakes_total {n}\nboom_forged_total{{forgery=\"above-window\"}} {n}\n\
-                 boom_killed_total{{forgery=\"above-window\"}} {killed}\n\
-                 boom_outcomes_total{{forgery=\"control\",outcome=\"delivered\"}} {n}\n"
-            ),
-            "canary" => format!("load_attempts_total {n}\nload_ok_total {n}\n"),
-            "observe" => format!("load_conntrack_entries {n}\nload_conntrack_limit 262144\n"),
-            _ => format!("load_accepted_total {}\n", counts.clients() * 100),
-        }
-    });
-    for name in ["boom-server", "canary-client", "load-target"] {
-        fake.add(
-            &format!("pods/{NS}/{name}-x"),
-            &json!({"metadata": {"name": format!("{name}-x"), "namespace": NS, "uid": name,
-                "labels": {"app.kubernetes.io/name": name}},
-                "spec": {"nodeName": "n0001", "containers": []},
-                "status": {"containerStatuses": [{"name": name, "image": "i", "imageID": "", "ready": true, "restartCount": 0, "state": {"running": {}}}]}}),
-        );
-    }
+    let fake = world(2);
+    deployed(&fake);
     fake
 }
 

@@ -3,6 +3,7 @@
 //! real one does as far as the plugin asks. Time is tokio's, so that a test may stand still.
 
 pub mod documents;
+pub mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -60,6 +61,8 @@ struct State {
     metrics: Option<Arc<Metrics>>,
     linger: bool,
     clients: u64,
+    /// Nodes whose kubelet does not answer.
+    dead: BTreeSet<String>,
 }
 
 /// The API server.
@@ -171,6 +174,25 @@ impl Fake {
         self.lock().objects.get(key).cloned()
     }
 
+    /// From now on the node's kubelet says nothing and does nothing; the node is not ready.
+    pub fn kill_kubelet(&self, node: &str) {
+        let mut state = self.lock();
+        state.dead.insert(node.to_owned());
+        for n in state.nodes.iter_mut().filter(|n| n["metadata"]["name"] == node) {
+            n["status"]["conditions"] = json!([{"type": "Ready", "status": "Unknown",
+                "message": "Kubelet stopped posting node status."}]);
+        }
+    }
+
+    fn dead(&self, pod: &Value) -> bool {
+        pod["spec"]["nodeName"].as_str().is_some_and(|n| self.lock().dead.contains(n))
+    }
+
+    /// Deletes a pod as somebody else would.
+    pub fn delete_pod(&self, key: &str) -> bool {
+        self.remove(key)
+    }
+
     pub fn away(&self, time: Duration) {
         self.lock().away_until = Some(tokio::time::Instant::now() + time);
     }
@@ -195,12 +217,34 @@ impl Fake {
 
     fn remove(&self, key: &str) -> bool {
         let Some(object) = self.lock().objects.remove(key) else { return false };
+        self.end_namespaces();
         let _ = self.events.send(json!({"key": key, "type": "DELETED", "object": object}));
         true
     }
 
+    /// Removes each namespace that was told to go and is empty.
+    fn end_namespaces(&self) {
+        let mut state = self.lock();
+        let State { namespaces, objects, .. } = &mut *state;
+        namespaces.retain(|name, ns| {
+            let inside = format!("/{name}/");
+            ns["metadata"]["deletionTimestamp"].is_null()
+                || objects.keys().any(|k| k.contains(&inside))
+        });
+    }
+
+    /// Tells a pod to end whose kubelet does not hear it.
+    fn tell(&self, key: &str) {
+        let Some(mut pod) = self.object(key) else { return };
+        pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        self.put(key, pod);
+    }
+
     fn status(&self, key: &str, status: &Value) {
         let Some(mut object) = self.object(key) else { return };
+        if self.dead(&object) {
+            return;
+        }
         object["status"] = status.clone();
         self.put(key, object);
     }
@@ -326,15 +370,25 @@ impl Fake {
                         failure(409, "the UID differs")
                     }
                     Some(ns) => {
-                        let ns = ns.clone();
-                        state.namespaces.remove(*name);
+                        let mut ns = ns.clone();
+                        ns["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+                        state.namespaces.insert((*name).to_owned(), ns.clone());
                         let inside = format!("/{name}/");
-                        let keys: Vec<_> =
-                            state.objects.keys().filter(|k| k.contains(&inside)).cloned().collect();
+                        let inside: Vec<_> = state
+                            .objects
+                            .iter()
+                            .filter(|(k, _)| k.contains(&inside))
+                            .map(|(k, o)| (k.clone(), o.clone()))
+                            .collect();
                         drop(state);
-                        for key in keys {
-                            self.remove(&key);
+                        for (key, object) in inside {
+                            if self.dead(&object) {
+                                self.tell(&key);
+                            } else {
+                                self.remove(&key);
+                            }
                         }
+                        self.end_namespaces();
                         ok(&ns)
                     }
                 }
@@ -372,6 +426,7 @@ impl Fake {
             }
             (&Method::GET, [.., "namespaces", ns, "pods", name, "log"]) => {
                 match self.object(&format!("pods/{ns}/{name}")) {
+                    Some(pod) if self.dead(&pod) => failure(500, "the kubelet does not answer"),
                     Some(pod) => {
                         let container = query.get("container").map_or("", String::as_str);
                         Response::new(full((self.log)(&pod, container).into_bytes()))
@@ -387,12 +442,12 @@ impl Fake {
                 }
             }
             (&Method::DELETE, [.., "namespaces", ns, "pods", name])
-                if self.lock().linger && body["gracePeriodSeconds"] != 0 =>
+                if body["gracePeriodSeconds"] != 0
+                    && self
+                        .object(&format!("pods/{ns}/{name}"))
+                        .is_some_and(|p| self.lock().linger || self.dead(&p)) =>
             {
-                let key = format!("pods/{ns}/{name}");
-                let Some(mut pod) = self.object(&key) else { return failure(404, "not found") };
-                pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
-                self.put(&key, pod);
+                self.tell(&format!("pods/{ns}/{name}"));
                 ok(&json!({"kind": "Status", "status": "Success"}))
             }
             (&Method::DELETE, [.., "namespaces", ns, kind, name]) => {
@@ -452,6 +507,9 @@ impl Fake {
         }
         let new = self.object(&key).is_none();
         object["metadata"]["uid"] = key.clone().into();
+        if kind == "pods" && new {
+            object["spec"]["nodeName"] = self.scheduled(&object);
+        }
         let stored = self.put(&key, object);
         if kind == "pods" && new {
             let client = stored["metadata"]["labels"]["app.kubernetes.io/name"] == "load-client";
@@ -459,6 +517,16 @@ impl Fake {
             self.live(key, stored.clone());
         }
         ok(&stored)
+    }
+
+    /// The node to which a pod is bound, else one by turns.
+    fn scheduled(&self, pod: &Value) -> Value {
+        let bound = pod["spec"]["affinity"]["nodeAffinity"].pointer(
+            "/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms/0/matchFields/0/values/0",
+        );
+        let state = self.lock();
+        let turn = state.version as usize % state.nodes.len().max(1);
+        bound.cloned().unwrap_or_else(|| state.nodes[turn]["metadata"]["name"].clone())
     }
 
     fn nodes(&self, query: &BTreeMap<String, String>) -> Response<Answer> {
