@@ -51,9 +51,8 @@ fn life(pod: &Value) -> Life {
 fn log(pod: &Value, container: &str) -> String {
     let told = !pod["metadata"]["deletionTimestamp"].is_null();
     let family = if container.ends_with("ipv6") { Family::Ipv6 } else { Family::Ipv4 };
-    let of = |path: &str| match path.starts_with("pod-ip") {
-        true => Diagnosis::NotTranslated,
-        false => Diagnosis::Dropped,
+    let of = |path: &str| {
+        if path.starts_with("pod-ip") { Diagnosis::NotTranslated } else { Diagnosis::Dropped }
     };
     let name = pod["metadata"]["labels"]["app.kubernetes.io/name"].as_str().unwrap_or_default();
     match (name, container) {
