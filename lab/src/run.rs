@@ -20,6 +20,7 @@ use std::time::Instant;
 use crate::document::lab::{CommandList, Mend, Path, ProxyMode};
 use canary_testbed::evidence;
 use canary_testbed::exec::Tools;
+use canary_testbed::ruleset::ipvs;
 use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::{Step, Topology};
 use canary_wire::segment::Family;
@@ -86,18 +87,22 @@ pub fn skipped(scenario: &Scenario, tools: &Tools) -> Option<&'static str> {
     match &scenario.body {
         Body::Matrix(m) => {
             let bridge = matches!(m.path, Path::SameNodeBridge | Path::SameNodeBridgeNoNf);
-            let missing = bridge && evidence::sysctl("net/bridge/bridge-nf-call-iptables").is_err();
-            missing.then_some("this kernel has no br_netfilter: modprobe br_netfilter")
+            if bridge && evidence::sysctl("net/bridge/bridge-nf-call-iptables").is_err() {
+                return Some("this kernel has no br_netfilter: modprobe br_netfilter");
+            }
+            let ipvs = m.extra().then_some(Need::Ipvs);
+            ipvs.filter(|n| !takes(tools, *n)).map(Need::missing)
         }
-        Body::Cause(cause) => cause.needs.filter(|n| !takes(tools, *n)).map(Need::missing),
+        Body::Cause(cause) => cause.needed().find(|n| !takes(tools, *n)).map(Need::missing),
         Body::Saturation(_) => None,
     }
 }
 
-/// Whether the kernel would take rules that need it. Where nft itself fails, the cases say so.
+/// Whether the kernel has it, and gives it to this user.
 fn takes(tools: &Tools, need: Need) -> bool {
-    let check = tools.call("nft", &["--check", "-f", "-"]);
-    check.map_or(true, |call| call.stdin(need.rules()).run().is_ok())
+    let (tool, options, input) = need.call();
+    let taken = tools.call(tool, options).is_ok_and(|call| call.stdin(input).run().is_ok());
+    taken && (need != Need::Ipvs || evidence::sysctl(ipvs::SETTINGS[0]).is_ok())
 }
 
 /// What to type to build a scenario's hosts.

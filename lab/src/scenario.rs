@@ -142,11 +142,11 @@ pub enum Body {
 
 impl Scenario {
     /// Whether a run that names no scenario has it: saturation takes minutes and the whole
-    /// machine, and what is extra says so itself.
+    /// machine, not every kernel has IPVS, and what is extra says so itself.
     #[must_use]
-    pub const fn by_default(&self) -> bool {
+    pub fn by_default(&self) -> bool {
         match &self.body {
-            Body::Matrix(_) => true,
+            Body::Matrix(matrix) => !matrix.extra(),
             Body::Cause(cause) => !cause.extra,
             Body::Saturation(_) => false,
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 
 use crate::model::ProxyMode;
 use canary_conntrack::stat;
@@ -12,6 +13,7 @@ use canary_wire::segment::Family;
 
 use crate::exec::{ExecError, Tools};
 use crate::ruleset::family_name;
+use crate::ruleset::ipvs;
 use crate::ruleset::readback::{self, Loaded, ReadbackError};
 
 /// A kernel value could not be read, or is not what was set.
@@ -116,12 +118,56 @@ pub fn load_rules(
     text: &str,
 ) -> Result<(), EvidenceError> {
     let call = match (proxy_mode, family) {
-        (ProxyMode::Nftables, _) => tools.call("nft", &["-f", "-"]),
+        (ProxyMode::Nftables | ProxyMode::Ipvs, _) => tools.call("nft", &["-f", "-"]),
         (ProxyMode::Iptables, Family::Ipv4) => tools.call("iptables-restore", &["-w", "10"]),
         (ProxyMode::Iptables, Family::Ipv6) => tools.call("ip6tables-restore", &["-w", "10"]),
     }?;
     call.stdin(text).run()?;
     Ok(())
+}
+
+/// Makes IPVS translate in this thread's network namespace, and reads its table back.
+pub fn balance(
+    tools: &Tools,
+    host: &str,
+    vip: IpAddr,
+    table: &[String],
+) -> Result<(), EvidenceError> {
+    let ip = |args: &str| -> Result<(), EvidenceError> {
+        let args: Vec<_> = ["-n", host].into_iter().chain(args.split(' ')).collect();
+        Ok(tools.call("ip", &args)?.run().map(drop)?)
+    };
+    if sysctl(&format!("net/ipv4/conf/{}/forwarding", ipvs::LINK)).is_err() {
+        ip(&format!("link add {} up type dummy", ipvs::LINK))?;
+        let nodad = if vip.is_ipv6() { " nodad" } else { "" };
+        ip(&format!("addr add {vip} dev {}{nodad}", ipvs::LINK))?;
+    }
+    let all = table.join("\n") + "\n";
+    tools.call("ipvsadm", &["--clear"])?.run()?;
+    tools.call("ipvsadm", &["--restore"])?.stdin(&all).run()?;
+    for key in ipvs::SETTINGS {
+        set_sysctl(key, "1")?;
+    }
+    let held = tools.call("ipvsadm", &["--save", "--numeric"])?.run()?;
+    let mut lines: Vec<_> = held.lines().map(str::trim_end).collect();
+    lines.sort_unstable();
+    if lines == table {
+        return Ok(());
+    }
+    let key = "the table of IPVS".to_owned();
+    Err(EvidenceError::ReadBack { key, wanted: table.join(", "), found: lines.join(", ") })
+}
+
+/// Connections that IPVS has begun in this thread's network namespace: the first number below two
+/// lines of heads, in base 16.
+fn balanced() -> Result<u64, EvidenceError> {
+    let path = "/proc/thread-self/net/ip_vs_stats";
+    let failed = |source| EvidenceError::Io { what: format!("read {path}"), source };
+    let text = fs::read_to_string(path).map_err(failed)?;
+    let first = text.lines().nth(2).and_then(|line| line.split_whitespace().next());
+    first
+        .and_then(|n| u64::from_str_radix(n, 16).ok())
+        .ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
 }
 
 /// Reads the rules of this thread's network namespace back: what is loaded,
@@ -133,9 +179,13 @@ pub fn read_rules(
 ) -> Result<(Loaded, String), EvidenceError> {
     let name = family_name(family);
     Ok(match (proxy_mode, family) {
-        (ProxyMode::Nftables, _) => {
+        (ProxyMode::Nftables | ProxyMode::Ipvs, _) => {
             let text = tools.call("nft", &["-j", "list", "ruleset"])?.run()?;
-            (readback::nftables(&text, name)?, text)
+            let mut loaded = readback::nftables(&text, name)?;
+            if proxy_mode == ProxyMode::Ipvs {
+                loaded.dnat = balanced()?;
+            }
+            (loaded, text)
         }
         (ProxyMode::Iptables, Family::Ipv4) => {
             let text = tools.call("iptables-save", &["-c"])?.run()?;

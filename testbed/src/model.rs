@@ -15,6 +15,8 @@ names! {
         Nftables = "nftables",
         /// Loaded by iptables-restore, in the shape of kube-proxy's iptables mode.
         Iptables = "iptables",
+        /// IPVS translates, and rules of nft masquerade and drop, as with kube-proxy's IPVS mode.
+        Ipvs = "ipvs",
     }
 }
 

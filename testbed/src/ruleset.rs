@@ -5,6 +5,7 @@
 //! kube-proxy's nftables mode leaves out.
 
 pub mod iptables;
+pub mod ipvs;
 pub mod nftables;
 pub mod readback;
 
@@ -56,6 +57,8 @@ pub struct Ruleset {
     pub rules: BTreeMap<String, usize>,
     /// The chains that drop what is INVALID.
     pub drops: Vec<String>,
+    /// For `ipvsadm --restore`, as `ipvsadm --save` gives it, sorted; empty where rules translate.
+    pub ipvs: Vec<String>,
 }
 
 impl Ruleset {
@@ -68,7 +71,8 @@ impl Ruleset {
         protection: NodeProtection,
     ) -> Self {
         match proxy_mode {
-            ProxyMode::Nftables => nftables::ruleset(service, family, protection),
+            ProxyMode::Nftables => nftables::ruleset(service, family, protection, false),
+            ProxyMode::Ipvs => nftables::ruleset(service, family, protection, true),
             ProxyMode::Iptables => iptables::ruleset(service, family, protection),
         }
     }

@@ -207,6 +207,10 @@ impl<'a> Testbed<'a> {
                 evidence::set_sysctl(evidence::BE_LIBERAL, liberal)?;
                 Ok(evidence::read_rules(&tools, proxy_mode, family)?.0)
             })?;
+            if !rules.ipvs.is_empty() {
+                let (host, vip) = (self.topology.full(node), self.topology.service.vip.of(family));
+                self.within(node, || evidence::balance(self.tools, &host, vip, &rules.ipvs))?;
+            }
             if let Some(what) = rules.difference(&loaded) {
                 return Err(TestbedError::Rules { host: (*node).to_owned(), what });
             }

@@ -203,6 +203,7 @@ pub const fn proxy_mode(f: ProxyMode) -> &'static str {
     match f {
         ProxyMode::Nftables => "nftables",
         ProxyMode::Iptables => "iptables",
+        ProxyMode::Ipvs => "IPVS",
     }
 }
 

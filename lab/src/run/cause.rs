@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::document::lab::{CommandList, ProxyMode, Seen as Became};
+use crate::document::lab::{CommandList, Seen as Became};
 use crate::document::timeline::Change;
 use canary_conntrack::table::Table;
 use canary_record::names::Forgery;
@@ -129,7 +129,7 @@ impl Run<'_> {
     fn all(mut self, of: &Cause) -> Result<Seen, TestbedError> {
         let (testbed, setting, case) = (self.testbed, self.setting, self.case);
         let (interrupt, n) = (&setting.interrupt, of.connections(case));
-        testbed.protect(ProxyMode::Nftables, Family::Ipv4, &case.protections)?;
+        testbed.protect(case.proxy_mode, Family::Ipv4, &case.protections)?;
         self.choose_endpoints()?;
         testbed.warm_up(Family::Ipv4, setting.scaled(READY), interrupt)?;
         if case.second_link {

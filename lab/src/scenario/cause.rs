@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use crate::document::lab::{At, Mend, Path, Protection, ProtectionKind, Protections, Seen};
+use crate::document::lab::{
+    At, Mend, Path, Protection, ProtectionKind, Protections, ProxyMode, Seen,
+};
 use canary_record::names::{Forgery, ProbeEnd};
 use canary_record::result::witness;
 use canary_runtime::cli::{duration, spell};
@@ -55,17 +57,30 @@ const fn both() -> At {
 pub enum Need {
     /// The statement `synproxy` of nft.
     Synproxy,
+    /// Flowtables of nft.
+    Flowtable,
+    /// IPVS.
+    Ipvs,
 }
 
 impl Need {
-    /// Rules that a kernel with it takes.
+    /// A call that a kernel with it takes: the tool, its options, its input.
     #[must_use]
-    pub const fn rules(self) -> &'static str {
+    pub const fn call(self) -> (&'static str, &'static [&'static str], &'static str) {
         match self {
-            Self::Synproxy => {
+            Self::Synproxy => (
+                "nft",
+                &["--check", "-f", "-"],
                 "table ip lab-need { chain input { type filter hook input priority 0; \
-                 tcp dport 1 synproxy mss 1460 wscale 7; }; }"
-            }
+                 tcp dport 1 synproxy mss 1460 wscale 7; }; }",
+            ),
+            Self::Flowtable => (
+                "nft",
+                &["--check", "-f", "-"],
+                "table ip lab-need { flowtable f { hook ingress priority 0; devices = { lo }; }; \
+                 chain forward { type filter hook forward priority 0; flow add @f; }; }",
+            ),
+            Self::Ipvs => ("ipvsadm", &["--list", "--numeric"], ""),
         }
     }
 
@@ -74,6 +89,13 @@ impl Need {
     pub const fn missing(self) -> &'static str {
         match self {
             Self::Synproxy => "this kernel has no SYNPROXY for nft: modprobe nft_synproxy",
+            Self::Flowtable => {
+                "this kernel has no flowtables for nft: modprobe nft_flow_offload nf_flow_table_inet"
+            }
+            Self::Ipvs => {
+                "no IPVS here: modprobe ip_vs ip_vs_rr, install the package ipvsadm, and run as root \
+                 before Linux 6.10"
+            }
         }
     }
 }
@@ -244,6 +266,9 @@ pub struct Case {
     /// The way from client to server.
     #[serde(default = "cluster_ip")]
     pub path: Path,
+    /// What translates for the Service.
+    #[serde(default = "nftables")]
+    pub proxy_mode: ProxyMode,
     /// Endpoints of the Service, 1 or 2; each new entry takes one at random.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 2))]
@@ -272,6 +297,10 @@ pub struct Case {
 
 const fn cluster_ip() -> Path {
     Path::ClusterIp
+}
+
+const fn nftables() -> ProxyMode {
+    ProxyMode::Nftables
 }
 
 const fn one() -> u8 {
@@ -369,6 +398,12 @@ impl Checked for Cause {
 }
 
 impl Cause {
+    /// What a kernel must have for every case.
+    pub fn needed(&self) -> impl Iterator<Item = Need> {
+        let ipvs = self.cases.iter().any(|c| c.proxy_mode == ProxyMode::Ipvs);
+        self.needs.into_iter().chain(ipvs.then_some(Need::Ipvs))
+    }
+
     /// How many connections a case has.
     #[must_use]
     pub fn connections(&self, case: &Case) -> u32 {

@@ -164,10 +164,17 @@ impl Matrix {
         self.proxy_modes.len() * self.families.len() * self.cells.len()
     }
 
+    /// Whether it is of what not every kernel has.
+    #[must_use]
+    pub fn extra(&self) -> bool {
+        self.proxy_modes.contains(&ProxyMode::Ipvs)
+    }
+
     /// Whether a cell of it is what the positive control is counted on.
     #[must_use]
     pub fn has_control(&self) -> bool {
         (self.path, self.direction) == (Path::ClusterIp, Direction::ServerToClient)
+            && !self.extra()
             && self.forgeries.contains(&Forgery::AboveWindow)
             && self.cells.iter().any(|c| c.protections.is_empty())
     }

@@ -9,7 +9,7 @@ use super::{Call, ExecError};
 #[derive(Clone, Debug, Default)]
 pub struct Tools(BTreeMap<&'static str, PathBuf>);
 
-/// Every tool that the lab calls, and its Debian package.
+/// Every tool that the lab needs, and its Debian package.
 pub const TOOLS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("nft", "nftables"),
@@ -19,6 +19,9 @@ pub const TOOLS: &[(&str, &str)] = &[
     ("ip6tables-save", "iptables"),
     ("tcpdump", "tcpdump"),
 ];
+
+/// What a part of the lab alone calls, and its Debian package.
+const SPECIAL: &[(&str, &str)] = &[("ipvsadm", "ipvsadm")];
 
 impl Tools {
     /// Looks for every tool on PATH and in the sbin directories, which an
@@ -30,7 +33,7 @@ impl Tools {
             .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
             .filter(|d| d.is_absolute())
             .collect();
-        let found = TOOLS.iter().filter_map(|(tool, _)| {
+        let found = TOOLS.iter().chain(SPECIAL).filter_map(|(tool, _)| {
             let file = dirs.iter().map(|d| d.join(tool)).find(|f| f.is_file())?;
             Some((*tool, file))
         });
@@ -41,7 +44,7 @@ impl Tools {
     pub fn path(&self, tool: &str) -> Result<&Path, ExecError> {
         self.0.get(tool).map(PathBuf::as_path).ok_or_else(|| ExecError::Missing {
             tool: tool.to_owned(),
-            package: TOOLS.iter().find(|(t, _)| *t == tool).map_or("?", |(_, p)| p),
+            package: TOOLS.iter().chain(SPECIAL).find(|(t, _)| *t == tool).map_or("?", |(_, p)| p),
         })
     }
 

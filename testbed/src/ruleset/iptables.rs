@@ -42,7 +42,7 @@ pub(super) fn ruleset(service: &Service, family: Family, protection: NodeProtect
         }
         text.push_str("COMMIT\n");
     }
-    Ruleset { text, rules, drops }
+    Ruleset { text, rules, drops, ipvs: Vec::new() }
 }
 
 fn drop_if(set: bool) -> Vec<String> {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use canary_wire::segment::Family;
 
-use super::{Chain, NodeProtection, Ruleset, family_name};
+use super::{Chain, NodeProtection, Ruleset, family_name, ipvs};
 use crate::topology::{NODE_PORT, POD_PORT, SERVICE_PORT, Service, cluster_cidr, node};
 
 const SERVICE: &str = "service-BOOMSRVR-default/boom/tcp/tcp";
@@ -17,8 +17,18 @@ const KUBE_PROXY: &str = "kube-proxy";
 const EXTRA: &str = "extra";
 
 /// Both tables, each deleted and made again in one transaction.
-pub(super) fn ruleset(service: &Service, family: Family, protection: NodeProtection) -> Ruleset {
+pub(super) fn ruleset(
+    service: &Service,
+    family: Family,
+    protection: NodeProtection,
+    ipvs: bool,
+) -> Ruleset {
     let ip = family_name(family);
+    let (maps, chains) = if ipvs {
+        (node_ports(family), ipvs::chains(service, family, protection))
+    } else {
+        (maps(service, family), chains(service, family, protection))
+    };
     let mut extra = Vec::new();
     if protection.prerouting {
         let hook = "type filter hook prerouting priority mangle; policy accept;";
@@ -28,10 +38,7 @@ pub(super) fn ruleset(service: &Service, family: Family, protection: NodeProtect
         let hook = "type filter hook input priority filter; policy accept;";
         extra.push(Chain::base("input", hook, vec![DROP.into()]));
     }
-    let tables = [
-        (KUBE_PROXY, maps(service, family), chains(service, family, protection)),
-        (EXTRA, String::new(), extra),
-    ];
+    let tables = [(KUBE_PROXY, maps, chains), (EXTRA, String::new(), extra)];
     let (mut text, mut rules, mut drops) = (String::new(), BTreeMap::new(), Vec::new());
     for (table, maps, chains) in &tables {
         // Added first, so that deleting works the first time too.
@@ -51,19 +58,28 @@ pub(super) fn ruleset(service: &Service, family: Family, protection: NodeProtect
         }
         text.push_str("}\n");
     }
-    Ruleset { text, rules, drops }
+    let ipvs = if ipvs { ipvs::table(service, family) } else { Vec::new() };
+    Ruleset { text, rules, drops, ipvs }
+}
+
+const fn kind(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "ipv4_addr",
+        Family::Ipv6 => "ipv6_addr",
+    }
+}
+
+fn node_ports(family: Family) -> String {
+    let (kind, node1, node2) = (kind(family), node(1).of(family), node(2).of(family));
+    format!("\tset nodeport-ips {{\n\t\ttype {kind}\n\t\telements = {{ {node1}, {node2} }}\n\t}}\n")
 }
 
 fn maps(s: &Service, family: Family) -> String {
-    let kind = match family {
-        Family::Ipv4 => "ipv4_addr",
-        Family::Ipv6 => "ipv6_addr",
-    };
-    let (vip, node1, node2) = (s.vip.of(family), node(1).of(family), node(2).of(family));
+    let (kind, vip, node_ports) = (kind(family), s.vip.of(family), node_ports(family));
     format!(
         "\tcomment \"rules for kube-proxy\"\n\
          \tset cluster-ips {{\n\t\ttype {kind}\n\t\telements = {{ {vip} }}\n\t}}\n\
-         \tset nodeport-ips {{\n\t\ttype {kind}\n\t\telements = {{ {node1}, {node2} }}\n\t}}\n\
+         {node_ports}\
          \tmap service-ips {{\n\t\ttype {kind} . inet_proto . inet_service : verdict\n\
          \t\telements = {{ {vip} . tcp . {SERVICE_PORT} : goto {SERVICE} }}\n\t}}\n\
          \tmap service-nodeports {{\n\t\ttype inet_proto . inet_service : verdict\n\
@@ -92,44 +108,16 @@ fn chains(s: &Service, family: Family, p: NodeProtection) -> Vec<Chain> {
         Family::Ipv4 => format!("{pod}:{POD_PORT}"),
         Family::Ipv6 => format!("[{pod}]:{POD_PORT}"),
     };
-    let dispatch = "jump services".to_owned();
-    vec![
-        Chain::base(
-            "filter-forward",
-            "type filter hook forward priority -110; policy accept;",
-            if p.forward { vec![DROP.into()] } else { Vec::new() },
-        ),
-        Chain::base(
-            "nat-prerouting",
-            "type nat hook prerouting priority dstnat; policy accept;",
-            vec![dispatch.clone()],
-        ),
-        Chain::base(
-            "nat-output",
-            "type nat hook output priority -100; policy accept;",
-            vec![dispatch],
-        ),
-        Chain::base(
-            "nat-postrouting",
-            "type nat hook postrouting priority srcnat; policy accept;",
-            vec!["jump masquerading".into()],
-        ),
-        Chain::new(
-            "services",
-            vec![
-                format!("{ip} daddr . meta l4proto . th dport vmap @service-ips"),
-                format!("{ip} daddr @nodeport-ips meta l4proto . th dport vmap @service-nodeports"),
-            ],
-        ),
-        Chain::new("mark-for-masquerade", vec!["meta mark set meta mark or 0x4000".into()]),
-        Chain::new(
-            "masquerading",
-            vec![
-                "meta mark and 0x4000 == 0 return".into(),
-                "meta mark set meta mark xor 0x4000".into(),
-                "masquerade fully-random".into(),
-            ],
-        ),
+    let mut all = base_chains(p, vec!["jump masquerading".into()]);
+    all.push(Chain::new(
+        "services",
+        vec![
+            format!("{ip} daddr . meta l4proto . th dport vmap @service-ips"),
+            format!("{ip} daddr @nodeport-ips meta l4proto . th dport vmap @service-nodeports"),
+        ],
+    ));
+    all.extend(masquerading());
+    all.extend([
         Chain::new(
             SERVICE,
             vec![
@@ -143,6 +131,45 @@ fn chains(s: &Service, family: Family, p: NodeProtection) -> Vec<Chain> {
             vec![
                 format!("{ip} saddr {pod} jump mark-for-masquerade"),
                 format!("meta l4proto tcp counter dnat to {destination}"),
+            ],
+        ),
+    ]);
+    all
+}
+
+/// The chains with hooks, and what is done with sources.
+pub(super) fn base_chains(p: NodeProtection, postrouting: Vec<String>) -> Vec<Chain> {
+    let dispatch = || vec!["jump services".to_owned()];
+    vec![
+        Chain::base(
+            "filter-forward",
+            "type filter hook forward priority -110; policy accept;",
+            if p.forward { vec![DROP.into()] } else { Vec::new() },
+        ),
+        Chain::base(
+            "nat-prerouting",
+            "type nat hook prerouting priority dstnat; policy accept;",
+            dispatch(),
+        ),
+        Chain::base("nat-output", "type nat hook output priority -100; policy accept;", dispatch()),
+        Chain::base(
+            "nat-postrouting",
+            "type nat hook postrouting priority srcnat; policy accept;",
+            postrouting,
+        ),
+    ]
+}
+
+/// The chains that mark for masquerade, and do it.
+pub(super) fn masquerading() -> [Chain; 2] {
+    [
+        Chain::new("mark-for-masquerade", vec!["meta mark set meta mark or 0x4000".into()]),
+        Chain::new(
+            "masquerading",
+            vec![
+                "meta mark and 0x4000 == 0 return".into(),
+                "meta mark set meta mark xor 0x4000".into(),
+                "masquerade fully-random".into(),
             ],
         ),
     ]
