@@ -20,7 +20,6 @@ use std::time::Instant;
 use crate::document::lab::{CommandList, Mend, Path, ProxyMode};
 use canary_testbed::evidence;
 use canary_testbed::exec::Tools;
-use canary_testbed::ruleset::ipvs;
 use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::{Step, Topology};
 use canary_wire::segment::Family;
@@ -100,9 +99,10 @@ pub fn skipped(scenario: &Scenario, tools: &Tools) -> Option<&'static str> {
 
 /// Whether the kernel has it, and gives it to this user.
 fn takes(tools: &Tools, need: Need) -> bool {
-    let (tool, options, input) = need.call();
-    let taken = tools.call(tool, options).is_ok_and(|call| call.stdin(input).run().is_ok());
-    taken && (need != Need::Ipvs || evidence::sysctl(ipvs::SETTINGS[0]).is_ok())
+    let taken = need.call().is_none_or(|(tool, options, input)| {
+        tools.call(tool, options).is_ok_and(|call| call.stdin(input).run().is_ok())
+    });
+    taken && need.setting().is_none_or(|key| evidence::sysctl(key).is_ok())
 }
 
 /// What to type to build a scenario's hosts.

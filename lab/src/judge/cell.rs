@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use crate::document::lab::{
     CellResult, ForgeryResult, Judgement, NodeEvidence, Path, Profile, ProtectionKind, Protections,
-    Seen, WitnessSaid,
+    ProxyMode, Seen, WitnessSaid,
 };
 use canary_record::names::{Direction, Forgery, OldSegments, ProbeEnd};
 use canary_record::outcome::Counts;
@@ -17,7 +17,7 @@ use canary_testbed::topology::Topology;
 use canary_wire::segment::Family;
 
 use super::witness;
-use crate::observed::cell::{Done, Shown};
+use crate::observed::cell::{Done, Key, Shown};
 use crate::scenario::matrix::{CellPlan, Expectation, Matrix, row};
 
 /// Everything that a cell is judged by.
@@ -47,10 +47,15 @@ struct Evidence<'a> {
     witnesses: &'a [WitnessSaid],
     /// What the client connected to.
     target: String,
+    /// Whether IPVS translates. It passes on what is INVALID, which conntrack may then take for a
+    /// connection of its own, from another port: the server answers that by RST, and nothing of it
+    /// is INVALID.
+    ipvs: bool,
 }
 
 impl<'a> Evidence<'a> {
-    fn of(matrix: &'a Matrix, plan: &'a CellPlan, family: Family, shown: &'a Shown) -> Self {
+    fn of(matrix: &'a Matrix, plan: &'a CellPlan, key: &Key, shown: &'a Shown) -> Self {
+        let family = key.family;
         Self {
             forgeries: &matrix.forgeries,
             connections: u64::from(matrix.connections),
@@ -64,6 +69,7 @@ impl<'a> Evidence<'a> {
             captured: None,
             witnesses: &[],
             target: Topology::new(matrix.path, "").target(family).to_string(),
+            ipvs: key.proxy_mode == ProxyMode::Ipvs,
         }
     }
 }
@@ -120,7 +126,7 @@ struct Judged {
 #[must_use]
 pub fn tells_generation(matrix: &Matrix, done: &Done) -> Option<OldSegments> {
     let (shown, plan) = (done.shown.as_ref().ok()?, matrix.cells.get(done.key.plan)?);
-    let e = Evidence::of(matrix, plan, done.key.family, shown);
+    let e = Evidence::of(matrix, plan, &done.key, shown);
     generation(&e.forgeries.iter().map(|f| count(&e, *f)).collect::<Vec<_>>())
 }
 
@@ -168,7 +174,7 @@ pub fn result(
     let evidence = Evidence {
         captured: cell.captured_resets.as_ref(),
         witnesses: &cell.witnesses,
-        ..Evidence::of(matrix, plan, key.family, &shown)
+        ..Evidence::of(matrix, plan, &key, &shown)
     };
     let judged = judge(&evidence, &plan.expect, kernel);
     cell.judgement = judged.judgement;
@@ -353,6 +359,7 @@ fn doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> {
         killed + with(Seen::KillsLater),
         e.direction,
         &e.target,
+        e.ipvs && e.direction == Direction::ClientToServer,
     ));
     doubts.extend(counter_doubts(e, forgeries));
     doubts

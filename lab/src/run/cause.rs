@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::document::lab::{CommandList, Seen as Became};
+use crate::document::lab::{CommandList, ProxyMode, Seen as Became};
 use crate::document::timeline::Change;
 use canary_conntrack::table::Table;
 use canary_record::names::Forgery;
@@ -24,7 +24,7 @@ use nix::sys::signal::Signal;
 use super::connections::Connections;
 use super::setting::{self, Setting, boom_server_at, count, io_error};
 use crate::observed::cause::{After, Seen};
-use crate::scenario::cause::{Case, Cause, Host, Masquerade, Step};
+use crate::scenario::cause::{Case, Cause, Host, Masquerade, Step, Wait};
 
 /// Time for boom-server to judge what it forged, and for RSTs on their way.
 const JUDGED: Duration = Duration::from_millis(700);
@@ -130,7 +130,17 @@ impl Run<'_> {
         let (testbed, setting, case) = (self.testbed, self.setting, self.case);
         let (interrupt, n) = (&setting.interrupt, of.connections(case));
         testbed.protect(case.proxy_mode, Family::Ipv4, &case.protections)?;
-        self.choose_endpoints()?;
+        self.choose_endpoints(false)?;
+        if let Some(Wait(time)) = case.ipvs_timeout {
+            // Nought leaves the other timeouts as they are.
+            let seconds = setting.scaled(time).as_secs().to_string();
+            self.ipvsadm(&["--set", &seconds, "0", "0"])?;
+        }
+        if case.steps.contains(&Step::Reconnect) {
+            // The client's own ports are free as soon as both ends have closed.
+            testbed
+                .within("client", || evidence::set_sysctl("net/ipv4/tcp_max_tw_buckets", "0"))?;
+        }
         testbed.warm_up(Family::Ipv4, setting.scaled(READY), interrupt)?;
         if case.second_link {
             let [near, _] = SECOND_LINK;
@@ -194,10 +204,10 @@ impl Run<'_> {
         let forge: Vec<_> = case.expect.forged.keys().map(|f| f.as_str()).collect();
         let one = ["--min-forged=1".to_owned()];
         let mut servers = Vec::new();
-        for host in ["server", "server2"].into_iter().take(usize::from(case.endpoints)) {
+        for host in case.servers() {
             let dir = self.dir.join(host);
             fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
-            let at = (host, case.listen);
+            let at = (*host, case.listen);
             let mut boom = boom_server_at(self.testbed, setting, at, &dir, &forge.join(","), &one)?;
             boom.wait_ready(setting.scaled(READY), &setting.interrupt)?;
             servers.push((boom, dir.join("boom.json")));
@@ -239,6 +249,14 @@ impl Run<'_> {
             (Step::Answer, Some(all)) => all.answer(),
             (Step::HalfClose, Some(all)) => all.half_close(),
             (Step::Close, Some(all)) => all.close(),
+            (Step::Vanish, Some(all)) => self.vanish(all)?,
+            (Step::Reconnect, Some(all)) => {
+                testbed.within(testbed.topology.client(), || {
+                    all.reconnect();
+                    Ok(())
+                })?;
+                interrupt.sleep(setting.scaled(self.judged()))?;
+            }
             (Step::Idle(time), _) => interrupt.sleep(setting.scaled(time.0))?,
             (Step::DeleteEntries, _) => {
                 let (from, to) = testbed.within("node1", || {
@@ -250,6 +268,12 @@ impl Run<'_> {
                 self.changed("entries on the client's node", from.to_string(), to.to_string());
             }
             (Step::LetExpire, _) => self.let_expire()?,
+            (Step::MoveEndpoint, _) => {
+                self.choose_endpoints(true)?;
+                let (_, second, _) = beside(&testbed.topology);
+                let from = testbed.topology.service.pod.v4.to_string();
+                self.changed("the Service's endpoint", from, second);
+            }
             (Step::ReplaceEndpoint, _) => {
                 let pod = format!("{}/32", testbed.topology.service.pod.v4);
                 self.route(beside(&testbed.topology).0, &[&pod, "dev", "to-server2"])?;
@@ -314,16 +338,36 @@ impl Run<'_> {
         self.changes.push(Change { what: what.into(), from, to });
     }
 
-    /// Until a dump, which drops what has expired (`ctnetlink_dump_table()`), shows no connection.
+    /// The client's connections end, and no segment says so.
+    fn vanish(&self, all: &mut Connections) -> Result<(), TestbedError> {
+        let table = "table inet lab-vanish";
+        let rules = format!(
+            "{table} {{ chain output {{ type filter hook output priority 0; meta l4proto tcp drop; }}; }}"
+        );
+        let client = self.testbed.topology.client();
+        self.load(client, "nft", &["-f", "-"], &rules)?;
+        all.vanish();
+        self.load(client, "nft", &["-f", "-"], &format!("delete {table}"))
+    }
+
+    fn ipvsadm(&self, options: &[&str]) -> Result<(), TestbedError> {
+        let tools = &self.setting.tools;
+        self.testbed.within("node1", || Ok(tools.call("ipvsadm", options)?.run().map(drop)?))
+    }
+
+    /// Until a dump, which drops what has expired (`ctnetlink_dump_table()`), shows no connection,
+    /// and IPVS has none.
     fn let_expire(&mut self) -> Result<(), TestbedError> {
         let entries = || -> Result<usize, TestbedError> {
             self.testbed.within("node1", || {
-                Table::open().and_then(|mut t| t.dump()).map(|all| all.len()).map_err(|e| {
-                    EvidenceError::Io {
+                let all =
+                    Table::open().and_then(|mut t| t.dump()).map_err(|e| EvidenceError::Io {
                         what: "list conntrack entries".to_owned(),
                         source: std::io::Error::other(e),
-                    }
-                })
+                    })?;
+                // Absent where there is no IPVS; one line of heads.
+                let ipvs = fs::read_to_string("/proc/thread-self/net/ip_vs_conn");
+                Ok(all.len() + ipvs.map_or(0, |text| text.lines().count().saturating_sub(1)))
             })
         };
         let from = entries()?;
@@ -343,22 +387,36 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Each new entry takes one of the endpoints at random, as kube-proxy has it, and one source.
-    fn choose_endpoints(&self) -> Result<(), TestbedError> {
+    /// Each new entry takes one of the endpoints, as kube-proxy has it, and one source. Once
+    /// `moved`, the other pod is the Service's one endpoint.
+    fn choose_endpoints(&self, moved: bool) -> Result<(), TestbedError> {
         let topology = &self.testbed.topology;
         let (target, pod) = (topology.target(Family::Ipv4), topology.service.pod.v4);
         let (_, second, _) = beside(topology);
+        let ipvs = self.case.proxy_mode == ProxyMode::Ipvs;
+        if ipvs && (moved || self.case.endpoints == 2) {
+            let [service, at, other] =
+                [target.to_string(), format!("{pod}:{POD_PORT}"), format!("{second}:{POD_PORT}")];
+            self.ipvsadm(&["-a", "-t", &service, "-r", &other, "-m"])?;
+            if moved {
+                // What an endpoint that ends has until its last connection is gone.
+                self.ipvsadm(&["-e", "-t", &service, "-r", &at, "-m", "-w", "0"])?;
+            }
+        }
+        let to = match (moved, self.case.endpoints) {
+            (true, _) => Some(second.clone()),
+            (false, 1) => None,
+            (false, _) => Some(format!("numgen random mod 2 map {{ 0 : {pod}, 1 : {second} }}")),
+        };
         // Before the Service's own chains: the first NAT rule that matches decides.
-        let choose = match self.case.endpoints {
-            1 => String::new(),
-            _ => format!(
+        let choose = to.filter(|_| !ipvs).map_or_else(String::new, |to| {
+            format!(
                 "chain prerouting {{ type nat hook prerouting priority dstnat - 1; \
-                 ip daddr {} tcp dport {} dnat to numgen random mod 2 map \
-                 {{ 0 : {pod}, 1 : {second} }} : {POD_PORT}; }}\n",
+                 ip daddr {} tcp dport {} dnat to {to} : {POD_PORT}; }}\n",
                 target.ip(),
                 target.port()
-            ),
-        };
+            )
+        });
         let masquerade = match self.case.masquerade {
             Masquerade::None => String::new(),
             how => format!(
@@ -370,7 +428,8 @@ impl Run<'_> {
         if choose.is_empty() && masquerade.is_empty() {
             return Ok(());
         }
-        let rules = format!("table ip lab-endpoints {{\n{choose}{masquerade}}}\n");
+        let table = "table ip lab-endpoints";
+        let rules = format!("add {table}\ndelete {table}\n{table} {{\n{choose}{masquerade}}}\n");
         self.load("node1", "nft", &["-f", "-"], &rules)
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use canary_record::names::{Errno, FailureClass, Phase, ProbeEnd};
 use canary_record::probe::{Body, BodyHash, Line, Request};
 use canary_record::result::load::Cause;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::scenario::cause::Way;
 
@@ -24,6 +25,7 @@ type Failure = (Phase, Cause);
 #[derive(Debug)]
 pub(super) struct Connections {
     all: Vec<One>,
+    target: SocketAddr,
     /// How long each waits for progress.
     patience: Duration,
 }
@@ -32,6 +34,8 @@ pub(super) struct Connections {
 struct One {
     /// Bodies differ, so that no answer can pass for another's.
     seed: u64,
+    /// The client's own end.
+    local: Option<SocketAddr>,
     state: State,
 }
 
@@ -50,15 +54,27 @@ impl Connections {
     /// Makes `n` connections, from the network namespace of the calling thread.
     #[must_use]
     pub(super) fn connect(target: SocketAddr, n: u32, patience: Duration) -> Self {
-        let one = |seed| One { seed, state: State::Closed };
-        let mut this = Self { all: (0..n.into()).map(one).collect(), patience };
-        this.each(|one| {
-            one.state = match open(target, patience) {
-                Ok(stream) => State::Open { stream, asked: None },
+        let one = |seed| One { seed, local: None, state: State::Closed };
+        let mut this = Self { all: (0..n.into()).map(one).collect(), target, patience };
+        this.reconnect();
+        this
+    }
+
+    /// Makes those that are closed again, each from the port that it had.
+    pub(super) fn reconnect(&mut self) {
+        let (target, patience) = (self.target, self.patience);
+        self.each(|one| {
+            if !matches!(one.state, State::Closed) {
+                return;
+            }
+            one.state = match open(target, one.local, patience) {
+                Ok(stream) => {
+                    one.local = stream.local_addr().ok();
+                    State::Open { stream, asked: None }
+                }
                 Err(e) => State::Failed((Phase::Connect, cause(&e))),
             };
         });
-        this
     }
 
     /// A body of full-sized segments.
@@ -100,18 +116,33 @@ impl Connections {
         });
     }
 
-    /// Closes. What was asked for has come and is left unread: then the kernel says so by RST
-    /// (RFC 2525, section 2.17).
+    /// Closes, after the server has too. What was asked for has come and is left unread: then the
+    /// kernel says so by RST (RFC 2525, section 2.17).
     pub(super) fn close(&mut self) {
         self.open(|stream, asked, _| {
-            if asked.is_some() {
-                let n = stream.peek(&mut [0; 1]).map_err(|e| (Phase::Receive, cause(&e)))?;
-                if n == 0 {
-                    return Err((Phase::Receive, Cause::EarlyEof));
-                }
+            let failed = |e: io::Error| (Phase::Close, cause(&e));
+            if asked.is_none() {
+                stream.shutdown(Shutdown::Write).map_err(failed)?;
+                let n = stream.read(&mut [0; 1]).map_err(failed)?;
+                return if n == 0 { Ok(()) } else { Err((Phase::Close, Cause::BadAnswer)) };
             }
-            Ok(())
+            let n = stream.peek(&mut [0; 1]).map_err(|e| (Phase::Receive, cause(&e)))?;
+            if n == 0 { Err((Phase::Receive, Cause::EarlyEof)) } else { Ok(()) }
         });
+        self.forget();
+    }
+
+    /// Ends them by RST, at once and with nothing left of them; whoever wants the client to be gone
+    /// without a word lets it not out.
+    pub(super) fn vanish(&mut self) {
+        self.open(|stream, _, _| {
+            let now = SockRef::from(&*stream).set_linger(Some(Duration::ZERO));
+            now.map_err(|e| (Phase::Close, cause(&e)))
+        });
+        self.forget();
+    }
+
+    fn forget(&mut self) {
         for one in &mut self.all {
             if matches!(one.state, State::Open { .. }) {
                 one.state = State::Closed;
@@ -186,8 +217,21 @@ impl One {
     }
 }
 
-fn open(target: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&target, patience)?;
+fn open(
+    target: SocketAddr,
+    local: Option<SocketAddr>,
+    patience: Duration,
+) -> io::Result<TcpStream> {
+    let stream = match local {
+        None => TcpStream::connect_timeout(&target, patience)?,
+        Some(local) => {
+            let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+            socket.set_reuse_address(true)?;
+            socket.bind(&local.into())?;
+            socket.connect_timeout(&target.into(), patience)?;
+            socket.into()
+        }
+    };
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(patience))?;

@@ -11,6 +11,7 @@ use crate::document::lab::{
 use canary_record::names::{Forgery, ProbeEnd};
 use canary_record::result::witness;
 use canary_runtime::cli::{duration, spell};
+use canary_testbed::ruleset::ipvs;
 use canary_testbed::topology::POD_PORT;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::SeqAccessDeserializer;
@@ -61,13 +62,16 @@ pub enum Need {
     Flowtable,
     /// IPVS.
     Ipvs,
+    /// `net.netfilter.nf_conntrack_tcp_ignore_invalid_rst`.
+    IgnoreInvalidRst,
 }
 
 impl Need {
     /// A call that a kernel with it takes: the tool, its options, its input.
     #[must_use]
-    pub const fn call(self) -> (&'static str, &'static [&'static str], &'static str) {
-        match self {
+    pub const fn call(self) -> Option<(&'static str, &'static [&'static str], &'static str)> {
+        Some(match self {
+            Self::IgnoreInvalidRst => return None,
             Self::Synproxy => (
                 "nft",
                 &["--check", "-f", "-"],
@@ -81,6 +85,16 @@ impl Need {
                  chain forward { type filter hook forward priority 0; flow add @f; }; }",
             ),
             Self::Ipvs => ("ipvsadm", &["--list", "--numeric"], ""),
+        })
+    }
+
+    /// A setting that a kernel with it has.
+    #[must_use]
+    pub const fn setting(self) -> Option<&'static str> {
+        match self {
+            Self::Synproxy | Self::Flowtable => None,
+            Self::Ipvs => Some(ipvs::SETTINGS[0]),
+            Self::IgnoreInvalidRst => Some("net/netfilter/nf_conntrack_tcp_ignore_invalid_rst"),
         }
     }
 
@@ -95,6 +109,9 @@ impl Need {
             Self::Ipvs => {
                 "no IPVS here: modprobe ip_vs ip_vs_rr, install the package ipvsadm, and run as root \
                  before Linux 6.10"
+            }
+            Self::IgnoreInvalidRst => {
+                "this kernel has no nf_conntrack_tcp_ignore_invalid_rst: Linux 5.14 and later have"
             }
         }
     }
@@ -114,14 +131,21 @@ pub enum Step {
     Answer,
     /// The client sends FIN, and still reads.
     HalfClose,
-    /// The client closes; an answer that has come and was not read stays unread.
+    /// The client closes, and the server after it; an answer that has come and was not read stays
+    /// unread.
     Close,
+    /// The client is gone, and says nothing.
+    Vanish,
+    /// The client connects again, from the same ports.
+    Reconnect,
     /// Nobody sends.
     Idle(Wait),
     /// The client's node forgets every entry.
     DeleteEntries,
     /// Waits until the client's node has no entry any more.
     LetExpire,
+    /// The Service's endpoint is the pod beside the server pod from here on.
+    MoveEndpoint,
     /// The server pod's address goes to another pod.
     ReplaceEndpoint,
     /// The server pod's node has no route to it any more.
@@ -158,6 +182,7 @@ impl Step {
                 | Self::Answer
                 | Self::HalfClose
                 | Self::Close
+                | Self::Vanish
                 | Self::Expect(_)
                 | Self::LetExpire
         )
@@ -175,9 +200,12 @@ impl fmt::Display for Step {
             Self::Answer => f.write_str("answer"),
             Self::HalfClose => f.write_str("half-close"),
             Self::Close => f.write_str("close"),
+            Self::Vanish => f.write_str("vanish"),
+            Self::Reconnect => f.write_str("reconnect"),
             Self::Idle(time) => write!(f, "idle {time}"),
             Self::DeleteEntries => f.write_str("delete-entries"),
             Self::LetExpire => f.write_str("let-expire"),
+            Self::MoveEndpoint => f.write_str("move-endpoint"),
             Self::ReplaceEndpoint => f.write_str("replace-endpoint"),
             Self::RemoveEndpoint => f.write_str("remove-endpoint"),
             Self::BlackHole => f.write_str("black-hole"),
@@ -276,6 +304,8 @@ pub struct Case {
     /// What the client's node does to the source address.
     #[serde(default)]
     pub masquerade: Masquerade,
+    /// How long IPVS remembers a silent connection; by default 15 minutes.
+    pub ipvs_timeout: Option<Wait>,
     /// The server pod's node has a link straight to the client pod, and sends it everything there.
     #[serde(default)]
     pub second_link: bool,
@@ -412,6 +442,13 @@ impl Cause {
 }
 
 impl Case {
+    /// The pods that have the server's program.
+    #[must_use]
+    pub fn servers(&self) -> &'static [&'static str] {
+        let two = self.endpoints == 2 || self.steps.contains(&Step::MoveEndpoint);
+        if two { &["server", "server2"] } else { &["server"] }
+    }
+
     /// The case under each mend that changes something about it, as it is first.
     #[must_use]
     pub fn under_mends(&self, at: At) -> Vec<(Mend, Self)> {
@@ -481,6 +518,15 @@ impl Case {
         if self.expect.forged.is_empty() {
             return Err("forged: name at least one forgery".to_owned());
         }
+        if let Some(Wait(time)) = self.ipvs_timeout
+            && (self.proxy_mode != ProxyMode::Ipvs || time.as_secs() == 0)
+        {
+            return Err("ipvs-timeout: use 1s or more, with proxy-mode ipvs".to_owned());
+        }
+        let moves = self.steps.contains(&Step::MoveEndpoint);
+        if moves && (self.endpoints == 2 || self.path != Path::ClusterIp) {
+            return Err("steps: 'move-endpoint' only with path cluster-ip and one endpoint".into());
+        }
         let (mut connected, mut asked, mut closed) = (false, false, false);
         for step in &self.steps {
             if step.needs_connections() && !connected {
@@ -496,7 +542,10 @@ impl Case {
                 Step::Transfer(_) if asked => {
                     return Err("steps: answer what was asked before a transfer".to_owned());
                 }
-                Step::Close => closed = true,
+                Step::Close | Step::Vanish => closed = true,
+                Step::Reconnect if !std::mem::take(&mut closed) => {
+                    return Err("steps: 'reconnect' only after close or vanish".to_owned());
+                }
                 Step::Change(host) => host.check()?,
                 Step::Forge(each) if each.is_empty() => {
                     return Err("steps: forge: name at least one forgery".to_owned());
