@@ -1,11 +1,13 @@
 //! The same experiment on several kernels, side by side.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::lab::{Judgement, Path, Protections, ProxyMode, Seen};
 use canary_record::names;
-use canary_record::names::{Direction, Forgery, OldSegments};
+use canary_record::names::{Direction, Forgery, OldSegments, ProbeEnd};
 use canary_record::result::Run;
 use canary_wire::segment::Family;
 
@@ -59,6 +61,31 @@ pub struct KernelsResult {
     pub kernels: Vec<KernelRun>,
     /// The table.
     pub rows: Vec<KernelRow>,
+    /// The cases of situations.
+    #[serde(default)]
+    pub cases: Vec<KernelCase>,
+}
+
+/// One case of a situation, on every kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KernelCase {
+    /// The scenario's name.
+    pub scenario: String,
+    /// The case's title.
+    pub case: String,
+    /// One for each kernel, in the order of [`KernelsResult::kernels`].
+    pub cells: Vec<KernelCaseCell>,
+}
+
+/// What one kernel made of a case.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KernelCaseCell {
+    /// How the client's connections ended; empty where the case was not run.
+    pub client: BTreeMap<ProbeEnd, u64>,
+    /// Against the scenario's expectation; inconclusive where the kernel has no such result.
+    pub judgement: Judgement,
+    /// Why it is not as expected.
+    pub reasons: Vec<String>,
 }
 
 /// One kernel.

@@ -6,7 +6,7 @@ use crate::document::kernels::{Agreement, KernelCell, KernelRow, KernelRun, Kern
 use crate::document::lab::{Judgement, Seen};
 
 use super::table::explanation;
-use super::text::{behaviour, held, mark, segments, word};
+use super::text::{behaviour, case_word, held, mark, segments, word};
 
 const STYLE: &str = "
 :root{color-scheme:light dark;--line:#8886;--kills:#c62828;--leaked:#b26a00;--good:#2e7d32;--doubt:#6a5acd}
@@ -48,6 +48,7 @@ pub fn render(result: &KernelsResult) -> String {
                 @if !result.reasons.is_empty() { ul { @for reason in &result.reasons { li { (reason) } } } }
                 (kernels(&result.kernels))
                 @for group in result.rows.chunk_by(same) { (table(group, &result.kernels)) }
+                @if !result.cases.is_empty() { (cases(result)) }
                 (notes(result))
             }
         }
@@ -105,6 +106,27 @@ fn table(rows: &[KernelRow], kernels: &[KernelRun]) -> Markup {
                     @for c in &row.cells { (cell(c)) }
                 }
             } }
+        } }
+    }
+}
+
+fn cases(result: &KernelsResult) -> Markup {
+    html! {
+        h2 { "Situations: how the client’s connections ended" }
+        div.wide { table {
+            thead { tr {
+                th { "scenario" } th { "case" }
+                @for kernel in &result.kernels { th { (kernel.name) } }
+            } }
+            tbody { @for case in &result.cases { tr {
+                th { (case.scenario) }
+                td { (case.case) }
+                @for c in &case.cells {
+                    td.doubt[c.judgement != Judgement::AsExpected] {
+                        (case_word(c)) @for reason in &c.reasons { small { (reason) } }
+                    }
+                }
+            } } }
         } }
     }
 }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::document::kernels::{
-    Agreement, GuestState, KernelCell, KernelRow, KernelRun, KernelsResult,
+    Agreement, GuestState, KernelCase, KernelCaseCell, KernelCell, KernelRow, KernelRun,
+    KernelsResult,
 };
 use crate::document::lab::{
     CellResult, ForgeryResult, Judgement, LabResult, Path, Profile, Protections, ProxyMode, Seen,
@@ -38,9 +39,56 @@ struct Key {
 #[must_use]
 pub fn compare(inputs: Vec<Input>, run: Run) -> KernelsResult {
     let rows: Vec<KernelRow> = keys(&inputs).into_iter().map(|key| row(key, &inputs)).collect();
+    let cases = cases(&inputs);
     let kernels: Vec<KernelRun> = inputs.into_iter().map(judge_kernel).collect();
     let (judgement, reasons) = judge(&kernels, &rows);
-    KernelsResult { schema_version: SCHEMA_VERSION, run, judgement, reasons, kernels, rows }
+    KernelsResult { schema_version: SCHEMA_VERSION, run, judgement, reasons, kernels, rows, cases }
+}
+
+/// The cases of situations that any kernel has run, in the order of the first that has.
+fn cases(inputs: &[Input]) -> Vec<KernelCase> {
+    let mut names: Vec<(&str, &str)> = Vec::new();
+    let all = inputs.iter().filter_map(|i| i.lab.as_ref()).flat_map(|lab| &lab.scenarios);
+    for s in all.filter(|s| s.cells.is_empty()) {
+        for step in s.timeline.iter().flat_map(|t| &t.steps) {
+            let name = (s.name.as_str(), step.title.as_str());
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+    }
+    let case = |(scenario, case): (&str, &str)| KernelCase {
+        scenario: scenario.to_owned(),
+        case: case.to_owned(),
+        cells: inputs.iter().map(|input| case_cell(input, scenario, case)).collect(),
+    };
+    names.into_iter().map(case).collect()
+}
+
+/// All repetitions of a case together.
+fn case_cell(input: &Input, scenario: &str, case: &str) -> KernelCaseCell {
+    let mut cell = KernelCaseCell {
+        client: BTreeMap::new(),
+        judgement: Judgement::Inconclusive,
+        reasons: Vec::new(),
+    };
+    let all = input.lab.iter().flat_map(|lab| &lab.scenarios).filter(|s| s.name == scenario);
+    for s in all {
+        let steps = s.timeline.iter().flat_map(|t| &t.steps).filter(|step| step.title == case);
+        let before = cell.client.len();
+        for (end, n) in steps.flat_map(|step| &step.established) {
+            *cell.client.entry(*end).or_default() += n;
+        }
+        let of_case = format!("{case}: ");
+        let own: Vec<_> = s.reasons.iter().filter(|r| r.starts_with(&of_case)).cloned().collect();
+        cell.judgement = match (own.is_empty(), cell.client.len() > before) {
+            (true, true) => Judgement::AsExpected,
+            // The scenario's other cases do not speak for this one.
+            _ => s.judgement,
+        };
+        cell.reasons.extend(own);
+    }
+    cell
 }
 
 /// Every row that any kernel has, in the order that the lab ran them.

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use crate::document::kernels::{Agreement, KernelCell, KernelRow, KernelRun, KernelsResult};
+use crate::document::kernels::{
+    Agreement, KernelCase, KernelCaseCell, KernelCell, KernelRow, KernelRun, KernelsResult,
+};
 use crate::document::lab::{Judgement, Seen};
 use canary_record::names::OldSegments;
 
@@ -20,6 +22,18 @@ pub fn word(cell: &KernelCell) -> String {
         Some(seen) => seen.to_string(),
     };
     if cell.judgement == Judgement::Differs { seen + " (not as expected)" } else { seen }
+}
+
+/// A case in a few words: how its connections ended, marked where that is not expected.
+#[must_use]
+pub fn case_word(cell: &KernelCaseCell) -> String {
+    let ends: Vec<_> = cell.client.iter().map(|(end, n)| format!("{end} {n}")).collect();
+    match (ends.is_empty(), cell.judgement) {
+        (true, judgement) => judgement.to_string(),
+        (false, Judgement::AsExpected) => ends.join(", "),
+        (false, Judgement::Differs) => ends.join(", ") + " (not as expected)",
+        (false, judgement) => format!("{} ({judgement})", ends.join(", ")),
+    }
 }
 
 /// The behaviour that names a kernel's generation.
@@ -73,6 +87,17 @@ pub fn render(result: &KernelsResult) -> String {
         let mut head = vec![String::new(), "protection".to_owned(), "forgery".to_owned()];
         head.extend(result.kernels.iter().map(|k| k.name.clone()));
         columns(&mut out, std::iter::once(head).chain(group.iter().map(row_line)));
+    }
+    if !result.cases.is_empty() {
+        out.push_str("\nsituations: how the client's connections ended\n");
+        let mut head = vec!["scenario".to_owned(), "case".to_owned()];
+        head.extend(result.kernels.iter().map(|k| k.name.clone()));
+        let line = |c: &KernelCase| {
+            let mut line = vec![c.scenario.clone(), c.case.clone()];
+            line.extend(c.cells.iter().map(case_word));
+            line
+        };
+        columns(&mut out, std::iter::once(head).chain(result.cases.iter().map(line)));
     }
     let marks = [Agreement::OldSegments, Agreement::Unexplained];
     for agreement in marks {
