@@ -138,7 +138,8 @@ mod tests {
             );
         }
         assert_eq!(doubts(&[ten.clone(), ten], 10, FORGED, TARGET, false).len(), 1);
-        assert_eq!(doubts(&[none], 3, FORGED, TARGET, false).len(), 1);
+        assert_eq!(doubts(std::slice::from_ref(&none), 3, FORGED, TARGET, false).len(), 1);
+        assert_eq!(doubts(&[none], 3, FORGED, TARGET, true), Vec::<String>::new());
     }
 
     /// What is unexplained may be any of those that were ended, and accuses nobody.

@@ -84,6 +84,7 @@ impl Made {
 
     fn evidence(&self) -> Evidence<'_> {
         Evidence {
+            ipvs: false,
             forgeries: &FORGERIES,
             connections: N,
             family: Family::Ipv4,
