@@ -196,11 +196,14 @@ impl Wave<'_> {
         let tries = self.tries(&made);
         say("servers");
         self.each(&mut made, |place| Ok(self.server_pod(place, &tries))).await?;
+        let mut hosts: Vec<Made> = self.members.iter().map(|_| Made::default()).collect();
+        self.each(&mut hosts, |place| self.host_server_pod(place, &tries)).await?;
+        let servers: Vec<_> = self
+            .running(&made, objects::server_name)
+            .chain(self.running(&hosts, objects::host_server_name))
+            .collect();
         let started = |pods: &BTreeMap<String, Seen>| {
-            self.members.iter().zip(&made).all(|(m, made)| {
-                made.refused.is_some()
-                    || pods.get(&objects::server_name(m.index)).is_some_and(started)
-            })
+            servers.iter().all(|name| pods.get(name).is_some_and(started))
         };
         self.wait(watch, deadline, started).await?;
         say("clients");
@@ -217,17 +220,12 @@ impl Wave<'_> {
             })
             .await?;
         }
-        let expected: Vec<String> = self
-            .members
+        let client = |side| move |index| objects::client_name(side, index);
+        let expected: Vec<String> = servers
             .iter()
-            .zip(made.iter().zip(&made_clients))
-            .flat_map(|(m, (servers, clients))| {
-                let of = |side: From| match side {
-                    From::ServerPod => servers.refused.is_none(),
-                    _ => clients.refused.is_none(),
-                };
-                SIDES.into_iter().filter(move |s| of(*s)).map(|s| objects::client_name(s, m.index))
-            })
+            .cloned()
+            .chain(self.running(&made_clients, client(From::Pod)))
+            .chain(self.running(&made_clients, client(From::Host)))
             .collect();
         let ended = |pods: &BTreeMap<String, Seen>| {
             let over = |n: &String| pods.get(n).is_some_and(over);
@@ -238,7 +236,17 @@ impl Wave<'_> {
         self.wait(watch, deadline, ended).await?;
         let forging = self.forge(watch, deadline, &tries, say).await?;
         say("results");
-        self.collect(&tries, &made, &made_clients, &forging, &watch.pods).await
+        self.collect(&tries, [&made, &hosts], &made_clients, &forging, &watch.pods).await
+    }
+
+    /// The names of the pods that were not refused.
+    fn running<'b>(
+        &'b self,
+        made: &'b [Made],
+        name: impl Fn(usize) -> String + 'b,
+    ) -> impl Iterator<Item = String> + 'b {
+        let all = self.members.iter().zip(made).filter(|(_, made)| made.refused.is_none());
+        all.map(move |(m, _)| name(m.index))
     }
 
     /// Why the other direction is not tried; none where it is.
@@ -362,7 +370,7 @@ impl Wave<'_> {
                         let node = member.node.address(*family);
                         let to = |port| objects::target(*path, *family, port, service, node, None);
                         to(path.port(*family))
-                            .and_then(|server| Ok(Some((server, to(plan::SINK_PORT)?))))
+                            .and_then(|server| Ok(Some((server, to(path.sink_port())?))))
                     };
                     tries.push(Try { path: *path, family: *family, row, client, server, target });
                 }
@@ -372,7 +380,8 @@ impl Wave<'_> {
     }
 
     fn server_pod(&self, place: usize, tries: &[Try]) -> Pod {
-        let here = tries.iter().filter(|t| t.server == place && t.target.is_ok());
+        let pods = |t: &&Try| t.server == place && t.path.front() != Front::Node;
+        let here = tries.iter().filter(pods).filter(|t| t.target.is_ok());
         let paths: Vec<_> = here.clone().map(|t| (t.path, t.family)).collect();
         let hairpin: Vec<_> = here
             .filter(|t| t.path.from() == From::ServerPod)
@@ -381,6 +390,17 @@ impl Wave<'_> {
         let m = &self.members[place];
         let forge = self.options.no_forge.is_none();
         self.run.server(&m.node.name, m.index, &paths, &hairpin, forge)
+    }
+
+    /// The pod of servers on the node's network at `place`, where a path ends there.
+    fn host_server_pod(&self, place: usize, tries: &[Try]) -> Result<Pod, String> {
+        let here = |t: &&Try| t.server == place && t.path.front() == Front::Node;
+        let here: Vec<_> = tries.iter().filter(here).filter(|t| t.target.is_ok()).collect();
+        let first = here.first().ok_or("no path ends there")?;
+        let node = &self.members[place].node;
+        let addresses: Vec<_> = here.iter().filter_map(|t| node.address(t.family)).collect();
+        let clients = &self.members[first.client].node.addresses;
+        Ok(self.run.host_server(&node.name, self.members[place].index, &addresses, clients))
     }
 
     /// What the clients at `place` connect to: servers that run, and their sinks.
@@ -393,12 +413,12 @@ impl Wave<'_> {
     ) -> Vec<(Path, Family, SocketAddr, SocketAddr)> {
         let here = tries.iter().filter(|t| t.client == place && t.path.from() == side);
         here.filter_map(|t| {
-            let server = pods.get(&objects::server_name(self.members[t.server].index))?;
+            let server = pods.get(&objects::server_of(t.path, self.members[t.server].index))?;
             let own = server.addresses.iter().copied().find(|a| Family::of(*a) == t.family);
             let at = |port| objects::target(t.path, t.family, port, None, None, own).ok();
             let (to, sink) = match t.target.as_ref().ok()? {
                 Some(both) => *both,
-                None => (at(t.path.port(t.family))?, at(plan::SINK_PORT)?),
+                None => (at(t.path.port(t.family))?, at(t.path.sink_port())?),
             };
             started(server).then_some((t.path, t.family, to, sink))
         })
@@ -448,7 +468,7 @@ impl Wave<'_> {
     async fn collect(
         &self,
         tries: &[Try],
-        made: &[Made],
+        [made, hosts]: [&[Made]; 2],
         clients: &[Made],
         forging: &[Made],
         pods: &BTreeMap<String, Seen>,
@@ -458,9 +478,12 @@ impl Wave<'_> {
             let name = objects::container(t.path, t.family);
             let ends = (
                 self.document::<BoomResult>(
-                    &objects::server_name(server.index),
+                    &objects::server_of(t.path, server.index),
                     &format!("server-{name}"),
-                    made[t.server].refused.as_deref(),
+                    match t.path.front() {
+                        Front::Node => hosts[t.server].refused.as_deref(),
+                        _ => made[t.server].refused.as_deref(),
+                    },
                     pods,
                 )
                 .await,
@@ -606,7 +629,8 @@ impl Wave<'_> {
             .members
             .iter()
             .flat_map(|m| FORGING.map(|s| objects::forging_client_name(s, m.index)));
-        run::delete_all(&pods, names.chain(forging)).await?;
+        let hosts = self.members.iter().map(|m| objects::host_server_name(m.index));
+        run::delete_all(&pods, names.chain(forging).chain(hosts)).await?;
         let names =
             self.members.iter().flat_map(|m| FRONTS.map(|f| objects::service_name(f, m.index)));
         run::delete_all(&services, names).await

@@ -1,12 +1,12 @@
 //! The objects of a run as the API server takes them: pure functions of names, addresses and images.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use canary_wire::segment::Family;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use serde_json::{Value, json};
 
-use crate::plan::{From, Front, Path, SINK_PORT};
+use crate::plan::{From, Front, Path};
 
 /// The label whose value is the run's identifier: who made an object, and may delete it.
 pub const RUN: &str = "conntrack-canary/run";
@@ -94,7 +94,7 @@ impl Run {
     #[must_use]
     pub fn service(&self, front: Front, index: usize, paths: &[Path]) -> Service {
         let (kind, policy) = match front {
-            Front::ClusterIp | Front::Pod => ("ClusterIP", None),
+            Front::ClusterIp | Front::Pod | Front::Node => ("ClusterIP", None),
             Front::NodePort => ("NodePort", Some("Cluster")),
             Front::NodePortLocal => ("NodePort", Some("Local")),
         };
@@ -102,7 +102,7 @@ impl Run {
             .iter()
             .filter(|p| p.front() == front)
             .flat_map(|p| [Family::Ipv4, Family::Ipv6].map(|f| p.port(f)))
-            .chain([SINK_PORT])
+            .chain([Path::SameNode.sink_port()])
             .map(|port| {
                 // A port's name has 15 characters at most.
                 json!({"name": format!("p{port}"), "port": port, "targetPort": port, "protocol": "TCP"})
@@ -132,37 +132,9 @@ impl Run {
         hairpin: &[(Family, SocketAddr, SocketAddr)],
         forge: bool,
     ) -> Pod {
-        let field =
-            |name, path| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
-        let server = |name: String, port: u16, env: &[Value]| {
-            let own = [
-                json!({"name": "BOOM_LISTEN", "value": format!("[::]:{port}")}),
-                json!({"name": "BOOM_ADMIN", "value": "none"}),
-                field("NODE_NAME", "spec.nodeName"),
-            ];
-            json!({
-                "name": name,
-                "image": self.images.boom_server, "imagePullPolicy": "IfNotPresent",
-                "env": own.iter().chain(env).collect::<Vec<_>>(),
-                "ports": [{"name": format!("p{port}"), "containerPort": port, "protocol": "TCP"}],
-                "terminationMessagePolicy": "FallbackToLogsOnError",
-                "securityContext": net_raw(),
-                "resources": {"requests": {"cpu": "2m", "memory": "8Mi"}, "limits": {"memory": "96Mi"}},
-            })
-        };
-        let sink =
-            server(SINK.to_owned(), SINK_PORT, &[json!({"name": "BOOM_FORGE", "value": "none"})]);
-        let servers = paths.iter().map(|(path, family)| {
-            let env = [
-                json!({"name": "BOOM_FORGE", "value": "control,above-window,below-window,ack-ahead,no-flags,syn-fin"}),
-                json!({"name": "BOOM_ON_RESET", "value": "count"}),
-                json!({"name": "BOOM_CONNECTIONS", "value": FORGED.to_string()}),
-                json!({"name": "BOOM_DURATION", "value": "60s"}),
-                // Its last client goes first: what is cut off by a server's end is a reset, too.
-                json!({"name": "BOOM_HOLD", "value": "30s"}),
-            ];
-            server(format!("server-{}", container(*path, *family)), path.port(*family), &env)
-        });
+        let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        let sink = self.sink(&[any(Path::SameNode.sink_port())]);
+        let servers = paths.iter().map(|(p, f)| self.forging_server(*p, *f, any(p.port(*f)), &[]));
         let path = Path::Hairpin;
         let clients = hairpin.iter().map(|(family, to, _)| self.client(path, *family, *to));
         let forging = hairpin.iter().filter(|_| forge);
@@ -175,6 +147,69 @@ impl Run {
         );
         pod["metadata"]["labels"][SERVER] = index.to_string().into();
         typed(pod)
+    }
+
+    /// The pod with a boom-server for each of the node's own `addresses`, on its network. It tells
+    /// connections from `clients`, the client's node's addresses: those were masqueraded.
+    #[must_use]
+    pub fn host_server(
+        &self,
+        node: &str,
+        index: usize,
+        addresses: &[IpAddr],
+        clients: &[IpAddr],
+    ) -> Pod {
+        let path = Path::Egress;
+        let clients: Vec<_> = clients.iter().map(IpAddr::to_string).collect();
+        let env = [json!({"name": "BOOM_NODE_IP", "value": clients.join(",")})];
+        let servers = addresses.iter().map(|ip| {
+            let family = Family::of(*ip);
+            self.forging_server(path, family, (*ip, path.port(family)).into(), &env)
+        });
+        let sinks: Vec<SocketAddr> =
+            addresses.iter().map(|ip| (*ip, path.sink_port()).into()).collect();
+        let all: Vec<_> = servers.chain([self.sink(&sinks)]).collect();
+        let mut pod = self.pod(&host_server_name(index), node, "server", &all);
+        pod["spec"]["hostNetwork"] = true.into();
+        typed(pod)
+    }
+
+    /// A boom-server that forges on the connections of one path.
+    fn forging_server(&self, path: Path, family: Family, at: SocketAddr, env: &[Value]) -> Value {
+        let own = [
+            json!({"name": "BOOM_FORGE", "value": "control,above-window,below-window,ack-ahead,no-flags,syn-fin"}),
+            json!({"name": "BOOM_ON_RESET", "value": "count"}),
+            json!({"name": "BOOM_CONNECTIONS", "value": FORGED.to_string()}),
+            json!({"name": "BOOM_DURATION", "value": "60s"}),
+            // Its last client goes first: what is cut off by a server's end is a reset, too.
+            json!({"name": "BOOM_HOLD", "value": "30s"}),
+        ];
+        let env: Vec<_> = own.iter().chain(env).cloned().collect();
+        self.boom_server(&format!("server-{}", container(path, family)), &[at], &env)
+    }
+
+    /// One that forges nothing.
+    fn sink(&self, at: &[SocketAddr]) -> Value {
+        self.boom_server(SINK, at, &[json!({"name": "BOOM_FORGE", "value": "none"})])
+    }
+
+    fn boom_server(&self, name: &str, at: &[SocketAddr], env: &[Value]) -> Value {
+        let listen: Vec<_> = at.iter().map(SocketAddr::to_string).collect();
+        let port = at.first().map_or(0, SocketAddr::port);
+        let own = [
+            json!({"name": "BOOM_LISTEN", "value": listen.join(",")}),
+            json!({"name": "BOOM_ADMIN", "value": "none"}),
+            json!({"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}),
+        ];
+        json!({
+            "name": name,
+            "image": self.images.boom_server, "imagePullPolicy": "IfNotPresent",
+            "env": own.iter().chain(env).collect::<Vec<_>>(),
+            "ports": [{"name": format!("p{port}"), "containerPort": port, "protocol": "TCP"}],
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "securityContext": net_raw(),
+            "resources": {"requests": {"cpu": "2m", "memory": "8Mi"}, "limits": {"memory": "96Mi"}},
+        })
     }
 
     /// A pod of clients, one for each target, on the pod network or the host's.
@@ -320,6 +355,21 @@ pub fn server_name(index: usize) -> String {
     format!("server-{index}")
 }
 
+/// A server's pod on the node's network.
+#[must_use]
+pub fn host_server_name(index: usize) -> String {
+    format!("host-server-{index}")
+}
+
+/// The pod of a path's server.
+#[must_use]
+pub fn server_of(path: Path, index: usize) -> String {
+    match path.front() {
+        Front::Node => host_server_name(index),
+        _ => server_name(index),
+    }
+}
+
 /// A client's pod.
 #[must_use]
 pub fn client_name(from: From, index: usize) -> String {
@@ -343,7 +393,7 @@ pub fn forging_client_name(from: From, index: usize) -> String {
 #[must_use]
 pub fn service_name(front: Front, index: usize) -> String {
     let kind = match front {
-        Front::ClusterIp | Front::Pod => "cluster-ip",
+        Front::ClusterIp | Front::Pod | Front::Node => "cluster-ip",
         Front::NodePort => "node-port",
         Front::NodePortLocal => "node-port-local",
     };
@@ -365,6 +415,9 @@ pub fn target(
         Front::Pod => pod
             .map(|ip| SocketAddr::new(ip, port))
             .ok_or(format!("the pods have no {family} address")),
+        Front::Node => node
+            .map(|ip| SocketAddr::new(ip, port))
+            .ok_or(format!("the node has no internal {family} address")),
         Front::ClusterIp => cluster_ip(spec()?, family)
             .map(|ip| SocketAddr::new(ip, port))
             .ok_or(format!("its Service has no {family} address")),

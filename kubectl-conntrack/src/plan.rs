@@ -27,6 +27,9 @@ names! {
         NodePortLocalFromOther = "node-port-local-from-other",
         /// A client on the host network to the ClusterIP, backend on another node.
         HostNetworkToOther = "host-network-to-other",
+        /// A pod to a server on another node's own network: masqueraded where the cluster does that
+        /// to what leaves it.
+        Egress = "egress",
         /// A pod to another pod's own address: not translated, so nothing can leak. The control.
         PodIp = "pod-ip",
     }
@@ -43,6 +46,8 @@ pub enum Front {
     NodePortLocal,
     /// None: the pod's own address.
     Pod,
+    /// None: the node's own address.
+    Node,
 }
 
 /// Where a path's client runs.
@@ -64,6 +69,7 @@ impl Path {
             Self::NodePort | Self::NodePortFromOther => Front::NodePort,
             Self::NodePortLocal | Self::NodePortLocalFromOther => Front::NodePortLocal,
             Self::PodIp => Front::Pod,
+            Self::Egress => Front::Node,
             _ => Front::ClusterIp,
         }
     }
@@ -103,12 +109,23 @@ impl Path {
     /// wherever a masquerade hides the client's address.
     #[must_use]
     pub const fn port(self, family: Family) -> u16 {
-        9000 + 2 * self as u16 + matches!(family, Family::Ipv6) as u16
+        self.ports() + 2 * self as u16 + matches!(family, Family::Ipv6) as u16
+    }
+
+    /// The port of the boom-server that forges nothing, for clients that forge.
+    #[must_use]
+    pub const fn sink_port(self) -> u16 {
+        self.ports() + 98
+    }
+
+    /// Where its ports begin: a node's own are below those of outgoing connections, and seldom taken.
+    const fn ports(self) -> u16 {
+        match self.front() {
+            Front::Node => 29_000,
+            _ => 9000,
+        }
     }
 }
-
-/// The port of the boom-server that forges nothing, for clients that forge.
-pub const SINK_PORT: u16 = 9098;
 
 /// A node as the API server describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -200,13 +217,13 @@ mod tests {
         Node { name: name.to_owned(), kernel: kernel.to_owned(), ..Node::default() }
     }
 
-    /// Every path has two ports of its own, below boom-server's admin port.
+    /// Every path has two ports of its own, below boom-server's admin port or far above.
     #[test]
     fn ports_are_distinct() {
         let all: BTreeSet<u16> =
             Path::ALL.iter().flat_map(|p| [p.port(Family::Ipv4), p.port(Family::Ipv6)]).collect();
         assert_eq!(all.len(), Path::ALL.len() * 2);
-        assert!(all.iter().all(|p| (9000..9100).contains(p)));
+        assert!(all.iter().all(|p| (0..98).contains(&(p % 1000))));
     }
 
     /// A sample takes the first of each kind and names the rest.

@@ -1,6 +1,6 @@
 //! From result documents to what is said of a path, a family, a node and a cluster. Pure.
 
-use canary_record::names::{Diagnosis, Forgery, ProbeEnd, Verdict};
+use canary_record::names::{ClientClass, Diagnosis, Forgery, ProbeEnd, Verdict};
 use canary_record::result::boom::{BoomResult, OutcomeCount};
 use canary_record::result::load::LoadResult;
 use canary_record::result::observe::NodeShown;
@@ -27,6 +27,10 @@ pub struct PathRow {
     pub verdict: Verdict,
     /// What the outcomes say of segments to the client; none where nothing was judged.
     pub diagnosis: Option<Diagnosis>,
+    /// `egress` alone: whether the client's node put its own address in the client's place. Where it
+    /// did not, nothing is translated on this path.
+    #[serde(default)]
+    pub masqueraded: Option<bool>,
     /// Segments forged to the client with a known outcome.
     pub judged: u64,
     /// Of those, leaked.
@@ -126,6 +130,7 @@ pub fn path_row(
         passed,
         verdict: Verdict::Inconclusive,
         diagnosis: None,
+        masqueraded: None,
         judged: 0,
         leaked: 0,
         leaks: Vec::new(),
@@ -153,6 +158,9 @@ pub fn path_row(
         // Without a handshake the client's end says more than the server's silence.
         Ok(c) if row.judged == 0 => row.reasons.splice(0..0, never_connected(c)).for_each(drop),
         Ok(_) => {}
+    }
+    if path == Path::Egress && row.judged > 0 {
+        row.masqueraded = Some(server.paths.iter().any(|p| p.class == ClientClass::Node));
     }
     // What the application saw is contrary evidence: nothing that it lost may stand beside "protected".
     if row.verdict == Verdict::Protected && row.reset + row.hung > 0 {

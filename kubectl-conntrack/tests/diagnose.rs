@@ -92,7 +92,7 @@ async fn a_protected_cluster_is_protected() {
     assert_eq!(result.verdict, Verdict::Protected, "{result:#?}");
     assert_eq!(result.nodes.len(), 3);
     let paths = &result.nodes[0].families[0].paths;
-    assert_eq!(paths.len(), 10);
+    assert_eq!(paths.len(), 11);
     assert_eq!(result.nodes[0].shown.proxy_mode.as_deref(), Some("iptables"));
     assert!(paths.iter().all(|p| p.path.alone() == (p.passed.len() == 1)));
     assert_eq!(fake.namespaces(), [] as [&str; 0]);
@@ -479,7 +479,7 @@ async fn documents_are_kept() {
     run(&fake, &format!("--save {}", dir.path().display())).await.unwrap();
     let kept = std::fs::read_dir(dir.path().join("n0000")).unwrap().count();
     // Both ends of each path, and the client that forged.
-    assert_eq!(kept, 3 * 10);
+    assert_eq!(kept, 3 * 11);
 }
 
 /// The most memory that this process had, in octets.

@@ -2,7 +2,7 @@
 
 mod common;
 
-use canary_record::names::{Diagnosis, Forgery, ProbeEnd, Verdict};
+use canary_record::names::{ClientClass, Diagnosis, Forgery, ProbeEnd, Verdict};
 use canary_record::result::observe::NodeShown;
 use canary_wire::segment::Family;
 use common::documents::{boom, client};
@@ -95,6 +95,19 @@ fn a_leaking_control_proves_nothing() {
     rows.pop();
     rows.push(row(Path::PodIp, Diagnosis::Unprotected));
     assert_eq!(family_row(V4, rows, &[]).verdict, Verdict::Inconclusive);
+}
+
+/// Whether a way out is masqueraded is told by the address that the server saw, on that path alone.
+#[test]
+fn a_masquerade_is_told() {
+    let of = |path, class| {
+        let mut server = boom(V4, Diagnosis::Dropped);
+        server.paths[0].class = class;
+        path_row(path, V4, vec![], &Ok(server), &Ok(alive())).masqueraded
+    };
+    assert_eq!(of(Path::Egress, ClientClass::Node), Some(true));
+    assert_eq!(of(Path::Egress, ClientClass::Outside), Some(false));
+    assert_eq!(of(Path::SameNode, ClientClass::Node), None);
 }
 
 /// be_liberal alone has a word of its own; one plain leak beside it takes that away.

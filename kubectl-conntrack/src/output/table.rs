@@ -131,12 +131,17 @@ pub fn path_end(p: &PathRow) -> String {
     if p.verdict == Verdict::Inconclusive {
         words.extend(p.reasons.first().cloned());
     }
-    match &p.to_server {
+    let end = match &p.to_server {
         _ if !words.is_empty() => words.join(", "),
         Some(up) => {
             format!("0 of {} leaked to the client, 0 of {} to the server", p.judged, up.judged)
         }
         None => format!("0 of {} leaked to the client", p.judged),
+    };
+    match p.masqueraded {
+        Some(true) => end + ", masqueraded",
+        Some(false) => end + ", not masqueraded here",
+        None => end,
     }
 }
 
