@@ -56,7 +56,7 @@ pub(crate) fn sigterm_in_every_phase() {
 }
 
 /// proc(5): the mask of the signals that are caught; SIGTERM is 15.
-fn catches_term(running: &Running<LoadResult>) -> bool {
+pub(crate) fn catches_term(running: &Running<LoadResult>) -> bool {
     let caught = |line: &str| {
         let mask = line.strip_prefix("SigCgt:").map(|m| u64::from_str_radix(m.trim(), 16).unwrap());
         mask.is_some_and(|m| m >> 14 & 1 == 1)

@@ -25,7 +25,7 @@ canary_testbed::tests![
     churn::half_the_syns_dropped,
     churn::resets_are_logged_in_the_known_words,
     churn::local_limits_are_counted_apart,
-    churn::recovers_within_a_second,
+    churn::recovers_with_its_server,
     churn::lingers_after_its_result,
     churn::a_name_may_come_late,
     churn::sigterm_ends_within_two_seconds,
