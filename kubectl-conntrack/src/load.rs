@@ -323,6 +323,11 @@ impl Shown for LoadResult {
             verdict: Verdict::Protected,
             cells: vec![format!("{} in {}", f.cause.words(), f.phase), f.count.to_string()],
         };
+        // Beside any other verdict they are notes.
+        let (reasons, notes) = match verdict {
+            Verdict::Inconclusive => (self.reasons.clone(), Vec::new()),
+            _ => (Vec::new(), self.reasons.clone()),
+        };
         let table = |columns, rows| Table { columns, rows, ..Table::default() };
         let part = Part {
             title: "connections".to_owned(),
@@ -340,8 +345,8 @@ impl Shown for LoadResult {
             verdict,
             headline: headline(self),
             about: self.run.started.clone(),
-            reasons: self.reasons.clone(),
-            advice: Vec::new(),
+            reasons,
+            advice: notes,
             parts: vec![part],
         }
     }

@@ -42,7 +42,7 @@ pub struct Sheet {
     pub about: String,
     /// What weakens it.
     pub reasons: Vec<String>,
-    /// What to do.
+    /// What to do, and what else is to be said.
     pub advice: Vec<String>,
     /// Nodes, or what else the result is made of.
     pub parts: Vec<Part>,

@@ -2,16 +2,20 @@
 
 mod common;
 
-use canary_record::names::Diagnosis;
+use canary_record::names::{Diagnosis, LoadVerdict, ProbeEnd};
+use canary_record::result::load::ThresholdRecord;
 use canary_record::result::observe::NodeShown;
 use canary_wire::segment::Family;
 use clap::CommandFactory;
-use common::documents::{boom, client, forging, run};
+use common::documents::{boom, client, forging, run, witness};
 use kubectl_conntrack::cli::Cli;
-use kubectl_conntrack::output::{Format, text};
+use kubectl_conntrack::names::Names;
+use kubectl_conntrack::output::{Format, Shown, text};
 use kubectl_conntrack::plan::{Node, Path};
 use kubectl_conntrack::report::{Cluster, DiagnoseResult};
+use kubectl_conntrack::tune::{Change, TuneResult, TunedNode};
 use kubectl_conntrack::verdict::{NodeRow, ToServer, family_row, path_row, worst};
+use kubectl_conntrack::witness::ClusterWitness;
 
 fn golden(name: &str, text: &str) {
     canary_testbed::golden::check(env!("CARGO_MANIFEST_DIR"), name, text);
@@ -138,4 +142,66 @@ fn bad_flags_alone_have_a_word() {
         result.headline()
     );
     assert!(result.advice[0].starts_with("be_liberal is in force"));
+}
+
+/// JUnit and page of `result` are as committed under `name`.
+fn shown<T: Shown>(name: &str, result: &T) {
+    golden(&format!("{name}.txt"), &text(result, Format::Table, false).unwrap());
+    golden(&format!("{name}.junit.xml"), &text(result, Format::Junit, false).unwrap());
+    golden(&format!("{name}.html"), &text(result, Format::Html, false).unwrap());
+}
+
+fn cluster() -> Cluster {
+    Cluster { context: "prod".to_owned(), version: "v1.36.2".to_owned(), ..Cluster::default() }
+}
+
+/// What a load came to, with a threshold that was crossed, in every format.
+#[test]
+fn a_load_has_every_format() {
+    let mut load = client(&[(ProbeEnd::Survived, 99), (ProbeEnd::Refused, 1)]);
+    load.verdict = LoadVerdict::ThresholdCrossed;
+    load.merged = 2;
+    load.reasons = vec!["the target accepted 99 connections".to_owned()];
+    load.thresholds =
+        vec![ThresholdRecord { expression: "refused>0".to_owned(), measured: 1.0, crossed: true }];
+    shown("load", &load);
+}
+
+/// What a witness saw, a node that was hit, one that was not and one that says nothing.
+#[test]
+fn a_witness_has_every_format() {
+    let found = vec![
+        ("n1".to_owned(), Ok(witness(12))),
+        ("n2".to_owned(), Ok(witness(0))),
+        ("n3".to_owned(), Err("the pod was deleted".to_owned())),
+    ];
+    let names = Names::default();
+    let result = ClusterWitness::new(
+        run("kubectl-conntrack witness"),
+        cluster(),
+        &found,
+        &names,
+        Vec::new(),
+    );
+    shown("witness", &result);
+}
+
+/// What was set and put back, and what stays with its reason.
+#[test]
+fn a_tune_has_every_format() {
+    let change = |restored| Change {
+        name: "nf_conntrack_tcp_be_liberal".to_owned(),
+        from: 0,
+        to: 1,
+        restored,
+    };
+    let node = |name: &str, restored, reasons: &[&str]| TunedNode {
+        name: name.to_owned(),
+        changes: vec![change(restored)],
+        reasons: reasons.iter().map(ToString::to_string).collect(),
+    };
+    let stays = "nf_conntrack_tcp_be_liberal stays 1: kube-proxy started while it was set";
+    let nodes = vec![node("n1", Some(0), &[]), node("n2", None, &[stays])];
+    let run = run("kubectl-conntrack tune");
+    shown("tune", &TuneResult::new(run, cluster(), nodes, Vec::new(), false));
 }

@@ -23,7 +23,7 @@ pub fn junit(sheet: &Sheet) -> anyhow::Result<String> {
 fn suite(part: &Part) -> TestSuite {
     let mut suite = TestSuite::new(part.title.clone());
     if !part.facts.is_empty() {
-        suite.add_property(("node", part.facts.as_str()));
+        suite.add_property(("facts", part.facts.as_str()));
     }
     suite.add_test_cases(part.reasons.iter().map(|r| weakens("tried", part.verdict, r)));
     for t in &part.tables {
