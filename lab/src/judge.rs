@@ -10,7 +10,7 @@ pub mod rows;
 pub mod saturation;
 pub mod witness;
 
-use crate::document::lab::{Judgement, Path, PositiveControl, ScenarioResult};
+use crate::document::lab::{Judgement, Path, PositiveControl, ProxyMode, ScenarioResult};
 use canary_record::names::{Direction, Forgery};
 
 use crate::scenario::POSITIVE_CONTROL;
@@ -23,6 +23,7 @@ pub fn positive_control(scenarios: &[ScenarioResult]) -> PositiveControl {
     for cell in cells.filter(|c| {
         (c.path, c.direction) == (Path::ClusterIp, Direction::ServerToClient)
             && c.protections.is_empty()
+            && c.proxy_mode != ProxyMode::Ipvs
     }) {
         for f in cell.forgeries.iter().filter(|f| f.forgery == Forgery::AboveWindow) {
             control.forged += f.forged;

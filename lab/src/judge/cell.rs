@@ -417,7 +417,10 @@ fn counter_doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> 
     let dropped: u64 = forgeries
         .iter()
         .filter(|_| e.answered())
-        .filter(|r| e.protections.drop() && e.translated() || !r.forgery.silent_when_delivered())
+        .filter(|r| {
+            let translated = e.translated() && !e.ipvs;
+            e.protections.drop() && translated || !r.forgery.silent_when_delivered()
+        })
         .map(|r| r.counts.dropped)
         .sum();
     let matched: u64 = e.nodes.iter().flat_map(|n| n.drop_rules.values()).sum();
