@@ -87,10 +87,12 @@ pub enum ScenarioError {
         message: String,
     },
     /// Well-formed, but it makes no sense.
-    #[error("scenario {file}: {what}")]
+    #[error("scenario {file}{}: {what}", line.map_or_else(String::new, |n| format!(", line {n}")))]
     Senseless {
         /// The file, or the shipped scenario's name.
         file: String,
+        /// Where the case begins that makes none, from 1.
+        line: Option<usize>,
         /// What and how to mend it.
         what: String,
     },
@@ -276,7 +278,10 @@ impl Loader<'_> {
     }
 
     fn senseless(&self, what: String) -> ScenarioError {
-        ScenarioError::Senseless { file: self.file.to_owned(), what }
+        // What is wrong with a case begins with its title.
+        let title = what.strip_prefix("case '").and_then(|rest| rest.split_once("': "));
+        let line = title.and_then(|(title, _)| self.text.lines().position(|l| l.contains(title)));
+        ScenarioError::Senseless { file: self.file.to_owned(), line: line.map(|n| n + 1), what }
     }
 
     fn toml(&self, e: &toml::de::Error) -> ScenarioError {

@@ -248,3 +248,55 @@ fn wrong_files_are_one_line() {
         assert!(out.stderr.contains(says), "{}", out.stderr);
     }
 }
+
+/// The bad network stands on any link: what loses and reorders lets connections live, and what
+/// loses everything lets none come to be.
+#[test]
+fn the_bad_network_is_on_any_link() {
+    let dir = scratch();
+    let mut text = String::from(
+        "kind = \"cause\"\nname = \"links\"\ntitle = \"t\"\nwhy = \"w\"\nsource = \"s\"\nconnections = 4\n",
+    );
+    for at in ["nodes", "client", "server"] {
+        text += &format!(
+            "[[case]]\ntitle = \"{at}, all\"\nnetwork = {{ at = \"{at}\", lose = 100 }}\nsteps = [\"connect\"]\n\
+             expect = {{ client = \"timed-out\", forged = {{ control = \"no-connection\" }} }}\n\
+             [[case]]\ntitle = \"{at}, some\"\nnetwork = {{ at = \"{at}\", lose = 1, reorder = 5, jitter = \"2ms\" }}\n\
+             steps = [\"connect\", {{ transfer = \"both\" }}]\n\
+             expect = {{ client = \"survived\", forged = {{ control = \"delivered\" }} }}\n",
+        );
+    }
+    let file = dir.path().join("links.toml");
+    fs::write(&file, &text).unwrap();
+    let results = dir.path().join("r");
+    let out = output(lab(&dir).arg("run").arg(&file).arg("--output").arg(&results));
+    assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
+    for s in result(&results).scenarios.iter().filter(|s| s.name == "links") {
+        for step in &s.timeline.as_ref().unwrap().steps {
+            let carried = step.changes.iter().find(|c| c.what.contains("bad network")).unwrap();
+            let [came, went] = [&carried.from, &carried.to].map(|n| n.parse::<u64>().unwrap());
+            assert!(came > 0 && went < came, "{}: {came} {went}", step.title);
+            assert_eq!(went == 0, step.title.ends_with("all"), "{}: {went}", step.title);
+        }
+    }
+}
+
+/// A step that never comes true ends the case, inconclusive, with what it waited for.
+#[test]
+fn a_step_that_never_comes_true_is_told() {
+    let dir = scratch();
+    let file = dir.path().join("never.toml");
+    let text = "kind = \"cause\"\nname = \"never\"\ntitle = \"t\"\nwhy = \"w\"\nsource = \"s\"\n\
+                connections = 1\n[[case]]\ntitle = \"entries for five days\"\n\
+                steps = [\"connect\", \"let-expire\"]\nexpect = { client = \"survived\" }\n";
+    fs::write(&file, text).unwrap();
+    let results = dir.path().join("r");
+    let mut run = lab(&dir);
+    run.args(["run", "--time-scale", "0.3"]).arg(&file).arg("--output").arg(&results);
+    let out = output(&mut run);
+    assert_eq!(out.code, 11, "{}{}", out.stdout, out.stderr);
+    let (judgement, reasons) = judged(&result(&results), "never");
+    assert_eq!((judgement, reasons.len()), (Judgement::Inconclusive, 1), "{reasons:?}");
+    let says = "entries for five days: cannot let-expire: 1 of 1 entries are left on node1";
+    assert!(reasons[0].starts_with(says), "{reasons:?}");
+}

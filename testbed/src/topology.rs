@@ -245,10 +245,21 @@ impl Topology {
     /// server where there are none: nothing passes but what [`crate::network`] carries from its
     /// `left` to its `right` and back.
     #[must_use]
-    pub fn through_a_network(mut self) -> Self {
+    pub fn through_a_network(self) -> Self {
+        let Some([left, right]) = self.link else { return self };
+        self.with_network_in((left, "eth0"), right)
+    }
+
+    /// The same with the host `network` in the link of that name from `left` to `eth0` of `right`.
+    #[must_use]
+    pub fn with_network_in(
+        mut self,
+        (left, link): (&'static str, &str),
+        right: &'static str,
+    ) -> Self {
         const NETWORK: &str = "network";
-        let Some([left, right]) = self.link.take() else { return self };
-        let joined = format!("link add eth0 type veth peer name eth0 netns {}", self.full(right));
+        self.link = None;
+        let joined = format!("link add {link} type veth peer name eth0 netns {}", self.full(right));
         let (near, full) = (Step::Ip(self.full(left), joined), self.full(NETWORK));
         let ip = |host: &str, args: String| Step::Ip(self.full(host), args);
         let mut steps = vec![
@@ -261,15 +272,15 @@ impl Topology {
                 steps.push(step.clone());
                 continue;
             }
-            for (side, host) in [("left", left), ("right", right)] {
+            for (side, host, link) in [("left", left, link), ("right", right, "eth0")] {
                 let peer = self.full(host);
                 steps.push(ip(
                     NETWORK,
-                    format!("link add {side} type veth peer name eth0 netns {peer}"),
+                    format!("link add {side} type veth peer name {link} netns {peer}"),
                 ));
                 steps.push(ip(NETWORK, format!("link set {side} up")));
                 // One segment a frame, as on a wire.
-                steps.push(ip(host, "link set eth0 gso_max_segs 1".to_owned()));
+                steps.push(ip(host, format!("link set {link} gso_max_segs 1")));
             }
         }
         self.hosts.push(NETWORK);

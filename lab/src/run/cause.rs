@@ -16,6 +16,7 @@ use canary_runtime::output::write_file;
 use canary_testbed::evidence::{self, EvidenceError};
 use canary_testbed::exec::{Process, Ready};
 use canary_testbed::model::At;
+use canary_testbed::network::wire::Network;
 use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::{self, POD_PORT, Topology};
 use canary_wire::segment::Family;
@@ -24,7 +25,7 @@ use nix::sys::signal::Signal;
 use super::connections::Connections;
 use super::setting::{self, Setting, boom_server_at, count, io_error};
 use crate::observed::cause::{After, Seen};
-use crate::scenario::cause::{Case, Cause, Host, Masquerade, Step, Wait};
+use crate::scenario::cause::{Case, Cause, Host, Link, Masquerade, Step, Wait};
 
 /// Time for boom-server to judge what it forged, and for RSTs on their way.
 const JUDGED: Duration = Duration::from_millis(700);
@@ -84,6 +85,15 @@ fn beside(topology: &Topology) -> (&'static str, String, String) {
 fn hosts(case: &Case, prefix: &str) -> Topology {
     use topology::Step::{Add, Ip};
     let mut topology = Topology::new(case.path, prefix);
+    if let Some(network) = case.network {
+        let (node, ..) = beside(&topology);
+        let client = topology.client();
+        topology = match network.at {
+            Link::Nodes => topology.through_a_network(),
+            Link::Client => topology.with_network_in(("node1", &format!("to-{client}")), client),
+            Link::Server => topology.with_network_in((node, "to-server"), "server"),
+        };
+    }
     let (node, own, gateway) = beside(&topology);
     let (node, pod) = (topology.full(node), topology.full("server2"));
     let address = topology.service.pod.v4;
@@ -129,6 +139,7 @@ impl Run<'_> {
     fn all(mut self, of: &Cause) -> Result<Seen, TestbedError> {
         let (testbed, setting, case) = (self.testbed, self.setting, self.case);
         let (interrupt, n) = (&setting.interrupt, of.connections(case));
+        let network = case.network.map(|n| Network::start(testbed, n.conditions())).transpose()?;
         testbed.protect(case.proxy_mode, Family::Ipv4, &case.protections)?;
         self.choose_endpoints(false)?;
         if let Some(Wait(time)) = case.ipvs_timeout {
@@ -184,6 +195,16 @@ impl Run<'_> {
         }
         let conntrack = testbed.within("node1", evidence::conntrack_counters)?.since(before);
         let witnesses = setting::end_witnesses(listening, self.dir, setting)?;
+        if let Some(network) = network {
+            let report = network.stop()?;
+            let sides = [&report.left, &report.right];
+            let [came, went] = [sides.map(|t| t.packets), sides.map(|t| t.sent)];
+            let [came, went] = [came, went].map(|n| n.iter().sum::<u64>().to_string());
+            self.changed("packets into and out of the bad network", came, went);
+            let file = self.dir.join("network.txt");
+            write_file(&file, report.to_string())
+                .map_err(|e| io_error("write", &file)(e.into()))?;
+        }
         Ok(Seen {
             t: 0.0,
             connections: u64::from(n),

@@ -11,6 +11,7 @@ use crate::document::lab::{
 use canary_record::names::{Forgery, ProbeEnd};
 use canary_record::result::witness;
 use canary_runtime::cli::{duration, spell};
+use canary_testbed::network::{Conditions, Share};
 use canary_testbed::ruleset::ipvs;
 use canary_testbed::topology::POD_PORT;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -257,6 +258,7 @@ pub const HOSTS: [&str; 5] = ["client", "node1", "node2", "server", "server2"];
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Host {
     /// One of [`HOSTS`].
+    #[serde(deserialize_with = "host_name")]
     pub name: String,
     /// Settings below `net.`, each read back after it is set.
     #[serde(default)]
@@ -267,6 +269,78 @@ pub struct Host {
     /// Rules for `iptables-restore --noflush`, beside those of the Service.
     #[serde(default)]
     pub iptables: Option<String>,
+}
+
+fn host_name<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let name = String::deserialize(from)?;
+    if HOSTS.contains(&name.as_str()) {
+        return Ok(name);
+    }
+    Err(de::Error::unknown_variant(&name, &HOSTS))
+}
+
+/// What a link does to the packets of both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct BadNetwork {
+    /// Which link.
+    pub at: Link,
+    /// Packets lost, percent.
+    #[serde(default)]
+    #[schemars(range(max = 100))]
+    pub lose: u32,
+    /// Packets sent twice, percent.
+    #[serde(default)]
+    #[schemars(range(max = 100))]
+    pub duplicate: u32,
+    /// Packets that up to three later ones overtake, percent.
+    #[serde(default)]
+    #[schemars(range(max = 100))]
+    pub reorder: u32,
+    /// Each waits for up to this long; the order stays.
+    pub jitter: Option<Wait>,
+    /// The same seed has the same done to the packets with the same numbers.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// A link of the hosts of a case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Link {
+    /// Between the two nodes.
+    Nodes,
+    /// Between the client and its node.
+    Client,
+    /// Between the server pod and its node.
+    Server,
+}
+
+impl BadNetwork {
+    /// As the testbed has it.
+    #[must_use]
+    pub fn conditions(&self) -> Conditions {
+        Conditions {
+            seed: self.seed,
+            lose: Share::percent(self.lose),
+            duplicate: Share::percent(self.duplicate),
+            reorder: Share::percent(self.reorder),
+            within: 3,
+            jitter: self.jitter.map_or(Duration::ZERO, |Wait(time)| time),
+            truncate: Share::default(),
+        }
+    }
+
+    fn check(&self, path: Path) -> Result<(), String> {
+        if self.lose.max(self.duplicate).max(self.reorder) > 100 {
+            return Err("network: lose, duplicate, reorder: use 0 to 100".to_owned());
+        }
+        let on_node = matches!(path, Path::HostNetwork | Path::HostNetworkRemote | Path::Hairpin);
+        if on_node && self.at == Link::Client {
+            return Err("network: at: the client of this path has no link: use server".to_owned());
+        }
+        Ok(())
+    }
 }
 
 /// Whose address the server sees.
@@ -309,6 +383,8 @@ pub struct Case {
     /// The server pod's node has a link straight to the client pod, and sends it everything there.
     #[serde(default)]
     pub second_link: bool,
+    /// A link that loses, doubles or reorders packets, or lets them wait.
+    pub network: Option<BadNetwork>,
     /// The port that the server's program has. The Service's rules send to 9000.
     #[serde(default = "pod_port")]
     pub listen: u16,
@@ -523,6 +599,9 @@ impl Case {
         {
             return Err("ipvs-timeout: use 1s or more, with proxy-mode ipvs".to_owned());
         }
+        if let Some(network) = &self.network {
+            network.check(self.path)?;
+        }
         let moves = self.steps.contains(&Step::MoveEndpoint);
         if moves && (self.endpoints == 2 || self.path != Path::ClusterIp) {
             return Err("steps: 'move-endpoint' only with path cluster-ip and one endpoint".into());
@@ -585,9 +664,6 @@ fn longer_timeouts(node: &str) -> Host {
 
 impl Host {
     fn check(&self) -> Result<(), String> {
-        if !HOSTS.contains(&self.name.as_str()) {
-            return Err(format!("host: no host '{}': use {}", self.name, HOSTS.join(", ")));
-        }
         // Others are the machine's own, whatever namespace they are set in.
         let outside = |key: &&String| !key.starts_with("net.") || key.contains('/');
         match self.sysctls.keys().find(outside) {
