@@ -34,6 +34,18 @@ fn judged(result: &LabResult, name: &str) -> (Judgement, Vec<String>) {
     (s.judgement, s.reasons.clone())
 }
 
+/// Whether this kernel has no modules for it, which the reason then says, with the mend. (`make
+/// kernels` runs it where there are some.)
+fn skipped(result: &LabResult, name: &str) -> bool {
+    let (judgement, reasons) = judged(result, name);
+    if judgement != Judgement::Skipped {
+        return false;
+    }
+    assert!(reasons[0].starts_with("skipped: ") && reasons[0].contains("modprobe"), "{reasons:?}");
+    eprintln!("SKIPPED: {name}: {}", reasons[0]);
+    true
+}
+
 /// Every other cause has its effect, boom-server attributes none of it to
 /// #74839, and nothing is left on the host.
 #[test]
@@ -43,11 +55,13 @@ fn other_causes_are_not_taken_for_the_bug() {
     let results = dir.path().join("r");
     let names: Vec<_> = shipped().into_iter().map(|(name, _)| name).collect();
     let out = output(lab(&dir).arg("run").args(&names).arg("--output").arg(&results));
-    assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
     let r = result(&results);
+    let names: Vec<_> = names.into_iter().filter(|name| !skipped(&r, name)).collect();
     for name in &names {
         assert_eq!(judged(&r, name), (Judgement::AsExpected, Vec::new()), "{name}");
     }
+    let all = r.scenarios.iter().all(|s| s.judgement == Judgement::AsExpected);
+    assert_eq!(out.code, if all { 0 } else { 11 }, "{}{}", out.stdout, out.stderr);
     // What was measured is in the record, not its judgement alone; and where connections are
     // lost to another cause than the bug, boom-server takes none of it for the bug.
     for s in r.scenarios.iter().filter(|s| names.contains(&s.name)) {
@@ -125,7 +139,7 @@ fn without_the_cause_every_case_differs() {
     let order: Vec<_> = r.scenarios.iter().skip(1).map(|s| s.name.as_str()).collect();
     let asked: Vec<_> = flips.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(order, asked, "as asked for, whichever ends first");
-    for (name, flip) in &flips {
+    for (name, flip) in flips.iter().filter(|(name, _)| !skipped(&r, name)) {
         let (judgement, reasons) = judged(&r, name);
         assert_eq!(judgement, Judgement::Differs, "{name}: {reasons:?}");
         // One case in a file must not hide another.

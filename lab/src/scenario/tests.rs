@@ -122,7 +122,12 @@ fn senseless_files_are_refused() {
         ("entry-expired", "{ ask = \"2500ms\" }, ", "", "'answer' without ask"),
         ("close-unread", "\"close\"", "{ transfer = \"up\" }, \"close\"", "answer what was asked"),
         ("close-unread", "[[case]]", "connections = 0\n[[case]]", "use 1 to 200"),
-        ("port-reuse", "\"vanish\", ", "", "'reconnect' only after close or vanish"),
+        (
+            "port-reuse",
+            "\"vanish\", ",
+            "",
+            "line 25: case 'the client went without a word': steps: 'reconnect' only after close or vanish",
+        ),
         ("port-reuse", "\"connect\", \"v", "\"v", "'vanish' before connect"),
         ("ipvs-idle", "ipvs-timeout = \"1s\"", "ipvs-timeout = \"1ms\"", "use 1s or more"),
         (
@@ -133,7 +138,12 @@ fn senseless_files_are_refused() {
         ),
         ("entry-deleted", "endpoints = 2", "endpoints = 3", "endpoints: use 1 or 2"),
         ("entry-deleted", "[\"reset\", \"survived\"]", "[]", "client: name at least one"),
-        ("entry-expired", "\"node1\"", "\"node3\"", "`node3`, expected one of `client`, `node1`"),
+        (
+            "entry-expired",
+            "\"node1\"",
+            "\"node3\"",
+            "line 11: unknown variant `node3`: did you mean `node1`?",
+        ),
         ("entry-expired", "\"net.netfilter.nf", "\"kernel.nf", "only keys that begin with net."),
         (
             "own-rules",
