@@ -266,16 +266,17 @@ fn wrong_files_are_one_line() {
 #[test]
 fn the_bad_network_is_on_any_link() {
     let dir = scratch();
-    let mut text = String::from(
+    let about = String::from(
         "kind = \"cause\"\nname = \"links\"\ntitle = \"t\"\nwhy = \"w\"\nsource = \"s\"\nconnections = 4\n",
     );
-    for at in ["nodes", "client", "server"] {
-        text += &format!(
-            "[[case]]\ntitle = \"{at}, some\"\nnetwork = {{ at = \"{at}\", lose = 1, reorder = 5, jitter = \"2ms\" }}\n\
+    let case = |at: &str| {
+        format!(
+            "[[case]]\ntitle = \"{at}\"\nnetwork = {{ at = \"{at}\", lose = 1, reorder = 5, jitter = \"2ms\" }}\n\
              steps = [\"connect\", {{ transfer = \"both\" }}]\n\
              expect = {{ client = \"survived\", forged = {{ control = \"delivered\" }} }}\n",
-        );
-    }
+        )
+    };
+    let text = about + &["nodes", "client", "server"].map(case).concat();
     let file = dir.path().join("links.toml");
     fs::write(&file, &text).unwrap();
     let results = dir.path().join("r");

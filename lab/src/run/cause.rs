@@ -198,9 +198,9 @@ impl Run<'_> {
         if let Some(network) = network {
             let report = network.stop()?;
             let sides = [&report.left, &report.right];
-            let [came, went] = [sides.map(|t| t.packets), sides.map(|t| t.sent)];
-            let [came, went] = [came, went].map(|n| n.iter().sum::<u64>().to_string());
-            self.changed("packets into and out of the bad network", came, went);
+            let [into, out] = [sides.map(|t| t.packets), sides.map(|t| t.sent)];
+            let [into, out] = [into, out].map(|n| n.iter().sum::<u64>().to_string());
+            self.changed("packets into and out of the bad network", into, out);
             let file = self.dir.join("network.txt");
             write_file(&file, report.to_string())
                 .map_err(|e| io_error("write", &file)(e.into()))?;
