@@ -285,8 +285,8 @@ fn the_bad_network_is_on_any_link() {
     for s in result(&results).scenarios.iter().filter(|s| s.name == "links") {
         for step in &s.timeline.as_ref().unwrap().steps {
             let carried = step.changes.iter().find(|c| c.what.contains("bad network")).unwrap();
-            let [came, went] = [&carried.from, &carried.to].map(|n| n.parse::<u64>().unwrap());
-            assert!(went < came, "{}: {came} {went}", step.title);
+            let [into, out] = [&carried.from, &carried.to].map(|n| n.parse::<u64>().unwrap());
+            assert!(out < into, "{}: {into} {out}", step.title);
         }
     }
 }
