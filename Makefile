@@ -22,6 +22,7 @@ help:
 	@echo 'make network     both directions through bad networks, every forgery and protection, 1,000 connections a cell'
 	@echo 'make simulation  the state machine in simulated networks, 10,000,000 connections'
 	@echo 'make fuzz        the segment decoder and the state machine, 50,000,000 cases each'
+	@echo 'make fuzz-scenarios  1,000,000 scenario files, none of which may make the lab panic'
 	@echo 'make test-images   builds both images and runs them (a Docker daemon of its own; root)'
 	@echo 'make images          builds both for amd64 and arm64 and pushes them: REGISTRY=...'
 	@echo 'make load-images     builds both and loads them: CLUSTER=kind or minikube'
@@ -177,6 +178,11 @@ fuzz: $(TOOLS)/bin/cargo-fuzz
 	@for t in $(FUZZ_TARGETS); do mkdir -p target/fuzz/corpus/$$t && \
 	(cd common/forge && cargo-fuzz fuzz run --fuzz-dir fuzz -s none --target-dir ../../target/fuzz $$t \
 	../../target/fuzz/corpus/$$t fuzz/corpus/$$t -- -runs=$(or $(RUNS),50000000) -max_len=480 -print_final_stats=1) || exit 1; done
+
+# RUNS scenario files, near to the shipped ones and far from them, none of which may make the loader panic.
+.PHONY: fuzz-scenarios
+fuzz-scenarios:
+	@PROPTEST_CASES=$(or $(RUNS),1000000) $(CARGO) test --release -p conntrack-lab --lib no_file_panics
 
 $(TOOLS)/bin/cargo-fuzz:
 	@echo '== installing cargo-fuzz $(FUZZ_VERSION) into target/tools'
