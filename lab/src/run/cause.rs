@@ -140,7 +140,7 @@ impl Run<'_> {
         let (testbed, setting, case) = (self.testbed, self.setting, self.case);
         let (interrupt, n) = (&setting.interrupt, of.connections(case));
         let network = case.network.map(|n| Network::start(testbed, n.conditions())).transpose()?;
-        testbed.protect(case.proxy_mode, Family::Ipv4, &case.protections)?;
+        testbed.protect(case.proxy_mode, case.family, &case.protections)?;
         self.choose_endpoints(false)?;
         if let Some(Wait(time)) = case.ipvs_timeout {
             // Nought leaves the other timeouts as they are.
@@ -152,7 +152,7 @@ impl Run<'_> {
             testbed
                 .within("client", || evidence::set_sysctl("net/ipv4/tcp_max_tw_buckets", "0"))?;
         }
-        testbed.warm_up(Family::Ipv4, setting.scaled(READY), interrupt)?;
+        testbed.warm_up(case.family, setting.scaled(READY), interrupt)?;
         if case.second_link {
             let [near, _] = SECOND_LINK;
             self.route("node2", &["198.18.65.10/32", "via", near, "dev", "to-client2"])?;
@@ -256,7 +256,7 @@ impl Run<'_> {
         let (testbed, setting) = (self.testbed, self.setting);
         let interrupt = &setting.interrupt;
         if matches!(step, Step::Connect) {
-            let target = testbed.topology.target(Family::Ipv4);
+            let target = testbed.topology.target(self.case.family);
             let patience = setting.scaled(PATIENCE);
             *connections = Some(testbed.within(testbed.topology.client(), || {
                 Ok(Connections::connect(target, n, patience))
@@ -321,7 +321,7 @@ impl Run<'_> {
         let names: Vec<_> = each.keys().map(|f| f.as_str()).collect();
         let options = vec![
             "probe".to_owned(),
-            format!("--target=tcp://{}", testbed.topology.target(Family::Ipv4)),
+            format!("--target=tcp://{}", testbed.topology.target(self.case.family)),
             format!("--connections={n}"),
             "--pattern=idle".into(),
             format!("--delay={}ms", setting.scaled(JUDGED_WHOLLY).as_millis()),

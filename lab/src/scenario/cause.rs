@@ -14,6 +14,7 @@ use canary_runtime::cli::{duration, spell};
 use canary_testbed::network::{Conditions, Share};
 use canary_testbed::ruleset::ipvs;
 use canary_testbed::topology::POD_PORT;
+use canary_wire::segment::Family;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::SeqAccessDeserializer;
 use serde::de::{self, IntoDeserializer, SeqAccess, Visitor};
@@ -368,6 +369,9 @@ pub struct Case {
     /// The way from client to server.
     #[serde(default = "cluster_ip")]
     pub path: Path,
+    /// IP family; ipv6 where no endpoint is chosen, moved, replaced or removed, and no source or route.
+    #[serde(default = "ipv4")]
+    pub family: Family,
     /// What translates for the Service.
     #[serde(default = "nftables")]
     pub proxy_mode: ProxyMode,
@@ -403,6 +407,10 @@ pub struct Case {
 
 const fn cluster_ip() -> Path {
     Path::ClusterIp
+}
+
+const fn ipv4() -> Family {
+    Family::Ipv4
 }
 
 const fn nftables() -> ProxyMode {
@@ -601,6 +609,17 @@ impl Case {
         }
         if let Some(network) = &self.network {
             network.check(self.path)?;
+        }
+        let of_ipv4 = |step: &Step| {
+            matches!(step, Step::MoveEndpoint | Step::ReplaceEndpoint | Step::RemoveEndpoint)
+        };
+        if self.family == Family::Ipv6
+            && (self.endpoints == 2
+                || self.second_link
+                || self.masquerade != Masquerade::None
+                || self.steps.iter().any(of_ipv4))
+        {
+            return Err("family: ipv4 where an endpoint, a source or a route is chosen".to_owned());
         }
         let moves = self.steps.contains(&Step::MoveEndpoint);
         if moves && (self.endpoints == 2 || self.path != Path::ClusterIp) {

@@ -129,6 +129,7 @@ fn senseless_files_are_refused() {
             "line 25: case 'the client went without a word': steps: 'reconnect' only after close or vanish",
         ),
         ("port-reuse", "\"connect\", \"v", "\"v", "'vanish' before connect"),
+        ("port-reuse", "steps", "family = \"ipv6\"\nsteps", "family: ipv4 where an endpoint"),
         ("ipvs-idle", "ipvs-timeout = \"1s\"", "ipvs-timeout = \"1ms\"", "use 1s or more"),
         (
             "port-reuse",
