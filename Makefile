@@ -21,8 +21,9 @@ help:
 	@echo 'make matrix      boom-server against every forgery and protection, 1,000 connections a cell'
 	@echo 'make network     both directions through bad networks, every forgery and protection, 1,000 connections a cell'
 	@echo 'make simulation  the state machine in simulated networks, 10,000,000 connections'
-	@echo 'make fuzz        the segment decoder and the state machine, 50,000,000 cases each'
 	@echo 'make fuzz-scenarios  1,000,000 scenario files, none of which may make the lab panic'
+	@echo 'make fuzz        the segment decoder and the state machine, 50,000,000 cases each; 10,000,000 damaged captures'
+	@echo 'make fuzz-captures  the damaged captures alone'
 	@echo 'make test-images   builds both images and runs them (a Docker daemon of its own; root)'
 	@echo 'make images          builds both for amd64 and arm64 and pushes them: REGISTRY=...'
 	@echo 'make load-images     builds both and loads them: CLUSTER=kind or minikube'
@@ -174,7 +175,7 @@ network:
 
 # RUNS cases for each target, on stable: no sanitizer, which forbidden unsafe code does not need.
 FUZZ_TARGETS := segment flow
-fuzz: $(TOOLS)/bin/cargo-fuzz
+fuzz: $(TOOLS)/bin/cargo-fuzz fuzz-captures
 	@for t in $(FUZZ_TARGETS); do mkdir -p target/fuzz/corpus/$$t && \
 	(cd common/forge && cargo-fuzz fuzz run --fuzz-dir fuzz -s none --target-dir ../../target/fuzz $$t \
 	../../target/fuzz/corpus/$$t fuzz/corpus/$$t -- -runs=$(or $(RUNS),50000000) -max_len=480 -print_final_stats=1) || exit 1; done
@@ -183,6 +184,12 @@ fuzz: $(TOOLS)/bin/cargo-fuzz
 .PHONY: fuzz-scenarios
 fuzz-scenarios:
 	@PROPTEST_CASES=$(or $(RUNS),1000000) $(CARGO) test --release -p conntrack-lab --lib no_file_panics
+
+# CASES damaged captures of every format and link layer.
+.PHONY: fuzz-captures
+fuzz-captures:
+	@WITNESS_CASES=$(or $(CASES),10000000) $(CARGO) test $(foreach p,load-client canary-wire etherparse pcap-file,--config profile.dev.package.$(p).opt-level=2) \
+	--quiet -p load-client --test witness_captures garbage
 
 $(TOOLS)/bin/cargo-fuzz:
 	@echo '== installing cargo-fuzz $(FUZZ_VERSION) into target/tools'
