@@ -509,7 +509,7 @@ mod tests {
 
     /// POD_IP is complained about only where none of its addresses is here.
     #[test]
-    fn a_stranger_is_an_address_of_nobody_here() {
+    fn a_foreign_address_is_one_of_nobody_here() {
         let ip = |s: &str| s.parse::<IpAddr>().expect("address");
         let own = [ip("127.0.0.1"), ip("198.18.0.1")];
         assert_eq!(foreign_address(&[], &own), None);

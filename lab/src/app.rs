@@ -313,8 +313,8 @@ fn inner(args: &RunArgs, mut config: Config, pipe: i32) -> Ending {
     recorded.map_err(failed)?;
     report?;
     if args.keep {
-        let lanes = run::last_cells(&plan);
-        hands_on::keep(&outside, in_user_namespace(), &lanes, &plan.setting.interrupt)
+        let prefixes = run::last_cells(&plan);
+        hands_on::keep(&outside, in_user_namespace(), &prefixes, &plan.setting.interrupt)
             .map_err(failed)?;
     }
     Ok(exit(result))

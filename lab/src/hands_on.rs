@@ -85,14 +85,14 @@ pub fn shell(args: &ShellArgs) -> Result<Exit, TestbedError> {
 }
 
 /// Stays up until a signal, having said how to enter each host. `pid` is this
-/// process's number outside, `lanes` what a host's prefix stands for.
+/// process's number outside, `prefixes` what a host's prefix stands for.
 pub fn keep(
     pid: &str,
     user: bool,
-    lanes: &[(String, String)],
+    prefixes: &[(String, String)],
     interrupt: &Interrupt,
 ) -> Result<(), ExecError> {
-    say(&entrance(pid, user, lanes, &netns::names()));
+    say(&entrance(pid, user, prefixes, &netns::names()));
     loop {
         match interrupt.sleep(Duration::from_secs(3600)) {
             Ok(()) => {}
@@ -103,7 +103,7 @@ pub fn keep(
 }
 
 /// How to enter the hosts, and what runs in which.
-fn entrance(pid: &str, user: bool, lanes: &[(String, String)], hosts: &[String]) -> String {
+fn entrance(pid: &str, user: bool, prefixes: &[(String, String)], hosts: &[String]) -> String {
     let first = hosts.first().map_or("HOST", String::as_str);
     let mut text = format!(
         "The hosts stay up until Ctrl-C, each with the rules of its last cell. To enter one as root:\n  \
@@ -124,8 +124,8 @@ fn entrance(pid: &str, user: bool, lanes: &[(String, String)], hosts: &[String])
     text.push_str("where the hosts are");
     let of = |prefix: &str| hosts.iter().filter(|h| h.starts_with(prefix)).cloned().collect();
     let mut groups: Vec<(&str, Vec<String>)> =
-        lanes.iter().map(|(prefix, cell)| (cell.as_str(), of(prefix))).collect();
-    let listed = |host: &String| lanes.iter().any(|(prefix, _)| host.starts_with(prefix));
+        prefixes.iter().map(|(prefix, cell)| (cell.as_str(), of(prefix))).collect();
+    let listed = |host: &String| prefixes.iter().any(|(prefix, _)| host.starts_with(prefix));
     groups.push(("others", hosts.iter().filter(|h| !listed(h)).cloned().collect()));
     groups.retain(|(_, hosts)| !hosts.is_empty());
     for (cell, hosts) in groups {
@@ -141,13 +141,13 @@ mod tests {
     /// Every host is named once, beside what runs in it, and the command is whole.
     #[test]
     fn every_host_is_named() {
-        let lanes = [("l0-".to_owned(), "a/x".to_owned()), ("l1-".to_owned(), "b/y".to_owned())];
+        let prefixes = [("l0-".to_owned(), "a/x".to_owned()), ("l1-".to_owned(), "b/y".to_owned())];
         let hosts = ["l0-client", "l0-node1", "l1-client", "s1-0-client"].map(str::to_owned);
-        let text = entrance("7", false, &lanes, &hosts);
+        let text = entrance("7", false, &prefixes, &hosts);
         assert!(text.contains("nsenter --target 7 --mount ip netns exec l0-client sh"), "{text}");
         assert!(text.contains("a/x:\n    l0-client l0-node1\n  b/y:\n    l1-client\n"), "{text}");
         assert!(text.ends_with("others:\n    s1-0-client"), "{text}");
         let own = "--user --preserve-credentials --mount --net=/proc/7/root/run/netns/l0-client sh";
-        assert!(entrance("7", true, &lanes, &hosts).contains(own));
+        assert!(entrance("7", true, &prefixes, &hosts).contains(own));
     }
 }

@@ -41,7 +41,7 @@ pub struct Plan {
     pub repeat: u32,
     /// Whether every case of a cause is run under each mend too.
     pub mends: bool,
-    /// Lanes at a time.
+    /// Cells, or cases, at a time.
     pub jobs: usize,
     /// The directory of the results; exists and is empty.
     pub dir: PathBuf,
@@ -244,11 +244,11 @@ fn apart(plan: &Plan, scenario: usize, repetition: u32) -> (PathBuf, String) {
 }
 
 /// A case to be run, as it is or under a mend.
-struct Play<'a> {
+struct Job<'a> {
     scenario: usize,
     about: &'a About,
     cause: &'a Cause,
-    /// Its number among the plays of its scenario.
+    /// Its number among what is run of its scenario.
     slot: usize,
     /// Its number among the cases.
     case: usize,
@@ -256,7 +256,7 @@ struct Play<'a> {
     what: Case,
 }
 
-/// The cases of every cause, from one queue. A cause is told of when its last play has ended.
+/// The cases of every cause, from one queue. A cause is told of when its last case has ended.
 fn causes(plan: &Plan, repetition: u32, tell: &Sender<Event>) {
     struct Open {
         seen: Vec<Option<Result<Seen, String>>>,
@@ -270,10 +270,10 @@ fn causes(plan: &Plan, repetition: u32, tell: &Sender<Event>) {
             continue;
         }
         begin(s);
-        let plays = plays(cause, plan.mends);
-        open.insert(scenario, Open { seen: vec![None; plays.len()], began: Instant::now() });
-        for (slot, (case, mend, what)) in plays.into_iter().enumerate() {
-            queue.push_back(Play { scenario, about: &s.about, cause, slot, case, mend, what });
+        let jobs = jobs(cause, plan.mends);
+        open.insert(scenario, Open { seen: vec![None; jobs.len()], began: Instant::now() });
+        for (slot, (case, mend, what)) in jobs.into_iter().enumerate() {
+            queue.push_back(Job { scenario, about: &s.about, cause, slot, case, mend, what });
         }
     }
     let (queue, open) = (Mutex::new(queue), Mutex::new(open));
@@ -281,22 +281,22 @@ fn causes(plan: &Plan, repetition: u32, tell: &Sender<Event>) {
         for _ in 0..plan.jobs {
             scope.spawn(|| {
                 let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                while let Some(play) = next() {
+                while let Some(job) = next() {
                     let started = Instant::now();
-                    let seen = one_case(plan, repetition, &play);
+                    let seen = one_case(plan, repetition, &job);
                     let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
-                    let Some(of) = open.get_mut(&play.scenario) else { continue };
+                    let Some(of) = open.get_mut(&job.scenario) else { continue };
                     let t = started.duration_since(of.began).as_secs_f64();
-                    if let Some(slot) = of.seen.get_mut(play.slot) {
+                    if let Some(slot) = of.seen.get_mut(job.slot) {
                         *slot = Some(seen.map(|seen| Seen { t, ..seen }));
                     }
                     if of.seen.iter().all(Option::is_some)
-                        && let Some(of) = open.remove(&play.scenario)
+                        && let Some(of) = open.remove(&job.scenario)
                     {
                         let mut seen: Vec<_> = of.seen.into_iter().flatten().collect();
-                        let mended = seen.split_off(play.cause.cases.len());
+                        let mended = seen.split_off(job.cause.cases.len());
                         // Whoever listens does so to the end.
-                        let _ = tell.send(Event::Cause(play.scenario, repetition, seen, mended));
+                        let _ = tell.send(Event::Cause(job.scenario, repetition, seen, mended));
                     }
                 }
             });
@@ -305,27 +305,27 @@ fn causes(plan: &Plan, repetition: u32, tell: &Sender<Event>) {
 }
 
 /// Every case as it is, and then, where mends are asked for, every case under each mend.
-fn plays(cause: &Cause, mends: bool) -> Vec<(usize, Option<Mend>, Case)> {
+fn jobs(cause: &Cause, mends: bool) -> Vec<(usize, Option<Mend>, Case)> {
     let cases = || cause.cases.iter().enumerate();
-    let mut plays: Vec<_> = cases().map(|(n, case)| (n, None, case.clone())).collect();
+    let mut jobs: Vec<_> = cases().map(|(n, case)| (n, None, case.clone())).collect();
     if mends {
-        plays.extend(cases().flat_map(|(n, case)| {
+        jobs.extend(cases().flat_map(|(n, case)| {
             case.under_mends(cause.mends_at)
                 .into_iter()
                 .map(move |(mend, case)| (n, Some(mend), case))
         }));
     }
-    plays
+    jobs
 }
 
-fn one_case(whole: &Plan, repetition: u32, play: &Play<'_>) -> Result<Seen, String> {
-    let (dir, prefix) = apart(whole, play.scenario, repetition);
-    let mut dir = dir.join("cells").join(&play.about.name).join((play.case + 1).to_string());
-    if let Some(mend) = play.mend {
+fn one_case(whole: &Plan, repetition: u32, job: &Job<'_>) -> Result<Seen, String> {
+    let (dir, prefix) = apart(whole, job.scenario, repetition);
+    let mut dir = dir.join("cells").join(&job.about.name).join((job.case + 1).to_string());
+    if let Some(mend) = job.mend {
         dir = dir.join(mend.as_str());
     }
-    let prefix = format!("{prefix}{}-", play.slot);
-    guarded(|| cause::run(play.cause, &play.what, &whole.setting, &dir, &prefix))
+    let prefix = format!("{prefix}{}-", job.slot);
+    guarded(|| cause::run(job.cause, &job.what, &whole.setting, &dir, &prefix))
 }
 
 /// Saturation has the machine for itself.

@@ -352,7 +352,7 @@ pub(crate) fn the_admin_port_tells() {
     boom.stop(SOON).unwrap();
 }
 
-/// A flood of bad segments from strangers changes no count but their own: every
+/// A flood of bad segments from elsewhere changes no count but their own: every
 /// flag byte, every truncation, wrong lengths and checksums.
 pub(crate) fn bad_segments_change_nothing() {
     bad_segments(VIP4, "198.18.65.10", "198.18.65.20");

@@ -136,7 +136,7 @@ impl Case {
     }
 }
 
-/// What became of half-closed transfers in one place.
+/// What became of half-closed transfers in one case.
 #[derive(Clone, Debug)]
 pub struct Evicted {
     /// Which.
@@ -277,7 +277,7 @@ pub struct Facts {
     pub can_resize: bool,
     /// Whether the table could be filled with established connections.
     pub can_hold: bool,
-    /// Place by place, where it could.
+    /// By case, where there were any.
     pub evicted: Vec<Evicted>,
     /// Half-open entries dropped early, segment by segment, where it could.
     pub half_open: Vec<HalfOpen>,
@@ -319,7 +319,7 @@ impl Facts {
 /// Everything that a run showed until it ended, or broke off.
 #[derive(Clone, Debug, Default)]
 pub struct Filled {
-    /// The course of it.
+    /// What was sampled meanwhile.
     pub timeline: Timeline,
     /// As far as a claim needs it.
     pub facts: Facts,

@@ -349,7 +349,7 @@ pub enum Judgement {
     LivedOn,
     /// Both sides were closing.
     AlreadyClosing,
-    /// Conntrack never had such a connection: a scan, or a stranger's segment.
+    /// Conntrack never had such a connection: a scan, or a segment from elsewhere.
     Unrelated,
 }
 
@@ -425,7 +425,7 @@ fn without_entry(pair: &Pair) -> Judgement {
         return unexplained("the entry could not be looked up");
     }
     let numbers = &pair.suspect.numbers;
-    // A connection's segment carries data, or ends it; a bare ACK or SYN ACK may be a stranger's.
+    // A connection's segment carries data, or ends it; a bare ACK or SYN ACK may come from anywhere.
     let bears = numbers.seg_len > 0 && !numbers.flags.has(Flags::SYN);
     match pair.suspect.reason {
         Reason::InvalidNew if bears => Judgement::Counted(

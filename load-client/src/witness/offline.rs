@@ -94,7 +94,7 @@ enum One {
     Stray,
 }
 
-/// Where the numbers of a segment from a stranger belong.
+/// Where the numbers of a segment from elsewhere belong.
 enum Twin {
     /// To this peer's connection, and its reset's number can be the one expected.
     Of(SocketAddr),
@@ -316,7 +316,7 @@ impl Offline {
         };
         let strange = reset.sent.reason.is_some();
         // A host that talks under this address too is that of a translating node's capture, or no
-        // stranger: then the segment itself must be such that conntrack refuses it.
+        // foreign host: then the segment itself must be such that conntrack refuses it.
         if strange || peer.segments == 0 {
             match self.twin(reset) {
                 Some(Twin::Of(service)) => {

@@ -29,7 +29,7 @@ const TICK: Duration = Duration::from_millis(100);
 const DRAIN: Duration = Duration::from_millis(300);
 /// Events about single connections in a second at most.
 const EVENTS_PER_SECOND: u32 = 50;
-/// An address list older than this is read again before an address is called a stranger's.
+/// An address list older than this is read again before an address is called foreign.
 const ADDRESSES_LAST: Duration = Duration::from_secs(5);
 
 /// This namespace cannot be watched.

@@ -151,7 +151,7 @@ fn publish(view: &View) {
 fn table(view: &View, width: usize) -> Vec<String> {
     let m = &view.messages;
     let mut lines = vec![format!(
-        "watched {} s   {} messages of the kernel, {} lost   {} resets of strangers, {} harmless",
+        "watched {} s   {} messages of the kernel, {} lost   {} resets that belong to no segment, {} harmless",
         view.elapsed.as_secs(),
         m.received,
         m.lost,

@@ -13,6 +13,7 @@ use canary_record::result::boom::BoomResult;
 use canary_record::result::witness::{Cause, Direction, Reason, WitnessResult};
 use canary_testbed::exec::{Call, Interrupt, Ready};
 use canary_testbed::model::Path;
+use canary_testbed::network::KINDS;
 use canary_testbed::programs::{Ended, Program, Running, built};
 use canary_testbed::test::{Bed, SOON, exchange, needs_root, wait_for};
 use nix::sys::signal::Signal;
@@ -277,39 +278,46 @@ fn a_deleted_entry_is_never_called_invalid() {
     boom.stop(SOON).unwrap();
 }
 
-/// Connections that close with FIN and with RST beside killed ones: these are named, those not.
+/// Beside `WITNESS_CHURN` connections of ordinary churn (3,000 unless told) that close with FIN and
+/// with RST, take ports again, and lose, double and reorder segments, one in a thousand is really
+/// killed: every one of these is named, and nobody else is accused.
 fn ordinary_traffic_beside_killed_connections() {
-    let bed = Bed::path(Path::ClusterIp);
-    let serve = ["serve", "--listen=0.0.0.0:9001", "--log=json"];
-    let serve = bed.start("server", canary_testbed::programs::load_client(&serve).unwrap());
+    let churn = std::env::var("WITNESS_CHURN").map_or(3000, |n| n.parse::<usize>().unwrap());
+    let (bed, _network) = Bed::through(Path::ClusterIp, KINDS[KINDS.len() - 1].1);
+    let serve = bed.serve("0.0.0.0:9001");
     bed.sh(
         "node1",
         "nft 'table ip w { chain p { type nat hook prerouting priority -110; \
          ip daddr 198.19.0.10 tcp dport 81 dnat to 198.18.66.20:9001; }; }'",
     );
-    bed.sh(
-        "node1",
-        "nft 'table ip l { chain f { type filter hook forward priority -10; \
-         numgen random mod 100 == 0 counter drop; }; }'",
-    );
     let witness = watch(&bed, "node1");
-    let program = built("load-client").unwrap();
-    for close in ["fin", "rst"] {
-        let churn =
-            ["churn", "--target=http://198.19.0.10:81/", "--connections=1500", "--concurrency=50"];
-        let close = format!("--close={close}");
-        let call =
-            Call::new(&program, &[&churn[..], &[&close, "--log=json", "--timeout=20s"]].concat());
-        let out = bed.run("client", &call);
-        assert!(matches!(out.status.code(), Some(0 | 10)), "{out:?}");
+    let churns = ["fin", "rst"].map(|close| {
+        let words = format!(
+            "churn --target=http://198.19.0.10:81/ --connections={} --concurrency=400 \
+             --close={close} --timeout=60s",
+            churn / 2
+        );
+        bed.load(&words)
+    });
+    let (mut left, mut ended, mut open) = ((churn / 1000).max(20), 0, 0);
+    while left > 0 {
+        let n = left.min(100);
+        left -= n;
+        let boom = forged(&bed, &both(&bed)[..1], n, "--forge=above-window");
+        ended += killed(&boom);
+        // A reset that the network lost, or that came late, was not seen at the server.
+        open += boom.outcomes.iter().map(|o| o.counts.unknown.values().sum::<u64>()).sum::<u64>();
     }
-    let lossy = bed.sh("node1", "nft list table ip l && nft delete table ip l");
-    assert!(!lossy.contains("packets 0 "), "{lossy}");
-    let boom = forged(&bed, &both(&bed)[..1], 20, "--forge=above-window");
+    let patience = SOON + Duration::from_millis(churn as u64);
+    let churned = churns.map(|c| c.end(patience).unwrap().result.attempts);
     let w = end(witness).result;
     complete(&w);
-    assert_eq!(killed(&boom), 20);
-    assert_eq!(only(&w, Cause::AnsweredByClient, Direction::ServerToClient), 20);
+    assert_eq!(churned.iter().sum::<u64>(), churn as u64);
+    let named = only(&w, Cause::AnsweredByClient, Direction::ServerToClient);
+    println!("{churn} beside {ended} killed and {open} unknown: {named} named, {:?}", w.services);
+    assert!(ended > 0 && (ended..=ended + open).contains(&named), "{ended}, {open}, {named}");
+    let services: Vec<_> = w.services.iter().map(|s| (s.address.as_str(), s.count)).collect();
+    assert_eq!(services, [("198.19.0.10:80", named)]);
     serve.signal(Signal::SIGTERM);
     serve.wait(SOON).unwrap();
 }

@@ -35,7 +35,7 @@ pub(super) struct Table {
     by_tuple: AHashMap<FourTuple, u32>,
     queue: BinaryHeap<Reverse<(Duration, Key)>>,
     /// Unanswered SYNs, oldest first: a flood of them must not push out the rest.
-    embryos: VecDeque<Key>,
+    half_open: VecDeque<Key>,
     /// Where the search for a judged flow goes on.
     hand: usize,
 }
@@ -51,7 +51,7 @@ impl Table {
             free: Vec::new(),
             by_tuple: AHashMap::new(),
             queue: BinaryHeap::new(),
-            embryos: VecDeque::new(),
+            half_open: VecDeque::new(),
             hand: 0,
         }
     }
@@ -91,7 +91,7 @@ impl Table {
         if self.len() < self.capacity {
             return None;
         }
-        while let Some(key) = self.embryos.pop_front() {
+        while let Some(key) = self.half_open.pop_front() {
             if self.live(key).is_some_and(|f| f.state == State::HalfOpen) {
                 return Some(self.remove(key));
             }
@@ -124,13 +124,13 @@ impl Table {
         let key = Key { slot, generation: place.generation };
         self.by_tuple.insert(tuple, slot);
         self.queue.push(Reverse((deadline, key)));
-        self.embryos.push_back(key);
+        self.half_open.push_back(key);
         // Those that have grown up since are dropped from the front.
-        while let Some(&front) = self.embryos.front() {
+        while let Some(&front) = self.half_open.front() {
             if self.live(front).is_some_and(|f| f.state == State::HalfOpen) {
                 break;
             }
-            self.embryos.pop_front();
+            self.half_open.pop_front();
         }
         key
     }

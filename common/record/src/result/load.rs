@@ -53,7 +53,7 @@ pub struct LoadResult {
     /// Each `--fail-on`, and whether it was crossed.
     #[serde(default)]
     pub thresholds: Vec<ThresholdRecord>,
-    /// The course of the run, bounded in length.
+    /// The run over time, bounded in length.
     #[serde(default)]
     pub series: Series,
     /// What this host's limits allow, read before the start; none where it was not asked.

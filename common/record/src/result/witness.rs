@@ -103,7 +103,7 @@ pub struct WitnessResult {
     /// True where this kernel logs the resets that answer INVALID segments (it was heard to, or is
     /// of a generation that does). Where it may not, what was unanswered may have been answered.
     pub resets_logged: bool,
-    /// Resets that belong to no segment: of hosts that have closed, of strangers.
+    /// Resets that belong to no segment: of hosts that have closed, or forged from outside.
     pub stray_resets: u64,
     /// Connections by what ended them, and in which direction.
     pub connections: Vec<CauseCount>,
