@@ -320,3 +320,44 @@ fn a_long_churn_with_killed_ones_in_it() {
     let total = std::env::var("WITNESS_CONNECTIONS").map_or(130_000, |n| n.parse().unwrap());
     run(total, total / 1000, 7);
 }
+
+/// A late copy of a SYN begins a half-open connection at the server, for which conntrack has no
+/// entry; the client's host answers its SYN ACK. A connection that then takes the port is not
+/// accused for it.
+#[test]
+fn a_connection_that_takes_the_port_afterwards_is_not_named() {
+    struct Later(Option<Entry>);
+    impl Surroundings for Later {
+        fn look(&mut self, _: Tuple) -> Look {
+            self.0.map_or(Look::Absent, Look::Found)
+        }
+        fn here(&mut self, _: IpAddr) -> bool {
+            false
+        }
+    }
+    let c = connection(0, Story::Killed, Duration::ZERO);
+    let back = Tuple { source: c.reply.destination, destination: c.reply.source };
+    let heard = [
+        packet(c.reply, (5, 7), Flags::SYN.with(Flags::ACK), b""),
+        packet(back, (7, 0), Flags::RST, b""),
+    ];
+    let taken = Entry {
+        original: c.original,
+        reply: c.reply,
+        status: canary_conntrack::table::Status::empty(),
+        state: Some(TcpState::Close),
+        timeout: Some(Duration::from_secs(10)),
+    };
+    // The port may be taken before the first look, or after it.
+    for first in [None, Some(taken)] {
+        let (mut witness, mut told) = (Witness::default(), Vec::new());
+        for (n, bytes) in (0..).zip(&heard) {
+            let message = (Some(n), "nf_ct_proto_6: invalid new ", bytes.as_slice());
+            witness.message(Duration::ZERO, message, &mut Later(first), &mut |e| told.push(e));
+        }
+        witness.tick(Duration::ZERO, false, &mut Later(first), &mut |e| told.push(e));
+        witness.tick(Duration::from_secs(9), true, &mut Later(Some(taken)), &mut |e| told.push(e));
+        assert!(told.is_empty(), "{told:?}");
+        assert_eq!(witness.stray_resets(), 1);
+    }
+}

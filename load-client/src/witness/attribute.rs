@@ -132,6 +132,19 @@ pub struct Pair {
     pub first: (Duration, Look),
 }
 
+impl Pair {
+    /// The connection's entry, of the two looks. Where conntrack had none for the segment, or none was
+    /// there after it, what is found later is another connection's, which took the port.
+    #[must_use]
+    pub fn entry<'a>(&'a self, second: &'a Look) -> Option<&'a Entry> {
+        let first = &self.first.1;
+        if self.suspect.reason == Reason::InvalidNew || *first == Look::Absent {
+            return None;
+        }
+        first.entry().or(second.entry())
+    }
+}
+
 /// What was counted beside the pairs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -363,7 +376,7 @@ pub fn judge(
 ) -> Judgement {
     let (first, second) = (&pair.first.1, &later.1);
     let suspect = &pair.suspect;
-    let Some(entry) = first.entry().or(second.entry()) else {
+    let Some(entry) = pair.entry(second) else {
         return without_entry(pair);
     };
     // Both sides have sent FIN: the reset finds nothing to end.

@@ -225,7 +225,7 @@ impl Witness {
         facts: &[&'static str],
     ) -> Ended {
         let first = &pair.first.1;
-        let entry = first.entry().or(second.entry());
+        let entry = pair.entry(second);
         let numbers = &pair.suspect.numbers;
         let state = |look: &Look| look.state().map(|s| s.as_str().to_owned());
         let answered = pair.reset_at.saturating_sub(pair.suspect.at);
