@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 canary_testbed::tests![
     the_filter_shows_what_fits,
     a_link_opens_what_it_leads_to,
+    the_keyboard_is_enough,
+    a_screen_reader_hears_names,
     the_overview_fits_its_window,
     the_page_is_light_and_dark,
     the_default_run_prints_on_six_pages,
@@ -193,6 +195,76 @@ fn a_link_opens_what_it_leads_to() {
     assert_eq!(browser.run(&seen)[0], false, "folded without the link");
     browser.go(&format!("#{cell}"));
     browser.wait(&seen, &json!([true, true]));
+}
+
+/// Without a mouse: the first stop skips to the report, the filter takes what is typed, and a
+/// scenario that it leaves folds and opens again.
+fn the_keyboard_is_enough() {
+    const TAB: char = '\u{e004}';
+    const ENTER: char = '\u{e007}';
+    let browser = Browser::open(&fixture::result());
+    let keys = |text: &str| {
+        let keys: Vec<_> = text
+            .chars()
+            .flat_map(|c| {
+                ["keyDown", "keyUp"].map(|t| json!({ "type": t, "value": c.to_string() }))
+            })
+            .collect();
+        let actions = json!({ "actions": [{ "type": "key", "id": "k", "actions": keys }] });
+        browser.call("POST", "/actions", &actions);
+    };
+    // Stops at the first element that `is` says, a hundred stops on at most.
+    let tab_to = |is: &str| {
+        let at = format!("const e = document.activeElement; return {is}");
+        assert!((0..100).any(|_| {
+            keys(&TAB.to_string());
+            browser.run(&at) == json!(true)
+        }));
+    };
+    keys(&TAB.to_string());
+    assert_eq!(browser.run("return document.activeElement.className"), json!("skip"));
+    keys(&ENTER.to_string());
+    browser.wait("return location.hash", &json!("#main"));
+    tab_to("e.id === 'words'");
+    let ring = "const s = getComputedStyle(document.activeElement); return s.outlineStyle";
+    assert_eq!(browser.run(ring), json!("solid"), "the focus is seen");
+    keys("liberal");
+    browser.wait("return document.getElementById('matches').textContent", &json!("1 of 3 rows"));
+    tab_to("e.tagName === 'SUMMARY' && e.parentElement.className === 'scenario'");
+    for open in [false, true] {
+        keys(&ENTER.to_string());
+        browser.wait("return document.activeElement.parentElement.open", &json!(open));
+    }
+}
+
+/// What can be used or jumped to has a role and a name of its own, and what changes is announced.
+fn a_screen_reader_hears_names() {
+    let browser = Browser::open(&fixture::result());
+    // What is folded has no role.
+    browser.go("#generations:none");
+    let of = |css: &str, what: &str| {
+        let found = json!({ "using": "css selector", "value": css });
+        let element = browser.call("POST", "/element", &found);
+        let id = element.as_object().unwrap().values().next().unwrap().as_str().unwrap();
+        browser
+            .call("GET", &format!("/element/{id}/{what}"), &json!({}))
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    for (css, role, name) in [
+        ("main", "main", ""),
+        ("nav", "navigation", "On this page"),
+        ("#words", "searchbox", "Filter"),
+        ("#shown", "combobox", "Show"),
+        ("#matches", "status", ""),
+        (".answer > section:nth-child(2)", "region", "What to do"),
+        ("table.grid", "table", "Protections that every node has"),
+        ("a.link", "link", "link to this row"),
+    ] {
+        assert_eq!((&*of(css, "computedrole"), &*of(css, "computedlabel")), (role, name), "{css}");
+    }
+    assert_eq!(browser.run("return document.documentElement.lang"), json!("en"));
 }
 
 /// At 1,280 pixels the whole overview is visible; at 390 it is folded to symbols, and the page

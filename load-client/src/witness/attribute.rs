@@ -400,6 +400,12 @@ pub fn judge(
     if !entry.is_translated() {
         return unexplained("nothing is translated here: both ends know the segment's addresses");
     }
+    if suspect.reason == Reason::InvalidState {
+        return unexplained(
+            "not possible in the state in which conntrack saw the connection: it may be of an older \
+             one with the same ports",
+        );
+    }
     if pair.reset_reason != Reason::InvalidNew {
         return unexplained("the reset had an entry of its own");
     }

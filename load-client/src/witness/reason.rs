@@ -48,6 +48,8 @@ fn classify(text: &str) -> Reason {
     let class = CLASSES.iter().find(|(begin, _)| text.starts_with(begin)).map(|(_, class)| *class);
     match class {
         Some(class) => class,
+        // The same: "packet (index %d) in dir %d invalid, state %s".
+        None if text.contains(" invalid, state ") => Reason::InvalidState,
         // nf_conntrack_tcp_packet(): NF_ACCEPT behind "packet (index %d) in dir %d ignored, state
         // %s", "invalid packet ignored in state %s" and their like.
         None if text.contains("ignored") => Reason::Ignored,

@@ -315,6 +315,7 @@ fn ordinary_traffic_beside_killed_connections() {
     assert_eq!(churned.iter().sum::<u64>(), churn as u64);
     let named = only(&w, Cause::AnsweredByClient, Direction::ServerToClient);
     println!("{churn} beside {ended} killed and {open} unknown: {named} named, {:?}", w.services);
+    std::fs::write("/tmp/wit-churn.json", serde_json::to_string(&w).unwrap()).unwrap();
     assert!(ended > 0 && (ended..=ended + open).contains(&named), "{ended}, {open}, {named}");
     let services: Vec<_> = w.services.iter().map(|s| (s.address.as_str(), s.count)).collect();
     assert_eq!(services, [("198.19.0.10:80", named)]);
