@@ -2,12 +2,19 @@
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
+use canary_conntrack::rules;
 use canary_conntrack::stat;
 use canary_conntrack::table::{Entry, Key, Table, TcpState, Tuple};
+use canary_record::result::witness::RuleAction;
 use canary_testbed::test::Bed;
 use canary_testbed::topology::Topology;
 
-canary_testbed::tests![entries_are_found_and_deleted, a_flush_deletes_all, both_sources_agree];
+canary_testbed::tests![
+    entries_are_found_and_deleted,
+    a_flush_deletes_all,
+    both_sources_agree,
+    rules_of_invalid_are_read,
+];
 
 /// Runs `job` in a host where conntrack follows loopback.
 fn tracked(job: impl FnOnce() + Send) {
@@ -74,4 +81,32 @@ fn both_sources_agree() {
         let text = std::fs::read_to_string(path).unwrap();
         assert_eq!(Table::open().unwrap().counters().unwrap(), stat::counters(&text).unwrap());
     });
+}
+
+/// Rules that drop INVALID or answer it with a reset are read with their counters, whichever tool
+/// wrote them; rules about anything else are not.
+fn rules_of_invalid_are_read() {
+    let bed = Bed::new(Topology::single);
+    assert_eq!(bed.within("host", || rules::of_invalid().unwrap()), []);
+    bed.sh(
+        "host",
+        "nft 'table inet t { chain c { type filter hook forward priority 0; \
+         ct state new counter drop; ct state invalid counter packets 7 bytes 300 drop; \
+         ct state established,related accept; tcp dport 9 drop; \
+         ct state { new, invalid } counter; ct state invalid log; \
+         meta l4proto tcp ct state invalid reject with tcp reset; }; }'",
+    );
+    bed.sh("host", "iptables-nft -A INPUT -m conntrack --ctstate INVALID,NEW -j DROP");
+    bed.sh("host", "iptables-nft -A INPUT -m conntrack ! --ctstate INVALID -j DROP");
+    bed.sh("host", "ip6tables-nft -A OUTPUT -m conntrack --ctstate NEW -j DROP");
+    let found = bed.within("host", || rules::of_invalid().unwrap());
+    let mut found: Vec<_> =
+        found.iter().map(|r| (&*r.chain.0, &*r.chain.1, r.action, r.packets)).collect();
+    found.sort_by_key(|f| (f.0, f.3.is_none()));
+    let expected = [
+        ("filter", "INPUT", RuleAction::Drop, Some(0)),
+        ("t", "c", RuleAction::Drop, Some(7)),
+        ("t", "c", RuleAction::Reset, None),
+    ];
+    assert_eq!(found, expected);
 }

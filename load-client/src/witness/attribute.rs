@@ -419,6 +419,13 @@ pub fn judge(
              conntrack was wrong",
         );
     }
+    if suspect.reason == Reason::AckOver && first.state() == Some(TcpState::Close) {
+        // nf_conntrack_tcp_packet() keeps no window of a closed entry: what its ends still send, it
+        // does not see.
+        return unexplained(
+            "the entry was closed when it was first looked up: by this reset, or by one before it",
+        );
+    }
     let answerer = pair.tuple.destination.ip();
     let cause = if direction == Direction::ServerToClient && answerer == entry.original.source.ip()
     {

@@ -117,6 +117,8 @@ pub struct Witness {
     to_look: std::collections::VecDeque<Tuple>,
     /// Looks made since the last tick.
     looked: usize,
+    /// A rule here answers INVALID segments with a reset of its own, as the client's host would.
+    pub rejects: bool,
     /// The kernel's texts.
     pub texts: Texts,
     /// Messages.
@@ -216,7 +218,15 @@ impl Witness {
             Judgement::LivedOn => self.found.lived_on += 1,
             Judgement::AlreadyClosing => self.found.already_closing += 1,
             Judgement::Unrelated => self.matcher.counts.stray_resets += 1,
-            Judgement::Counted(cause, direction, facts) => {
+            Judgement::Counted(mut cause, direction, mut facts) => {
+                if self.rejects && cause == Cause::AnsweredByClient {
+                    // nf_send_reset() writes the numbers, and from here the TTL, of the client's own.
+                    cause = Cause::Unexplained;
+                    facts.push(
+                        "ended by a reset of the client's host or of this one: a rule here answers \
+                         INVALID segments with resets",
+                    );
+                }
                 let ended = self.record(pair, &later.1, (cause, direction), &facts);
                 self.found.add(&ended);
                 tell(ended);

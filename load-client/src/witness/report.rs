@@ -2,7 +2,7 @@
 
 use canary_record::names::{EndedBy, Verdict};
 use canary_record::result::observe::ConntrackCounters;
-use canary_record::result::witness::{Reason, Source, WitnessResult};
+use canary_record::result::witness::{Reason, RuleAction, RuleCount, Source, WitnessResult};
 use canary_record::result::{Run, SCHEMA_VERSION};
 
 use super::core::{Found, Witness};
@@ -33,6 +33,7 @@ pub fn empty(run: Run, source: Source, why: String) -> WitnessResult {
         servers: Vec::new(),
         examples: Vec::new(),
         conntrack: None,
+        rules: Vec::new(),
         changed: Vec::new(),
     }
 }
@@ -95,10 +96,12 @@ pub fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>) -> Wit
     if let Some(c) = conntrack {
         notes.extend(of_table(c.grown));
     }
+    let rules = of_rules(watched.rules, unanswered, &mut notes);
     let mut result = of(w, run, Source::Kernel, weak, watched.watched.as_secs_f64());
     result.reasons.extend(notes);
     result.resets_logged = resets_logged;
     result.conntrack = conntrack.map(|c| c.grown);
+    result.rules = rules;
     result.changed = watched.changed;
     result
 }
@@ -108,6 +111,32 @@ pub fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>) -> Wit
 fn logs_resets(kernel: &str) -> bool {
     let mut numbers = kernel.split(['.', '-', ' ']).map(|n| n.parse::<u32>().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 12)
+}
+
+/// Which rules took INVALID segments, where that is of interest and can be read.
+fn of_rules(
+    rules: Result<Vec<RuleCount>, String>,
+    unanswered: u64,
+    notes: &mut Vec<String>,
+) -> Vec<RuleCount> {
+    let rules = rules.unwrap_or_else(|e| {
+        notes.push(format!(
+            "the rules of nf_tables cannot be read, and so not whether one drops INVALID: {e}"
+        ));
+        Vec::new()
+    });
+    notes.extend(rules.iter().filter(|r| r.packets.is_some_and(|n| n > 0)).map(|r| {
+        let does = if r.action == RuleAction::Drop { "dropped" } else { "answered with resets" };
+        let n = r.packets.unwrap_or_default();
+        format!("{n} packets {does} by a rule for INVALID in {} {}", r.table, r.chain)
+    }));
+    if unanswered > 0 && rules.iter().all(|r| r.packets.is_none()) {
+        notes.push(format!(
+            "{unanswered} INVALID segments were not answered, and no rule of nf_tables with a counter tells \
+             whether it dropped them (legacy iptables' are not read)"
+        ));
+    }
+    rules
 }
 
 /// What a full table or a clash did meanwhile: not INVALID's doing.

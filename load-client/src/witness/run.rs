@@ -10,9 +10,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use canary_conntrack::netlink::NetlinkError;
+use canary_conntrack::rules::{self, Rule};
 use canary_conntrack::table::{Key, Table, Tuple};
 use canary_record::names::EndedBy;
-use canary_record::result::witness::{Changed, Ended};
+use canary_record::result::witness::{Changed, Ended, RuleAction, RuleCount};
 use canary_runtime::limit::{Decision, Limit};
 use canary_runtime::shutdown::Shutdown;
 use nix::errno::Errno;
@@ -95,6 +96,8 @@ fn addresses() -> HashSet<IpAddr> {
 /// What the watch found.
 #[derive(Debug)]
 pub struct Watched {
+    /// Rules that act on INVALID segments, and what they counted; or why they cannot be read.
+    pub rules: Result<Vec<RuleCount>, String>,
     /// The core.
     pub witness: Witness,
     /// Kernel values, and whether they are as before.
@@ -147,10 +150,15 @@ impl Watch {
         let orders = Arc::<Orders>::default();
         let view = Arc::<Mutex<View>>::default();
         let node = Node { table, addresses: addresses(), read: None, failed: 0 };
+        let rules = rules::of_invalid().map_err(|e| e.to_string());
+        let resets = |rules: &Vec<Rule>| rules.iter().any(|r| r.action == RuleAction::Reset);
+        let mut witness = Witness::default();
+        witness.rejects = rules.as_ref().is_ok_and(resets);
         let listener = Listener {
             nflog,
             node,
-            witness: Witness::default(),
+            witness,
+            rules,
             orders: Arc::clone(&orders),
             view: Arc::clone(&view),
             limit: (!quiet).then(|| Limit::new(EVENTS_PER_SECOND)),
@@ -215,6 +223,8 @@ struct Listener {
     nflog: Nflog,
     node: Node,
     witness: Witness,
+    /// As they were at the begin.
+    rules: Result<Vec<Rule>, String>,
     orders: Arc<Orders>,
     view: Arc<Mutex<View>>,
     limit: Option<Limit>,
@@ -261,8 +271,13 @@ impl Listener {
             tracing::warn!(events = n, "held back: more connections were ended than are told here");
         }
         self.publish();
+        let rules = self.rules.and_then(|before| {
+            let after = rules::of_invalid().map_err(|e| e.to_string())?;
+            Ok(after.into_iter().map(|rule| counted(rule, &before)).collect())
+        });
         Watched {
             witness: self.witness,
+            rules,
             changed,
             meddled,
             look_failures: self.node.failed,
@@ -322,6 +337,15 @@ impl Listener {
         let view = View::of(&self.witness, &self.latest, self.start.elapsed());
         *self.view.lock().unwrap_or_else(PoisonError::into_inner) = view;
     }
+}
+
+/// What a rule counted since it was as `before` has it.
+fn counted(rule: Rule, before: &[Rule]) -> RuleCount {
+    let same = |old: &&Rule| (&old.chain, old.handle) == (&rule.chain, rule.handle);
+    let old = before.iter().find(same).and_then(|old| old.packets);
+    let packets = rule.packets.zip(old).and_then(|(now, then)| now.checked_sub(then));
+    let ((table, chain), handle, action) = (rule.chain, rule.handle, rule.action);
+    RuleCount { table, chain, handle, action, packets }
 }
 
 fn event(e: &Ended, held_back: u64) {

@@ -123,8 +123,37 @@ pub struct WitnessResult {
     /// What conntrack's counters grew by. `drop` and `early_drop` tell of a full table,
     /// `insert_failed` of clashes: they end connections that INVALID has no part in.
     pub conntrack: Option<ConntrackCounters>,
+    /// Rules of nf_tables that act on INVALID segments, and what their counters grew by.
+    #[serde(default)]
+    pub rules: Vec<RuleCount>,
     /// Kernel values that were changed to watch.
     pub changed: Vec<Changed>,
+}
+
+names! {
+    /// What a rule does with an INVALID segment.
+    pub enum RuleAction {
+        /// It drops it.
+        Drop = "drop",
+        /// It answers with a reset of its own.
+        Reset = "reset",
+    }
+}
+
+/// A rule that acts on INVALID segments.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RuleCount {
+    /// Its table.
+    pub table: String,
+    /// Its chain.
+    pub chain: String,
+    /// Its handle in the table.
+    pub handle: u64,
+    /// What it does.
+    pub action: RuleAction,
+    /// Packets that it counted during the watch; absent where it has no counter, or was not there all
+    /// the time.
+    pub packets: Option<u64>,
 }
 
 /// The most addresses in a list of those most hit.
