@@ -210,6 +210,7 @@ pub fn witness(ended: u64) -> WitnessResult {
         servers: hit("198.18.66.4"),
         examples: (ended > 0).then_some(example).into_iter().collect(),
         conntrack: None,
+        rules: Vec::new(),
         changed: Vec::new(),
     }
 }
