@@ -130,7 +130,7 @@ fn senseless_files_are_refused() {
         ),
         ("port-reuse", "\"connect\", \"v", "\"v", "'vanish' before connect"),
         ("port-reuse", "steps", "family = \"ipv6\"\nsteps", "family: ipv4 where an endpoint"),
-        ("ipvs-idle", "ipvs-timeout = \"1s\"", "ipvs-timeout = \"1ms\"", "use 1s or more"),
+        ("ipvs-idle", "ipvs-timeout = \"3s\"", "ipvs-timeout = \"1ms\"", "use 1s or more"),
         (
             "port-reuse",
             "steps",
