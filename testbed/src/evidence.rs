@@ -158,16 +158,21 @@ pub fn balance(
     Err(EvidenceError::ReadBack { key, wanted: table.join(", "), found: lines.join(", ") })
 }
 
-/// Connections that IPVS has begun in this thread's network namespace: the first number below two
-/// lines of heads, in base 16.
+/// Connections that IPVS has begun in this thread's network namespace.
 fn balanced() -> Result<u64, EvidenceError> {
-    let path = "/proc/thread-self/net/ip_vs_stats";
+    let path = "/proc/thread-self/net/ip_vs_stats_percpu";
     let failed = |source| EvidenceError::Io { what: format!("read {path}"), source };
     let text = fs::read_to_string(path).map_err(failed)?;
-    let first = text.lines().nth(2).and_then(|line| line.split_whitespace().next());
-    first
-        .and_then(|n| u64::from_str_radix(n, 16).ok())
-        .ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
+    begun(&text).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
+}
+
+/// The sum over the processors, in base 16 (`ip_vs_stats_percpu_show()`). The line of the sum lags
+/// behind: the estimator writes it every two seconds (`estimation_timer()`).
+fn begun(text: &str) -> Option<u64> {
+    let cpus = text.lines().skip(2).take_while(|line| !line.trim_start().starts_with('~'));
+    let mut conns = cpus.map(|line| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok());
+    let first = conns.next()??;
+    Some(first + conns.sum::<Option<u64>>()?)
 }
 
 /// Reads the rules of this thread's network namespace back: what is loaded,
@@ -207,5 +212,18 @@ mod tests {
     fn growth_is_of_counters() {
         let at = |n| BTreeMap::from([("drop".to_owned(), n), (stat::ENTRIES.to_owned(), n)]);
         assert_eq!(grown(&at(3), &at(5)), [("drop".to_owned(), 2)].into());
+    }
+
+    /// IPVS' connections are those of every processor, in base 16; what has none is not 0.
+    #[test]
+    fn ipvs_counts_for_each_processor() {
+        let heads = "       Total Incoming Outgoing\nCPU    Conns  Packets  Packets\n";
+        let text =
+            format!("{heads}  0       1F       40       40\n  1        2        4        4\n");
+        let lagging =
+            "  ~        0        0        0\n     Conns/s   Pkts/s\n           0        0\n";
+        assert_eq!(begun(&format!("{text}{lagging}")), Some(33));
+        assert_eq!(begun(heads), None);
+        assert_eq!(begun(&format!("{heads}  0 what\n")), None);
     }
 }
