@@ -48,7 +48,7 @@ struct Args {
 }
 
 /// A path of a node: its name, its family, the path.
-type Place = (String, String, Path);
+type RowKey = (String, String, Path);
 
 struct Test<'a> {
     client: Client,
@@ -530,15 +530,15 @@ fn rows(result: &DiagnoseResult) -> impl Iterator<Item = (&str, &PathRow)> {
         .flat_map(|n| n.families.iter().flat_map(|f| &f.paths).map(|p| (n.name.as_str(), p)))
 }
 
-fn places<'a>(rows: impl Iterator<Item = (&'a str, &'a PathRow)>) -> BTreeSet<Place> {
+fn row_keys<'a>(rows: impl Iterator<Item = (&'a str, &'a PathRow)>) -> BTreeSet<RowKey> {
     rows.map(|(node, p)| (node.to_owned(), p.family.to_string(), p.path)).collect()
 }
 
-fn vulnerable(result: &DiagnoseResult) -> BTreeSet<Place> {
-    places(rows(result).filter(|(_, p)| p.verdict == Verdict::Vulnerable))
+fn vulnerable(result: &DiagnoseResult) -> BTreeSet<RowKey> {
+    row_keys(rows(result).filter(|(_, p)| p.verdict == Verdict::Vulnerable))
 }
 
 /// The paths on which a forgery leaked.
-fn leaking(result: &DiagnoseResult, forgery: Forgery) -> BTreeSet<Place> {
-    places(rows(result).filter(|(_, p)| p.leaks.iter().any(|l| l.forgery == forgery)))
+fn leaking(result: &DiagnoseResult, forgery: Forgery) -> BTreeSet<RowKey> {
+    row_keys(rows(result).filter(|(_, p)| p.leaks.iter().any(|l| l.forgery == forgery)))
 }
