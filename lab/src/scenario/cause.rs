@@ -1,6 +1,9 @@
 //! Other causes of resets and hangs, so that nobody takes them for issue #74839, and the rules of
 //! nodes that are not kube-proxy's: steps that connections go through, and what should be seen.
 
+mod host;
+mod step;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
@@ -10,9 +13,6 @@ use crate::document::lab::{
 };
 use canary_record::names::{Forgery, ProbeEnd};
 use canary_record::result::witness;
-use canary_runtime::cli::{duration, spell};
-use canary_testbed::network::{Conditions, Share};
-use canary_testbed::ruleset::ipvs;
 use canary_testbed::topology::POD_PORT;
 use canary_wire::segment::Family;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -21,6 +21,8 @@ use serde::de::{self, IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::Checked;
+pub use host::{BadNetwork, HOSTS, Host, Link, Need};
+pub use step::{Step, Wait, Way};
 
 /// Situations, each in hosts of its own.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
@@ -52,296 +54,6 @@ const fn twenty() -> u32 {
 
 const fn both() -> At {
     At::Both
-}
-
-/// What not every kernel has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Need {
-    /// The statement `synproxy` of nft.
-    Synproxy,
-    /// Flowtables of nft.
-    Flowtable,
-    /// IPVS.
-    Ipvs,
-    /// `net.netfilter.nf_conntrack_tcp_ignore_invalid_rst`.
-    IgnoreInvalidRst,
-}
-
-impl Need {
-    /// A call that a kernel with it takes: the tool, its options, its input.
-    #[must_use]
-    pub const fn call(self) -> Option<(&'static str, &'static [&'static str], &'static str)> {
-        Some(match self {
-            Self::IgnoreInvalidRst => return None,
-            Self::Synproxy => (
-                "nft",
-                &["--check", "-f", "-"],
-                "table ip lab-need { chain input { type filter hook input priority 0; \
-                 tcp dport 1 synproxy mss 1460 wscale 7; }; }",
-            ),
-            Self::Flowtable => (
-                "nft",
-                &["--check", "-f", "-"],
-                "table ip lab-need { flowtable f { hook ingress priority 0; devices = { lo }; }; \
-                 chain forward { type filter hook forward priority 0; flow add @f; }; }",
-            ),
-            Self::Ipvs => ("ipvsadm", &["--list", "--numeric"], ""),
-        })
-    }
-
-    /// A setting that a kernel with it has.
-    #[must_use]
-    pub const fn setting(self) -> Option<&'static str> {
-        match self {
-            Self::Synproxy | Self::Flowtable => None,
-            Self::Ipvs => Some(ipvs::SETTINGS[0]),
-            Self::IgnoreInvalidRst => Some("net/netfilter/nf_conntrack_tcp_ignore_invalid_rst"),
-        }
-    }
-
-    /// What to say where it is missing.
-    #[must_use]
-    pub const fn missing(self) -> &'static str {
-        match self {
-            Self::Synproxy => "this kernel has no SYNPROXY for nft: modprobe nft_synproxy",
-            Self::Flowtable => {
-                "this kernel has no flowtables for nft: modprobe nft_flow_offload nf_flow_table_inet"
-            }
-            Self::Ipvs => {
-                "no IPVS here: modprobe ip_vs ip_vs_rr, install the package ipvsadm, and run as root \
-                 before Linux 6.10"
-            }
-            Self::IgnoreInvalidRst => {
-                "this kernel has no nf_conntrack_tcp_ignore_invalid_rst: Linux 5.14 and later have"
-            }
-        }
-    }
-}
-
-/// What is done, to every connection of the case at once.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Step {
-    /// The client makes its connections; boom-server forges on each, and has its time to judge.
-    Connect,
-    /// A body that needs full-sized segments, asked for by the client, and every octet checked.
-    Transfer(Way),
-    /// The client asks for a small answer, which the server gives after this long.
-    Ask(Wait),
-    /// The answer that was asked for is read.
-    Answer,
-    /// The client sends FIN, and still reads.
-    HalfClose,
-    /// The client closes, and the server after it; an answer that has come and was not read stays
-    /// unread.
-    Close,
-    /// The client is gone, and says nothing.
-    Vanish,
-    /// The client connects again, from the same ports.
-    Reconnect,
-    /// Nobody sends.
-    Idle(Wait),
-    /// The client's node forgets every entry.
-    DeleteEntries,
-    /// Waits until the client's node has no entry any more.
-    LetExpire,
-    /// The Service's endpoint is the pod beside the server pod from here on.
-    MoveEndpoint,
-    /// The server pod's address goes to another pod.
-    ReplaceEndpoint,
-    /// The server pod's node has no route to it any more.
-    RemoveEndpoint,
-    /// The link between the nodes takes smaller packets, and nobody says so.
-    BlackHole,
-    /// The client forges too, on as many connections of its own, and what should become of it.
-    Forge(BTreeMap<Forgery, Seen>),
-    /// A host gets settings or rules.
-    Change(Host),
-    /// How connections should have ended so far; one that goes on has survived.
-    Expect(Ends),
-}
-
-/// The way of a body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Way {
-    /// To the server.
-    Up,
-    /// To the client.
-    Down,
-    /// One after the other.
-    Both,
-}
-
-impl Step {
-    /// Whether it needs connections.
-    const fn needs_connections(&self) -> bool {
-        matches!(
-            self,
-            Self::Transfer(_)
-                | Self::Ask(_)
-                | Self::Answer
-                | Self::HalfClose
-                | Self::Close
-                | Self::Vanish
-                | Self::Expect(_)
-                | Self::LetExpire
-        )
-    }
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Connect => f.write_str("connect"),
-            Self::Transfer(Way::Up) => f.write_str("upload"),
-            Self::Transfer(Way::Down) => f.write_str("download"),
-            Self::Transfer(Way::Both) => f.write_str("upload and download"),
-            Self::Ask(after) => write!(f, "ask, the server waits {after}"),
-            Self::Answer => f.write_str("answer"),
-            Self::HalfClose => f.write_str("half-close"),
-            Self::Close => f.write_str("close"),
-            Self::Vanish => f.write_str("vanish"),
-            Self::Reconnect => f.write_str("reconnect"),
-            Self::Idle(time) => write!(f, "idle {time}"),
-            Self::DeleteEntries => f.write_str("delete-entries"),
-            Self::LetExpire => f.write_str("let-expire"),
-            Self::MoveEndpoint => f.write_str("move-endpoint"),
-            Self::ReplaceEndpoint => f.write_str("replace-endpoint"),
-            Self::RemoveEndpoint => f.write_str("remove-endpoint"),
-            Self::BlackHole => f.write_str("black-hole"),
-            Self::Forge(_) => f.write_str("forge"),
-            Self::Change(host) => write!(f, "change {}", host.name),
-            Self::Expect(ends) => write!(f, "expect {ends}"),
-        }
-    }
-}
-
-/// A time, written `500ms` or `2s`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wait(pub Duration);
-
-/// The longest wait in one step.
-const LONGEST: Duration = Duration::from_secs(600);
-
-impl<'de> Deserialize<'de> for Wait {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(from)?;
-        let time = duration(&text).map_err(de::Error::custom)?;
-        if time > LONGEST {
-            return Err(de::Error::custom(format!("'{text}' is too long: at most 10m")));
-        }
-        Ok(Self(time))
-    }
-}
-
-impl fmt::Display for Wait {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&spell(self.0))
-    }
-}
-
-impl JsonSchema for Wait {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Wait".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "description": "500ms, 2s, 1m", "pattern": "^([0-9]+(ms|s|m))+$" })
-    }
-}
-
-/// The hosts of every case. `server2` stands beside the server pod.
-pub const HOSTS: [&str; 5] = ["client", "node1", "node2", "server", "server2"];
-
-/// What a host has of its own.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Host {
-    /// One of [`HOSTS`].
-    #[serde(deserialize_with = "host_name")]
-    pub name: String,
-    /// Settings below `net.`, each read back after it is set.
-    #[serde(default)]
-    pub sysctls: BTreeMap<String, String>,
-    /// Rules for `nft -f -`, beside those of the Service.
-    #[serde(default)]
-    pub nft: Option<String>,
-    /// Rules for `iptables-restore --noflush`, beside those of the Service.
-    #[serde(default)]
-    pub iptables: Option<String>,
-}
-
-fn host_name<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
-    let name = String::deserialize(from)?;
-    if HOSTS.contains(&name.as_str()) {
-        return Ok(name);
-    }
-    Err(de::Error::unknown_variant(&name, &HOSTS))
-}
-
-/// What a link does to the packets of both directions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct BadNetwork {
-    /// Which link.
-    pub at: Link,
-    /// Packets lost, percent.
-    #[serde(default)]
-    #[schemars(range(max = 100))]
-    pub lose: u32,
-    /// Packets sent twice, percent.
-    #[serde(default)]
-    #[schemars(range(max = 100))]
-    pub duplicate: u32,
-    /// Packets that up to three later ones overtake, percent.
-    #[serde(default)]
-    #[schemars(range(max = 100))]
-    pub reorder: u32,
-    /// Each waits for up to this long; the order stays.
-    pub jitter: Option<Wait>,
-    /// The same seed has the same done to the packets with the same numbers.
-    #[serde(default)]
-    pub seed: u64,
-}
-
-/// A link of the hosts of a case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Link {
-    /// Between the two nodes.
-    Nodes,
-    /// Between the client and its node.
-    Client,
-    /// Between the server pod and its node.
-    Server,
-}
-
-impl BadNetwork {
-    /// As the testbed has it.
-    #[must_use]
-    pub fn conditions(&self) -> Conditions {
-        Conditions {
-            seed: self.seed,
-            lose: Share::percent(self.lose),
-            duplicate: Share::percent(self.duplicate),
-            reorder: Share::percent(self.reorder),
-            within: 3,
-            jitter: self.jitter.map_or(Duration::ZERO, |Wait(time)| time),
-            truncate: Share::default(),
-        }
-    }
-
-    fn check(&self, path: Path) -> Result<(), String> {
-        if self.lose.max(self.duplicate).max(self.reorder) > 100 {
-            return Err("network: lose, duplicate, reorder: use 0 to 100".to_owned());
-        }
-        let on_node = matches!(path, Path::HostNetwork | Path::HostNetworkRemote | Path::Hairpin);
-        if on_node && self.at == Link::Client {
-            return Err("network: at: the client of this path has no link: use server".to_owned());
-        }
-        Ok(())
-    }
 }
 
 /// Whose address the server sees.
@@ -577,7 +289,7 @@ impl Case {
                 for step in case.steps.iter_mut().filter(|s| **s == Step::LetExpire) {
                     *step = Step::Idle(Wait(Duration::from_secs(2)));
                 }
-                case.hosts.extend(["node1", "node2"].map(longer_timeouts));
+                case.hosts.extend(["node1", "node2"].map(Host::longer_timeouts));
                 case.protections
             }
             Mend::SymmetricRoute if !case.second_link => return None,
@@ -668,26 +380,5 @@ impl Case {
             _ => {}
         }
         self.hosts.iter().try_for_each(Host::check)
-    }
-}
-
-/// The kernel's default for established connections, kube-proxy's for half-closed ones.
-fn longer_timeouts(node: &str) -> Host {
-    let timeouts = [("established", "432000"), ("close_wait", "3600")];
-    let set = |(state, seconds): (&str, &str)| {
-        (format!("net.netfilter.nf_conntrack_tcp_timeout_{state}"), seconds.to_owned())
-    };
-    let sysctls = timeouts.map(set).into();
-    Host { name: node.to_owned(), sysctls, nft: None, iptables: None }
-}
-
-impl Host {
-    fn check(&self) -> Result<(), String> {
-        // Others are the machine's own, whatever namespace they are set in.
-        let outside = |key: &&String| !key.starts_with("net.") || key.contains('/');
-        match self.sysctls.keys().find(outside) {
-            Some(key) => Err(format!("sysctls: '{key}': only keys that begin with net.")),
-            None => Ok(()),
-        }
     }
 }

@@ -1,0 +1,191 @@
+//! What a situation has of its own in its hosts and on its links, and what of that not every kernel has.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::document::lab::Path;
+use canary_testbed::network::{Conditions, Share};
+use canary_testbed::ruleset::ipvs;
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, de};
+
+use super::step::Wait;
+
+/// What not every kernel has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Need {
+    /// The statement `synproxy` of nft.
+    Synproxy,
+    /// Flowtables of nft.
+    Flowtable,
+    /// IPVS.
+    Ipvs,
+    /// `net.netfilter.nf_conntrack_tcp_ignore_invalid_rst`.
+    IgnoreInvalidRst,
+}
+
+impl Need {
+    /// A call that a kernel with it takes: the tool, its options, its input.
+    #[must_use]
+    pub const fn call(self) -> Option<(&'static str, &'static [&'static str], &'static str)> {
+        Some(match self {
+            Self::IgnoreInvalidRst => return None,
+            Self::Synproxy => (
+                "nft",
+                &["--check", "-f", "-"],
+                "table ip lab-need { chain input { type filter hook input priority 0; \
+                 tcp dport 1 synproxy mss 1460 wscale 7; }; }",
+            ),
+            Self::Flowtable => (
+                "nft",
+                &["--check", "-f", "-"],
+                "table ip lab-need { flowtable f { hook ingress priority 0; devices = { lo }; }; \
+                 chain forward { type filter hook forward priority 0; flow add @f; }; }",
+            ),
+            Self::Ipvs => ("ipvsadm", &["--list", "--numeric"], ""),
+        })
+    }
+
+    /// A setting that a kernel with it has.
+    #[must_use]
+    pub const fn setting(self) -> Option<&'static str> {
+        match self {
+            Self::Synproxy | Self::Flowtable => None,
+            Self::Ipvs => Some(ipvs::SETTINGS[0]),
+            Self::IgnoreInvalidRst => Some("net/netfilter/nf_conntrack_tcp_ignore_invalid_rst"),
+        }
+    }
+
+    /// What to say where it is missing.
+    #[must_use]
+    pub const fn missing(self) -> &'static str {
+        match self {
+            Self::Synproxy => "this kernel has no SYNPROXY for nft: modprobe nft_synproxy",
+            Self::Flowtable => {
+                "this kernel has no flowtables for nft: modprobe nft_flow_offload nf_flow_table_inet"
+            }
+            Self::Ipvs => {
+                "no IPVS here: modprobe ip_vs ip_vs_rr, install the package ipvsadm, and run as root \
+                 before Linux 6.10"
+            }
+            Self::IgnoreInvalidRst => {
+                "this kernel has no nf_conntrack_tcp_ignore_invalid_rst: Linux 5.14 and later have"
+            }
+        }
+    }
+}
+
+/// The hosts of every case. `server2` stands beside the server pod.
+pub const HOSTS: [&str; 5] = ["client", "node1", "node2", "server", "server2"];
+
+/// What a host has of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Host {
+    /// One of [`HOSTS`].
+    #[serde(deserialize_with = "host_name")]
+    pub name: String,
+    /// Settings below `net.`, each read back after it is set.
+    #[serde(default)]
+    pub sysctls: BTreeMap<String, String>,
+    /// Rules for `nft -f -`, beside those of the Service.
+    #[serde(default)]
+    pub nft: Option<String>,
+    /// Rules for `iptables-restore --noflush`, beside those of the Service.
+    #[serde(default)]
+    pub iptables: Option<String>,
+}
+
+fn host_name<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let name = String::deserialize(from)?;
+    if HOSTS.contains(&name.as_str()) {
+        return Ok(name);
+    }
+    Err(de::Error::unknown_variant(&name, &HOSTS))
+}
+
+/// What a link does to the packets of both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct BadNetwork {
+    /// Which link.
+    pub at: Link,
+    /// Packets lost, percent.
+    #[serde(default)]
+    #[schemars(range(max = 100))]
+    pub lose: u32,
+    /// Packets sent twice, percent.
+    #[serde(default)]
+    #[schemars(range(max = 100))]
+    pub duplicate: u32,
+    /// Packets that up to three later ones overtake, percent.
+    #[serde(default)]
+    #[schemars(range(max = 100))]
+    pub reorder: u32,
+    /// Each waits for up to this long; the order stays.
+    pub jitter: Option<Wait>,
+    /// The same seed has the same done to the packets with the same numbers.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// A link of the hosts of a case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Link {
+    /// Between the two nodes.
+    Nodes,
+    /// Between the client and its node.
+    Client,
+    /// Between the server pod and its node.
+    Server,
+}
+
+impl BadNetwork {
+    /// As the testbed has it.
+    #[must_use]
+    pub fn conditions(&self) -> Conditions {
+        Conditions {
+            seed: self.seed,
+            lose: Share::percent(self.lose),
+            duplicate: Share::percent(self.duplicate),
+            reorder: Share::percent(self.reorder),
+            within: 3,
+            jitter: self.jitter.map_or(Duration::ZERO, |Wait(time)| time),
+            truncate: Share::default(),
+        }
+    }
+
+    pub(super) fn check(&self, path: Path) -> Result<(), String> {
+        if self.lose.max(self.duplicate).max(self.reorder) > 100 {
+            return Err("network: lose, duplicate, reorder: use 0 to 100".to_owned());
+        }
+        let on_node = matches!(path, Path::HostNetwork | Path::HostNetworkRemote | Path::Hairpin);
+        if on_node && self.at == Link::Client {
+            return Err("network: at: the client of this path has no link: use server".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl Host {
+    /// The kernel's default for established connections, kube-proxy's for half-closed ones.
+    pub(super) fn longer_timeouts(node: &str) -> Self {
+        let timeouts = [("established", "432000"), ("close_wait", "3600")];
+        let set = |(state, seconds): (&str, &str)| {
+            (format!("net.netfilter.nf_conntrack_tcp_timeout_{state}"), seconds.to_owned())
+        };
+        let sysctls = timeouts.map(set).into();
+        Self { name: node.to_owned(), sysctls, nft: None, iptables: None }
+    }
+
+    pub(super) fn check(&self) -> Result<(), String> {
+        // Others are the machine's own, whatever namespace they are set in.
+        let outside = |key: &&String| !key.starts_with("net.") || key.contains('/');
+        match self.sysctls.keys().find(outside) {
+            Some(key) => Err(format!("sysctls: '{key}': only keys that begin with net.")),
+            None => Ok(()),
+        }
+    }
+}
