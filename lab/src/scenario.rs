@@ -14,7 +14,7 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use toml::de::{DeTable, Deserializer};
+use toml::de::{DeTable, DeValue, Deserializer};
 
 use cause::Cause;
 use matrix::Matrix;
@@ -186,6 +186,11 @@ impl Scenario {
 trait Checked: DeserializeOwned {
     /// What makes no sense, and how to mend it.
     fn check(&self) -> Result<(), String>;
+
+    /// Which of its cases [`Self::check`] speaks of, if it speaks of one.
+    fn senseless_case(&self) -> Option<usize> {
+        None
+    }
 }
 
 impl Checked for About {
@@ -217,7 +222,7 @@ pub fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
         Some("matrix") => loader.read(read(body)).map(Body::Matrix),
         Some("cause") => loader.read(read(body)).map(Body::Cause),
         Some("saturation") => loader.read(read(body)).map(Body::Saturation),
-        _ => Err(loader.senseless("kind: use matrix, cause or saturation".to_owned())),
+        _ => Err(loader.senseless(None, "kind: use matrix, cause or saturation".to_owned())),
     }?;
     Ok(Scenario { about: loader.read(read(about))?, body })
 }
@@ -265,6 +270,16 @@ pub fn schema() -> Value {
     })
 }
 
+/// Where each case has its title.
+fn titles(table: &DeTable<'_>) -> Vec<usize> {
+    let cases = table.get("case").and_then(|cases| cases.get_ref().as_array());
+    let title = |case: &toml::Spanned<DeValue<'_>>| {
+        let title = case.get_ref().as_table().and_then(|case| case.get("title"));
+        title.map_or(case.span().start, |title| title.span().start)
+    };
+    cases.into_iter().flatten().map(title).collect()
+}
+
 struct Loader<'a> {
     file: &'a str,
     text: &'a str,
@@ -272,23 +287,29 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn read<T: Checked>(&self, table: toml::Spanned<DeTable<'_>>) -> Result<T, ScenarioError> {
+        let titles = titles(table.get_ref());
         let value = T::deserialize(Deserializer::from(table)).map_err(|e| self.toml(&e))?;
-        value.check().map_err(|what| self.senseless(what))?;
+        let at = || titles.get(value.senseless_case()?).copied();
+        value.check().map_err(|what| self.senseless(at(), what))?;
         Ok(value)
     }
 
-    fn senseless(&self, what: String) -> ScenarioError {
-        // What is wrong with a case begins with its title.
-        let title = what.strip_prefix("case '").and_then(|rest| rest.split_once("': "));
-        let line = title.and_then(|(title, _)| self.text.lines().position(|l| l.contains(title)));
-        ScenarioError::Senseless { file: self.file.to_owned(), line: line.map(|n| n + 1), what }
+    /// `at` is where in the text the case has its title.
+    fn senseless(&self, at: Option<usize>, what: String) -> ScenarioError {
+        let line = at.map(|at| self.line(at));
+        ScenarioError::Senseless { file: self.file.to_owned(), line, what }
+    }
+
+    /// The line of an octet, from 1.
+    fn line(&self, at: usize) -> usize {
+        let before = self.text.get(..at).unwrap_or_default();
+        before.matches('\n').count() + 1
     }
 
     fn toml(&self, e: &toml::de::Error) -> ScenarioError {
-        let before = e.span().and_then(|span| self.text.get(..span.start)).unwrap_or_default();
         ScenarioError::Toml {
             file: self.file.to_owned(),
-            line: before.matches('\n').count() + 1,
+            line: self.line(e.span().map_or(0, |span| span.start)),
             message: with_nearest(&e.message().trim().replace('\n', " ")),
         }
     }

@@ -211,15 +211,19 @@ impl Checked for Cause {
         if self.cases.is_empty() {
             return Err("case: name at least one".to_owned());
         }
+        for case in &self.cases {
+            case.check().map_err(|what| format!("case '{}': {what}", case.title))?;
+        }
         let wrong = |n: u32| !(1..=200).contains(&n);
         let own = self.cases.iter().filter_map(|c| c.connections);
         if own.chain([self.connections]).any(wrong) {
             return Err("connections: use 1 to 200".to_owned());
         }
-        for case in &self.cases {
-            case.check().map_err(|what| format!("case '{}': {what}", case.title))?;
-        }
         self.hosts.iter().try_for_each(Host::check)
+    }
+
+    fn senseless_case(&self) -> Option<usize> {
+        self.cases.iter().position(|case| case.check().is_err())
     }
 }
 
