@@ -2,7 +2,7 @@
 //! what boom-server and load-client saw. A disagreement makes the cell inconclusive. Pure.
 
 use canary_record::names::{self, Forgery};
-use canary_record::result::witness::{Direction, Ended, WitnessResult};
+use canary_record::result::witness::{Direction, Ended, Reason, WitnessResult};
 use canary_testbed::capture::Reset;
 
 use crate::document::lab::WitnessSaid;
@@ -89,12 +89,12 @@ pub fn words(witnesses: &[(String, WitnessResult)], reset: &Reset) -> Option<Str
     const REQUEST: u32 = 0x1_0000;
     let about = match reset.forgery {
         Forgery::Control => return None,
-        Forgery::BelowWindow => "seq is under",
-        Forgery::AboveWindow | Forgery::Overshoot => "seq is over",
-        Forgery::AckAhead => "ack is over",
-        Forgery::NoFlags | Forgery::SynFin => "flag combination",
+        Forgery::BelowWindow => Reason::SeqUnder,
+        Forgery::AboveWindow | Forgery::Overshoot => Reason::SeqOver,
+        Forgery::AckAhead => Reason::AckOver,
+        Forgery::NoFlags | Forgery::SynFin => Reason::BadFlags,
     };
-    let fits = |text: &&String| text.to_lowercase().contains(about);
+    let fits = |text: &&String| Reason::of(text) == about;
     let this = |e: &&Ended| e.ack.wrapping_sub(reset.client_isn.0) < REQUEST;
     let results = || witnesses.iter().map(|(_, w)| w);
     let exact = results().flat_map(|w| w.examples.iter().filter(this).map(|e| &e.text)).find(fits);
@@ -103,7 +103,7 @@ pub fn words(witnesses: &[(String, WitnessResult)], reset: &Reset) -> Option<Str
 
 #[cfg(test)]
 mod tests {
-    use canary_record::result::witness::{Cause, CauseCount, Reason};
+    use canary_record::result::witness::{Cause, CauseCount};
     use canary_wire::seq::Seq;
 
     use super::*;

@@ -1,5 +1,4 @@
-//! The kernel's words: which class a text belongs to. Texts differ between versions; what is
-//! not known is [`Reason::Other`], never a guess.
+//! The kernel's words: a text's class, its bound, and how often it came.
 
 use canary_record::result::witness::Reason;
 use canary_wire::seq::Seq;
@@ -23,38 +22,7 @@ pub struct Words<'a> {
 pub fn read(prefix: &str) -> Option<Words<'_>> {
     let prefix = prefix.trim_end_matches('\0');
     let text = PREFIXES.iter().find_map(|p| prefix.strip_prefix(p))?.trim_end();
-    Some(Words { text, reason: classify(text), bound: bound(text) })
-}
-
-fn classify(text: &str) -> Reason {
-    // Before 6.1 the texts say "the upper bound".
-    const CLASSES: &[(&str, Reason)] = &[
-        ("SEQ is over", Reason::SeqOver),
-        ("SEQ is under", Reason::SeqUnder),
-        ("ACK is over", Reason::AckOver),
-        ("ACK is under", Reason::AckUnder),
-        ("invalid tcp flag combination", Reason::BadFlags),
-        ("invalid new", Reason::InvalidNew),
-        ("invalid rst", Reason::InvalidRst),
-        ("invalid state", Reason::InvalidState),
-        ("short packet", Reason::Malformed),
-        ("truncated", Reason::Malformed),
-        ("bad checksum", Reason::Malformed),
-    ];
-    // tcp_in_window(): "%u bytes more than expected".
-    if text.contains("bytes more than expected") {
-        return Reason::SeqOver;
-    }
-    let class = CLASSES.iter().find(|(begin, _)| text.starts_with(begin)).map(|(_, class)| *class);
-    match class {
-        Some(class) => class,
-        // The same: "packet (index %d) in dir %d invalid, state %s".
-        None if text.contains(" invalid, state ") => Reason::InvalidState,
-        // nf_conntrack_tcp_packet(): NF_ACCEPT behind "packet (index %d) in dir %d ignored, state
-        // %s", "invalid packet ignored in state %s" and their like.
-        None if text.contains("ignored") => Reason::Ignored,
-        None => Reason::Other,
-    }
+    Some(Words { text, reason: Reason::of(text), bound: bound(text) })
 }
 
 fn bound(text: &str) -> Option<Seq> {

@@ -39,6 +39,43 @@ names! {
     }
 }
 
+impl Reason {
+    /// The class of a text of the kernel's, without conntrack's own prefix. Texts differ between
+    /// versions; what is not known is [`Self::Other`], never a guess.
+    #[must_use]
+    pub fn of(text: &str) -> Self {
+        // Before 6.1 the texts say "the upper bound".
+        const CLASSES: &[(&str, Reason)] = &[
+            ("SEQ is over", Reason::SeqOver),
+            ("SEQ is under", Reason::SeqUnder),
+            ("ACK is over", Reason::AckOver),
+            ("ACK is under", Reason::AckUnder),
+            ("invalid tcp flag combination", Reason::BadFlags),
+            ("invalid new", Reason::InvalidNew),
+            ("invalid rst", Reason::InvalidRst),
+            ("invalid state", Reason::InvalidState),
+            ("short packet", Reason::Malformed),
+            ("truncated", Reason::Malformed),
+            ("bad checksum", Reason::Malformed),
+        ];
+        // tcp_in_window(): "%u bytes more than expected".
+        if text.contains("bytes more than expected") {
+            return Self::SeqOver;
+        }
+        let class =
+            CLASSES.iter().find(|(begin, _)| text.starts_with(begin)).map(|(_, class)| *class);
+        match class {
+            Some(class) => class,
+            // The same: "packet (index %d) in dir %d invalid, state %s".
+            None if text.contains(" invalid, state ") => Self::InvalidState,
+            // nf_conntrack_tcp_packet(): NF_ACCEPT behind "packet (index %d) in dir %d ignored, state
+            // %s", "invalid packet ignored in state %s" and their like.
+            None if text.contains("ignored") => Self::Ignored,
+            None => Self::Other,
+        }
+    }
+}
+
 names! {
     /// What became of a connection on which an INVALID segment provoked a reset.
     pub enum Cause {
