@@ -321,13 +321,17 @@ fn a_long_churn_with_killed_ones_in_it() {
     run(total, total / 1000, 7);
 }
 
-/// A late copy of a SYN begins a half-open connection at the server, for which conntrack has no
-/// entry; the client's host answers its SYN ACK. A connection that then takes the port is not
-/// accused for it.
-#[test]
-fn a_connection_that_takes_the_port_afterwards_is_not_named() {
-    struct Later(Option<Entry>);
-    impl Surroundings for Later {
+/// What is told of a server's segment and the client host's reset to it, both of which the kernel
+/// logged with `texts`, where the two looks find `first` and `later`; and how many resets belong to
+/// no connection.
+fn told(
+    flags: Flags,
+    texts: [&str; 2],
+    first: Option<Entry>,
+    later: Option<Entry>,
+) -> (Vec<Ended>, u64) {
+    struct Around(Option<Entry>);
+    impl Surroundings for Around {
         fn look(&mut self, _: Tuple) -> Look {
             self.0.map_or(Look::Absent, Look::Found)
         }
@@ -337,27 +341,57 @@ fn a_connection_that_takes_the_port_afterwards_is_not_named() {
     }
     let c = connection(0, Story::Killed, Duration::ZERO);
     let back = Tuple { source: c.reply.destination, destination: c.reply.source };
-    let heard = [
-        packet(c.reply, (5, 7), Flags::SYN.with(Flags::ACK), b""),
-        packet(back, (7, 0), Flags::RST, b""),
-    ];
-    let taken = Entry {
+    let heard = [packet(c.reply, (5, 7), flags, b""), packet(back, (7, 0), Flags::RST, b"")];
+    let (mut witness, mut told) = (Witness::default(), Vec::new());
+    for (n, bytes) in (0..).zip(&heard) {
+        let text = format!("nf_ct_proto_6: {} ", texts[n as usize]);
+        let message = (Some(n), text.as_str(), bytes.as_slice());
+        witness.message(Duration::ZERO, message, &mut Around(first), &mut |e| told.push(e));
+    }
+    witness.tick(Duration::ZERO, false, &mut Around(first), &mut |e| told.push(e));
+    witness.tick(Duration::from_secs(9), true, &mut Around(later), &mut |e| told.push(e));
+    (told, witness.stray_resets())
+}
+
+/// The entry of that connection's ports.
+fn entry_in(state: TcpState) -> Entry {
+    let c = connection(0, Story::Killed, Duration::ZERO);
+    Entry {
         original: c.original,
         reply: c.reply,
         status: canary_conntrack::table::Status::empty(),
-        state: Some(TcpState::Close),
+        state: Some(state),
         timeout: Some(Duration::from_secs(10)),
-    };
-    // The port may be taken before the first look, or after it.
-    for first in [None, Some(taken)] {
-        let (mut witness, mut told) = (Witness::default(), Vec::new());
-        for (n, bytes) in (0..).zip(&heard) {
-            let message = (Some(n), "nf_ct_proto_6: invalid new ", bytes.as_slice());
-            witness.message(Duration::ZERO, message, &mut Later(first), &mut |e| told.push(e));
-        }
-        witness.tick(Duration::ZERO, false, &mut Later(first), &mut |e| told.push(e));
-        witness.tick(Duration::from_secs(9), true, &mut Later(Some(taken)), &mut |e| told.push(e));
-        assert!(told.is_empty(), "{told:?}");
-        assert_eq!(witness.stray_resets(), 1);
     }
+}
+
+const SYN_ACK: Flags = Flags::SYN.with(Flags::ACK);
+
+/// A late copy of a SYN begins a half-open connection at the server, for which conntrack has no
+/// entry; the client's host answers its SYN ACK. A connection that then takes the port is not
+/// accused for it.
+#[test]
+fn a_connection_that_takes_the_port_afterwards_is_not_named() {
+    let taken = Some(entry_in(TcpState::Close));
+    // The port may be taken before the first look, or after it.
+    for first in [None, taken] {
+        let (told, stray) = told(SYN_ACK, ["invalid new"; 2], first, taken);
+        assert_eq!((told.len(), stray), (0, 1), "{told:?}");
+    }
+}
+
+/// A server that still has an older connection with these ports answers the new one's SYN by an
+/// acknowledgment (RFC 9293, section 3.10.7.4), which the client resets: nothing of the new one is
+/// ended. In any other state that is not cleared.
+#[test]
+fn an_older_connections_answer_to_a_syn_is_nobodys() {
+    let opening = Some(entry_in(TcpState::SynSent));
+    let text = |state: &str| format!("packet (index 3) in dir 1 invalid, state {state}");
+    let (syn_sent, established) = (text("SYN_SENT"), text("ESTABLISHED"));
+    let (none, stray) = told(Flags::ACK, [&syn_sent, "invalid new"], opening, opening);
+    assert_eq!((none.len(), stray), (0, 1), "{none:?}");
+    let open = Some(entry_in(TcpState::Established));
+    let (one, stray) = told(Flags::ACK, [&established, "invalid new"], open, None);
+    assert_eq!((one.len(), stray), (1, 0), "{one:?}");
+    assert_eq!(one[0].cause, Cause::Unexplained);
 }
