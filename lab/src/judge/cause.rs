@@ -48,9 +48,10 @@ fn step(case: &Case, seen: &Shown, judgement: Judgement, why: &[String]) -> Step
             seen.sum(|b| b.resets.unattributed)
         ),
     ];
-    for p in seen.boom.iter().flat_map(|b| &b.paths) {
-        notes.push(format!("Its diagnosis: {}.", p.diagnosis));
-    }
+    // One for each server, which mostly agree.
+    let each = seen.boom.iter().flat_map(|b| &b.paths).map(|p| p.diagnosis.to_string());
+    let diagnoses: BTreeSet<_> = each.collect();
+    notes.extend(diagnoses.iter().map(|d| format!("Its diagnosis: {d}.")));
     let steps = seen.steps.iter().map(|s| {
         let forged = s.forged.iter().map(|o| {
             format!(", {} {}: {}", o.forged, o.forgery, listed(&o.counts.each().collect()))
