@@ -1,7 +1,6 @@
 //! What is shown while the run goes on: metrics on the admin port, and one
 //! line on a terminal.
 
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +8,7 @@ use std::time::{Duration, Instant};
 use canary_record::result::load::Cause;
 use canary_runtime::admin::{Admin, init_metrics, serve};
 use canary_runtime::listen;
+use canary_runtime::logs::Standing;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -55,18 +55,18 @@ fn sum(shown: &[Shown]) -> Counts {
 
 /// Shows the counts until dropped.
 #[derive(Debug)]
-pub struct Live(Option<JoinHandle<()>>);
+pub struct Live(Option<JoinHandle<()>>, Option<Standing>);
 
 impl Live {
     /// Begins, with metrics if there is an admin port, with a line if this is a terminal.
     #[must_use]
     pub fn begin(shown: Vec<Shown>, admin: Option<&Arc<Admin>>) -> Self {
-        let terminal = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
-        if admin.is_none() && !terminal {
-            return Self(None);
+        let standing = Standing::begin();
+        if admin.is_none() && standing.is_none() {
+            return Self(None, None);
         }
         let metrics = admin.is_some();
-        Self(Some(tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let (mut before, mut at) = (Counts::default(), Instant::now());
             loop {
                 tokio::time::sleep(INTERVAL).await;
@@ -74,13 +74,13 @@ impl Live {
                 if metrics {
                     publish(&before, &now);
                 }
-                if terminal {
-                    let line = line(&before, &now, at.elapsed());
-                    rewrite(&line);
+                if let Some(standing) = &standing {
+                    standing.show(&line(&before, &now, at.elapsed()));
                 }
                 (before, at) = (now, Instant::now());
             }
-        })))
+        });
+        Self(Some(task), standing)
     }
 }
 
@@ -88,26 +88,11 @@ impl Drop for Live {
     fn drop(&mut self) {
         if let Some(task) = self.0.take() {
             task.abort();
-            if std::io::stderr().is_terminal() {
-                rewrite("");
-            }
+        }
+        if let Some(standing) = self.1 {
+            standing.end();
         }
     }
-}
-
-/// Replaces the terminal's last line, and leaves the cursor at its beginning, where the next
-/// event begins too. A terminal that is gone is no failure of the run.
-fn rewrite(line: &str) {
-    use std::io::Write as _;
-    let width = rustix::termios::tcgetwinsize(std::io::stderr()).map_or(80, |s| s.ws_col);
-    let _ = write!(std::io::stderr(), "\r\x1b[K{}\r", fitted(line, width));
-}
-
-/// What of `line` stays on one row: a second one could not be replaced. A terminal that does
-/// not know its width says 0.
-fn fitted(line: &str, width: u16) -> &str {
-    let width = if width == 0 { 80 } else { usize::from(width) };
-    line.char_indices().nth(width - 1).map_or(line, |(end, _)| &line[..end])
 }
 
 /// Brings the metrics to `now`.
@@ -173,14 +158,6 @@ mod tests {
     use super::*;
     use crate::tally::{Clock, Tally};
     use canary_record::names::{Errno, Phase};
-
-    /// A line is cut where the terminal would begin another row.
-    #[test]
-    fn the_line_stays_on_one_row() {
-        assert_eq!(fitted("0123456789", 11), "0123456789");
-        assert_eq!(fitted("0123456789", 10), "012345678");
-        assert_eq!(fitted("0123456789", 0), "0123456789");
-    }
 
     /// The line has the rate since the last one, and the failures by class.
     #[test]

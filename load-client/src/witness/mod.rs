@@ -55,7 +55,7 @@ pub async fn watch(
         admin.set_ready(true);
     }
     tracing::info!("ready");
-    let show = show::Show::new(admin.is_some(), terminal);
+    let show = show::Show::new(admin.is_some());
     let watched = watch.until(args.duration, args.interval, shutdown, show).await;
     let conntrack = before.zip(reader.look(0.0)).map(|(before, after)| {
         let (before, after) = (before.sample, after.sample);

@@ -184,7 +184,7 @@ impl Watch {
         duration: Option<Duration>,
         interval: Duration,
         shutdown: &mut Shutdown,
-        mut show: Show,
+        show: Show,
     ) -> Watched {
         let deadline = duration.map(|d| tokio::time::Instant::now() + d);
         let mut ticks = tokio::time::interval(interval);

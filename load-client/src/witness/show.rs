@@ -1,12 +1,12 @@
 //! What is seen while the watch goes on: metrics, a table on a terminal; [`super::page`] shows it too.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt::Write as _;
-use std::io::Write as _;
 use std::time::Duration;
 
 use canary_record::names::Verdict;
 use canary_record::result::witness::{Cause, CauseCount, Direction, Ended, Hit, Messages, Reason};
+
+use canary_runtime::logs::Standing;
 
 use super::core::Witness;
 
@@ -66,50 +66,32 @@ impl View {
 #[derive(Debug)]
 pub struct Show {
     metrics: bool,
-    /// Rows of the table that stands on the terminal.
-    rows: Option<usize>,
+    table: Option<Standing>,
 }
 
 impl Show {
     /// Metrics where there is an admin port, a table where this is a terminal.
     #[must_use]
-    pub fn new(metrics: bool, terminal: bool) -> Self {
-        Self { metrics, rows: terminal.then_some(0) }
+    pub fn new(metrics: bool) -> Self {
+        Self { metrics, table: Standing::begin() }
     }
 
     /// Brings both to `view`.
-    pub fn now(&mut self, view: &View) {
+    pub fn now(&self, view: &View) {
         if self.metrics {
             publish(view);
         }
-        if self.rows.is_some() {
-            let width = rustix::termios::tcgetwinsize(std::io::stderr()).map_or(80, |s| s.ws_col);
-            let lines = table(view, if width == 0 { 80 } else { width.into() });
-            self.redraw(&lines);
+        if let Some(standing) = &self.table {
+            standing.show(&table(view).join("\n"));
         }
-    }
-
-    fn redraw(&mut self, lines: &[String]) {
-        let Some(rows) = self.rows else { return };
-        let mut text = String::new();
-        if rows > 0 {
-            // ECMA-48: CUU up, ED erases below. The table's rows are never wider than the terminal.
-            let _ = write!(text, "\x1b[{rows}A");
-        }
-        text.push_str("\r\x1b[J");
-        for line in lines {
-            text.push_str(line);
-            text.push_str("\r\n");
-        }
-        // A terminal that is gone is no failure of the watch.
-        let _ = std::io::stderr().write_all(text.as_bytes());
-        self.rows = Some(lines.len());
     }
 }
 
 impl Drop for Show {
     fn drop(&mut self) {
-        self.redraw(&[]);
+        if let Some(standing) = self.table {
+            standing.end();
+        }
     }
 }
 
@@ -147,8 +129,7 @@ fn publish(view: &View) {
     metrics::gauge!("load_witness_watched_seconds").set(view.elapsed.as_secs_f64());
 }
 
-/// The table, each row cut to `width`.
-fn table(view: &View, width: usize) -> Vec<String> {
+fn table(view: &View) -> Vec<String> {
     let m = &view.messages;
     let mut lines = vec![format!(
         "watched {} s   {} messages of the kernel, {} lost   {} resets that belong to no segment, {} harmless",
@@ -194,9 +175,6 @@ fn table(view: &View, width: usize) -> Vec<String> {
         ));
     }
     for line in &mut lines {
-        if let Some((end, _)) = line.char_indices().nth(width.saturating_sub(1)) {
-            line.truncate(end);
-        }
         line.truncate(line.trim_end().len());
     }
     lines
@@ -206,9 +184,9 @@ fn table(view: &View, width: usize) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// The table has the causes beside the reasons, and no row is wider than the terminal.
+    /// The table has the causes beside the reasons.
     #[test]
-    fn the_table_fits() {
+    fn causes_stand_beside_reasons() {
         let view = View {
             elapsed: Duration::from_secs(75),
             segments: [(Reason::SeqOver, 3), (Reason::InvalidNew, 3)].into(),
@@ -221,7 +199,7 @@ mod tests {
             services: vec![Hit { address: "198.19.0.10:80".to_owned(), count: 2 }],
             ..View::default()
         };
-        let lines = table(&view, 200);
+        let lines = table(&view);
         assert!(
             lines[0].starts_with("watched 75 s   0 messages of the kernel, 0 lost"),
             "{lines:?}"
@@ -230,7 +208,6 @@ mod tests {
         assert!(lines[2].starts_with(row), "{lines:?}");
         assert!(lines[2].ends_with("3          1"), "{lines:?}");
         assert_eq!(lines[4], "        2  198.19.0.10:80");
-        assert!(table(&view, 30).iter().all(|l| l.chars().count() < 30));
-        assert!(table(&View::default(), 80).iter().any(|l| l == "none ended so far"));
+        assert!(table(&View::default()).iter().any(|l| l == "none ended so far"));
     }
 }
