@@ -14,7 +14,8 @@ use crate::run::setting::CaptureMode;
 /// the real kernel, and judges which protections hold.
 ///
 /// Exit codes: 0 every expectation held; 1 could not do its job; 2 wrong usage;
-/// 10 something differs from its expectation; 11 the run proved nothing.
+/// 10 something differs from its expectation; 11 the run proved nothing. What this machine cannot run is
+/// skipped, said with its reason, and never passes: where that is everything that was asked for, 11.
 #[derive(Debug, Parser)]
 #[command(name = "conntrack-lab", version, max_term_width = 100)]
 pub struct Cli {

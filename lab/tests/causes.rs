@@ -208,7 +208,7 @@ fn what_the_kernel_refuses_is_told_with_its_place() {
     let (dir, own) = (scratch(), text("own-rules"));
     let before = Left::now(dir.path());
     for (from, to, says) in [
-        ("chain filter_INPUT", "chian filter_INPUT", "syntax error"),
+        ("chain input_alone", "chian input_alone", "syntax error"),
         (
             "[[case.host]]\nname = \"node1\"\nnft",
             "[[case.host]]\nname = \"client\"\nsysctls = { \"net.ipv4.moon\" = \"1\" }\nnft",

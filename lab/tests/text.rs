@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use conntrack_lab::document::lab::Judgement;
 use conntrack_lab::report::{folder, text};
 
 fn shown(width: usize) -> String {
@@ -50,4 +51,24 @@ fn outcomes_stand_under_their_forgeries() {
         assert_eq!(lines[head].find("window"), Some(at), "{shown}");
         assert_eq!(lines[head - 1].find("below-"), Some(at), "{shown}");
     }
+}
+
+/// What was skipped stands beside what held, with its reason.
+#[test]
+fn what_was_skipped_is_said_loudly() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/report");
+    let mut result = folder::read(&dir).unwrap();
+    assert!(!text::render(&result, 160).contains("SKIPPED"));
+    let mut skipped = result.scenarios[0].clone();
+    skipped.name = "ipvs".to_owned();
+    skipped.judgement = Judgement::Skipped;
+    skipped.reasons = vec!["skipped: no IPVS here".to_owned()];
+    skipped.cells.clear();
+    result.scenarios.push(skipped);
+    result.reasons.push("ipvs: skipped: no IPVS here".to_owned());
+    let shown = text::render(&result, 160);
+    assert!(
+        shown.contains(", 1 SKIPPED, in ") && shown.contains("  - ipvs: skipped: no IPVS"),
+        "{shown}"
+    );
 }

@@ -27,7 +27,9 @@ pub struct Addr {
 }
 
 impl Addr {
-    const fn new(net: u8, host: u8) -> Self {
+    /// The address of a host in one of the networks.
+    #[must_use]
+    pub const fn new(net: u8, host: u8) -> Self {
         Self {
             v4: Ipv4Addr::new(198, 18, net, host),
             // The same digits, read as decimal: fd00:65::20.

@@ -26,6 +26,9 @@ pub struct Timeline {
     pub samples: Vec<TimelineSample>,
     /// What was done when, oldest first.
     pub steps: Vec<Step>,
+    /// How fast the kernel was with tables of other sizes, where that was measured.
+    #[serde(default)]
+    pub tables: Vec<TableSpeed>,
     /// Claims and what this run makes of them.
     pub statements: Vec<Statement>,
     /// What weakens these numbers: sources that could not be read, gaps.
@@ -123,6 +126,44 @@ pub struct Change {
     pub from: String,
     /// The value after, as read back.
     pub to: String,
+}
+
+/// How fast the kernel was with a table of one size: the best of several rounds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TableSpeed {
+    /// Which row it belongs to.
+    pub series: TableSeries,
+    /// The table's buckets.
+    pub buckets: u64,
+    /// Its entries.
+    pub entries: u64,
+    /// Packets forwarded a second on one processor, each of another entry.
+    pub packets_per_second: f64,
+    /// New TCP connections a second through the Service, one after another.
+    pub connections_per_second: f64,
+    /// Unswappable kernel memory that came with the entries and buckets, as /proc/meminfo counts it,
+    /// in octets; absent where the table is too small for it to show.
+    pub memory: Option<u64>,
+}
+
+impl TableSpeed {
+    /// Entries for each bucket.
+    #[must_use]
+    pub fn load(&self) -> f64 {
+        self.entries as f64 / self.buckets.max(1) as f64
+    }
+}
+
+names! {
+    /// What is the same in a row of tables.
+    pub enum TableSeries {
+        /// The entries, few; the buckets are those of the smallest and of the biggest table, by turns.
+        FewEntries = "few-entries",
+        /// As many entries as buckets.
+        Full = "full",
+        /// The entries, many; the buckets become fewer.
+        FewerBuckets = "fewer-buckets",
+    }
 }
 
 /// A claim about the issue.

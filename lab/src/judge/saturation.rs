@@ -24,6 +24,7 @@ pub fn result(s: &Saturation, filled: Filled, result: &mut ScenarioResult) {
     result.reasons = broken.into_iter().chain(why).collect();
     // What the scenario says nothing of it does not ask.
     let asked = found.into_iter().filter(|(claim, _)| s.expect.contains_key(claim));
+    timeline.tables.clone_from(&facts.tables);
     timeline.statements = asked.map(|(_, statement)| statement).collect();
     result.timeline = Some(timeline);
 }

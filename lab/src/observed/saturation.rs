@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::document::timeline::{FailureClass, Timeline};
+use crate::document::timeline::{FailureClass, TableSpeed, Timeline};
 use canary_record::names::ProbeEnd;
 use canary_record::result::observe::ConntrackCounters;
 
@@ -23,6 +23,8 @@ pub enum Kind {
     FullLiberal,
     /// An empty table, be_liberal=1.
     Liberal,
+    /// The most clients in a table with a smaller limit.
+    Smaller,
     /// [`Kind::Load`] in a bigger table.
     Bigger,
     /// [`Kind::Load`] with shorter timeouts.
@@ -283,6 +285,8 @@ pub struct Facts {
     pub half_open: Vec<HalfOpen>,
     /// Rounds with be_liberal 0 and 1, in pairs.
     pub pace: Vec<[Pace; 2]>,
+    /// Tables of other sizes.
+    pub tables: Vec<TableSpeed>,
 }
 
 /// How fast a round went.
@@ -294,6 +298,8 @@ pub struct Pace {
     pub cpu: f64,
     /// New connections in a second, one after another.
     pub connects: f64,
+    /// Processor time of both ends and of the nodes between them for one of these, in nanoseconds.
+    pub connect_cpu: f64,
 }
 
 impl Facts {

@@ -96,7 +96,7 @@ pub fn verdict(result: &LabResult) -> String {
                 } else {
                     format!(" and {}", count(staged, "scenario over time", "scenarios over time"))
                 }
-            )
+            ) + &skipped(result)
         }
         Judgement::AsExpected => {
             "Nothing is proved: every cell is as expected, but the positive control did not hold."
@@ -136,6 +136,18 @@ pub fn verdict(result: &LabResult) -> String {
             "Not everything could be run here; what ran behaved as expected.".to_owned()
         }
     }
+}
+
+/// How much of what was asked for could not be run.
+fn skipped(result: &LabResult) -> String {
+    let skipped = result.scenarios.iter().filter(|s| s.judgement == Judgement::Skipped).count();
+    if skipped == 0 {
+        return String::new();
+    }
+    format!(
+        " {} skipped: the reasons are below.",
+        count(skipped as u64, "scenario was", "scenarios were")
+    )
 }
 
 /// The first screen: the verdict, what it rests on, what to do, what weakens it.

@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use crate::document::lab::{Judgement, LabResult, Mend, Mended, ScenarioResult};
-use crate::document::timeline::{Statement, Step, Timeline};
+use crate::document::timeline::{Statement, Step, TableSeries, Timeline};
 
 use super::paths::{commands, spaceless};
 use super::svg;
@@ -38,6 +38,11 @@ fn scenario(result: &LabResult, s: &ScenarioResult, t: &Timeline, n: usize) -> M
             }
         }
         (mended(&s.mended))
+        @for series in TableSeries::ALL {
+            @if let Some(drawing) = svg::tables(t, *series, &format!("tables{n}-{series}")) {
+                figure { div.wide tabindex="0" role="region" aria-label="Chart" { (drawing) } }
+            }
+        }
         (statements(&t.statements))
         @if !t.reasons.is_empty() {
             div.notes {

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use maud::{Markup, html};
 
-use crate::document::timeline::{FailureClass, Timeline, TimelineSample};
+use crate::document::timeline::{FailureClass, TableSeries, TableSpeed, Timeline, TimelineSample};
 
 use super::words::{self, grouped};
 
@@ -68,6 +68,76 @@ pub fn timeline(t: &Timeline, id: &str) -> Option<Markup> {
             }
         }
     })
+}
+
+/// What is drawn of each table.
+type Of = fn(&TableSpeed) -> f64;
+
+/// The drawing of a row of tables: packets and new connections a second, by what differs in the row.
+#[must_use]
+pub fn tables(t: &Timeline, series: TableSeries, id: &str) -> Option<Markup> {
+    let row: Vec<_> = t.tables.iter().filter(|t| t.series == series).collect();
+    let (title, labels): (_, Vec<_>) = match series {
+        TableSeries::Full => {
+            ("as many entries as buckets", row.iter().map(|t| grouped(t.entries)).collect())
+        }
+        TableSeries::FewerBuckets => {
+            ("entries for each bucket", row.iter().map(|t| format!("{:.1}", t.load())).collect())
+        }
+        TableSeries::FewEntries => return None,
+    };
+    let gaps = row.len().checked_sub(1).filter(|n| *n > 0)? as f64;
+    // At equal distances: the numbers grow by a factor.
+    let x = |n: usize| LEFT + n as f64 / gaps * (WIDTH - LEFT - RIGHT);
+    let speeds: [(_, _, Of); 2] = [
+        ("Packets a second", "packets", |t| t.packets_per_second),
+        ("New connections a second", "connections", |t| t.connections_per_second),
+    ];
+    let height = TOP + speeds.len() as f64 * (PANEL + GAP);
+    let summary: Vec<_> = row
+        .iter()
+        .zip(&labels)
+        .map(|(t, label)| {
+            format!(
+                "{label}: {:.0} packets, {:.0} connections",
+                t.packets_per_second, t.connections_per_second
+            )
+        })
+        .collect();
+    Some(html! {
+        svg.chart viewBox={ "0 0 " (WIDTH) " " (height) } role="img" aria-labelledby={ (id) "-title " (id) "-text" } {
+            title id={ (id) "-title" } { "Packets and new connections a second: " (title) }
+            desc id={ (id) "-text" } { (summary.join("; ")) }
+            @for (n, (panel, name, of)) in speeds.into_iter().enumerate() {
+                @let top = TOP + 16.0 + n as f64 * (PANEL + GAP);
+                @let values: Vec<f64> = row.iter().map(|t| of(t)).collect();
+                @let highest = nice(max(&values));
+                @let y = |v: f64| top + PANEL - (v / highest).clamp(0.0, 1.0) * PANEL;
+                (grid(&format!("{panel}, {title}"), highest, top, &y))
+                @for (n, label) in labels.iter().enumerate() {
+                    text.tick x=(at(x(n))) y=(at(top + PANEL + 16.0)) text-anchor="middle" { (label) }
+                }
+                @let points: Vec<_> =
+                    values.iter().enumerate().map(|(n, v)| format!("{:.1},{:.1}", x(n), y(*v))).collect();
+                polyline.line.ok points=(points.join(" ")) {}
+                (legend(&[Line { class: "ok".into(), name: name.into(), dashes: "none", area: false, values }], &y, top))
+            }
+        }
+    })
+}
+
+/// A panel's title, and its scale.
+fn grid(title: &str, highest: f64, top: f64, y: &dyn Fn(f64) -> f64) -> Markup {
+    html! {
+        text.panel x=(LEFT) y=(at(top - 8.0)) { (title) }
+        @for part in [0.0, 0.5, 1.0] {
+            @let v = highest * part;
+            line.grid x1=(LEFT) x2=(at(WIDTH - RIGHT)) y1=(at(y(v))) y2=(at(y(v))) {}
+            text.tick x=(at(LEFT - 8.0)) y=(at(y(v) + 4.0)) text-anchor="end" {
+                @if highest < 4.0 { (at(v)) } @else { (grouped(v.round() as u64)) }
+            }
+        }
+    }
 }
 
 /// A coordinate: a tenth of a pixel is enough.
@@ -147,14 +217,7 @@ fn panel(t: &Timeline, title: &str, lines: &[Line], top: f64, x: &dyn Fn(f64) ->
     let y = |v: f64| bottom - (v / highest).clamp(0.0, 1.0) * PANEL;
     let end = t.samples.last().map_or(0.0, |s| s.t);
     html! {
-        text.panel x=(LEFT) y=(at(top - 8.0)) { (title) }
-        @for part in [0.0, 0.5, 1.0] {
-            @let v = highest * part;
-            line.grid x1=(LEFT) x2=(at(WIDTH - RIGHT)) y1=(at(y(v))) y2=(at(y(v))) {}
-            text.tick x=(at(LEFT - 8.0)) y=(at(y(v) + 4.0)) text-anchor="end" {
-                @if highest < 4.0 { (at(v)) } @else { (grouped(v.round() as u64)) }
-            }
-        }
+        (grid(title, highest, top, &y))
         @for n in 0..=4 {
             @let time = end * f64::from(n) / 4.0;
             text.tick x=(at(x(time))) y=(at(bottom + 16.0)) text-anchor="middle" {
@@ -335,6 +398,31 @@ mod tests {
     fn failures_are_named() {
         let svg = timeline(&series(60), "a").unwrap().into_string();
         assert!(svg.contains("connect timed out") && !svg.contains("refused"), "{svg}");
+    }
+
+    /// A row of tables has a point for each in either panel; one table alone is no row.
+    #[test]
+    fn tables_are_drawn() {
+        let speed = |n: u64| TableSpeed {
+            series: TableSeries::Full,
+            buckets: n,
+            entries: n,
+            packets_per_second: 1e6 / n as f64,
+            connections_per_second: 1e5,
+            memory: None,
+        };
+        let mut t = Timeline { tables: [10, 100, 1000].map(speed).into(), ..Timeline::default() };
+        let svg = tables(&t, TableSeries::Full, "a").unwrap().into_string();
+        let doc = roxmltree::Document::parse(&svg).unwrap();
+        let points: Vec<_> = doc
+            .descendants()
+            .filter_map(|n| n.attribute("points").map(|p| p.split(' ').count()))
+            .collect();
+        assert_eq!(points, [3, 3]);
+        assert!(svg.contains("1,000: 1000 packets"), "{svg}");
+        assert!(tables(&t, TableSeries::FewerBuckets, "a").is_none());
+        t.tables.truncate(1);
+        assert!(tables(&t, TableSeries::Full, "a").is_none());
     }
 
     /// One sample is no series.

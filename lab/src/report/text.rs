@@ -326,6 +326,10 @@ fn summary(out: &mut String, result: &LabResult, width: usize) {
     if !timed.is_empty() {
         parts.push(format!("{held} of {} scenarios with stages", timed.len()));
     }
+    let skipped = result.scenarios.iter().filter(|s| s.judgement == Judgement::Skipped).count();
+    if skipped > 0 {
+        parts.push(format!("{skipped} SKIPPED"));
+    }
     let text = format!(
         "{}: {}, in {:.0} s",
         match result.judgement {

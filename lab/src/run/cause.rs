@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::document::lab::{CommandList, ProxyMode, Seen as Became};
@@ -18,7 +19,7 @@ use canary_testbed::exec::{Process, Ready};
 use canary_testbed::model::At;
 use canary_testbed::network::wire::Network;
 use canary_testbed::testbed::{Testbed, TestbedError};
-use canary_testbed::topology::{self, POD_PORT, Topology};
+use canary_testbed::topology::{self, Addr, POD_PORT, Topology};
 use canary_wire::segment::Family;
 use nix::sys::signal::Signal;
 
@@ -42,8 +43,10 @@ const READY: Duration = Duration::from_secs(10);
 const EXPIRY: Duration = Duration::from_secs(60);
 /// Smaller than what both pods take for granted, more than forged segments need.
 const BLACK_HOLE_MTU: &str = "1300";
+/// The client pod.
+const CLIENT: Addr = Addr::new(65, 10);
 /// The client pod's address on its second link, and that of the node at its other end.
-const SECOND_LINK: [&str; 2] = ["198.18.70.2", "198.18.70.1"];
+const SECOND_LINK: [Addr; 2] = [Addr::new(70, 2), Addr::new(70, 1)];
 
 /// Runs one case, in hosts of its own; what is kept goes to `dir`.
 pub fn run(
@@ -73,11 +76,20 @@ pub fn commands(cause: &Cause) -> CommandList {
     CommandList { title: "hosts and links of each case".to_owned(), lines }
 }
 
-/// Where the server pod is, and a second address beside it.
-fn beside(topology: &Topology) -> (&'static str, String, String) {
-    let [a, b, net, _] = topology.service.pod.v4.octets();
-    let node = if net == 65 { "node1" } else { "node2" };
-    (node, format!("{a}.{b}.{net}.77"), format!("{a}.{b}.{net}.1"))
+/// The node where the server pod is.
+fn home(topology: &Topology) -> &'static str {
+    if topology.service.pod.v4.octets()[2] == 65 { "node1" } else { "node2" }
+}
+
+/// Of the pod beside the server pod: an address of its own, and its node's.
+fn beside(topology: &Topology) -> [Addr; 2] {
+    let net = topology.service.pod.v4.octets()[2];
+    [77, 1].map(|host| Addr::new(net, host))
+}
+
+/// As a route has it.
+fn host_route(address: IpAddr) -> String {
+    format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 })
 }
 
 /// The hosts of the path, with a pod beside the server pod that has the same address and no route
@@ -86,7 +98,7 @@ fn hosts(case: &Case, prefix: &str) -> Topology {
     use topology::Step::{Add, Ip};
     let mut topology = Topology::new(case.path, prefix);
     if let Some(network) = case.network {
-        let (node, ..) = beside(&topology);
+        let node = home(&topology);
         let client = topology.client();
         topology = match network.at {
             Link::Nodes => topology.through_a_network(),
@@ -94,33 +106,44 @@ fn hosts(case: &Case, prefix: &str) -> Topology {
             Link::Server => topology.with_network_in((node, "to-server"), "server"),
         };
     }
-    let (node, own, gateway) = beside(&topology);
-    let (node, pod) = (topology.full(node), topology.full("server2"));
-    let address = topology.service.pod.v4;
+    let [own, gateway] = beside(&topology);
+    let (node, pod) = (topology.full(home(&topology)), topology.full("server2"));
+    let address = topology.service.pod;
     topology.hosts.push("server2");
     topology.steps.push(Add(pod.clone()));
     let mut lines = vec![
         (&node, format!("link add to-server2 type veth peer name eth0 netns {pod}")),
-        (&node, format!("addr add {gateway}/32 dev to-server2")),
         (&node, "link set to-server2 up".to_owned()),
         (&pod, "link set lo up".to_owned()),
-        (&pod, format!("addr add {address}/32 dev eth0")),
-        (&pod, format!("addr add {own}/32 dev eth0")),
-        (&node, format!("route add {own}/32 dev to-server2")),
         (&pod, "link set eth0 up".to_owned()),
-        (&pod, format!("route add {gateway}/32 dev eth0 scope link")),
-        (&pod, format!("route add default via {gateway}")),
     ];
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let [own, gateway, address] = [own, gateway, address].map(|a| a.of(family));
+        let (all, nodad) = match family {
+            Family::Ipv4 => ("default", ""),
+            Family::Ipv6 => ("::/0", " nodad"),
+        };
+        lines.extend([
+            (&node, format!("addr add {} dev to-server2{nodad}", host_route(gateway))),
+            (&pod, format!("addr add {} dev eth0{nodad}", host_route(address))),
+            (&pod, format!("addr add {} dev eth0{nodad}", host_route(own))),
+            (&node, format!("route add {} dev to-server2", host_route(own))),
+            (&pod, format!("route add {} dev eth0 scope link", host_route(gateway))),
+            (&pod, format!("route add {all} via {gateway}")),
+        ]);
+    }
     let client = topology.full("client");
     if case.second_link {
-        let [near, far] = SECOND_LINK;
         lines.extend([
             (&node, format!("link add to-client2 type veth peer name eth1 netns {client}")),
-            (&node, format!("addr add {far}/24 dev to-client2")),
             (&node, "link set to-client2 up".to_owned()),
-            (&client, format!("addr add {near}/24 dev eth1")),
             (&client, "link set eth1 up".to_owned()),
         ]);
+        let [near, far] = SECOND_LINK;
+        for (host, link, address) in [(&node, "to-client2", far), (&client, "eth1", near)] {
+            lines.push((host, format!("addr add {}/24 dev {link}", address.v4)));
+            lines.push((host, format!("addr add {}/64 dev {link} nodad", address.v6)));
+        }
     }
     let steps = lines.into_iter().map(|(host, args)| Ip(host.clone(), args));
     topology.steps.extend(steps);
@@ -154,8 +177,9 @@ impl Run<'_> {
         }
         testbed.warm_up(case.family, setting.scaled(READY), interrupt)?;
         if case.second_link {
-            let [near, _] = SECOND_LINK;
-            self.route("node2", &["198.18.65.10/32", "via", near, "dev", "to-client2"])?;
+            let near = SECOND_LINK[0].of(case.family).to_string();
+            let client = host_route(CLIENT.of(case.family));
+            self.route("node2", &[&client, "via", &near, "dev", "to-client2"])?;
         }
         for host in of.hosts.iter().chain(&case.hosts) {
             self.change(host)?;
@@ -168,15 +192,22 @@ impl Run<'_> {
             Some(_) => self.listen()?,
             None => Vec::new(),
         };
-        let servers = self.serve()?;
+        let mut servers = self.serve("")?;
         let before = testbed.within("node1", evidence::conntrack_counters)?;
         let (mut connections, mut deleted) = (None::<Connections>, 0);
-        let mut steps = Vec::new();
+        let (mut steps, mut boom) = (Vec::new(), Vec::new());
         for step in &case.steps {
             interrupt.check()?;
             let mut forged = Vec::new();
             match step {
                 Step::Forge(each) => forged = self.forge(each, n)?,
+                Step::RestartServer => {
+                    boom.extend(self.end(std::mem::take(&mut servers))?);
+                    if let Some(connections) = &mut connections {
+                        connections.ended();
+                    }
+                    servers = self.serve("again")?;
+                }
                 _ => self.step(step, n, &mut connections, &mut deleted)?,
             }
             let client = connections.as_ref().map(Connections::ends).unwrap_or_default();
@@ -187,12 +218,7 @@ impl Run<'_> {
         }
         // RSTs on their way, and a server whose answer is due.
         interrupt.sleep(setting.scaled(JUDGED))?;
-        let mut boom = Vec::new();
-        for (server, file) in servers {
-            server.signal(Signal::SIGTERM);
-            let status = server.wait(setting.scaled(READY), interrupt)?;
-            boom.push(setting::result::<BoomResult>("boom-server", &file, status)?);
-        }
+        boom.extend(self.end(servers)?);
         let conntrack = testbed.within("node1", evidence::conntrack_counters)?.since(before);
         let witnesses = setting::end_witnesses(listening, self.dir, setting)?;
         if let Some(network) = network {
@@ -219,14 +245,14 @@ impl Run<'_> {
         })
     }
 
-    /// boom-server at each endpoint.
-    fn serve(&self) -> Result<Vec<(Process, std::path::PathBuf)>, TestbedError> {
+    /// boom-server at each endpoint; `what` tells several of one case apart.
+    fn serve(&self, what: &str) -> Result<Vec<(Process, PathBuf)>, TestbedError> {
         let (setting, case) = (self.setting, self.case);
         let forge: Vec<_> = case.expect.forged.keys().map(|f| f.as_str()).collect();
         let one = ["--min-forged=1".to_owned()];
         let mut servers = Vec::new();
         for host in case.servers() {
-            let dir = self.dir.join(host);
+            let dir = self.dir.join(host).join(what);
             fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
             let at = (*host, case.listen);
             let mut boom = boom_server_at(self.testbed, setting, at, &dir, &forge.join(","), &one)?;
@@ -234,6 +260,16 @@ impl Run<'_> {
             servers.push((boom, dir.join("boom.json")));
         }
         Ok(servers)
+    }
+
+    /// Ends them, and with them their connections; gives what each saw.
+    fn end(&self, servers: Vec<(Process, PathBuf)>) -> Result<Vec<BoomResult>, TestbedError> {
+        let end = |(server, file): (Process, PathBuf)| {
+            server.signal(Signal::SIGTERM);
+            let status = server.wait(self.setting.scaled(READY), &self.setting.interrupt)?;
+            setting::result("boom-server", &file, status)
+        };
+        servers.into_iter().map(end).collect()
     }
 
     /// load-client's witness on every node.
@@ -291,17 +327,16 @@ impl Run<'_> {
             (Step::LetExpire, _) => self.let_expire()?,
             (Step::MoveEndpoint, _) => {
                 self.choose_endpoints(true)?;
-                let (_, second, _) = beside(&testbed.topology);
-                let from = testbed.topology.service.pod.v4.to_string();
-                self.changed("the Service's endpoint", from, second);
+                let second = beside(&testbed.topology)[0].of(self.case.family).to_string();
+                self.changed("the Service's endpoint", self.pod().to_string(), second);
             }
             (Step::ReplaceEndpoint, _) => {
-                let pod = format!("{}/32", testbed.topology.service.pod.v4);
-                self.route(beside(&testbed.topology).0, &[&pod, "dev", "to-server2"])?;
+                let pod = host_route(self.pod());
+                self.route(home(&testbed.topology), &[&pod, "dev", "to-server2"])?;
             }
             (Step::RemoveEndpoint, _) => {
-                let pod = format!("{}/32", testbed.topology.service.pod.v4);
-                self.route(beside(&testbed.topology).0, &["unreachable", &pod])?;
+                let pod = host_route(self.pod());
+                self.route(home(&testbed.topology), &["unreachable", &pod])?;
             }
             (Step::BlackHole, _) => self.black_hole()?,
             (Step::Change(host), _) => self.change(host)?,
@@ -353,6 +388,11 @@ impl Run<'_> {
         };
         let forged = &self.case.expect.forged;
         if forged.iter().all(at_once) { JUDGED } else { JUDGED_WHOLLY }
+    }
+
+    /// The server pod's address.
+    fn pod(&self) -> IpAddr {
+        self.testbed.topology.service.pod.of(self.case.family)
     }
 
     fn changed(&mut self, what: impl Into<String>, from: String, to: String) {
@@ -412,12 +452,15 @@ impl Run<'_> {
     /// `moved`, the other pod is the Service's one endpoint.
     fn choose_endpoints(&self, moved: bool) -> Result<(), TestbedError> {
         let topology = &self.testbed.topology;
-        let (target, pod) = (topology.target(Family::Ipv4), topology.service.pod.v4);
-        let (_, second, _) = beside(topology);
+        let family = self.case.family;
+        let (target, pod) = (topology.target(family), self.pod());
+        let second = beside(topology)[0].of(family);
+        let ip = if family == Family::Ipv4 { "ip" } else { "ip6" };
         let ipvs = self.case.proxy_mode == ProxyMode::Ipvs;
         if ipvs && (moved || self.case.endpoints == 2) {
             let [service, at, other] =
-                [target.to_string(), format!("{pod}:{POD_PORT}"), format!("{second}:{POD_PORT}")];
+                [target, SocketAddr::new(pod, POD_PORT), SocketAddr::new(second, POD_PORT)]
+                    .map(|at| at.to_string());
             self.ipvsadm(&["-a", "-t", &service, "-r", &other, "-m"])?;
             if moved {
                 // What an endpoint that ends has until its last connection is gone.
@@ -425,7 +468,7 @@ impl Run<'_> {
             }
         }
         let to = match (moved, self.case.endpoints) {
-            (true, _) => Some(second.clone()),
+            (true, _) => Some(second.to_string()),
             (false, 1) => None,
             (false, _) => Some(format!("numgen random mod 2 map {{ 0 : {pod}, 1 : {second} }}")),
         };
@@ -433,7 +476,7 @@ impl Run<'_> {
         let choose = to.filter(|_| !ipvs).map_or_else(String::new, |to| {
             format!(
                 "chain prerouting {{ type nat hook prerouting priority dstnat - 1; \
-                 ip daddr {} tcp dport {} dnat to {to} : {POD_PORT}; }}\n",
+                 {ip} daddr {} tcp dport {} dnat to {to} : {POD_PORT}; }}\n",
                 target.ip(),
                 target.port()
             )
@@ -442,14 +485,14 @@ impl Run<'_> {
             Masquerade::None => String::new(),
             how => format!(
                 "chain postrouting {{ type nat hook postrouting priority srcnat - 1; \
-                 ip daddr {{ {pod}, {second} }} tcp dport {POD_PORT} masquerade{}; }}\n",
+                 {ip} daddr {{ {pod}, {second} }} tcp dport {POD_PORT} masquerade{}; }}\n",
                 if how == Masquerade::Random { " fully-random" } else { "" }
             ),
         };
         if choose.is_empty() && masquerade.is_empty() {
             return Ok(());
         }
-        let table = "table ip lab-endpoints";
+        let table = format!("table {ip} lab-endpoints");
         let rules = format!("add {table}\ndelete {table}\n{table} {{\n{choose}{masquerade}}}\n");
         self.load("node1", "nft", &["-f", "-"], &rules)
     }
@@ -502,7 +545,8 @@ impl Run<'_> {
             self.setting.tools.call("ip", &args)?.run()?;
             let rules = "table inet lab-black-hole {\n\
                          chain output { type filter hook output priority 0; \
-                         icmp type destination-unreachable counter drop; }\n}\n";
+                         icmp type destination-unreachable counter drop; \
+                         icmpv6 type packet-too-big counter drop; }\n}\n";
             self.load(host, "nft", &["-f", "-"], rules)?;
         }
         self.changed("MTU between the nodes", "1500".to_owned(), BLACK_HOLE_MTU.to_owned());
@@ -516,12 +560,13 @@ impl Run<'_> {
         let full = self.testbed.topology.full(node);
         let to = route.iter().find(|word| word.contains('/')).copied().unwrap_or_default();
         let tools = &self.setting.tools;
+        let family = if to.contains(':') { "-6" } else { "-4" };
         let show = || -> Result<String, TestbedError> {
-            let text = tools.call("ip", &["-n", &full, "route", "show", to])?.run()?;
+            let text = tools.call("ip", &[family, "-n", &full, "route", "show", to])?.run()?;
             Ok(text.trim().to_owned())
         };
         let from = show()?;
-        let args = [&["-n", &full, "route", "replace"], route].concat();
+        let args = [&[family, "-n", &full, "route", "replace"], route].concat();
         tools.call("ip", &args)?.run()?;
         let now = show()?;
         self.changed(format!("route in {node}"), from, now);

@@ -132,6 +132,16 @@ impl Connections {
         self.forget();
     }
 
+    /// Closes what the server has closed.
+    pub(super) fn ended(&mut self) {
+        self.open(|stream, _, _| match stream.read(&mut [0; 1]) {
+            Ok(0) => Ok(()),
+            Ok(_) => Err((Phase::Close, Cause::BadAnswer)),
+            Err(e) => Err((Phase::Close, cause(&e))),
+        });
+        self.forget();
+    }
+
     /// Ends them by RST, at once and with nothing left of them; whoever wants the client to be gone
     /// without a word lets it not out.
     pub(super) fn vanish(&mut self) {

@@ -6,6 +6,7 @@
 //! it restores what it changed and ends. Only SIGKILL to that very process
 //! could keep it from that, which is why its values are said when they are set.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
@@ -158,7 +159,7 @@ fn refusal(said: &str, size: u64) -> TableError {
 /// The guarding process, seen from the lab's inner process.
 pub struct Control {
     pipe: Mutex<File>,
-    read: fn() -> io::Result<u64>,
+    read: fn() -> io::Result<Size>,
 }
 
 impl Control {
@@ -170,26 +171,26 @@ impl Control {
         };
         let pipe = File::options().write(true).open(format!("/proc/self/fd/{fd}"))?;
         nix::unistd::close(fd)?;
-        Ok(Some(Self { pipe: Mutex::new(pipe), read: max }))
+        Ok(Some(Self { pipe: Mutex::new(pipe), read: Size::read }))
     }
 
-    /// Sets the limit until the end of what it gives.
-    pub fn resize(&self, size: u64) -> io::Result<Resized<'_>> {
+    /// Sets the size until the end of what it gives.
+    pub fn resize(&self, size: Size) -> io::Result<Resized<'_>> {
         let before = (self.read)()?;
-        // Here, so that a limit which does not read back in time is put back too.
+        // Here, so that a size which does not read back in time is put back too.
         let resized = Resized { control: self, before };
         self.set(size)?;
         Ok(resized)
     }
 
-    /// Sets the limit and waits until it reads back.
-    fn set(&self, size: u64) -> io::Result<()> {
+    /// Sets the size and waits until it reads back.
+    fn set(&self, size: Size) -> io::Result<()> {
         let mut pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
         writeln!(pipe, "{size}")?;
         let end = Instant::now() + Duration::from_secs(5);
-        while (self.read)()? != size {
+        while !(self.read)()?.is_rounded(size) {
             if Instant::now() > end {
-                return Err(io::Error::other(format!("{MAX} did not become {size}")));
+                return Err(io::Error::other(format!("{MAX} and {BUCKETS} did not become {size}")));
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -197,18 +198,62 @@ impl Control {
     }
 }
 
-/// A limit that is put back however the part ends that needed it.
+/// A table's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// The most entries.
+    pub limit: u64,
+    /// The chains that they are kept in.
+    pub buckets: u64,
+}
+
+impl Size {
+    /// A bucket for each entry, as the kernel has it since 5.15.
+    #[must_use]
+    pub const fn of(limit: u64) -> Self {
+        Self { limit, buckets: limit }
+    }
+
+    /// Whether it is `asked`, whose buckets the kernel rounds up to whole pages of at most 64 KiB.
+    const fn is_rounded(self, asked: Self) -> bool {
+        self.limit == asked.limit
+            && self.buckets >= asked.buckets
+            && self.buckets - asked.buckets < (64 << 10) / 8
+    }
+
+    fn read() -> io::Result<Self> {
+        Ok(Self { limit: max()?, buckets: number(BUCKETS)? })
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        let (limit, buckets) = line.trim().split_once(' ')?;
+        Some(Self { limit: limit.parse().ok()?, buckets: buckets.parse().ok()? })
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.limit, self.buckets)
+    }
+}
+
+/// A size that is put back however the part ends that needed it.
 #[must_use]
 pub struct Resized<'a> {
     control: &'a Control,
-    before: u64,
+    before: Size,
 }
 
 impl Resized<'_> {
-    /// The limit before.
+    /// The size before.
     #[must_use]
-    pub const fn before(&self) -> u64 {
+    pub const fn before(&self) -> Size {
         self.before
+    }
+
+    /// Another size, until the same end.
+    pub fn again(&self, size: Size) -> io::Result<()> {
+        self.control.set(size)
     }
 
     /// Puts it back, and says whether that went well.
@@ -222,7 +267,7 @@ impl Resized<'_> {
 impl Drop for Resized<'_> {
     fn drop(&mut self) {
         if let Err(e) = self.control.set(self.before) {
-            say(&format!("error: {MAX}={}: {e}", self.before));
+            say(&format!("error: {MAX} and {BUCKETS}, which were {}: {e}", self.before));
         }
     }
 }
@@ -279,6 +324,8 @@ struct Held {
     buckets: u64,
     set_max: u64,
     set_buckets: u64,
+    /// The limit of the run's beginning, for which there was room.
+    begun: u64,
     /// Gone with this process, so that no second run takes our values for the host's own.
     _lock: UnixListener,
 }
@@ -294,30 +341,38 @@ fn hold(size: u64) -> Result<Held, TableError> {
         (max().map_err(TableError::NotHere)?, number(BUCKETS).map_err(os("read the buckets"))?);
     // Writing what it already is changes nothing, and shows whether we may.
     set(MAX, max).map_err(TableError::NotHere)?;
-    let entries = most_entries().map_err(os("count the entries in use"))?;
-    if entries * ROOM > size {
-        return Err(TableError::InUse { size, entries });
-    }
-    let mut held = Held { max, buckets, set_max: max, set_buckets: buckets, _lock: lock };
-    if let Err(e) = held.apply(size) {
+    room(size)?;
+    let mut held =
+        Held { max, buckets, set_max: max, set_buckets: buckets, begun: size, _lock: lock };
+    if let Err(e) = held.apply(Size::of(size)) {
         held.restore();
         return Err(os("set the table's size")(e));
     }
     Ok(held)
 }
 
+/// Whether the host's own entries have room in a table of that size.
+fn room(size: u64) -> Result<(), TableError> {
+    let entries = most_entries().map_err(os("count the entries in use"))?;
+    if entries * ROOM > size { Err(TableError::InUse { size, entries }) } else { Ok(()) }
+}
+
 impl Held {
-    fn apply(&mut self, size: u64) -> io::Result<()> {
-        set(MAX, size)?;
-        self.set_max = size;
-        set(BUCKETS, size)?;
+    fn apply(&mut self, size: Size) -> io::Result<()> {
+        // The lab's own entries are no reason not to go back to where it began.
+        if size.limit < self.begun {
+            room(size.limit).map_err(io::Error::other)?;
+        }
+        set(MAX, size.limit)?;
+        self.set_max = size.limit;
+        set(BUCKETS, size.buckets)?;
         // The kernel rounds up to whole pages.
         self.set_buckets = number(BUCKETS)?;
-        let found = number(MAX)?;
-        if found == size {
+        let found = Size::read()?;
+        if found.is_rounded(size) {
             Ok(())
         } else {
-            Err(io::Error::other(format!("{MAX} was set to {size} and reads back as {found}")))
+            Err(io::Error::other(format!("was set to {size} and reads back as {found}")))
         }
     }
 
@@ -334,10 +389,10 @@ impl Held {
         tell(&mut io::stdout(), "set");
         for line in io::stdin().lock().lines() {
             let Ok(line) = line else { break };
-            if let Ok(size) = line.trim().parse()
+            if let Some(size) = Size::parse(&line)
                 && let Err(e) = self.apply(size)
             {
-                say(&format!("error: {MAX}={size}: {e}"));
+                say(&format!("error: {MAX} and {BUCKETS} to {size}: {e}"));
             }
         }
         if self.restore() { Exit::Ok } else { Exit::Failed }
@@ -424,30 +479,46 @@ mod tests {
         let (theirs, ours) = io::pipe().unwrap();
         let guard = std::thread::spawn(move || {
             for line in BufReader::new(theirs).lines() {
-                LIMIT.store(line.unwrap().parse().unwrap(), Ordering::SeqCst);
+                LIMIT.store(Size::parse(&line.unwrap()).unwrap().limit, Ordering::SeqCst);
             }
         });
         let control = Control {
             pipe: Mutex::new(File::from(std::os::fd::OwnedFd::from(ours))),
-            read: || Ok(LIMIT.load(Ordering::SeqCst)),
+            read: || Ok(Size::of(LIMIT.load(Ordering::SeqCst))),
         };
         let part = || -> io::Result<()> {
-            let bigger = control.resize(16_000)?;
-            assert_eq!((bigger.before(), LIMIT.load(Ordering::SeqCst)), (4000, 16_000));
+            let bigger = control.resize(Size::of(16_000))?;
+            assert_eq!((bigger.before().limit, LIMIT.load(Ordering::SeqCst)), (4000, 16_000));
+            bigger.again(Size::of(32_000))?;
+            assert_eq!(LIMIT.load(Ordering::SeqCst), 32_000);
             Err(io::Error::other("no room"))
         };
         assert!(part().is_err());
         assert_eq!(LIMIT.load(Ordering::SeqCst), 4000);
         let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _bigger = control.resize(16_000).unwrap();
+            let _bigger = control.resize(Size::of(16_000)).unwrap();
             panic!("on purpose");
         }));
         assert!(panics.is_err());
         assert_eq!(LIMIT.load(Ordering::SeqCst), 4000);
-        control.resize(8000).unwrap().restore().unwrap();
+        control.resize(Size::of(8000)).unwrap().restore().unwrap();
         assert_eq!(LIMIT.load(Ordering::SeqCst), 4000);
         drop(control);
         guard.join().unwrap();
+    }
+
+    /// A size crosses the pipe whole or not at all, and is itself where its buckets were rounded up.
+    #[test]
+    fn sizes_cross_the_pipe() {
+        let size = Size { limit: 600, buckets: 700 };
+        assert_eq!(Size::parse(&format!("{size}\n")), Some(size));
+        for wrong in ["", "600", "600 x", "x 600", "-1 2"] {
+            assert_eq!(Size::parse(wrong), None, "{wrong}");
+        }
+        assert!(Size { limit: 600, buckets: 1024 }.is_rounded(size));
+        assert!(!Size { limit: 600, buckets: 512 }.is_rounded(size));
+        assert!(!Size { limit: 601, buckets: 700 }.is_rounded(size));
+        assert!(!Size { limit: 600, buckets: 262_144 }.is_rounded(size));
     }
 
     /// A host whose entries cannot be counted is not taken for an idle one.

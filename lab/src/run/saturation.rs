@@ -1,5 +1,5 @@
-//! Runs the saturation experiment. [`mod@steps`] runs the steps, [`eviction`], [`half_open`] and `pace`
-//! some of them, in places that [`stage`] builds; [`streams`] are the connections that were
+//! Runs the saturation experiment. [`mod@steps`] runs the steps, [`eviction`], [`half_open`], `pace` and
+//! `tables` some of them, in places that [`stage`] builds; [`streams`] are the connections that were
 //! there before.
 
 pub mod eviction;
@@ -8,6 +8,7 @@ mod pace;
 pub mod stage;
 pub mod steps;
 pub mod streams;
+mod tables;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;

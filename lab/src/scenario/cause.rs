@@ -81,7 +81,7 @@ pub struct Case {
     /// The way from client to server.
     #[serde(default = "cluster_ip")]
     pub path: Path,
-    /// IP family; ipv6 where no endpoint is chosen, moved, replaced or removed, and no source or route.
+    /// IP family.
     #[serde(default = "ipv4")]
     pub family: Family,
     /// What translates for the Service.
@@ -326,17 +326,6 @@ impl Case {
         if let Some(network) = &self.network {
             network.check(self.path)?;
         }
-        let of_ipv4 = |step: &Step| {
-            matches!(step, Step::MoveEndpoint | Step::ReplaceEndpoint | Step::RemoveEndpoint)
-        };
-        if self.family == Family::Ipv6
-            && (self.endpoints == 2
-                || self.second_link
-                || self.masquerade != Masquerade::None
-                || self.steps.iter().any(of_ipv4))
-        {
-            return Err("family: ipv4 where an endpoint, a source or a route is chosen".to_owned());
-        }
         let moves = self.steps.contains(&Step::MoveEndpoint);
         if moves && (self.endpoints == 2 || self.path != Path::ClusterIp) {
             return Err("steps: 'move-endpoint' only with path cluster-ip and one endpoint".into());
@@ -356,9 +345,11 @@ impl Case {
                 Step::Transfer(_) if asked => {
                     return Err("steps: answer what was asked before a transfer".to_owned());
                 }
-                Step::Close | Step::Vanish => closed = true,
+                Step::Close | Step::Vanish | Step::RestartServer => closed = true,
                 Step::Reconnect if !std::mem::take(&mut closed) => {
-                    return Err("steps: 'reconnect' only after close or vanish".to_owned());
+                    return Err(
+                        "steps: 'reconnect' only after close, vanish or restart-server".to_owned()
+                    );
                 }
                 Step::Change(host) => host.check()?,
                 Step::Forge(each) if each.is_empty() => {

@@ -21,6 +21,10 @@ names! {
         LiberalCuresTheResets = "liberal-cures-the-resets",
         /// A bigger table takes the same load.
         BiggerTableCures = "bigger-table-cures",
+        /// The smaller the table, the more new connections are reset.
+        SmallerTableResets = "smaller-table-resets",
+        /// A bigger table slows the kernel.
+        BiggerTableHarms = "bigger-table-harms",
         /// Shorter timeouts take the same load.
         ShorterTimeoutsCure = "shorter-timeouts-cure",
         /// An entry dropped early before its SYN ACK came resets.

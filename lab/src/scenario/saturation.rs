@@ -29,12 +29,25 @@ pub struct Saturation {
     /// timed; none without.
     #[serde(default)]
     pub pairs: u32,
+    /// Limits under which the most clients run, one after another, where the limit can be changed.
+    #[serde(default)]
+    pub smaller: Vec<u64>,
+    /// Sizes of a table, rising, whose speed and memory are measured where they can be set: as many
+    /// entries as buckets.
+    #[serde(default)]
+    pub table_sizes: Vec<u64>,
+    /// Entries for each bucket of a table whose speed is measured, rising.
+    #[serde(default)]
+    pub entries_per_bucket: Vec<f64>,
     /// What should be found of which claims, in the order of the report.
     pub expect: BTreeMap<Claim, Finding>,
 }
 
 /// The most source addresses that the client pod gets.
 pub const MOST_CLIENTS: u32 = 50;
+
+/// The most entries of a table that is measured.
+pub const MOST_ENTRIES: u64 = 4_000_000;
 
 impl Checked for Saturation {
     fn check(&self) -> Result<(), String> {
@@ -53,6 +66,19 @@ impl Checked for Saturation {
         }
         if self.pairs > 50 {
             return Err("pairs: use 0 to 50".to_owned());
+        }
+        if self.smaller.iter().any(|n| !(500..=1_000_000).contains(n)) {
+            return Err("smaller: use 500 to 1000000".to_owned());
+        }
+        if self.table_sizes.iter().any(|n| !(500..=MOST_ENTRIES).contains(n))
+            || !self.table_sizes.is_sorted()
+        {
+            return Err(format!("table-sizes: use 500 to {MOST_ENTRIES}, rising"));
+        }
+        if self.entries_per_bucket.iter().any(|n| !(0.1..=32.0).contains(n))
+            || !self.entries_per_bucket.is_sorted()
+        {
+            return Err("entries-per-bucket: use 0.1 to 32, rising".to_owned());
         }
         if !(0.01..=3.0).contains(&self.load) {
             return Err("load: use 0.01 to 3".to_owned());

@@ -126,10 +126,9 @@ fn senseless_files_are_refused() {
             "port-reuse",
             "\"vanish\", ",
             "",
-            "line 25: case 'the client went without a word': steps: 'reconnect' only after close or vanish",
+            "line 27: case 'the client went without a word': steps: 'reconnect' only after close, vanish or restart-server",
         ),
         ("port-reuse", "\"connect\", \"v", "\"v", "'vanish' before connect"),
-        ("port-reuse", "steps", "family = \"ipv6\"\nsteps", "family: ipv4 where an endpoint"),
         ("ipvs-idle", "ipvs-timeout = \"3s\"", "ipvs-timeout = \"1ms\"", "use 1s or more"),
         (
             "port-reuse",

@@ -243,6 +243,22 @@ fn contradictions_are_inconclusive() {
     }
 }
 
+/// A reset connection's port may come again while its entry lives, and then no rule is asked; more
+/// than there were resets cannot, and a rule that never matched translated nothing.
+#[test]
+fn a_port_that_comes_again_is_translated_by_its_entry() {
+    let killed = |made: &Made| made.boom.outcomes.iter().map(|o| o.counts.killed).sum::<u64>();
+    let judged = |missing: fn(u64, u64) -> u64| {
+        let mut made = Made::row(Profile::Unprotected, &[]);
+        let (all, killed) = (made.nodes[0].dnat, killed(&made));
+        made.nodes[0].dnat = missing(all, killed);
+        made.judge(Profile::Unprotected).judgement
+    };
+    assert_eq!(judged(|all, killed| all - killed), Judgement::AsExpected);
+    assert_eq!(judged(|all, killed| all - killed - 1), Judgement::Inconclusive);
+    assert_eq!(judged(|_, _| 0), Judgement::Inconclusive);
+}
+
 /// A connection that was reset before accept() could return it is no contradiction; one
 /// that is missing for no reason is.
 #[test]

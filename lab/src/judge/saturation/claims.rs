@@ -33,6 +33,10 @@ pub(super) const fn words(claim: Claim) -> (&'static str, &'static str) {
         Claim::BiggerTableCures => {
             ("A bigger table takes the load that filled the smaller one.", POST)
         }
+        Claim::SmallerTableResets => {
+            ("The smaller the table, the more applications read Connection reset by peer.", POST)
+        }
+        Claim::BiggerTableHarms => ("A bigger table harms the kernel's performance.", POST),
         Claim::ShorterTimeoutsCure => {
             ("Shorter timeouts for closing states take the load that filled the table.", POST)
         }
@@ -81,7 +85,9 @@ pub(super) const fn needs_a_full_table(claim: Claim) -> bool {
 /// Whether a run cannot show it, whatever it does: its limit is what it is.
 pub(super) const fn not_tried(claim: Claim, facts: &Facts) -> bool {
     match claim {
-        Claim::BiggerTableCures => !facts.can_resize,
+        Claim::BiggerTableCures | Claim::SmallerTableResets | Claim::BiggerTableHarms => {
+            !facts.can_resize
+        }
         Claim::SaturationResets
         | Claim::EvictionResetsClosingConnections
         | Claim::LiberalAndDropsSaveEvicted

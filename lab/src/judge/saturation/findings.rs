@@ -1,6 +1,6 @@
 //! What a run's facts make of what has been claimed: pure.
 
-use crate::document::timeline::{FailureClass, Finding, Statement};
+use crate::document::timeline::{FailureClass, Finding, Statement, TableSeries, TableSpeed};
 use canary_record::names::ProbeEnd;
 
 use super::claims;
@@ -148,12 +148,14 @@ fn faster(facts: &Facts) -> (Finding, String) {
     // The least is the best.
     let cpu = best(|p| -p.cpu).map(|n| -n);
     let connects = best(|p| p.connects);
+    let connect_cpu = best(|p| -p.connect_cpu).map(|n| -n);
     let ratio = |[off, on]: [f64; 2]| on / off;
     let text = format!(
         "The best of {} rounds each, by turns, be_liberal 0 and 1:\n\
          one transfer: {:.0} and {:.0} MiB a second, ratio {:.3}\n\
          processor time: {:.0} and {:.0} microseconds for a MiB, ratio {:.3}\n\
-         new connections: {:.0} and {:.0} a second, ratio {:.3}",
+         new connections: {:.0} and {:.0} a second, ratio {:.3}\n\
+         processor time: {:.1} and {:.1} microseconds for a new connection, ratio {:.3}",
         facts.pace.len(),
         octets[0] / MIB,
         octets[1] / MIB,
@@ -163,9 +165,81 @@ fn faster(facts: &Facts) -> (Finding, String) {
         ratio(cpu),
         connects[0],
         connects[1],
-        ratio(connects)
+        ratio(connects),
+        connect_cpu[0] / 1e3,
+        connect_cpu[1] / 1e3,
+        ratio(connect_cpu)
     );
     (holds(ratio(octets) >= GAIN), text)
+}
+
+/// The same clients in smaller and smaller tables.
+fn smaller(facts: &Facts) -> (Finding, String) {
+    let steps = facts.of(&[Kind::Smaller]);
+    let full: Vec<_> = steps.iter().filter(|s| s.full()).collect();
+    let sum = |class| full.iter().map(|s| s.failed(class)).sum::<u64>();
+    let finding = match (sum(FailureClass::Reset), sum(FailureClass::ConnectTimeout)) {
+        (1.., _) => Finding::Holds,
+        (0, 1..) => Finding::DoesNotHold,
+        (0, 0) => Finding::NotShown,
+    };
+    let one = |s: &&Shown| {
+        format!(
+            "{} entries: {} of {} new connections timed out, {} reset; connections made before: {}; \
+             boom-server: {} of {} forged segments reset.",
+            s.limit,
+            s.failed(FailureClass::ConnectTimeout),
+            s.attempts,
+            s.failed(FailureClass::Reset),
+            listed(&s.group),
+            s.attributed,
+            s.forged
+        )
+    };
+    (finding, steps.iter().map(one).collect::<Vec<_>>().join("\n"))
+}
+
+/// The biggest table against the smallest with the same few entries, by turns. What entries cost is
+/// told beside it: they are there for connections, whatever the limit is.
+fn harm(facts: &Facts) -> (Finding, String) {
+    let of = |series| facts.tables.iter().filter(move |t| t.series == series);
+    let few: Vec<_> = of(TableSeries::FewEntries).collect();
+    let [small, big] = few[..] else { return never() };
+    let packets = big.packets_per_second / small.packets_per_second;
+    let connects = big.connections_per_second / small.connections_per_second;
+    let mut lines = vec![format!(
+        "{} entries in {} and in {} buckets, by turns: {:.0} and {:.0} packets a second, ratio {packets:.3}; \
+         {:.0} and {:.0} new connections a second, ratio {connects:.3}",
+        small.entries,
+        small.buckets,
+        big.buckets,
+        small.packets_per_second,
+        big.packets_per_second,
+        small.connections_per_second,
+        big.connections_per_second
+    )];
+    let speeds = |t: &TableSpeed| {
+        format!(
+            "{:.0} packets and {:.0} new connections a second",
+            t.packets_per_second, t.connections_per_second
+        )
+    };
+    for t in of(TableSeries::Full) {
+        let memory = t.memory.map_or_else(String::new, |octets| {
+            let entry = (octets.saturating_sub(t.buckets * 8)) as f64 / t.entries as f64;
+            format!("; {:.0} MiB, {entry:.0} octets an entry and 8 a bucket", octets as f64 / MIB)
+        });
+        lines.push(format!("{} entries, as many buckets: {}{memory}", t.entries, speeds(t)));
+    }
+    for t in of(TableSeries::FewerBuckets) {
+        lines.push(format!(
+            "{} entries, {:.1} for each bucket: {}",
+            t.entries,
+            t.load(),
+            speeds(t)
+        ));
+    }
+    (holds(packets < 1.0 / GAIN || connects < 1.0 / GAIN), lines.join("\n"))
 }
 
 const MIB: f64 = 1_048_576.0;
@@ -254,6 +328,8 @@ fn other(claim: Claim, facts: &Facts) -> (Finding, String) {
         Claim::EarlyDropBeforeAckResets => early_drop(facts, OnItsWay::Ack),
         Claim::DropsSaveHalfOpen => saved_half_open(facts),
         Claim::BiggerTableCures => same_load(facts, Kind::Bigger),
+        Claim::SmallerTableResets => smaller(facts),
+        Claim::BiggerTableHarms => harm(facts),
         Claim::EvictionResetsClosingConnections => eviction(facts),
         Claim::SaturationResets => saturation(facts),
         Claim::LiberalIsFaster => faster(facts),

@@ -29,7 +29,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket};
 
-use super::super::host_table::{Control, Resized};
+use super::super::host_table::{Control, Resized, Size};
 use super::super::setting::{Setting, count, set};
 use super::stage::{HELD_PORT, READY, Stage};
 use crate::observed::saturation::{HalfOpen, OnItsWay};
@@ -421,7 +421,7 @@ fn make_room(crowd: &mut Option<&mut Crowd<'_>>) -> Result<(), TestbedError> {
     if let Some(crowd) = crowd
         && crowd.gone.is_none()
     {
-        crowd.gone = Some(crowd.control.resize(crowd.limit * 2).map_err(limit_error)?);
+        crowd.gone = Some(crowd.control.resize(Size::of(crowd.limit * 2)).map_err(limit_error)?);
     }
     Ok(())
 }

@@ -58,12 +58,13 @@ fn round(stage: &Stage<'_>) -> Result<Pace, TestbedError> {
         octets = OCTETS as f64 / begun.elapsed().as_secs_f64();
         cpu = self::used().saturating_sub(used).as_nanos() as f64 / OCTETS as f64;
     }
-    let begun = Instant::now();
-    let connected = stage.connect(CONNECTS)?.len();
-    let connects = connected as f64 / begun.elapsed().as_secs_f64();
+    let (begun, used) = (Instant::now(), used());
+    let connected = stage.connect(CONNECTS)?.len() as f64;
+    let connects = connected / begun.elapsed().as_secs_f64();
+    let connect_cpu = self::used().saturating_sub(used).as_nanos() as f64 / connected;
     // Of the next round, whose table is as empty as this one's was.
     stage.testbed.within("node1", evidence::forget_all)?;
-    Ok(Pace { octets, cpu, connects })
+    Ok(Pace { octets, cpu, connects, connect_cpu })
 }
 
 /// Processor time of this process, in which the packets of its own calls are forwarded too.

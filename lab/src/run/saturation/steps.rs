@@ -15,11 +15,11 @@ use canary_testbed::evidence;
 use canary_testbed::testbed::TestbedError;
 use nix::sys::signal::Signal;
 
-use super::super::host_table::{self, Control};
+use super::super::host_table::{self, Control, Size};
 use super::super::setting::{self, Setting, boom_server, count, io_error, set};
 use super::stage::{Load, READY, Stage, TIMEOUT};
 use super::streams::{Streams, Talk};
-use super::{eviction, half_open, pace};
+use super::{eviction, half_open, pace, tables};
 use crate::observed::saturation::{Facts, Kind, MOST_HELD, Shown};
 use crate::observed::{listed, outcomes, series};
 use crate::scenario::saturation::{MOST_CLIENTS, Saturation};
@@ -108,12 +108,11 @@ impl<'a> Sequence<'a> {
             }
         }
         if let Some(control) = control {
-            let bigger = control.resize(limit * 4).map_err(sysctl_error)?;
-            let change = Change {
-                what: host_table::MAX.replace('/', "."),
-                from: bigger.before().to_string(),
-                to: (limit * 4).to_string(),
-            };
+            for size in &self.s.smaller {
+                self.smaller(control, *size, limit, timeline, facts)?;
+            }
+            let bigger = control.resize(Size::of(limit * 4)).map_err(sysctl_error)?;
+            let change = limited(bigger.before().limit, limit * 4);
             let stage = self.stage("bigger")?;
             let plan = Plan {
                 kind: Kind::Bigger,
@@ -139,7 +138,60 @@ impl<'a> Sequence<'a> {
             self.close(stage, timeline)?;
             facts.pace = paced?;
         }
+        if let Some(control) = control.filter(|_| !self.s.table_sizes.is_empty()) {
+            let t = self.begun.elapsed().as_secs_f64();
+            say(t, self.name, "packets and new connections, tables of other sizes");
+            let stage = self.stage("tables")?;
+            let (sizes, loads) = (&self.s.table_sizes, &self.s.entries_per_bucket);
+            let measured = tables::run(&stage, control, sizes, loads);
+            self.close(stage, timeline)?;
+            let (tables, reasons) = measured?;
+            facts.tables = tables;
+            timeline.reasons.extend(reasons);
+        }
         Ok(())
+    }
+
+    /// The most clients, whose load is that of the run's table, in one with a smaller limit.
+    fn smaller(
+        &mut self,
+        control: &Control,
+        size: u64,
+        limit: u64,
+        timeline: &mut Timeline,
+        facts: &mut Facts,
+    ) -> Result<(), TestbedError> {
+        let stage = self.stage(&format!("smaller-{size}"))?;
+        let streams = Streams::start(stage.connect(self.s.held)?, 0)
+            .map_err(io_error("hold connections", &stage.dir))?;
+        let smaller = control.resize(Size::of(size)).map_err(sysctl_error)?;
+        let plan = Plan {
+            kind: Kind::Smaller,
+            title: format!("{} clients, a table of {size} entries", self.most()),
+            load: Some(self.load(self.most(), limit)),
+            changes: vec![limited(smaller.before().limit, size)],
+            streams: Some((&streams, Talk::Both)),
+        };
+        let ended = self.step(&stage, plan, timeline, facts);
+        drop(streams);
+        self.close(stage, timeline)?;
+        smaller.restore().map_err(sysctl_error)?;
+        ended
+    }
+
+    fn most(&self) -> u32 {
+        self.s.clients.iter().copied().max().unwrap_or(MOST_CLIENTS)
+    }
+
+    /// So many clients for a step's time, at a rate with which all steps together use four fifths of
+    /// a small table.
+    fn load(&self, clients: u32, limit: u64) -> Load {
+        let time = Duration::from_secs(u64::from(self.s.seconds));
+        let sum: u32 = self.s.clients.iter().sum();
+        let rate = limit as f64 * 0.8 / (f64::from(sum) * time.as_secs_f64());
+        let rate = f64::from(clients) * rate.min(CLIENT_RATE);
+        // Room for a second and a half of connects that get no answer.
+        Load { clients, rate, at_once: (rate * 2.0).max(100.0), connections: None, time }
     }
 
     fn filling_load(&self, limit: u64) -> Load {
@@ -163,29 +215,20 @@ impl<'a> Sequence<'a> {
         timeline: &mut Timeline,
         facts: &mut Facts,
     ) -> Result<(), TestbedError> {
-        let seconds = Duration::from_secs(u64::from(self.s.seconds));
         let streams = Streams::start(stage.connect(self.s.held)?, 0)
             .map_err(io_error("hold connections", &stage.dir))?;
         let held = Some((&streams, Talk::Both));
-        // So that all steps together use four fifths of a small table.
-        let sum: u32 = self.s.clients.iter().sum();
-        let rate = limit as f64 * 0.8 / (f64::from(sum) * seconds.as_secs_f64());
-        let load = |clients: u32, time| {
-            let rate = f64::from(clients) * rate.min(CLIENT_RATE);
-            // Room for a second and a half of connects that get no answer.
-            Load { clients, rate, at_once: (rate * 2.0).max(100.0), connections: None, time }
-        };
-        let most = self.s.clients.iter().copied().max().unwrap_or(MOST_CLIENTS);
+        let most = self.load(self.most(), limit);
         let mut plans = vec![(Kind::NoLoad, "no load".to_owned(), None)];
         for n in &self.s.clients {
-            plans.push((Kind::Clients, format!("{n} clients"), Some(load(*n, seconds))));
+            plans.push((Kind::Clients, format!("{n} clients"), Some(self.load(*n, limit))));
         }
         plans.push((
             Kind::Load,
             "a table smaller than the load".to_owned(),
             Some(self.filling_load(limit)),
         ));
-        plans.push((Kind::Full, "the table is full".to_owned(), Some(load(most, seconds))));
+        plans.push((Kind::Full, "the table is full".to_owned(), Some(most)));
         for (kind, title, load) in plans {
             let plan = Plan { kind, title, load, changes: Vec::new(), streams: held };
             self.step(stage, plan, timeline, facts)?;
@@ -194,7 +237,7 @@ impl<'a> Sequence<'a> {
         let plan = Plan {
             kind: Kind::FullLiberal,
             title: "full, with be_liberal=1".to_owned(),
-            load: Some(load(most, seconds)),
+            load: Some(most),
             changes: vec![change],
             streams: held,
         };
@@ -269,7 +312,7 @@ impl<'a> Sequence<'a> {
 
     /// A fresh place, without protection.
     fn stage(&self, name: &str) -> Result<Stage<'a>, TestbedError> {
-        let prefix = format!("{}{}-", self.prefix, &name[..1]);
+        let prefix = format!("{}{name}-", self.prefix);
         Stage::build(self.setting, &prefix, self.dir.join(name), &[])
     }
 
@@ -395,6 +438,11 @@ impl<'a> Sequence<'a> {
         self.loads.extend(load);
         Ok(())
     }
+}
+
+fn limited(from: u64, to: u64) -> Change {
+    let what = host_table::MAX.replace('/', ".");
+    Change { what, from: from.to_string(), to: to.to_string() }
 }
 
 /// How the canary's own connections ended, but for those that had not when their step did.

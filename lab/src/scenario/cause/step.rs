@@ -32,6 +32,9 @@ pub enum Step {
     Close,
     /// The client is gone, and says nothing.
     Vanish,
+    /// The server's program ends, and with it its connections, so that TIME_WAIT is the server's;
+    /// another begins in its place.
+    RestartServer,
     /// The client connects again, from the same ports.
     Reconnect,
     /// Nobody sends.
@@ -79,6 +82,7 @@ impl Step {
                 | Self::HalfClose
                 | Self::Close
                 | Self::Vanish
+                | Self::RestartServer
                 | Self::Expect(_)
                 | Self::LetExpire
         )
@@ -97,6 +101,7 @@ impl fmt::Display for Step {
             Self::HalfClose => f.write_str("half-close"),
             Self::Close => f.write_str("close"),
             Self::Vanish => f.write_str("vanish"),
+            Self::RestartServer => f.write_str("restart-server"),
             Self::Reconnect => f.write_str("reconnect"),
             Self::Idle(time) => write!(f, "idle {time}"),
             Self::DeleteEntries => f.write_str("delete-entries"),

@@ -51,6 +51,24 @@ fn half_open(case: OnItsWay) -> HalfOpen {
     }
 }
 
+/// The smallest and the biggest with few entries, whose packets a second are `big`, and two full ones.
+fn tables(big: f64) -> Vec<TableSpeed> {
+    let table = |series, buckets, packets_per_second, memory| TableSpeed {
+        series,
+        buckets,
+        entries: 1000,
+        packets_per_second,
+        connections_per_second: 10.0,
+        memory,
+    };
+    vec![
+        table(TableSeries::FewEntries, 1000, 100.0, None),
+        table(TableSeries::FewEntries, 4000, big, None),
+        table(TableSeries::Full, 1000, 90.0, Some(328_000)),
+        table(TableSeries::FewerBuckets, 100, 50.0, None),
+    ]
+}
+
 fn facts() -> Facts {
     let fine = |kind, peak| Shown { peak, failures: BTreeMap::new(), ..step(kind) };
     Facts {
@@ -60,6 +78,7 @@ fn facts() -> Facts {
             step(Kind::Full),
             step(Kind::FullLiberal),
             Shown { attributed: 0, ..fine(Kind::Liberal, 10) },
+            Shown { limit: 600, peak: 600, ..step(Kind::Smaller) },
             Shown { limit: 4000, ..fine(Kind::Bigger, 1100) },
             fine(Kind::Shorter, 300),
             Shown { group: [(ProbeEnd::Reset, 40)].into(), ..fine(Kind::Expiry, 40) },
@@ -69,7 +88,8 @@ fn facts() -> Facts {
         can_hold: true,
         evicted: Case::ALL.iter().map(|c| evicted(*c)).collect(),
         half_open: OnItsWay::ALL.iter().map(|c| half_open(*c)).collect(),
-        pace: vec![[Pace { octets: 100.0, cpu: 10.0, connects: 50.0 }; 2]; 5],
+        pace: vec![[Pace { octets: 100.0, cpu: 10.0, connects: 50.0, connect_cpu: 9.0 }; 2]; 5],
+        tables: tables(100.0),
     }
 }
 
@@ -90,6 +110,8 @@ fn every_claim_has_its_finding() {
         DoesNotHold,
         Holds,
         Holds,
+        DoesNotHold,
+        DoesNotHold,
         Holds,
         DoesNotHold,
         Holds,
@@ -293,4 +315,29 @@ fn be_liberal_is_faster_where_its_best_round_is() {
     assert_eq!(finding(&facts, claim), Finding::DoesNotHold);
     facts.pace.clear();
     assert_eq!(finding(&facts, claim), Finding::NotShown);
+}
+
+/// A bigger table harms where it is slower with the same entries; without a measurement nothing is
+/// said. Resets in a smaller table would hold the post's claim.
+#[test]
+fn tables_of_other_sizes_are_compared() {
+    let harm = |tables| {
+        let facts = Facts { tables, ..facts() };
+        find(&facts).into_iter().find(|(c, _)| *c == Claim::BiggerTableHarms).unwrap().1
+    };
+    for (big, finding) in
+        [(100.0, Finding::DoesNotHold), (96.0, Finding::DoesNotHold), (94.0, Finding::Holds)]
+    {
+        let said = harm(tables(big));
+        assert_eq!(said.finding, finding, "{big}");
+        assert!(said.evidence[1].contains("320 octets an entry"), "{:?}", said.evidence);
+        assert!(said.evidence[2].contains("10.0 for each bucket"), "{:?}", said.evidence);
+    }
+    assert_eq!(harm(Vec::new()).finding, Finding::NotShown);
+    let mut facts = facts();
+    let smaller = facts.steps.iter_mut().find(|s| s.kind == Kind::Smaller).unwrap();
+    smaller.failures.insert(FailureClass::Reset, 1);
+    assert_eq!(finding(&facts, Claim::SmallerTableResets), Finding::Holds);
+    facts.steps.retain(|s| s.kind != Kind::Smaller);
+    assert_eq!(finding(&facts, Claim::SmallerTableResets), Finding::NotShown);
 }

@@ -1,0 +1,281 @@
+//! How fast the kernel is with tables of other sizes. Entries are made by the first datagram of a
+//! flow, and each datagram afterwards is of another flow, so that a packet meets an entry that no
+//! cache has. Nobody answers: behind the node they lead nowhere.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::time::Instant;
+
+use canary_testbed::evidence::{self, EvidenceError};
+use canary_testbed::testbed::TestbedError;
+
+use super::super::host_table::{Control, Resized, Size};
+use super::super::setting::{count, io_error, set};
+use super::stage::Stage;
+use crate::document::timeline::{TableSeries, TableSpeed};
+
+/// Where the flows lead: 198.19.128.0/17, 128 ports of each address.
+const NETWORK: Ipv4Addr = Ipv4Addr::new(198, 19, 128, 0);
+const PORTS: u64 = 128;
+/// The source port of all of them.
+const FROM: u16 = 1999;
+/// Datagrams, and new connections, of a round.
+const PACKETS: u64 = 100_000;
+const CONNECTS: u32 = 500;
+/// Rounds of which the best counts: whatever else the machine does makes one slower, never faster.
+const ROUNDS: u32 = 5;
+/// Memory shows beyond the kernel's own coming and going from so many entries.
+const SHOWS: u64 = 100_000;
+/// More than the kernel needs for an entry and its bucket, twice.
+const OCTETS: u64 = 1024;
+
+/// Measures tables of `sizes`, and then one of `loads` entries for each bucket. What the machine has no
+/// memory for is left out, with a reason.
+pub(super) fn run(
+    stage: &Stage<'_>,
+    control: &Control,
+    sizes: &[u64],
+    loads: &[f64],
+) -> Result<(Vec<TableSpeed>, Vec<String>), TestbedError> {
+    let failed = |what| io_error(what, &stage.dir);
+    let memory = Memory::read().map_err(failed("read the memory of"))?;
+    let (fits, missing): (Vec<u64>, Vec<u64>) =
+        sizes.iter().partition(|n| **n * OCTETS < memory.available);
+    let reasons = missing
+        .iter()
+        .map(|n| {
+            format!(
+                "A table of {n} entries was not measured: {} octets are free.",
+                memory.available
+            )
+        })
+        .collect();
+    let (Some(least), Some(most)) = (fits.first().copied(), fits.last().copied()) else {
+        return Ok((Vec::new(), reasons));
+    };
+    let (server, network) = (stage.testbed.topology.service.pod.v4, format!("{NETWORK}/17"));
+    // A pod that forwards would send them back.
+    stage.ip("server", &["route", "add", "blackhole", &network])?;
+    stage.ip(
+        "node1",
+        &["route", "add", &network, "via", &server.to_string(), "dev", "to-server", "onlink"],
+    )?;
+    // Flows of one datagram live for half a minute else.
+    set(&stage.testbed, "node1", "net/netfilter/nf_conntrack_udp_timeout", "3600")?;
+    let resized = control.resize(size(least, least)).map_err(failed("resize the table for"))?;
+    let mut bench =
+        Bench { stage, resized, begun: Memory::read().map_err(failed("read"))?, flows: 0 };
+    let mut tables = Vec::new();
+    let mut turns = [TableSpeed::none(least, least), TableSpeed::none(least, most)];
+    for _ in 0..ROUNDS {
+        for speed in &mut turns {
+            bench.table(least, speed.buckets)?;
+            bench.round(speed)?;
+        }
+    }
+    tables.extend(turns);
+    bench.begun = Memory::read().map_err(failed("read"))?.less(least);
+    let many = fits.get(fits.len().saturating_sub(2)).copied().unwrap_or(most);
+    for n in fits {
+        tables.push(bench.speed(TableSeries::Full, n, n)?);
+        for load in loads.iter().filter(|_| n == many) {
+            let buckets = (n as f64 / load).round() as u64;
+            tables.push(bench.speed(TableSeries::FewerBuckets, n, buckets)?);
+        }
+    }
+    stage.testbed.within("node1", evidence::forget_all)?;
+    bench.resized.restore().map_err(failed("restore the table after"))?;
+    Ok((tables, reasons))
+}
+
+/// Above 95% the garbage collector takes what is not assured (`gc_worker_can_early_drop()`).
+const fn size(entries: u64, buckets: u64) -> Size {
+    Size { limit: entries + entries / 4 + 8000, buckets }
+}
+
+struct Bench<'a> {
+    stage: &'a Stage<'a>,
+    resized: Resized<'a>,
+    /// Without the flows.
+    begun: Memory,
+    /// Those that have an entry.
+    flows: u64,
+}
+
+impl Bench<'_> {
+    fn speed(
+        &mut self,
+        series: TableSeries,
+        entries: u64,
+        buckets: u64,
+    ) -> Result<TableSpeed, TestbedError> {
+        self.table(entries, buckets)?;
+        let mut speed = TableSpeed { series, ..TableSpeed::none(entries, buckets) };
+        if entries >= SHOWS {
+            let memory = Memory::read().map_err(io_error("read the memory of", &self.stage.dir))?;
+            speed.memory = Some(memory.kernel.saturating_sub(self.begun.kernel));
+        }
+        for _ in 0..ROUNDS {
+            self.table(entries, buckets)?;
+            self.round(&mut speed)?;
+        }
+        Ok(speed)
+    }
+
+    /// So many flows have their entries, in so many buckets.
+    fn table(&mut self, entries: u64, buckets: u64) -> Result<(), TestbedError> {
+        let stage = self.stage;
+        self.resized
+            .again(size(entries, buckets))
+            .map_err(io_error("resize the table for", &stage.dir))?;
+        if self.flows == 0 || self.flows > entries {
+            stage.testbed.within("node1", evidence::forget_all)?;
+            self.flows = 0;
+        }
+        self.send(self.flows..entries)?;
+        self.flows = entries;
+        Ok(())
+    }
+
+    /// One round's speeds, where they are better than those before.
+    fn round(&mut self, best: &mut TableSpeed) -> Result<(), TestbedError> {
+        best.entries = self.stage.testbed.within("node1", count)?;
+        let n = self.flows;
+        // Neighbours in the table's memory are not asked for one after another.
+        let stride = (n as f64 * 0.618) as u64 | 1;
+        let seconds = self.send((0..PACKETS).map(|k| k.wrapping_mul(stride) % n))?;
+        best.packets_per_second = best.packets_per_second.max(PACKETS as f64 / seconds);
+        let begun = Instant::now();
+        let connected = self.stage.connect(CONNECTS)?.len();
+        let connects = connected as f64 / begun.elapsed().as_secs_f64();
+        best.connections_per_second = best.connections_per_second.max(connects);
+        // Few entries would soon be outnumbered by those of the connections.
+        if self.flows < SHOWS {
+            self.flows = 0;
+        }
+        Ok(())
+    }
+
+    /// A datagram of each flow; tells how long that took. A processor that sends forwards too.
+    fn send(&self, flows: impl Iterator<Item = u64> + Send) -> Result<f64, TestbedError> {
+        let arrived = || self.stage.testbed.within("server", received);
+        let before = arrived()?;
+        let (sent, seconds) = self.stage.testbed.within("client", move || {
+            let sending = || -> io::Result<_> {
+                let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, FROM))?;
+                let (begun, mut sent) = (Instant::now(), 0);
+                for flow in flows {
+                    socket.send_to(b".", destination(flow))?;
+                    sent += 1;
+                }
+                Ok((sent, begun.elapsed().as_secs_f64()))
+            };
+            let what = || format!("send datagrams to {NETWORK}");
+            sending().map_err(|source| EvidenceError::Io { what: what(), source })
+        })?;
+        let arrived = arrived()?.saturating_sub(before);
+        // Some that were lost would be some that nobody had to forward.
+        if arrived < sent {
+            let e = io::Error::other(format!("{arrived} of {sent} datagrams arrived"));
+            return Err(io_error("forward datagrams in", &self.stage.dir)(e));
+        }
+        Ok(seconds)
+    }
+}
+
+impl TableSpeed {
+    const fn none(entries: u64, buckets: u64) -> Self {
+        Self {
+            series: TableSeries::FewEntries,
+            buckets,
+            entries,
+            packets_per_second: 0.0,
+            connections_per_second: 0.0,
+            memory: None,
+        }
+    }
+}
+
+/// Whither a flow leads: as many as an address has ports, then the next address.
+fn destination(flow: u64) -> SocketAddrV4 {
+    let (address, port) = (flow / PORTS, flow % PORTS);
+    let address = u32::from(NETWORK).wrapping_add(u32::try_from(address).unwrap_or(u32::MAX));
+    SocketAddrV4::new(address.into(), 10_000 + u16::try_from(port).unwrap_or(u16::MAX))
+}
+
+/// Packets that the server's link has received.
+fn received() -> Result<u64, EvidenceError> {
+    let path = "/proc/thread-self/net/dev";
+    let failed = |source| EvidenceError::Io { what: format!("read {path}"), source };
+    let text = fs::read_to_string(path).map_err(failed)?;
+    packets(&text, "eth0").ok_or_else(|| failed(io::Error::other("no packets of eth0 in it")))
+}
+
+/// The second number of a link: octets, packets, errors.
+fn packets(text: &str, link: &str) -> Option<u64> {
+    let of = |line: &str| Some(line.trim().strip_prefix(link)?.strip_prefix(':')?.to_owned());
+    text.lines().find_map(of)?.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// What /proc/meminfo says, in octets.
+#[derive(Clone, Copy)]
+struct Memory {
+    /// Slabs that are never given back under pressure, and vmalloc: entries are in the former,
+    /// buckets in either.
+    kernel: u64,
+    available: u64,
+}
+
+impl Memory {
+    fn read() -> io::Result<Self> {
+        let text = fs::read_to_string("/proc/meminfo")?;
+        let of = |name: &str| {
+            field(&text, name)
+                .ok_or_else(|| io::Error::other(format!("/proc/meminfo has no {name}")))
+        };
+        Ok(Self { kernel: of("SUnreclaim")? + of("VmallocUsed")?, available: of("MemAvailable")? })
+    }
+
+    /// Without the buckets, of 8 octets each.
+    const fn less(self, buckets: u64) -> Self {
+        Self { kernel: self.kernel.saturating_sub(buckets * 8), ..self }
+    }
+}
+
+fn field(text: &str, name: &str) -> Option<u64> {
+    let of = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(':')?.to_owned());
+    let value = text.lines().find_map(of)?;
+    value.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::scenario::saturation::MOST_ENTRIES;
+
+    /// Every flow has a destination of its own in the network that leads nowhere.
+    #[test]
+    fn flows_are_told_apart() {
+        let some: BTreeSet<_> = (0..1000).map(destination).collect();
+        assert_eq!(some.len(), 1000);
+        for flow in [0, MOST_ENTRIES - 1] {
+            let ip = u32::from(*destination(flow).ip());
+            assert_eq!(ip >> 15, u32::from(NETWORK) >> 15, "{flow}");
+        }
+    }
+
+    /// The kernel's texts are read, and what is not in them is none.
+    #[test]
+    fn texts_are_read() {
+        let dev = "Inter-| Receive\n face |bytes packets\n    lo: 1 2 3\n  eth0: 123456 789 0 0\n";
+        assert_eq!(packets(dev, "eth0"), Some(789));
+        assert_eq!(packets(dev, "eth1"), None);
+        let meminfo = "MemTotal: 10 kB\nSUnreclaim:   484048 kB\nVmallocUsed: x kB\n";
+        assert_eq!(field(meminfo, "SUnreclaim"), Some(484_048 * 1024));
+        assert_eq!(field(meminfo, "VmallocUsed"), None);
+        assert_eq!(field(meminfo, "Slab"), None);
+    }
+}
