@@ -23,7 +23,8 @@ help:
 	@echo 'make simulation  the state machine in simulated networks, 10,000,000 connections'
 	@echo 'make fuzz-scenarios  1,000,000 scenario files, none of which may make the lab panic'
 	@echo 'make fuzz        the segment decoder and the state machine, 50,000,000 cases each; 10,000,000 damaged captures'
-	@echo 'make fuzz-captures  the damaged captures alone'
+	@echo '                 and as many damaged messages of the kernel'
+	@echo 'make fuzz-captures  the damaged captures and messages alone'
 	@echo 'make test-images   builds both images and runs them (a Docker daemon of its own; root)'
 	@echo 'make images          builds both for amd64 and arm64 and pushes them: REGISTRY=...'
 	@echo 'make load-images     builds both and loads them: CLUSTER=kind or minikube'
@@ -32,7 +33,7 @@ help:
 	@echo 'make bench-fill    a conntrack table filled from empty and kept full, seen by observe'
 	@echo 'make soak          10,000,000 connections under injected failures, every one accounted for'
 	@echo 'make bench-boom    boom-server at the rate that this machine reaches, beside a sniffer of the simple kind'
-	@echo 'make bench-witness INVALID segments at a rate, what the witness loses of them and what it costs'
+	@echo 'make bench-witness what a witness costs churn beside it; INVALID segments at a rate, and what it loses of them'
 	@echo
 	@echo 'make reference     docs/reference, written from the programs'
 	@echo 'make dist          static programs, man pages, completions, SBOM, checksums in dist/'
@@ -153,12 +154,13 @@ bench-boom:
 	@$(CARGO) build --release --quiet -p boom-server --bin boom-server --example bench
 	@target/release/examples/bench $(or $(RATE),best) $(or $(SECONDS),60)
 
-# ARGS='20000 60' for one rate; needs root.
+# First churn with a witness on each node and without, by turns. ARGS='20000 60' for one rate alone; needs root.
 .PHONY: bench-witness
 bench-witness:
 	@tools/setup lab
 	@echo '== building (release)'
-	@$(CARGO) build --release --quiet -p load-client --bin load-client --example witness-bench
+	@$(CARGO) build --release --quiet -p load-client --features bench --bins --example witness-bench
+	@[ -n "$(ARGS)" ] || { mkdir -p results && target/release/load-bench beside --output results/witness.json; }
 	@target/release/examples/witness-bench $(ARGS)
 
 # CELL connections a cell; then SAFE connections of either direction that nothing called safe may end. Needs 20,000 open files.
@@ -185,11 +187,12 @@ fuzz: $(TOOLS)/bin/cargo-fuzz fuzz-captures
 fuzz-scenarios:
 	@PROPTEST_CASES=$(or $(RUNS),1000000) $(CARGO) test --release -p conntrack-lab --lib no_file_panics
 
-# CASES damaged captures of every format and link layer.
+# CASES damaged captures of every format and link layer; as many damaged datagrams of the kernel's messages.
 .PHONY: fuzz-captures
 fuzz-captures:
-	@WITNESS_CASES=$(or $(CASES),10000000) $(CARGO) test $(foreach p,load-client canary-wire etherparse pcap-file,--config profile.dev.package.$(p).opt-level=2) \
-	--quiet -p load-client --test witness_captures garbage
+	@WITNESS_CASES=$(or $(CASES),10000000) $(CARGO) test \
+	$(foreach p,load-client canary-record canary-wire etherparse netlink-packet-core pcap-file,--config profile.dev.package.$(p).opt-level=2) \
+	--quiet -p load-client --test witness_captures --test witness_messages garbage
 
 $(TOOLS)/bin/cargo-fuzz:
 	@echo '== installing cargo-fuzz $(FUZZ_VERSION) into target/tools'

@@ -380,6 +380,23 @@ fn a_connection_that_takes_the_port_afterwards_is_not_named() {
     }
 }
 
+/// An entry that was closed already when it was first looked up keeps no window: what conntrack finds
+/// to acknowledge too much may be its own ends' talk. The connection is not said to be ended by it; where
+/// the entry was open then, it is.
+#[test]
+fn an_acknowledgment_is_not_held_against_a_closed_entry() {
+    let ahead = "ACK is over upper bound 6 (ACKed data not seen yet)";
+    let closed = Some(entry_in(TcpState::Close));
+    for (first, cause) in [
+        (closed, Cause::Unexplained),
+        (Some(entry_in(TcpState::Established)), Cause::AnsweredByClient),
+    ] {
+        let (told, stray) = told(Flags::ACK, [ahead, "invalid new"], first, closed);
+        assert_eq!((told.len(), stray), (1, 0), "{told:?}");
+        assert_eq!(told[0].cause, cause);
+    }
+}
+
 /// A server that still has an older connection with these ports answers the new one's SYN by an
 /// acknowledgment (RFC 9293, section 3.10.7.4), which the client resets: nothing of the new one is
 /// ended. In any other state that is not cleared.

@@ -1,11 +1,14 @@
 //! nf_tables: the rules of one network namespace that act on what conntrack calls INVALID, with
-//! their counters. Read, never changed. Rules of iptables' legacy tables are not in nf_tables.
+//! their counters. Read, never changed. What cannot be read is named: rules that ask a set or a map for
+//! the state or jump elsewhere with it, and the tables of legacy iptables, which nf_tables does not have.
+
+use std::io;
 
 use canary_record::result::witness::RuleAction;
 use netlink_packet_core::{DefaultNla, NLA_TYPE_MASK, Nla as _};
 use netlink_packet_netfilter::nftables::{
-    Bitwise, DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute,
-    NfTablesMessage, RuleAttribute, RuleMessage, Verdict, VerdictAttribute,
+    Bitwise, DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute, Lookup,
+    NfTablesMessage, Register, RuleAttribute, RuleMessage, Verdict, VerdictAttribute,
 };
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
@@ -23,9 +26,14 @@ const NF_DROP: u32 = 0;
 /// `NF_CT_STATE_INVALID_BIT`, in the host's byte order as a register has it.
 const INVALID: u32 = 1;
 
+/// The tables that legacy iptables has in a network namespace, one a line, by family.
+const LEGACY: [(&str, &str); 2] = [("ip", "ip_tables_names"), ("ip6", "ip6_tables_names")];
+
 /// A rule that acts on INVALID segments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
+    /// The family of its table, as nft calls it: two families may have tables of one name.
+    pub family: &'static str,
     /// Table and chain.
     pub chain: (String, String),
     /// Its handle, which names it within its table.
@@ -36,67 +44,161 @@ pub struct Rule {
     pub packets: Option<u64>,
 }
 
+/// What acts on INVALID segments in one network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// Rules that were understood.
+    pub acting: Vec<Rule>,
+    /// Rules and tables that may act on INVALID too, but could not be read, in words.
+    pub unread: Vec<String>,
+    /// One of those that could not be read answers with resets.
+    pub unread_resets: bool,
+}
+
 /// Every such rule of this thread's network namespace. Needs CAP_NET_ADMIN there.
-pub fn of_invalid() -> Result<Vec<Rule>, NetlinkError> {
-    let mut rules = Vec::new();
+pub fn of_invalid() -> Result<Rules, NetlinkError> {
+    let mut rules = Rules::default();
     let ask = NetfilterMessage::new(
         NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0),
         NfTablesMessage::GetRule(RuleMessage { attributes: Vec::new() }),
     );
     Socket::open()?.ask(ask, Ask::Dump, |m| {
         if let NetfilterMessageInner::NfTables(NfTablesMessage::NewRule(rule)) = &m.inner {
-            rules.extend(read(&rule.attributes));
+            rules.add(family(m.header.family), &rule.attributes);
         }
     })?;
+    for (family, file) in LEGACY {
+        let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}"));
+        rules.unread.extend(legacy(family, file, text));
+    }
     Ok(rules)
 }
 
-fn read(attributes: &[RuleAttribute]) -> Option<Rule> {
-    let (mut table, mut chain, mut handle) = (String::new(), String::new(), 0);
-    let (mut invalid, mut action, mut packets) = (false, None, None);
-    for attribute in attributes {
-        match attribute {
-            RuleAttribute::Table(name) => table.clone_from(name),
-            RuleAttribute::Chain(name) => chain.clone_from(name),
-            RuleAttribute::Handle(n) => handle = *n,
-            RuleAttribute::Expressions(list) => {
-                let mut state = false;
-                for expression in list.iter().filter_map(data) {
-                    match expression {
-                        Expressions::Bitwise(parts) if state => invalid |= parts.iter().any(masks),
-                        Expressions::Immediate(parts) if parts.iter().any(drops) => {
-                            action = Some(RuleAction::Drop);
-                        }
-                        Expressions::Other { expression_type, attributes } => {
-                            let number = |kind| number(attributes, kind);
-                            match expression_type.as_str() {
-                                "counter" => packets = number(NFTA_COUNTER_PACKETS),
-                                "match" => invalid |= xt_conntrack(attributes),
-                                "target" if name(attributes) == b"REJECT" => {
-                                    action = Some(RuleAction::Reset);
-                                }
-                                "reject"
-                                    if number(NFTA_REJECT_TYPE)
-                                        == Some(NFT_REJECT_TCP_RST.into()) =>
-                                {
-                                    action = Some(RuleAction::Reset);
-                                }
-                                _ => {}
-                            }
-                        }
-                        _ => {}
-                    }
-                    state = matches!(expression, Expressions::Other { expression_type, attributes }
-                        if expression_type == "ct"
-                            && number(attributes, NFTA_CT_KEY) == Some(NFT_CT_STATE.into()));
+/// As nft calls it.
+fn family(family: NetfilterProtoFamily) -> &'static str {
+    match family {
+        NetfilterProtoFamily::Inet => "inet",
+        NetfilterProtoFamily::IPv4 => "ip",
+        NetfilterProtoFamily::IPv6 => "ip6",
+        NetfilterProtoFamily::Bridge => "bridge",
+        NetfilterProtoFamily::NetDev => "netdev",
+        NetfilterProtoFamily::ARP => "arp",
+        _ => "other",
+    }
+}
+
+/// What legacy iptables has, if anything: its rules are had by a socket option that takes pointers.
+fn legacy(family: &str, file: &str, names: io::Result<String>) -> Option<String> {
+    match names {
+        Ok(names) => {
+            let names: Vec<_> = names.split_whitespace().collect();
+            let tables = || format!("legacy iptables' tables of {family} ({})", names.join(", "));
+            (!names.is_empty()).then(tables)
+        }
+        // The kernel has none, or its module was never needed.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(e) => Some(format!("legacy iptables' tables of {family} ({file}: {e})")),
+    }
+}
+
+impl Rules {
+    fn add(&mut self, family: &'static str, attributes: &[RuleAttribute]) {
+        let (mut table, mut chain, mut handle) = (String::new(), String::new(), 0);
+        let mut seen = Seen::default();
+        for attribute in attributes {
+            match attribute {
+                RuleAttribute::Table(name) => table.clone_from(name),
+                RuleAttribute::Chain(name) => chain.clone_from(name),
+                RuleAttribute::Handle(n) => handle = *n,
+                RuleAttribute::Expressions(list) => {
+                    list.iter().filter_map(data).for_each(|e| seen.expression(e));
                 }
+                _ => {}
+            }
+        }
+        let Seen { takes, elsewhere, action, packets, .. } = seen;
+        let how = match (takes, action) {
+            (Takes::Invalid, Some(action)) => {
+                let chain = (table, chain);
+                self.acting.push(Rule { family, chain, handle, action, packets });
+                return;
+            }
+            (Takes::Invalid, None) if elsewhere => "jumps",
+            (Takes::Asked, _) if elsewhere || action.is_some() => {
+                "asks a set, a map or a comparison"
+            }
+            _ => return,
+        };
+        self.unread.push(format!("{family} {table} {chain} handle {handle} ({how})"));
+        self.unread_resets |= action == Some(RuleAction::Reset);
+    }
+}
+
+/// Which of conntrack's states a rule takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Takes {
+    /// It does not ask.
+    #[default]
+    Any,
+    /// INVALID is among them, by a mask.
+    Invalid,
+    /// In a way that is not read.
+    Asked,
+}
+
+/// What a rule's expressions showed so far.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The expression before this loaded conntrack's state.
+    state: bool,
+    takes: Takes,
+    /// Where it leads is not read: a map of verdicts, or INVALID to another chain.
+    elsewhere: bool,
+    action: Option<RuleAction>,
+    packets: Option<u64>,
+}
+
+impl Seen {
+    fn expression(&mut self, expression: &Expressions) {
+        let state = std::mem::take(&mut self.state);
+        match expression {
+            Expressions::Bitwise(parts) if state && parts.iter().any(masks) => {
+                self.takes = Takes::Invalid;
+            }
+            // Other states.
+            Expressions::Bitwise(_) => {}
+            _ if state => {
+                self.takes = Takes::Asked;
+                self.elsewhere |= matches!(expression, Expressions::Lookup(parts)
+                    if parts.contains(&Lookup::DestinationRegister(Register::Verdict)));
+            }
+            Expressions::Immediate(parts) if parts.iter().any(|p| leads(p, is_drop)) => {
+                self.action = Some(RuleAction::Drop);
+            }
+            Expressions::Immediate(parts) => {
+                self.elsewhere |=
+                    self.takes == Takes::Invalid && parts.iter().any(|p| leads(p, is_jump));
+            }
+            Expressions::Other { expression_type, attributes } => {
+                self.other(expression_type, attributes);
             }
             _ => {}
         }
     }
-    let chain = (table, chain);
-    invalid.then_some(())?;
-    Some(Rule { chain, handle, action: action?, packets })
+
+    fn other(&mut self, expression: &str, attributes: &[DefaultNla]) {
+        let number = |kind| number(attributes, kind);
+        match expression {
+            "ct" => self.state = number(NFTA_CT_KEY) == Some(NFT_CT_STATE.into()),
+            "counter" => self.packets = number(NFTA_COUNTER_PACKETS),
+            "match" if xt_conntrack(attributes) => self.takes = Takes::Invalid,
+            "target" if name(attributes) == b"REJECT" => self.action = Some(RuleAction::Reset),
+            "reject" if number(NFTA_REJECT_TYPE) == Some(NFT_REJECT_TCP_RST.into()) => {
+                self.action = Some(RuleAction::Reset);
+            }
+            _ => {}
+        }
+    }
 }
 
 fn data(element: &ListAttribute<ExpressionAttribute>) -> Option<&Expressions> {
@@ -113,9 +215,18 @@ fn masks(part: &Bitwise) -> bool {
     mask & INVALID != 0
 }
 
-fn drops(part: &Immediate) -> bool {
-    let Immediate::Data(DataAttribute::Verdict(verdict)) = part else { return false };
-    verdict.contains(&VerdictAttribute::Code(Verdict::Other(NF_DROP)))
+/// True where a rule ends in a verdict of this kind.
+fn leads(part: &Immediate, kind: fn(Verdict) -> bool) -> bool {
+    let Immediate::Data(DataAttribute::Verdict(parts)) = part else { return false };
+    parts.iter().any(|p| matches!(p, VerdictAttribute::Code(code) if kind(*code)))
+}
+
+fn is_drop(code: Verdict) -> bool {
+    code == Verdict::Other(NF_DROP)
+}
+
+fn is_jump(code: Verdict) -> bool {
+    matches!(code, Verdict::Jump | Verdict::Goto)
 }
 
 fn bytes(attributes: &[DefaultNla], kind: u16) -> Vec<u8> {
@@ -157,4 +268,25 @@ fn xt_conntrack(attributes: &[DefaultNla]) -> bool {
         && number(attributes, NFTA_MATCH_REV).is_some_and(|rev| rev >= 2)
         && flags & !inverted & XT_CONNTRACK_STATE != 0
         && u32::from(states) & INVALID != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Legacy tables are named; where there are none, or no such thing, nothing is unread.
+    #[test]
+    fn legacy_tables_are_named() {
+        let read = |names: &str| legacy("ip", "ip_tables_names", Ok(names.to_owned()));
+        assert_eq!(read("").as_deref(), None);
+        assert_eq!(
+            read("nat\nfilter\n").as_deref(),
+            Some("legacy iptables' tables of ip (nat, filter)")
+        );
+        let fails = |kind: io::ErrorKind| legacy("ip6", "ip6_tables_names", Err(kind.into()));
+        assert_eq!(fails(io::ErrorKind::NotFound), None);
+        assert!(
+            fails(io::ErrorKind::PermissionDenied).is_some_and(|e| e.contains("ip6_tables_names"))
+        );
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use canary_conntrack::rules;
+use canary_conntrack::rules::{self, Rules};
 use canary_conntrack::stat;
 use canary_conntrack::table::{Entry, Key, Table, TcpState, Tuple};
 use canary_record::result::witness::RuleAction;
@@ -14,6 +14,7 @@ canary_testbed::tests![
     a_flush_deletes_all,
     both_sources_agree,
     rules_of_invalid_are_read,
+    rules_that_are_not_read_are_named,
 ];
 
 /// Runs `job` in a host where conntrack follows loopback.
@@ -87,7 +88,7 @@ fn both_sources_agree() {
 /// wrote them; rules about anything else are not.
 fn rules_of_invalid_are_read() {
     let bed = Bed::new(Topology::single);
-    assert_eq!(bed.within("host", || rules::of_invalid().unwrap()), []);
+    assert_eq!(bed.within("host", || rules::of_invalid().unwrap()), Rules::default());
     bed.sh(
         "host",
         "nft 'table inet t { chain c { type filter hook forward priority 0; \
@@ -99,14 +100,49 @@ fn rules_of_invalid_are_read() {
     bed.sh("host", "iptables-nft -A INPUT -m conntrack --ctstate INVALID,NEW -j DROP");
     bed.sh("host", "iptables-nft -A INPUT -m conntrack ! --ctstate INVALID -j DROP");
     bed.sh("host", "ip6tables-nft -A OUTPUT -m conntrack --ctstate NEW -j DROP");
-    let found = bed.within("host", || rules::of_invalid().unwrap());
-    let mut found: Vec<_> =
-        found.iter().map(|r| (&*r.chain.0, &*r.chain.1, r.action, r.packets)).collect();
-    found.sort_by_key(|f| (f.0, f.3.is_none()));
+    bed.sh("host", "ip6tables-nft -A INPUT -m conntrack --ctstate INVALID -j DROP");
+    bed.sh(
+        "host",
+        "nft 'table ip6 t { chain c { type filter hook forward priority 0; \
+         ct state invalid counter packets 3 bytes 9 drop; }; }'",
+    );
+    let rules = bed.within("host", || rules::of_invalid().unwrap());
+    let mut found: Vec<_> = rules
+        .acting
+        .iter()
+        .map(|r| (r.family, &*r.chain.0, &*r.chain.1, r.action, r.packets))
+        .collect();
+    found.sort_by_key(|f| (f.0, f.1, f.4.is_none()));
     let expected = [
-        ("filter", "INPUT", RuleAction::Drop, Some(0)),
-        ("t", "c", RuleAction::Drop, Some(7)),
-        ("t", "c", RuleAction::Reset, None),
+        ("inet", "t", "c", RuleAction::Drop, Some(7)),
+        ("inet", "t", "c", RuleAction::Reset, None),
+        ("ip", "filter", "INPUT", RuleAction::Drop, Some(0)),
+        ("ip6", "filter", "INPUT", RuleAction::Drop, Some(0)),
+        ("ip6", "t", "c", RuleAction::Drop, Some(3)),
     ];
     assert_eq!(found, expected);
+    assert_eq!(rules.unread, Vec::<String>::new());
+}
+
+/// What may act on INVALID and is not read is named: sets, maps of verdicts, comparisons, jumps, and
+/// legacy iptables' tables. What accepts by a set is no such rule.
+fn rules_that_are_not_read_are_named() {
+    let bed = Bed::new(Topology::single);
+    bed.sh(
+        "host",
+        "nft 'table ip6 t { chain d { }; chain c { type filter hook forward priority 0; \
+         ct state { established, related } accept; ct state vmap { invalid : drop, new : accept }; \
+         ct state { new, invalid } counter drop; ct state != established reject with tcp reset; \
+         ct state invalid jump d; ct state invalid log; }; }'",
+    );
+    let read = || bed.within("host", || rules::of_invalid().unwrap());
+    let Rules { acting, unread, unread_resets } = read();
+    assert_eq!((acting, unread_resets), (Vec::new(), true));
+    let how: Vec<_> = unread.iter().map(|u| u.split_once(" (").unwrap()).collect();
+    assert!(how.iter().all(|(rule, _)| rule.starts_with("ip6 t c handle ")), "{how:?}");
+    let asks = "asks a set, a map or a comparison)";
+    let how: Vec<_> = how.iter().map(|h| h.1).collect();
+    assert_eq!(how, [asks, asks, asks, "jumps)"]);
+    bed.sh("host", "iptables-legacy -A FORWARD -m conntrack --ctstate INVALID -j DROP");
+    assert_eq!(read().unread.last().unwrap(), "legacy iptables' tables of ip (filter)");
 }

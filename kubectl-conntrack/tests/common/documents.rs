@@ -199,6 +199,7 @@ pub fn witness(ended: u64) -> WitnessResult {
         texts: BTreeMap::new(),
         resets_logged: true,
         stray_resets: 0,
+        half_open_resets: 0,
         connections: (ended > 0)
             .then_some(CauseCount { cause, direction, count: ended })
             .into_iter()
@@ -210,7 +211,9 @@ pub fn witness(ended: u64) -> WitnessResult {
         servers: hit("198.18.66.4"),
         examples: (ended > 0).then_some(example).into_iter().collect(),
         conntrack: None,
+        table: BTreeMap::new(),
         rules: Vec::new(),
+        unread_rules: Vec::new(),
         changed: Vec::new(),
     }
 }

@@ -2,10 +2,11 @@
 //! what boom-server and load-client saw. A disagreement makes the cell inconclusive. Pure.
 
 use canary_record::names::{self, Forgery};
-use canary_record::result::witness::{Direction, Ended, Reason, WitnessResult};
+use canary_record::result::witness::{Direction, Ended, InTable, Reason, WitnessResult};
 use canary_testbed::capture::Reset;
 
 use crate::document::lab::WitnessSaid;
+use crate::observed::saturation::Heard;
 
 /// What a witness on `node` said, as the results have it.
 #[must_use]
@@ -81,6 +82,43 @@ pub fn doubts(
     doubts
 }
 
+/// What keeps a witness' words on a step of a table that fills and what is known of it from elsewhere
+/// from being one story.
+#[must_use]
+pub fn in_a_table(heard: &Heard, w: &WitnessResult) -> Vec<String> {
+    let mut differs = Vec::new();
+    // What an older kernel does not log is no loss: there only the table is compared.
+    if w.resets_logged {
+        let said = said("the node", w);
+        let named: u64 = w.connections.iter().filter(|c| c.cause.ended()).map(|c| c.count).sum();
+        // boom-server may not know what became of some, in a table without room.
+        let ended = named.clamp(heard.killed, heard.killed + heard.unknown);
+        let direction = names::Direction::ServerToClient;
+        differs.extend(said.weak.iter().cloned());
+        differs.extend(doubts(&[said], ended, direction, &heard.target, false));
+    }
+    let read = InTable::of(&heard.conntrack);
+    for what in InTable::ALL {
+        let [told, counted] = [&w.table, &read].map(|of| of.get(what).copied().unwrap_or(0));
+        // It watched a little longer than the counters were read.
+        if told < counted || (counted == 0 && told > 0) {
+            differs.push(format!("{what}: the witness tells of {told}, the counters of {counted}"));
+        }
+        if told == 0 && heard.shows.contains(what) {
+            differs.push(format!("{what}: connections show it, the witness does not tell of it"));
+        }
+    }
+    if let Some(resets) = heard.resets
+        && (w.half_open_resets > resets || (resets > 0) != (w.half_open_resets > 0))
+    {
+        differs.push(format!(
+            "half-open connections: the witness tells of {} resets, {resets} reached the server",
+            w.half_open_resets
+        ));
+    }
+    differs
+}
+
 /// What the kernel said of the segment that `reset` answers: of that very one, or else of all that
 /// were forged alike.
 #[must_use]
@@ -102,7 +140,8 @@ pub fn words(witnesses: &[(String, WitnessResult)], reset: &Reset) -> Option<Str
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::judge) mod tests {
+    use canary_record::result::observe::ConntrackCounters;
     use canary_record::result::witness::{Cause, CauseCount};
     use canary_wire::seq::Seq;
 
@@ -115,6 +154,20 @@ mod tests {
             services: vec!["198.19.0.10:80".to_owned()],
             ..WitnessSaid::default()
         }
+    }
+
+    /// The result of a witness that heard nothing.
+    pub(in crate::judge) fn silent() -> WitnessResult {
+        serde_json::from_value(serde_json::json!({
+            "schema_version": 2, "run": canary_record::result::Clock::start().run(
+                "load-client witness", "0", names::EndedBy::Completed, canary_record::result::Config::new()),
+            "verdict": "protected", "reasons": [], "source": "kernel", "seconds_watched": 1.0,
+            "messages": { "received": 3, "foreign": 0, "unreadable": 0, "lost": 0, "overruns": 0, "forgotten": 0 },
+            "segments": {}, "unanswered": {}, "texts": {}, "resets_logged": true, "stray_resets": 0,
+            "connections": [], "harmless": 0, "already_closing": 0, "services": [], "clients": [],
+            "servers": [], "conntrack": null, "examples": [], "changed": []
+        }))
+        .unwrap()
     }
 
     const FORGED: names::Direction = names::Direction::ServerToClient;
@@ -177,6 +230,49 @@ mod tests {
         assert_eq!(doubts(&[weak], 0, FORGED, TARGET, false), Vec::<String>::new());
     }
 
+    /// In a table that fills the witness must name what boom-server ended and no more, what the counters
+    /// and the connections show of the table and nothing else, and no more half-open connections than
+    /// there were resets.
+    #[test]
+    fn a_table_is_told_apart_or_it_is_a_doubt() {
+        let five = CauseCount { cause: Cause::AnsweredByClient, direction: S2C, count: 5 };
+        let w = WitnessResult {
+            connections: vec![five],
+            table: [(InTable::Full, 8), (InTable::EarlyDrop, 2)].into(),
+            half_open_resets: 2,
+            ..silent()
+        };
+        let conntrack =
+            ConntrackCounters { drop: 7, early_drop: 2, ..ConntrackCounters::default() };
+        let heard = Heard {
+            place: "full".to_owned(),
+            target: TARGET.to_owned(),
+            witness: Ok(w.clone()),
+            conntrack,
+            killed: 5,
+            unknown: 0,
+            shows: vec![InTable::Full],
+            resets: Some(2),
+        };
+        let of = |change: &dyn Fn(&mut Heard, &mut WitnessResult)| {
+            let (mut heard, mut w) = (heard.clone(), w.clone());
+            change(&mut heard, &mut w);
+            in_a_table(&heard, &w).len()
+        };
+        assert_eq!(in_a_table(&heard, &w), Vec::<String>::new());
+        assert_eq!(of(&|h, _| h.killed = 4), 1);
+        assert_eq!(of(&|h, _| (h.killed, h.unknown) = (4, 1)), 0);
+        assert_eq!(of(&|h, _| h.killed = 6), 1);
+        assert_eq!(of(&|_, w| w.messages.lost = 1), 1);
+        assert_eq!(of(&|h, w| (h.killed, w.resets_logged) = (0, false)), 0);
+        assert_eq!(of(&|_, w| w.table = [(InTable::EarlyDrop, 2)].into()), 2);
+        assert_eq!(of(&|_, w| w.table = [(InTable::Full, 8), (InTable::Clash, 2)].into()), 2);
+        assert_eq!(of(&|h, _| h.shows.push(InTable::Clash)), 1);
+        assert_eq!(of(&|h, _| h.resets = Some(1)), 1);
+        assert_eq!(of(&|h, _| h.resets = Some(0)), 1);
+        assert_eq!(of(&|h, _| h.resets = None), 0);
+    }
+
     /// The words are those of the very segment where a witness has it, else those of its kind, and
     /// never those of another forgery.
     #[test]
@@ -201,18 +297,14 @@ mod tests {
             facts: Vec::new(),
         };
         let texts = ["SEQ is over upper bound N", "ACK is over upper bound N"];
-        let w: WitnessResult = serde_json::from_value(serde_json::json!({
-            "schema_version": 2, "run": canary_record::result::Clock::start().run(
-                "load-client witness", "0", names::EndedBy::Completed, canary_record::result::Config::new()),
-            "verdict": "vulnerable", "reasons": [], "source": "kernel", "seconds_watched": 1.0,
-            "messages": { "received": 3, "foreign": 0, "unreadable": 0, "lost": 0, "overruns": 0, "forgotten": 0 },
-            "segments": {}, "unanswered": {}, "texts": { texts[0]: 2, texts[1]: 1 },
-            "resets_logged": true, "stray_resets": 0, "connections": [], "harmless": 0,
-            "already_closing": 0, "services": [], "clients": [], "servers": [], "conntrack": null,
-            "examples": [ended(500, "SEQ is over upper bound 7"), ended(9_000_100, "SEQ is over upper bound 8")],
-            "changed": []
-        }))
-        .unwrap();
+        let w = WitnessResult {
+            texts: [(texts[0].to_owned(), 2), (texts[1].to_owned(), 1)].into(),
+            examples: vec![
+                ended(500, "SEQ is over upper bound 7"),
+                ended(9_000_100, "SEQ is over upper bound 8"),
+            ],
+            ..silent()
+        };
         let heard = [("node1".to_owned(), w)];
         let of = |forgery, isn| words(&heard, &Reset { forgery, client_isn: Seq(isn) });
         assert_eq!(

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::document::timeline::{FailureClass, TableSpeed, Timeline};
 use canary_record::names::ProbeEnd;
 use canary_record::result::observe::ConntrackCounters;
+use canary_record::result::witness::{InTable, WitnessResult};
 
 use super::listed;
 
@@ -267,6 +268,47 @@ impl HalfOpen {
     }
 }
 
+/// What load-client's witness on the node made of a step or a place, and what else is known of that.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    /// The step's title.
+    pub place: String,
+    /// The Service of boom-server's connections.
+    pub target: String,
+    /// What it said, or why there was none.
+    pub witness: Result<WitnessResult, String>,
+    /// What conntrack counted, as this program read it.
+    pub conntrack: ConntrackCounters,
+    /// Connections that boom-server ended by what it forged.
+    pub killed: u64,
+    /// Segments that it forged and of which it does not know what they did.
+    pub unknown: u64,
+    /// What the connections themselves showed of the table.
+    pub shows: Vec<InTable>,
+    /// RSTs that reached the server of half-open connections, where they were captured whole.
+    pub resets: Option<u64>,
+}
+
+impl Heard {
+    /// What the witness said, in a sentence.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let w = match &self.witness {
+            Ok(w) => w,
+            Err(why) => return format!("No witness: {why}."),
+        };
+        let ends = w.connections.iter().map(|c| format!("{} {}", c.count, c.cause));
+        let table = w.table.iter().map(|(what, n)| format!("{n} {what}"));
+        let half_open = match w.half_open_resets {
+            0 => None,
+            n => Some(format!("{n} resets to SYN ACKs without an entry")),
+        };
+        let all: Vec<_> = ends.chain(table).chain(half_open).collect();
+        let all = if all.is_empty() { "nothing".to_owned() } else { all.join(", ") };
+        format!("The witness on the node: {all}.")
+    }
+}
+
 /// The most connections that are held to fill a table.
 pub const MOST_HELD: u64 = 20_000;
 
@@ -283,6 +325,8 @@ pub struct Facts {
     pub evicted: Vec<Evicted>,
     /// Half-open entries dropped early, segment by segment, where it could.
     pub half_open: Vec<HalfOpen>,
+    /// What the witness on the node heard, step by step and place by place.
+    pub heard: Vec<Heard>,
     /// Rounds with be_liberal 0 and 1, in pairs.
     pub pace: Vec<[Pace; 2]>,
     /// Tables of other sizes.

@@ -101,7 +101,8 @@ pub fn run(
     let warm = testbed.warm_up(cell.family, patience, interrupt)?;
 
     let mut notes = Vec::new();
-    let witnesses = start_witnesses(testbed, cell, setting, &mut notes)?;
+    let on = testbed.topology.nodes(At::Both);
+    let witnesses = setting::ready_witnesses(testbed, on, cell.dir, setting, &mut notes)?;
     let captures = start_captures(testbed, cell, setting)?;
     let mut boom = start_boom(testbed, cell, setting)?;
     boom.wait_ready(setting.scaled(READY), interrupt)?;
@@ -198,25 +199,6 @@ fn end_boom(mut boom: Process, setting: &Setting) -> Result<ExitStatus, TestbedE
         boom.signal(Signal::SIGTERM);
     }
     Ok(boom.wait(setting.scaled(READY), &setting.interrupt)?)
-}
-
-/// load-client's witness on both nodes. Where it cannot watch the cell has one judge less, and
-/// says so.
-fn start_witnesses(
-    testbed: &Testbed<'_>,
-    cell: &Cell<'_>,
-    setting: &Setting,
-    notes: &mut Vec<String>,
-) -> Result<Vec<(&'static str, Process)>, TestbedError> {
-    let on = testbed.topology.nodes(At::Both);
-    let mut running = setting::start_witnesses(testbed, on, cell.dir, setting)?;
-    running.retain_mut(|(node, process)| {
-        let ready = process.wait_ready(setting.scaled(READY), &setting.interrupt);
-        ready
-            .map_err(|e| notes.push(format!("no witness on {node}: {e}: {}", process.said())))
-            .is_ok()
-    });
-    Ok(running)
 }
 
 fn start_captures(

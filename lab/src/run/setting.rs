@@ -138,6 +138,9 @@ pub fn load_client(
     testbed.start(testbed.topology.client(), call, &dir.join(format!("{name}.log")), ready)
 }
 
+/// How long a witness may take to begin or to end.
+const WITNESS: Duration = Duration::from_secs(10);
+
 /// load-client's witness, in hosts.
 pub fn start_witnesses(
     testbed: &Testbed<'_>,
@@ -159,6 +162,24 @@ pub fn start_witnesses(
     hosts.iter().map(start).collect()
 }
 
+/// The same, ready. Where one cannot watch there is one judge less, and `notes` says so.
+pub fn ready_witnesses(
+    testbed: &Testbed<'_>,
+    hosts: &[&'static str],
+    dir: &Path,
+    setting: &Setting,
+    notes: &mut Vec<String>,
+) -> Result<Vec<(&'static str, Process)>, TestbedError> {
+    let mut running = start_witnesses(testbed, hosts, dir, setting)?;
+    running.retain_mut(|(host, process)| {
+        let ready = process.wait_ready(setting.scaled(WITNESS), &setting.interrupt);
+        ready
+            .map_err(|e| notes.push(format!("no witness on {host}: {e}: {}", process.said())))
+            .is_ok()
+    });
+    Ok(running)
+}
+
 /// Ends them, and gives what each said.
 pub fn end_witnesses(
     running: Vec<(&'static str, Process)>,
@@ -172,7 +193,7 @@ pub fn end_witnesses(
         }
     }
     let end = |(host, process): (&str, Process)| {
-        let status = process.wait(setting.scaled(Duration::from_secs(10)), &setting.interrupt)?;
+        let status = process.wait(setting.scaled(WITNESS), &setting.interrupt)?;
         Ok((host.to_owned(), result("load-client", &witness_file(dir, host), status)?))
     };
     running.into_iter().map(end).collect()

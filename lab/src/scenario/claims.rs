@@ -41,6 +41,8 @@ names! {
         ShortTimeoutsResetIdleConnections = "short-timeouts-reset-idle-connections",
         /// The same where the client speaks first.
         ShortTimeoutsResetIdleClients = "short-timeouts-reset-idle-clients",
+        /// The witness tells what INVALID did from what the table did.
+        WitnessTellsApart = "witness-tells-apart",
         /// be_liberal speeds transfers and new connections.
         LiberalIsFaster = "liberal-is-faster",
     }

@@ -152,6 +152,8 @@ pub struct Counts {
     pub unanswered: AHashMap<Reason, u64>,
     /// Resets that answer nothing that was heard.
     pub stray_resets: u64,
+    /// Of these, those that answer a SYN ACK without an entry.
+    pub half_open_resets: u64,
     /// Segments that were forgotten for want of room.
     pub forgotten: u64,
     /// Resets that were provoked and that their receiver cannot take.

@@ -217,7 +217,13 @@ impl Witness {
         match judge(pair, later, |ip| around.here(ip)) {
             Judgement::LivedOn => self.found.lived_on += 1,
             Judgement::AlreadyClosing => self.found.already_closing += 1,
-            Judgement::Unrelated => self.matcher.counts.stray_resets += 1,
+            Judgement::Unrelated => {
+                self.matcher.counts.stray_resets += 1;
+                let suspect = &pair.suspect;
+                let half_open = suspect.reason == Reason::InvalidNew
+                    && suspect.numbers.flags.has(Flags::SYN.with(Flags::ACK));
+                self.matcher.counts.half_open_resets += u64::from(half_open);
+            }
             Judgement::Counted(mut cause, direction, mut facts) => {
                 if self.rejects && cause == Cause::AnsweredByClient {
                     // nf_send_reset() writes the numbers, and from here the TTL, of the client's own.
@@ -278,6 +284,12 @@ impl Witness {
     #[must_use]
     pub fn stray_resets(&self) -> u64 {
         self.matcher.counts.stray_resets
+    }
+
+    /// Of these, those that answer a SYN ACK without an entry.
+    #[must_use]
+    pub fn half_open_resets(&self) -> u64 {
+        self.matcher.counts.half_open_resets
     }
 
     /// Pairs that were judged by one look, for want of room to wait.

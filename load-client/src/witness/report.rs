@@ -2,7 +2,9 @@
 
 use canary_record::names::{EndedBy, Verdict};
 use canary_record::result::observe::ConntrackCounters;
-use canary_record::result::witness::{Reason, RuleAction, RuleCount, Source, WitnessResult};
+use canary_record::result::witness::{
+    InTable, Reason, RuleAction, RuleCount, Source, WitnessResult,
+};
 use canary_record::result::{Run, SCHEMA_VERSION};
 
 use super::core::{Found, Witness};
@@ -25,6 +27,7 @@ pub fn empty(run: Run, source: Source, why: String) -> WitnessResult {
         texts: std::collections::BTreeMap::new(),
         resets_logged: true,
         stray_resets: 0,
+        half_open_resets: 0,
         connections: Vec::new(),
         harmless: 0,
         already_closing: 0,
@@ -33,7 +36,9 @@ pub fn empty(run: Run, source: Source, why: String) -> WitnessResult {
         servers: Vec::new(),
         examples: Vec::new(),
         conntrack: None,
+        table: std::collections::BTreeMap::new(),
         rules: Vec::new(),
+        unread_rules: Vec::new(),
         changed: Vec::new(),
     }
 }
@@ -81,8 +86,19 @@ pub fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>) -> Wit
     let unanswered: u64 = w.unanswered().into_iter().filter(waiting).map(|(_, n)| n).sum();
     if !resets_logged && unanswered > 0 {
         weak.push(format!(
-            "this kernel may not log the resets that answer INVALID segments: what became of {unanswered} \
-             of them is not known"
+            "Linux {} may not log the resets that answer INVALID segments (those before 6.12 do not): what \
+             became of {unanswered} of them is not known; a capture on this node tells it (--pcap)",
+            run.kernel
+        ));
+    }
+    let table = conntrack.map(|c| InTable::of(&c.grown)).unwrap_or_default();
+    let half_open = w.half_open_resets();
+    if let Some(evicted) = table.get(&InTable::EarlyDrop)
+        && half_open > 0
+    {
+        weak.push(format!(
+            "{half_open} resets answered SYN ACKs without an entry, and conntrack evicted {evicted} entries to \
+             make room: connections that were opening may have ended by that"
         ));
     }
     if conntrack.is_some_and(|c| c.entries == (0, 0)) && m.received == 0 {
@@ -93,15 +109,15 @@ pub fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>) -> Wit
     for c in watched.changed.iter().filter(|c| !c.restored) {
         notes.push(format!("{} could not be put back to {}", c.key, c.from));
     }
-    if let Some(c) = conntrack {
-        notes.extend(of_table(c.grown));
-    }
-    let rules = of_rules(watched.rules, unanswered, &mut notes);
+    notes.extend(table.iter().map(|(what, n)| what.words(*n)));
+    let (rules, unread_rules) = of_rules(watched.rules, unanswered, &mut notes);
     let mut result = of(w, run, Source::Kernel, weak, watched.watched.as_secs_f64());
     result.reasons.extend(notes);
     result.resets_logged = resets_logged;
     result.conntrack = conntrack.map(|c| c.grown);
+    result.table = table;
     result.rules = rules;
+    result.unread_rules = unread_rules;
     result.changed = watched.changed;
     result
 }
@@ -113,43 +129,28 @@ fn logs_resets(kernel: &str) -> bool {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 12)
 }
 
-/// Which rules took INVALID segments, where that is of interest and can be read.
+/// Which rules took INVALID segments, and which were not read.
 fn of_rules(
-    rules: Result<Vec<RuleCount>, String>,
+    rules: Result<(Vec<RuleCount>, Vec<String>), String>,
     unanswered: u64,
     notes: &mut Vec<String>,
-) -> Vec<RuleCount> {
-    let rules = rules.unwrap_or_else(|e| {
-        notes.push(format!(
-            "the rules of nf_tables cannot be read, and so not whether one drops INVALID: {e}"
-        ));
-        Vec::new()
-    });
+) -> (Vec<RuleCount>, Vec<String>) {
+    let (rules, unread) = rules.unwrap_or_else(|e| (Vec::new(), vec![format!("nf_tables: {e}")]));
     notes.extend(rules.iter().filter(|r| r.packets.is_some_and(|n| n > 0)).map(|r| {
         let does = if r.action == RuleAction::Drop { "dropped" } else { "answered with resets" };
         let n = r.packets.unwrap_or_default();
-        format!("{n} packets {does} by a rule for INVALID in {} {}", r.table, r.chain)
+        format!("{n} packets {does} by a rule for INVALID in {} {} {}", r.family, r.table, r.chain)
     }));
+    if !unread.is_empty() {
+        notes.push(format!("rules that could not be read: {}", unread.join(", ")));
+    }
     if unanswered > 0 && rules.iter().all(|r| r.packets.is_none()) {
         notes.push(format!(
-            "{unanswered} INVALID segments were not answered, and no rule of nf_tables with a counter tells \
-             whether it dropped them (legacy iptables' are not read)"
+            "{unanswered} INVALID segments were not answered, and no rule that could be read and has a \
+             counter tells whether it dropped them"
         ));
     }
-    rules
-}
-
-/// What a full table or a clash did meanwhile: not INVALID's doing.
-fn of_table(grown: ConntrackCounters) -> Vec<String> {
-    let say = |n: u64, what: &str| (n > 0).then(|| format!("{n} {what}"));
-    [
-        say(grown.drop, "packets dropped by conntrack (drop): the table was full; not by INVALID"),
-        say(grown.early_drop, "entries evicted to make room (early_drop): their connections may end by it; not by INVALID"),
-        say(grown.insert_failed, "entries not inserted (insert_failed): a clash of tuples; not by INVALID"),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    (rules, unread)
 }
 
 /// The verdict and the counts. `weak` is what keeps it from saying that nothing happened.
@@ -165,6 +166,7 @@ fn of(w: &Witness, run: Run, source: Source, weak: Vec<String>, seconds: f64) ->
         unanswered: w.unanswered(),
         texts: w.texts.counts().map(|(t, n)| (t.to_owned(), n)).collect(),
         stray_resets: w.stray_resets(),
+        half_open_resets: w.half_open_resets(),
         connections: w.found.causes(),
         harmless: w.harmless(),
         already_closing: w.found.already_closing,

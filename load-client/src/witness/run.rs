@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use canary_conntrack::netlink::NetlinkError;
-use canary_conntrack::rules::{self, Rule};
+use canary_conntrack::rules::{self, Rule, Rules};
 use canary_conntrack::table::{Key, Table, Tuple};
 use canary_record::names::EndedBy;
 use canary_record::result::witness::{Changed, Ended, RuleAction, RuleCount};
@@ -96,8 +96,9 @@ fn addresses() -> HashSet<IpAddr> {
 /// What the watch found.
 #[derive(Debug)]
 pub struct Watched {
-    /// Rules that act on INVALID segments, and what they counted; or why they cannot be read.
-    pub rules: Result<Vec<RuleCount>, String>,
+    /// Rules that act on INVALID segments, and what they counted, and those that were not read; or why
+    /// none can be read.
+    pub rules: Result<(Vec<RuleCount>, Vec<String>), String>,
     /// The core.
     pub witness: Witness,
     /// Kernel values, and whether they are as before.
@@ -151,7 +152,9 @@ impl Watch {
         let view = Arc::<Mutex<View>>::default();
         let node = Node { table, addresses: addresses(), read: None, failed: 0 };
         let rules = rules::of_invalid().map_err(|e| e.to_string());
-        let resets = |rules: &Vec<Rule>| rules.iter().any(|r| r.action == RuleAction::Reset);
+        let resets = |rules: &Rules| {
+            rules.unread_resets || rules.acting.iter().any(|r| r.action == RuleAction::Reset)
+        };
         let mut witness = Witness::default();
         witness.rejects = rules.as_ref().is_ok_and(resets);
         let listener = Listener {
@@ -224,7 +227,7 @@ struct Listener {
     node: Node,
     witness: Witness,
     /// As they were at the begin.
-    rules: Result<Vec<Rule>, String>,
+    rules: Result<Rules, String>,
     orders: Arc<Orders>,
     view: Arc<Mutex<View>>,
     limit: Option<Limit>,
@@ -273,7 +276,8 @@ impl Listener {
         self.publish();
         let rules = self.rules.and_then(|before| {
             let after = rules::of_invalid().map_err(|e| e.to_string())?;
-            Ok(after.into_iter().map(|rule| counted(rule, &before)).collect())
+            let acting = after.acting.into_iter().map(|rule| counted(rule, &before.acting));
+            Ok((acting.collect(), after.unread))
         });
         Watched {
             witness: self.witness,
@@ -341,11 +345,13 @@ impl Listener {
 
 /// What a rule counted since it was as `before` has it.
 fn counted(rule: Rule, before: &[Rule]) -> RuleCount {
-    let same = |old: &&Rule| (&old.chain, old.handle) == (&rule.chain, rule.handle);
+    let same = |old: &&Rule| {
+        (old.family, &old.chain, old.handle) == (rule.family, &rule.chain, rule.handle)
+    };
     let old = before.iter().find(same).and_then(|old| old.packets);
     let packets = rule.packets.zip(old).and_then(|(now, then)| now.checked_sub(then));
     let ((table, chain), handle, action) = (rule.chain, rule.handle, rule.action);
-    RuleCount { table, chain, handle, action, packets }
+    RuleCount { family: rule.family.to_owned(), table, chain, handle, action, packets }
 }
 
 fn event(e: &Ended, held_back: u64) {

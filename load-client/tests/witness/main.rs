@@ -24,6 +24,7 @@ canary_testbed::tests![
     every_connection_that_boom_server_ended_is_named,
     the_page_shows_the_last_one,
     a_drop_leaves_nothing_to_name,
+    rules_that_are_not_read_are_said,
     a_node_that_rejects_is_not_taken_for_the_client,
     the_node_answers_for_a_masqueraded_client,
     a_host_network_client_is_the_client,
@@ -168,6 +169,27 @@ fn a_drop_leaves_nothing_to_name() {
     }
     let dropped: u64 = w.rules.iter().filter_map(|r| r.packets).sum();
     assert!(dropped >= 12, "the rule's own counter: {:?}, {:?}", w.rules, w.reasons);
+}
+
+/// Rules that drop INVALID and cannot be read are named in the result, and nobody's counter is guessed.
+fn rules_that_are_not_read_are_said() {
+    let bed = Bed::path(Path::ClusterIp);
+    bed.sh(
+        "node1",
+        "nft 'table ip own { chain forward { type filter hook forward priority 0; \
+         ct state vmap { invalid : drop, established : accept }; }; }'; \
+         ip6tables-legacy -A FORWARD -m conntrack --ctstate INVALID -j DROP",
+    );
+    let witness = watch(&bed, "node1");
+    let boom = forged(&bed, &both(&bed), 4, "--forge=above-window");
+    let w = end(witness).result;
+    complete(&w);
+    assert_eq!((killed(&boom), w.rules.len(), w.verdict), (0, 0, Verdict::Protected));
+    let [rule, legacy] = &w.unread_rules[..] else { panic!("{:?}", w.unread_rules) };
+    assert!(rule.starts_with("ip own forward handle "), "{rule}");
+    assert_eq!(legacy, "legacy iptables' tables of ip6 (filter)");
+    let said = format!("rules that could not be read: {rule}, {legacy}");
+    assert!(w.reasons.contains(&said), "{:?}", w.reasons);
 }
 
 /// A rule that answers INVALID with a reset looks as the client's host does: the client is not named,
@@ -458,7 +480,10 @@ fn an_ordinary_users_namespace_can_be_watched() {
     assert_eq!(out.status.code(), Some(11), "{out:?}");
     complete(&result);
     assert_eq!(result.changed.len(), 3);
-    assert_eq!(result.reasons, ["conntrack tracked nothing in this network namespace"]);
+    let [nothing, unread] = &result.reasons[..] else { panic!("{:?}", result.reasons) };
+    assert_eq!(nothing, "conntrack tracked nothing in this network namespace");
+    // xt_proto_init() makes these files before unshare(1) has mapped the namespace's root.
+    assert!(unread.starts_with("rules that could not be read: legacy iptables' tables of ip "));
 }
 
 /// As an unprivileged container has it (`k8s/overlays/witness`): a read-only /proc/sys, netfilter's

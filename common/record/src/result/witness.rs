@@ -142,6 +142,10 @@ pub struct WitnessResult {
     pub resets_logged: bool,
     /// Resets that belong to no segment: of hosts that have closed, or forged from outside.
     pub stray_resets: u64,
+    /// Of these, those that answer a SYN ACK for which conntrack had no entry: of a late copy of a SYN,
+    /// or of a connection that was opening and whose entry was evicted.
+    #[serde(default)]
+    pub half_open_resets: u64,
     /// Connections by what ended them, and in which direction.
     pub connections: Vec<CauseCount>,
     /// Resets that were provoked and ended nothing: their receiver could not take them, or the
@@ -160,11 +164,63 @@ pub struct WitnessResult {
     /// What conntrack's counters grew by. `drop` and `early_drop` tell of a full table,
     /// `insert_failed` of clashes: they end connections that INVALID has no part in.
     pub conntrack: Option<ConntrackCounters>,
+    /// What these counters tell of its table, where they tell something.
+    #[serde(default)]
+    pub table: BTreeMap<InTable, u64>,
     /// Rules of nf_tables that act on INVALID segments, and what their counters grew by.
     #[serde(default)]
     pub rules: Vec<RuleCount>,
+    /// Rules and tables that may act on INVALID segments too and could not be read.
+    #[serde(default)]
+    pub unread_rules: Vec<String>,
     /// Kernel values that were changed to watch.
     pub changed: Vec<Changed>,
+}
+
+names! {
+    /// What conntrack's counters tell of its table. It ends connections too, and is not INVALID's doing.
+    pub enum InTable {
+        /// A packet that needed a new entry found no room and was dropped.
+        Full = "full",
+        /// An entry was evicted to make room.
+        EarlyDrop = "early-drop",
+        /// An entry was not inserted: another had taken its tuple.
+        Clash = "clash",
+    }
+}
+
+impl InTable {
+    /// What counters that grew by so much tell.
+    #[must_use]
+    pub fn of(grown: &ConntrackCounters) -> BTreeMap<Self, u64> {
+        // nf_ct_resolve_clash() counts what it drops under `drop` and `insert_failed`; nf_conntrack_in()
+        // counts what finds no room under `drop` alone.
+        let full = grown.drop.saturating_sub(grown.insert_failed);
+        let each = [
+            (Self::Full, full),
+            (Self::EarlyDrop, grown.early_drop),
+            (Self::Clash, grown.insert_failed),
+        ];
+        each.into_iter().filter(|(_, n)| *n > 0).collect()
+    }
+
+    /// So many of it, in words.
+    #[must_use]
+    pub fn words(self, n: u64) -> String {
+        match self {
+            Self::Full => format!(
+                "{n} packets found no room in conntrack's table (drop): new connections time out, and \
+                 entries of closing ones may be evicted; not by INVALID"
+            ),
+            Self::EarlyDrop => format!(
+                "{n} entries evicted to make room (early_drop): their connections may end by it; not by INVALID"
+            ),
+            Self::Clash => format!(
+                "{n} entries not inserted (insert_failed), and their packets dropped: a clash of tuples; \
+                 not by INVALID"
+            ),
+        }
+    }
 }
 
 names! {
@@ -180,6 +236,9 @@ names! {
 /// A rule that acts on INVALID segments.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RuleCount {
+    /// The family of its table, as nft calls it.
+    #[serde(default)]
+    pub family: String,
     /// Its table.
     pub table: String,
     /// Its chain.
@@ -295,4 +354,28 @@ pub struct Changed {
     pub to: String,
     /// True when it reads as before again.
     pub restored: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A full table, evictions and clashes are told apart: a clash counts as a drop too.
+    #[test]
+    fn the_table_is_told_apart() {
+        let of = |drop, early_drop, insert_failed| {
+            let grown = ConntrackCounters {
+                drop,
+                early_drop,
+                insert_failed,
+                ..ConntrackCounters::default()
+            };
+            InTable::of(&grown).into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(of(0, 0, 0), []);
+        assert_eq!(of(7, 0, 0), [(InTable::Full, 7)]);
+        assert_eq!(of(0, 3, 0), [(InTable::EarlyDrop, 3)]);
+        assert_eq!(of(7, 0, 7), [(InTable::Clash, 7)]);
+        assert_eq!(of(9, 2, 7), [(InTable::Full, 2), (InTable::EarlyDrop, 2), (InTable::Clash, 7)]);
+    }
 }

@@ -65,6 +65,11 @@ pub(super) const fn words(claim: Claim) -> (&'static str, &'static str) {
             "An established timeout shorter than a silence resets the connection when the server speaks next.",
             "nf_conntrack_proto_tcp.c: tcp_new(), nf_ct_tcp_loose",
         ),
+        Claim::WitnessTellsApart => (
+            "load-client's witness names the connections that boom-server ended and no other, and tells a \
+                 full table, evictions and clashes apart.",
+            "docs/witness.md",
+        ),
         Claim::ShortTimeoutsResetIdleClients => (
             "The same resets it when the client speaks next.",
             "nf_conntrack_proto_tcp.c: tcp_new(), nf_ct_tcp_loose",
@@ -83,11 +88,12 @@ pub(super) const fn needs_a_full_table(claim: Claim) -> bool {
 }
 
 /// Whether a run cannot show it, whatever it does: its limit is what it is.
-pub(super) const fn not_tried(claim: Claim, facts: &Facts) -> bool {
+pub(super) fn not_tried(claim: Claim, facts: &Facts) -> bool {
     match claim {
         Claim::BiggerTableCures | Claim::SmallerTableResets | Claim::BiggerTableHarms => {
             !facts.can_resize
         }
+        Claim::WitnessTellsApart => facts.heard.iter().all(|h| h.witness.is_err()),
         Claim::SaturationResets
         | Claim::EvictionResetsClosingConnections
         | Claim::LiberalAndDropsSaveEvicted

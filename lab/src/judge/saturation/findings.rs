@@ -3,6 +3,7 @@
 use crate::document::timeline::{FailureClass, Finding, Statement, TableSeries, TableSpeed};
 use canary_record::names::ProbeEnd;
 
+use super::super::witness;
 use super::claims;
 use crate::observed::listed;
 use crate::observed::saturation::{
@@ -312,6 +313,10 @@ fn other(claim: Claim, facts: &Facts) -> (Finding, String) {
         Claim::EarlyDropBeforeSynAckResets if !facts.can_hold && by_chance(facts).is_some() => {
             by_chance(facts).unwrap_or_else(never)
         }
+        Claim::WitnessTellsApart if claims::not_tried(claim, facts) => {
+            let why = facts.heard.iter().find_map(|h| h.witness.as_ref().err());
+            why.map_or_else(never, |why| (Finding::NotShown, why.clone()))
+        }
         _ if claims::not_tried(claim, facts) => (
             Finding::NotShown,
             if facts.can_resize {
@@ -336,9 +341,31 @@ fn other(claim: Claim, facts: &Facts) -> (Finding, String) {
         Claim::LiberalAndDropsSaveEvicted => saved(facts),
         Claim::ShorterTimeoutsCure => same_load(facts, Kind::Shorter),
         Claim::ShortTimeoutsResetIdleConnections => expiry(facts, Kind::Expiry, "server"),
+        Claim::WitnessTellsApart => told_apart(facts),
         Claim::ShortTimeoutsResetIdleClients => expiry(facts, Kind::ExpiryClient, "client"),
         _ => never(),
     }
+}
+
+/// The witness' words on each step and place against what else is known of it.
+fn told_apart(facts: &Facts) -> (Finding, String) {
+    let mut lines = Vec::new();
+    let mut doubts = Vec::new();
+    for heard in &facts.heard {
+        lines.push(format!("{}: {}", heard.place, heard.words()));
+        let of = heard.witness.as_ref().map(|w| witness::in_a_table(heard, w)).unwrap_or_default();
+        doubts.extend(of.into_iter().map(|d| format!("{}: {d}.", heard.place)));
+    }
+    let finding = if !doubts.is_empty() {
+        Finding::NotShown
+    } else if facts.heard.iter().all(|h| h.shows.is_empty()) {
+        doubts.push("The table was never full in this run.".to_owned());
+        Finding::NotShown
+    } else {
+        Finding::Holds
+    };
+    doubts.extend(lines);
+    (finding, doubts.join("\n"))
 }
 
 /// Connections whose entry expired, and then somebody spoke.

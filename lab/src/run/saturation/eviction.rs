@@ -20,15 +20,16 @@ use crate::document::timeline::{Change, FailureClass, Step};
 use canary_record::names::ProbeEnd;
 use canary_record::result::load::LoadResult;
 use canary_record::result::observe::{ConntrackCounters, ObserveResult};
+use canary_record::result::witness::InTable;
 use canary_testbed::evidence;
 use canary_testbed::exec::Process;
 use canary_testbed::testbed::TestbedError;
 use nix::sys::signal::Signal;
 
 use super::super::setting::{self, Setting, count, io_error};
-use super::stage::{Captures, Load, READY, Stage};
+use super::stage::{Captures, Load, READY, Stage, Witness};
 use super::streams::{SILENCE, Streams, Talk};
-use crate::observed::saturation::{Case, Evicted};
+use crate::observed::saturation::{Case, Evicted, Heard};
 use crate::observed::series;
 use crate::scenario::saturation::{MOST_CLIENTS, Saturation};
 
@@ -43,6 +44,8 @@ const WAITING: f64 = 500.0;
 pub struct Found {
     /// For the claims.
     pub evicted: Vec<Evicted>,
+    /// What the witness of each place heard.
+    pub heard: Vec<Heard>,
     /// For the report.
     pub steps: Vec<Step>,
     /// The first place's series.
@@ -57,6 +60,7 @@ struct Run<'a> {
     hold: Process,
     waiting: Option<Process>,
     captures: Captures,
+    witness: Witness,
     filling: Vec<TcpStream>,
     before: ConntrackCounters,
     refused: u64,
@@ -98,15 +102,17 @@ pub fn run(
     }
     // What hangs is told from what is late by its silence.
     setting.interrupt.sleep(SILENCE * 2)?;
-    let (mut evicted, mut steps, mut observed) = (Vec::new(), Vec::new(), None);
+    let (mut evicted, mut heard, mut steps, mut observed) =
+        (Vec::new(), Vec::new(), Vec::new(), None);
     for run in runs {
-        let (found, step, series) = run.end(t)?;
+        let (found, said, step, series) = run.end(t)?;
         evicted.push(found);
+        heard.push(said);
         steps.push(step);
         observed.get_or_insert(series);
     }
     let observed = observed.ok_or_else(broken)?;
-    Ok(Found { evicted, steps, observed })
+    Ok(Found { evicted, heard, steps, observed })
 }
 
 fn broken() -> TestbedError {
@@ -153,6 +159,7 @@ impl<'a> Run<'a> {
         let streams = Streams::start(pairs, s.half_closed as usize)
             .map_err(io_error("hold connections", &stage.dir))?;
         let captures = stage.capture()?;
+        let witness = stage.listen_to_the_kernel(&stage.dir)?;
         let before = stage.testbed.within("node1", evidence::conntrack_counters)?;
         let there = stage.testbed.within("node1", count)?;
         let wanted = if case == Case::NearlyFull { limit / 10 * 9 } else { limit };
@@ -177,6 +184,7 @@ impl<'a> Run<'a> {
             hold,
             waiting,
             captures,
+            witness,
             filling: Vec::new(),
             before,
             refused: 0,
@@ -220,13 +228,14 @@ impl<'a> Run<'a> {
         Ok(fills && self.first_end.is_none() && self.least + self.loss > self.most)
     }
 
-    fn end(self, t: f64) -> Result<(Evicted, Step, ObserveResult), TestbedError> {
+    fn end(self, t: f64) -> Result<(Evicted, Heard, Step, ObserveResult), TestbedError> {
         let setting = self.stage.setting();
         let half_closed = self.streams.ends(Talk::HalfClosed);
         let established = self.streams.ends(Talk::Both);
         let captured = self.stage.captured(self.captures)?;
         let conntrack =
             self.stage.testbed.within("node1", evidence::conntrack_counters)?.since(self.before);
+        let mut heard = self.stage.heard(self.witness, self.case.title(), conntrack)?;
         let load = self
             .waiting
             .map(|process| {
@@ -268,7 +277,10 @@ impl<'a> Run<'a> {
             || [(FailureClass::ConnectTimeout, self.refused)].into(),
             LoadResult::classes,
         );
-        let mut notes = vec![found.words()];
+        if failures.get(&FailureClass::ConnectTimeout).is_some_and(|n| *n > 0) {
+            heard.shows.push(InTable::Full);
+        }
+        let mut notes = vec![found.words(), heard.words()];
         if let Some(cut @ 1..) = load.as_ref().map(series::cut_off) {
             notes.push(format!("{cut} of the new connections were cut off by the step's end."));
         }
@@ -285,6 +297,6 @@ impl<'a> Run<'a> {
             notes,
         };
         let observed = self.stage.close()?;
-        Ok((found, step, observed))
+        Ok((found, heard, step, observed))
     }
 }

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use crate::document::lab::{At, Protection, ProtectionKind};
 use crate::document::timeline::{Change, FailureClass, Step};
 use canary_record::names::ProbeEnd;
+use canary_record::result::witness::InTable;
 use canary_testbed::evidence::{self, EvidenceError};
 use canary_testbed::testbed::TestbedError;
 use nix::errno::Errno;
@@ -32,7 +33,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, s
 use super::super::host_table::{Control, Resized, Size};
 use super::super::setting::{Setting, count, set};
 use super::stage::{HELD_PORT, READY, Stage};
-use crate::observed::saturation::{HalfOpen, OnItsWay};
+use crate::observed::saturation::{HalfOpen, Heard, OnItsWay};
 
 /// Handshakes at a time, at most, and as a part of the table.
 const MOST: u64 = 400;
@@ -68,7 +69,7 @@ pub fn run(
     control: &Control,
     limit: u64,
     begun: Instant,
-) -> Result<Vec<(HalfOpen, Step)>, TestbedError> {
+) -> Result<Vec<(HalfOpen, Heard, Step)>, TestbedError> {
     // Every connection has both of its ends in this process.
     let (_, most) =
         getrlimit(Resource::RLIMIT_NOFILE).map_err(os("read the limit of open files"))?;
@@ -116,7 +117,7 @@ fn run_steps(
     control: &Control,
     limit: u64,
     t: f64,
-) -> Result<(HalfOpen, Step), TestbedError> {
+) -> Result<(HalfOpen, Heard, Step), TestbedError> {
     let dir = dir.join(format!("half-open-{}", case.as_str()));
     let prefix = format!("{prefix}h{}-", case.as_str());
     let stage = Stage::build(setting, &prefix, dir, &case.protections())?;
@@ -129,11 +130,17 @@ fn run_steps(
     // many again.
     let alone = handshakes(case, &stage, &gates, &listener, n, None)?;
     let taps = stage.capture()?;
+    let witness = stage.listen_to_the_kernel(&stage.dir)?;
     let before = stage.testbed.within("node1", evidence::conntrack_counters)?;
     let mut crowd = Crowd { control, limit, gone: None };
     let crowded = handshakes(case, &stage, &gates, &listener, n, Some(&mut crowd))?;
     let captured = stage.captured(taps)?;
     let conntrack = stage.testbed.within("node1", evidence::conntrack_counters)?.since(before);
+    let mut heard = stage.heard(witness, case.title(), conntrack)?;
+    heard.resets = captured.lost.is_none().then_some(captured.resets);
+    if crowded.early > 0 {
+        heard.shows.push(InTable::EarlyDrop);
+    }
     let half_open = HalfOpen {
         case,
         alone: alone.ends(),
@@ -170,11 +177,11 @@ fn run_steps(
         new_ok: of(ProbeEnd::Survived),
         new_failures: failures.into_iter().filter(|(_, n)| *n > 0).collect(),
         conntrack,
-        notes: vec![half_open.words()],
+        notes: vec![half_open.words(), heard.words()],
         ..Step::default()
     };
     stage.close()?;
-    Ok((half_open, step))
+    Ok((half_open, heard, step))
 }
 
 /// What keeps a pod's segments back.

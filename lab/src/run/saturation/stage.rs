@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::document::lab::{Path as NetPath, Protection, ProxyMode};
-use canary_record::result::observe::ObserveResult;
+use canary_record::result::observe::{ConntrackCounters, ObserveResult};
 use canary_runtime::output::write_file;
 use canary_testbed::capture;
 use canary_testbed::evidence::EvidenceError;
@@ -22,7 +22,7 @@ use nix::sys::socket::{Backlog, listen};
 
 use super::super::setting::{self, Setting, io_error, set};
 use super::streams;
-use crate::observed::saturation::Captured;
+use crate::observed::saturation::{Captured, Heard};
 use crate::scenario::saturation::MOST_CLIENTS;
 
 /// The port of the load's target.
@@ -258,6 +258,36 @@ impl<'a> Stage<'a> {
         setting::load_client(&self.testbed, self.setting, dir, name, options, ready)
     }
 
+    /// load-client's witness on the node; its files go to `dir`.
+    pub fn listen_to_the_kernel(&self, dir: &Path) -> Result<Witness, TestbedError> {
+        let mut notes = Vec::new();
+        let hosts = &["node1"];
+        let running =
+            setting::ready_witnesses(&self.testbed, hosts, dir, self.setting, &mut notes)?;
+        Ok(Witness { running, dir: dir.to_owned(), notes })
+    }
+
+    /// What it heard, beside what is known of `place` from elsewhere.
+    pub fn heard(
+        &self,
+        witness: Witness,
+        place: &str,
+        conntrack: ConntrackCounters,
+    ) -> Result<Heard, TestbedError> {
+        let Witness { running, dir, notes } = witness;
+        let mut said = setting::end_witnesses(running, &dir, self.setting)?;
+        Ok(Heard {
+            place: place.to_owned(),
+            target: self.testbed.topology.target(Family::Ipv4).to_string(),
+            witness: said.pop().map(|(_, w)| w).ok_or_else(|| notes.join("; ")),
+            conntrack,
+            killed: 0,
+            unknown: 0,
+            shows: Vec::new(),
+            resets: None,
+        })
+    }
+
     /// Captures what only a lost entry can cause on the held port.
     pub fn capture(&self) -> Result<Captures, TestbedError> {
         let pod = self.testbed.topology.service.pod.v4;
@@ -288,6 +318,13 @@ impl<'a> Stage<'a> {
         let resets = packets("server", captures.server)?;
         Ok(Captured { untranslated, resets, lost: losses })
     }
+}
+
+/// A witness while it runs.
+pub struct Witness {
+    running: Vec<(&'static str, Process)>,
+    dir: PathBuf,
+    notes: Vec<String>,
 }
 
 /// Both captures while they run.

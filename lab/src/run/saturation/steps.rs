@@ -6,11 +6,12 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::document::timeline::{Change, Step, Timeline};
+use crate::document::timeline::{Change, FailureClass, Step, Timeline};
 use canary_record::names::ProbeEnd;
 use canary_record::result::boom::BoomResult;
 use canary_record::result::load::LoadResult;
 use canary_record::result::observe::ObserveResult;
+use canary_record::result::witness::InTable;
 use canary_testbed::evidence;
 use canary_testbed::testbed::TestbedError;
 use nix::sys::signal::Signal;
@@ -97,13 +98,15 @@ impl<'a> Sequence<'a> {
                 eviction::run(self.s, self.setting, self.dir, self.prefix, limit, self.begun)?;
             timeline.steps.extend(found.steps);
             facts.evicted = found.evicted;
+            facts.heard.extend(found.heard);
             self.series(&found.observed, timeline);
             let t = self.begun.elapsed().as_secs_f64();
             say(t, self.name, "half-open entries dropped early");
-            for (found, step) in
+            for (found, heard, step) in
                 half_open::run(self.setting, self.dir, self.prefix, control, limit, self.begun)?
             {
                 timeline.steps.push(step);
+                facts.heard.push(heard);
                 facts.half_open.push(found);
             }
         }
@@ -359,6 +362,7 @@ impl<'a> Sequence<'a> {
         let dir = self.dir.join(format!("step-{:02}", timeline.steps.len() + 1));
         fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
         let limit = host_table::max().map_err(sysctl_error)?;
+        let witness = stage.listen_to_the_kernel(&dir)?;
         let before = testbed.within("node1", evidence::conntrack_counters)?;
         let one = ["--min-forged=1".to_owned()];
         let mut boom = boom_server(testbed, setting, "server", &dir, "control,above-window", &one)?;
@@ -390,6 +394,7 @@ impl<'a> Sequence<'a> {
         peak = peak.max(testbed.within("node1", count)?);
         let group = plan.streams.map_or_else(BTreeMap::new, |(s, talk)| s.ends(talk));
         let conntrack = testbed.within("node1", evidence::conntrack_counters)?.since(before);
+        let mut heard = stage.heard(witness, &plan.title, conntrack)?;
         let failures = load.as_ref().map(LoadResult::classes).unwrap_or_default();
         let shown = Shown {
             kind: plan.kind,
@@ -416,6 +421,14 @@ impl<'a> Sequence<'a> {
             notes
                 .push(format!("boom-server's raw sockets lost {} segments.", boom.sniffer.dropped));
         }
+        let counts = || boom.outcomes.iter().map(|o| &o.counts);
+        heard.killed = counts().map(|c| c.killed).sum();
+        heard.unknown = counts().flat_map(|c| c.unknown.values()).sum();
+        if shown.full() && shown.failed(FailureClass::ConnectTimeout) > 0 {
+            heard.shows.push(InTable::Full);
+        }
+        notes.push(heard.words());
+        facts.heard.push(heard);
         timeline.steps.push(Step {
             t,
             title: plan.title,

@@ -1,9 +1,11 @@
 use std::collections::BTreeMap;
 
 use canary_record::result::observe::ConntrackCounters;
+use canary_record::result::witness::{InTable, WitnessResult};
 
 use super::*;
-use crate::observed::saturation::Captured;
+use crate::judge::witness::tests::silent;
+use crate::observed::saturation::{Captured, Heard};
 
 fn step(kind: Kind) -> Shown {
     Shown {
@@ -69,6 +71,21 @@ fn tables(big: f64) -> Vec<TableSpeed> {
     ]
 }
 
+/// A witness that tells of the full table what the counters do.
+fn heard() -> Heard {
+    let conntrack = ConntrackCounters { drop: 300, ..ConntrackCounters::default() };
+    Heard {
+        place: "full".to_owned(),
+        target: "198.19.0.10:80".to_owned(),
+        witness: Ok(WitnessResult { table: InTable::of(&conntrack), ..silent() }),
+        conntrack,
+        killed: 0,
+        unknown: 0,
+        shows: vec![InTable::Full],
+        resets: None,
+    }
+}
+
 fn facts() -> Facts {
     let fine = |kind, peak| Shown { peak, failures: BTreeMap::new(), ..step(kind) };
     Facts {
@@ -88,6 +105,7 @@ fn facts() -> Facts {
         can_hold: true,
         evicted: Case::ALL.iter().map(|c| evicted(*c)).collect(),
         half_open: OnItsWay::ALL.iter().map(|c| half_open(*c)).collect(),
+        heard: vec![heard()],
         pace: vec![[Pace { octets: 100.0, cpu: 10.0, connects: 50.0, connect_cpu: 9.0 }; 2]; 5],
         tables: tables(100.0),
     }
@@ -120,6 +138,7 @@ fn every_claim_has_its_finding() {
         DoesNotHold,
         Holds,
         DoesNotHold,
+        Holds,
         DoesNotHold,
     ];
     let found: Vec<_> = find(&facts()).into_iter().map(|(_, s)| s.finding).collect();
@@ -340,4 +359,22 @@ fn tables_of_other_sizes_are_compared() {
     assert_eq!(finding(&facts, Claim::SmallerTableResets), Finding::Holds);
     facts.steps.retain(|s| s.kind != Kind::Smaller);
     assert_eq!(finding(&facts, Claim::SmallerTableResets), Finding::NotShown);
+}
+
+/// A witness that contradicts anything, or had no full table to tell of, shows nothing; one that
+/// could not watch was not tried.
+#[test]
+fn a_witness_that_contradicts_shows_nothing() {
+    let of = |change: &dyn Fn(&mut Heard)| {
+        let mut facts = facts();
+        change(&mut facts.heard[0]);
+        (
+            finding(&facts, Claim::WitnessTellsApart),
+            claims::not_tried(Claim::WitnessTellsApart, &facts),
+        )
+    };
+    assert_eq!(of(&|_| {}), (Finding::Holds, false));
+    assert_eq!(of(&|h| h.killed = 1), (Finding::NotShown, false));
+    assert_eq!(of(&|h| h.shows.clear()), (Finding::NotShown, false));
+    assert_eq!(of(&|h| h.witness = Err("somebody else listens".into())), (Finding::NotShown, true));
 }

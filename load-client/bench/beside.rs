@@ -1,0 +1,145 @@
+//! What a witness costs the connections beside it where nothing is INVALID: churn with one on each
+//! node and without, by turns, as ratios of neighbouring rounds.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use canary_record::result::load::LoadResult;
+use canary_record::result::serve::ServeResult;
+use canary_record::result::witness::WitnessResult;
+use canary_testbed::model::Path as NetPath;
+use canary_testbed::programs::Running;
+use canary_testbed::testbed::Testbed;
+use serde_json::json;
+
+use crate::host::{self, RUN, SOON, options, ready};
+
+const NODES: [&str; 2] = ["node1", "node2"];
+const LISTEN: &str = "0.0.0.0:9000";
+
+/// What one round gave.
+#[derive(Clone, Copy, Debug, Default)]
+struct Round {
+    /// Connections a second.
+    rate: f64,
+    /// Processor time of both witnesses, as a part of one processor.
+    cpu: f64,
+    /// Messages of the kernel.
+    messages: u64,
+}
+
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    let (mut rounds, mut seconds, mut output) = (10_u32, 4.0_f64, None);
+    for (name, value) in options(args)? {
+        match name {
+            "--rounds" => rounds = value.parse().context("--rounds")?,
+            "--seconds" => seconds = value.parse().context("--seconds")?,
+            "--output" => output = Some(value),
+            other => bail!("unknown option {other}: use --rounds, --seconds, --output"),
+        }
+    }
+    ensure!(rounds > 0 && seconds > 0.0, "--rounds and --seconds: more than nothing");
+    let testbed = host::hosts(NetPath::ClusterIp)?;
+    for node in NODES {
+        testbed.sh(node, host::SHORT)?;
+    }
+    testbed.sh("client", host::CLIENT)?;
+    let _serve = ready::<ServeResult>(&testbed, "server", &format!("serve --listen {LISTEN}"))?;
+    // The first connections find cold caches.
+    one(&testbed, seconds, false)?;
+    let mut pairs = Vec::new();
+    for n in 1..=rounds {
+        // Whoever comes second finds another machine: the order changes.
+        let second = n % 2 == 0;
+        let first = one(&testbed, seconds, second)?;
+        let other = one(&testbed, seconds, !second)?;
+        let [bare, beside] = if second { [other, first] } else { [first, other] };
+        let ratio = beside.rate / bare.rate;
+        println!(
+            "round {n}/{rounds}  bare {:>7.0}/s  beside a witness {:>7.0}/s  ratio {ratio:.3}  \
+             witnesses {:.2}% of one processor, {} messages",
+            bare.rate,
+            beside.rate,
+            beside.cpu * 100.0,
+            beside.messages
+        );
+        pairs.push((ratio, bare, beside));
+    }
+    let mut ratios: Vec<_> = pairs.iter().map(|p| p.0).collect();
+    ratios.sort_by(f64::total_cmp);
+    let at = |part: f64| ratios[((ratios.len() - 1) as f64 * part).round() as usize];
+    let cpu = pairs.iter().map(|p| p.2.cpu).sum::<f64>() / pairs.len() as f64;
+    let (median, quarters) = (at(0.5), [at(0.25), at(0.75)]);
+    println!(
+        "\nbeside a witness / bare: median {median:.3}, quarters {:.3} to {:.3}, all {:.3} to {:.3}; \
+         both witnesses {:.2}% of one processor",
+        quarters[0],
+        quarters[1],
+        at(0.0),
+        at(1.0),
+        cpu * 100.0
+    );
+    host::write(
+        output,
+        &json!({
+            "machine": host::machine(), "rounds": rounds, "seconds": seconds, "ratios": ratios,
+            "median": median, "quarters": quarters, "witnesses_cpu": cpu,
+            "bare": pairs.iter().map(|p| p.1.rate).collect::<Vec<_>>(),
+            "beside": pairs.iter().map(|p| p.2.rate).collect::<Vec<_>>(),
+            "messages": pairs.iter().map(|p| p.2.messages).sum::<u64>(),
+        }),
+    )
+}
+
+/// Churn for so long, with a witness on each node or without.
+fn one(testbed: &Testbed<'_>, seconds: f64, watched: bool) -> Result<Round> {
+    for node in NODES {
+        testbed.sh(node, "conntrack -F 2>/dev/null")?;
+    }
+    let watch = |node| {
+        let words = format!("witness --log=json --state-dir={RUN}");
+        ready::<WitnessResult>(testbed, node, &words)
+    };
+    let nodes = if watched { &NODES[..] } else { &[] };
+    let witnesses = nodes.iter().map(|n| watch(n)).collect::<Result<Vec<_>>>()?;
+    let before = processor(&witnesses)?;
+    let churn = format!(
+        "churn --target=tcp://{} --concurrency=64 --duration={seconds}s --close=fin --log=json",
+        host::SERVICE
+    );
+    let limit = Duration::from_secs_f64(seconds) + 3 * SOON;
+    let load = ready::<LoadResult>(testbed, "client", &churn)?.end(limit)?.result;
+    let used = processor(&witnesses)?.saturating_sub(before);
+    ensure!(
+        load.ok == load.attempts,
+        "{} of {} connections failed",
+        load.attempts - load.ok,
+        load.attempts
+    );
+    let mut round = Round {
+        rate: load.ok as f64 / load.run.seconds,
+        cpu: used.as_secs_f64() / load.run.seconds,
+        messages: 0,
+    };
+    for witness in witnesses {
+        let m = witness.stop(SOON)?.result.messages;
+        ensure!(m.lost + m.overruns == 0, "a witness lost messages: {m:?}");
+        round.messages += m.received;
+    }
+    Ok(round)
+}
+
+/// User and system time so far (proc_pid_stat(5), fields 14 and 15, in hundredths of a second).
+fn processor(witnesses: &[Running<WitnessResult>]) -> Result<Duration> {
+    let mut ticks = 0;
+    for witness in witnesses {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", witness.pid()))?;
+        let fields: Vec<_> =
+            stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        for field in fields.get(11..13).context("/proc/PID/stat has no times")? {
+            ticks += field.parse::<u64>()?;
+        }
+    }
+    Ok(Duration::from_millis(ticks * 10))
+}
