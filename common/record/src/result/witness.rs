@@ -142,7 +142,7 @@ pub struct WitnessResult {
     pub resets_logged: bool,
     /// Resets that belong to no segment: of hosts that have closed, or forged from outside.
     pub stray_resets: u64,
-    /// Of these, those that answer a SYN ACK for which conntrack had no entry: of a late copy of a SYN,
+    /// Of `stray_resets`, those that answer a SYN ACK without an entry: of a late copy of a SYN,
     /// or of a connection that was opening and whose entry was evicted.
     #[serde(default)]
     pub half_open_resets: u64,
@@ -164,7 +164,7 @@ pub struct WitnessResult {
     /// What conntrack's counters grew by. `drop` and `early_drop` tell of a full table,
     /// `insert_failed` of clashes: they end connections that INVALID has no part in.
     pub conntrack: Option<ConntrackCounters>,
-    /// What these counters tell of its table, where they tell something.
+    /// What the counters of `conntrack` tell of its table, where they tell something.
     #[serde(default)]
     pub table: BTreeMap<InTable, u64>,
     /// Rules of nf_tables that act on INVALID segments, and what their counters grew by.
