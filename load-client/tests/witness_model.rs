@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use canary_conntrack::table::{Entry, TcpState, Tuple};
-use canary_record::result::witness::{Cause, Direction, Ended};
+use canary_record::result::witness::{Cause, Direction, Ended, Reason};
 use canary_wire::segment::{Emit, Flags};
 use canary_wire::seq::Seq;
 use load_client::witness::attribute::Look;
@@ -411,4 +411,22 @@ fn an_older_connections_answer_to_a_syn_is_nobodys() {
     let (one, stray) = told(Flags::ACK, [&established, "invalid new"], open, None);
     assert_eq!((one.len(), stray), (1, 0), "{one:?}");
     assert_eq!(one[0].cause, Cause::Unexplained);
+}
+
+/// Where a node sees a half of a connection, each of its segments is told, as many as there are: none
+/// waits for an answer, and none is forgotten for that.
+#[test]
+fn half_of_a_connection_leaves_nothing_forgotten() {
+    let c = connection(0, Story::Killed, Duration::ZERO);
+    let mut kernel = Kernel { now: Duration::ZERO, entries: HashMap::new(), stories: Vec::new() };
+    let mut witness = Witness::default();
+    for n in 0..1000 {
+        let bytes = packet(c.original, (5, n), Flags::ACK, b"");
+        let text = "nf_ct_proto_6: packet (index 2) in dir 0 invalid, state SYN_SENT ";
+        let message = (Some(n), text, bytes.as_slice());
+        witness.message(Duration::ZERO, message, &mut kernel, &mut |e| panic!("{e:?}"));
+    }
+    witness.tick(Duration::from_secs(9), true, &mut kernel, &mut |e| panic!("{e:?}"));
+    assert_eq!(witness.messages.forgotten, 0);
+    assert_eq!(witness.unanswered(), [(Reason::InvalidState, 1000)].into());
 }

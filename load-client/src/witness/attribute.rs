@@ -201,6 +201,11 @@ impl Matcher {
         Next::Nothing
     }
 
+    /// Counts a segment whose answer would end nothing that conntrack knows.
+    pub fn ends_nothing(&mut self, reason: Reason) {
+        *self.counts.unanswered.entry(reason).or_default() += 1;
+    }
+
     fn suspect(&mut self, now: Duration, heard: &Heard<'_>) {
         let s = &heard.segment;
         let tuple = Tuple { source: s.src, destination: s.dst };

@@ -156,6 +156,10 @@ impl Witness {
             self.messages.unreadable += 1;
             return;
         };
+        if words.is_of_an_opening_one() && !segment.flags.has(Flags::RST) {
+            self.matcher.ends_nothing(words.reason);
+            return;
+        }
         let heard = Heard { segment, reason: words.reason, bound: words.bound, text };
         match self.matcher.hear(now, &heard) {
             Next::Nothing => {}
@@ -207,13 +211,6 @@ impl Witness {
         around: &mut impl Surroundings,
         tell: &mut impl FnMut(Ended),
     ) {
-        // The server still has an older connection with these ports, whose client is gone: the reset
-        // ends that, and lets the new one's SYN in (RFC 9293, section 3.5.1).
-        let text = self.texts.spell(pair.suspect.text, pair.suspect.bound);
-        if pair.suspect.reason == Reason::InvalidState && text.ends_with("state SYN_SENT") {
-            self.matcher.counts.stray_resets += 1;
-            return;
-        }
         match judge(pair, later, |ip| around.here(ip)) {
             Judgement::LivedOn => self.found.lived_on += 1,
             Judgement::AlreadyClosing => self.found.already_closing += 1,

@@ -17,6 +17,16 @@ pub struct Words<'a> {
     pub bound: Option<Seq>,
 }
 
+impl Words<'_> {
+    /// True for what is not possible in SYN_SENT: the server still has an older connection with these
+    /// ports, whose client is gone, and a reset ends that and lets the new one's SYN in (RFC 9293,
+    /// section 3.5.1); or the answers take a way past this node, and each legal segment is told so.
+    #[must_use]
+    pub fn is_of_an_opening_one(&self) -> bool {
+        self.reason == Reason::InvalidState && self.text.ends_with("state SYN_SENT")
+    }
+}
+
 /// What conntrack says of a TCP segment; none of what another part of the kernel says.
 #[must_use]
 pub fn read(prefix: &str) -> Option<Words<'_>> {

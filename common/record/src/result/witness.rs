@@ -365,9 +365,9 @@ mod tests {
     fn the_table_is_told_apart() {
         let of = |drop, early_drop, insert_failed| {
             let grown = ConntrackCounters {
+                insert_failed,
                 drop,
                 early_drop,
-                insert_failed,
                 ..ConntrackCounters::default()
             };
             InTable::of(&grown).into_iter().collect::<Vec<_>>()
