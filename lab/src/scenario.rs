@@ -58,6 +58,7 @@ const SHIPPED: &[&str] = &[
     include_str!("../scenarios/synproxy.toml"),
     include_str!("../scenarios/port-reuse.toml"),
     include_str!("../scenarios/ignore-invalid-rst.toml"),
+    include_str!("../scenarios/table-full.toml"),
     include_str!("../scenarios/software-flowtable.toml"),
     include_str!("../scenarios/ipvs.toml"),
     include_str!("../scenarios/ipvs-upload.toml"),
@@ -65,6 +66,7 @@ const SHIPPED: &[&str] = &[
     include_str!("../scenarios/ipvs-upload-node-port.toml"),
     include_str!("../scenarios/ipvs-idle.toml"),
     include_str!("../scenarios/ipvs-port-reuse.toml"),
+    include_str!("../scenarios/ipvs-closed.toml"),
     include_str!("../scenarios/saturation.toml"),
     include_str!("../scenarios/post.toml"),
 ];

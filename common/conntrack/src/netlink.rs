@@ -4,7 +4,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_netfilter::NetfilterMessage;
 use nix::sys::socket::{
@@ -133,6 +134,7 @@ impl Socket {
     ) -> Result<(), NetlinkError> {
         let flags = match kind {
             Ask::One => NLM_F_ACK,
+            Ask::Create => NLM_F_ACK | NLM_F_CREATE,
             Ask::Dump => NLM_F_DUMP,
         };
         let seq = self.send(message, flags)?;
@@ -170,6 +172,8 @@ impl AsFd for Socket {
 pub enum Ask {
     /// With an acknowledgment.
     One,
+    /// The same, for what is not there yet.
+    Create,
     /// With `NLMSG_DONE`.
     Dump,
 }

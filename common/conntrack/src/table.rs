@@ -216,6 +216,32 @@ impl Table {
         there(self.0.ask(message(family, ConntrackMessage::Delete(vec![tuple])), Ask::One, |_| {}))
     }
 
+    /// Adds an established TCP connection, assured, so that `early_drop()` leaves it alone; it stays for
+    /// `timeout` without a packet. False where the table has no room.
+    pub fn add(&mut self, original: Tuple, timeout: Duration) -> Result<bool, NetlinkError> {
+        let established = TcpState::ALL.iter().position(|s| *s == TcpState::Established);
+        let state = established.and_then(|n| u8::try_from(n).ok()).unwrap_or_default();
+        let seconds = u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX);
+        let attributes = vec![
+            ConntrackAttribute::CtaTupleOrig(original.parts()),
+            ConntrackAttribute::CtaTupleReply(original.reversed().parts()),
+            ConntrackAttribute::CtaStatus(Status::Confirmed | Status::SeenReply | Status::Assured),
+            ConntrackAttribute::CtaTimeout(seconds),
+            ConntrackAttribute::CtaProtoInfo(vec![ProtoInfo::TCP(vec![ProtoInfoTCP::State(
+                state,
+            )])]),
+        ];
+        let new = message(family(original), ConntrackMessage::New(attributes));
+        match self.0.ask(new, Ask::Create, |_| {}) {
+            Ok(()) => Ok(true),
+            // __nf_conntrack_alloc() of a full table.
+            Err(NetlinkError::Refused(e)) if e.raw_os_error() == Some(Errno::ENOMEM as i32) => {
+                Ok(false)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
     /// Deletes every entry, of any protocol: without a tuple all are meant
     /// (`ctnetlink_del_conntrack()`).
     pub fn flush(&mut self) -> Result<(), NetlinkError> {

@@ -1,16 +1,18 @@
 //! ctnetlink and procfs of a real kernel, in a host of the testbed.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
 
 use canary_conntrack::rules::{self, Rules};
 use canary_conntrack::stat;
-use canary_conntrack::table::{Entry, Key, Table, TcpState, Tuple};
+use canary_conntrack::table::{Entry, Key, Status, Table, TcpState, Tuple};
 use canary_record::result::witness::RuleAction;
 use canary_testbed::test::Bed;
 use canary_testbed::topology::Topology;
 
 canary_testbed::tests![
     entries_are_found_and_deleted,
+    entries_are_added,
     a_flush_deletes_all,
     both_sources_agree,
     rules_of_invalid_are_read,
@@ -56,6 +58,24 @@ fn entries_are_found_and_deleted() {
             assert!(table.delete(Key::Original(tuple)).unwrap());
             assert_eq!(table.get(Key::Original(tuple)).unwrap(), None);
             assert!(!table.delete(Key::Original(tuple)).unwrap());
+        }
+    });
+}
+
+/// What is added is an established connection like one that packets made, in both families.
+fn entries_are_added() {
+    tracked(|| {
+        let mut table = Table::open().unwrap();
+        for (source, destination) in
+            [("198.18.0.1:1", "198.18.0.2:2"), ("[fd00::1]:1", "[fd00::2]:2")]
+        {
+            let [source, destination] = [source, destination].map(|a| a.parse().unwrap());
+            let tuple = Tuple { source, destination };
+            assert!(table.add(tuple, Duration::from_secs(60)).unwrap());
+            let entry = table.get(Key::Original(tuple)).unwrap().expect("an entry");
+            assert_eq!((entry.original, entry.state), (tuple, Some(TcpState::Established)));
+            assert!(entry.status.contains(Status::SeenReply | Status::Assured));
+            assert!(entry.timeout.is_some_and(|t| t <= Duration::from_secs(60)));
         }
     });
 }

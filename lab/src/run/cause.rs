@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::document::lab::{CommandList, ProxyMode, Seen as Became};
 use crate::document::timeline::Change;
-use canary_conntrack::table::Table;
+use canary_conntrack::netlink::NetlinkError;
+use canary_conntrack::table::{Table, Tuple};
 use canary_record::names::Forgery;
 use canary_record::result::boom::{BoomResult, OutcomeCount};
 use canary_record::result::load::{ForgeRecord, LoadResult};
@@ -24,9 +25,11 @@ use canary_wire::segment::Family;
 use nix::sys::signal::Signal;
 
 use super::connections::Connections;
+use super::saturation::tables::destination;
 use super::setting::{self, Setting, boom_server_at, count, io_error};
 use crate::observed::cause::{After, Seen};
 use crate::scenario::cause::{Case, Cause, Host, Link, Masquerade, Step, Wait};
+use crate::scenario::saturation::MOST_ENTRIES;
 
 /// Time for boom-server to judge what it forged, and for RSTs on their way.
 const JUDGED: Duration = Duration::from_millis(700);
@@ -43,6 +46,9 @@ const READY: Duration = Duration::from_secs(10);
 const EXPIRY: Duration = Duration::from_secs(60);
 /// Smaller than what both pods take for granted, more than forged segments need.
 const BLACK_HOLE_MTU: &str = "1300";
+/// Whose connections fill a table, and how long they stay.
+const OTHERS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 19, 127, 1)), 1);
+const STAYS: Duration = Duration::from_secs(3600);
 /// The client pod.
 const CLIENT: Addr = Addr::new(65, 10);
 /// The client pod's address on its second link, and that of the node at its other end.
@@ -324,6 +330,7 @@ impl Run<'_> {
                 *deleted += from.saturating_sub(to);
                 self.changed("entries on the client's node", from.to_string(), to.to_string());
             }
+            (Step::FillTable, _) => self.fill_table()?,
             (Step::LetExpire, _) => self.let_expire()?,
             (Step::MoveEndpoint, _) => {
                 self.choose_endpoints(true)?;
@@ -414,6 +421,37 @@ impl Run<'_> {
     fn ipvsadm(&self, options: &[&str]) -> Result<(), TestbedError> {
         let tools = &self.setting.tools;
         self.testbed.within("node1", || Ok(tools.call("ipvsadm", options)?.run().map(drop)?))
+    }
+
+    /// Established connections of others, as many as there is room for.
+    fn fill_table(&mut self) -> Result<(), TestbedError> {
+        let interrupt = &self.setting.interrupt;
+        let filled = self.testbed.within("node1", || {
+            let failed = |e: NetlinkError| EvidenceError::Io {
+                what: "add conntrack entries".to_owned(),
+                source: std::io::Error::other(e),
+            };
+            let (from, mut table) = (count()?, Table::open().map_err(failed)?);
+            for flow in 0..MOST_ENTRIES {
+                let (source, destination) = (OTHERS, SocketAddr::V4(destination(flow)));
+                if !table.add(Tuple { source, destination }, STAYS).map_err(failed)? {
+                    return Ok(Some((from, count()?)));
+                }
+                if flow % 1000 == 0 && interrupt.signalled().is_some() {
+                    break;
+                }
+            }
+            Ok(None)
+        })?;
+        interrupt.check()?;
+        let Some((from, to)) = filled else {
+            return Err(TestbedError::Io {
+                what: format!("fill-table: {MOST_ENTRIES} entries do not fill it"),
+                source: std::io::ErrorKind::StorageFull.into(),
+            });
+        };
+        self.changed("entries on the client's node", from.to_string(), to.to_string());
+        Ok(())
     }
 
     /// Until a dump, which drops what has expired (`ctnetlink_dump_table()`), shows no connection,

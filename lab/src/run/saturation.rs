@@ -8,7 +8,7 @@ mod pace;
 pub mod stage;
 pub mod steps;
 pub mod streams;
-mod tables;
+pub mod tables;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;

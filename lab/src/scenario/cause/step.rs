@@ -41,6 +41,8 @@ pub enum Step {
     Idle(Wait),
     /// The client's node forgets every entry.
     DeleteEntries,
+    /// The client's node gets entries of others' connections, until its table is full.
+    FillTable,
     /// Waits until the client's node has no entry any more.
     LetExpire,
     /// The Service's endpoint is the pod beside the server pod from here on.
@@ -105,6 +107,7 @@ impl fmt::Display for Step {
             Self::Reconnect => f.write_str("reconnect"),
             Self::Idle(time) => write!(f, "idle {time}"),
             Self::DeleteEntries => f.write_str("delete-entries"),
+            Self::FillTable => f.write_str("fill-table"),
             Self::LetExpire => f.write_str("let-expire"),
             Self::MoveEndpoint => f.write_str("move-endpoint"),
             Self::ReplaceEndpoint => f.write_str("replace-endpoint"),
