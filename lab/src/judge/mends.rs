@@ -18,14 +18,14 @@ pub fn table(cause: &Cause, seen: &[Result<Seen, String>]) -> Vec<Mended> {
         Mended {
             case: case.title.clone(),
             connections: cause.connections(case).into(),
-            mends: compared(&results),
+            mends: compared(&results, cause.connections(case).into()),
         }
     };
     cause.cases.iter().map(row).collect()
 }
 
 /// Each against the first, the situation as it is.
-fn compared(results: &[(Mend, &Result<Seen, String>)]) -> Vec<MendResult> {
+fn compared(results: &[(Mend, &Result<Seen, String>)], all: u64) -> Vec<MendResult> {
     let base = results.first().and_then(|(_, seen)| seen.as_ref().ok()).map(lost);
     let one = |(mend, seen): &(Mend, &Result<Seen, String>)| {
         let (lost, why) = match seen {
@@ -33,7 +33,7 @@ fn compared(results: &[(Mend, &Result<Seen, String>)]) -> Vec<MendResult> {
             Err(why) => (0, Some(why.clone())),
         };
         let effect = match base {
-            Some(base) if why.is_none() => effect(base, lost),
+            Some(base) if why.is_none() => effect(base, lost, all),
             _ => Effect::NotShown,
         };
         MendResult { mend: *mend, lost, effect, why }
@@ -41,8 +41,13 @@ fn compared(results: &[(Mend, &Result<Seen, String>)]) -> Vec<MendResult> {
     results.iter().map(one).collect()
 }
 
-const fn effect(base: u64, lost: u64) -> Effect {
-    if lost > base {
+/// Of `all`. Where some are lost and some are not, with the mend as without it, chance chooses which (an
+/// endpoint, a port): then a difference is one only where it is of more than half of them.
+const fn effect(base: u64, lost: u64, all: u64) -> Effect {
+    let chance = 0 < base && base < all && 0 < lost && lost < all;
+    if chance && base.abs_diff(lost) * 2 <= all {
+        Effect::DoesNothing
+    } else if lost > base {
         Effect::Harms
     } else if lost == base {
         Effect::DoesNothing
@@ -76,8 +81,14 @@ mod tests {
             (20, 20, Effect::DoesNothing),
             (0, 0, Effect::DoesNothing),
             (0, 1, Effect::Harms),
+            // Two endpoints, of which one does not know the connection.
+            (12, 5, Effect::DoesNothing),
+            (10, 13, Effect::DoesNothing),
+            (15, 2, Effect::HelpsPartly),
+            (10, 0, Effect::Helps),
+            (10, 20, Effect::Harms),
         ] {
-            assert_eq!(effect(base, lost), what, "{base} {lost}");
+            assert_eq!(effect(base, lost, 20), what, "{base} {lost}");
         }
     }
 
@@ -85,7 +96,7 @@ mod tests {
     #[test]
     fn what_was_not_tried_is_not_shown() {
         let failed: Result<Seen, String> = Err("no host".to_owned());
-        let rows = compared(&[(Mend::AsItIs, &failed), (Mend::Liberal, &failed)]);
+        let rows = compared(&[(Mend::AsItIs, &failed), (Mend::Liberal, &failed)], 20);
         assert!(rows.iter().all(|r| r.effect == Effect::NotShown && r.why.is_some()));
     }
 }

@@ -200,6 +200,9 @@ fn smaller(facts: &Facts) -> (Finding, String) {
     (finding, steps.iter().map(one).collect::<Vec<_>>().join("\n"))
 }
 
+/// A loss that is worth a word.
+const LOSS: f64 = 0.9;
+
 /// The biggest table against the smallest with the same few entries, by turns. What entries cost is
 /// told beside it: they are there for connections, whatever the limit is.
 fn harm(facts: &Facts) -> (Finding, String) {
@@ -240,7 +243,7 @@ fn harm(facts: &Facts) -> (Finding, String) {
             speeds(t)
         ));
     }
-    (holds(packets < 1.0 / GAIN || connects < 1.0 / GAIN), lines.join("\n"))
+    (holds(packets < LOSS || connects < LOSS), lines.join("\n"))
 }
 
 const MIB: f64 = 1_048_576.0;

@@ -21,10 +21,10 @@ const PORTS: u64 = 128;
 /// The source port of all of them.
 const FROM: u16 = 1999;
 /// Datagrams, and new connections, of a round.
-const PACKETS: u64 = 100_000;
+const PACKETS: u64 = 50_000;
 const CONNECTS: u32 = 500;
 /// Rounds of which the best counts: whatever else the machine does makes one slower, never faster.
-const ROUNDS: u32 = 5;
+const ROUNDS: u32 = 8;
 /// What was not forwarded after so long is lost.
 const LATE: Duration = Duration::from_millis(100);
 /// Memory shows beyond the kernel's own coming and going from so many entries.
