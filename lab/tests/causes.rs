@@ -170,7 +170,7 @@ fn mends_are_measured() {
     assert_eq!(effect(0, Mend::Liberal), (Effect::DoesNothing, 20));
     assert_eq!(effect(0, Mend::SymmetricRoute), (Effect::Helps, 0));
     assert_eq!(effect(0, Mend::NoDrop), (Effect::Helps, 0));
-    assert_eq!(effect(2, Mend::ForwardDrop), (Effect::Harms, 20));
+    assert_eq!(effect(3, Mend::ForwardDrop), (Effect::Harms, 20));
     assert!(out.stdout.contains("symmetric-route    0 of 20 lost: helps"), "{}", out.stdout);
     let page = fs::read_to_string(results.join("report.html")).unwrap();
     assert!(page.contains("Connections lost under each mend"));
