@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::document::lab::{CommandList, ProxyMode, Seen as Became};
@@ -22,6 +23,7 @@ use canary_testbed::network::wire::Network;
 use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::{self, Addr, POD_PORT, Topology};
 use canary_wire::segment::Family;
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
 use super::connections::Connections;
@@ -64,7 +66,7 @@ pub fn run(
 ) -> Result<Seen, TestbedError> {
     fs::create_dir_all(dir).map_err(io_error("create", dir))?;
     let testbed = Testbed::build(hosts(case, prefix), &setting.tools)?;
-    Run { testbed: &testbed, setting, case, dir, changes: Vec::new() }.all(of)
+    Run { testbed: &testbed, setting, case, dir, changes: Vec::new(), full: None }.all(of)
 }
 
 /// What to type to build the hosts of each case; alike ones once.
@@ -156,12 +158,34 @@ fn hosts(case: &Case, prefix: &str) -> Topology {
     topology
 }
 
+/// A node whose table is full, one at a time: all namespaces of the machine share the buckets, and
+/// chains that are too long (`chaintoolong`) would cost every one of them connections.
+struct Full<'a> {
+    testbed: &'a Testbed<'a>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl<'a> Full<'a> {
+    fn of(testbed: &'a Testbed<'a>) -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+        Self { testbed, _turn: TURN.lock().unwrap_or_else(PoisonError::into_inner) }
+    }
+}
+
+impl Drop for Full<'_> {
+    fn drop(&mut self) {
+        // The namespace and its entries go with the lab at the latest.
+        let _ = self.testbed.within("node1", evidence::forget_all);
+    }
+}
+
 struct Run<'a> {
     testbed: &'a Testbed<'a>,
     setting: &'a Setting,
     case: &'a Case,
     dir: &'a Path,
     changes: Vec<Change>,
+    full: Option<Full<'a>>,
 }
 
 impl Run<'_> {
@@ -425,6 +449,8 @@ impl Run<'_> {
 
     /// Established connections of others, as many as there is room for.
     fn fill_table(&mut self) -> Result<(), TestbedError> {
+        let testbed = self.testbed;
+        self.full.get_or_insert_with(|| Full::of(testbed));
         let interrupt = &self.setting.interrupt;
         let filled = self.testbed.within("node1", || {
             let failed = |e: NetlinkError| EvidenceError::Io {
@@ -434,8 +460,12 @@ impl Run<'_> {
             let (from, mut table) = (count()?, Table::open().map_err(failed)?);
             for flow in 0..MOST_ENTRIES {
                 let (source, destination) = (OTHERS, SocketAddr::V4(destination(flow)));
-                if !table.add(Tuple { source, destination }, STAYS).map_err(failed)? {
-                    return Ok(Some((from, count()?)));
+                match table.add(Tuple { source, destination }, STAYS) {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(Some((from, count()?))),
+                    // Its bucket is full (`nf_conntrack_hash_check_insert()`): the next has another.
+                    Err(e) if e.errno() == Some(Errno::ENOSPC as i32) => {}
+                    Err(e) => return Err(failed(e)),
                 }
                 if flow % 1000 == 0 && interrupt.signalled().is_some() {
                     break;
