@@ -19,11 +19,7 @@ pub fn said(node: &str, w: &WitnessResult) -> WitnessSaid {
             m.lost, m.forgotten
         ));
     }
-    if !w.resets_logged && !w.unanswered.is_empty() {
-        weak.push(format!(
-            "the kernel of {node} may not log the resets that answer INVALID segments"
-        ));
-    }
+    weak.extend(deaf(node, w));
     for c in w.changed.iter().filter(|c| !c.restored) {
         weak.push(format!("the witness on {node} could not put {} back", c.key));
     }
@@ -35,6 +31,15 @@ pub fn said(node: &str, w: &WitnessResult) -> WitnessSaid {
         texts: w.texts.clone(),
         weak,
     }
+}
+
+/// Why a witness could not have heard what answered the segments that it heard of: older kernels do
+/// not log that.
+#[must_use]
+pub fn deaf(node: &str, w: &WitnessResult) -> Option<String> {
+    (!w.resets_logged && !w.unanswered.is_empty()).then(|| {
+        format!("the kernel of {node} may not log the resets that answer INVALID segments")
+    })
 }
 
 /// What keeps the witnesses and the programs from telling one story: `ended` connections, all to

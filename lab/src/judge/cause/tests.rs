@@ -6,6 +6,7 @@ use canary_record::result::boom::{BoomResult, OutcomeCount, PathDiagnosis};
 
 use super::*;
 use crate::observed::cause::After;
+use crate::scenario::cause::Expect;
 use crate::scenario::{Body, parse};
 
 fn boom(n: u64) -> BoomResult {
@@ -123,4 +124,31 @@ fn without_forged_segments_nothing_is_proved() {
         change(&mut s);
         assert_eq!(judge(&case(), &s).0, Judgement::Inconclusive, "{n}");
     }
+}
+
+/// A witness that names something else is a difference, one that lost something a doubt; one whose kernel
+/// does not log the answers is no judge, and is told.
+#[test]
+fn the_witness_is_a_judge_where_it_can_hear() {
+    use canary_record::result::witness::{Cause, CauseCount, Direction, Reason, WitnessResult};
+    let case = Case { expect: Expect { witness: Some([].into()), ..case().expect }, ..case() };
+    let of = |change: fn(&mut WitnessResult)| {
+        let mut w = witness::tests::silent();
+        change(&mut w);
+        let (judgement, why) =
+            judge(&case, &Shown { witnesses: vec![("node1".to_owned(), w)], ..seen() });
+        (judgement, why.len())
+    };
+    assert_eq!(of(|_| {}), (Judgement::AsExpected, 0));
+    let named = |w: &mut WitnessResult| {
+        let (cause, direction) = (Cause::AnsweredByClient, Direction::ServerToClient);
+        w.connections = vec![CauseCount { cause, direction, count: 1 }];
+    };
+    assert_eq!(of(named), (Judgement::Differs, 1));
+    assert_eq!(of(|w| w.messages.lost = 1), (Judgement::Inconclusive, 1));
+    let deaf = |w: &mut WitnessResult| {
+        w.resets_logged = false;
+        w.unanswered = [(Reason::SeqOver, 5)].into();
+    };
+    assert_eq!(of(deaf), (Judgement::AsExpected, 1));
 }
