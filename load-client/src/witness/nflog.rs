@@ -48,6 +48,21 @@ pub enum NflogError {
     Netlink(#[from] NetlinkError),
 }
 
+impl NflogError {
+    /// What a refusal of the bind means to who may use nfnetlink at all.
+    fn of_bind(e: NetlinkError) -> Self {
+        match e.errno().map(Errno::from_raw) {
+            // instance_create(), nfulnl_recv_config(): another socket has the group.
+            Some(Errno::EPERM | Errno::EBUSY) => Self::Taken,
+            // nfnetlink_rcv_msg(): no such subsystem.
+            Some(n @ (Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOENT)) => {
+                Self::Missing(n.into())
+            }
+            _ => e.into(),
+        }
+    }
+}
+
 /// The listening socket.
 #[derive(Debug)]
 pub struct Nflog {
@@ -83,18 +98,7 @@ impl Nflog {
         ];
         let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, GROUP);
         let message = NetfilterMessage::new(header, ULogMessage::Config(config));
-        match socket.ask(message, Ask::One, |_| {}) {
-            Ok(()) => {}
-            Err(e) => {
-                return Err(match e.errno().map(Errno::from_raw) {
-                    Some(Errno::EPERM | Errno::EBUSY) => NflogError::Taken,
-                    Some(n @ (Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOENT)) => {
-                        NflogError::Missing(n.into())
-                    }
-                    _ => e.into(),
-                });
-            }
-        }
+        socket.ask(message, Ask::One, |_| {}).map_err(NflogError::of_bind)?;
         let set = |e: Errno| NetlinkError::Io { operation: "setting up", source: e.into() };
         // Beyond net.core.rmem_max only with CAP_NET_ADMIN in the initial user namespace.
         if setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
@@ -206,6 +210,21 @@ mod tests {
         assert_eq!(read.iter().map(|m| m.number).collect::<Vec<_>>(), [Some(7), Some(8)]);
         assert_eq!(read[1].prefix, "nf_ct_proto_6: invalid new \0");
         assert_eq!(read[1].packet, [0x45, 1, 2]);
+    }
+
+    /// A group that is taken, a kernel without the subsystem, and anything else each have a line of
+    /// their own, which says what to do.
+    #[test]
+    fn refusals_are_told_apart() {
+        let said =
+            |errno: Errno| NflogError::of_bind(NetlinkError::Refused(errno.into())).to_string();
+        assert!(said(Errno::EPERM).contains("somebody else listens on NFLOG group 0"));
+        assert!(said(Errno::EBUSY).contains("somebody else listens on NFLOG group 0"));
+        assert!(
+            said(Errno::EOPNOTSUPP).contains("no nfnetlink_log")
+                && said(Errno::EINVAL).contains("load the module")
+        );
+        assert!(said(Errno::ENOMEM).starts_with("netlink refused: "));
     }
 
     proptest::proptest! {

@@ -13,7 +13,7 @@ use canary_record::result::boom::BoomResult;
 use canary_record::result::witness::{
     Cause, CauseCount, Direction, Reason, RuleAction, WitnessResult,
 };
-use canary_testbed::exec::{Call, Interrupt, Ready};
+use canary_testbed::exec::{Call, Interrupt, Process, Ready};
 use canary_testbed::model::Path;
 use canary_testbed::network::KINDS;
 use canary_testbed::programs::{Ended, Program, Running, built};
@@ -41,6 +41,7 @@ canary_testbed::tests![
     an_ordinary_users_namespace_can_be_watched,
     one_mount_and_one_capability_are_enough,
     rules_of_others_work_as_before,
+    legacy_rules_of_others_work_as_before,
     foreign_messages_are_told_apart,
     real_output_obeys_the_schema,
     captures::captures_of_every_side_give_the_same_answer,
@@ -527,18 +528,8 @@ fn rules_of_others_work_as_before() {
          tcp dport 80 counter log prefix \"mine\"; tcp dport 80 counter log group 7; \
          tcp dport 80 meta nftrace set 1; }; }'",
     );
-    let nflog = bed.file("nflog.pcap");
-    let start = |line: &str, log: &str, ready| {
-        let mut process = bed
-            .testbed()
-            .start("node1", Call::sh(line), &bed.file(log), Ready::Text(ready))
-            .unwrap();
-        process.wait_ready(SOON, &Interrupt::default()).unwrap();
-        process
-    };
-    let trace = start("echo begun; exec nft monitor trace", "trace.log", "begun");
-    let tcpdump = format!("exec tcpdump -Z root -n -U -i nflog:7 -w {} 2>&1", nflog.display());
-    let group = start(&tcpdump, "tcpdump.log", "listening on");
+    let trace = beside(&bed, "echo begun; exec nft monitor trace", "trace.log", "begun");
+    let (nflog, group) = listen_on(&bed, 7);
     let witness = watch(&bed, "node1");
     let boom = forged(&bed, &both(&bed)[..1], 6, "--forge=above-window");
     wait_for("the trace", || trace.printed().contains("trace id"));
@@ -553,6 +544,49 @@ fn rules_of_others_work_as_before() {
     assert_eq!(w.messages.foreign, 0);
     let rules = bed.sh("node1", "nft list table inet o");
     assert!(!rules.contains("packets 0 "), "{rules}");
+}
+
+/// A program of somebody else on node1, once it has said `ready`.
+fn beside(bed: &Bed, line: &str, log: &str, ready: &'static str) -> Process {
+    let ready = Ready::Text(ready);
+    let mut process = bed.testbed().start("node1", Call::sh(line), &bed.file(log), ready).unwrap();
+    process.wait_ready(SOON, &Interrupt::default()).unwrap();
+    process
+}
+
+/// Somebody who listens on a group of NFLOG, and the file of what comes there.
+fn listen_on(bed: &Bed, group: u16) -> (PathBuf, Process) {
+    let file = bed.file(&format!("nflog-{group}.pcap"));
+    let tcpdump = format!("exec tcpdump -Z root -n -U -i nflog:{group} -w {} 2>&1", file.display());
+    let process = beside(bed, &tcpdump, &format!("tcpdump-{group}.log"), "listening on");
+    (file, process)
+}
+
+/// The same of legacy iptables: LOG and NFLOG rules do what they did. Its TRACE has no logger of its own:
+/// its lines come to whoever has group 0, are counted as foreign, and are taken for nobody's end.
+fn legacy_rules_of_others_work_as_before() {
+    let bed = Bed::path(Path::SameNode);
+    bed.sh(
+        "node1",
+        "rule() { iptables-legacy -t raw -A PREROUTING -p tcp --dport 80 -j \"$@\"; }; \
+         rule LOG --log-prefix mine; rule NFLOG --nflog-group 8; rule TRACE",
+    );
+    let (nflog, group) = listen_on(&bed, 8);
+    let witness = watch(&bed, "node1");
+    let boom = forged(&bed, &both(&bed)[..1], 6, "--forge=above-window");
+    wait_for("the NFLOG rule's packets", || {
+        std::fs::metadata(&nflog).is_ok_and(|m| m.len() > 1000)
+    });
+    drop(group);
+    let w = end(witness).result;
+    complete(&w);
+    assert_eq!(killed(&boom), 6);
+    assert_eq!(only(&w, Cause::AnsweredByClient, Direction::ServerToClient), 6);
+    assert!(w.messages.foreign > 6, "{:?}", w.messages);
+    let rules = bed.sh("node1", "iptables-legacy-save -c -t raw");
+    let counted =
+        |target: &str| rules.lines().any(|l| l.contains(target) && !l.starts_with("[0:0]"));
+    assert!(["LOG", "NFLOG", "TRACE"].iter().all(|t| counted(&format!("-j {t}"))), "{rules}");
 }
 
 /// What comes on group 0 from a rule, or of another protocol, is counted apart.
