@@ -131,12 +131,12 @@ fn without_forged_segments_nothing_is_proved() {
 #[test]
 fn the_witness_is_a_judge_where_it_can_hear() {
     use canary_record::result::witness::{Cause, CauseCount, Direction, Reason, WitnessResult};
-    let case = Case { expect: Expect { witness: Some([].into()), ..case().expect }, ..case() };
+    let silent = Case { expect: Expect { witness: Some([].into()), ..case().expect }, ..case() };
     let of = |change: fn(&mut WitnessResult)| {
         let mut w = witness::tests::silent();
         change(&mut w);
         let (judgement, why) =
-            judge(&case, &Shown { witnesses: vec![("node1".to_owned(), w)], ..seen() });
+            judge(&silent, &Shown { witnesses: vec![("node1".to_owned(), w)], ..seen() });
         (judgement, why.len())
     };
     assert_eq!(of(|_| {}), (Judgement::AsExpected, 0));
