@@ -218,8 +218,8 @@ fn harm(seen: &Seen<'_>, lethal: u64, peer: &str) -> Vec<String> {
         let all = seen.listed(|c| c.leaked - c.leaked_to_node);
         reasons.push(format!("forged segments reached the {peer} untranslated: {all}"));
         reasons.push(format!(
-            "drop INVALID in FORWARD, or in mangle PREROUTING, on the node that translates, with \
-             be_liberal; {RISK}"
+            "drop INVALID in mangle PREROUTING on the node that translates, or set be_liberal there: it \
+             leaves bad flags, and takes the place of kube-proxy's own drop; {RISK}"
         ));
     }
     if to_node > 0 {
