@@ -237,8 +237,7 @@ dist: $(TOOLS)/bin/cargo-cyclonedx
 publish-images:
 	@: $${REGISTRY:?REGISTRY names where the images go}
 	@[ -z "$$REGISTRY_TOKEN" ] || echo "$$REGISTRY_TOKEN" | docker login --username "$$REGISTRY_USER" --password-stdin "$${REGISTRY%%/*}"
-	@for name in boom-server load-client; do docker buildx build --platform linux/amd64,linux/arm64 --target $$name \
-	--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) -t "$$REGISTRY/$$name:$(VERSION)" --push . || exit 1; done
+	@tools/publish-images
 
 # dist/ and the schemas as a release of the tag v$(VERSION), by GitHub's gh.
 publish: dist
