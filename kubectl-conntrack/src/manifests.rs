@@ -10,6 +10,8 @@ use crate::objects::{Images, MANAGER, RUN, Run};
 pub enum Set {
     /// The canary and the load: k8s/base
     Base,
+    /// The canary on every node, each for itself: k8s/overlays/every-node
+    EveryNode,
     /// Conntrack of every node as metrics: k8s/overlays/observe
     Observe,
     /// Conntrack sysctls of every node: k8s/overlays/tune
@@ -48,6 +50,14 @@ impl Set {
                     k8s!("base/canary-client.yaml"),
                     k8s!("base/load-target.yaml"),
                     k8s!("base/load-client.yaml"),
+                ],
+                config: None,
+            },
+            Self::EveryNode => Files {
+                namespace: "conntrack-every-node",
+                resources: &[
+                    k8s!("overlays/every-node/namespace.yaml"),
+                    k8s!("overlays/every-node/every-node.yaml"),
                 ],
                 config: None,
             },
