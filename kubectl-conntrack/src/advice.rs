@@ -76,7 +76,7 @@ fn by_mode(mode: Option<&str>) -> String {
         Some("ipvs") => format!("Under IPVS the same conntrack translates. {switch}."),
         Some(other) => format!("kube-proxy says of itself mode {other}. {switch}."),
         None => format!(
-            "Where Services are kube-proxy's: {switch}. Its mode could not be read on these nodes."
+            "Where Services are kube-proxy's: {switch}. Its mode is not known on these nodes."
         ),
     }
 }

@@ -1,8 +1,9 @@
-//! The API server: calls that outlast its short absences, and a watch of a run's pods. The one
-//! place where a call is repeated.
+//! The API server: calls that outlast its short absences, what is said of an absence, and a watch of a
+//! run's pods. The one place where a call is repeated.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
@@ -20,6 +21,10 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 const CALL: Duration = Duration::from_secs(20);
 /// Calls in flight at once.
 pub const PARALLEL: usize = 32;
+/// How often a [`Pulse`] asks, and how long it waits for the answer.
+const BEAT: Duration = Duration::from_secs(2);
+/// The shortest absence that weakens a result: a connection that is made anew is none.
+const AWAY: Duration = Duration::from_secs(10);
 
 /// A call that failed for good.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +93,82 @@ pub async fn call<T>(
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(5));
+    }
+}
+
+/// Whether the API server is there while a run lasts, asked at intervals: a watch alone is as silent
+/// when nothing happens as when nobody is there.
+#[derive(Debug)]
+pub struct Pulse {
+    absence: Arc<Mutex<Absence>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// How long the API server was away.
+#[derive(Debug, Default)]
+struct Absence {
+    /// When the first of the last calls without an answer began.
+    since: Option<Instant>,
+    longest: Duration,
+}
+
+impl Absence {
+    /// Takes a call that began at `begun` and ended at `now`.
+    fn take(&mut self, begun: Instant, now: Instant, answered: bool) {
+        match self.since {
+            None if !answered => self.since = Some(begun),
+            Some(since) if answered => {
+                self.longest = self.longest.max(now - since);
+                self.since = None;
+            }
+            _ => {}
+        }
+    }
+
+    fn longest(&self, now: Instant) -> Duration {
+        self.since.map_or(self.longest, |since| self.longest.max(now - since))
+    }
+}
+
+impl Pulse {
+    /// Asks until it is dropped.
+    #[must_use]
+    pub fn begin(client: &Client) -> Self {
+        let (absence, client) = (Arc::<Mutex<Absence>>::default(), client.clone());
+        let seen = Arc::clone(&absence);
+        let task = tokio::spawn(async move {
+            loop {
+                let begun = Instant::now();
+                let answer = tokio::time::timeout(BEAT, client.apiserver_version()).await;
+                let answered = answer.is_ok_and(|a| match a {
+                    Err(kube::Error::Api(s)) => s.code < 500,
+                    other => other.is_ok(),
+                });
+                let now = Instant::now();
+                seen.lock().unwrap_or_else(PoisonError::into_inner).take(begun, now, answered);
+                tokio::time::sleep(BEAT).await;
+            }
+        });
+        Self { absence, task }
+    }
+
+    /// What is not known because the API server was away; none where it was not.
+    #[must_use]
+    pub fn missed(&self) -> Option<String> {
+        let absence = self.absence.lock().unwrap_or_else(PoisonError::into_inner);
+        let longest = absence.longest(Instant::now());
+        (longest >= AWAY).then(|| {
+            format!(
+                "the API server did not answer for {} s: what nodes, pods and Services did in that time was not seen",
+                longest.as_secs()
+            )
+        })
+    }
+}
+
+impl Drop for Pulse {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
@@ -190,4 +271,27 @@ impl Watch<'_> {
 fn deleted(pod: &mut Seen) {
     pod.ended = true;
     pod.trouble.get_or_insert_with(|| Trouble::Pod("the pod was deleted".to_owned()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An absence goes from the first call without an answer to the next answer, or to the present.
+    #[test]
+    fn an_absence_is_measured_from_its_first_call() {
+        let begun = Instant::now();
+        let at = |s| begun + Duration::from_secs(s);
+        let mut absence = Absence::default();
+        absence.take(at(0), at(0), true);
+        assert_eq!(absence.longest(at(100)), Duration::ZERO);
+        absence.take(at(100), at(102), false);
+        absence.take(at(104), at(106), false);
+        assert_eq!(absence.longest(at(110)), Duration::from_secs(10));
+        absence.take(at(119), at(120), true);
+        assert_eq!(absence.longest(at(300)), Duration::from_secs(20));
+        absence.take(at(300), at(302), false);
+        absence.take(at(304), at(304), true);
+        assert_eq!(absence.longest(at(400)), Duration::from_secs(20));
+    }
 }

@@ -100,8 +100,8 @@ pub struct DiagnoseArgs {
     /// Families to try (default: all that the cluster's Services have)
     #[arg(long, value_name = "FAMILY", value_delimiter = ',', value_parser = family)]
     pub family: Vec<Family>,
-    /// Nodes tried at once
-    #[arg(long, value_name = "N", default_value_t = 125, value_parser = clap::value_parser!(u32).range(2..=250))]
+    /// Nodes tried at once: each takes 6 node ports meanwhile, 10 where Services have two families
+    #[arg(long, value_name = "N", default_value_t = 170, value_parser = clap::value_parser!(u32).range(2..=250))]
     pub parallel: u32,
     /// How the result is written
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]

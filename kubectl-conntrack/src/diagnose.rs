@@ -15,7 +15,7 @@ use kube::{Api, Client};
 
 use crate::api::Watch;
 use crate::objects::{self, Run};
-use crate::plan::{self, From, Node, Path};
+use crate::plan::{self, From, Front, Node, Path};
 use crate::preflight::{Right, rights};
 use crate::run::{self, Stop};
 use crate::verdict::NodeRow;
@@ -53,6 +53,28 @@ pub struct Options {
     pub keep: bool,
     /// Why clients may not forge; none where they may.
     pub no_forge: Option<String>,
+    /// Whether the nodes' rules may be read.
+    pub rules: bool,
+    /// kube-proxy's mode by its configuration, where that names one.
+    pub configured: Option<String>,
+}
+
+/// The families that a Service is given here: the first of the run's own is made to see it.
+async fn families(client: &Client, run: &Run) -> Result<Vec<Family>, Stop> {
+    let api: Api<Service> = Api::namespaced(client.clone(), &run.namespace);
+    let service = run.service(Front::ClusterIp, 0, &[], &[]);
+    let spec = run::apply(&api, &service, false).await?.spec.unwrap_or_default();
+    let addresses = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    Ok(plan::families(addresses.filter_map(|a| a.parse().ok())))
+}
+
+/// What admission allows of what a run can do without.
+#[derive(Debug)]
+pub struct Allowed {
+    /// Why clients may not forge; none where they may.
+    pub no_forge: Option<String>,
+    /// Whether a node's rules may be read, which takes NET_ADMIN.
+    pub rules: bool,
 }
 
 /// A node with its index in the whole run, which names its objects.
@@ -78,6 +100,14 @@ pub async fn run(
         let why = n.unusable.clone().unwrap_or_default();
         unproved(&n, why)
     }));
+    if usable.is_empty() {
+        return Ok(());
+    }
+    let families = match options.families.as_slice() {
+        [] => families(client, run).await?,
+        named => named.to_vec(),
+    };
+    let families = families.as_slice();
     let members = usable.into_iter().enumerate().map(|(index, node)| Member { index, node });
     let waves = plan::waves(members.collect(), options.wave);
     let total = waves.len();
@@ -85,32 +115,33 @@ pub async fn run(
     for (n, wave) in waves.into_iter().enumerate() {
         let said =
             |what: &str| say(&format!("wave {} of {total}, {} nodes: {what}", n + 1, wave.len()));
-        rows.extend(Wave { client, run, options, members: &wave }.go(&mut watch, &said).await?);
+        let wave = Wave { client, run, options, families, members: &wave };
+        rows.extend(wave.go(&mut watch, &said).await?);
         if let Some((times, error)) = watch.broken.take() {
             say(&format!("the watch of pods broke {times} times and was begun anew: {error}"));
         }
         if n + 1 < total && !options.keep {
-            Wave { client, run, options, members: &wave }.clear().await?;
+            wave.clear().await?;
         }
     }
     Ok(())
 }
 
 /// Has the API server check a Service and a pod of each kind that a run makes, without keeping
-/// them: Pod Security, quotas and admission webhooks speak before anything starts. Gives why
-/// clients may not forge, where it is that alone.
-pub async fn tried_dry(client: &Client, run: &Run, nodes: &[Node]) -> Result<Option<String>, Stop> {
-    let Some(node) = nodes.iter().find(|n| n.unusable.is_none()) else { return Ok(None) };
+/// them: Pod Security, quotas and admission webhooks speak before anything starts.
+pub async fn tried_dry(client: &Client, run: &Run, nodes: &[Node]) -> Result<Allowed, Stop> {
+    let mut allowed = Allowed { no_forge: None, rules: true };
+    let Some(node) = nodes.iter().find(|n| n.unusable.is_none()) else { return Ok(allowed) };
     let services: Api<Service> = Api::namespaced(client.clone(), &run.namespace);
     let pods: Api<Pod> = Api::namespaced(client.clone(), &run.namespace);
     for front in FRONTS {
-        run::apply(&services, &run.service(front, 0, Path::ALL), true).await?;
+        run::apply(&services, &run.service(front, 0, Path::ALL, &[Family::Ipv4]), true).await?;
     }
     let anywhere = (Path::HostNetwork, Family::Ipv4, SocketAddr::from(([127, 0, 0, 1], 9000)));
     let dry = [
         run.server(&node.name, 0, &[(Path::SameNode, Family::Ipv4)], &[], false),
-        run.clients(&node.name, 0, From::Pod, &[anywhere]),
-        run.clients(&node.name, 0, From::Host, &[anywhere]),
+        run.clients(&node.name, 0, From::Pod, &[anywhere], false),
+        run.clients(&node.name, 0, From::Host, &[anywhere], false),
     ];
     for pod in &dry {
         let done = run::apply(&pods, pod, true).await;
@@ -119,15 +150,20 @@ pub async fn tried_dry(client: &Client, run: &Run, nodes: &[Node]) -> Result<Opt
             _ => Stop::Api(e),
         })?;
     }
+    let refused = async |pod: Pod| match run::apply(&pods, &pod, true).await {
+        Ok(_) => Ok(None),
+        Err(e) if e.code.is_some_and(|c| c < 500) => Ok(Some(e.to_string())),
+        Err(e) => Err(Stop::Api(e)),
+    };
     for from in [From::Pod, From::Host] {
-        let pod = run.forging_clients(&node.name, 0, from, &[anywhere]);
-        match run::apply(&pods, &pod, true).await {
-            Ok(_) => {}
-            Err(e) if e.code.is_some_and(|c| c < 500) => return Ok(Some(e.to_string())),
-            Err(e) => return Err(Stop::Api(e)),
+        if allowed.no_forge.is_none() {
+            let pod = run.forging_clients(&node.name, 0, from, &[anywhere]);
+            allowed.no_forge = refused(pod).await?;
         }
     }
-    Ok(None)
+    let pod = run.clients(&node.name, 0, From::Host, &[anywhere], true);
+    allowed.rules = refused(pod).await?.is_none();
+    Ok(allowed)
 }
 
 /// The row of a node on which nothing was tried.

@@ -90,9 +90,16 @@ impl Run {
         )
     }
 
-    /// The Service of `front` before the server `index`, with a port for each path that goes there.
+    /// The Service of `front` before the server `index`, with a port for each path that goes there in
+    /// each of `families`: a cluster's node ports are few.
     #[must_use]
-    pub fn service(&self, front: Front, index: usize, paths: &[Path]) -> Service {
+    pub fn service(
+        &self,
+        front: Front,
+        index: usize,
+        paths: &[Path],
+        families: &[Family],
+    ) -> Service {
         let (kind, policy) = match front {
             Front::ClusterIp | Front::Pod | Front::Node => ("ClusterIP", None),
             Front::NodePort => ("NodePort", Some("Cluster")),
@@ -101,7 +108,7 @@ impl Run {
         let ports: Vec<_> = paths
             .iter()
             .filter(|p| p.front() == front)
-            .flat_map(|p| [Family::Ipv4, Family::Ipv6].map(|f| p.port(f)))
+            .flat_map(|p| families.iter().map(|f| p.port(*f)))
             .chain([Path::SameNode.sink_port()])
             .map(|port| {
                 // A port's name has 15 characters at most.
@@ -207,12 +214,13 @@ impl Run {
             "env": own.iter().chain(env).collect::<Vec<_>>(),
             "ports": [{"name": format!("p{port}"), "containerPort": port, "protocol": "TCP"}],
             "terminationMessagePolicy": "FallbackToLogsOnError",
-            "securityContext": net_raw(),
+            "securityContext": user_0_with("NET_RAW"),
             "resources": {"requests": {"cpu": "2m", "memory": "8Mi"}, "limits": {"memory": "96Mi"}},
         })
     }
 
-    /// A pod of clients, one for each target, on the pod network or the host's.
+    /// A pod of clients, one for each target, on the pod network or the host's. There it reads the
+    /// node's facts too, with `rules` those that take NET_ADMIN.
     #[must_use]
     pub fn clients(
         &self,
@@ -220,16 +228,17 @@ impl Run {
         index: usize,
         from: From,
         targets: &[(Path, Family, SocketAddr)],
+        rules: bool,
     ) -> Pod {
         let mut containers: Vec<_> =
             targets.iter().map(|(p, f, to)| self.client(*p, *f, *to)).collect();
         if from == From::Host {
-            containers.push(
-                self.load_client(
-                    FACTS,
-                    &json!(["observe", "--duration", "1s", "--interval", "1s"]),
-                ),
-            );
+            let args = json!(["observe", "--duration", "1s", "--interval", "1s"]);
+            let mut facts = self.load_client(FACTS, &args);
+            if rules {
+                facts["securityContext"] = user_0_with("NET_ADMIN");
+            }
+            containers.push(facts);
         }
         self.client_pod(&client_name(from, index), node, from, &containers)
     }
@@ -298,7 +307,7 @@ impl Run {
                 AWAIT
             ]),
         );
-        client["securityContext"] = net_raw();
+        client["securityContext"] = user_0_with("NET_RAW");
         client
     }
 
@@ -336,10 +345,10 @@ impl Run {
     }
 }
 
-/// User 0 with this one capability: added to another user it would have no effect.
-fn net_raw() -> Value {
+/// User 0 with one capability: added to another user it would have no effect.
+fn user_0_with(capability: &str) -> Value {
     json!({"runAsUser": 0, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
-        "capabilities": {"drop": ["ALL"], "add": ["NET_RAW"]}})
+        "capabilities": {"drop": ["ALL"], "add": [capability]}})
 }
 
 /// Binds a pod to a node as the DaemonSet controller does: by the scheduler, which looks at the room.

@@ -1,16 +1,21 @@
 //! What a run needs before it changes anything: rights, a namespace, nodes.
 
+use std::time::Duration;
+
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
-use k8s_openapi::api::core::v1::{Namespace, Node as ApiNode};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node as ApiNode};
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 
 use crate::api::{ApiError, PARALLEL, call};
 use crate::objects::{ENFORCE, MANAGER, RUN};
 use crate::plan::Node;
+
+/// How long what a run can do without may take.
+const SOON: Duration = Duration::from_secs(3);
 
 /// A verb on a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -130,6 +135,41 @@ pub async fn namespace_state(client: &Client, namespace: &str) -> Result<Namespa
     }))
 }
 
+/// The namespaces other than `own` that runs made, with their identifiers; none where this user may
+/// not list namespaces.
+pub async fn left_elsewhere(client: &Client, own: &str) -> Vec<(String, String)> {
+    let api: Api<Namespace> = Api::all(client.clone());
+    let params = ListParams::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
+    let Ok(Ok(found)) = tokio::time::timeout(SOON, api.list(&params)).await else {
+        return Vec::new();
+    };
+    let made = |n: &Namespace| Some((n.name_any(), n.labels().get(RUN)?.clone()));
+    found.items.iter().filter(|n| n.name_any() != own).filter_map(made).collect()
+}
+
+/// Where kube-proxy's configuration is: as kubeadm has it, and as EKS does.
+const CONFIGURED: [&str; 2] = ["kube-proxy", "kube-proxy-config"];
+
+/// kube-proxy's mode by the ConfigMap that configures it; none where there is none such that this
+/// user may read, or where it names no mode.
+pub async fn proxy_mode(client: &Client) -> Option<String> {
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-system");
+    for name in CONFIGURED {
+        // Not worth waiting for.
+        if let Ok(Ok(Some(map))) = tokio::time::timeout(SOON, api.get_opt(name)).await {
+            return map.data.unwrap_or_default().values().find_map(|text| configured_mode(text));
+        }
+    }
+    None
+}
+
+/// The mode that a KubeProxyConfiguration names.
+fn configured_mode(text: &str) -> Option<String> {
+    let config = serde_saphyr::from_str::<serde_json::Value>(text).ok()?;
+    let mode = config["mode"].as_str().filter(|m| !m.is_empty())?;
+    (config["kind"] == "KubeProxyConfiguration").then(|| mode.to_owned())
+}
+
 /// The Linux nodes that `selector` chooses, by name; those that are not ready are unusable.
 pub async fn nodes(client: &Client, selector: Option<&str>) -> Result<Vec<Node>, ApiError> {
     let api: Api<ApiNode> = Api::all(client.clone());
@@ -172,4 +212,22 @@ fn node(n: &ApiNode) -> Option<Node> {
         ready_since,
         unusable,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A KubeProxyConfiguration's mode is read; one that names none, another kind and noise say nothing.
+    #[test]
+    fn the_configured_mode_is_read() {
+        let of = |kind: &str, mode: &str| {
+            configured_mode(&format!("apiVersion: v1\nkind: {kind}\nmode: {mode}\n"))
+        };
+        assert_eq!(of("KubeProxyConfiguration", "nftables").as_deref(), Some("nftables"));
+        assert_eq!(of("KubeProxyConfiguration", "\"\""), None);
+        assert_eq!(of("Config", "nftables"), None);
+        assert_eq!(configured_mode("\t:"), None);
+        assert_eq!(configured_mode("kind: KubeProxyConfiguration"), None);
+    }
 }

@@ -13,6 +13,7 @@ use common::documents::{boom, client, forging, observed};
 use common::{Fake, Life};
 use kubectl_conntrack::app::diagnosis;
 use kubectl_conntrack::cli::{Cli, Command, DiagnoseArgs};
+use kubectl_conntrack::output::Shown as _;
 use kubectl_conntrack::plan::Path;
 use kubectl_conntrack::report::{Cluster, DiagnoseResult};
 use serde_json::{Value, json};
@@ -405,7 +406,7 @@ fn an_injected_container_is_trouble() {
     assert!(format!("{:?}", seen.trouble).contains("istio-proxy was injected"), "{seen:?}");
 }
 
-/// The API server away for 20 s in the middle costs nothing but time.
+/// The API server away for 20 s in the middle: every document is read afterwards, and the absence is said.
 #[tokio::test(start_paused = true)]
 async fn a_short_absence_is_outlasted() {
     let fake = Fake::new(3, ends, log(dropped));
@@ -415,7 +416,9 @@ async fn a_short_absence_is_outlasted() {
         other.away(Duration::from_secs(20));
     });
     let result = run(&fake, "").await.unwrap();
-    assert_eq!(result.verdict, Verdict::Protected, "{:?}", result.reasons);
+    assert!(result.nodes.iter().all(|n| n.verdict == Verdict::Protected));
+    assert_eq!(result.verdict, Verdict::Inconclusive);
+    assert!(result.reasons[0].contains("did not answer for"), "{:?}", result.reasons);
     assert_eq!(fake.namespaces(), [] as [&str; 0]);
 }
 
@@ -469,6 +472,34 @@ async fn one_node_is_enough() {
     let result = run(&fake, "").await.unwrap();
     assert_eq!(result.verdict, Verdict::Protected);
     assert_eq!(result.nodes[0].families[0].paths.len(), 5);
+}
+
+/// kube-proxy's ConfigMap is a sign of its mode too; one that contradicts what the nodes show leaves
+/// the mode unknown, and both are said.
+#[tokio::test(start_paused = true)]
+async fn a_contradicted_mode_is_unknown() {
+    for (configured, mode) in [("iptables", Some("iptables")), ("nftables", None)] {
+        let fake = Fake::new(2, ends, log(dropped));
+        let config = format!("kind: KubeProxyConfiguration\nmode: {configured}\n");
+        fake.add(
+            "configmaps/kube-system/kube-proxy",
+            &json!({"metadata": {"name": "kube-proxy"},
+            "data": {"config.conf": config, "kubeconfig.conf": "kind: Config"}}),
+        );
+        let result = run(&fake, "").await.unwrap();
+        assert_eq!(result.nodes[0].shown.proxy_mode.as_deref(), mode);
+        let table = result.table(false);
+        let unknown = "kube-proxy unknown (endpoint iptables, rules iptables, configmap nftables)";
+        assert_eq!(table.contains(unknown), mode.is_none(), "{table}");
+    }
+}
+
+/// Where admission refuses NET_ADMIN, a node's rules are not read, and everything else is done.
+#[tokio::test(start_paused = true)]
+async fn without_net_admin_rules_are_not_read() {
+    let fake = Fake::new(2, ends, log(dropped));
+    fake.refuse_pods_with("NET_ADMIN", "policy: no NET_ADMIN");
+    assert_eq!(run(&fake, "").await.unwrap().verdict, Verdict::Protected);
 }
 
 /// Every document that was read is kept with --save.

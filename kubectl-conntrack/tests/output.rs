@@ -4,7 +4,6 @@ mod common;
 
 use canary_record::names::{Diagnosis, LoadVerdict, ProbeEnd};
 use canary_record::result::load::ThresholdRecord;
-use canary_record::result::observe::NodeShown;
 use canary_wire::segment::Family;
 use clap::CommandFactory;
 use common::documents::{boom, client, forging, run, witness};
@@ -53,7 +52,7 @@ fn node(name: &str, mode: Option<&str>, of: impl Fn(Path, Family) -> Diagnosis) 
         ..Node::default()
     };
     NodeRow {
-        shown: NodeShown { be_liberal: Some(0), proxy_mode: mode.map(str::to_owned) },
+        shown: common::documents::shown(mode),
         verdict: worst(families.iter().map(|f| f.verdict)),
         families: families.into(),
         reasons: Vec::new(),

@@ -132,7 +132,7 @@ async fn a_signal_at_any_step_puts_back() {
     }
 }
 
-/// The API server away for 20 s when the values are to be put back costs nothing but time.
+/// The API server away for 20 s when the values are to be put back: they are, and the absence is said.
 #[tokio::test(start_paused = true)]
 async fn a_short_absence_is_outlasted() {
     let fake = fake(log);
@@ -142,7 +142,8 @@ async fn a_short_absence_is_outlasted() {
         other.away(Duration::from_secs(20));
     });
     let result = run(&fake, "--for 1m", never).await.unwrap();
-    assert!(result.done, "{result:?}");
+    assert!(result.nodes.iter().all(|n| n.changes[0].restored == Some(0)), "{result:?}");
+    assert!(!result.done && result.reasons[0].contains("did not answer"), "{result:?}");
     assert!(fake.namespaces().is_empty());
 }
 

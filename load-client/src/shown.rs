@@ -3,11 +3,14 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use canary_record::result::observe::NodeShown;
+use canary_conntrack::rules;
+use canary_record::result::observe::{NodeShown, ProxySource};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const BE_LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
+/// The interfaces of this network namespace: `/sys` would be of the one in which it was mounted.
+const INTERFACES: &str = "/proc/self/net/dev";
 /// kube-proxy's `metricsBindAddress` unless it was told otherwise.
 const KUBE_PROXY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
 /// Nobody there refuses at once; this is for whoever accepts and is silent.
@@ -19,8 +22,37 @@ const ANSWER: u64 = 4096;
 pub(crate) async fn read() -> NodeShown {
     let be_liberal = std::fs::read_to_string(BE_LIBERAL).ok().and_then(|s| s.trim().parse().ok());
     let answer = tokio::time::timeout(PATIENCE, ask(KUBE_PROXY)).await;
-    let proxy_mode = answer.ok().and_then(Result::ok).and_then(|a| mode(&a));
-    NodeShown { be_liberal, proxy_mode }
+    let mut shown = NodeShown { be_liberal, ..NodeShown::default() };
+    let interfaces = std::fs::read_to_string(INTERFACES).unwrap_or_default();
+    let signs = [
+        (ProxySource::Endpoint, answer.ok().and_then(Result::ok).and_then(|a| mode(&a))),
+        (ProxySource::Rules, rules::chains().ok().and_then(|c| by_chains(&c))),
+        (ProxySource::Interface, by_interfaces(&interfaces)),
+    ];
+    for (source, mode) in signs {
+        if let Some(mode) = mode {
+            shown.sign(source, mode);
+        }
+    }
+    shown
+}
+
+/// The modes whose chains are there. In each mode kube-proxy translates for Services in chains of its own.
+fn by_chains(chains: &[(String, String)]) -> Option<String> {
+    let has = |is: fn(&str, &str) -> bool| chains.iter().any(|(table, chain)| is(table, chain));
+    let modes = [
+        ("iptables", has(|table, chain| table == "nat" && chain.starts_with("KUBE-SVC-"))),
+        ("ipvs", has(|table, chain| table == "nat" && chain == "KUBE-LOAD-BALANCER")),
+        ("nftables", has(|table, _| table == "kube-proxy")),
+    ];
+    let there: Vec<_> =
+        modes.into_iter().filter(|(_, there)| *there).map(|(mode, _)| mode).collect();
+    (!there.is_empty()).then(|| there.join(" and "))
+}
+
+fn by_interfaces(table: &str) -> Option<String> {
+    let there = table.lines().any(|l| l.trim_start().starts_with("kube-ipvs0:"));
+    there.then(|| "ipvs".to_owned())
 }
 
 async fn ask(at: SocketAddr) -> std::io::Result<Vec<u8>> {
@@ -57,6 +89,24 @@ mod tests {
         assert_eq!(mode(b"HTTP/1.0 404 Not Found\r\n\r\niptables"), None);
         assert_eq!(mode(b"HTTP/1.0 200 OK\r\n\r\n<html>"), None);
         assert_eq!(mode(b"HTTP/1.0 200 OK\r\n\r\n\xff\xfe"), None);
+    }
+
+    /// Chains and interfaces name the mode; those that two modes leave name both; a node without any, none.
+    #[test]
+    fn chains_and_interfaces_are_signs() {
+        let chains = |all: &[(&str, &str)]| -> Vec<_> {
+            all.iter().map(|(t, c)| ((*t).to_owned(), (*c).to_owned())).collect()
+        };
+        let mode = |all| by_chains(&chains(all));
+        assert_eq!(mode(&[("nat", "KUBE-MARK-DROP"), ("filter", "KUBE-SVC-A")]), None);
+        assert_eq!(mode(&[("nat", "KUBE-SVC-A")]).as_deref(), Some("iptables"));
+        assert_eq!(mode(&[("nat", "KUBE-LOAD-BALANCER")]).as_deref(), Some("ipvs"));
+        let both = mode(&[("kube-proxy", "services"), ("nat", "KUBE-SVC-A")]);
+        assert_eq!(both.as_deref(), Some("iptables and nftables"));
+        let head = "Inter-|   Receive\n face |bytes\n    lo: 1 2\n";
+        assert_eq!(by_interfaces(head), None);
+        let ipvs = format!("{head}kube-ipvs0: 0 0\n");
+        assert_eq!(by_interfaces(&ipvs).as_deref(), Some("ipvs"));
     }
 
     /// The mode is read from a server that answers and goes.

@@ -1,4 +1,4 @@
-//! nf_tables: the rules of one network namespace that act on what conntrack calls INVALID, with
+//! nf_tables: the chains of one network namespace, and its rules that act on what conntrack calls INVALID, with
 //! their counters. Read, never changed. What cannot be read is named: rules that ask a set or a map for
 //! the state or jump elsewhere with it, and the tables of legacy iptables, which nf_tables does not have.
 
@@ -7,8 +7,9 @@ use std::io;
 use canary_record::result::witness::RuleAction;
 use netlink_packet_core::{DefaultNla, NLA_TYPE_MASK, Nla as _};
 use netlink_packet_netfilter::nftables::{
-    Bitwise, DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute, Lookup,
-    NfTablesMessage, Register, RuleAttribute, RuleMessage, Verdict, VerdictAttribute,
+    Bitwise, ChainAttribute, ChainMessage, DataAttribute, ExpressionAttribute, Expressions,
+    Immediate, ListAttribute, Lookup, NfTablesMessage, Register, RuleAttribute, RuleMessage,
+    Verdict, VerdictAttribute,
 };
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
@@ -72,6 +73,30 @@ pub fn of_invalid() -> Result<Rules, NetlinkError> {
         rules.unread.extend(legacy(family, file, text));
     }
     Ok(rules)
+}
+
+/// Table and name of every chain of this thread's network namespace. Needs CAP_NET_ADMIN there.
+pub fn chains() -> Result<Vec<(String, String)>, NetlinkError> {
+    let mut chains = Vec::new();
+    let ask = NetfilterMessage::new(
+        NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0),
+        NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() }),
+    );
+    Socket::open()?.ask(ask, Ask::Dump, |m| {
+        let NetfilterMessageInner::NfTables(NfTablesMessage::NewChain(chain)) = &m.inner else {
+            return;
+        };
+        let (mut table, mut name) = (String::new(), String::new());
+        for attribute in &chain.attributes {
+            match attribute {
+                ChainAttribute::Table(t) => table.clone_from(t),
+                ChainAttribute::Name(n) => name.clone_from(n),
+                _ => {}
+            }
+        }
+        chains.push((table, name));
+    })?;
+    Ok(chains)
 }
 
 /// As nft calls it.

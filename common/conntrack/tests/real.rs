@@ -17,6 +17,7 @@ canary_testbed::tests![
     both_sources_agree,
     rules_of_invalid_are_read,
     rules_that_are_not_read_are_named,
+    chains_are_read,
 ];
 
 /// Runs `job` in a host where conntrack follows loopback.
@@ -165,4 +166,16 @@ fn rules_that_are_not_read_are_named() {
     assert_eq!(how, [asks, asks, asks, "jumps)"]);
     bed.sh("host", "iptables-legacy -A FORWARD -m conntrack --ctstate INVALID -j DROP");
     assert_eq!(read().unread.last().unwrap(), "legacy iptables' tables of ip (filter)");
+}
+
+/// Chains are read with their tables, whichever tool and family they are of.
+fn chains_are_read() {
+    let bed = Bed::new(Topology::single);
+    assert_eq!(bed.within("host", || rules::chains().unwrap()), []);
+    bed.sh("host", "nft 'table ip6 kube-proxy { chain services { }; }'");
+    bed.sh("host", "iptables-nft -t nat -N KUBE-SVC-A");
+    let found = bed.within("host", || rules::chains().unwrap());
+    for (table, chain) in [("kube-proxy", "services"), ("nat", "KUBE-SVC-A")] {
+        assert!(found.contains(&(table.to_owned(), chain.to_owned())), "{found:?}");
+    }
 }

@@ -52,18 +52,21 @@ pub async fn diagnosis(
         families: args.family.clone(),
         keep: args.cluster.keep,
         no_forge: None,
+        rules: false,
+        configured: preflight::proxy_mode(client).await,
     };
-    let ground = session.ground(client).await?;
+    let ground = session.ground(client, say).await?;
     let mut rows = Vec::new();
     let work = async {
-        options.no_forge = diagnose::tried_dry(client, run, &nodes).await?;
+        let allowed = diagnose::tried_dry(client, run, &nodes).await?;
+        (options.no_forge, options.rules) = (allowed.no_forge, allowed.rules);
         diagnose::run(client, run, &options, nodes.clone(), &mut rows, say).await
     };
     let done = tokio::select! {
         done = work => done.map(|()| EndedBy::Completed),
         signal = signalled() => Ok(signal),
     };
-    let left = ground.end(args.cluster.keep, &mut signalled, say).await;
+    let left = session.end(&ground, args.cluster.keep, &mut signalled, say).await;
     let mut reasons = Vec::new();
     let nothing = |e: &Stop| rows.is_empty() && !matches!(e, Stop::Api(_));
     let ended_by = ended(done, nothing, left, &mut reasons)?;

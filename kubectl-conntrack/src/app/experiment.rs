@@ -82,7 +82,7 @@ pub async fn experiment(
     for why in unusable {
         journal.doubt(&why)?;
     }
-    let ground = session.ground(client).await?;
+    let ground = session.ground(client, say).await?;
     let mut signal = Signal::new(signalled);
     let done =
         Box::pin(Experiment::new(client, run, &nodes, &options, &mut journal, &mut signal).go(say))
@@ -101,7 +101,7 @@ pub async fn experiment(
     }
     // One signal has ended the run; the next one ends the waiting for what it made.
     let mut again = async || signal.next().await;
-    for left in ground.end(args.cluster.keep, &mut again, say).await {
+    for left in session.end(&ground, args.cluster.keep, &mut again, say).await {
         journal.doubt(&left)?;
     }
     journal.record("ended", jiff::Timestamp::now())?;

@@ -46,7 +46,7 @@ pub async fn load(
         save: args.cluster.save.clone(),
         fail_on: args.fail_on.clone(),
     };
-    let ground = session.ground(client).await?;
+    let ground = session.ground(client, say).await?;
     let mut load = Load::new(client, run, &options, "load-client");
     let done = tokio::select! {
         done = load.go(say) => done.map(|()| EndedBy::Completed),
@@ -64,7 +64,7 @@ pub async fn load(
             run::save(dir, &format!("{pod}.json"), result)?;
         }
     }
-    let left = ground.end(args.cluster.keep, &mut signalled, say).await;
+    let left = session.end(&ground, args.cluster.keep, &mut signalled, say).await;
     let mut reasons = Vec::new();
     let ended_by = ended(done, |_| collected.results.is_empty(), left, &mut reasons)?;
     let why = reasons.join("; ");

@@ -4,9 +4,10 @@ use canary_record::names::EndedBy;
 use canary_record::result::{self, Clock, Config};
 use kube::Client;
 
+use crate::api::Pulse;
 use crate::cli::ClusterArgs;
 use crate::objects::Run;
-use crate::preflight::Right;
+use crate::preflight::{self, Right};
 use crate::report::Cluster;
 use crate::run::{self, Ground, Stop};
 
@@ -20,6 +21,7 @@ pub(super) struct Session {
     pub(super) run: Run,
     foreign: bool,
     replace: bool,
+    pulse: Pulse,
 }
 
 impl Session {
@@ -40,12 +42,35 @@ impl Session {
         let foreign = args.namespace.is_some();
         say(&format!("context {}, namespace {}, run {}", cluster.context, run.namespace, run.id));
         run::permitted(client, &run.namespace, &needs(!foreign)).await?;
-        Ok(Self { clock, run, foreign, replace: args.replace })
+        Ok(Self { clock, run, foreign, replace: args.replace, pulse: Pulse::begin(client) })
     }
 
-    /// Its namespace.
-    pub(super) async fn ground<'a>(&'a self, client: &'a Client) -> Result<Ground<'a>, Stop> {
-        Ground::take(client, &self.run, self.foreign, self.replace).await
+    /// Its namespace. What runs of other subcommands left is said, for they may be at work.
+    pub(super) async fn ground<'a>(
+        &'a self,
+        client: &'a Client,
+        say: &dyn Fn(&str),
+    ) -> Result<Ground<'a>, Stop> {
+        let ground = Ground::take(client, &self.run, self.foreign, self.replace).await?;
+        for (ns, run) in preflight::left_elsewhere(client, &self.run.namespace).await {
+            say(&format!(
+                "namespace {ns} is left of run {run}, or that run is at work: kubectl delete namespace {ns} removes it"
+            ));
+        }
+        Ok(ground)
+    }
+
+    /// The run's end, when everything is read: what the API server's absence hid by then, and what of
+    /// the run is left behind.
+    pub(super) async fn end(
+        &self,
+        ground: &Ground<'_>,
+        keep: bool,
+        signalled: &mut impl AsyncFnMut() -> EndedBy,
+        say: &dyn Fn(&str),
+    ) -> Vec<String> {
+        let missed = self.pulse.missed();
+        missed.into_iter().chain(ground.end(keep, signalled, say).await).collect()
     }
 
     /// What its result says of it.
@@ -56,7 +81,7 @@ impl Session {
 }
 
 /// How a run ended, and in `reasons` why before its time. Where `nothing` was measured, and the
-/// mend is the user's, it is an error, with the first of what is `left` behind.
+/// mend is the user's, it is an error, with the first of what `left` says.
 pub(super) fn ended(
     how: Result<EndedBy, Stop>,
     nothing: impl FnOnce(&Stop) -> bool,

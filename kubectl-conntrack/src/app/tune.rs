@@ -38,7 +38,7 @@ pub async fn tune(
     let session = Session::begin(client, &cluster, &args.cluster, each_node::needs, say).await?;
     let run = &session.run;
     let (nodes, unusable) = usable(client, args.nodes.as_deref()).await?;
-    let ground = session.ground(client).await?;
+    let ground = session.ground(client, say).await?;
     let mut held = Tune::new(client, run, &nodes, "tune");
     let mut reasons = unusable;
     let kept = args.cluster.keep;
@@ -79,7 +79,7 @@ pub async fn tune(
             _ = signalled() => reasons.push("ended before the nodes were read back".to_owned()),
         }
     }
-    let left = ground.end(args.cluster.keep, &mut signalled, say).await;
+    let left = session.end(&ground, args.cluster.keep, &mut signalled, say).await;
     let ended_by = ended(done, |_| rows.is_empty(), left, &mut reasons)?;
     let record = session.record("kubectl-conntrack tune", ended_by, config.clone());
     Ok(TuneResult::new(record, cluster, rows, reasons, kept))

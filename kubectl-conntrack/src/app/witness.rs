@@ -37,7 +37,7 @@ pub async fn watch(
     let session = Session::begin(client, &cluster, &args.cluster, witness::needs, say).await?;
     let run = &session.run;
     let (nodes, mut reasons) = usable(client, args.nodes.as_deref()).await?;
-    let ground = session.ground(client).await?;
+    let ground = session.ground(client, say).await?;
     let mut witness = Witness::new(client, run, &nodes);
     let done = tokio::select! {
         done = witness.go(args.duration, args.cluster.timeout, say) => done.map(|()| EndedBy::Completed),
@@ -54,7 +54,7 @@ pub async fn watch(
             _ = signalled() => Err(Stop::Refused("ended before the results were read".to_owned())),
         }
     };
-    let left = ground.end(args.cluster.keep, &mut signalled, say).await;
+    let left = session.end(&ground, args.cluster.keep, &mut signalled, say).await;
     let ended_by = ended(done, |e| !matches!(e, Stop::Api(_)), left, &mut reasons)?;
     let found = found.unwrap_or_else(|e| {
         reasons.push(format!("results could not be read: {e}"));

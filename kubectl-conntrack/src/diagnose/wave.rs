@@ -1,12 +1,12 @@
 //! One wave of `diagnose`: Services, servers and clients of some nodes, and what they found.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use canary_record::names::Verdict;
 use canary_record::result::boom::BoomResult;
 use canary_record::result::load::LoadResult;
-use canary_record::result::observe::{NodeShown, ObserveResult};
+use canary_record::result::observe::{NodeShown, ObserveResult, ProxySource};
 use canary_wire::segment::Family;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -54,6 +54,7 @@ pub(super) struct Wave<'a> {
     pub(super) client: &'a Client,
     pub(super) run: &'a Run,
     pub(super) options: &'a Options,
+    pub(super) families: &'a [Family],
     pub(super) members: &'a [Member],
 }
 
@@ -93,7 +94,7 @@ impl Wave<'_> {
                 }
                 let plain: Vec<_> = targets.iter().map(|(p, f, to, _)| (*p, *f, *to)).collect();
                 let m = &self.members[place];
-                Ok(self.run.clients(&m.node.name, m.index, side, &plain))
+                Ok(self.run.clients(&m.node.name, m.index, side, &plain, self.options.rules))
             })
             .await?;
         }
@@ -198,7 +199,8 @@ impl Wave<'_> {
                         (0..size).any(|r| plan::ends(*p, r, size).is_some_and(|(_, s)| s == place))
                     })
                     .collect();
-                let service = self.run.service(front, self.members[place].index, &paths);
+                let service =
+                    self.run.service(front, self.members[place].index, &paths, self.families);
                 run::apply(&api, &service, false).await.map(|s| (place, s))
             }
         };
@@ -215,30 +217,14 @@ impl Wave<'_> {
         Ok(made)
     }
 
-    /// The families that Services have here, or those that were asked for.
-    fn families(&self, made: &[Made]) -> Vec<Family> {
-        if !self.options.families.is_empty() {
-            return self.options.families.clone();
-        }
-        let specs = made.iter().flat_map(|m| &m.services).filter_map(|s| s.spec.as_ref());
-        plan::families(specs.flat_map(|s| {
-            s.cluster_ips
-                .iter()
-                .flatten()
-                .chain(&s.cluster_ip)
-                .filter_map(|a| a.parse::<IpAddr>().ok())
-        }))
-    }
-
     fn tries(&self, made: &[Made]) -> Vec<Try> {
-        let families = self.families(made);
         let mut tries = Vec::new();
         for row in 0..self.members.len() {
             for path in Path::ALL {
                 let Some((client, server)) = plan::ends(*path, row, self.members.len()) else {
                     continue;
                 };
-                for family in &families {
+                for family in self.families {
                     let member = &self.members[server];
                     let service = made[server].service(path.front(), member.index);
                     let target = if path.front() == Front::Pod {
@@ -388,12 +374,16 @@ impl Wave<'_> {
         let shown: Vec<NodeShown> = stream::iter(self.members.iter().map(|m| async move {
             let pod = objects::client_name(From::Host, m.index);
             let facts = self.document::<ObserveResult>(&pod, objects::FACTS, None, pods).await;
-            facts.map(|f| f.node).unwrap_or_default()
+            let mut shown = facts.map(|f| f.node).unwrap_or_default();
+            if let Some(mode) = &self.options.configured {
+                shown.sign(ProxySource::ConfigMap, mode.clone());
+            }
+            shown
         }))
         .buffered(PARALLEL)
         .collect()
         .await;
-        let families = self.families(made);
+        let families = self.families;
         let mut rows = Vec::new();
         for (place, (m, shown)) in self.members.iter().zip(shown).enumerate() {
             let of = |family: &Family| -> FamilyRow {

@@ -71,12 +71,14 @@ pub fn names(all: &[&str]) -> String {
 #[must_use]
 pub fn facts(n: &NodeRow) -> String {
     let or = |v: Option<String>| v.unwrap_or_else(|| "not readable".to_owned());
+    let signs: Vec<_> = n.shown.proxy_signs.iter().map(|(s, mode)| format!("{s} {mode}")).collect();
+    let unknown = (!signs.is_empty()).then(|| format!("unknown ({})", signs.join(", ")));
     format!(
         "Linux {}, {}, kubelet {}, kube-proxy {}, be_liberal {}",
         n.kernel,
         n.os_image,
         n.kubelet,
-        or(n.shown.proxy_mode.clone()),
+        or(n.shown.proxy_mode.clone().or(unknown)),
         or(n.shown.be_liberal.map(|v| v.to_string()))
     )
 }

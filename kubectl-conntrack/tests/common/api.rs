@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use kube::client::Body;
 use serde_json::{Value, json};
 
-use super::Fake;
+use super::{Event, Fake};
 
 /// The body of an answer.
 type Answer = http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, Infallible>;
@@ -74,11 +74,9 @@ impl Fake {
             }
             (&Method::GET, ["api", "v1", "namespaces"]) => {
                 let state = self.lock();
-                let name = query
-                    .get("fieldSelector")
-                    .and_then(|f| f.strip_prefix("metadata.name="))
-                    .unwrap_or_default();
-                let items: Vec<_> = state.namespaces.get(name).into_iter().cloned().collect();
+                let (labels, fields) = (query.get("labelSelector"), query.get("fieldSelector"));
+                let chosen = |ns: &&Value| labelled(ns, labels) && named(ns, fields);
+                let items: Vec<_> = state.namespaces.values().filter(chosen).cloned().collect();
                 list("NamespaceList", &items, state.version)
             }
             (&Method::GET, ["api", "v1", "namespaces", name]) => {
@@ -147,6 +145,12 @@ impl Fake {
                     .collect();
                 list("List", &items, state.version)
             }
+            (&Method::GET, [.., "namespaces", ns, "configmaps", name]) => {
+                match self.object(&format!("configmaps/{ns}/{name}")) {
+                    Some(map) => ok(&map),
+                    None => failure(404, "configmaps not found"),
+                }
+            }
             (&Method::PATCH, [.., "namespaces", ns, kind, name]) => {
                 self.applied(kind, ns, name, body, &query)
             }
@@ -202,8 +206,8 @@ impl Fake {
                 return failure(404, &format!("namespaces \"{ns}\" not found"));
             }
             if kind == "pods"
-                && let Some((container, why)) = &state.refuse_pods
-                && (container.is_empty() || has(&object, container))
+                && let Some((text, why)) = &state.refuse_pods
+                && object.to_string().contains(text)
             {
                 return failure(403, why);
             }
@@ -240,7 +244,7 @@ impl Fake {
         if kind == "pods" && new {
             let client = stored["metadata"]["labels"]["app.kubernetes.io/name"] == "load-client";
             self.lock().clients += u64::from(client);
-            self.live(key, stored.clone());
+            self.live(key, &stored);
         }
         ok(&stored)
     }
@@ -281,7 +285,7 @@ impl Fake {
         let selector = query.get("labelSelector").cloned();
         // Subscribed before the store is read: nothing is missed, what is seen twice does no harm.
         let events = self.events.subscribe();
-        let first: Vec<Value> = {
+        let first: Vec<Event> = {
             let state = self.lock();
             let newer = |o: &Value| {
                 o["metadata"]["resourceVersion"]
@@ -294,7 +298,7 @@ impl Fake {
                 .objects
                 .iter()
                 .filter(|(k, o)| k.starts_with(&prefix) && newer(o))
-                .map(|(k, o)| json!({"key": k, "type": "MODIFIED", "object": o}))
+                .map(|(k, o)| Event::new("MODIFIED", k, o))
                 .collect()
         };
         let fake = self.clone();
@@ -312,14 +316,11 @@ impl Fake {
                         if fake.lock().away_until.is_some_and(|t| tokio::time::Instant::now() < t) {
                             return None;
                         }
-                        if event["key"].as_str().is_some_and(|k| k.starts_with(&prefix))
-                            && labelled(&event["object"], selector.as_ref())
+                        if event.key.starts_with(&prefix)
+                            && labelled(&event.labels, selector.as_ref())
                         {
-                            let line = format!(
-                                "{}\n",
-                                json!({"type": event["type"], "object": event["object"]})
-                            );
-                            let frame = http_body::Frame::data(bytes::Bytes::from(line));
+                            let line = bytes::Bytes::copy_from_slice(event.line.as_bytes());
+                            let frame = http_body::Frame::data(line);
                             return Some((Ok::<_, Infallible>(frame), (first, events)));
                         }
                     }
@@ -343,11 +344,6 @@ impl tower_service::Service<Request<Body>> for Fake {
         let fake = self.clone();
         Box::pin(async move { Ok(fake.answer(request).await) })
     }
-}
-
-fn has(pod: &Value, container: &str) -> bool {
-    let containers = pod["spec"]["containers"].as_array();
-    containers.is_some_and(|all| all.iter().any(|c| c["name"] == container))
 }
 
 fn labelled(object: &Value, selector: Option<&String>) -> bool {

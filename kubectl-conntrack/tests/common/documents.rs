@@ -13,7 +13,7 @@ use canary_record::result::boom::{
 };
 use canary_record::result::load::{Cause, FailureCount, ForgeRecord, LoadResult, Series};
 use canary_record::result::observe::{
-    ConntrackCounters, ConntrackSample, NodeShown, ObserveResult,
+    ConntrackCounters, ConntrackSample, NodeShown, ObserveResult, ProxySource,
 };
 use canary_record::result::witness::{
     Cause as EndCause, CauseCount, Direction, Ended, Hit, Messages, Reason, Source, WitnessResult,
@@ -141,13 +141,24 @@ pub fn forging(family: Family, diagnosis: Diagnosis) -> LoadResult {
     LoadResult { forge: Some(forge), ..client(&[(ProbeEnd::Survived, 150)]) }
 }
 
+/// What a node shows whose kube-proxy's endpoint and rules say `mode`; none where nothing can be read.
+pub fn shown(mode: Option<&str>) -> NodeShown {
+    let mut shown = NodeShown { be_liberal: Some(0), ..NodeShown::default() };
+    for source in [ProxySource::Endpoint, ProxySource::Rules] {
+        if let Some(mode) = mode {
+            shown.sign(source, mode.to_owned());
+        }
+    }
+    shown
+}
+
 /// An observer's result on a node whose kube-proxy is in `mode`.
 pub fn observed(mode: &str) -> ObserveResult {
     ObserveResult {
         schema_version: SCHEMA_VERSION,
         run: run("load-client observe"),
         reasons: Vec::new(),
-        node: NodeShown { be_liberal: Some(0), proxy_mode: Some(mode.to_owned()) },
+        node: shown(Some(mode)),
         sources: BTreeMap::new(),
         first: ConntrackSample::default(),
         last: ConntrackSample::default(),

@@ -48,7 +48,7 @@ struct State {
     away_until: Option<tokio::time::Instant>,
     next_port: u16,
     dual: bool,
-    /// The container that makes a pod be refused, any where it is empty, and why.
+    /// The text that makes a pod be refused, and why.
     refuse_pods: Option<(String, String)>,
     metrics: Option<Arc<Metrics>>,
     linger: bool,
@@ -57,11 +57,28 @@ struct State {
     dead: BTreeSet<String>,
 }
 
+/// What a watch tells of an object. As text: thousands wait while nobody reads.
+#[derive(Clone)]
+struct Event {
+    key: String,
+    /// The object's labels, as in an object.
+    labels: Value,
+    line: Arc<str>,
+}
+
+impl Event {
+    fn new(kind: &str, key: &str, object: &Value) -> Self {
+        let line = format!("{}\n", json!({"type": kind, "object": object}));
+        let labels = json!({"metadata": {"labels": object["metadata"]["labels"]}});
+        Self { key: key.to_owned(), labels, line: line.into() }
+    }
+}
+
 /// The API server.
 #[derive(Clone)]
 pub struct Fake {
     state: Arc<Mutex<State>>,
-    events: broadcast::Sender<Value>,
+    events: broadcast::Sender<Event>,
     script: Arc<Script>,
     log: Arc<Log>,
     /// Watches that will end with 410 before their first event.
@@ -102,9 +119,9 @@ impl Fake {
         self.refuse_pods_with("", why);
     }
 
-    /// Pods with this container alone.
-    pub fn refuse_pods_with(&self, container: &str, why: &str) {
-        self.lock().refuse_pods = Some((container.to_owned(), why.to_owned()));
+    /// Pods that have this text alone: a container's name, a capability.
+    pub fn refuse_pods_with(&self, text: &str, why: &str) {
+        self.lock().refuse_pods = Some((text.to_owned(), why.to_owned()));
     }
 
     /// What the load's target says that it accepted.
@@ -203,14 +220,14 @@ impl Fake {
         object["metadata"]["resourceVersion"] = state.version.to_string().into();
         let kind = if state.objects.contains_key(key) { "MODIFIED" } else { "ADDED" };
         state.objects.insert(key.to_owned(), object.clone());
-        let _ = self.events.send(json!({"key": key, "type": kind, "object": object}));
+        let _ = self.events.send(Event::new(kind, key, &object));
         object
     }
 
     fn remove(&self, key: &str) -> bool {
         let Some(object) = self.lock().objects.remove(key) else { return false };
         self.end_namespaces();
-        let _ = self.events.send(json!({"key": key, "type": "DELETED", "object": object}));
+        let _ = self.events.send(Event::new("DELETED", key, &object));
         true
     }
 
@@ -242,15 +259,16 @@ impl Fake {
     }
 
     /// Lets a pod live.
-    fn live(&self, key: String, pod: Value) {
+    fn live(&self, key: String, pod: &Value) {
         let fake = self.clone();
+        let names: Vec<String> = pod["spec"]["containers"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|c| c["name"].as_str().map(str::to_owned))
+            .collect();
+        let life = (self.script)(pod);
         tokio::spawn(async move {
-            let names: Vec<String> = pod["spec"]["containers"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(|c| c["name"].as_str().map(str::to_owned))
-                .collect();
             let dual = fake.lock().dual;
             let number = fake.lock().version;
             let ip = format!("198.18.{}.{}", 100 + number / 250 % 100, number % 250 + 1);
@@ -263,7 +281,7 @@ impl Fake {
                     json!({"name": n, "image": "i", "imageID": "", "ready": true, "restartCount": 0, "state": state})).collect::<Vec<_>>()})
             };
             let running = json!({"running": {}});
-            match (fake.script)(&pod) {
+            match life {
                 Life::Stuck(stuck) => fake.status(&key, &stuck),
                 Life::Runs => fake.status(&key, &status("Running", running)),
                 Life::Deleted(after) => {

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Run;
+use crate::names;
 
 /// The document that `load-client observe` ends with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -48,8 +49,34 @@ pub struct ObserveResult {
 pub struct NodeShown {
     /// `nf_conntrack_tcp_be_liberal`.
     pub be_liberal: Option<u64>,
-    /// The mode of the kube-proxy whose metrics endpoint is at 127.0.0.1:10249, in its own word.
+    /// kube-proxy's mode, in its own word: none unless everything that could be read says the same.
     pub proxy_mode: Option<String>,
+    /// What each source says of that mode.
+    #[serde(default)]
+    pub proxy_signs: BTreeMap<ProxySource, String>,
+}
+
+names! {
+    /// What says in which mode kube-proxy is.
+    pub enum ProxySource {
+        /// kube-proxy's metrics endpoint at 127.0.0.1:10249.
+        Endpoint = "endpoint",
+        /// The chains of nf_tables. iptables' legacy tables are not there.
+        Rules = "rules",
+        /// The interface that holds the addresses of Services under IPVS.
+        Interface = "interface",
+        /// The ConfigMap that kube-proxy is configured with.
+        ConfigMap = "configmap",
+    }
+}
+
+impl NodeShown {
+    /// Takes what a source says of kube-proxy's mode.
+    pub fn sign(&mut self, source: ProxySource, mode: String) {
+        self.proxy_signs.insert(source, mode);
+        let mut said = self.proxy_signs.values();
+        self.proxy_mode = said.next().filter(|first| said.all(|mode| mode == *first)).cloned();
+    }
 }
 
 /// Whether a source could be read.
@@ -141,4 +168,20 @@ pub struct CpuCounters {
     /// Its counters.
     #[serde(flatten)]
     pub counters: ConntrackCounters,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The mode is known while all sources say the same, and unknown from the first that does not.
+    #[test]
+    fn a_contradiction_leaves_the_mode_unknown() {
+        let mut shown = NodeShown::default();
+        shown.sign(ProxySource::Endpoint, "iptables".to_owned());
+        shown.sign(ProxySource::Rules, "iptables".to_owned());
+        assert_eq!(shown.proxy_mode.as_deref(), Some("iptables"));
+        shown.sign(ProxySource::ConfigMap, "nftables".to_owned());
+        assert_eq!((shown.proxy_mode, shown.proxy_signs.len()), (None, 3));
+    }
 }
