@@ -2,12 +2,14 @@
 //! node and without, by turns, as ratios of neighbouring rounds.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use canary_record::result::load::LoadResult;
 use canary_record::result::serve::ServeResult;
 use canary_record::result::witness::WitnessResult;
+use canary_testbed::evidence;
 use canary_testbed::model::Path as NetPath;
 use canary_testbed::programs::Running;
 use canary_testbed::testbed::Testbed;
@@ -95,7 +97,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
 /// Churn for so long, with a witness on each node or without.
 fn one(testbed: &Testbed<'_>, seconds: f64, watched: bool) -> Result<Round> {
     for node in NODES {
-        testbed.sh(node, "conntrack -F 2>/dev/null")?;
+        testbed.within(node, evidence::forget_all)?;
     }
     let watch = |node| {
         let words = format!("witness --log=json --state-dir={RUN}");
@@ -109,7 +111,9 @@ fn one(testbed: &Testbed<'_>, seconds: f64, watched: bool) -> Result<Round> {
         host::SERVICE
     );
     let limit = Duration::from_secs_f64(seconds) + 3 * SOON;
-    let load = ready::<LoadResult>(testbed, "client", &churn)?.end(limit)?.result;
+    let log = Path::new(RUN).join("churn.log");
+    let load = host::client::<LoadResult>(&churn)?.start(testbed, "client", &log)?;
+    let load = load.end(limit)?.result;
     let used = processor(&witnesses)?.saturating_sub(before);
     ensure!(
         load.ok == load.attempts,

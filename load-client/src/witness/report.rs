@@ -86,7 +86,7 @@ pub fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>) -> Wit
     let unanswered: u64 = w.unanswered().into_iter().filter(waiting).map(|(_, n)| n).sum();
     if !resets_logged && unanswered > 0 {
         weak.push(format!(
-            "Linux {} may not log the resets that answer INVALID segments (those before 6.12 do not): what \
+            "Linux {} may not log the resets that answer INVALID segments (5.10 and 6.1 do not): what \
              became of {unanswered} of them is not known; a capture on this node tells it (--pcap)",
             run.kernel
         ));
@@ -269,6 +269,15 @@ pub fn summary(r: &WitnessResult) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, SocketAddr};
+    use std::time::Duration;
+
+    use canary_conntrack::table::Tuple;
+    use canary_wire::segment::{Emit, Flags};
+    use canary_wire::seq::Seq;
+
+    use super::super::attribute::Look;
+    use super::super::core::Surroundings;
     use super::*;
 
     /// The generation is read from the release, whatever a distribution adds to it.
@@ -280,5 +289,100 @@ mod tests {
         for new in ["6.12.118+deb13-amd64 #1", "6.18.44-fc-v657", "7.2.13+deb14-amd64"] {
             assert!(logs_resets(new), "{new}");
         }
+    }
+
+    struct Nobody;
+
+    impl Surroundings for Nobody {
+        fn look(&mut self, _: Tuple) -> Look {
+            Look::Absent
+        }
+        fn here(&mut self, _: IpAddr) -> bool {
+            false
+        }
+    }
+
+    /// The document of a watch on a node of `kernel`, where conntrack said `text` of a server's segment
+    /// with these flags, and then, if so, of the client host's reset; and counted so many evictions.
+    fn watched(
+        kernel: &str,
+        (text, flags): (&str, Flags),
+        answered: bool,
+        early: u64,
+    ) -> WitnessResult {
+        let [server, client] =
+            ["198.18.66.20:9000", "198.18.65.10:40000"].map(|a| a.parse::<SocketAddr>().unwrap());
+        let packet = |src, dst, ack, flags| {
+            let (mut buf, seq) = (Vec::new(), Seq(7));
+            Emit {
+                src,
+                dst,
+                class: 0,
+                seq,
+                ack: Seq(ack),
+                flags,
+                window: 9,
+                options: &[],
+                payload: b"",
+            }
+            .packet(&mut buf);
+            buf
+        };
+        let mut witness = Witness::default();
+        let mut say = |n, text: &str, bytes: &[u8]| {
+            let text = format!("nf_ct_proto_6: {text} ");
+            witness.message(Duration::ZERO, (Some(n), &text, bytes), &mut Nobody, &mut |_| {});
+        };
+        say(0, text, &packet(server, client, 7, flags));
+        if answered {
+            say(1, "invalid new", &packet(client, server, 0, Flags::RST));
+        }
+        witness.tick(Duration::from_secs(9), true, &mut Nobody, &mut |_| {});
+        let watched = Watched {
+            rules: Ok((Vec::new(), Vec::new())),
+            witness,
+            changed: Vec::new(),
+            meddled: Vec::new(),
+            look_failures: 0,
+            watched: Duration::from_secs(9),
+            ended_by: EndedBy::Completed,
+            error: None,
+            left_behind: Vec::new(),
+        };
+        let config = canary_record::result::Config::new();
+        let clock = canary_record::result::Clock::start();
+        let mut run = clock.run("load-client witness", "0", EndedBy::Completed, config);
+        kernel.clone_into(&mut run.kernel);
+        let grown = ConntrackCounters { early_drop: early, ..ConntrackCounters::default() };
+        of_watch(watched, run, Some(Conntrack { grown, entries: (1, 1) }))
+    }
+
+    /// Where the kernel says nothing of the resets, silence after an INVALID segment proves nothing, and
+    /// the result says which kernel that is; where it does, silence is an answer.
+    #[test]
+    fn an_older_kernels_silence_proves_nothing() {
+        let over = ("SEQ is over upper bound 1 (over the window of the receiver)", Flags::ACK);
+        let old = watched("6.1.0-56-amd64", over, false, 0);
+        assert_eq!((old.verdict, old.resets_logged), (Verdict::Inconclusive, false));
+        assert!(
+            old.reasons
+                .iter()
+                .any(|r| r.starts_with("Linux 6.1.0-56-amd64 may not log the resets"))
+        );
+        let new = watched("6.12.1", over, false, 0);
+        assert_eq!((new.verdict, new.resets_logged), (Verdict::Protected, true));
+    }
+
+    /// A SYN ACK without an entry that a reset answers is of a late SYN, unless entries were evicted
+    /// meanwhile: then it may be of a connection that was opening.
+    #[test]
+    fn half_open_resets_beside_evictions_prove_nothing() {
+        let syn_ack = ("invalid new", Flags::SYN.with(Flags::ACK));
+        let late = watched("6.12.1", syn_ack, true, 0);
+        assert_eq!((late.verdict, late.half_open_resets), (Verdict::Protected, 1));
+        assert_eq!(late.table, [].into());
+        let evicted = watched("6.12.1", syn_ack, true, 4);
+        assert_eq!((evicted.verdict, evicted.half_open_resets), (Verdict::Inconclusive, 1));
+        assert_eq!(evicted.table, [(InTable::EarlyDrop, 4)].into());
     }
 }
