@@ -5,7 +5,6 @@ mod common;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -184,8 +183,9 @@ fn an_ordinary_user_gets_the_same() {
     let file = dir.path().join("short.toml");
     fs::write(&file, SHORT).unwrap();
     common::open_to_all(dir.path());
-    let mut command = lab(&dir);
-    command.arg("run").arg(&file).arg("--output").arg(dir.path().join("r")).uid(65534).gid(65534);
+    let mut command = common::command(&dir, "unshare");
+    command.args(["--mount", "sh", "-c", &common::as_user(&dir, "true"), "65534"]);
+    command.arg(common::programs()).arg("run").arg(&file).args(["--output", "r"]);
     let out = output(&mut command);
     assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
     let r = result(&dir.path().join("r"));
@@ -298,8 +298,8 @@ fn a_missing_tool_is_one_line() {
 fn refused_user_namespaces_are_one_line() {
     needs_root("the map of another user namespace is to be written");
     let dir = scratch();
-    let command = lab(&dir);
-    let program = command.get_program().to_owned();
+    // max_user_namespaces belongs to the user namespace that it is set in.
+    let script = common::as_user(&dir, "echo 0 > /proc/sys/user/max_user_namespaces");
     for (user, args, code) in [("65534", &["run", "--output", "r"][..], 1), ("0", &["check"], 0)] {
         let mut holder = Command::new("unshare").args(["--user", "sleep", "60"]).spawn().unwrap();
         let own = fs::read_link("/proc/self/ns/user").unwrap();
@@ -310,13 +310,10 @@ fn refused_user_namespaces_are_one_line() {
         for map in ["uid_map", "gid_map"] {
             fs::write(format!("{of}/{map}"), "0 0 65536").unwrap();
         }
-        // max_user_namespaces belongs to the user namespace that it is set in.
-        let script = "echo 0 > /proc/sys/user/max_user_namespaces && \
-                      exec setpriv --reuid=$0 --regid=$0 --clear-groups \"$@\"";
-        let mut inside = Command::new("nsenter");
-        inside.arg(format!("--user={of}/ns/user"));
-        inside.args(["--setuid", "0", "--setgid", "0", "sh", "-c", script, user]);
-        let out = output(inside.arg(&program).args(args).current_dir(dir.path()));
+        let mut inside = common::command(&dir, "nsenter");
+        inside.arg(format!("--user={of}/ns/user")).args(["--setuid", "0", "--setgid", "0"]);
+        inside.args(["unshare", "--mount", "sh", "-c", &script, user]).arg(common::programs());
+        let out = output(inside.args(args));
         holder.kill().unwrap();
         holder.wait().unwrap();
         assert_eq!(out.code, code, "{}{}", out.stdout, out.stderr);

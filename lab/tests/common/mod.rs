@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -23,14 +24,19 @@ pub fn open_to_all(dir: &Path) {
     fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).unwrap();
 }
 
-/// The lab's command in `dir`, with no option from the environment.
-pub fn lab(dir: &tempfile::TempDir) -> Command {
+/// Where the programs were built.
+pub fn programs() -> &'static Path {
     let lab = Path::new(env!("CARGO_BIN_EXE_conntrack-lab"));
     for program in ["boom-server", "load-client"] {
         let path = lab.with_file_name(program);
         assert!(path.exists(), "{} is needed: run `cargo build --workspace` first", path.display());
     }
-    let mut command = Command::new(lab);
+    lab.parent().unwrap()
+}
+
+/// A command in `dir`, with no option of the lab's from the environment.
+pub fn command(dir: &tempfile::TempDir, program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("LAB_") {
             command.env_remove(name);
@@ -38,6 +44,21 @@ pub fn lab(dir: &tempfile::TempDir) -> Command {
     }
     command.current_dir(dir.path()).stdin(Stdio::null());
     command
+}
+
+/// The lab's command in `dir`.
+pub fn lab(dir: &tempfile::TempDir) -> Command {
+    command(dir, programs().join("conntrack-lab"))
+}
+
+/// What runs the lab as the user `$0` with the arguments behind `$1`, the programs' directory, after
+/// `first`. It needs a mount namespace: a clone below root's home is not for other users' eyes.
+pub fn as_user(dir: &tempfile::TempDir, first: &str) -> String {
+    fs::create_dir_all(dir.path().join("bin")).unwrap();
+    format!(
+        "mount --bind \"$1\" bin && shift && export LAB_BIN_DIR=$PWD/bin && {first} && \
+         exec setpriv --reuid=$0 --regid=$0 --clear-groups bin/conntrack-lab \"$@\""
+    )
 }
 
 /// Where a tool really is.
