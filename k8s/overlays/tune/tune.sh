@@ -16,7 +16,7 @@ file=$1 dir=$2
 sysctl=${SYSCTL:-/proc/sys/net/netfilter}
 module=${MODULE:-/sys/module/nf_conntrack/parameters}
 message=${TERMINATION_LOG:-/dev/termination-log}
-kube_proxy=${KUBE_PROXY:-http://127.0.0.1:10249/metrics}
+kube_proxy=${KUBE_PROXY:-127.0.0.1 10249}
 liberal=nf_conntrack_tcp_be_liberal
 
 log() { echo "$(date -u +%Y-%m-%dT%H:%M:%SZ) $*"; }
@@ -49,7 +49,12 @@ put() {
 }
 
 # When kube-proxy started, in its own words; nothing where it cannot be read.
-proxy_start() { wget -q -T 2 -O - "$kube_proxy" 2>/dev/null | sed -n 's/^process_start_time_seconds //p'; }
+# By nc: some builds of busybox have a wget that cannot look up even an address.
+proxy_start() {
+    # shellcheck disable=SC2086 # an address and a port
+    printf 'GET /metrics HTTP/1.0\r\n\r\n' | nc -w 2 $kube_proxy 2>/dev/null |
+        sed -n 's/^process_start_time_seconds //p'
+}
 
 # would_expose NAME VALUE: true where VALUE takes be_liberal away from a node whose
 # kube-proxy started under it. Where that cannot be told, it is said.
