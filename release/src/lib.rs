@@ -167,13 +167,18 @@ pub fn reference(root: &Path) -> std::io::Result<Vec<(&'static str, String)>> {
     Ok(vec![
         ("reference/options.md", options()),
         ("reference/documents.md", documents(&root.join("schema"))?),
-        ("full-tables-half-closed.svg", plot(&paper, "Half-closed connections", 60)),
-        ("full-tables-half-open.svg", plot(&paper, "Half-open connections", 400)),
+        ("full-tables-half-closed.svg", plot(&paper, "Half-closed connections", RSTS, 60)),
+        ("full-tables-half-open.svg", plot(&paper, "Half-open connections", RSTS, 400)),
+        ("full-tables-sizes.svg", plot(&paper, "Packets a second by table size", PACKETS, 175_000)),
+        ("full-tables-buckets.svg", plot(&paper, "Packets a second by entries", PACKETS, 175_000)),
     ])
 }
 
+const RSTS: &str = "RSTs at the server";
+const PACKETS: &str = "Packets a second";
+
 /// The table under a heading of a document as bars: each row's last column, of `all`.
-fn plot(document: &str, heading: &str, all: u32) -> String {
+fn plot(document: &str, heading: &str, what: &str, all: u32) -> String {
     const LEFT: u32 = 350;
     const WIDTH: u32 = 400;
     let section = document.split("### ").find(|s| s.starts_with(heading)).unwrap_or_default();
@@ -185,10 +190,7 @@ fn plot(document: &str, heading: &str, all: u32) -> String {
         })
         .collect();
     let mut out = drawing(LEFT + WIDTH + 90, 34 + 30 * rows.len() as u32, heading);
-    let _ = writeln!(
-        out,
-        "<text x=\"10\" y=\"20\" font-weight=\"700\">RSTs at the server, of {all}</text>"
-    );
+    let _ = writeln!(out, "<text x=\"10\" y=\"20\" font-weight=\"700\">{what}, of {all}</text>");
     for ((label, n), y) in rows.into_iter().zip((34..).step_by(30)) {
         let _ = writeln!(
             out,

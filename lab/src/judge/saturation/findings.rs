@@ -229,11 +229,19 @@ fn harm(facts: &Facts) -> (Finding, String) {
         )
     };
     for t in of(TableSeries::Full) {
-        let memory = t.memory.map_or_else(String::new, |octets| {
-            let entry = (octets.saturating_sub(t.buckets * 8)) as f64 / t.entries as f64;
-            format!("; {:.0} MiB, {entry:.0} octets an entry and 8 a bucket", octets as f64 / MIB)
-        });
-        lines.push(format!("{} entries, as many buckets: {}{memory}", t.entries, speeds(t)));
+        lines.push(format!("{} entries, as many buckets: {}", t.entries, speeds(t)));
+    }
+    // What else came and went before matters less, the more entries there are.
+    let full: Vec<_> = of(TableSeries::Full).filter(|t| t.memory.is_some()).collect();
+    if let [.., less, more] = full[..] {
+        let grown = more.memory.unwrap_or(0).saturating_sub(less.memory.unwrap_or(0));
+        let entries = more.entries.saturating_sub(less.entries).max(1);
+        let octets = grown.saturating_sub(more.buckets.saturating_sub(less.buckets) * 8) as f64
+            / entries as f64;
+        lines.push(format!(
+            "Memory from {} to {} entries: {octets:.0} octets an entry, and 8 a bucket",
+            less.entries, more.entries
+        ));
     }
     for t in of(TableSeries::FewerBuckets) {
         lines.push(format!(
