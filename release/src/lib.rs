@@ -186,7 +186,7 @@ fn plot(document: &str, heading: &str, what: &str, all: u32) -> String {
         .lines()
         .filter_map(|line| {
             let cells: Vec<_> = line.trim_matches('|').split('|').map(str::trim).collect();
-            Some((*cells.first()?, cells.last()?.parse().ok()?))
+            Some((*cells.first()?, cells.last()?.replace(',', "").parse().ok()?))
         })
         .collect();
     let mut out = drawing(LEFT + WIDTH + 90, 34 + 30 * rows.len() as u32, heading);
