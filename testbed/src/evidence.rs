@@ -117,13 +117,12 @@ pub fn load_rules(
     family: Family,
     text: &str,
 ) -> Result<(), EvidenceError> {
-    let call = match (proxy_mode, family) {
-        (ProxyMode::Nftables | ProxyMode::Ipvs, _) => tools.call("nft", &["-f", "-"]),
-        (ProxyMode::Iptables, Family::Ipv4) => tools.call("iptables-restore", &["-w", "10"]),
-        (ProxyMode::Iptables, Family::Ipv6) => tools.call("ip6tables-restore", &["-w", "10"]),
-    }?;
-    call.stdin(text).run()?;
-    Ok(())
+    let iptables = format!("{}tables-restore", family_name(family));
+    let call = match proxy_mode {
+        ProxyMode::Nftables | ProxyMode::Ipvs => tools.call("nft", &["-f", "-"])?,
+        ProxyMode::Iptables => tools.call(&iptables, &["-w", "10"])?,
+    };
+    Ok(call.stdin(text).run().map(drop)?)
 }
 
 /// Makes IPVS translate in this thread's network namespace, and reads its table back.
@@ -183,24 +182,16 @@ pub fn read_rules(
     family: Family,
 ) -> Result<(Loaded, String), EvidenceError> {
     let name = family_name(family);
-    Ok(match (proxy_mode, family) {
-        (ProxyMode::Nftables | ProxyMode::Ipvs, _) => {
-            let text = tools.call("nft", &["-j", "list", "ruleset"])?.run()?;
-            let mut loaded = readback::nftables(&text, name)?;
-            if proxy_mode == ProxyMode::Ipvs {
-                loaded.dnat = balanced()?;
-            }
-            (loaded, text)
-        }
-        (ProxyMode::Iptables, Family::Ipv4) => {
-            let text = tools.call("iptables-save", &["-c"])?.run()?;
-            (readback::iptables(&text, name)?, text)
-        }
-        (ProxyMode::Iptables, Family::Ipv6) => {
-            let text = tools.call("ip6tables-save", &["-c"])?.run()?;
-            (readback::iptables(&text, name)?, text)
-        }
-    })
+    if proxy_mode == ProxyMode::Iptables {
+        let text = tools.call(&format!("{name}tables-save"), &["-c"])?.run()?;
+        return Ok((readback::iptables(&text, name)?, text));
+    }
+    let text = tools.call("nft", &["-j", "list", "ruleset"])?.run()?;
+    let mut loaded = readback::nftables(&text, name)?;
+    if proxy_mode == ProxyMode::Ipvs {
+        loaded.dnat = balanced()?;
+    }
+    Ok((loaded, text))
 }
 
 #[cfg(test)]

@@ -1,28 +1,19 @@
 //! What a test's code logs.
 
-use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
-
-#[derive(Clone, Default)]
-struct Written(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Written {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(line)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
+use std::io::{Read as _, Seek as _};
+use std::sync::Arc;
 
 /// The lines that `job` logs in this thread.
+///
+/// # Panics
+/// Where there is no room for a temporary file.
 pub fn logged(job: impl FnOnce()) -> Vec<String> {
-    let written = Written::default();
-    let to = written.clone();
+    let file = Arc::new(tempfile::tempfile().unwrap());
     let subscriber =
-        tracing_subscriber::fmt().with_ansi(false).with_writer(move || to.clone()).finish();
+        tracing_subscriber::fmt().with_ansi(false).with_writer(Arc::clone(&file)).finish();
     tracing::subscriber::with_default(subscriber, job);
-    let text = written.0.lock().unwrap_or_else(PoisonError::into_inner);
-    String::from_utf8_lossy(&text).lines().map(str::to_owned).collect()
+    let (mut file, mut text) = (&*file, String::new());
+    file.rewind().unwrap();
+    file.read_to_string(&mut text).unwrap();
+    text.lines().map(str::to_owned).collect()
 }

@@ -57,6 +57,8 @@ const UNDERLAY: u8 = 0;
 const PODS1: u8 = 65;
 const PODS2: u8 = 66;
 const OUTSIDE: u8 = 200;
+/// The host beyond the nodes, which connects to a node port.
+const OUTSIDE_HOST: &str = "outside";
 
 /// Where the Service rules send connections, and from whom they masquerade.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,40 +129,40 @@ impl Topology {
     /// The topology of `path`. `prefix` tells the hosts of several apart.
     #[must_use]
     pub fn new(path: Path, prefix: &str) -> Self {
-        let local_server = match path {
-            Path::SameNode
-            | Path::SameNodeBridge
-            | Path::SameNodeBridgeNoNf
-            | Path::NodePortCluster
-            | Path::NodePortLocal
-            | Path::Hairpin
-            | Path::HostNetwork => true,
-            Path::ClusterIp
-            | Path::NodePortClusterRemote
-            | Path::HostNetworkRemote
-            | Path::Snat
-            | Path::PodIp => false,
+        const VIP: Addr = Addr {
+            v4: Ipv4Addr::new(198, 19, 0, 10),
+            v6: Ipv6Addr::new(0xfd00, 0x19, 0, 0, 0, 0, 0, 0x10),
+        };
+        let (vip, node_port) = ((VIP, SERVICE_PORT), (node(1), NODE_PORT));
+        let pod = |net| (Addr::new(net, 20), POD_PORT);
+        // The server's node and network, who connects, and to what.
+        let (server_node, server_net, client, target) = match path {
+            Path::ClusterIp | Path::Snat => ("node2", PODS2, "client", vip),
+            Path::SameNode | Path::SameNodeBridge | Path::SameNodeBridgeNoNf => {
+                ("node1", PODS1, "client", vip)
+            }
+            Path::NodePortCluster | Path::NodePortLocal => {
+                ("node1", PODS1, OUTSIDE_HOST, node_port)
+            }
+            Path::NodePortClusterRemote => ("node2", PODS2, OUTSIDE_HOST, node_port),
+            Path::Hairpin => ("node1", PODS1, "server", vip),
+            Path::HostNetwork => ("node1", PODS1, "node1", vip),
+            Path::HostNetworkRemote => ("node2", PODS2, "node1", vip),
+            Path::PodIp => ("node2", PODS2, "client", pod(PODS2)),
         };
         let cni = match path {
             Path::SameNodeBridge => Cni::Bridge { nf: true },
             Path::SameNodeBridgeNoNf => Cni::Bridge { nf: false },
             _ => Cni::Routed,
         };
-        let outside = matches!(
-            path,
-            Path::NodePortCluster | Path::NodePortClusterRemote | Path::NodePortLocal
-        );
         let mut hosts = vec!["node1", "node2", "client", "server"];
+        let outside = client == OUTSIDE_HOST;
         if outside {
-            hosts.push("outside");
+            hosts.push(OUTSIDE_HOST);
         }
-        let server_net = if local_server { PODS1 } else { PODS2 };
-        let pod = Addr::new(server_net, 20);
+        let (pod, _) = pod(server_net);
         let service = Service {
-            vip: Addr {
-                v4: Ipv4Addr::new(198, 19, 0, 10),
-                v6: Ipv6Addr::new(0xfd00, 0x19, 0, 0, 0, 0, 0, 0x10),
-            },
+            vip: VIP,
             pod,
             masquerade_all: path == Path::Snat,
             local_only: path == Path::NodePortLocal,
@@ -172,21 +174,12 @@ impl Topology {
             b.bridge("node1", PODS1, nf);
         }
         b.pod("node1", "client", Addr::new(PODS1, 10), PODS1, cni);
-        let server_node = if local_server { "node1" } else { "node2" };
-        let server_cni = if local_server { cni } else { Cni::Routed };
-        b.pod(server_node, "server", pod, server_net, server_cni);
+        b.pod(server_node, "server", pod, server_net, cni);
         if outside {
-            b.pod("node1", "outside", Addr::new(OUTSIDE, 9), OUTSIDE, Cni::Routed);
+            b.pod("node1", OUTSIDE_HOST, Addr::new(OUTSIDE, 9), OUTSIDE, Cni::Routed);
             b.ip("node2", &format!("route add {} via {}", cidr4(OUTSIDE), node(1).v4));
             b.ip("node2", &format!("route add {} via {}", cidr6(OUTSIDE), node(1).v6));
         }
-        let (client, target) = match path {
-            _ if outside => ("outside", (node(1), NODE_PORT)),
-            Path::HostNetwork | Path::HostNetworkRemote => ("node1", (service.vip, SERVICE_PORT)),
-            Path::Hairpin => ("server", (service.vip, SERVICE_PORT)),
-            Path::PodIp => ("client", (pod, POD_PORT)),
-            _ => ("client", (service.vip, SERVICE_PORT)),
-        };
         Self {
             prefix: prefix.to_owned(),
             client,
@@ -219,9 +212,7 @@ impl Topology {
         b.ip("client", &format!("link add eth0 type veth peer name eth0 netns {peer}"));
         let addresses = [("client", Addr::new(PODS1, 10)), ("server", Addr::new(PODS1, 20))];
         for (host, own) in addresses {
-            b.ip(host, &format!("addr add {}/24 dev eth0", own.v4));
-            b.ip(host, &format!("addr add {}/64 dev eth0 nodad", own.v6));
-            b.ip(host, "link set eth0 up");
+            b.up(host, "eth0", own, NET);
         }
         let mut pair = Self::without_nodes(prefix, &["client", "server"], b.steps, addresses[1].1);
         pair.link = Some(["client", "server"]);
@@ -354,6 +345,11 @@ fn cidr6(net: u8) -> String {
     format!("{}/64", Addr::new(net, 0).v6)
 }
 
+/// Bits of a network's address in each family.
+const NET: (u8, u8) = (24, 64);
+/// Of a single address.
+const ALONE: (u8, u8) = (32, 128);
+
 struct Builder<'a> {
     prefix: &'a str,
     steps: Vec<Step>,
@@ -362,6 +358,13 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn ip(&mut self, host: &str, args: &str) {
         self.steps.push(Step::Ip(format!("{}{host}", self.prefix), args.to_owned()));
+    }
+
+    /// Gives a link its addresses, with so many bits of network in each family, and sets it up.
+    fn up(&mut self, host: &str, link: &str, own: Addr, (four, six): (u8, u8)) {
+        self.ip(host, &format!("addr add {}/{four} dev {link}", own.v4));
+        self.ip(host, &format!("addr add {}/{six} dev {link} nodad", own.v6));
+        self.ip(host, &format!("link set {link} up"));
     }
 
     fn sysctl(&mut self, host: &str, key: &'static str, value: &'static str) {
@@ -394,10 +397,8 @@ impl Builder<'_> {
         self.ip("node1", &format!("link add eth0 type veth peer name eth0 netns {peer}"));
         for (n, other, pods) in [(1, 2, PODS2), (2, 1, PODS1)] {
             let host = if n == 1 { "node1" } else { "node2" };
-            let (own, via) = (node(n), node(other));
-            self.ip(host, &format!("addr add {}/24 dev eth0", own.v4));
-            self.ip(host, &format!("addr add {}/64 dev eth0 nodad", own.v6));
-            self.ip(host, "link set eth0 up");
+            let via = node(other);
+            self.up(host, "eth0", node(n), NET);
             self.ip(host, &format!("route add {} via {}", cidr4(pods), via.v4));
             self.ip(host, &format!("route add {} via {}", cidr6(pods), via.v6));
             // A host's own connections to a Service need a route before they are translated.
@@ -413,11 +414,8 @@ impl Builder<'_> {
     }
 
     fn bridge(&mut self, host: &str, net: u8, nf: bool) {
-        let own = Addr::new(net, 1);
         self.ip(host, "link add cbr0 type bridge");
-        self.ip(host, &format!("addr add {}/24 dev cbr0", own.v4));
-        self.ip(host, &format!("addr add {}/64 dev cbr0 nodad", own.v6));
-        self.ip(host, "link set cbr0 up");
+        self.up(host, "cbr0", Addr::new(net, 1), NET);
         let value = if nf { "1" } else { "0" };
         self.sysctl(host, "net/bridge/bridge-nf-call-iptables", value);
         self.sysctl(host, "net/bridge/bridge-nf-call-ip6tables", value);
@@ -429,22 +427,16 @@ impl Builder<'_> {
         self.ip(node, &format!("link add {link} type veth peer name eth0 netns {full}"));
         match cni {
             Cni::Routed => {
-                self.ip(node, &format!("addr add {}/32 dev {link}", gateway.v4));
-                self.ip(node, &format!("addr add {}/128 dev {link} nodad", gateway.v6));
-                self.ip(node, &format!("link set {link} up"));
+                self.up(node, &link, gateway, ALONE);
                 self.ip(node, &format!("route add {}/32 dev {link}", addr.v4));
                 self.ip(node, &format!("route add {}/128 dev {link}", addr.v6));
-                self.ip(pod, &format!("addr add {}/32 dev eth0", addr.v4));
-                self.ip(pod, &format!("addr add {}/128 dev eth0 nodad", addr.v6));
-                self.ip(pod, "link set eth0 up");
+                self.up(pod, "eth0", addr, ALONE);
                 self.ip(pod, &format!("route add {}/32 dev eth0 scope link", gateway.v4));
                 self.ip(pod, &format!("route add {}/128 dev eth0", gateway.v6));
             }
             Cni::Bridge { .. } => {
                 self.ip(node, &format!("link set {link} master cbr0 up"));
-                self.ip(pod, &format!("addr add {}/24 dev eth0", addr.v4));
-                self.ip(pod, &format!("addr add {}/64 dev eth0 nodad", addr.v6));
-                self.ip(pod, "link set eth0 up");
+                self.up(pod, "eth0", addr, NET);
             }
         }
         self.ip(pod, &format!("route add default via {}", gateway.v4));
