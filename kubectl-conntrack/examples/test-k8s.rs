@@ -15,19 +15,18 @@ use canary_record::result::Config;
 use canary_runtime::shutdown::Shutdown;
 use clap::Parser;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod, Service};
-use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams};
-use kube::{Api, Client, ResourceExt};
-use kubectl_conntrack::api::Watch;
+use k8s_openapi::api::core::v1::{ContainerStatus, Namespace, Pod, Service};
+use kube::api::{DeleteParams, LogParams, Patch, PatchParams};
+use kube::{Api, ResourceExt};
 use kubectl_conntrack::app::{self, Connected};
 use kubectl_conntrack::cli::{Cli, ClusterArgs, Command, ConfirmArgs};
 use kubectl_conntrack::each_node::EachNode;
 use kubectl_conntrack::manifests::{self, Set};
-use kubectl_conntrack::objects::{RUN, Run};
+use kubectl_conntrack::objects::Run;
 use kubectl_conntrack::output::Shown as _;
 use kubectl_conntrack::plan::{Node, Path};
 use kubectl_conntrack::report::{Cluster, DiagnoseResult};
-use kubectl_conntrack::run::{self, Ground};
+use kubectl_conntrack::run::Ground;
 use kubectl_conntrack::tune::{Sysctl, Tune};
 use kubectl_conntrack::verdict::PathRow;
 use tokio::time::Instant;
@@ -51,14 +50,16 @@ struct Args {
 type RowKey = (String, String, Path);
 
 struct Test<'a> {
-    client: Client,
+    ground: &'a Ground,
     cluster: Cluster,
-    run: Run,
     nodes: Vec<Node>,
     args: &'a Args,
     failed: usize,
     skipped: usize,
 }
+
+/// How long a pod may take to start, and an outcome to show.
+const SOON: Duration = Duration::from_secs(90);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -84,25 +85,22 @@ async fn test(args: &Args) -> anyhow::Result<usize> {
     };
     let (nodes, _) = app::usable(&client, None).await?;
     let foreign = args.cluster.namespace.is_some();
-    let (owner, client_of_ground) = (run.clone(), client.clone());
-    let ground = Ground::take(&client_of_ground, &owner, foreign, args.cluster.replace).await?;
-    let mut test = Test { client, cluster, run, nodes, args, failed: 0, skipped: 0 };
+    let ground = Ground::take(&client, &run, foreign, args.cluster.replace).await?;
+    let mut test = Test { ground: &ground, cluster, nodes, args, failed: 0, skipped: 0 };
     let done = tokio::select! {
         done = Box::pin(test.all()) => done,
         by = shutdown.signalled() => Err(anyhow::anyhow!("ended by {by}")),
     };
-    let left =
-        ground.end(args.cluster.keep, &mut async || shutdown.signalled().await, &|_| {}).await;
-    for left in &left {
-        test.fail(left);
+    let mut signalled = async || shutdown.signalled().await;
+    for left in ground.end(args.cluster.keep, &mut signalled, &quiet).await {
+        test.fail(&left);
     }
     done?;
-    let (failed, skipped) = (test.failed, test.skipped);
     println!(
-        "{failed} claims did not hold, {skipped} skipped, on context {}",
-        test.cluster.context
+        "{} claims did not hold, {} skipped, on context {}",
+        test.failed, test.skipped, test.cluster.context
     );
-    Ok(failed)
+    Ok(test.failed)
 }
 
 impl Test<'_> {
@@ -137,7 +135,7 @@ impl Test<'_> {
 
     async fn diagnose(&self) -> anyhow::Result<DiagnoseResult> {
         let (Command::Diagnose(args), cluster) = self.command("diagnose")? else { unreachable!() };
-        app::diagnosis(&self.client, cluster, &args, &Config::new(), never, &|_| {}).await
+        app::diagnosis(&self.ground.client, cluster, &args, &Config::new(), never, &quiet).await
     }
 
     async fn all(&mut self) -> anyhow::Result<()> {
@@ -168,44 +166,38 @@ impl Test<'_> {
     }
 
     async fn namespace(&self, name: &str) -> anyhow::Result<bool> {
-        let api: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(self.client.clone());
-        Ok(api.get_opt(name).await?.is_some())
+        Ok(Api::<Namespace>::all(self.ground.client.clone()).get_opt(name).await?.is_some())
     }
 
-    fn every_node<'b>(&'b self, set: Set, name: &'static str) -> EachNode<'b> {
-        let (client, run, nodes) = (&self.client, &self.run, &self.nodes[..]);
-        EachNode { client, run, nodes, set, name, prefix: name, container: name }
+    fn every_node(&self, set: Set) -> EachNode<'_> {
+        EachNode::new(self.ground, &self.nodes, set, set.name())
     }
 
     /// Starts pods on every node that change it; gives why not, where they cannot.
-    async fn hold(&self, set: Set, name: &'static str) -> anyhow::Result<Option<String>> {
-        let pods = self.every_node(set, name);
+    async fn hold(&self, set: Set) -> anyhow::Result<Option<String>> {
+        let mut pods = self.every_node(set);
         pods.config(|_| {}).await?;
-        let labels = format!("{RUN}={},app.kubernetes.io/name={name}", self.run.id);
-        let mut watch = Watch::begin(&self.client, &self.run.namespace, &labels);
-        let refused = pods.apply(|_| {}).await?;
-        let deadline = Instant::now() + Duration::from_secs(90);
-        pods.wait(&mut watch, deadline, &refused, &|_| {}, |p| p.ready).await?;
-        let said = pods.words(&watch, &refused, Duration::ZERO, |log| {
-            Ok::<_, String>(log.lines().last().unwrap_or_default().to_owned())
-        });
-        let said = said.await;
-        let ready = watch.pods.values().filter(|p| p.ready).count();
+        pods.apply(|_| {}).await?;
+        pods.wait(Instant::now() + SOON, &quiet, |p| p.ready).await?;
+        let last = |log: &str| Ok::<_, String>(log.lines().last().unwrap_or_default().to_owned());
+        let said = pods.words(Duration::ZERO, last).await;
+        let ready = pods.watch.pods.values().filter(|p| p.ready).count();
         Ok((ready < self.nodes.len()).then(|| format!("{said:?}")))
     }
 
     /// Ends them and waits until each has put its node back.
-    async fn release(&self, set: Set, name: &'static str) -> anyhow::Result<()> {
-        self.every_node(set, name).dismiss().await?;
-        let what = format!("the pods of {name} to go");
-        until(90, &what, async || Ok(self.pods(name).await?.is_empty())).await?;
-        Ok(())
+    async fn release(&self, set: Set) -> anyhow::Result<()> {
+        self.every_node(set).dismiss().await?;
+        let what = format!("the pods of {} to go", set.name());
+        until(SOON, &what, async || Ok(self.ground.named(set.name()).await?.is_empty())).await
     }
 
-    async fn pods(&self, name: &str) -> anyhow::Result<Vec<Pod>> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.run.namespace);
-        let params = ListParams::default().labels(&format!("app.kubernetes.io/name={name}"));
-        Ok(api.list(&params).await?.items)
+    /// be_liberal on every node, until it is put back; gives why not, where it cannot be set.
+    async fn liberal(&self, tune: &mut Tune<'_>) -> anyhow::Result<Option<String>> {
+        let sysctls = [Sysctl { name: "nf_conntrack_tcp_be_liberal".to_owned(), value: 1 }];
+        let set = tune.set(&sysctls, SOON, false, &quiet).await?;
+        let why: Vec<_> = set.iter().flat_map(|n| &n.reasons).map(String::as_str).collect();
+        Ok(set.iter().any(|n| n.changes.is_empty()).then(|| why.join("; ")))
     }
 
     /// Each protection closes what it should of the paths that leaked, and its end lays them bare again.
@@ -215,7 +207,7 @@ impl Test<'_> {
             self.skip("protections: no path leaks here, so nothing would show that one protects");
             return Ok(());
         }
-        match self.hold(Set::DropInvalid, "drop-invalid").await? {
+        match self.hold(Set::DropInvalid).await? {
             None => {
                 let with = self.diagnose().await?;
                 let left = vulnerable(&with);
@@ -237,19 +229,16 @@ impl Test<'_> {
                 self.skip(&format!("overlays/drop-invalid cannot run on every node: {why}"));
             }
         }
-        self.release(Set::DropInvalid, "drop-invalid").await?;
+        self.release(Set::DropInvalid).await?;
         let above: BTreeSet<_> = leaking(as_is, Forgery::AboveWindow);
         if above.is_empty() {
             self.skip("be_liberal: no above-window segment leaks here");
             return Ok(());
         }
-        let (client, run, nodes) = (self.client.clone(), self.run.clone(), self.nodes.clone());
-        let mut tune = Tune::new(&client, &run, &nodes, "tune");
-        let sysctls = [liberal()];
-        let set = tune.set(&sysctls, Duration::from_secs(90), false, &|_| {}).await?;
-        if set.iter().any(|n| n.changes.is_empty()) {
-            let why: Vec<_> = set.iter().flat_map(|n| &n.reasons).cloned().collect();
-            self.skip(&format!("be_liberal cannot be set on every node: {}", why.join("; ")));
+        let (ground, nodes) = (self.ground, self.nodes.clone());
+        let mut tune = Tune::new(ground, &nodes, "tune");
+        if let Some(why) = self.liberal(&mut tune).await? {
+            self.skip(&format!("be_liberal cannot be set on every node: {why}"));
         } else {
             let with = self.diagnose().await?;
             let left = leaking(&with, Forgery::AboveWindow);
@@ -274,29 +263,30 @@ impl Test<'_> {
     }
 
     fn deployments(&self) -> Api<Deployment> {
-        Api::namespaced(self.client.clone(), &self.run.namespace)
+        self.ground.api()
     }
 
     async fn install(&self, deployments: &[&str], services: &[&str]) -> anyhow::Result<()> {
-        let api: Api<Service> = Api::namespaced(self.client.clone(), &self.run.namespace);
+        let of = |kind, name| manifests::own(Set::Base, &self.ground.run, kind, name);
         for name in services {
-            let service: Service =
-                serde_json::from_value(manifests::own(Set::Base, &self.run, "Service", name))?;
-            run::apply(&api, &service, false).await?;
+            self.ground.apply::<Service>(&serde_json::from_value(of("Service", name))?).await?;
         }
         for name in deployments {
-            let object: Deployment =
-                serde_json::from_value(manifests::own(Set::Base, &self.run, "Deployment", name))?;
-            run::apply(&self.deployments(), &object, false).await?;
+            let object = serde_json::from_value(of("Deployment", name))?;
+            self.ground.apply::<Deployment>(&object).await?;
         }
         Ok(())
     }
 
-    async fn boom(&self) -> anyhow::Result<Option<ContainerStatus>> {
-        let mut pods = self.pods("boom-server").await?;
-        pods.retain(|p| p.metadata.deletion_timestamp.is_none());
-        let status = pods.pop().and_then(|p| p.status).and_then(|s| s.container_statuses);
-        Ok(status.and_then(|mut s| s.pop()))
+    /// boom-server's pod that is to stay.
+    async fn boom(&self) -> anyhow::Result<Option<Pod>> {
+        let pods = self.ground.named("boom-server").await?;
+        Ok(pods.into_iter().rfind(|p| p.metadata.deletion_timestamp.is_none()))
+    }
+
+    async fn boom_status(&self) -> anyhow::Result<Option<ContainerStatus>> {
+        let pod = self.boom().await?;
+        Ok(pod.and_then(|p| p.status?.container_statuses?.pop()))
     }
 
     /// k8s/base on the path from another node: its alarm where the path leaks, its quiet where not.
@@ -324,27 +314,20 @@ impl Test<'_> {
         }
         self.install(&["boom-server", "canary-client"], &["boom-server"]).await?;
         if !exposed {
-            let quiet = until(90, "above-window dropped", async || {
-                self.counts("above-window", "dropped").await
-            });
-            let quiet = quiet.await.is_ok();
-            self.claim(quiet, "a drop in force: the canary runs, above-window is dropped");
-            if let Some(why) = self.hold(Set::Unprotect, "unprotect").await? {
+            self.counted("dropped", "a drop in force: the canary runs, above-window is dropped")
+                .await;
+            if let Some(why) = self.hold(Set::Unprotect).await? {
                 self.skip(&format!(
                     "the canary's alarm: kube-proxy's drop cannot be held off: {why}"
                 ));
-                return self.release(Set::Unprotect, "unprotect").await;
+                return self.release(Set::Unprotect).await;
             }
         }
         Box::pin(self.alarm()).await?;
         if !exposed {
-            self.release(Set::Unprotect, "unprotect").await?;
+            self.release(Set::Unprotect).await?;
             self.restart_boom().await?;
-            let quiet = until(90, "above-window dropped", async || {
-                self.counts("above-window", "dropped").await
-            });
-            let quiet = quiet.await.is_ok();
-            self.claim(quiet, "the drop back in force: above-window dropped as before");
+            self.counted("dropped", "the drop back in force: above-window dropped as before").await;
         }
         Ok(())
     }
@@ -353,26 +336,26 @@ impl Test<'_> {
     /// and a witness that names the Service. be_liberal ends it.
     async fn alarm(&mut self) -> anyhow::Result<()> {
         let begun = Instant::now();
-        let alarm = until(90, "boom-server to end", async || {
-            Ok(self.boom().await?.is_some_and(|s| s.restart_count > 0))
+        let alarm = until(SOON, "boom-server to end", async || {
+            Ok(self.boom_status().await?.is_some_and(|s| s.restart_count > 0))
         });
         let alarm = alarm.await.is_ok();
         self.claim(
             alarm,
             &format!("exposed: boom-server ended after {:.0} s", begun.elapsed().as_secs_f64()),
         );
-        let message = self.boom().await?.and_then(|s| s.last_state?.terminated?.message);
+        let message = self.boom_status().await?.and_then(|s| s.last_state?.terminated?.message);
         let message = message.unwrap_or_default();
         self.claim(
             message.starts_with("vulnerable"),
             &format!("its termination message: {}", message.lines().next().unwrap_or_default()),
         );
-        let logged = until(30, "the client's log line", async || {
-            let pod = self.pods("canary-client").await?.pop().context("no canary-client")?;
-            let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.run.namespace);
+        let logged = until(Duration::from_secs(30), "the client's log line", async || {
+            let pods = self.ground.named("canary-client").await?;
+            let pod = pods.first().context("no canary-client")?;
             // As many as kubectl logs -l gives.
             let params = LogParams { tail_lines: Some(10), ..LogParams::default() };
-            let log = api.logs(&pod.name_any(), &params).await?;
+            let log = self.ground.api::<Pod>().logs(&pod.name_any(), &params).await?;
             Ok(log.contains("reset by peer"))
         });
         let logged = logged.await.is_ok();
@@ -382,16 +365,11 @@ impl Test<'_> {
         let params = PatchParams::default();
         self.deployments().patch("boom-server", &params, &Patch::Strategic(count)).await?;
         Box::pin(self.witness()).await?;
-        let (client, run, nodes) = (self.client.clone(), self.run.clone(), self.nodes.clone());
-        let mut tune = Tune::new(&client, &run, &nodes, "tune-canary");
-        let set = tune.set(&[liberal()], Duration::from_secs(90), false, &|_| {}).await?;
-        if set.iter().all(|n| !n.changes.is_empty()) {
+        let (ground, nodes) = (self.ground, self.nodes.clone());
+        let mut tune = Tune::new(ground, &nodes, "tune-canary");
+        if self.liberal(&mut tune).await?.is_none() {
             self.restart_boom().await?;
-            let quiet = until(90, "above-window delivered", async || {
-                self.counts("above-window", "delivered").await
-            });
-            let quiet = quiet.await.is_ok();
-            self.claim(quiet, "be_liberal alone: above-window is delivered");
+            self.counted("delivered", "be_liberal alone: above-window is delivered").await;
         } else {
             self.skip("be_liberal cannot be set on every node");
         }
@@ -400,22 +378,19 @@ impl Test<'_> {
     }
 
     async fn witness(&mut self) -> anyhow::Result<()> {
-        let killed = until(90, "a connection to be killed", async || {
-            self.counts("above-window", "leaked").await
-        });
-        killed.await?;
+        until(SOON, "a connection to be killed", async || self.counts("leaked").await).await?;
         let (Command::Witness(args), cluster) = self.command("witness --for 15s")? else {
             unreachable!()
         };
-        let seen = app::watch(&self.client, cluster, &args, &Config::new(), never, &|_| {}).await;
-        let seen = match seen {
+        let client = &self.ground.client;
+        let seen = match app::watch(client, cluster, &args, &Config::new(), never, &quiet).await {
             Ok(seen) => seen,
             Err(e) => {
                 self.skip(&format!("witness cannot run here: {e:#}"));
                 return Ok(());
             }
         };
-        let service = format!("service {}/boom-server", self.run.namespace);
+        let service = format!("service {}/boom-server", self.ground.run.namespace);
         let named = seen.services.iter().any(|h| h.name.as_ref() == Some(&service));
         if seen.verdict == Verdict::Inconclusive && !named {
             self.skip(&format!("witness proves nothing here: {}", seen.table(false)));
@@ -428,23 +403,27 @@ impl Test<'_> {
 
     /// A new life for boom-server: one that ended waits up to five minutes for its next start.
     async fn restart_boom(&self) -> anyhow::Result<()> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.run.namespace);
-        for pod in self.pods("boom-server").await? {
-            api.delete(&pod.name_any(), &DeleteParams::default()).await?;
+        for pod in self.ground.named("boom-server").await? {
+            self.ground.api::<Pod>().delete(&pod.name_any(), &DeleteParams::default()).await?;
         }
         Ok(())
     }
 
-    /// True once ten segments of `forgery` had this outcome in boom-server's present life.
-    async fn counts(&self, forgery: &str, outcome: &str) -> anyhow::Result<bool> {
-        let mut pods = self.pods("boom-server").await?;
-        pods.retain(|p| p.metadata.deletion_timestamp.is_none());
-        let Some(pod) = pods.pop() else { return Ok(false) };
-        let text = run::metrics(&self.client, &self.run.namespace, &pod.name_any(), 9100).await;
-        let (forgery, outcome) =
-            (format!("forgery=\"{forgery}\""), format!("outcome=\"{outcome}\""));
+    /// Claims that this becomes of above-window segments.
+    async fn counted(&mut self, outcome: &str, claim: &str) {
+        let what = format!("above-window {outcome}");
+        let came = until(SOON, &what, async || self.counts(outcome).await).await.is_ok();
+        self.claim(came, claim);
+    }
+
+    /// True once ten above-window segments had this outcome in boom-server's present life.
+    async fn counts(&self, outcome: &str) -> anyhow::Result<bool> {
+        let Some(pod) = self.boom().await? else { return Ok(false) };
+        let text = self.ground.metrics(&pod.name_any(), 9100).await;
+        let outcome = format!("outcome=\"{outcome}\"");
         let counted = |l: &&str| {
-            l.starts_with("boom_outcomes_total") && l.contains(&forgery) && l.contains(&outcome)
+            let of = ["forgery=\"above-window\"", &outcome].iter().all(|label| l.contains(label));
+            l.starts_with("boom_outcomes_total") && of
         };
         let value = |l: &str| l.rsplit(' ').next().and_then(|n| n.parse::<f64>().ok());
         let sum: f64 = text.unwrap_or_default().lines().filter(counted).filter_map(value).sum();
@@ -456,8 +435,8 @@ impl Test<'_> {
         let clients = self.args.clients;
         let line = format!("load --clients {clients} --duration 20s");
         let (Command::Load(args), cluster) = self.command(&line)? else { unreachable!() };
-        let result =
-            app::load(&self.client, cluster, &args, &Config::new(), never, &|_| {}).await?;
+        let client = &self.ground.client;
+        let result = app::load(client, cluster, &args, &Config::new(), never, &quiet).await?;
         self.claim(
             result.merged == clients && result.verdict != LoadVerdict::Inconclusive,
             &format!(
@@ -482,10 +461,10 @@ impl Test<'_> {
             let params = PatchParams::default();
             self.deployments().patch_scale("load-client", &params, &Patch::Merge(&scale)).await?;
             let what = format!("{replicas} load-clients");
-            let scaled = until(180, &what, async || {
+            let scaled = until(2 * SOON, &what, async || {
                 let d = self.deployments().get("load-client").await?;
                 let ready = d.status.and_then(|s| s.ready_replicas).unwrap_or(0);
-                let there = self.pods("load-client").await?.len();
+                let there = self.ground.named("load-client").await?.len();
                 Ok(ready == wanted && (wanted > 0 || there == 0))
             });
             let scaled = scaled.await.is_ok();
@@ -496,9 +475,7 @@ impl Test<'_> {
     }
 }
 
-fn liberal() -> Sysctl {
-    Sysctl { name: "nf_conntrack_tcp_be_liberal".to_owned(), value: 1 }
-}
+fn quiet(_: &str) {}
 
 async fn never() -> EndedBy {
     std::future::pending().await
@@ -506,17 +483,16 @@ async fn never() -> EndedBy {
 
 /// Asks each second until it is so; an error of one answer may pass.
 async fn until(
-    seconds: u64,
+    time: Duration,
     what: &str,
     mut so: impl AsyncFnMut() -> anyhow::Result<bool>,
 ) -> anyhow::Result<()> {
-    let end = Instant::now() + Duration::from_secs(seconds);
+    let end = Instant::now() + time;
     loop {
-        let now = so().await;
-        match now {
+        match so().await {
             Ok(true) => return Ok(()),
             Err(e) if Instant::now() >= end => return Err(e.context(format!("waiting for {what}"))),
-            Ok(false) if Instant::now() >= end => anyhow::bail!("waited {seconds} s for {what}"),
+            Ok(false) if Instant::now() >= end => anyhow::bail!("waited {time:?} for {what}"),
             _ => tokio::time::sleep(Duration::from_secs(1)).await,
         }
     }

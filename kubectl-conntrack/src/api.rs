@@ -6,11 +6,14 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
 use k8s_openapi::api::core::v1::Pod;
+use kube::api::ListParams;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
+use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::pods::{self, Seen, Trouble};
@@ -58,6 +61,47 @@ impl ApiError {
         };
         Self { what: what.to_string(), why, code }
     }
+
+    /// Why the API server refuses what was asked for; any other failure is a run's end.
+    pub fn refusal(self) -> Result<String, Stop> {
+        if self.code.is_some_and(|c| c < 500) { Ok(self.to_string()) } else { Err(self.into()) }
+    }
+}
+
+/// Why a run ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Stop {
+    /// A call failed for good, or the API server did not come back.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// An image that the nodes cannot have.
+    #[error("image {image} cannot be had: {why}\n  {}", image_mend(.image))]
+    Image {
+        /// Its name.
+        image: String,
+        /// The kubelet's words.
+        why: String,
+    },
+    /// Something that must hold before anything is changed does not.
+    #[error("{0}")]
+    Refused(String),
+    /// A file of results.
+    #[error("cannot write {path}: {source}")]
+    Save {
+        /// Which.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// How an image gets to the nodes.
+fn image_mend(image: &str) -> String {
+    let name = image.rsplit('/').next().unwrap_or(image);
+    format!(
+        "push it (make images REGISTRY=...) and name it: --registry REGISTRY, or load it into the nodes: \
+         make load-images CLUSTER=kind|minikube ({name})"
+    )
 }
 
 /// True for what passes by itself: no answer, too many requests, a server that starts or stops.
@@ -93,6 +137,26 @@ pub async fn call<T>(
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(5));
+    }
+}
+
+/// Takes every object that `params` choose. In pages, which bound the memory.
+pub async fn each<K>(
+    api: &Api<K>,
+    mut params: ListParams,
+    what: &str,
+    mut take: impl FnMut(&K),
+) -> Result<(), ApiError>
+where
+    K: Clone + fmt::Debug + DeserializeOwned,
+{
+    loop {
+        let page = call(format!("list {what}"), async || api.list(&params).await).await?;
+        page.items.iter().for_each(&mut take);
+        match page.metadata.continue_.filter(|c| !c.is_empty()) {
+            Some(token) => params.continue_token = Some(token),
+            None => return Ok(()),
+        }
     }
 }
 
@@ -174,8 +238,8 @@ impl Drop for Pulse {
 
 /// The pods of a run, as a watch tells them. A watch that breaks or expires (410) is begun anew
 /// with a list, by kube's watcher.
-pub struct Watch<'a> {
-    events: std::pin::Pin<Box<dyn Stream<Item = watcher::Result<Event<Pod>>> + Send + 'a>>,
+pub struct Watch {
+    events: BoxStream<'static, watcher::Result<Event<Pod>>>,
     /// Each pod by its name.
     pub pods: BTreeMap<String, Seen>,
     /// Pods that were there and are gone, until the list is begun anew.
@@ -184,21 +248,7 @@ pub struct Watch<'a> {
     pub broken: Option<(u32, String)>,
 }
 
-/// Why waiting ended without what was waited for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Gave {
-    /// The deadline came.
-    Deadline,
-    /// An image that no pod can have.
-    Image {
-        /// Its name.
-        image: String,
-        /// The kubelet's words.
-        why: String,
-    },
-}
-
-impl Watch<'_> {
+impl Watch {
     /// Watches the pods with `labels` in `namespace`.
     #[must_use]
     pub fn begin(client: &Client, namespace: &str, labels: &str) -> Self {
@@ -206,34 +256,55 @@ impl Watch<'_> {
         // An any-version list is served from the API server's cache; 500 pods a page bound the memory.
         let config = watcher::Config::default().labels(labels).any_semantic();
         let events = watcher(api, config).default_backoff();
-        Self { events: Box::pin(events), pods: BTreeMap::new(), listed: None, broken: None }
+        Self { events: events.boxed(), pods: BTreeMap::new(), listed: None, broken: None }
     }
 
-    /// Takes events until `done`, the deadline, or an image that cannot be had.
+    /// Takes events until `done` or the deadline; an image that cannot be had ends the run.
     pub async fn until(
         &mut self,
         deadline: Instant,
         mut done: impl FnMut(&BTreeMap<String, Seen>) -> bool,
-    ) -> Result<(), Gave> {
+    ) -> Result<(), Stop> {
         loop {
-            if let Some(Trouble::Image { image, why }) = self
-                .pods
-                .values()
-                .filter_map(|p| p.trouble.as_ref())
-                .find(|t| matches!(t, Trouble::Image { .. }))
-            {
-                return Err(Gave::Image { image: image.clone(), why: why.clone() });
+            let image = self.pods.values().find_map(|p| match &p.trouble {
+                Some(Trouble::Image { image, why }) => Some((image.clone(), why.clone())),
+                _ => None,
+            });
+            if let Some((image, why)) = image {
+                return Err(Stop::Image { image, why });
             }
             if self.listed.is_none() && done(&self.pods) {
                 return Ok(());
             }
             match tokio::time::timeout_at(deadline, self.events.next()).await {
-                Err(_) => return Err(Gave::Deadline),
+                Err(_) => return Ok(()),
                 Ok(Some(event)) => self.take(event),
                 // kube's watcher never ends; a mock's may.
                 Ok(None) => tokio::time::sleep_until(deadline).await,
             }
         }
+    }
+
+    /// Waits until each of `names` has ended, is in trouble or is `done`, or for the deadline: what is
+    /// there then is collected. Gives how many are.
+    pub async fn each(
+        &mut self,
+        names: &[String],
+        deadline: Instant,
+        say: &dyn Fn(&str),
+        done: impl Fn(&Seen) -> bool,
+    ) -> Result<usize, Stop> {
+        let over = |p: &Seen| p.ended || p.trouble.is_some() || done(p);
+        let of = |pods: &BTreeMap<String, Seen>| {
+            names.iter().filter(|n| pods.get(*n).is_some_and(over)).count()
+        };
+        let all = |pods: &BTreeMap<String, Seen>| {
+            let left = names.len() - of(pods);
+            say(&format!("{left} of {} pods at work", names.len()));
+            left == 0
+        };
+        self.until(deadline, all).await?;
+        Ok(of(&self.pods))
     }
 
     fn take(&mut self, event: watcher::Result<Event<Pod>>) {
@@ -248,16 +319,15 @@ impl Watch<'_> {
             }
             Ok(Event::InitDone) => {
                 let listed = self.listed.take().unwrap_or_default();
-                for (_, gone) in self.pods.iter_mut().filter(|(n, _)| !listed.contains(n)) {
-                    deleted(gone);
-                }
+                let gone = self.pods.iter_mut().filter(|(n, _)| !listed.contains(n));
+                gone.for_each(|(_, pod)| pod.gone());
             }
             Ok(Event::Apply(pod)) => {
                 self.pods.insert(name(&pod), pods::look(&pod));
             }
             Ok(Event::Delete(pod)) => {
                 let seen = self.pods.entry(name(&pod)).or_insert_with(|| pods::look(&pod));
-                deleted(seen);
+                seen.gone();
             }
             Err(e) => {
                 let n = self.broken.as_ref().map_or(0, |(n, _)| *n);
@@ -265,12 +335,6 @@ impl Watch<'_> {
             }
         }
     }
-}
-
-/// A pod that is gone keeps what was seen of it, and will not go on.
-fn deleted(pod: &mut Seen) {
-    pod.ended = true;
-    pod.trouble.get_or_insert_with(|| Trouble::Pod("the pod was deleted".to_owned()));
 }
 
 #[cfg(test)]

@@ -198,19 +198,23 @@ fn show<T: Shown>(result: &T, format: Format) -> anyhow::Result<()> {
     print(&output::text(result, format, std::io::stdout().is_terminal())?)
 }
 
-/// The nodes that are ready, and why others are not.
+/// The Linux nodes, of which one at least is ready.
+async fn nodes(client: &Client, selector: Option<&str>) -> anyhow::Result<Vec<plan::Node>> {
+    let nodes = preflight::nodes(client, selector).await?;
+    if nodes.iter().all(|n| n.unusable.is_some()) {
+        let what = selector.map_or(String::new(), |s| format!(" with --nodes {s}"));
+        anyhow::bail!("no Linux node{what} is ready");
+    }
+    Ok(nodes)
+}
+
+/// Those that are ready, and why others are not.
 pub async fn usable(
     client: &Client,
     selector: Option<&str>,
 ) -> anyhow::Result<(Vec<plan::Node>, Vec<String>)> {
-    let (nodes, unusable): (Vec<_>, Vec<_>) =
-        preflight::nodes(client, selector).await?.into_iter().partition(|n| n.unusable.is_none());
-    if nodes.is_empty() {
-        let what = selector.map_or(String::new(), |s| format!(" with --nodes {s}"));
-        anyhow::bail!("no Linux node{what} is ready");
-    }
-    let why = unusable
-        .iter()
-        .map(|n| format!("{}: {}", n.name, n.unusable.as_deref().unwrap_or("not ready")));
-    Ok((nodes, why.collect()))
+    let nodes = nodes(client, selector).await?;
+    let why = |n: &plan::Node| Some(format!("{}: {}", n.name, n.unusable.as_ref()?));
+    let unusable = nodes.iter().filter_map(why).collect();
+    Ok((nodes.into_iter().filter(|n| n.unusable.is_none()).collect(), unusable))
 }

@@ -4,68 +4,31 @@
 mod wave;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use canary_record::names::Verdict;
 use canary_record::result::observe::NodeShown;
 use canary_wire::segment::Family;
-use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::{Api, Client};
+use k8s_openapi::api::core::v1::Service;
 
-use crate::api::Watch;
-use crate::objects::{self, Run};
+use crate::api::Stop;
+use crate::cli::DiagnoseArgs;
+use crate::objects::cluster_ips;
 use crate::plan::{self, From, Front, Node, Path};
 use crate::preflight::{Right, rights};
-use crate::run::{self, Stop};
+use crate::run::Ground;
 use crate::verdict::NodeRow;
 use wave::{FRONTS, Wave};
 
 /// What a run needs in its namespace, and of nodes.
 #[must_use]
 pub fn needs(own_namespace: bool) -> Vec<Right> {
-    let own: &[&str] = if own_namespace { &["get", "create", "delete"] } else { &["get"] };
+    let own: &[_] = if own_namespace { &["get", "create", "delete"] } else { &["get"] };
     rights("", "nodes", false, &["list"])
-        .chain(own.iter().map(|verb| Right {
-            group: "",
-            resource: "namespaces",
-            verb,
-            namespaced: false,
-        }))
+        .chain(rights("", "namespaces", false, own))
         .chain(rights("", "pods", true, &["create", "patch", "list", "watch", "delete"]))
         .chain(rights("", "pods/log", true, &["get"]))
         .chain(rights("", "services", true, &["create", "patch", "list", "delete"]))
         .collect()
-}
-
-/// What is asked for.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The most nodes at once.
-    pub wave: usize,
-    /// The longest that a wave may take.
-    pub timeout: Duration,
-    /// Where every document goes.
-    pub save: Option<PathBuf>,
-    /// The families to try; all that the cluster has where it is empty.
-    pub families: Vec<Family>,
-    /// Whether pods and Services stay.
-    pub keep: bool,
-    /// Why clients may not forge; none where they may.
-    pub no_forge: Option<String>,
-    /// Whether the nodes' rules may be read.
-    pub rules: bool,
-    /// kube-proxy's mode by its configuration, where that names one.
-    pub configured: Option<String>,
-}
-
-/// The families that a Service is given here: the first of the run's own is made to see it.
-async fn families(client: &Client, run: &Run) -> Result<Vec<Family>, Stop> {
-    let api: Api<Service> = Api::namespaced(client.clone(), &run.namespace);
-    let service = run.service(Front::ClusterIp, 0, &[], &[]);
-    let spec = run::apply(&api, &service, false).await?.spec.unwrap_or_default();
-    let addresses = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
-    Ok(plan::families(addresses.filter_map(|a| a.parse().ok())))
 }
 
 /// What admission allows of what a run can do without.
@@ -84,43 +47,44 @@ struct Member {
     node: Node,
 }
 
-/// Runs over `nodes`, adding each node's row to `rows` as soon as its wave is done. `say` is
-/// told how far it is.
+/// Runs over `nodes`, adding each node's row to `rows` as soon as its wave is done. `configured` is
+/// kube-proxy's mode by its configuration, where that names one. `say` is told how far it is.
 pub async fn run(
-    client: &Client,
-    run: &Run,
-    options: &Options,
+    ground: &Ground,
+    args: &DiagnoseArgs,
+    configured: Option<&str>,
     nodes: Vec<Node>,
     rows: &mut Vec<NodeRow>,
     say: &dyn Fn(&str),
 ) -> Result<(), Stop> {
+    let allowed = tried_dry(ground, &nodes).await?;
     let (usable, unusable): (Vec<_>, Vec<_>) =
         nodes.into_iter().partition(|n| n.unusable.is_none());
-    rows.extend(unusable.into_iter().map(|n| {
-        let why = n.unusable.clone().unwrap_or_default();
-        unproved(&n, why)
-    }));
-    if usable.is_empty() {
-        return Ok(());
-    }
-    let families = match options.families.as_slice() {
-        [] => families(client, run).await?,
+    rows.extend(unusable.iter().map(|n| unproved(n, n.unusable.clone().unwrap_or_default())));
+    let families = match args.family.as_slice() {
+        // The first Service of the run's own is made to see what it is given here.
+        [] => {
+            let service = ground.run.service(Front::ClusterIp, 0, &[], &[]);
+            let spec = ground.apply(&service).await?.spec.unwrap_or_default();
+            plan::families(cluster_ips(&spec))
+        }
         named => named.to_vec(),
     };
-    let families = families.as_slice();
     let members = usable.into_iter().enumerate().map(|(index, node)| Member { index, node });
-    let waves = plan::waves(members.collect(), options.wave);
+    let waves = plan::waves(members.collect(), args.parallel as usize);
     let total = waves.len();
-    let mut watch = Watch::begin(client, &run.namespace, &format!("{}={}", objects::RUN, run.id));
-    for (n, wave) in waves.into_iter().enumerate() {
-        let said =
-            |what: &str| say(&format!("wave {} of {total}, {} nodes: {what}", n + 1, wave.len()));
-        let wave = Wave { client, run, options, families, members: &wave };
+    let mut watch = ground.watch(None);
+    for (n, members) in waves.iter().enumerate() {
+        let said = |what: &str| {
+            say(&format!("wave {} of {total}, {} nodes: {what}", n + 1, members.len()));
+        };
+        let families = families.as_slice();
+        let wave = Wave { ground, args, allowed: &allowed, configured, families, members };
         rows.extend(wave.go(&mut watch, &said).await?);
         if let Some((times, error)) = watch.broken.take() {
             say(&format!("the watch of pods broke {times} times and was begun anew: {error}"));
         }
-        if n + 1 < total && !options.keep {
+        if n + 1 < total && !args.cluster.keep {
             wave.clear().await?;
         }
     }
@@ -129,40 +93,30 @@ pub async fn run(
 
 /// Has the API server check a Service and a pod of each kind that a run makes, without keeping
 /// them: Pod Security, quotas and admission webhooks speak before anything starts.
-pub async fn tried_dry(client: &Client, run: &Run, nodes: &[Node]) -> Result<Allowed, Stop> {
+async fn tried_dry(ground: &Ground, nodes: &[Node]) -> Result<Allowed, Stop> {
     let mut allowed = Allowed { no_forge: None, rules: true };
     let Some(node) = nodes.iter().find(|n| n.unusable.is_none()) else { return Ok(allowed) };
-    let services: Api<Service> = Api::namespaced(client.clone(), &run.namespace);
-    let pods: Api<Pod> = Api::namespaced(client.clone(), &run.namespace);
+    let (run, node) = (&ground.run, &node.name);
     for front in FRONTS {
-        run::apply(&services, &run.service(front, 0, Path::ALL, &[Family::Ipv4]), true).await?;
+        let service: Service = run.service(front, 0, Path::ALL, &[Family::Ipv4]);
+        ground.dry(&service).await?;
     }
     let anywhere = (Path::HostNetwork, Family::Ipv4, SocketAddr::from(([127, 0, 0, 1], 9000)));
-    let dry = [
-        run.server(&node.name, 0, &[(Path::SameNode, Family::Ipv4)], &[], false),
-        run.clients(&node.name, 0, From::Pod, &[anywhere], false),
-        run.clients(&node.name, 0, From::Host, &[anywhere], false),
-    ];
-    for pod in &dry {
-        let done = run::apply(&pods, pod, true).await;
-        done.map_err(|e| match e.code {
-            Some(code) if code < 500 => Stop::Refused(e.to_string()),
-            _ => Stop::Api(e),
-        })?;
+    for pod in [
+        run.server(node, 0, &[(Path::SameNode, Family::Ipv4)], &[], false),
+        run.clients(node, 0, From::Pod, &[anywhere], false),
+        run.clients(node, 0, From::Host, &[anywhere], false),
+    ] {
+        ground.try_dry(&pod).await?;
     }
-    let refused = async |pod: Pod| match run::apply(&pods, &pod, true).await {
-        Ok(_) => Ok(None),
-        Err(e) if e.code.is_some_and(|c| c < 500) => Ok(Some(e.to_string())),
-        Err(e) => Err(Stop::Api(e)),
-    };
     for from in [From::Pod, From::Host] {
         if allowed.no_forge.is_none() {
-            let pod = run.forging_clients(&node.name, 0, from, &[anywhere]);
-            allowed.no_forge = refused(pod).await?;
+            let pod = run.forging_clients(node, 0, from, &[anywhere]);
+            allowed.no_forge = ground.refusal(&pod).await?;
         }
     }
-    let pod = run.clients(&node.name, 0, From::Host, &[anywhere], true);
-    allowed.rules = refused(pod).await?.is_none();
+    let pod = run.clients(node, 0, From::Host, &[anywhere], true);
+    allowed.rules = ground.refusal(&pod).await?.is_none();
     Ok(allowed)
 }
 

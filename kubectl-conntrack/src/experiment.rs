@@ -9,20 +9,20 @@ use std::time::Duration;
 use canary_record::names::EndedBy;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::api::ListParams;
-use kube::{Api, Client, ResourceExt};
+use kube::ResourceExt;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use self::journal::Journal;
-use crate::api::{Watch, call};
+use crate::api::Stop;
+use crate::cli::{ExperimentArgs, LoadArgs};
 use crate::each_node::EachNode;
 use crate::load::{self, Load};
 use crate::manifests::{self, Set};
-use crate::objects::{self, RUN, Run};
+use crate::objects;
 use crate::plan::Node;
 use crate::preflight::{self, Right, rights};
-use crate::run::{self, Stop};
+use crate::run::Ground;
 use crate::tune::{Sysctl, Tune, TunedNode};
 
 /// What an experiment needs.
@@ -34,23 +34,6 @@ pub fn needs(own_namespace: bool) -> Vec<Right> {
     needs.sort_unstable();
     needs.dedup();
     needs
-}
-
-/// What is asked for.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Numbers of clients, one step each.
-    pub clients: Vec<u32>,
-    /// How long each step lasts.
-    pub step: Duration,
-    /// nf_conntrack_max of the step with a small table; none leaves that step out.
-    pub table: Option<u64>,
-    /// Sets it where pods cannot: with a number as its last word, without one it prints it.
-    pub table_command: Option<String>,
-    /// Whether kube-proxy's drop is held off first.
-    pub hold_off_drop: bool,
-    /// The longest that pods may take to start.
-    pub timeout: Duration,
 }
 
 /// What changes in a step.
@@ -103,10 +86,9 @@ impl<S: AsyncFnMut() -> EndedBy> Signal<S> {
 
 /// An experiment in a run's namespace.
 pub struct Experiment<'a, S> {
-    client: &'a Client,
-    run: &'a Run,
+    ground: &'a Ground,
     nodes: &'a [Node],
-    options: &'a Options,
+    args: &'a ExperimentArgs,
     journal: &'a mut Journal,
     signal: &'a mut Signal<S>,
     /// Pods whose metrics make the samples: boom-server's, the canary client's, and the observer's
@@ -133,24 +115,14 @@ const SAMPLED: [&str; 8] = [
 impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
     /// Nothing is there yet. `nodes` has one at least.
     pub fn new(
-        client: &'a Client,
-        run: &'a Run,
+        ground: &'a Ground,
         nodes: &'a [Node],
-        options: &'a Options,
+        args: &'a ExperimentArgs,
         journal: &'a mut Journal,
         signal: &'a mut Signal<S>,
     ) -> Self {
         let (boom, canary) = (String::new(), String::new());
-        Self { client, run, nodes, options, journal, signal, boom, canary, observer: None }
-    }
-
-    fn every_node(&self, set: Set, name: &'static str, container: &'static str) -> EachNode<'a> {
-        let (client, run, nodes) = (self.client, self.run, self.nodes);
-        EachNode { client, run, nodes, set, name, prefix: name, container }
-    }
-
-    fn deployments(&self) -> Api<Deployment> {
-        Api::namespaced(self.client.clone(), &self.run.namespace)
+        Self { ground, nodes, args, journal, signal, boom, canary, observer: None }
     }
 
     /// Every step, whatever each of them comes to; a signal leaves out those that are left.
@@ -158,11 +130,11 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
         let Some(ready) = Box::pin(self.prepare(say)).await else { return Ok(()) };
         ready?;
         let limits = self.limits().await;
-        for clients in self.options.clients.clone() {
+        for clients in self.args.clients.clone() {
             self.step(Purpose::Load, clients, say).await?;
         }
-        let most = self.options.clients.iter().copied().max().unwrap_or(0);
-        if self.options.table.is_some() {
+        let most = self.args.clients.iter().copied().max().unwrap_or(0);
+        if self.args.table_size.is_some() {
             self.step(Purpose::SmallTable, most, say).await?;
         } else {
             say("no --table-size: the step with a small table is left out");
@@ -176,13 +148,11 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
 
     /// The canary, the load's target and an observer on every node; none after a signal.
     async fn prepare(&mut self, say: &dyn Fn(&str)) -> Option<Result<(), Stop>> {
-        let (client, run, options, nodes) = (self.client, self.run, self.options, self.nodes);
-        let (deployments, alone) = (self.deployments(), nodes.len() == 1);
-        let observers = self.every_node(Set::Observe, "observe", "load-client");
-        let held = self.every_node(Set::Unprotect, "unprotect", "unprotect");
+        let (ground, args, nodes) = (self.ground, self.args, self.nodes);
+        let of = |kind, name| manifests::own(Set::Base, &ground.run, kind, name);
+        let none = load_args(0, args);
         let work = async {
-            let services = Api::<Service>::namespaced(client.clone(), &run.namespace);
-            let mut boom = manifests::own(Set::Base, run, "Deployment", BOOM);
+            let mut boom = of("Deployment", BOOM);
             // It counts resets instead of ending at the first: each step has all its outcomes.
             if let Some(env) = boom
                 .pointer_mut("/spec/template/spec/containers/0/env")
@@ -190,41 +160,33 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
             {
                 env.push(json!({"name": "BOOM_ON_RESET", "value": "count"}));
             }
-            let mut canary = manifests::own(Set::Base, run, "Deployment", CANARY);
-            if alone {
+            let mut canary = of("Deployment", CANARY);
+            if nodes.len() == 1 {
                 say("one node: clients and servers share it");
                 canary["spec"]["template"]["spec"]["affinity"] = Value::Null;
             }
-            let service = manifests::own(Set::Base, run, "Service", BOOM);
-            run::apply(&services, &objects::typed(service), false).await?;
+            ground.apply(&objects::typed::<Service>(of("Service", BOOM))).await?;
             for object in [boom, canary] {
-                run::apply(&deployments, &objects::typed(object), false).await?;
+                ground.apply(&objects::typed::<Deployment>(object)).await?;
             }
-            let mut watch = Watch::begin(client, &run.namespace, &format!("{RUN}={}", run.id));
-            let deadline = Instant::now() + options.timeout;
-            for (wanted, pods) in [(true, &observers), (options.hold_off_drop, &held)] {
+            let deadline = Instant::now() + args.cluster.timeout;
+            for (wanted, set) in [(true, Set::Observe), (args.hold_off_drop, Set::Unprotect)] {
                 if wanted {
+                    let mut pods = EachNode::new(ground, nodes, set, set.name());
                     pods.config(|_| {}).await?;
-                    let refused = pods.apply(|_| {}).await?;
-                    pods.wait(&mut watch, deadline, &refused, say, |p| p.ready).await?;
+                    pods.apply(|_| {}).await?;
+                    pods.wait(deadline, say, |p| p.ready).await?;
                 }
             }
             for name in [BOOM, CANARY] {
-                run::rolled_out(&deployments, name, options.timeout, &mut watch).await?;
+                ground.rolled_out(name, args.cluster.timeout).await?;
             }
-            Ok::<_, Stop>(())
+            Load::new(ground, &none, "load-client").target(true).await
         };
-        let prepared = self.signal.or(work).await?;
-        if prepared.is_err() {
-            return Some(prepared);
+        match self.signal.or(work).await? {
+            Ok(()) => Some(self.find_pods(say).await),
+            Err(e) => Some(Err(e)),
         }
-        let none = load_options(0, self.options);
-        let mut target = Load::new(client, run, &none, "load-client");
-        match self.signal.or(target.target(true)).await? {
-            Ok(()) => {}
-            Err(e) => return Some(Err(e)),
-        }
-        Some(self.find_pods(say).await)
     }
 
     /// Whose metrics are read.
@@ -235,10 +197,10 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
                 (p.name_any(), node)
             })
         };
-        if let Some((boom, _)) = of(self.pods(BOOM).await?) {
+        if let Some((boom, _)) = of(self.ground.named(BOOM).await?) {
             self.boom = boom;
         }
-        if let Some((canary, node)) = of(self.pods(CANARY).await?) {
+        if let Some((canary, node)) = of(self.ground.named(CANARY).await?) {
             self.canary = canary;
             if self.observer.is_none() {
                 say(&format!("the clients' node is {node}"));
@@ -249,15 +211,8 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
         Ok(())
     }
 
-    async fn pods(&self, name: &str) -> Result<Vec<Pod>, Stop> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.run.namespace);
-        let params = ListParams::default().labels(&format!("app.kubernetes.io/name={name}"));
-        Ok(call(format!("list pods of {name}"), async || api.list(&params).await).await?.items)
-    }
-
     async fn metrics(&self, pod: &str, port: u16) -> String {
-        let text = run::metrics(self.client, &self.run.namespace, pod, port).await;
-        let text = text.unwrap_or_default();
+        let text = self.ground.metrics(pod, port).await.unwrap_or_default();
         let sampled = |l: &&str| SAMPLED.iter().any(|name| l.starts_with(name));
         text.lines().filter(sampled).fold(String::new(), |all, line| all + line + "\n")
     }
@@ -299,7 +254,7 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
 
     /// boom-server's pod and its restarts.
     async fn life(&self) -> Option<(String, i32, String)> {
-        let pod = self.pods(BOOM).await.ok()?.into_iter().next()?;
+        let pod = self.ground.named(BOOM).await.ok()?.into_iter().next()?;
         let status = pod.status.as_ref()?.container_statuses.as_ref()?.first()?.clone();
         let last = status.last_state.and_then(|s| s.terminated).and_then(|t| t.message);
         Some((pod.metadata.uid.unwrap_or_default(), status.restart_count, last.unwrap_or_default()))
@@ -319,21 +274,20 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
         say(&format!("{title} clients"));
         self.journal.wrote(&format!("step {title}"))?;
         let number = self.journal.steps();
-        let (client, run) = (self.client, self.run);
         let (life, ready) = (self.life().await, self.ready().await);
-        let options = load_options(clients, self.options);
-        let mut load = Load::new(client, run, &options, &format!("load-{number}"));
-        let mut liberal = Tune::new(client, run, self.nodes, "tune-liberal");
+        let args = load_args(clients, self.args);
+        let mut load = Load::new(self.ground, &args, &format!("load-{number}"));
+        let mut liberal = Tune::new(self.ground, self.nodes, "tune-liberal");
         if purpose == Purpose::Liberal {
             let sysctls = [Sysctl { name: "nf_conntrack_tcp_be_liberal".to_owned(), value: 1 }];
-            let set = liberal.set(&sysctls, self.options.timeout, false, &quiet);
+            let set = liberal.set(&sysctls, self.args.cluster.timeout, false, &quiet);
             let set = self.signal.or(set).await;
             self.changed(set)?;
         }
         let had = if clients > 0 { load.accepted().await } else { None };
         if clients > 0 && self.signal.by.is_none() {
             load.start().await?;
-            let deadline = Instant::now() + self.options.timeout;
+            let deadline = Instant::now() + self.args.cluster.timeout;
             let ready = self.signal.or(load.until(deadline, &quiet, |p| p.ready)).await;
             if let Some(ready) = ready {
                 let ready = ready?;
@@ -345,12 +299,12 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
         }
         self.wait_for_sample(&title).await?;
         self.journal.wrote("from")?;
-        let mut small = Tune::new(client, run, self.nodes, "tune-table");
+        let mut small = Tune::new(self.ground, self.nodes, "tune-table");
         let table_was = match purpose {
             Purpose::SmallTable => Box::pin(self.shrink(&mut small)).await?,
             _ => None,
         };
-        self.samples(Instant::now() + self.options.step).await?;
+        self.samples(Instant::now() + self.args.step).await?;
         if purpose == Purpose::SmallTable {
             Box::pin(self.grow_back(&mut small, table_was, &title)).await?;
         }
@@ -426,10 +380,10 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
 
     /// A table smaller than the load. Gives what the command's was.
     async fn shrink(&mut self, tune: &mut Tune<'_>) -> Result<Option<String>, Stop> {
-        let Some(size) = self.options.table else { return Ok(None) };
-        let Some(line) = &self.options.table_command else {
+        let Some(size) = self.args.table_size else { return Ok(None) };
+        let Some(line) = &self.args.table_command else {
             let sysctls = [Sysctl { name: "nf_conntrack_max".to_owned(), value: size }];
-            let set = tune.set(&sysctls, self.options.timeout, false, &quiet);
+            let set = tune.set(&sysctls, self.args.cluster.timeout, false, &quiet);
             let set = self.signal.or(set).await;
             self.changed(set)?;
             return Ok(None);
@@ -452,7 +406,7 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
         was: Option<String>,
         title: &str,
     ) -> Result<(), Stop> {
-        match (&self.options.table_command, was) {
+        match (&self.args.table_command, was) {
             (None, _) => {
                 let back = tune.put_back().await;
                 self.put_back(back, title)
@@ -487,7 +441,7 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
 
     /// The nodes that are ready, and since when.
     async fn ready(&self) -> Vec<(String, Option<String>)> {
-        let nodes = preflight::nodes(self.client, None).await.unwrap_or_default();
+        let nodes = preflight::nodes(&self.ground.client, None).await.unwrap_or_default();
         nodes
             .into_iter()
             .map(|n| (n.name, n.ready_since.filter(|_| n.unusable.is_none())))
@@ -499,14 +453,14 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
 fn quiet(_: &str) {}
 
 /// Clients that go on until they are told to end.
-fn load_options(clients: u32, options: &Options) -> load::Options {
-    load::Options {
+fn load_args(clients: u32, args: &ExperimentArgs) -> LoadArgs {
+    LoadArgs {
         clients,
         rate: 50.0,
         duration: Duration::from_secs(3600),
-        timeout: options.timeout,
-        save: None,
         fail_on: Vec::new(),
+        output: args.output,
+        cluster: args.cluster.clone(),
     }
 }
 

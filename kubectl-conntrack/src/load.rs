@@ -1,7 +1,6 @@
 //! `load`: many load-clients against one target through its Service, and one result of all.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use canary_record::names::{LoadVerdict, Verdict};
@@ -10,36 +9,17 @@ use canary_record::result::load::{FailureCount, LoadResult, ThresholdRecord};
 use futures_util::{StreamExt, stream};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::api::DeleteParams;
-use kube::{Api, Client};
-use load_client::threshold::Threshold;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::api::{PARALLEL, Watch, call};
+use crate::api::{PARALLEL, Stop, Watch};
+use crate::cli::LoadArgs;
 use crate::manifests::{self, Set};
-use crate::objects::{self, RUN, Run};
+use crate::objects;
 use crate::output::{Part, Row, Sheet, Shown, Table};
 use crate::pods::Seen;
 use crate::preflight::{Right, rights};
-use crate::run::{self, Stop};
-
-/// What is asked for.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Pods.
-    pub clients: u32,
-    /// New connections a second of each.
-    pub rate: f64,
-    /// How long each makes connections.
-    pub duration: Duration,
-    /// The longest that the pods may take to start.
-    pub timeout: Duration,
-    /// Where every document goes.
-    pub save: Option<PathBuf>,
-    /// What fails the run.
-    pub fail_on: Vec<Threshold>,
-}
+use crate::run::{self, Ground};
 
 /// What a load needs.
 #[must_use]
@@ -55,17 +35,19 @@ pub fn needs(own_namespace: bool) -> Vec<Right> {
         .collect()
 }
 
+/// The base's server of a load, and its client: the object, the container and the label.
+const TARGET: &str = "load-target";
+const CLIENT: &str = "load-client";
 /// How long a client whose end was asked for stays after its result, to be read.
 const LINGER: Duration = Duration::from_secs(60);
 
 /// A load in a run's namespace.
 pub struct Load<'a> {
-    client: &'a Client,
-    run: &'a Run,
-    options: &'a Options,
-    /// What its pods' names begin with.
-    prefix: String,
-    watch: Watch<'a>,
+    ground: &'a Ground,
+    args: &'a LoadArgs,
+    /// Its pods' names.
+    names: Vec<String>,
+    watch: Watch,
 }
 
 /// What came of it.
@@ -82,85 +64,53 @@ pub struct Collected {
 impl<'a> Load<'a> {
     /// A load that was not begun, whose pods are called `prefix-N`.
     #[must_use]
-    pub fn new(client: &'a Client, run: &'a Run, options: &'a Options, prefix: &str) -> Self {
-        let watch = Watch::begin(client, &run.namespace, &format!("{RUN}={}", run.id));
-        Self { client, run, options, prefix: prefix.to_owned(), watch }
-    }
-
-    fn pod_name(&self, index: u32) -> String {
-        format!("{}-{index}", self.prefix)
-    }
-
-    /// The base's object of that kind and name, as this run's own.
-    fn base(&self, kind: &str, name: &str) -> Value {
-        manifests::own(Set::Base, self.run, kind, name)
-    }
-
-    fn objects(&self, beside_boom_server: bool) -> (Deployment, Service) {
-        let mut target = self.base("Deployment", "load-target");
-        if !beside_boom_server {
-            target["spec"]["template"]["spec"]["affinity"] = Value::Null;
-        }
-        (objects::typed(target), objects::typed(self.base("Service", "load-target")))
+    pub fn new(ground: &'a Ground, args: &'a LoadArgs, prefix: &str) -> Self {
+        let names = (0..args.clients).map(|n| format!("{prefix}-{n}")).collect();
+        Self { ground, args, names, watch: ground.watch(None) }
     }
 
     /// A client's pod: the base's, which ends by itself.
-    fn pod(&self, index: u32) -> Pod {
-        let mut template = self.base("Deployment", "load-client")["spec"]["template"].take();
-        template["apiVersion"] = "v1".into();
-        template["kind"] = "Pod".into();
-        template["metadata"]["name"] = self.pod_name(index).into();
-        template["metadata"]["namespace"] = self.run.namespace.clone().into();
-        let spec = &mut template["spec"];
-        spec["restartPolicy"] = "Never".into();
+    fn pod(&self) -> Value {
+        let mut pod = manifests::pod(Set::Base, &self.ground.run, "Deployment", CLIENT);
+        let spec = &mut pod["spec"];
         spec["terminationGracePeriodSeconds"] = (LINGER.as_secs() + 5).into();
         // Rather on other nodes than the target's, where there are others.
         spec["affinity"] = json!({"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
             {"weight": 100, "podAffinityTerm": {"topologyKey": "kubernetes.io/hostname",
-                "labelSelector": {"matchLabels": {"app.kubernetes.io/name": "load-target"}}}}]}});
+                "labelSelector": {"matchLabels": {"app.kubernetes.io/name": TARGET}}}}]}});
         let container = &mut spec["containers"][0];
         // A node under load answers late: no reason to end a client and lose its counts.
         container["livenessProbe"] = Value::Null;
         let env = container["env"].as_array_mut().expect("the base's variables");
         env.retain(|e| e["name"] != "LOAD_RATE");
-        env.push(json!({"name": "LOAD_RATE", "value": self.options.rate.to_string()}));
-        env.push(json!({"name": "LOAD_DURATION", "value": format!("{}ms", self.options.duration.as_millis())}));
+        env.push(json!({"name": "LOAD_RATE", "value": self.args.rate.to_string()}));
+        env.push(json!({"name": "LOAD_DURATION", "value": format!("{}ms", self.args.duration.as_millis())}));
         env.push(json!({"name": "LOAD_LINGER", "value": format!("{}s", LINGER.as_secs())}));
-        objects::typed(template)
+        pod
     }
 
     /// Starts the target, and waits until it is ready. In the base it is on boom-server's node, which
     /// not every run has.
-    pub async fn target(&mut self, beside_boom_server: bool) -> Result<(), Stop> {
-        let ns = &self.run.namespace;
-        let (deployment, service) = self.objects(beside_boom_server);
-        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), ns);
-        let one = self.pod(0);
-        run::apply(&deployments, &deployment, true).await?;
-        run::apply(&self.pods(), &one, true).await.map_err(|e| match e.code {
-            Some(code) if code < 500 => Stop::Refused(e.to_string()),
-            _ => Stop::Api(e),
-        })?;
-        run::apply(&Api::<Service>::namespaced(self.client.clone(), ns), &service, false).await?;
-        run::apply(&deployments, &deployment, false).await?;
-        run::rolled_out(&deployments, "load-target", self.options.timeout, &mut self.watch).await
-    }
-
-    fn pods(&self) -> Api<Pod> {
-        Api::namespaced(self.client.clone(), &self.run.namespace)
+    pub async fn target(&self, beside_boom_server: bool) -> Result<(), Stop> {
+        let of = |kind| manifests::own(Set::Base, &self.ground.run, kind, TARGET);
+        let mut target = of("Deployment");
+        if !beside_boom_server {
+            target["spec"]["template"]["spec"]["affinity"] = Value::Null;
+        }
+        let target: Deployment = objects::typed(target);
+        self.ground.try_dry(&target).await?;
+        self.ground.try_dry(&called(self.pod(), &format!("{CLIENT}-0"))).await?;
+        self.ground.apply(&objects::typed::<Service>(of("Service"))).await?;
+        self.ground.apply(&target).await?;
+        self.ground.rolled_out(TARGET, self.args.cluster.timeout).await
     }
 
     /// Starts every client.
     pub async fn start(&self) -> Result<(), Stop> {
-        let (pods, clients) = (self.pods(), 0..self.options.clients);
-        let applied: Vec<_> = stream::iter(clients.map(|n| {
-            let (pods, pod) = (&pods, self.pod(n));
-            async move { run::apply(pods, &pod, false).await }
-        }))
-        .buffer_unordered(PARALLEL)
-        .collect()
-        .await;
-        applied.into_iter().try_for_each(|pod| pod.map(drop)).map_err(Stop::Api)
+        let pod = self.pod();
+        let pods = self.names.iter().map(|name| called(pod.clone(), name)).enumerate();
+        let applied = self.ground.apply_all(pods).await;
+        applied.into_iter().try_for_each(|(_, pod)| pod.map(drop)).map_err(Stop::Api)
     }
 
     /// Waits until `done` of every client; one that has ended or is in trouble is done. Gives how many are.
@@ -170,51 +120,36 @@ impl<'a> Load<'a> {
         say: &dyn Fn(&str),
         done: impl Fn(&Seen) -> bool,
     ) -> Result<usize, Stop> {
-        let names: Vec<_> = (0..self.options.clients).map(|n| self.pod_name(n)).collect();
-        let clients = names.len();
-        let of = |pods: &BTreeMap<String, Seen>| {
-            let over = |p: &Seen| p.ended || p.trouble.is_some() || done(p);
-            names.iter().filter(|n| pods.get(*n).is_some_and(over)).count()
-        };
-        let all = |pods: &BTreeMap<String, Seen>| {
-            say(&format!("{} of {clients} pods at work", clients - of(pods)));
-            of(pods) == clients
-        };
-        run::waited(self.watch.until(deadline, all).await)?;
-        Ok(of(&self.watch.pods))
+        self.watch.each(&self.names, deadline, say, done).await
     }
 
     /// Starts the target and the clients, and waits until each has ended.
     pub async fn go(&mut self, say: &dyn Fn(&str)) -> Result<(), Stop> {
         say("the target");
         Box::pin(self.target(false)).await?;
-        say(&format!("{} clients", self.options.clients));
+        say(&format!("{} clients", self.args.clients));
         self.start().await?;
-        let deadline = Instant::now() + self.options.timeout + self.options.duration;
+        let deadline = Instant::now() + self.args.cluster.timeout + self.args.duration;
         self.until(deadline, say, |_| false).await.map(drop)
     }
 
     /// Every client's result. `early` ends those that are at work first: with their result written
     /// they linger until it is read.
     pub async fn collect(&self, early: bool) -> Collected {
-        let pods = self.pods();
-        let each = stream::iter(0..self.options.clients).map(|n| {
-            let pods = pods.clone();
+        let one = |name: &String| {
+            let name = name.clone();
             async move {
-                let name = self.pod_name(n);
                 if early {
-                    let asked = DeleteParams::default();
-                    let _ = call("end a client", async || pods.delete(&name, &asked).await).await;
+                    let _ = self.ground.dismiss::<Pod>(std::iter::once(name.clone())).await;
                 }
                 let wait = if early { LINGER / 2 } else { Duration::from_secs(5) };
-                let ns = &self.run.namespace;
-                let found =
-                    run::last_words(self.client, ns, &name, "load-client", wait, result).await;
+                let found = self.ground.last_words(&name, CLIENT, wait, result).await;
                 (name, found)
             }
-        });
+        };
+        let each = stream::iter(self.names.iter().map(one)).buffer_unordered(PARALLEL);
         let mut collected = Collected::default();
-        for (name, found) in each.buffer_unordered(PARALLEL).collect::<Vec<_>>().await {
+        for (name, found) in each.collect::<Vec<_>>().await {
             match found {
                 Ok(result) => collected.results.push((name, result)),
                 Err(why) => drop(collected.missing.insert(name, why)),
@@ -223,22 +158,24 @@ impl<'a> Load<'a> {
         collected.results.sort_by(|a, b| a.0.cmp(&b.0));
         collected.accepted = self.accepted().await;
         // Those that linger would hold the namespace up.
-        let _ = run::delete_all(&pods, (0..self.options.clients).map(|n| self.pod_name(n))).await;
+        let _ = self.ground.delete::<Pod>(self.names.iter().cloned()).await;
         collected
     }
 
     /// Connections that the target has accepted, by its own metrics through the API server.
     pub async fn accepted(&self) -> Option<u64> {
-        let pods = self.pods();
-        let params = kube::api::ListParams::default().labels("app.kubernetes.io/name=load-target");
-        let name =
-            pods.list(&params).await.ok()?.items.into_iter().find_map(|p| p.metadata.name)?;
+        let name = self.ground.named(TARGET).await.ok()?.into_iter().next()?.metadata.name?;
         // What the target's metrics lag behind.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let text = run::metrics(self.client, &self.run.namespace, &name, 9100).await?;
+        let text = self.ground.metrics(&name, 9100).await?;
         let line = text.lines().find_map(|l| l.strip_prefix("load_accepted_total "))?;
         line.trim().parse::<f64>().ok().map(|n| n as u64)
     }
+}
+
+fn called(mut pod: Value, name: &str) -> Pod {
+    pod["metadata"]["name"] = name.into();
+    objects::typed(pod)
 }
 
 /// A client's result: the last line of its log.
@@ -250,7 +187,7 @@ fn result(log: &str) -> Result<LoadResult, String> {
 /// One result of all, judged. None where there is none.
 pub fn judged(
     collected: Collected,
-    options: &Options,
+    args: &LoadArgs,
     reasons: Vec<String>,
     run: Record,
 ) -> anyhow::Result<Option<LoadResult>> {
@@ -259,12 +196,12 @@ pub fn judged(
         return Ok(None);
     }
     let mut result = load_client::merge::join(&results, |_| run)?;
-    load_client::verdict::judge(&mut result, &options.fail_on);
+    load_client::verdict::judge(&mut result, &args.fail_on);
     let mut doubts = reasons;
     if !missing.is_empty() {
         let why =
             missing.iter().next().map_or(String::new(), |(pod, why)| format!("; {pod}: {why}"));
-        doubts.push(format!("{} of {} results are missing{why}", missing.len(), options.clients));
+        doubts.push(format!("{} of {} results are missing{why}", missing.len(), args.clients));
     }
     match accepted {
         // What succeeded was accepted, and what was accepted had been begun.

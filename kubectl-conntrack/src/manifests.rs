@@ -1,5 +1,7 @@
 //! The manifests of `k8s/`, as `kubectl kustomize` renders them, for who has this program alone.
 
+use std::collections::BTreeMap;
+
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
@@ -25,88 +27,83 @@ pub enum Set {
     Unprotect,
 }
 
+/// Files by their names.
+type Named = &'static [(&'static str, &'static str)];
+
 /// The files of one folder.
 struct Files {
+    /// What its DaemonSet is called, and the ConfigMap that its kustomization generates.
+    name: &'static str,
     namespace: &'static str,
-    resources: &'static [&'static str],
-    /// The ConfigMap that its kustomization generates: its name, and its files by theirs.
-    config: Option<(&'static str, &'static [(&'static str, &'static str)])>,
+    resources: Named,
+    /// The ConfigMap's.
+    config: Named,
 }
 
 macro_rules! k8s {
-    ($file:literal) => {
-        include_str!(concat!("../../k8s/", $file))
+    ($folder:literal: $($file:literal)*) => {
+        &[$(($file, include_str!(concat!("../../k8s/", $folder, "/", $file)))),*]
     };
 }
 
 impl Set {
     const fn files(self) -> Files {
+        let (name, namespace, resources, config): (_, _, Named, Named) = match self {
+            Self::Base => (
+                "base",
+                "conntrack-canary",
+                k8s!("base": "namespace.yaml" "boom-server.yaml" "canary-client.yaml" "load-target.yaml" "load-client.yaml"),
+                &[],
+            ),
+            Self::EveryNode => (
+                "every-node",
+                "conntrack-every-node",
+                k8s!("overlays/every-node": "namespace.yaml" "every-node.yaml"),
+                &[],
+            ),
+            Self::Observe => {
+                ("observe", "conntrack-canary", k8s!("overlays/observe": "observe.yaml"), &[])
+            }
+            Self::Witness => (
+                "witness",
+                "conntrack-canary",
+                k8s!("overlays/witness": "namespace.yaml" "witness.yaml"),
+                &[],
+            ),
+            Self::Unprotect => (
+                "unprotect",
+                "conntrack-unprotect",
+                k8s!("tests/unprotect": "namespace.yaml" "unprotect.yaml"),
+                k8s!("tests/unprotect": "unprotect.sh"),
+            ),
+            Self::Tune => (
+                "tune",
+                "conntrack-tune",
+                k8s!("overlays/tune": "namespace.yaml" "tune.yaml"),
+                k8s!("overlays/tune": "tune.sh" "values.env"),
+            ),
+            Self::DropInvalid => (
+                "drop-invalid",
+                "conntrack-drop-invalid",
+                k8s!("overlays/drop-invalid": "namespace.yaml" "drop-invalid.yaml"),
+                k8s!("overlays/drop-invalid": "drop-invalid.sh"),
+            ),
+        };
+        Files { name, namespace, resources, config }
+    }
+
+    /// What its DaemonSet is called, where it has one, and its ConfigMap.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        self.files().name
+    }
+
+    /// Its DaemonSet's one container.
+    #[must_use]
+    pub const fn container(self) -> &'static str {
         match self {
-            Self::Base => Files {
-                namespace: "conntrack-canary",
-                resources: &[
-                    k8s!("base/namespace.yaml"),
-                    k8s!("base/boom-server.yaml"),
-                    k8s!("base/canary-client.yaml"),
-                    k8s!("base/load-target.yaml"),
-                    k8s!("base/load-client.yaml"),
-                ],
-                config: None,
-            },
-            Self::EveryNode => Files {
-                namespace: "conntrack-every-node",
-                resources: &[
-                    k8s!("overlays/every-node/namespace.yaml"),
-                    k8s!("overlays/every-node/every-node.yaml"),
-                ],
-                config: None,
-            },
-            Self::Observe => Files {
-                namespace: "conntrack-canary",
-                resources: &[k8s!("overlays/observe/observe.yaml")],
-                config: None,
-            },
-            Self::Witness => Files {
-                namespace: "conntrack-canary",
-                resources: &[
-                    k8s!("overlays/witness/namespace.yaml"),
-                    k8s!("overlays/witness/witness.yaml"),
-                ],
-                config: None,
-            },
-            Self::Unprotect => Files {
-                namespace: "conntrack-unprotect",
-                resources: &[
-                    k8s!("tests/unprotect/namespace.yaml"),
-                    k8s!("tests/unprotect/unprotect.yaml"),
-                ],
-                config: Some((
-                    "unprotect",
-                    &[("unprotect.sh", k8s!("tests/unprotect/unprotect.sh"))],
-                )),
-            },
-            Self::Tune => Files {
-                namespace: "conntrack-tune",
-                resources: &[k8s!("overlays/tune/namespace.yaml"), k8s!("overlays/tune/tune.yaml")],
-                config: Some((
-                    "tune",
-                    &[
-                        ("tune.sh", k8s!("overlays/tune/tune.sh")),
-                        ("values.env", k8s!("overlays/tune/values.env")),
-                    ],
-                )),
-            },
-            Self::DropInvalid => Files {
-                namespace: "conntrack-drop-invalid",
-                resources: &[
-                    k8s!("overlays/drop-invalid/namespace.yaml"),
-                    k8s!("overlays/drop-invalid/drop-invalid.yaml"),
-                ],
-                config: Some((
-                    "drop-invalid",
-                    &[("drop-invalid.sh", k8s!("overlays/drop-invalid/drop-invalid.sh"))],
-                )),
-            },
+            Self::Observe | Self::Witness => "load-client",
+            _ => self.name(),
         }
     }
 }
@@ -122,14 +119,13 @@ pub fn objects(set: Set, images: &Images, namespace: Option<&str>) -> Vec<Value>
     let mut objects: Vec<Value> = files
         .resources
         .iter()
-        .flat_map(|text| {
+        .flat_map(|(_, text)| {
             serde_saphyr::from_multiple::<Value>(text).expect("a file of k8s/ is YAML")
         })
         .collect();
-    if let Some((name, data)) = files.config {
-        let data: serde_json::Map<_, _> =
-            data.iter().map(|(k, v)| ((*k).to_owned(), Value::from(*v))).collect();
-        objects.push(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}));
+    if !files.config.is_empty() {
+        let data: BTreeMap<_, _> = files.config.iter().copied().collect();
+        objects.push(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": files.name}, "data": data}));
     }
     for object in &mut objects {
         if object["kind"] == "Namespace" {
@@ -139,16 +135,13 @@ pub fn objects(set: Set, images: &Images, namespace: Option<&str>) -> Vec<Value>
         }
         let containers =
             object.pointer_mut("/spec/template/spec/containers").and_then(Value::as_array_mut);
-        for container in containers.into_iter().flatten() {
-            match container["image"].as_str() {
-                Some("conntrack-canary/boom-server") => {
-                    container["image"] = images.boom_server.clone().into();
-                }
-                Some("conntrack-canary/load-client") => {
-                    container["image"] = images.load_client.clone().into();
-                }
-                _ => {}
-            }
+        for image in containers.into_iter().flatten().filter_map(|c| c.get_mut("image")) {
+            let whole = match image.as_str() {
+                Some("conntrack-canary/boom-server") => &images.boom_server,
+                Some("conntrack-canary/load-client") => &images.load_client,
+                _ => continue,
+            };
+            *image = whole.as_str().into();
         }
     }
     objects
@@ -164,16 +157,35 @@ pub fn own(set: Set, run: &Run, kind: &str, name: &str) -> Value {
         .into_iter()
         .find(|o| o["kind"] == kind && o["metadata"]["name"] == name)
         .expect("an object of the set");
-    object["metadata"]["labels"][RUN] = run.id.clone().into();
-    object["metadata"]["labels"]["app.kubernetes.io/managed-by"] = MANAGER.into();
-    if let Some(labels) = object.pointer_mut("/spec/template/metadata/labels") {
-        labels[RUN] = run.id.clone().into();
-        labels["app.kubernetes.io/managed-by"] = MANAGER.into();
+    for metadata in ["/metadata", "/spec/template/metadata"] {
+        if let Some(metadata) = object.pointer_mut(metadata) {
+            metadata["labels"][RUN] = run.id.clone().into();
+            metadata["labels"]["app.kubernetes.io/managed-by"] = MANAGER.into();
+        }
     }
     object
 }
 
-/// The same as text for `kubectl apply -f -`.
+/// The ConfigMap of `set`, where it has one, as `run`'s own.
+#[must_use]
+pub fn config(set: Set, run: &Run) -> Option<Value> {
+    let named = || own(set, run, "ConfigMap", set.name());
+    (!set.files().config.is_empty()).then(named)
+}
+
+/// A pod without a name, from the template of `set`'s object with that kind and name: `run`'s own, with
+/// an end that can be read.
+#[must_use]
+pub fn pod(set: Set, run: &Run, kind: &str, name: &str) -> Value {
+    let mut pod = own(set, run, kind, name)["spec"]["template"].take();
+    pod["apiVersion"] = "v1".into();
+    pod["kind"] = "Pod".into();
+    pod["metadata"]["namespace"] = run.namespace.as_str().into();
+    pod["spec"]["restartPolicy"] = "Never".into();
+    pod
+}
+
+/// The objects of `set` as text for `kubectl apply -f -`.
 pub fn yaml(set: Set, images: &Images, namespace: Option<&str>) -> anyhow::Result<String> {
     let objects = objects(set, images, namespace);
     let texts = objects.iter().map(serde_saphyr::to_string).collect::<Result<Vec<_>, _>>()?;

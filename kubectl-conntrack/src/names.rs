@@ -6,7 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::ResourceExt;
 
+use crate::objects::cluster_ips;
 use crate::plan::Node;
+use crate::pods;
 
 /// Names by address.
 #[derive(Clone, Debug, Default)]
@@ -24,9 +26,7 @@ impl Names {
         if pod.spec.as_ref().is_some_and(|s| s.host_network == Some(true)) {
             return;
         }
-        let Some(status) = &pod.status else { return };
-        let ips = status.pod_ips.iter().flatten().map(|p| p.ip.as_str());
-        for ip in ips.chain(status.pod_ip.as_deref()).filter_map(|a| a.parse().ok()) {
+        for ip in pods::addresses(pod) {
             self.pods.entry(ip).or_default().insert(of("pod", pod));
         }
     }
@@ -40,10 +40,9 @@ impl Names {
             .iter()
             .filter_map(|s| s.load_balancer.as_ref()?.ingress.as_ref())
             .flatten()
-            .filter_map(|i| i.ip.as_deref());
-        let own = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
-        let addresses = own.chain(spec.external_ips.iter().flatten()).map(String::as_str);
-        for ip in addresses.chain(balancers).filter_map(|a| a.parse().ok()) {
+            .filter_map(|i| i.ip.as_ref());
+        let outside = spec.external_ips.iter().flatten().chain(balancers);
+        for ip in cluster_ips(spec).chain(outside.filter_map(|a| a.parse().ok())) {
             self.services.insert(ip, name.clone());
         }
         let ports = spec.ports.iter().flatten().filter_map(|p| p.node_port);

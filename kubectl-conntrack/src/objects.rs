@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use canary_wire::segment::Family;
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceSpec};
 use serde_json::{Value, json};
 
 use crate::plan::{From, Front, Path};
@@ -14,6 +14,8 @@ pub const RUN: &str = "conntrack-canary/run";
 const SERVER: &str = "conntrack-canary/server";
 /// The field manager of every object, and the value of `managed-by`.
 pub const MANAGER: &str = "kubectl-conntrack";
+/// What every object of every run bears.
+pub const OURS: &str = "app.kubernetes.io/managed-by=kubectl-conntrack";
 /// Pod Security's level of a namespace.
 pub const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
 /// The container of a server that forges nothing, for clients that do.
@@ -233,8 +235,7 @@ impl Run {
         let mut containers: Vec<_> =
             targets.iter().map(|(p, f, to)| self.client(*p, *f, *to)).collect();
         if from == From::Host {
-            let args = json!(["observe", "--duration", "1s", "--interval", "1s"]);
-            let mut facts = self.load_client(FACTS, &args);
+            let mut facts = self.load_client(FACTS, "observe --duration 1s --interval 1s");
             if rules {
                 facts["securityContext"] = user_0_with("NET_ADMIN");
             }
@@ -267,53 +268,28 @@ impl Run {
     }
 
     fn client(&self, path: Path, family: Family, to: SocketAddr) -> Value {
-        self.load_client(
-            &container(path, family),
-            &json!([
-                "probe",
-                "--target",
-                format!("tcp://{to}"),
-                "--connections",
-                AT_ONCE.to_string(),
-                "--every",
-                "1s",
-                "--duration",
-                format!("{SECONDS}s"),
-                "--delay",
-                "4s",
-                "--timeout",
-                "5s",
-                "--await-answer",
-                AWAIT
-            ]),
-        )
+        let line = format!(
+            "probe --target tcp://{to} --connections {AT_ONCE} --every 1s --duration {SECONDS}s --delay 4s \
+             --timeout 5s --await-answer {AWAIT}"
+        );
+        self.load_client(&container(path, family), &line)
     }
 
     /// A client that forges towards the server what tells an exposed node, bad flags and none apart.
     fn forging_client(&self, path: Path, family: Family, to: SocketAddr) -> Value {
-        let mut client = self.load_client(
-            &to_server(path, family),
-            &json!([
-                "probe",
-                "--target",
-                format!("tcp://{to}"),
-                "--connections",
-                FORGED_UP.to_string(),
-                "--forge",
-                "control,above-window,syn-fin",
-                "--timeout",
-                "3s",
-                "--await-answer",
-                AWAIT
-            ]),
+        let line = format!(
+            "probe --target tcp://{to} --connections {FORGED_UP} --forge control,above-window,syn-fin --timeout 3s \
+             --await-answer {AWAIT}"
         );
+        let mut client = self.load_client(&to_server(path, family), &line);
         client["securityContext"] = user_0_with("NET_RAW");
         client
     }
 
-    fn load_client(&self, name: &str, args: &Value) -> Value {
+    fn load_client(&self, name: &str, line: &str) -> Value {
         json!({
-            "name": name, "image": self.images.load_client, "imagePullPolicy": "IfNotPresent", "args": args,
+            "name": name, "image": self.images.load_client, "imagePullPolicy": "IfNotPresent",
+            "args": line.split(' ').collect::<Vec<_>>(),
             "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
             "terminationMessagePolicy": "FallbackToLogsOnError",
             "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532,
@@ -420,41 +396,30 @@ pub fn target(
     pod: Option<IpAddr>,
 ) -> Result<SocketAddr, String> {
     let spec = || service.and_then(|s| s.spec.as_ref()).ok_or("its Service is missing".to_owned());
-    match path.front() {
-        Front::Pod => pod
-            .map(|ip| SocketAddr::new(ip, port))
-            .ok_or(format!("the pods have no {family} address")),
-        Front::Node => node
-            .map(|ip| SocketAddr::new(ip, port))
-            .ok_or(format!("the node has no internal {family} address")),
-        Front::ClusterIp => cluster_ip(spec()?, family)
-            .map(|ip| SocketAddr::new(ip, port))
-            .ok_or(format!("its Service has no {family} address")),
+    let node = || node.ok_or(format!("the node has no internal {family} address"));
+    let cluster_ip = |spec| {
+        let ip = cluster_ips(spec).find(|a| Family::of(*a) == family);
+        ip.ok_or(format!("its Service has no {family} address"))
+    };
+    let (ip, port) = match path.front() {
+        Front::Pod => (pod.ok_or(format!("the pods have no {family} address"))?, port),
+        Front::Node => (node()?, port),
+        Front::ClusterIp => (cluster_ip(spec()?)?, port),
         Front::NodePort | Front::NodePortLocal => {
-            let node = node.ok_or(format!("the node has no internal {family} address"))?;
-            let spec = spec()?;
-            cluster_ip(spec, family).ok_or(format!("its Service has no {family} address"))?;
-            let ports = spec.ports.iter().flatten();
-            let port = ports.filter(|p| p.port == i32::from(port)).find_map(|p| p.node_port);
-            let port =
-                port.and_then(|p| u16::try_from(p).ok()).ok_or("its Service has no node port")?;
-            Ok(SocketAddr::new(node, port))
+            let (node, spec) = (node()?, spec()?);
+            cluster_ip(spec)?;
+            let mut ports = spec.ports.iter().flatten().filter(|p| p.port == i32::from(port));
+            let port = ports.find_map(|p| u16::try_from(p.node_port?).ok());
+            (node, port.ok_or("its Service has no node port")?)
         }
-    }
+    };
+    Ok(SocketAddr::new(ip, port))
 }
 
-/// A Service's address in a family.
-#[must_use]
-pub fn cluster_ip(
-    spec: &k8s_openapi::api::core::v1::ServiceSpec,
-    family: Family,
-) -> Option<IpAddr> {
-    spec.cluster_ips
-        .iter()
-        .flatten()
-        .chain(&spec.cluster_ip)
-        .filter_map(|a| a.parse().ok())
-        .find(|a| Family::of(*a) == family)
+/// A Service's own addresses.
+pub fn cluster_ips(spec: &ServiceSpec) -> impl Iterator<Item = IpAddr> {
+    let all = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    all.filter_map(|a| a.parse().ok())
 }
 
 /// An object of the API from its JSON.

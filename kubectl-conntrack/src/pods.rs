@@ -27,14 +27,15 @@ pub enum Container {
     Waiting,
     /// Running.
     Running,
-    /// Ended, with its exit status and termination message.
-    Ended(i32, String),
+    /// Ended, with its exit status.
+    Ended(i32),
 }
 
 /// Why a pod does not run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
     /// An image cannot be had: no other pod of the run will get it either.
+    #[error("{image}: {why}")]
     Image {
         /// Its name.
         image: String,
@@ -42,20 +43,29 @@ pub enum Trouble {
         why: String,
     },
     /// This pod alone.
+    #[error("{0}")]
     Pod(String),
+}
+
+/// The pod's addresses, each once.
+#[must_use]
+pub fn addresses(pod: &Pod) -> Vec<IpAddr> {
+    let Some(status) = &pod.status else { return Vec::new() };
+    let ips = status.pod_ips.iter().flatten().map(|p| p.ip.as_str());
+    let mut all = Vec::new();
+    for ip in ips.chain(status.pod_ip.as_deref()).filter_map(|a| a.parse().ok()) {
+        if !all.contains(&ip) {
+            all.push(ip);
+        }
+    }
+    all
 }
 
 /// What `pod`'s status says.
 #[must_use]
 pub fn look(pod: &Pod) -> Seen {
-    let mut seen = Seen::default();
+    let mut seen = Seen { addresses: addresses(pod), ..Seen::default() };
     let Some(status) = &pod.status else { return seen };
-    let ips = status.pod_ips.iter().flatten().map(|p| p.ip.as_str());
-    for ip in ips.chain(status.pod_ip.as_deref()).filter_map(|a| a.parse().ok()) {
-        if !seen.addresses.contains(&ip) {
-            seen.addresses.push(ip);
-        }
-    }
     let mut containers = status.container_statuses.iter().flatten().peekable();
     seen.ready = containers.peek().is_some() && containers.all(|c| c.ready);
     let phase = status.phase.as_deref().unwrap_or("Pending");
@@ -72,38 +82,37 @@ pub fn look(pod: &Pod) -> Seen {
         .iter()
         .flat_map(|s| &s.containers)
         .chain(pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten()));
-    let foreign = made.map(|c| c.name.as_str()).find(|n| !ours(n));
-    if let Some(name) = foreign {
-        seen.trouble.get_or_insert_with(|| {
-            Trouble::Pod(format!(
-                "container {name} was injected: a mesh's proxy would be measured, not the node"
-            ))
-        });
-    }
-    let condition = |kind: &str| {
-        status.conditions.iter().flatten().find(|c| c.type_ == kind && c.status == "False")
-    };
-    if phase == "Pending"
-        && let Some(c) = condition("PodScheduled")
-    {
+    let foreign = made.map(|c| c.name.as_str()).find(|n| !ours(n)).map(|name| {
+        format!("container {name} was injected: a mesh's proxy would be measured, not the node")
+    });
+    let mut conditions = status.conditions.iter().flatten();
+    let unscheduled = conditions.find(|c| c.type_ == "PodScheduled" && c.status == "False");
+    let unscheduled = unscheduled.filter(|_| phase == "Pending").map(|c| {
         let why = c.message.as_deref().or(c.reason.as_deref()).unwrap_or("no reason given");
-        seen.trouble.get_or_insert_with(|| Trouble::Pod(format!("not scheduled: {why}")));
-    }
+        format!("not scheduled: {why}")
+    });
     seen.ended = matches!(phase, "Succeeded" | "Failed");
     // Evicted, OutOfcpu, DeadlineExceeded, NodeLost: the pod itself has a reason.
-    if phase == "Failed"
-        && let Some(reason) = &status.reason
-    {
-        let message = status.message.as_deref().unwrap_or_default();
-        seen.trouble.get_or_insert_with(|| Trouble::Pod(format!("{reason}: {message}")));
-    }
-    if phase == "Unknown" {
-        seen.trouble.get_or_insert_with(|| Trouble::Pod("the node does not answer".to_owned()));
-    }
-    if pod.metadata.deletion_timestamp.is_some() {
-        seen.trouble.get_or_insert_with(|| Trouble::Pod("the pod was deleted".to_owned()));
-    }
+    let failed = status
+        .reason
+        .as_ref()
+        .filter(|_| phase == "Failed")
+        .map(|reason| format!("{reason}: {}", status.message.as_deref().unwrap_or_default()));
+    let silent = (phase == "Unknown").then(|| "the node does not answer".to_owned());
+    let deleted = pod.metadata.deletion_timestamp.is_some().then(|| DELETED.to_owned());
+    let whole = foreign.or(unscheduled).or(failed).or(silent).or(deleted);
+    seen.trouble = seen.trouble.or(whole.map(Trouble::Pod));
     seen
+}
+
+const DELETED: &str = "the pod was deleted";
+
+impl Seen {
+    /// It is gone: what was seen of it stays, and it will not go on.
+    pub fn gone(&mut self) {
+        self.ended = true;
+        self.trouble.get_or_insert_with(|| Trouble::Pod(DELETED.to_owned()));
+    }
 }
 
 /// Containers that a run makes are named after a path, or read a node's facts.
@@ -120,14 +129,14 @@ fn ours(name: &str) -> bool {
 fn state(c: &ContainerStatus) -> (Container, Option<Trouble>) {
     let Some(state) = &c.state else { return (Container::Waiting, None) };
     if let Some(t) = &state.terminated {
-        let message = t.message.clone().unwrap_or_default();
+        let message = t.message.as_deref().unwrap_or_default();
         let trouble = match t.reason.as_deref() {
             Some(r @ ("OOMKilled" | "ContainerCannotRun" | "StartError")) => {
                 Some(Trouble::Pod(format!("{}: {r} {message}", c.name)))
             }
             _ => None,
         };
-        return (Container::Ended(t.exit_code, message), trouble);
+        return (Container::Ended(t.exit_code), trouble);
     }
     if state.running.is_some() {
         return (Container::Running, None);

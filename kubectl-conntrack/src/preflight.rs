@@ -10,8 +10,8 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node as ApiNode};
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 
-use crate::api::{ApiError, PARALLEL, call};
-use crate::objects::{ENFORCE, MANAGER, RUN};
+use crate::api::{ApiError, PARALLEL, Stop, call, each};
+use crate::objects::{ENFORCE, MANAGER, OURS, RUN};
 use crate::plan::Node;
 
 /// How long what a run can do without may take.
@@ -40,12 +40,9 @@ pub fn rights(
     verbs.iter().map(move |verb| Right { group, resource, verb, namespaced })
 }
 
-/// Which of `wanted` this user does not have.
-pub async fn missing(
-    client: &Client,
-    namespace: &str,
-    wanted: &[Right],
-) -> Result<Vec<Right>, ApiError> {
+/// Ends unless this user has every right in `wanted`; the missing ones are printed as the role
+/// that grants them.
+pub async fn permitted(client: &Client, namespace: &str, wanted: &[Right]) -> Result<(), Stop> {
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     let ask = |right: Right| {
         let reviews = reviews.clone();
@@ -71,17 +68,25 @@ pub async fn missing(
             let params = PostParams::default();
             let what = format!("ask for the right to {} {}", right.verb, right.resource);
             let answer = call(what, async || reviews.create(&params, &review).await).await?;
-            Ok((right, answer.status.is_some_and(|s| s.allowed)))
+            Ok::<_, ApiError>((right, answer.status.is_some_and(|s| s.allowed)))
         }
     };
     let answers: Vec<(Right, bool)> =
         stream::iter(wanted.iter().copied().map(ask)).buffered(PARALLEL).try_collect().await?;
-    Ok(answers.into_iter().filter(|(_, allowed)| !allowed).map(|(r, _)| r).collect())
+    let missing: Vec<_> = answers.iter().filter(|(_, allowed)| !allowed).map(|(r, _)| *r).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Stop::Refused(format!(
+        "{} of {} rights are missing; this role grants them:\n{}",
+        missing.len(),
+        wanted.len(),
+        role(&missing)
+    )))
 }
 
 /// The ClusterRole that grants `missing`, as YAML to apply.
-#[must_use]
-pub fn role(missing: &[Right]) -> String {
+fn role(missing: &[Right]) -> String {
     use std::fmt::Write as _;
     let mut by_resource = std::collections::BTreeMap::<_, Vec<_>>::new();
     for r in missing {
@@ -139,7 +144,7 @@ pub async fn namespace_state(client: &Client, namespace: &str) -> Result<Namespa
 /// not list namespaces.
 pub async fn left_elsewhere(client: &Client, own: &str) -> Vec<(String, String)> {
     let api: Api<Namespace> = Api::all(client.clone());
-    let params = ListParams::default().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
+    let params = ListParams::default().labels(OURS);
     let Ok(Ok(found)) = tokio::time::timeout(SOON, api.list(&params)).await else {
         return Vec::new();
     };
@@ -176,14 +181,7 @@ pub async fn nodes(client: &Client, selector: Option<&str>) -> Result<Vec<Node>,
     let mut params = ListParams::default().limit(250);
     params.label_selector = selector.map(str::to_owned);
     let mut nodes = Vec::new();
-    loop {
-        let page = call("list nodes", async || api.list(&params).await).await?;
-        nodes.extend(page.items.iter().filter_map(node));
-        match page.metadata.continue_.filter(|c| !c.is_empty()) {
-            Some(token) => params.continue_token = Some(token),
-            None => break,
-        }
-    }
+    each(&api, params, "nodes", |n| nodes.extend(node(n))).await?;
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(nodes)
 }

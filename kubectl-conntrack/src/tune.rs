@@ -2,25 +2,22 @@
 //! What the pods say is read by pure functions; whether a node would lose its last protection is
 //! looked at on the node, by `k8s/overlays/tune/tune.sh`.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use canary_record::names::Verdict;
 use canary_record::result::Run as Record;
-use kube::Client;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::api::Watch;
+use crate::api::Stop;
 use crate::each_node::EachNode;
 use crate::manifests::Set;
-use crate::objects::{RUN, Run};
 use crate::output::{Part, Row, Sheet, Shown, Table};
 use crate::plan::Node;
 use crate::report::Cluster;
-use crate::run::Stop;
+use crate::run::Ground;
 
 /// A sysctl and its value, as `NAME=NUMBER`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,27 +91,13 @@ pub struct TuneResult {
 const LINGER: Duration = Duration::from_secs(45);
 
 /// The sysctls of some nodes, held while this run lasts.
-pub struct Tune<'a> {
-    pods: EachNode<'a>,
-    /// Why pods could not be made, by their node's index.
-    refused: BTreeMap<usize, String>,
-    watch: Watch<'a>,
-}
+pub struct Tune<'a>(EachNode<'a>);
 
 impl<'a> Tune<'a> {
     /// Nothing is set yet. `nodes` has one at least; its pods are called `prefix-N`.
     #[must_use]
-    pub fn new(
-        client: &'a Client,
-        run: &'a Run,
-        nodes: &'a [Node],
-        prefix: &'static str,
-    ) -> Tune<'a> {
-        let (set, name) = (Set::Tune, "tune");
-        let pods = EachNode { client, run, nodes, set, name, prefix, container: name };
-        let labels = format!("{RUN}={},app.kubernetes.io/name=tune", run.id);
-        let watch = Watch::begin(client, &run.namespace, &labels);
-        Self { pods, refused: BTreeMap::new(), watch }
+    pub fn new(ground: &'a Ground, nodes: &'a [Node], prefix: &str) -> Self {
+        Self(EachNode::new(ground, nodes, Set::Tune, prefix))
     }
 
     /// Sets them on every node and reads what each pod says of it. Pods whose end will be asked for
@@ -127,21 +110,19 @@ impl<'a> Tune<'a> {
         say: &dyn Fn(&str),
     ) -> Result<Vec<TunedNode>, Stop> {
         let values: Vec<_> = sysctls.iter().map(|s| format!("{}={}\n", s.name, s.value)).collect();
-        self.pods.config(|config| config["data"]["values.env"] = values.concat().into()).await?;
+        self.0.config(|config| config["data"]["values.env"] = values.concat().into()).await?;
         let linger = if kept { 0 } else { LINGER.as_secs() };
         let change = |spec: &mut Value| {
             spec["terminationGracePeriodSeconds"] = (linger + 15).into();
             spec["containers"][0]["env"] = json!([{"name": "LINGER", "value": linger.to_string()}]);
         };
-        self.refused = self.pods.apply(change).await?;
-        let deadline = Instant::now() + timeout;
-        self.pods.wait(&mut self.watch, deadline, &self.refused, say, |p| p.ready).await?;
+        self.0.apply(change).await?;
+        self.0.wait(Instant::now() + timeout, say, |p| p.ready).await?;
         let ready = |log: &str| {
             let begun = words(log).any(|w| w.starts_with("ready:"));
             if begun { Ok(told(log)) } else { Err(last(log).to_owned()) }
         };
-        let patience = Duration::from_secs(5);
-        let said = self.pods.words(&self.watch, &self.refused, patience, ready).await;
+        let said = self.0.words(Duration::from_secs(5), ready).await;
         Ok(self.rows(said, "not set"))
     }
 
@@ -151,7 +132,7 @@ impl<'a> Tune<'a> {
         loop {
             let deadline = until.unwrap_or_else(|| Instant::now() + LONG);
             // An image cannot go missing under a pod that runs.
-            let _ = self.watch.until(deadline, |_| false).await;
+            let _ = self.0.watch.until(deadline, |_| false).await;
             if until.is_some_and(|t| Instant::now() >= t) {
                 return;
             }
@@ -161,14 +142,14 @@ impl<'a> Tune<'a> {
     /// Puts the old values back and reads what each pod says of it. Pods that never set anything
     /// have nothing to say.
     pub async fn put_back(&mut self) -> Result<Vec<TunedNode>, Stop> {
-        self.pods.dismiss().await?;
+        self.0.dismiss().await?;
         let ended = |log: &str| {
             let over = last(log) == "restored" || last(log).starts_with("NOT RESTORED");
             if over { Ok(told(log)) } else { Err(last(log).to_owned()) }
         };
-        let said = self.pods.words(&self.watch, &self.refused, LINGER / 2, ended).await;
+        let said = self.0.words(LINGER / 2, ended).await;
         let rows = self.rows(said, "not known to be put back");
-        self.pods.remove().await?;
+        self.0.remove().await?;
         Ok(rows)
     }
 
@@ -178,7 +159,7 @@ impl<'a> Tune<'a> {
                 said.unwrap_or_else(|why| (Vec::new(), vec![format!("{failed}: {why}")]));
             TunedNode { name: node.name.clone(), changes, reasons }
         };
-        self.pods.nodes.iter().zip(said).map(row).collect()
+        self.0.nodes.iter().zip(said).map(row).collect()
     }
 }
 

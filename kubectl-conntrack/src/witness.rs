@@ -11,23 +11,22 @@ use canary_record::result::witness::{
     Cause, CauseCount, Direction, EXAMPLES, Ended, Hit, MOST_HIT, WitnessResult,
 };
 use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::Api;
 use kube::api::ListParams;
-use kube::{Api, Client};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::api::{Watch, call};
+use crate::api::{Stop, each};
 use crate::each_node::EachNode;
 use crate::manifests::Set;
 use crate::names::Names;
-use crate::objects::{RUN, Run};
 use crate::output::{Part, Row, Sheet, Shown, Table};
 use crate::plan::Node;
 use crate::preflight::{Right, rights};
 use crate::report::Cluster;
-use crate::run::{self, Stop};
+use crate::run::{self, Ground};
 use crate::verdict::worst;
 
 /// What a witness needs: pods of its own, and to read whose an address is.
@@ -117,32 +116,20 @@ pub type Found = Vec<(String, Result<WitnessResult, String>)>;
 
 /// Witnesses on some nodes.
 pub struct Witness<'a> {
+    ground: &'a Ground,
     pods: EachNode<'a>,
-    refused: BTreeMap<usize, String>,
-    watch: Watch<'a>,
     names: Names,
 }
 
 impl<'a> Witness<'a> {
     /// Nothing watches yet. `nodes` has one at least.
     #[must_use]
-    pub fn new(client: &'a Client, run: &'a Run, nodes: &'a [Node]) -> Witness<'a> {
-        let pods = EachNode {
-            client,
-            run,
-            nodes,
-            set: Set::Witness,
-            name: "witness",
-            prefix: "witness",
-            container: "load-client",
-        };
-        let labels = format!("{RUN}={},app.kubernetes.io/name=witness", run.id);
+    pub fn new(ground: &'a Ground, nodes: &'a [Node]) -> Self {
         let mut names = Names::default();
         for node in nodes {
             names.node(node);
         }
-        let watch = Watch::begin(client, &run.namespace, &labels);
-        Self { pods, refused: BTreeMap::new(), watch, names }
+        Self { ground, pods: EachNode::new(ground, nodes, Set::Witness, "witness"), names }
     }
 
     /// Watches until every node has done so for `duration`; `start` is the longest that the pods may
@@ -164,12 +151,10 @@ impl<'a> Witness<'a> {
                 env.push(json!({"name": "LOAD_LINGER", "value": millis(LINGER)}));
             }
         };
-        self.refused = self.pods.apply(change).await?;
-        let deadline = Instant::now() + start;
-        self.pods.wait(&mut self.watch, deadline, &self.refused, say, |p| p.ready).await?;
+        self.pods.apply(change).await?;
+        self.pods.wait(Instant::now() + start, say, |p| p.ready).await?;
         say(&format!("every node watches, for {duration:?}"));
-        let deadline = Instant::now() + duration + SETTLE;
-        self.pods.wait(&mut self.watch, deadline, &self.refused, say, |p| p.ended).await
+        self.pods.wait(Instant::now() + duration + SETTLE, say, |p| p.ended).await
     }
 
     /// Every node's result; `early` ends those that watch first.
@@ -178,7 +163,7 @@ impl<'a> Witness<'a> {
             self.pods.dismiss().await?;
         }
         let wait = if early { LINGER / 2 } else { Duration::from_secs(5) };
-        let found = self.pods.words(&self.watch, &self.refused, wait, run::document).await;
+        let found = self.pods.words(wait, run::document).await;
         self.learn().await?;
         // Those that linger would hold the namespace up.
         self.pods.remove().await?;
@@ -187,34 +172,18 @@ impl<'a> Witness<'a> {
 
     /// Reads whose each address is.
     async fn learn(&mut self) -> Result<(), Stop> {
-        let client = self.pods.client;
+        let client = &self.ground.client;
         let (pods, services) =
             (Api::<Pod>::all(client.clone()), Api::<Service>::all(client.clone()));
-        let names = &mut self.names;
-        each(&pods, "pods", |p| names.pod(p)).await?;
-        each(&services, "services", |s| names.service(s)).await
+        let (params, names) = (ListParams::default().limit(500), &mut self.names);
+        each(&pods, params.clone(), "all pods", |p| names.pod(p)).await?;
+        Ok(each(&services, params, "all services", |s| names.service(s)).await?)
     }
 
     /// What addresses are called.
     #[must_use]
     pub fn names(&self) -> &Names {
         &self.names
-    }
-}
-
-/// Lists in pages, which bound the memory.
-async fn each<K>(api: &Api<K>, what: &str, mut take: impl FnMut(&K)) -> Result<(), Stop>
-where
-    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
-{
-    let mut params = ListParams::default().limit(500);
-    loop {
-        let page = call(format!("list all {what}"), async || api.list(&params).await).await?;
-        page.items.iter().for_each(&mut take);
-        match page.metadata.continue_.filter(|c| !c.is_empty()) {
-            Some(token) => params.continue_token = Some(token),
-            None => return Ok(()),
-        }
     }
 }
 
@@ -236,25 +205,14 @@ impl ClusterWitness {
         reasons: Vec<String>,
     ) -> Self {
         let known = || found.iter().filter_map(|(node, r)| Some((node, r.as_ref().ok()?)));
-        let mut nodes: Vec<_> = found
-            .iter()
-            .map(|(name, result)| match result {
-                Ok(r) => WitnessNode {
-                    name: name.clone(),
-                    verdict: r.verdict,
-                    reasons: r.reasons.clone(),
-                    seconds_watched: r.seconds_watched,
-                    connections: r.connections.clone(),
-                },
-                Err(why) => WitnessNode {
-                    name: name.clone(),
-                    verdict: Verdict::Inconclusive,
-                    reasons: vec![why.clone()],
-                    seconds_watched: 0.0,
-                    connections: Vec::new(),
-                },
-            })
-            .collect();
+        let node = |(name, result): &(String, Result<WitnessResult, String>)| {
+            let (verdict, reasons, seconds_watched, connections) = match result {
+                Ok(r) => (r.verdict, r.reasons.clone(), r.seconds_watched, r.connections.clone()),
+                Err(why) => (Verdict::Inconclusive, vec![why.clone()], 0.0, Vec::new()),
+            };
+            WitnessNode { name: name.clone(), verdict, reasons, seconds_watched, connections }
+        };
+        let mut nodes: Vec<_> = found.iter().map(node).collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         let hits = |of: fn(&WitnessResult) -> &Vec<Hit>| {
             let mut sums = BTreeMap::<&str, u64>::new();

@@ -10,9 +10,9 @@ use kube::Client;
 
 use super::session::{Session, ended};
 use super::{Connected, connect, kept, show};
+use crate::api::Stop;
 use crate::cli::DiagnoseArgs;
 use crate::report::{Cluster, DiagnoseResult};
-use crate::run::Stop;
 use crate::{diagnose, plan, preflight};
 
 /// The whole subcommand.
@@ -38,30 +38,13 @@ pub async fn diagnosis(
     say: &dyn Fn(&str),
 ) -> anyhow::Result<DiagnoseResult> {
     let session = Session::begin(client, &cluster, &args.cluster, diagnose::needs, say).await?;
-    let run = &session.run;
-    let nodes = preflight::nodes(client, args.nodes.as_deref()).await?;
-    if nodes.iter().all(|n| n.unusable.is_some()) {
-        let what = args.nodes.as_deref().map_or(String::new(), |s| format!(" with --nodes {s}"));
-        anyhow::bail!("no Linux node{what} is ready");
-    }
+    let nodes = super::nodes(client, args.nodes.as_deref()).await?;
     let (nodes, left_out) = plan::sampled(nodes, args.sample.map(|n| n as usize));
-    let mut options = diagnose::Options {
-        wave: args.parallel as usize,
-        timeout: args.cluster.timeout,
-        save: args.cluster.save.clone(),
-        families: args.family.clone(),
-        keep: args.cluster.keep,
-        no_forge: None,
-        rules: false,
-        configured: preflight::proxy_mode(client).await,
-    };
+    let configured = preflight::proxy_mode(client).await;
     let ground = session.ground(client, say).await?;
     let mut rows = Vec::new();
-    let work = async {
-        let allowed = diagnose::tried_dry(client, run, &nodes).await?;
-        (options.no_forge, options.rules) = (allowed.no_forge, allowed.rules);
-        diagnose::run(client, run, &options, nodes.clone(), &mut rows, say).await
-    };
+    let configured = configured.as_deref();
+    let work = diagnose::run(&ground, args, configured, nodes.clone(), &mut rows, say);
     let done = tokio::select! {
         done = work => done.map(|()| EndedBy::Completed),
         signal = signalled() => Ok(signal),

@@ -10,13 +10,13 @@ use kube::Client;
 
 use super::session::Session;
 use super::{Connected, confirmed, connect, kept, print, usable};
+use crate::api::Stop;
 use crate::cli::ExperimentArgs;
 use crate::experiment::journal::Journal;
 use crate::experiment::{self, Experiment, Signal};
 use crate::output::Format;
 use crate::plan;
 use crate::report::Cluster;
-use crate::run::Stop;
 
 /// The whole subcommand.
 pub(super) async fn experimented(args: ExperimentArgs) -> anyhow::Result<Exit> {
@@ -58,16 +58,7 @@ pub async fn experiment(
     say: &dyn Fn(&str),
 ) -> anyhow::Result<LabResult> {
     let session = Session::begin(client, &cluster, &args.cluster, experiment::needs, say).await?;
-    let run = &session.run;
     let (nodes, unusable) = usable(client, None).await?;
-    let options = experiment::Options {
-        clients: args.clients.clone(),
-        step: args.step,
-        table: args.table_size,
-        table_command: args.table_command.clone(),
-        hold_off_drop: args.hold_off_drop,
-        timeout: args.cluster.timeout,
-    };
     let mut journal = Journal::begin(dir)?;
     let clients: Vec<_> = args.clients.iter().map(u32::to_string).collect();
     let kernel = |n: &plan::Node| format!("{} on {}, kubelet {}", n.kernel, n.name, n.kubelet);
@@ -84,9 +75,8 @@ pub async fn experiment(
     }
     let ground = session.ground(client, say).await?;
     let mut signal = Signal::new(signalled);
-    let done =
-        Box::pin(Experiment::new(client, run, &nodes, &options, &mut journal, &mut signal).go(say))
-            .await;
+    let mut experiment = Experiment::new(&ground, &nodes, args, &mut journal, &mut signal);
+    let done = Box::pin(experiment.go(say)).await;
     // Nothing was measured, and the mend is the user's.
     let refused = matches!(done, Err(Stop::Image { .. } | Stop::Refused(_)));
     let ended_by = match &done {

@@ -9,10 +9,11 @@ use kube::Client;
 
 use super::session::{Session, ended};
 use super::{Connected, connect, kept, show};
+use crate::api::Stop;
 use crate::cli::LoadArgs;
 use crate::load::{self, Load};
 use crate::report::Cluster;
-use crate::run::{self, Stop};
+use crate::run;
 
 /// The whole subcommand.
 pub(super) async fn loaded(args: LoadArgs, config: &Config) -> anyhow::Result<Exit> {
@@ -37,17 +38,8 @@ pub async fn load(
     say: &dyn Fn(&str),
 ) -> anyhow::Result<LoadResult> {
     let session = Session::begin(client, &cluster, &args.cluster, load::needs, say).await?;
-    let run = &session.run;
-    let options = load::Options {
-        clients: args.clients,
-        rate: args.rate,
-        duration: args.duration,
-        timeout: args.cluster.timeout,
-        save: args.cluster.save.clone(),
-        fail_on: args.fail_on.clone(),
-    };
     let ground = session.ground(client, say).await?;
-    let mut load = Load::new(client, run, &options, "load-client");
+    let mut load = Load::new(&ground, args, "load-client");
     let done = tokio::select! {
         done = load.go(say) => done.map(|()| EndedBy::Completed),
         signal = signalled() => Ok(signal),
@@ -59,7 +51,7 @@ pub async fn load(
         Err(Stop::Image { .. } | Stop::Refused(_)) => load::Collected::default(),
         _ => load.collect(early).await,
     };
-    if let Some(dir) = &options.save {
+    if let Some(dir) = &args.cluster.save {
         for (pod, result) in &collected.results {
             run::save(dir, &format!("{pod}.json"), result)?;
         }
@@ -69,6 +61,6 @@ pub async fn load(
     let ended_by = ended(done, |_| collected.results.is_empty(), left, &mut reasons)?;
     let why = reasons.join("; ");
     let record = session.record("kubectl-conntrack load", ended_by, config.clone());
-    load::judged(collected, &options, reasons, record)?
+    load::judged(collected, args, reasons, record)?
         .with_context(|| format!("no client left a result: {why}"))
 }

@@ -4,12 +4,12 @@ use canary_record::names::EndedBy;
 use canary_record::result::{self, Clock, Config};
 use kube::Client;
 
-use crate::api::Pulse;
+use crate::api::{Pulse, Stop};
 use crate::cli::ClusterArgs;
 use crate::objects::Run;
 use crate::preflight::{self, Right};
 use crate::report::Cluster;
-use crate::run::{self, Ground, Stop};
+use crate::run::Ground;
 
 use super::{images, run_id};
 
@@ -18,7 +18,7 @@ use super::{images, run_id};
 pub(super) struct Session {
     clock: Clock,
     /// Whose the objects are.
-    pub(super) run: Run,
+    run: Run,
     foreign: bool,
     replace: bool,
     pulse: Pulse,
@@ -41,16 +41,12 @@ impl Session {
         };
         let foreign = args.namespace.is_some();
         say(&format!("context {}, namespace {}, run {}", cluster.context, run.namespace, run.id));
-        run::permitted(client, &run.namespace, &needs(!foreign)).await?;
+        preflight::permitted(client, &run.namespace, &needs(!foreign)).await?;
         Ok(Self { clock, run, foreign, replace: args.replace, pulse: Pulse::begin(client) })
     }
 
     /// Its namespace. What runs of other subcommands left is said, for they may be at work.
-    pub(super) async fn ground<'a>(
-        &'a self,
-        client: &'a Client,
-        say: &dyn Fn(&str),
-    ) -> Result<Ground<'a>, Stop> {
+    pub(super) async fn ground(&self, client: &Client, say: &dyn Fn(&str)) -> Result<Ground, Stop> {
         let ground = Ground::take(client, &self.run, self.foreign, self.replace).await?;
         for (ns, run) in preflight::left_elsewhere(client, &self.run.namespace).await {
             say(&format!(
@@ -64,7 +60,7 @@ impl Session {
     /// the run is left behind.
     pub(super) async fn end(
         &self,
-        ground: &Ground<'_>,
+        ground: &Ground,
         keep: bool,
         signalled: &mut impl AsyncFnMut() -> EndedBy,
         say: &dyn Fn(&str),

@@ -36,10 +36,9 @@ pub async fn tune(
     say: &dyn Fn(&str),
 ) -> anyhow::Result<TuneResult> {
     let session = Session::begin(client, &cluster, &args.cluster, each_node::needs, say).await?;
-    let run = &session.run;
     let (nodes, unusable) = usable(client, args.nodes.as_deref()).await?;
     let ground = session.ground(client, say).await?;
-    let mut held = Tune::new(client, run, &nodes, "tune");
+    let mut held = Tune::new(&ground, &nodes, "tune");
     let mut reasons = unusable;
     let kept = args.cluster.keep;
     let set = tokio::select! {

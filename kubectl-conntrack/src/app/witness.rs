@@ -7,9 +7,9 @@ use kube::Client;
 
 use super::session::{Session, ended};
 use super::{Connected, connect, kept, show, usable};
+use crate::api::Stop;
 use crate::cli::WitnessArgs;
 use crate::report::Cluster;
-use crate::run::Stop;
 use crate::witness::{self, ClusterWitness, Witness};
 
 /// The whole subcommand.
@@ -35,10 +35,9 @@ pub async fn watch(
     say: &dyn Fn(&str),
 ) -> anyhow::Result<ClusterWitness> {
     let session = Session::begin(client, &cluster, &args.cluster, witness::needs, say).await?;
-    let run = &session.run;
     let (nodes, mut reasons) = usable(client, args.nodes.as_deref()).await?;
     let ground = session.ground(client, say).await?;
-    let mut witness = Witness::new(client, run, &nodes);
+    let mut witness = Witness::new(&ground, &nodes);
     let done = tokio::select! {
         done = witness.go(args.duration, args.cluster.timeout, say) => done.map(|()| EndedBy::Completed),
         signal = signalled() => Ok(signal),

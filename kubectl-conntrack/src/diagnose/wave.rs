@@ -10,32 +10,18 @@ use canary_record::result::observe::{NodeShown, ObserveResult, ProxySource};
 use canary_wire::segment::Family;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::{Api, Client};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::{Member, Options, unproved};
-use crate::api::{ApiError, PARALLEL, Watch};
-use crate::objects::{self, Run};
+use super::{Allowed, Member, unproved};
+use crate::api::{PARALLEL, Stop, Watch};
+use crate::cli::DiagnoseArgs;
+use crate::objects::{self, service_name};
 use crate::plan::{self, From, Front, Path};
-use crate::pods::{Container, Seen, Trouble};
-use crate::run::{self, Stop};
+use crate::pods::{Container, Seen};
+use crate::run::{self, Ground, Refused};
 use crate::verdict::{FamilyRow, Found, NodeRow, ToServer, family_row, path_row, worst};
-
-/// What is made for one node.
-#[derive(Debug, Default)]
-struct Made {
-    services: Vec<Service>,
-    /// Why its pods could not be made.
-    refused: Option<String>,
-}
-
-impl Made {
-    fn service(&self, front: Front, index: usize) -> Option<&Service> {
-        let name = objects::service_name(front, index);
-        self.services.iter().find(|s| s.metadata.name.as_deref() == Some(&name))
-    }
-}
 
 /// One path that will be tried, or why not.
 #[derive(Debug)]
@@ -51,173 +37,136 @@ struct Try {
 }
 
 pub(super) struct Wave<'a> {
-    pub(super) client: &'a Client,
-    pub(super) run: &'a Run,
-    pub(super) options: &'a Options,
+    pub(super) ground: &'a Ground,
+    pub(super) args: &'a DiagnoseArgs,
+    pub(super) allowed: &'a Allowed,
+    /// kube-proxy's mode by its configuration.
+    pub(super) configured: Option<&'a str>,
     pub(super) families: &'a [Family],
     pub(super) members: &'a [Member],
 }
 
+/// Why pods of each kind could not be made, by their nodes' places.
+#[derive(Default)]
+struct Refusals {
+    servers: Refused,
+    hosts: Refused,
+    clients: Refused,
+    forging: Refused,
+}
+
 pub(super) const FRONTS: [Front; 3] = [Front::ClusterIp, Front::NodePort, Front::NodePortLocal];
 const SIDES: [From; 3] = [From::ServerPod, From::Pod, From::Host];
-const FORGING: [From; 2] = [From::Pod, From::Host];
+const CLIENTS: [From; 2] = [From::Pod, From::Host];
+const NO_SERVER: &str = "cannot start its clients: no server that it could connect to was started";
 
 impl Wave<'_> {
     pub(super) async fn go(
         &self,
-        watch: &mut Watch<'_>,
+        watch: &mut Watch,
         say: &dyn Fn(&str),
     ) -> Result<Vec<NodeRow>, Stop> {
-        let deadline = Instant::now() + self.options.timeout;
+        let deadline = Instant::now() + self.args.cluster.timeout;
         say("Services");
-        let mut made = self.services().await?;
-        let tries = self.tries(&made);
+        let services = self.services().await?;
+        let tries = self.tries(&services);
+        let mut refused = Refusals::default();
         say("servers");
-        self.each(&mut made, |place| Ok(self.server_pod(place, &tries))).await?;
-        let mut hosts: Vec<Made> = self.members.iter().map(|_| Made::default()).collect();
-        self.each(&mut hosts, |place| self.host_server_pod(place, &tries)).await?;
+        self.each(&mut refused.servers, |place| Ok(self.server_pod(place, &tries))).await?;
+        self.each(&mut refused.hosts, |place| self.host_server_pod(place, &tries)).await?;
         let servers: Vec<_> = self
-            .running(&made, objects::server_name)
-            .chain(self.running(&hosts, objects::host_server_name))
+            .made(&refused.servers, objects::server_name)
+            .chain(self.made(&refused.hosts, objects::host_server_name))
             .collect();
-        let started = |pods: &BTreeMap<String, Seen>| {
-            servers.iter().all(|name| pods.get(name).is_some_and(started))
-        };
-        self.wait(watch, deadline, started).await?;
+        watch.each(&servers, deadline, &|_| {}, started).await?;
         say("clients");
-        let mut made_clients: Vec<Made> = self.members.iter().map(|_| Made::default()).collect();
-        for side in [From::Pod, From::Host] {
-            self.each(&mut made_clients, |place| {
+        for side in CLIENTS {
+            self.each(&mut refused.clients, |place| {
                 let targets = self.targets(place, side, &tries, &watch.pods);
                 if targets.is_empty() && side == From::Pod {
-                    return Err("no server that it could connect to was started".to_owned());
+                    return Err(NO_SERVER.to_owned());
                 }
                 let plain: Vec<_> = targets.iter().map(|(p, f, to, _)| (*p, *f, *to)).collect();
                 let m = &self.members[place];
-                Ok(self.run.clients(&m.node.name, m.index, side, &plain, self.options.rules))
+                let rules = self.allowed.rules;
+                Ok(self.ground.run.clients(&m.node.name, m.index, side, &plain, rules))
             })
             .await?;
         }
-        let client = |side| move |index| objects::client_name(side, index);
-        let expected: Vec<String> = servers
-            .iter()
-            .cloned()
-            .chain(self.running(&made_clients, client(From::Pod)))
-            .chain(self.running(&made_clients, client(From::Host)))
-            .collect();
-        let ended = |pods: &BTreeMap<String, Seen>| {
-            let over = |n: &String| pods.get(n).is_some_and(over);
-            let left = expected.iter().filter(|n| !over(n)).count();
-            say(&format!("{left} of {} pods at work", expected.len()));
-            left == 0
-        };
-        self.wait(watch, deadline, ended).await?;
-        let forging = self.forge(watch, deadline, &tries, say).await?;
+        let clients = CLIENTS.into_iter().flat_map(|side| {
+            self.made(&refused.clients, move |index| objects::client_name(side, index))
+        });
+        let names: Vec<_> = servers.iter().cloned().chain(clients).collect();
+        watch.each(&names, deadline, say, over).await?;
+        match &self.allowed.no_forge {
+            Some(why) => {
+                let untried = (0..self.members.len()).map(|n| (n, format!("untried: {why}")));
+                refused.forging = untried.collect();
+            }
+            None => self.forge(watch, deadline, &tries, &mut refused.forging, say).await?,
+        }
         say("results");
-        self.collect(&tries, [&made, &hosts], &made_clients, &forging, &watch.pods).await
+        self.collect(&tries, &refused, &watch.pods).await
     }
 
     /// The names of the pods that were not refused.
-    fn running<'b>(
+    fn made<'b>(
         &'b self,
-        made: &'b [Made],
+        refused: &'b Refused,
         name: impl Fn(usize) -> String + 'b,
     ) -> impl Iterator<Item = String> + 'b {
-        let all = self.members.iter().zip(made).filter(|(_, made)| made.refused.is_none());
-        all.map(move |(m, _)| name(m.index))
-    }
-
-    /// Why the other direction is not tried; none where it is.
-    fn untried(&self) -> Option<String> {
-        self.options.no_forge.as_ref().map(|why| format!("untried: {why}"))
+        let all = self.members.iter().enumerate();
+        all.filter(|(n, _)| !refused.contains_key(n)).map(move |(_, m)| name(m.index))
     }
 
     /// The other direction, when the first one is done: both at once would be too much for a small node.
     async fn forge(
         &self,
-        watch: &mut Watch<'_>,
+        watch: &mut Watch,
         deadline: Instant,
         tries: &[Try],
+        refused: &mut Refused,
         say: &dyn Fn(&str),
-    ) -> Result<Vec<Made>, Stop> {
-        let refused = self.untried();
-        let made = || Made { refused: refused.clone(), ..Made::default() };
-        let mut made: Vec<Made> = self.members.iter().map(|_| made()).collect();
-        if refused.is_some() {
-            return Ok(made);
-        }
+    ) -> Result<(), Stop> {
         say("clients that forge");
-        for side in FORGING {
-            self.each(&mut made, |place| {
+        for side in CLIENTS {
+            self.each(refused, |place| {
                 let targets = self.targets(place, side, tries, &watch.pods);
                 let sinks: Vec<_> = targets.iter().map(|(p, f, _, sink)| (*p, *f, *sink)).collect();
                 if sinks.is_empty() {
-                    return Err("no server that it could connect to was started".to_owned());
+                    return Err(NO_SERVER.to_owned());
                 }
                 let m = &self.members[place];
-                Ok(self.run.forging_clients(&m.node.name, m.index, side, &sinks))
+                Ok(self.ground.run.forging_clients(&m.node.name, m.index, side, &sinks))
             })
             .await?;
         }
-        let names: Vec<_> = self
-            .members
-            .iter()
-            .zip(&made)
-            .filter(|(_, made)| made.refused.is_none())
-            .flat_map(|(m, _)| FORGING.map(|side| objects::forging_client_name(side, m.index)))
+        let names: Vec<_> = CLIENTS
+            .into_iter()
+            .flat_map(|side| self.made(refused, move |i| objects::forging_client_name(side, i)))
             .collect();
-        let ended = |pods: &BTreeMap<String, Seen>| {
-            let left = names.iter().filter(|n| !pods.get(*n).is_some_and(over)).count();
-            say(&format!("{left} of {} pods at work", names.len()));
-            left == 0
-        };
-        self.wait(watch, deadline, ended).await?;
-        Ok(made)
-    }
-
-    /// Waits; a deadline is no end of the run: what is there is collected.
-    async fn wait(
-        &self,
-        watch: &mut Watch<'_>,
-        deadline: Instant,
-        done: impl FnMut(&BTreeMap<String, Seen>) -> bool,
-    ) -> Result<(), Stop> {
-        run::waited(watch.until(deadline, done).await)
+        watch.each(&names, deadline, say, over).await.map(drop)
     }
 
     /// The Services of every node, with the addresses that they were given.
-    async fn services(&self) -> Result<Vec<Made>, Stop> {
-        let api: Api<Service> = Api::namespaced(self.client.clone(), &self.run.namespace);
+    async fn services(&self) -> Result<Vec<Vec<Service>>, Stop> {
         let size = self.members.len();
-        let one = |place: usize, front: Front| {
-            let api = api.clone();
-            async move {
-                let paths: Vec<_> = Path::ALL
-                    .iter()
-                    .copied()
-                    .filter(|p| {
-                        (0..size).any(|r| plan::ends(*p, r, size).is_some_and(|(_, s)| s == place))
-                    })
-                    .collect();
-                let service =
-                    self.run.service(front, self.members[place].index, &paths, self.families);
-                run::apply(&api, &service, false).await.map(|s| (place, s))
-            }
+        let service = |place: usize, front: Front| {
+            let here = |path: &Path| {
+                (0..size).any(|r| plan::ends(*path, r, size).is_some_and(|(_, s)| s == place))
+            };
+            let paths: Vec<_> = Path::ALL.iter().copied().filter(here).collect();
+            self.ground.run.service(front, self.members[place].index, &paths, self.families)
         };
-        let all = (0..size).flat_map(|place| FRONTS.map(|front| (place, front)));
-        let done: Vec<_> = stream::iter(all.map(|(place, front)| one(place, front)))
-            .buffer_unordered(PARALLEL)
-            .collect()
-            .await;
-        let mut made: Vec<Made> = self.members.iter().map(|_| Made::default()).collect();
-        for service in done {
-            let (place, service) = service.map_err(Stop::Api)?;
-            made[place].services.push(service);
+        let all = (0..size).flat_map(|place| FRONTS.map(|front| (place, service(place, front))));
+        let mut services = vec![Vec::new(); size];
+        for (place, done) in self.ground.apply_all(all).await {
+            services[place].push(done?);
         }
-        Ok(made)
+        Ok(services)
     }
 
-    fn tries(&self, made: &[Made]) -> Vec<Try> {
+    fn tries(&self, services: &[Vec<Service>]) -> Vec<Try> {
         let mut tries = Vec::new();
         for row in 0..self.members.len() {
             for path in Path::ALL {
@@ -226,7 +175,9 @@ impl Wave<'_> {
                 };
                 for family in self.families {
                     let member = &self.members[server];
-                    let service = made[server].service(path.front(), member.index);
+                    let name = service_name(path.front(), member.index);
+                    let service =
+                        services[server].iter().find(|s| s.metadata.name.as_ref() == Some(&name));
                     let target = if path.front() == Front::Pod {
                         Ok(None)
                     } else {
@@ -251,8 +202,8 @@ impl Wave<'_> {
             .filter_map(|t| t.target.as_ref().ok()?.map(|(to, sink)| (t.family, to, sink)))
             .collect();
         let m = &self.members[place];
-        let forge = self.options.no_forge.is_none();
-        self.run.server(&m.node.name, m.index, &paths, &hairpin, forge)
+        let forge = self.allowed.no_forge.is_none();
+        self.ground.run.server(&m.node.name, m.index, &paths, &hairpin, forge)
     }
 
     /// The pod of servers on the node's network at `place`, where a path ends there.
@@ -263,7 +214,8 @@ impl Wave<'_> {
         let node = &self.members[place].node;
         let addresses: Vec<_> = here.iter().filter_map(|t| node.address(t.family)).collect();
         let clients = &self.members[first.client].node.addresses;
-        Ok(self.run.host_server(&node.name, self.members[place].index, &addresses, clients))
+        let index = self.members[place].index;
+        Ok(self.ground.run.host_server(&node.name, index, &addresses, clients))
     }
 
     /// What the clients at `place` connect to: servers that run, and their sinks.
@@ -292,38 +244,20 @@ impl Wave<'_> {
     /// an API server that does not come back is the run's end.
     async fn each(
         &self,
-        made: &mut [Made],
+        refused: &mut Refused,
         pod: impl Fn(usize) -> Result<Pod, String>,
     ) -> Result<(), Stop> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.run.namespace);
-        let todo: Vec<_> = (0..made.len()).filter(|p| made[*p].refused.is_none()).collect();
-        let applied: Vec<(usize, Result<(), ApiError>)> =
-            stream::iter(todo.into_iter().map(|place| {
-                let (api, pod) = (api.clone(), pod(place));
-                async move {
-                    let done = match pod {
-                        Ok(pod) => run::apply(&api, &pod, false).await.map(drop),
-                        Err(why) => Err(ApiError {
-                            what: "start its clients".to_owned(),
-                            why,
-                            code: Some(0),
-                        }),
-                    };
-                    (place, done)
-                }
-            }))
-            .buffer_unordered(PARALLEL)
-            .collect()
-            .await;
-        for (place, done) in applied {
-            match done {
-                Ok(()) => {}
-                Err(e) if e.code.is_some_and(|c| c < 500) => {
-                    made[place].refused = Some(e.to_string());
-                }
-                Err(e) => return Err(Stop::Api(e)),
+        let mut pods = Vec::new();
+        for place in 0..self.members.len() {
+            if refused.contains_key(&place) {
+                continue;
+            }
+            match pod(place) {
+                Ok(pod) => pods.push((place, pod)),
+                Err(why) => drop(refused.insert(place, why)),
             }
         }
+        refused.extend(self.ground.apply_pods(pods).await?);
         Ok(())
     }
 
@@ -331,41 +265,38 @@ impl Wave<'_> {
     async fn collect(
         &self,
         tries: &[Try],
-        [made, hosts]: [&[Made]; 2],
-        clients: &[Made],
-        forging: &[Made],
+        refused: &Refusals,
         pods: &BTreeMap<String, Seen>,
     ) -> Result<Vec<NodeRow>, Stop> {
         let found = stream::iter(tries.iter().filter(|t| t.target.is_ok()).map(|t| async move {
             let (server, client) = (&self.members[t.server], &self.members[t.client]);
-            let name = objects::container(t.path, t.family);
-            let ends = (
-                self.document::<BoomResult>(
-                    &objects::server_of(t.path, server.index),
-                    &format!("server-{name}"),
-                    match t.path.front() {
-                        Front::Node => hosts[t.server].refused.as_deref(),
-                        _ => made[t.server].refused.as_deref(),
-                    },
-                    pods,
-                )
-                .await,
-                self.document::<LoadResult>(
-                    &objects::client_name(t.path.from(), client.index),
-                    &name,
-                    clients[t.client].refused.as_deref(),
-                    pods,
-                )
-                .await,
-            );
-            self.save(t, &ends)?;
+            let (name, up_name) =
+                (objects::container(t.path, t.family), objects::to_server(t.path, t.family));
+            let server_refused = match t.path.front() {
+                Front::Node => refused.hosts.get(&t.server),
+                _ => refused.servers.get(&t.server),
+            };
+            let up_refused = match t.path.from() {
+                // It is in the server's pod.
+                From::ServerPod if self.allowed.no_forge.is_none() => None,
+                _ => refused.forging.get(&t.client),
+            };
+            let pod = objects::server_of(t.path, server.index);
+            let container = format!("server-{name}");
+            let boom = self.document::<BoomResult>(&pod, &container, server_refused, pods).await;
+            self.save(t, &format!("{name}.boom-server.json"), &boom)?;
+            let pod = objects::client_name(t.path.from(), client.index);
+            let plain_refused = refused.clients.get(&t.client);
+            let plain = self.document::<LoadResult>(&pod, &name, plain_refused, pods).await;
+            self.save(t, &format!("{name}.load-client.json"), &plain)?;
+            let pod = objects::forging_client_name(t.path.from(), client.index);
+            let up = self.document::<LoadResult>(&pod, &up_name, up_refused, pods).await;
+            self.save(t, &format!("{up_name}.load-client.json"), &up)?;
             let mut passed = vec![client.node.name.clone()];
             if t.client != t.server {
                 passed.push(server.node.name.clone());
             }
-            let row = path_row(t.path, t.family, passed, &ends.0, &ends.1);
-            let up = self.to_server(t, forging, pods).await;
-            self.save_to_server(t, &up)?;
+            let row = path_row(t.path, t.family, passed, &boom, &plain);
             Ok::<_, Stop>((t.row, row.with(ToServer::of(t.path, t.family, &up))))
         }))
         .buffered(PARALLEL)
@@ -375,8 +306,8 @@ impl Wave<'_> {
             let pod = objects::client_name(From::Host, m.index);
             let facts = self.document::<ObserveResult>(&pod, objects::FACTS, None, pods).await;
             let mut shown = facts.map(|f| f.node).unwrap_or_default();
-            if let Some(mode) = &self.options.configured {
-                shown.sign(ProxySource::ConfigMap, mode.clone());
+            if let Some(mode) = self.configured {
+                shown.sign(ProxySource::ConfigMap, mode.to_owned());
             }
             shown
         }))
@@ -416,101 +347,58 @@ impl Wave<'_> {
         &self,
         pod: &str,
         container: &str,
-        refused: Option<&str>,
+        refused: Option<&String>,
         pods: &BTreeMap<String, Seen>,
     ) -> Found<T> {
         if let Some(why) = refused {
-            return Err(why.to_owned());
+            return Err(why.clone());
         }
         let seen = pods.get(pod).ok_or("its pod was never seen")?;
-        let trouble = || {
-            seen.trouble.as_ref().map(|t| match t {
-                Trouble::Pod(why) => why.clone(),
-                Trouble::Image { image, why } => format!("{image}: {why}"),
-            })
-        };
+        let trouble = seen.trouble.as_ref().map(ToString::to_string);
         let code = match seen.containers.get(container) {
-            Some(Container::Ended(code, _)) => *code,
+            Some(Container::Ended(code)) => *code,
             other => {
                 let state = match other {
                     Some(Container::Running) => "it did not end in time",
                     Some(_) => "it did not start in time",
                     None => "it is not in its pod",
                 };
-                return Err(trouble().unwrap_or_else(|| state.to_owned()));
+                return Err(trouble.unwrap_or_else(|| state.to_owned()));
             }
         };
         // What was injected is measured in the node's place, however well it ended.
-        if let Some(why) = trouble().filter(|w| w.contains("was injected")) {
+        if let Some(why) = trouble.filter(|w| w.contains("was injected")) {
             return Err(why);
         }
-        let log = run::tail(self.client, &self.run.namespace, pod, container)
-            .await
-            .map_err(|e| e.to_string())?;
+        let log = self.ground.tail(pod, container).await.map_err(|e| e.to_string())?;
         run::document(&log).map_err(|why| format!("it ended with status {code} and {why}"))
     }
 
-    /// The document of the client that forges.
-    async fn to_server(
-        &self,
-        t: &Try,
-        forging: &[Made],
-        pods: &BTreeMap<String, Seen>,
-    ) -> Found<LoadResult> {
-        let pod = objects::forging_client_name(t.path.from(), self.members[t.client].index);
-        let name = objects::to_server(t.path, t.family);
-        let refused = match t.path.from() {
-            From::ServerPod => self.untried(),
-            _ => forging[t.client].refused.clone(),
-        };
-        self.document(&pod, &name, refused.as_deref(), pods).await
-    }
-
-    fn save_to_server(&self, t: &Try, up: &Found<LoadResult>) -> Result<(), Stop> {
-        let (Some(dir), Ok(up)) = (&self.options.save, up) else { return Ok(()) };
-        let name = objects::to_server(t.path, t.family);
-        let dir = dir.join(&self.members[t.row].node.name);
-        run::save(&dir, &format!("{name}.load-client.json"), up)
-    }
-
-    fn save(&self, t: &Try, ends: &(Found<BoomResult>, Found<LoadResult>)) -> Result<(), Stop> {
-        let Some(dir) = &self.options.save else { return Ok(()) };
-        let dir = dir.join(&self.members[t.row].node.name);
-        let name = objects::container(t.path, t.family);
-        if let Ok(server) = &ends.0 {
-            run::save(&dir, &format!("{name}.boom-server.json"), server)?;
-        }
-        if let Ok(client) = &ends.1 {
-            run::save(&dir, &format!("{name}.load-client.json"), client)?;
-        }
-        Ok(())
+    /// Keeps a document of a try, where it is to be kept and there.
+    fn save<T: Serialize>(&self, t: &Try, file: &str, document: &Found<T>) -> Result<(), Stop> {
+        let (Some(dir), Ok(document)) = (&self.args.cluster.save, document) else { return Ok(()) };
+        run::save(&dir.join(&self.members[t.row].node.name), file, document)
     }
 
     /// Deletes the wave's pods and Services, so that node ports and the watch stay bounded.
     pub(super) async fn clear(&self) -> Result<(), Stop> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.run.namespace);
-        let services: Api<Service> = Api::namespaced(self.client.clone(), &self.run.namespace);
-        let names =
-            self.members.iter().flat_map(|m| SIDES.map(|s| objects::client_name(s, m.index)));
-        let forging = self
-            .members
-            .iter()
-            .flat_map(|m| FORGING.map(|s| objects::forging_client_name(s, m.index)));
-        let hosts = self.members.iter().map(|m| objects::host_server_name(m.index));
-        run::delete_all(&pods, names.chain(forging).chain(hosts)).await?;
-        let names =
-            self.members.iter().flat_map(|m| FRONTS.map(|f| objects::service_name(f, m.index)));
-        run::delete_all(&services, names).await
+        let pods = self.members.iter().flat_map(|m| {
+            let plain = SIDES.map(|s| objects::client_name(s, m.index));
+            let forging = CLIENTS.map(|s| objects::forging_client_name(s, m.index));
+            plain.into_iter().chain(forging).chain([objects::host_server_name(m.index)])
+        });
+        self.ground.delete::<Pod>(pods).await?;
+        let services = self.members.iter().flat_map(|m| FRONTS.map(|f| service_name(f, m.index)));
+        self.ground.delete::<Service>(services).await
     }
 }
 
-/// Every container has ended but the one that serves whoever comes; or nothing more will come.
+/// Every container has ended but the one that serves whoever comes.
 fn over(pod: &Seen) -> bool {
     let served = |(name, state): (&String, &Container)| {
-        name == objects::SINK || matches!(state, Container::Ended(..))
+        name == objects::SINK || matches!(state, Container::Ended(_))
     };
-    let all = !pod.containers.is_empty() && pod.containers.iter().all(served);
-    pod.ended || pod.trouble.is_some() || all
+    !pod.containers.is_empty() && pod.containers.iter().all(served)
 }
 
 /// Every container runs, or has ended, and the address is known; or it never will.

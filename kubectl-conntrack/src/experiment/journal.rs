@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use canary_record::result::load::LoadResult;
 use tokio::time::Instant;
 
-use crate::run::{self, Stop};
+use crate::api::Stop;
+use crate::run;
 
 /// A run's own folder.
 #[derive(Debug)]
