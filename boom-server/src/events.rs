@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use canary_record::names::Forgery;
-use canary_runtime::limit::{Decision, Limit};
+use canary_runtime::limit::Limit;
 use canary_wire::segment::FourTuple;
 
 use crate::config::Events;
@@ -16,40 +16,24 @@ const PER_SECOND: u32 = 100;
 /// The first leaks are always told.
 const FIRST_LEAKS: u64 = 20;
 
-/// One kind of events.
-#[derive(Debug)]
-struct Kind {
-    name: &'static str,
-    limit: Limit,
+/// The kinds of events; each has its place in [`Log`].
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Forged,
+    Judged,
+    Leaked,
+    Reset,
+    SendFailed,
 }
 
-impl Kind {
-    fn allow(&mut self, now: Duration) -> bool {
-        match self.limit.admit(now) {
-            Decision::Tell { held_back } => {
-                self.tell(NonZeroU64::new(held_back));
-                true
-            }
-            Decision::HoldBack => false,
-        }
-    }
-
-    fn tell(&self, held_back: Option<NonZeroU64>) {
-        if let Some(held_back) = held_back {
-            tracing::info!(kind = self.name, held_back, "events held back");
-        }
-    }
-}
+/// As they are told of, in the order of [`Kind`].
+const KINDS: [&str; 5] = ["connection established", "judged", "ERROR", "reset", "send failed"];
 
 /// Writes events.
 #[derive(Debug)]
 pub struct Log {
     leaks: u64,
-    forged: Kind,
-    judged: Kind,
-    leaked: Kind,
-    other: Kind,
-    errors: Kind,
+    limits: [Limit; KINDS.len()],
 }
 
 impl Log {
@@ -60,40 +44,32 @@ impl Log {
             Events::All => Limit::none(),
             Events::Some => Limit::new(PER_SECOND),
         };
-        let kind = |name| Kind { name, limit: limit.clone() };
-        Self {
-            leaks: 0,
-            forged: kind("connection established"),
-            judged: kind("judged"),
-            leaked: kind("ERROR"),
-            other: kind("reset"),
-            errors: kind("send failed"),
-        }
+        Self { leaks: 0, limits: KINDS.map(|_| limit.clone()) }
     }
 
-    fn kinds(&mut self) -> [&mut Kind; 5] {
-        [&mut self.forged, &mut self.judged, &mut self.leaked, &mut self.other, &mut self.errors]
+    fn allow(&mut self, kind: Kind, now: Duration) -> bool {
+        let admitted = self.limits[kind as usize].admit(now);
+        tell(KINDS[kind as usize], admitted.and_then(NonZeroU64::new));
+        admitted.is_some()
     }
 
     /// Tells what was held back in seconds gone by.
     pub fn flush(&mut self, now: Duration) {
-        for kind in self.kinds() {
-            let due = kind.limit.due(now);
-            kind.tell(due);
+        for (name, limit) in KINDS.iter().zip(&mut self.limits) {
+            tell(name, limit.due(now));
         }
     }
 
     /// Tells what was held back and is not told yet: the end.
     pub fn finish(&mut self) {
-        for kind in self.kinds() {
-            let rest = kind.limit.finish();
-            kind.tell(rest);
+        for (name, limit) in KINDS.iter().zip(&mut self.limits) {
+            tell(name, limit.finish());
         }
     }
 
     /// A segment was forged. Kubernetes' end-to-end test looks for these words.
     pub fn forged(&mut self, now: Duration, tuple: &FourTuple, forgery: Forgery, spec: &Spec) {
-        if self.forged.allow(now) {
+        if self.allow(Kind::Forged, now) {
             tracing::info!(
                 client = %tuple.remote, server = %tuple.local, %forgery,
                 seq = spec.seq.0, ack = spec.ack.0, flags = %spec.flags,
@@ -106,7 +82,7 @@ impl Log {
     pub fn judged(&mut self, now: Duration, j: &Judgement) {
         if j.fate.reset() {
             self.leaks += 1;
-            if self.leaks <= FIRST_LEAKS || self.leaked.allow(now) {
+            if self.leaks <= FIRST_LEAKS || self.allow(Kind::Leaked, now) {
                 // The word that Kubernetes' end-to-end test looks for.
                 tracing::error!(
                     client = %j.tuple.remote, server = %j.tuple.local, forgery = %j.forgery,
@@ -114,7 +90,7 @@ impl Log {
                     "ERROR: the client's RST answers a forged segment"
                 );
             }
-        } else if self.judged.allow(now) {
+        } else if self.allow(Kind::Judged, now) {
             tracing::info!(
                 client = %j.tuple.remote, server = %j.tuple.local, forgery = %j.forgery,
                 outcome = %j.fate.name(), reason = j.fate.reason().map(canary_record::names::UnknownReason::as_str),
@@ -128,7 +104,7 @@ impl Log {
     pub fn reset(&mut self, now: Duration, r: &Reset) {
         let expected = match r.cause {
             ResetCause::Forged(_) => return,
-            ResetCause::Poisoned if !self.other.allow(now) => return,
+            ResetCause::Poisoned if !self.allow(Kind::Reset, now) => return,
             ResetCause::Poisoned => {
                 tracing::warn!(
                     client = %r.tuple.remote, server = %r.tuple.local, seq = r.seq.0,
@@ -139,7 +115,7 @@ impl Log {
             ResetCause::Other { expected, .. } => Some(expected.0),
             ResetCause::Gone | ResetCause::UnknownConnection => None,
         };
-        if self.other.allow(now) {
+        if self.allow(Kind::Reset, now) {
             tracing::info!(
                 client = %r.tuple.remote, server = %r.tuple.local,
                 seq = r.seq.0, ack = r.ack.0, flags = %r.flags, expected_seq = expected,
@@ -150,9 +126,15 @@ impl Log {
 
     /// A segment could not be sent.
     pub fn send_failed(&mut self, now: Duration, tuple: &FourTuple, error: &io::Error) {
-        if self.errors.allow(now) {
+        if self.allow(Kind::SendFailed, now) {
             tracing::warn!(client = %tuple.remote, %error, "cannot send a segment");
         }
+    }
+}
+
+fn tell(kind: &str, held_back: Option<NonZeroU64>) {
+    if let Some(held_back) = held_back {
+        tracing::info!(kind, held_back, "events held back");
     }
 }
 

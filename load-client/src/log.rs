@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use canary_record::names::Errno;
 use canary_record::result::load::Cause;
-use canary_runtime::limit::{Decision, Limit};
+use canary_runtime::limit::Limit;
 
 use crate::tally::Failure;
 
@@ -38,7 +38,7 @@ impl FailureLog {
     pub fn failure(&mut self, now: Instant, (phase, cause): Failure) {
         let reset = matches!(cause, Cause::Errno(Errno::Econnreset));
         self.resets += u64::from(reset);
-        let Decision::Tell { held_back } = self.limit.admit(now - self.began) else { return };
+        let Some(held_back) = self.limit.admit(now - self.began) else { return };
         let phase = phase.as_str();
         match cause {
             // The words that people grep for.

@@ -14,19 +14,6 @@ pub struct Limit {
     held_back: u64,
 }
 
-/// What to do with one event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Decision {
-    /// Tell it, and that so many before it were not told.
-    Tell {
-        /// Held back since a count was handed out last.
-        held_back: u64,
-    },
-    /// It is counted.
-    HoldBack,
-}
-
 impl Limit {
     /// At most `per_second` in each whole second of the clock that `now` is read from.
     #[must_use]
@@ -40,17 +27,19 @@ impl Limit {
         Self::new(u32::MAX)
     }
 
-    /// Decides about one event at `now`, a time since any fixed moment.
-    pub const fn admit(&mut self, now: Duration) -> Decision {
+    /// Decides about one event at `now`, a time since any fixed moment: told with how many were
+    /// held back since a count was handed out last, or, where this gives none, counted.
+    #[must_use]
+    pub const fn admit(&mut self, now: Duration) -> Option<u64> {
         if now.as_secs() != self.second {
             (self.second, self.told) = (now.as_secs(), 0);
         }
         if self.told < self.per_second {
             self.told += 1;
-            return Decision::Tell { held_back: std::mem::replace(&mut self.held_back, 0) };
+            return Some(std::mem::replace(&mut self.held_back, 0));
         }
         self.held_back += 1;
-        Decision::HoldBack
+        None
     }
 
     /// What was held back in a second that is over, once.
@@ -73,7 +62,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn told(limit: &mut Limit, n: u64, now: Duration) -> u64 {
-        (0..n).filter(|_| matches!(limit.admit(now), Decision::Tell { .. })).count() as u64
+        (0..n).filter(|_| limit.admit(now).is_some()).count() as u64
     }
 
     /// No more than the limit in a second, and the next line says how many were not told.
@@ -81,8 +70,8 @@ mod tests {
     fn the_next_line_tells() {
         let mut limit = Limit::new(5);
         assert_eq!(told(&mut limit, 100, SECOND / 2), 5);
-        assert_eq!(limit.admit(SECOND), Decision::Tell { held_back: 95 });
-        assert_eq!(limit.admit(SECOND), Decision::Tell { held_back: 0 });
+        assert_eq!(limit.admit(SECOND), Some(95));
+        assert_eq!(limit.admit(SECOND), Some(0));
         assert_eq!(limit.finish(), None);
     }
 
@@ -114,7 +103,7 @@ mod tests {
             for at in &times {
                 let now = Duration::from_millis(*at);
                 counted += limit.due(now).map_or(0, NonZeroU64::get);
-                if let Decision::Tell { held_back } = limit.admit(now) {
+                if let Some(held_back) = limit.admit(now) {
                     told += 1;
                     counted += held_back;
                 }

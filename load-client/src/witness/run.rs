@@ -14,7 +14,7 @@ use canary_conntrack::rules::{self, Rule, Rules};
 use canary_conntrack::table::{Key, Table, Tuple};
 use canary_record::names::EndedBy;
 use canary_record::result::witness::{Changed, Ended, RuleAction, RuleCount};
-use canary_runtime::limit::{Decision, Limit};
+use canary_runtime::limit::Limit;
 use canary_runtime::shutdown::Shutdown;
 use nix::errno::Errno;
 
@@ -328,7 +328,7 @@ impl Listener {
     fn tell(&mut self, now: Duration, told: Vec<Ended>) {
         for ended in told {
             if let Some(limit) = &mut self.limit
-                && let Decision::Tell { held_back } = limit.admit(now)
+                && let Some(held_back) = limit.admit(now)
             {
                 event(&ended, held_back);
             }
