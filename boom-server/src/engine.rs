@@ -210,7 +210,7 @@ impl Engine {
             state.last_kill = Some(kill);
         }
         state.evicted = self.driver.evicted();
-        self.driver.count(&mut state.sniffer);
+        state.sniffer = self.driver.record();
         !known && state.tally.first_leak.is_some()
     }
 

@@ -112,8 +112,6 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
     logs::init_logs(config.log);
 
     let shared = Arc::new(Shared::default());
-    shared.state().sniffer.receive_buffer =
-        sniffers.iter().map(|s| s.receive_buffer() as u64).min().unwrap_or(0);
     let notes: Vec<_> =
         foreign_address(&config.local_ips(), &own_addresses()).into_iter().collect();
     for note in &notes {
@@ -213,6 +211,7 @@ fn engine(
     let classes = Classes { pods: config.pod_cidr.clone(), nodes: config.node_ip.clone() };
     let shared = Arc::clone(&program.shared);
     let driver = Driver::new(sniffers, sender, settings);
+    shared.state().sniffer = driver.record();
     Engine::new(driver, acceptor, classes, config.events, shared)
 }
 

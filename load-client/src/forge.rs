@@ -124,10 +124,9 @@ impl Forging {
                     capacity: connections as usize,
                     end: End::Client { target },
                 };
-                let granted = sniffer.receive_buffer() as u64;
                 let driver = Driver::new(vec![sniffer], sender, settings);
                 let shared = Arc::clone(&progress);
-                let run = move || drive(driver, granted, &shared);
+                let run = move || drive(driver, &shared);
                 let thread = std::thread::Builder::new().name("forge".to_owned()).spawn(run);
                 Ok(thread.context("cannot start the thread that forges")?)
             }
@@ -274,9 +273,8 @@ pub fn join<'a>(
 }
 
 /// Drives the state machine until it is told to stop or its socket fails.
-fn drive(mut driver: Driver, receive_buffer: u64, progress: &Progress) -> Seen {
+fn drive(mut driver: Driver, progress: &Progress) -> Seen {
     let mut seen = Seen::default();
-    seen.sniffer.receive_buffer = receive_buffer;
     let mut done = Vec::new();
     let mut failed: Option<io::Error> = None;
     while !progress.stop.load(Ordering::Acquire) && failed.is_none() {
@@ -288,9 +286,8 @@ fn drive(mut driver: Driver, receive_buffer: u64, progress: &Progress) -> Seen {
     let _ = driver.turn(&vec![true; driver.sockets()], &mut done);
     seen.unjudged = driver.finish(&mut done);
     note(&mut seen, &mut done, progress);
-    driver.count(&mut seen.sniffer);
     seen.evicted = driver.evicted();
-    seen.sniffer.failed = failed.map(|e| e.to_string());
+    seen.sniffer = SnifferRecord { failed: failed.map(|e| e.to_string()), ..driver.record() };
     seen
 }
 

@@ -97,12 +97,12 @@ impl Driver {
         self.sniffers.len()
     }
 
-    /// What the raw sockets received and lost so far, into `record`.
-    pub fn count(&self, record: &mut SnifferResult) {
-        record.received = self.sniffers.iter().map(Sniffer::received).sum();
-        record.dropped = self.sniffers.iter().map(|s| u64::from(s.dropped())).sum();
-        record.malformed = self.sniffers.iter().map(Sniffer::malformed).sum();
-        record.control_truncated = self.sniffers.iter().map(Sniffer::control_truncated).sum();
+    /// What the raw sockets received and lost so far.
+    #[must_use]
+    pub fn record(&self) -> SnifferResult {
+        let mut sum = SnifferResult::default();
+        self.sniffers.iter().for_each(|s| sum += s.record());
+        sum
     }
 
     /// Reads from the sockets that are ready, does what is due, and tells of it in `done`. An

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, SystemTime};
 
+use canary_record::result::boom::Sniffer as Record;
 use canary_wire::segment::{Family, Segment, SegmentError};
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -40,14 +41,7 @@ pub struct Sniffer {
     socket: Socket,
     family: Family,
     buffers: Vec<u8>,
-    /// SO_RXQ_OVFL as last told: drops since the socket was made.
-    dropped: u32,
-    /// Packets that were no TCP segments.
-    malformed: u64,
-    /// Packets whose control data was cut (MSG_CTRUNC).
-    control_truncated: u64,
-    received: u64,
-    receive_buffer: usize,
+    record: Record,
 }
 
 /// One segment as received.
@@ -104,57 +98,15 @@ impl Sniffer {
         }
         // The kernel doubles what it was asked for (socket(7)).
         let receive_buffer = socket.recv_buffer_size().map_err(step("read SO_RCVBUF of"))? / 2;
-        Ok(Self::over(socket, family, receive_buffer))
+        let record = Record { receive_buffer: receive_buffer as u64, ..Record::default() };
+        Ok(Self { socket, family, buffers: Vec::new(), record })
     }
 
-    const fn over(socket: Socket, family: Family, receive_buffer: usize) -> Self {
-        Self {
-            socket,
-            family,
-            buffers: Vec::new(),
-            dropped: 0,
-            malformed: 0,
-            control_truncated: 0,
-            received: 0,
-            receive_buffer,
-        }
-    }
-
-    /// The socket's family.
+    /// What it received and lost so far. An IPv6 segment without its destination, for which the
+    /// kernel had no room, is malformed too.
     #[must_use]
-    pub const fn family(&self) -> Family {
-        self.family
-    }
-
-    /// Segments lost because the buffer was full.
-    #[must_use]
-    pub const fn dropped(&self) -> u32 {
-        self.dropped
-    }
-
-    /// Packets that were no TCP segments, or had a wrong checksum.
-    #[must_use]
-    pub const fn malformed(&self) -> u64 {
-        self.malformed
-    }
-
-    /// Packets read.
-    #[must_use]
-    pub const fn received(&self) -> u64 {
-        self.received
-    }
-
-    /// The receive buffer that the kernel granted, in octets.
-    #[must_use]
-    pub const fn receive_buffer(&self) -> usize {
-        self.receive_buffer
-    }
-
-    /// Packets whose control data (time, destination, losses) the kernel had no room for. An
-    /// IPv6 segment without its destination is malformed too.
-    #[must_use]
-    pub const fn control_truncated(&self) -> u64 {
-        self.control_truncated
+    pub const fn record(&self) -> &Record {
+        &self.record
     }
 
     /// Reads what is there, at most one batch, without waiting. Returns how many
@@ -189,11 +141,12 @@ impl Sniffer {
             n += 1;
             let (mut at, mut local, mut ttl, mut class) = (None, None, None, None);
             // The segment is whole, whatever became of what the kernel says beside it.
-            let controls = message.cmsgs().map_err(|_| self.control_truncated += 1);
+            let controls = message.cmsgs().map_err(|_| self.record.control_truncated += 1);
             for control in controls.into_iter().flatten() {
                 match control {
                     ControlMessageOwned::ScmTimestampns(t) => at = wall(t),
-                    ControlMessageOwned::RxqOvfl(drops) => self.dropped = drops,
+                    // Since the socket was made.
+                    ControlMessageOwned::RxqOvfl(drops) => self.record.dropped = drops.into(),
                     ControlMessageOwned::Ipv6PacketInfo(info) => {
                         local = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr));
                     }
@@ -227,10 +180,10 @@ impl Sniffer {
                 Ok(segment) if checksum::acceptable(&segment, bytes, message.bytes) => {
                     each(Received { segment, at, ttl, class });
                 }
-                Ok(_) | Err(_) => self.malformed += 1,
+                Ok(_) | Err(_) => self.record.malformed += 1,
             }
         }
-        self.received += n as u64;
+        self.record.received += n as u64;
         Ok(n)
     }
 }
@@ -305,7 +258,7 @@ mod tests {
             let to = socket.local_addr().unwrap();
             Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap().send_to(&packet, &to).unwrap();
         }
-        Sniffer::over(socket, Family::Ipv4, 0)
+        Sniffer { socket, family: Family::Ipv4, buffers: Vec::new(), record: Record::default() }
     }
 
     /// Control data that does not fit is counted; the segments of its batch are all read, only
@@ -316,10 +269,11 @@ mod tests {
         let mut note = |r: Received<'_>| seen.push((r.segment.seq.0, r.at.is_some()));
         let mut s = sniffer(3);
         assert_eq!(s.receive_with(nix::cmsg_space!(u32), &mut note).unwrap(), 3);
-        assert_eq!((s.received(), s.malformed(), s.control_truncated()), (3, 0, 3));
+        let r = s.record();
+        assert_eq!((r.received, r.malformed, r.control_truncated), (3, 0, 3));
         let mut s = sniffer(1);
         assert_eq!(s.receive(&mut note).unwrap(), 1);
-        assert_eq!(s.control_truncated(), 0);
+        assert_eq!(s.record().control_truncated, 0);
         assert_eq!(seen, [(0, false), (1, false), (2, false), (0, true)]);
     }
 }
