@@ -102,29 +102,6 @@ impl Socket {
         Ok(Self { fd, seq: 0, buffer: vec![0; BUFFER] })
     }
 
-    /// Sends one request with `flags` besides `NLM_F_REQUEST`; returns its sequence number.
-    pub fn send(&mut self, message: NetfilterMessage, flags: u16) -> Result<u32, NetlinkError> {
-        self.seq = self.seq.wrapping_add(1);
-        let mut message = Message::from(message);
-        message.header.flags = NLM_F_REQUEST | flags;
-        message.header.sequence_number = self.seq;
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        // Unconnected: the kernel is the peer of who names none.
-        send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty()).map_err(failed("writing"))?;
-        Ok(self.seq)
-    }
-
-    /// Waits for one datagram. `flags` may be `MSG_DONTWAIT`.
-    pub fn receive(
-        &mut self,
-        flags: MsgFlags,
-    ) -> Result<impl Iterator<Item = Result<Message, NetlinkError>>, NetlinkError> {
-        let n = recv(self.fd.as_raw_fd(), &mut self.buffer, flags).map_err(failed("reading"))?;
-        Ok(messages(&self.buffer[..n]))
-    }
-
     /// Sends one request and hands on what is answered, until the answer is complete.
     pub fn ask(
         &mut self,
@@ -137,11 +114,21 @@ impl Socket {
             Ask::Create => NLM_F_ACK | NLM_F_CREATE,
             Ask::Dump => NLM_F_DUMP,
         };
-        let seq = self.send(message, flags)?;
+        self.seq = self.seq.wrapping_add(1);
+        let mut message = Message::from(message);
+        message.header.flags = NLM_F_REQUEST | flags;
+        message.header.sequence_number = self.seq;
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        let (fd, flags) = (self.fd.as_raw_fd(), MsgFlags::empty());
+        // Unconnected: the kernel is the peer of who names none.
+        send(fd, &bytes, flags).map_err(failed("writing"))?;
         loop {
-            for message in self.receive(MsgFlags::empty())? {
+            let n = recv(fd, &mut self.buffer, flags).map_err(failed("reading"))?;
+            for message in messages(&self.buffer[..n]) {
                 let message = message?;
-                if message.header.sequence_number != seq {
+                if message.header.sequence_number != self.seq {
                     continue;
                 }
                 match message.payload {

@@ -105,24 +105,6 @@ impl Tuple {
     }
 }
 
-/// By which of its tuples an entry is meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Key {
-    /// As the first packet had it: a Service's address is its destination.
-    Original(Tuple),
-    /// As replies have it: a Service's endpoint is its source.
-    Reply(Tuple),
-}
-
-impl Key {
-    fn attribute(self) -> (NetfilterProtoFamily, ConntrackAttribute) {
-        match self {
-            Self::Original(t) => (family(t), ConntrackAttribute::CtaTupleOrig(t.parts())),
-            Self::Reply(t) => (family(t), ConntrackAttribute::CtaTupleReply(t.parts())),
-        }
-    }
-}
-
 const fn family(tuple: Tuple) -> NetfilterProtoFamily {
     if tuple.source.is_ipv4() { NetfilterProtoFamily::IPv4 } else { NetfilterProtoFamily::IPv6 }
 }
@@ -189,15 +171,18 @@ impl Table {
         Socket::open().map(Self)
     }
 
-    /// The entry that `key` names, if there is one.
-    pub fn get(&mut self, key: Key) -> Result<Option<Entry>, NetlinkError> {
-        let (family, tuple) = key.attribute();
+    /// The entry of which one direction has this tuple, if there is one.
+    pub fn get(&mut self, tuple: Tuple) -> Result<Option<Entry>, NetlinkError> {
+        // ctnetlink_get_conntrack() finds an entry by either of its tuples, whichever it is given.
+        let get = ConntrackMessage::Get(vec![ConntrackAttribute::CtaTupleOrig(tuple.parts())]);
         let mut found = None;
-        let asked =
-            self.0.ask(message(family, ConntrackMessage::Get(vec![tuple])), Ask::One, |m| {
-                found = found.or(entry(&m));
-            });
-        Ok(there(asked)?.then_some(found).flatten())
+        match self.0.ask(message(family(tuple), get), Ask::One, |m| found = found.or(entry(&m))) {
+            Ok(()) => Ok(found),
+            Err(NetlinkError::Refused(e)) if e.raw_os_error() == Some(Errno::ENOENT as i32) => {
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
     }
 
     /// Every TCP connection, of both families.
@@ -208,12 +193,6 @@ impl Table {
             entries.extend(entry(&m));
         })?;
         Ok(entries)
-    }
-
-    /// Deletes the entry that `key` names; false when there was none.
-    pub fn delete(&mut self, key: Key) -> Result<bool, NetlinkError> {
-        let (family, tuple) = key.attribute();
-        there(self.0.ask(message(family, ConntrackMessage::Delete(vec![tuple])), Ask::One, |_| {}))
     }
 
     /// Adds an established TCP connection, assured, so that `early_drop()` leaves it alone; it stays for
@@ -273,17 +252,6 @@ impl Table {
             cpus.push(CpuCounters { cpu: m.header.res_id.into(), counters: counters(&m) });
         })?;
         Ok(cpus)
-    }
-}
-
-/// False where the kernel knows no such entry.
-fn there(answer: Result<(), NetlinkError>) -> Result<bool, NetlinkError> {
-    match answer {
-        Ok(()) => Ok(true),
-        Err(NetlinkError::Refused(e)) if e.raw_os_error() == Some(Errno::ENOENT as i32) => {
-            Ok(false)
-        }
-        Err(e) => Err(e),
     }
 }
 

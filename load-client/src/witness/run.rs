@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use canary_conntrack::netlink::NetlinkError;
 use canary_conntrack::rules::{self, Rule, Rules};
-use canary_conntrack::table::{Key, Table, Tuple};
+use canary_conntrack::table::{Table, Tuple};
 use canary_record::names::EndedBy;
 use canary_record::result::witness::{Changed, Ended, RuleAction, RuleCount};
 use canary_runtime::limit::Limit;
@@ -61,8 +61,7 @@ struct Node {
 
 impl Surroundings for Node {
     fn look(&mut self, tuple: Tuple) -> Look {
-        // ctnetlink_get_conntrack() finds an entry by either of its tuples, whichever it is given.
-        match self.table.get(Key::Original(tuple)) {
+        match self.table.get(tuple) {
             Ok(Some(entry)) => Look::Found(entry),
             Ok(None) => Look::Absent,
             Err(e) => {
