@@ -3,102 +3,59 @@
 use std::fmt;
 use std::str::FromStr;
 
-use canary_record::hist::LatencySummary;
 use canary_record::names::FailureClass;
 use canary_record::result::load::{LoadResult, ThresholdRecord};
 use canary_runtime::cli::duration;
 
-/// What is compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Measure {
-    /// Failures of one class.
-    Class(FailureClass),
-    /// Held connections lost.
-    Lost,
-    /// All failures.
-    Failures,
-    /// Of the connections that neither a limit of this host nor the end of the run cut short,
-    /// the part that failed.
-    ErrorRate,
-    /// Attempts a second, see [`rate`].
-    Rate,
-    /// A quantile of the total latency.
-    Total(Quantile),
-    /// A quantile of the connect latency.
-    Connect(Quantile),
-}
+/// What is compared: its name, whether it is a latency, and how it is read off a result.
+type Measure = (&'static str, bool, fn(&LoadResult) -> f64);
 
-/// Which latency.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quantile {
-    /// Median.
-    P50,
-    /// 90%.
-    P90,
-    /// 99%.
-    P99,
-    /// 99.9%.
-    P999,
-    /// The greatest.
-    Max,
-}
-
-const MEASURES: &[(&str, Measure)] = &[
-    ("reset", Measure::Class(FailureClass::Reset)),
-    ("stall", Measure::Class(FailureClass::Hung)),
-    ("connect-timeout", Measure::Class(FailureClass::ConnectTimeout)),
-    ("refused", Measure::Class(FailureClass::Refused)),
-    ("early-eof", Measure::Class(FailureClass::EarlyEof)),
-    ("bad-answer", Measure::Class(FailureClass::BadAnswer)),
-    ("local-limit", Measure::Class(FailureClass::LocalLimit)),
-    ("lost", Measure::Lost),
-    ("failures", Measure::Failures),
-    ("error-rate", Measure::ErrorRate),
-    ("rate", Measure::Rate),
-    ("p50", Measure::Total(Quantile::P50)),
-    ("p90", Measure::Total(Quantile::P90)),
-    ("p99", Measure::Total(Quantile::P99)),
-    ("p999", Measure::Total(Quantile::P999)),
-    ("max", Measure::Total(Quantile::Max)),
-    ("connect-p50", Measure::Connect(Quantile::P50)),
-    ("connect-p90", Measure::Connect(Quantile::P90)),
-    ("connect-p99", Measure::Connect(Quantile::P99)),
-    ("connect-p999", Measure::Connect(Quantile::P999)),
-    ("connect-max", Measure::Connect(Quantile::Max)),
+const MEASURES: &[Measure] = &[
+    ("reset", false, |r| failures(r, FailureClass::Reset)),
+    ("stall", false, |r| failures(r, FailureClass::Hung)),
+    ("connect-timeout", false, |r| failures(r, FailureClass::ConnectTimeout)),
+    ("refused", false, |r| failures(r, FailureClass::Refused)),
+    ("early-eof", false, |r| failures(r, FailureClass::EarlyEof)),
+    ("bad-answer", false, |r| failures(r, FailureClass::BadAnswer)),
+    ("local-limit", false, |r| failures(r, FailureClass::LocalLimit)),
+    // Held connections.
+    ("lost", false, |r| r.hold.map_or(0, |h| h.lost) as f64),
+    ("failures", false, |r| r.classes().values().sum::<u64>() as f64),
+    (ERROR_RATE, false, error_rate),
+    ("rate", false, rate),
+    ("p50", true, |r| r.total_latency.p50_us as f64),
+    ("p90", true, |r| r.total_latency.p90_us as f64),
+    ("p99", true, |r| r.total_latency.p99_us as f64),
+    ("p999", true, |r| r.total_latency.p999_us as f64),
+    ("max", true, |r| r.total_latency.max_us as f64),
+    ("connect-p50", true, |r| r.connect_latency.p50_us as f64),
+    ("connect-p90", true, |r| r.connect_latency.p90_us as f64),
+    ("connect-p99", true, |r| r.connect_latency.p99_us as f64),
+    ("connect-p999", true, |r| r.connect_latency.p999_us as f64),
+    ("connect-max", true, |r| r.connect_latency.max_us as f64),
 ];
 
-/// A comparison.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Op {
-    /// `>`
-    Above,
-    /// `>=`
-    AtLeast,
-    /// `<`
-    Below,
-    /// `<=`
-    AtMost,
-}
+/// The one measure that has an upper end.
+const ERROR_RATE: &str = "error-rate";
 
-const OPS: &[(&str, Op)] =
-    &[(">=", Op::AtLeast), ("<=", Op::AtMost), (">", Op::Above), ("<", Op::Below)];
+/// A comparison: its sign, and what was measured held against the value.
+type Op = (&'static str, fn(&f64, &f64) -> bool);
+
+/// Those that begin alike: the longer first.
+const OPS: &[Op] = &[(">=", f64::ge), ("<=", f64::le), (">", f64::gt), ("<", f64::lt)];
 
 /// One `--fail-on`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Threshold {
-    measure: Measure,
-    op: Op,
+    measure: &'static Measure,
+    op: &'static Op,
     /// Microseconds for latencies.
     value: f64,
 }
 
-fn spelling<T: PartialEq>(names: &[(&'static str, T)], wanted: &T) -> &'static str {
-    names.iter().find(|(_, v)| v == wanted).map_or("", |(name, _)| name)
-}
-
-impl Measure {
-    const fn is_latency(self) -> bool {
-        matches!(self, Self::Total(_) | Self::Connect(_))
+impl PartialEq for Threshold {
+    fn eq(&self, other: &Self) -> bool {
+        (self.measure.0, self.op.0, self.value) == (other.measure.0, other.op.0, other.value)
     }
 }
 
@@ -113,14 +70,13 @@ impl FromStr for Threshold {
         };
         let at = s.find(['<', '>']).ok_or_else(form)?;
         let (name, rest) = (s[..at].trim(), &s[at..]);
-        let (sign, op) = OPS.iter().find(|(sign, _)| rest.starts_with(sign)).ok_or_else(form)?;
-        let value = rest[sign.len()..].trim();
-        let measure =
-            MEASURES.iter().find(|(n, _)| *n == name).map(|(_, m)| *m).ok_or_else(|| {
-                let known: Vec<_> = MEASURES.iter().map(|(n, _)| *n).collect();
-                format!("unknown measure '{name}': use one of {}", known.join(", "))
-            })?;
-        let value = if measure.is_latency() {
+        let op = OPS.iter().find(|(sign, _)| rest.starts_with(sign)).ok_or_else(form)?;
+        let value = rest[op.0.len()..].trim();
+        let measure = MEASURES.iter().find(|(n, ..)| *n == name).ok_or_else(|| {
+            let known: Vec<_> = MEASURES.iter().map(|(n, ..)| *n).collect();
+            format!("unknown measure '{name}': use one of {}", known.join(", "))
+        })?;
+        let value = if measure.1 {
             duration(value)?.as_secs_f64() * 1e6
         } else {
             match value.parse::<f64>() {
@@ -128,23 +84,17 @@ impl FromStr for Threshold {
                 _ => return Err(form()),
             }
         };
-        if measure == Measure::ErrorRate && value > 1.0 {
+        if name == ERROR_RATE && value > 1.0 {
             return Err(format!("'{s}': error-rate is from 0 to 1"));
         }
-        Ok(Self { measure, op: *op, value })
+        Ok(Self { measure, op, value })
     }
 }
 
 impl fmt::Display for Threshold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}{}{}",
-            spelling(MEASURES, &self.measure),
-            spelling(OPS, &self.op),
-            self.value
-        )?;
-        f.write_str(if self.measure.is_latency() { "us" } else { "" })
+        let unit = if self.measure.1 { "us" } else { "" };
+        write!(f, "{}{}{}{unit}", self.measure.0, self.op.0, self.value)
     }
 }
 
@@ -152,52 +102,30 @@ impl Threshold {
     /// What this is, read off a result.
     #[must_use]
     pub fn check(self, result: &LoadResult) -> ThresholdRecord {
-        let measured = measure(self.measure, result);
-        let crossed = match self.op {
-            Op::Above => measured > self.value,
-            Op::AtLeast => measured >= self.value,
-            Op::Below => measured < self.value,
-            Op::AtMost => measured <= self.value,
-        };
+        let measured = self.measure.2(result);
+        let crossed = self.op.1(&measured, &self.value);
         ThresholdRecord { expression: self.to_string(), measured, crossed }
     }
 }
 
-fn measure(measure: Measure, r: &LoadResult) -> f64 {
+fn failures(r: &LoadResult, class: FailureClass) -> f64 {
+    r.classes().get(&class).copied().unwrap_or(0) as f64
+}
+
+/// Of the connections that neither a limit of this host nor the end of the run cut short, the part
+/// that failed.
+fn error_rate(r: &LoadResult) -> f64 {
+    let says_nothing = |c| matches!(c, FailureClass::LocalLimit | FailureClass::Interrupted);
     let classes = r.classes();
-    let count = |class| classes.get(&class).copied().unwrap_or(0);
-    let n = match measure {
-        Measure::Class(class) => count(class),
-        Measure::Lost => r.hold.map_or(0, |h| h.lost),
-        Measure::Failures => classes.values().sum(),
-        Measure::ErrorRate => {
-            let says_nothing =
-                |c| matches!(c, FailureClass::LocalLimit | FailureClass::Interrupted);
-            let told = classes.iter().filter(|(class, _)| !says_nothing(**class));
-            let failed: u64 = told.map(|(_, n)| n).sum();
-            return failed as f64 / ((r.ok + failed) as f64).max(1.0);
-        }
-        Measure::Rate => return rate(r),
-        Measure::Total(q) => quantile(q, &r.total_latency),
-        Measure::Connect(q) => quantile(q, &r.connect_latency),
-    };
-    n as f64
+    let told = classes.iter().filter(|(class, _)| !says_nothing(**class));
+    let failed: u64 = told.map(|(_, n)| n).sum();
+    failed as f64 / ((r.ok + failed) as f64).max(1.0)
 }
 
 /// Attempts a second, of the time in which they began.
 #[must_use]
 pub fn rate(r: &LoadResult) -> f64 {
     r.attempts as f64 / r.begun_s.max(1e-9)
-}
-
-const fn quantile(q: Quantile, l: &LatencySummary) -> u64 {
-    match q {
-        Quantile::P50 => l.p50_us,
-        Quantile::P90 => l.p90_us,
-        Quantile::P99 => l.p99_us,
-        Quantile::P999 => l.p999_us,
-        Quantile::Max => l.max_us,
-    }
 }
 
 #[cfg(test)]

@@ -59,13 +59,9 @@ pub struct Rules {
 /// Every such rule of this thread's network namespace. Needs CAP_NET_ADMIN there.
 pub fn of_invalid() -> Result<Rules, NetlinkError> {
     let mut rules = Rules::default();
-    let ask = NetfilterMessage::new(
-        NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0),
-        NfTablesMessage::GetRule(RuleMessage { attributes: Vec::new() }),
-    );
-    Socket::open()?.ask(ask, Ask::Dump, |m| {
-        if let NetfilterMessageInner::NfTables(NfTablesMessage::NewRule(rule)) = &m.inner {
-            rules.add(family(m.header.family), &rule.attributes);
+    dump(NfTablesMessage::GetRule(RuleMessage { attributes: Vec::new() }), |family, told| {
+        if let NfTablesMessage::NewRule(rule) = told {
+            rules.add(family, &rule.attributes);
         }
     })?;
     for (family, file) in LEGACY {
@@ -78,25 +74,32 @@ pub fn of_invalid() -> Result<Rules, NetlinkError> {
 /// Table and name of every chain of this thread's network namespace. Needs CAP_NET_ADMIN there.
 pub fn chains() -> Result<Vec<(String, String)>, NetlinkError> {
     let mut chains = Vec::new();
-    let ask = NetfilterMessage::new(
-        NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0),
-        NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() }),
-    );
-    Socket::open()?.ask(ask, Ask::Dump, |m| {
-        let NetfilterMessageInner::NfTables(NfTablesMessage::NewChain(chain)) = &m.inner else {
-            return;
-        };
+    dump(NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() }), |_, told| {
+        let NfTablesMessage::NewChain(chain) = told else { return };
         let (mut table, mut name) = (String::new(), String::new());
-        for attribute in &chain.attributes {
+        for attribute in chain.attributes {
             match attribute {
-                ChainAttribute::Table(t) => table.clone_from(t),
-                ChainAttribute::Name(n) => name.clone_from(n),
+                ChainAttribute::Table(t) => table = t,
+                ChainAttribute::Name(n) => name = n,
                 _ => {}
             }
         }
         chains.push((table, name));
     })?;
     Ok(chains)
+}
+
+/// Asks for all of one kind, and hands on each with its family.
+fn dump(
+    all: NfTablesMessage,
+    mut each: impl FnMut(&'static str, NfTablesMessage),
+) -> Result<(), NetlinkError> {
+    let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
+    Socket::open()?.ask(NetfilterMessage::new(header, all), Ask::Dump, |m| {
+        if let NetfilterMessageInner::NfTables(told) = m.inner {
+            each(family(m.header.family), told);
+        }
+    })
 }
 
 /// As nft calls it.
