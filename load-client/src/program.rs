@@ -14,7 +14,7 @@ use canary_record::result::{Config, SCHEMA_VERSION};
 use canary_runtime::admin::Admin;
 use canary_runtime::cli::derive;
 use canary_runtime::exit::Exit;
-use canary_runtime::logs::{end_logs, init_logs};
+use canary_runtime::logs::{end_logs, init_logs, lost_lines};
 use canary_runtime::shutdown::Shutdown;
 
 use crate::cli::{
@@ -158,9 +158,14 @@ fn ready(admin: Option<&Arc<Admin>>) {
 /// Judges, reports, and says how to exit.
 fn finish(report: &Report, mut result: LoadResult, thresholds: &[Threshold]) -> Result<Exit, End> {
     verdict::judge(&mut result, thresholds);
-    let exit = report::exit(&result);
-    report.finish(result, report::summary)?;
-    Ok(exit)
+    told(report, result)
+}
+
+/// Reports what is judged, and says how to exit.
+fn told(report: &Report, mut result: LoadResult) -> Result<Exit, End> {
+    result.reasons.extend(lost_lines());
+    report.finish(&result, &report::summary(&result))?;
+    Ok(report::exit(&result))
 }
 
 async fn run_churn(args: ChurnArgs, mut config: Config) -> Result<Exit, End> {
@@ -301,9 +306,7 @@ fn run_merge(args: &MergeArgs, config: Config) -> Result<Exit, End> {
     if result.verdict != LoadVerdict::ThresholdCrossed {
         result.verdict = merge::worst(&parts);
     }
-    let exit = report::exit(&result);
-    report.finish(result, report::summary)?;
-    Ok(exit)
+    told(&report, result)
 }
 
 async fn run_serve(args: ServeArgs, mut config: Config) -> Result<Exit, End> {
@@ -359,12 +362,16 @@ async fn run_serve(args: ServeArgs, mut config: Config) -> Result<Exit, End> {
     let result = ServeResult {
         schema_version: SCHEMA_VERSION,
         run: report.run(ended_by),
-        reasons: error.iter().map(|e| format!("a worker failed: {e}")).collect(),
+        reasons: error
+            .iter()
+            .map(|e| format!("a worker failed: {e}"))
+            .chain(lost_lines())
+            .collect(),
         accepted: count(&served.accepted),
         answers: count(&served.answers),
         accept_errors: count(&served.accept_errors),
     };
-    report.finish(result, |r| format!("served {} connections", r.accepted))?;
+    report.finish(&result, &format!("served {} connections", result.accepted))?;
     if let Some(e) = error {
         return Err(End::Failed(anyhow::Error::from(e).context("a worker failed")));
     }
@@ -375,23 +382,23 @@ async fn run_observe(args: ObserveArgs, config: Config) -> Result<Exit, End> {
     let mut shutdown = catch()?;
     let report = begin("load-client observe", config, &args.common)?;
     let admin = admin(&args.common)?;
-    let result = observe::run(&args, &report, &mut shutdown, admin.as_ref())
+    let mut result = observe::run(&args, &report, &mut shutdown, admin.as_ref())
         .await
         .map_err(|e| End::Failed(anyhow!(e)))?;
-    report.finish(result, |r| {
-        let grew = r.difference;
-        format!(
-            "observed {:.1} s: {} entries of {} at most {}; invalid +{}, drop +{}, early_drop +{}, insert_failed +{}",
-            r.run.seconds,
-            r.last.entries,
-            r.last.limit,
-            r.most_entries,
-            grew.invalid,
-            grew.drop,
-            grew.early_drop,
-            grew.insert_failed,
-        )
-    })?;
+    result.reasons.extend(lost_lines());
+    let (r, grew) = (&result, result.difference);
+    let summary = format!(
+        "observed {:.1} s: {} entries of {} at most {}; invalid +{}, drop +{}, early_drop +{}, insert_failed +{}",
+        r.run.seconds,
+        r.last.entries,
+        r.last.limit,
+        r.most_entries,
+        grew.invalid,
+        grew.drop,
+        grew.early_drop,
+        grew.insert_failed,
+    );
+    report.finish(r, &summary)?;
     Ok(Exit::Ok)
 }
 
@@ -400,14 +407,14 @@ async fn run_witness(args: WitnessArgs, config: Config) -> Result<Exit, End> {
     let files: Vec<_> = args.pcap.iter().map(|f| f.display().to_string()).collect();
     let captures = witness::open(&args.pcap).map_err(End::Usage)?;
     let report = begin("load-client witness", config, &args.common)?;
-    let result = if let Some(captures) = captures {
+    let mut result = if let Some(captures) = captures {
         witness::read(captures, &files, &report)
     } else {
         let admin = admin(&args.common)?;
         witness::watch(&args, &report, &mut shutdown, admin.as_ref()).await
     };
-    let (verdict, ended_by) = (result.verdict, result.run.ended_by);
-    report.finish(result, witness::report::summary)?;
-    linger(&mut shutdown, ended_by, args.linger).await;
-    Ok(verdict.into())
+    result.reasons.extend(lost_lines());
+    report.finish(&result, &witness::report::summary(&result))?;
+    linger(&mut shutdown, result.run.ended_by, args.linger).await;
+    Ok(result.verdict.into())
 }

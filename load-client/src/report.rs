@@ -6,14 +6,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use canary_record::names::{EndedBy, LoadVerdict, Verdict};
+use canary_record::names::{EndedBy, LoadVerdict};
 use canary_record::result::load::LoadResult;
-use canary_record::result::observe::ObserveResult;
-use canary_record::result::serve::ServeResult;
-use canary_record::result::witness::WitnessResult;
 use canary_record::result::{Clock, Config, Run, SCHEMA_VERSION};
 use canary_runtime::exit::Exit;
-use canary_runtime::logs::lost_lines;
 use canary_runtime::output::{ResultFile, print_line, print_text, termination_message};
 use serde::Serialize;
 
@@ -63,13 +59,7 @@ impl Report {
     /// Writes the document to the file and as the last line of stdout; on a
     /// terminal `summary` stands there instead. What cannot be written keeps nothing
     /// else from being written.
-    pub fn finish<T: Document>(
-        &self,
-        mut result: T,
-        summary: impl FnOnce(&T) -> String,
-    ) -> anyhow::Result<()> {
-        result.reasons().extend(lost_lines());
-        let (result, summary) = (&result, &summary(&result));
+    pub fn finish(&self, result: &impl Serialize, summary: &str) -> anyhow::Result<()> {
         let filed = self.file.as_ref().map_or(Ok(()), |file| file.write(result));
         // In a pod, what `kubectl describe` shows.
         if let Err(e) = termination_message(None, &one_line(summary)) {
@@ -78,36 +68,6 @@ impl Report {
         if std::io::stdout().is_terminal() { print_text(summary) } else { print_line(result) }
             .context("cannot write the result to stdout")?;
         Ok(filed?)
-    }
-}
-
-/// A result that says what weakens it.
-pub trait Document: Serialize {
-    /// What is said there.
-    fn reasons(&mut self) -> &mut Vec<String>;
-}
-
-impl Document for LoadResult {
-    fn reasons(&mut self) -> &mut Vec<String> {
-        &mut self.reasons
-    }
-}
-
-impl Document for ObserveResult {
-    fn reasons(&mut self) -> &mut Vec<String> {
-        &mut self.reasons
-    }
-}
-
-impl Document for WitnessResult {
-    fn reasons(&mut self) -> &mut Vec<String> {
-        &mut self.reasons
-    }
-}
-
-impl Document for ServeResult {
-    fn reasons(&mut self) -> &mut Vec<String> {
-        &mut self.reasons
     }
 }
 
@@ -148,16 +108,13 @@ fn one_line(summary: &str) -> String {
 /// proved nothing.
 #[must_use]
 pub fn exit(r: &LoadResult) -> Exit {
-    match (r.run.ended_by, r.verdict, r.forge.as_ref().map(|f| f.verdict)) {
-        (EndedBy::Error, ..) => Exit::Failed,
-        (_, LoadVerdict::ThresholdCrossed, _) | (.., Some(Verdict::Vulnerable)) => {
-            Verdict::Vulnerable.into()
-        }
-        (_, LoadVerdict::Inconclusive, _) | (.., Some(Verdict::Inconclusive)) => {
-            Verdict::Inconclusive.into()
-        }
-        (_, LoadVerdict::WithinThresholds, _) => Exit::Ok,
+    if r.run.ended_by == EndedBy::Error {
+        return Exit::Failed;
     }
+    let all = [Some(r.verdict.into()), r.forge.as_ref().map(|f| f.verdict.into())];
+    let worst =
+        [Exit::Vulnerable, Exit::Inconclusive].into_iter().find(|e| all.contains(&Some(*e)));
+    worst.unwrap_or(Exit::Ok)
 }
 
 /// A few lines for a person.
