@@ -96,13 +96,14 @@ fn read(captures: &[&[u8]]) -> (Offline, Vec<Ended>) {
     for packet in Merged::new(readers) {
         offline.packet(&packet);
     }
-    let found = offline.finish();
-    (offline, found.examples)
+    offline.finish();
+    let ended = offline.found.examples.clone();
+    (offline, ended)
 }
 
 fn names_the_leak(capture: &[u8], [client, service, server]: [&str; 3]) {
     let (offline, ended) = read(&[capture]);
-    assert_eq!((ended.len(), offline.messages.unreadable), (1, 0), "{ended:?}");
+    assert_eq!((ended.len(), offline.found.messages.unreadable), (1, 0), "{ended:?}");
     let e = &ended[0];
     let to = Direction::ServerToClient;
     assert_eq!((e.cause, e.direction), (Cause::AnsweredByClient, to), "{e:?}");
@@ -164,7 +165,7 @@ fn snap_lengths() {
         let frames: Vec<_> = leak(ends).iter().map(|p| frame(DataLink::ETHERNET, p, 0)).collect();
         names_the_leak(&pcap(DataLink::ETHERNET, &frames, headers), ends);
         let (offline, ended) = read(&[&pcap(DataLink::ETHERNET, &frames, headers - 1)]);
-        assert_eq!((ended.len(), offline.messages.unreadable), (0, frames.len() as u64));
+        assert_eq!((ended.len(), offline.found.messages.unreadable), (0, frames.len() as u64));
     }
 }
 
@@ -208,7 +209,7 @@ fn what_a_side_cannot_know_is_not_named() {
     let frames: Vec<_> = leak(V4).iter().map(|p| frame(DataLink::ETHERNET, p, 0)).collect();
     names_the_leak(&pcap(DataLink::ETHERNET, &frames[2..], 65_535), V4);
     let (offline, ended) = read(&[&pcap(DataLink::ETHERNET, &frames[5..], 65_535)]);
-    assert_eq!((ended.len(), offline.stray_resets), (0, 1));
+    assert_eq!((ended.len(), offline.found.stray_resets), (0, 1));
     // A reset whose number is not the connection's.
     let mut other = leak(V4);
     let [client, _, server] = V4;

@@ -299,8 +299,8 @@ fn run(total: u32, one_in: u32, seed: u64) {
     let accused: Vec<_> =
         found.iter().filter(|(k, v)| expected.get(*k) != Some(*v)).take(5).collect();
     assert!(missed.is_empty() && accused.is_empty(), "missed {missed:?}, accused {accused:?}");
-    assert_eq!((witness.messages.lost, witness.messages.forgotten), (0, 0));
-    let (ended, unexplained) = witness.found.totals();
+    assert_eq!((witness.found().messages.lost, witness.found().messages.forgotten), (0, 0));
+    let (ended, unexplained) = witness.found().totals();
     assert_eq!((ended, unexplained), (expected.len() as u64, 0));
 }
 
@@ -350,7 +350,7 @@ fn told(
     }
     witness.tick(Duration::ZERO, false, &mut Around(first), &mut |e| told.push(e));
     witness.tick(Duration::from_secs(9), true, &mut Around(later), &mut |e| told.push(e));
-    (told, witness.stray_resets())
+    (told, witness.found().stray_resets)
 }
 
 /// The entry of that connection's ports.
@@ -427,6 +427,6 @@ fn half_of_a_connection_leaves_nothing_forgotten() {
         witness.message(Duration::ZERO, message, &mut kernel, &mut |e| panic!("{e:?}"));
     }
     witness.tick(Duration::from_secs(9), true, &mut kernel, &mut |e| panic!("{e:?}"));
-    assert_eq!(witness.messages.forgotten, 0);
-    assert_eq!(witness.unanswered(), [(Reason::InvalidState, 1000)].into());
+    assert_eq!(witness.found().messages.forgotten, 0);
+    assert_eq!(witness.found().unanswered, [(Reason::InvalidState, 1000)].into());
 }

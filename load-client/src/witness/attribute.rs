@@ -12,6 +12,7 @@ use canary_record::result::witness::{Cause, Direction, Reason};
 use canary_wire::segment::{Flags, Numbers, Segment};
 use canary_wire::seq::Seq;
 
+use super::found::Found;
 use super::reason::TextId;
 
 /// How long after a segment its reset may come.
@@ -145,23 +146,6 @@ impl Pair {
     }
 }
 
-/// What was counted beside the pairs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Segments by reason, of which no reset came.
-    pub unanswered: AHashMap<Reason, u64>,
-    /// Resets that answer nothing that was heard.
-    pub stray_resets: u64,
-    /// Of these, those that answer a SYN ACK without an entry.
-    pub half_open_resets: u64,
-    /// Segments that were forgotten for want of room.
-    pub forgotten: u64,
-    /// Resets that were provoked and that their receiver cannot take.
-    pub harmless: u64,
-    /// Pairs judged without a second look for want of room.
-    pub hurried: u64,
-}
-
 /// Matches resets with segments.
 #[derive(Debug, Default)]
 pub struct Matcher {
@@ -173,7 +157,9 @@ pub struct Matcher {
     ended: AHashMap<Tuple, Seq>,
     ended_order: VecDeque<Tuple>,
     /// What was counted.
-    pub counts: Counts,
+    pub found: Found,
+    /// Pairs judged without a second look for want of room.
+    pub hurried: u64,
 }
 
 /// What to do after a segment.
@@ -201,11 +187,6 @@ impl Matcher {
         Next::Nothing
     }
 
-    /// Counts a segment whose answer would end nothing that conntrack knows.
-    pub fn ends_nothing(&mut self, reason: Reason) {
-        *self.counts.unanswered.entry(reason).or_default() += 1;
-    }
-
     fn suspect(&mut self, now: Duration, heard: &Heard<'_>) {
         let s = &heard.segment;
         let tuple = Tuple { source: s.src, destination: s.dst };
@@ -226,14 +207,14 @@ impl Matcher {
         list.push(Suspect { at: now, numbers, reason, bound, text, heard: 1, answered: 0 });
         if list.len() > ON_ONE {
             let old = list.remove(0);
-            self.counts.forgotten += u64::from(old.heard - old.answered.min(old.heard));
+            self.found.messages.forgotten += u64::from(old.heard - old.answered.min(old.heard));
         }
         self.order.push_back((now, tuple));
         if self.order.len() > SUSPECTS
             && let Some((at, tuple)) = self.order.pop_front()
             && let Some(old) = self.take(at, tuple)
         {
-            self.counts.forgotten += u64::from(old.heard - old.answered.min(old.heard));
+            self.found.messages.forgotten += u64::from(old.heard - old.answered.min(old.heard));
         }
     }
 
@@ -263,7 +244,7 @@ impl Matcher {
     fn unanswered(&mut self, old: &Suspect) {
         let n = u64::from(old.heard.saturating_sub(old.answered));
         if n > 0 {
-            *self.counts.unanswered.entry(old.reason).or_default() += n;
+            *self.found.unanswered.entry(old.reason).or_default() += n;
         }
     }
 
@@ -274,7 +255,7 @@ impl Matcher {
         let Some(suspect) =
             list.and_then(|list| list.iter_mut().find(|suspect| suspect.numbers.provokes(s)))
         else {
-            self.counts.stray_resets += 1;
+            self.found.stray_resets += 1;
             return Next::Nothing;
         };
         suspect.answered = suspect.answered.saturating_add(1);
@@ -286,7 +267,7 @@ impl Matcher {
             first: (now, Look::NotMade),
         };
         if pair.suspect.harmless() {
-            self.counts.harmless += 1;
+            self.found.harmless += 1;
             return Next::Nothing;
         }
         // A connection's first reset that can end it is what ended it.
@@ -295,7 +276,7 @@ impl Matcher {
             return Next::Nothing;
         }
         if self.pairs.len() >= PAIRS {
-            self.counts.hurried += 1;
+            self.hurried += 1;
             self.remember(&pair);
             return Next::Judge(Box::new(pair));
         }
@@ -351,12 +332,6 @@ impl Matcher {
     #[must_use]
     pub fn settled(&self) -> bool {
         self.pairs.is_empty()
-    }
-
-    /// Segments and pairs in memory.
-    #[must_use]
-    pub fn held(&self) -> usize {
-        self.order.len() + self.pairs.len() + self.ended.len()
     }
 }
 

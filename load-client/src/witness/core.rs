@@ -1,18 +1,15 @@
 //! From messages to findings: reads each message, lets [`Matcher`] match, looks entries up
 //! through a trait, judges, counts. No clock, no socket.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
-use ahash::AHashMap;
-use canary_conntrack::table::Tuple;
-use canary_record::result::witness::{
-    Cause, CauseCount, Direction, EXAMPLES, Ended, Hit, MOST_HIT, Messages, Reason,
-};
+use canary_conntrack::table::{TcpState, Tuple};
+use canary_record::result::witness::{Cause, Direction, Ended, Reason};
 use canary_wire::segment::Flags;
 
 use super::attribute::{Heard, Judgement, Look, Matcher, Next, Pair, judge};
+use super::found::Found;
 use super::packet;
 use super::reason::{self, Texts};
 
@@ -26,90 +23,6 @@ pub trait Surroundings {
 
 /// First and second looks in one [`Witness::tick`] at most: a look is a system call.
 const LOOKS: usize = 250;
-/// Addresses that are counted one by one at most.
-const ADDRESSES: usize = 4096;
-
-/// Addresses by how often they were hit. Bounded: the first to come have the room.
-#[derive(Clone, Debug, Default)]
-struct Most(AHashMap<String, u64>);
-
-impl Most {
-    fn add(&mut self, address: Option<&String>) {
-        let Some(address) = address else { return };
-        if let Some(n) = self.0.get_mut(address) {
-            *n += 1;
-        } else if self.0.len() < ADDRESSES {
-            self.0.insert(address.clone(), 1);
-        }
-    }
-
-    fn top(&self) -> Vec<Hit> {
-        let hit =
-            |(address, count): (&String, &u64)| Hit { address: address.clone(), count: *count };
-        let mut hits: Vec<_> = self.0.iter().map(hit).collect();
-        hits.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.address.cmp(&b.address)));
-        hits.truncate(MOST_HIT);
-        hits
-    }
-}
-
-/// What was found so far.
-#[derive(Clone, Debug, Default)]
-pub struct Found {
-    /// Connections by what became of them.
-    pub connections: BTreeMap<(Cause, Direction), u64>,
-    /// On which a reset was provoked, and which lived on.
-    pub lived_on: u64,
-    /// That were closing anyway.
-    pub already_closing: u64,
-    /// The first ones.
-    pub examples: Vec<Ended>,
-    services: Most,
-    clients: Most,
-    servers: Most,
-}
-
-impl Found {
-    /// Counts one connection.
-    pub fn add(&mut self, ended: &Ended) {
-        *self.connections.entry((ended.cause, ended.direction)).or_default() += 1;
-        if ended.cause.ended() {
-            self.services.add(ended.service.as_ref());
-            self.clients.add(ended.client.as_deref().map(host).as_ref());
-            self.servers.add(ended.server.as_deref().map(host).as_ref());
-        }
-        if self.examples.len() < EXAMPLES {
-            self.examples.push(ended.clone());
-        }
-    }
-
-    /// Connections that were ended, and those that are unexplained.
-    #[must_use]
-    pub fn totals(&self) -> (u64, u64) {
-        self.connections.iter().fold((0, 0), |(ended, open), ((cause, _), n)| {
-            if cause.ended() { (ended + n, open) } else { (ended, open + n) }
-        })
-    }
-
-    /// As the result has it.
-    #[must_use]
-    pub fn causes(&self) -> Vec<CauseCount> {
-        let count = |(&(cause, direction), &count)| CauseCount { cause, direction, count };
-        self.connections.iter().map(count).collect()
-    }
-
-    /// The most hit: Services, clients, servers.
-    #[must_use]
-    pub fn most_hit(&self) -> [Vec<Hit>; 3] {
-        [self.services.top(), self.clients.top(), self.servers.top()]
-    }
-}
-
-/// The address without its port.
-fn host(address: &str) -> String {
-    address.parse::<SocketAddr>().map_or_else(|_| address.to_owned(), |a| a.ip().to_string())
-}
-
 /// The pure part of the witness.
 #[derive(Debug, Default)]
 pub struct Witness {
@@ -121,12 +34,6 @@ pub struct Witness {
     pub rejects: bool,
     /// The kernel's texts.
     pub texts: Texts,
-    /// Messages.
-    pub messages: Messages,
-    /// Segments by reason.
-    pub segments: BTreeMap<Reason, u64>,
-    /// What was found.
-    pub found: Found,
     next_number: Option<u32>,
 }
 
@@ -140,24 +47,26 @@ impl Witness {
         around: &mut impl Surroundings,
         tell: &mut impl FnMut(Ended),
     ) {
-        self.messages.received += 1;
+        let found = &mut self.matcher.found;
+        found.messages.received += 1;
         if let Some(number) = number {
             let lost = self.next_number.map_or(0, |next| number.wrapping_sub(next));
-            self.messages.lost += u64::from(lost);
+            found.messages.lost += u64::from(lost);
             self.next_number = Some(number.wrapping_add(1));
         }
         let Some(words) = reason::read(prefix) else {
-            self.messages.foreign += 1;
+            found.messages.foreign += 1;
             return;
         };
-        *self.segments.entry(words.reason).or_default() += 1;
+        *found.segments.entry(words.reason).or_default() += 1;
         let text = self.texts.note(words.text);
         let Ok(segment) = packet::segment(bytes) else {
-            self.messages.unreadable += 1;
+            found.messages.unreadable += 1;
             return;
         };
         if words.is_of_an_opening_one() && !segment.flags.has(Flags::RST) {
-            self.matcher.ends_nothing(words.reason);
+            // Its answer would end nothing that conntrack knows.
+            *found.unanswered.entry(words.reason).or_default() += 1;
             return;
         }
         let heard = Heard { segment, reason: words.reason, bound: words.bound, text };
@@ -201,7 +110,6 @@ impl Witness {
         if end {
             self.matcher.finish();
         }
-        self.messages.forgotten = self.matcher.counts.forgotten;
     }
 
     fn judge(
@@ -211,15 +119,16 @@ impl Witness {
         around: &mut impl Surroundings,
         tell: &mut impl FnMut(Ended),
     ) {
+        let found = &mut self.matcher.found;
         match judge(pair, later, |ip| around.here(ip)) {
-            Judgement::LivedOn => self.found.lived_on += 1,
-            Judgement::AlreadyClosing => self.found.already_closing += 1,
+            Judgement::LivedOn => found.harmless += 1,
+            Judgement::AlreadyClosing => found.already_closing += 1,
             Judgement::Unrelated => {
-                self.matcher.counts.stray_resets += 1;
+                found.stray_resets += 1;
                 let suspect = &pair.suspect;
                 let half_open = suspect.reason == Reason::InvalidNew
                     && suspect.numbers.flags.has(Flags::SYN.with(Flags::ACK));
-                self.matcher.counts.half_open_resets += u64::from(half_open);
+                found.half_open_resets += u64::from(half_open);
             }
             Judgement::Counted(mut cause, direction, mut facts) => {
                 if self.rejects && cause == Cause::AnsweredByClient {
@@ -231,7 +140,7 @@ impl Witness {
                     );
                 }
                 let ended = self.record(pair, &later.1, (cause, direction), &facts);
-                self.found.add(&ended);
+                self.matcher.found.add(&ended);
                 tell(ended);
             }
         }
@@ -266,7 +175,7 @@ impl Witness {
             answered_us: answered.as_micros() as u64,
             states: [state(first), state(second)],
             entry_outlived: (*second != Look::NotMade)
-                .then(|| second.state() == Some(canary_conntrack::table::TcpState::Established)),
+                .then(|| second.state() == Some(TcpState::Established)),
             facts: facts.iter().map(|f| (*f).to_owned()).collect(),
         }
     }
@@ -277,33 +186,20 @@ impl Witness {
         self.to_look.is_empty() && self.matcher.settled()
     }
 
-    /// Resets that belong to no segment.
+    /// What was found so far.
     #[must_use]
-    pub fn stray_resets(&self) -> u64 {
-        self.matcher.counts.stray_resets
+    pub const fn found(&self) -> &Found {
+        &self.matcher.found
     }
 
-    /// Of these, those that answer a SYN ACK without an entry.
-    #[must_use]
-    pub fn half_open_resets(&self) -> u64 {
-        self.matcher.counts.half_open_resets
+    /// The kernel said that messages are lost: nobody read them in time.
+    pub fn overrun(&mut self) {
+        self.matcher.found.messages.overruns += 1;
     }
 
     /// Pairs that were judged by one look, for want of room to wait.
     #[must_use]
-    pub fn hurried(&self) -> u64 {
-        self.matcher.counts.hurried
-    }
-
-    /// Resets that were provoked and ended nothing.
-    #[must_use]
-    pub fn harmless(&self) -> u64 {
-        self.matcher.counts.harmless + self.found.lived_on
-    }
-
-    /// Segments that no reset answered.
-    #[must_use]
-    pub fn unanswered(&self) -> BTreeMap<Reason, u64> {
-        self.matcher.counts.unanswered.iter().map(|(r, n)| (*r, *n)).collect()
+    pub const fn hurried(&self) -> u64 {
+        self.matcher.hurried
     }
 }

@@ -1,11 +1,12 @@
 //! Which of this node's connections an INVALID segment ended: the kernel's own words on NFLOG,
 //! or captures, attributed segment by segment.
 //!
-//! [`reason`], [`packet`], [`attribute`], [`core`], [`pcap`], [`offline`] and [`page`] are pure; [`nflog`] alone listens, [`sysctl`]
+//! [`reason`], [`packet`], [`attribute`], [`core`], [`found`], [`pcap`], [`offline`] and [`page`] are pure; [`nflog`] alone listens, [`sysctl`]
 //! alone changes the kernel.
 
 pub mod attribute;
 pub mod core;
+pub mod found;
 pub mod nflog;
 pub mod offline;
 pub mod packet;
@@ -31,6 +32,8 @@ use crate::cli::WitnessArgs;
 use crate::observe::Reader;
 use crate::report::Report;
 
+use self::found::Found;
+
 /// Watches this network namespace until the end of `--duration` or a signal.
 pub async fn watch(
     args: &WitnessArgs,
@@ -43,8 +46,9 @@ pub async fn watch(
         Ok(watch) => watch,
         Err(e) => {
             eprintln!("error: cannot watch: {e}");
-            let why = format!("cannot watch: {e}");
-            return self::report::empty(report.run(EndedBy::Error), Source::Kernel, why);
+            let weak = vec![format!("cannot watch: {e}")];
+            let (nothing, run) = (Found::default(), report.run(EndedBy::Error));
+            return self::report::of(&nothing, run, Source::Kernel, weak, 0.0);
         }
     };
     let mut reader = Reader::new();

@@ -2,17 +2,16 @@
 //! them; so a cause is named only where addresses or numbers single it out, and where they do not
 //! the connection is unexplained, with what is known.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use ahash::AHashMap;
 use canary_conntrack::table::Tuple;
-use canary_record::result::witness::{Cause, Direction, Ended, Messages, Reason};
+use canary_record::result::witness::{Cause, Direction, Ended, Reason};
 use canary_wire::segment::{Flags, Numbers, Segment, SegmentError};
 use canary_wire::seq::Seq;
 
-use super::core::Found;
+use super::found::Found;
 use super::pcap::Packet;
 
 /// How long after a segment its reset may come.
@@ -111,16 +110,8 @@ pub struct Offline {
     open: Vec<Open>,
     begin: Option<Duration>,
     end: Duration,
-    /// Packets.
-    pub messages: Messages,
-    /// Segments that no connection has, by what their numbers show.
-    pub segments: BTreeMap<Reason, u64>,
-    /// Resets that answer nothing that was captured.
-    pub stray_resets: u64,
-    /// Resets that their receiver could not take, or that it outlived.
-    pub harmless: u64,
-    /// Resets on connections that both sides had closed.
-    pub already_closing: u64,
+    /// Of segments, those that no connection has, by what their numbers show.
+    pub found: Found,
 }
 
 fn key(a: SocketAddr, b: SocketAddr) -> ((SocketAddr, SocketAddr), usize) {
@@ -140,11 +131,13 @@ fn valid_flags(flags: Flags) -> bool {
 impl Offline {
     /// Takes note of a captured packet.
     pub fn packet(&mut self, packet: &Packet) {
-        self.messages.received += 1;
+        self.found.messages.received += 1;
         match packet.segment() {
             Ok((segment, ttl)) => self.see(packet.at, &segment, ttl),
-            Err(SegmentError::Protocol(_) | SegmentError::Version(_)) => self.messages.foreign += 1,
-            Err(_) => self.messages.unreadable += 1,
+            Err(SegmentError::Protocol(_) | SegmentError::Version(_)) => {
+                self.found.messages.foreign += 1;
+            }
+            Err(_) => self.found.messages.unreadable += 1,
         }
     }
 
@@ -155,7 +148,7 @@ impl Offline {
         let (name, from) = key(s.src, s.dst);
         if !self.flows.contains_key(&name) {
             if self.flows.len() >= FLOWS {
-                self.messages.forgotten += 1;
+                self.found.messages.forgotten += 1;
                 return;
             }
             for (one, other) in [(s.src, s.dst), (s.dst, s.src)] {
@@ -184,7 +177,7 @@ impl Offline {
             again.at = at;
         } else {
             if let Some(reason) = reason {
-                *self.segments.entry(reason).or_default() += 1;
+                *self.found.segments.entry(reason).or_default() += 1;
             }
             if me.recent.len() == RECENT {
                 me.recent.remove(0);
@@ -207,7 +200,7 @@ impl Offline {
         let before = flow.sides[from].closed;
         flow.sides[from].closed = true;
         let Some(sent) = sent else {
-            self.stray_resets += 1;
+            self.found.stray_resets += 1;
             return;
         };
         let tuple = Tuple { source: s.dst, destination: s.src };
@@ -216,17 +209,17 @@ impl Offline {
             return;
         }
         if before && flow.sides[from].segments > 0 && flow.sides[1 - from].closed {
-            self.already_closing += 1;
+            self.found.already_closing += 1;
             return;
         }
         if self.open.len() >= RESETS {
-            self.messages.forgotten += 1;
+            self.found.messages.forgotten += 1;
             return;
         }
         match self.one(&Reset { tuple, sent, at, ttl }) {
             One::Open(open) => self.open.push(*open),
-            One::Harmless => self.harmless += 1,
-            One::Stray => self.stray_resets += 1,
+            One::Harmless => self.found.harmless += 1,
+            One::Stray => self.found.stray_resets += 1,
         }
     }
 
@@ -236,9 +229,8 @@ impl Offline {
         self.begin.map_or(0.0, |b| self.end.saturating_sub(b).as_secs_f64())
     }
 
-    /// What was found, after the last packet.
-    pub fn finish(&mut self) -> Found {
-        let mut found = Found::default();
+    /// Judges what is open, after the last packet.
+    pub fn finish(&mut self) {
         for open in std::mem::take(&mut self.open) {
             // A side that acknowledges more afterwards has not been ended.
             let more = |side: Option<(&Side, &Side)>| {
@@ -248,12 +240,11 @@ impl Offline {
             let (answerer, peer) = open.known_as;
             let sender = self.side(open.tuple.source, open.tuple.destination);
             if more(sender) || more(self.side(peer, answerer)) {
-                self.harmless += 1;
+                self.found.harmless += 1;
             } else {
-                found.add(&open.ended);
+                self.found.add(&open.ended);
             }
         }
-        found
     }
 
     fn side(&self, from: SocketAddr, to: SocketAddr) -> Option<(&Side, &Side)> {

@@ -6,6 +6,7 @@ use canary_record::result::witness::{CauseCount, Direction, Ended};
 use canary_runtime::page::{self, Event, Role, Seen};
 use maud::{Markup, html};
 
+use super::found::Found;
 use super::show::View;
 
 /// The page of a watch that goes on.
@@ -24,30 +25,31 @@ pub fn render(view: &View, host: &str) -> String {
              ended, and none is cleared.",
         ),
     };
-    let m = &view.messages;
+    let found = &view.found;
+    let (m, [services, ..]) = (&found.messages, found.most_hit());
     let main = html! {
         h1 { "So far: " strong.(class) { (verdict) } }
         p { (meaning) }
         h2 { "Connections by what ended them" }
-        (causes(&view.causes))
+        (causes(&found.causes()))
         h2 { "The last of them" }
         @match view.latest.front() {
             Some(ended) => (ladder(ended)),
             None => p { "None." },
         }
-        @if !view.services.is_empty() {
+        @if !services.is_empty() {
             h2 { "Services most hit" }
-            ul { @for hit in view.services.iter().take(View::LATEST) {
+            ul { @for hit in services.iter().take(View::LATEST) {
                 li { code { (hit.address) } ": " (hit.count) }
             } }
         }
         h2 { "INVALID segments" }
-        (segments(view))
+        (segments(found))
         h2 { "This watch" }
         p {
             (host) ", for " (view.elapsed.as_secs()) " s: " (m.received) " messages of the kernel, " (m.lost)
-            " lost, " (m.forgotten) " segments forgotten; " (view.stray) " resets that belong to no segment, "
-            (view.harmless) " that ended nothing, " (view.already_closing) " on connections that were closing."
+            " lost, " (m.forgotten) " segments forgotten; " (found.stray_resets) " resets that belong to no segment, "
+            (found.harmless) " that ended nothing, " (found.already_closing) " on connections that were closing."
         }
         p { a href="/metrics" { "/metrics" } " has the counts for Prometheus." }
     };
@@ -69,17 +71,17 @@ fn causes(causes: &[CauseCount]) -> Markup {
     }
 }
 
-fn segments(view: &View) -> Markup {
+fn segments(found: &Found) -> Markup {
     html! {
-        @if view.segments.is_empty() { p { "None." } } @else {
+        @if found.segments.is_empty() { p { "None." } } @else {
             div.wide tabindex="0" role="region" aria-label="Segments" { table {
                 thead { tr {
                     th scope="col" { "The kernel’s reason" } th.num scope="col" { "Segments" }
                     th.num scope="col" { "No reset answered" }
                 } }
-                tbody { @for (reason, n) in &view.segments { tr {
+                tbody { @for (reason, n) in &found.segments { tr {
                     th scope="row" { (reason) } td.num { (n) }
-                    td.num { (view.unanswered.get(reason).unwrap_or(&0)) }
+                    td.num { (found.unanswered.get(reason).unwrap_or(&0)) }
                 } } }
             } }
         }
@@ -154,39 +156,18 @@ fn ladder(e: &Ended) -> Markup {
 mod tests {
     use std::time::Duration;
 
-    use canary_record::result::witness::{Cause, Hit, Reason};
+    use canary_record::result::witness::{Cause, Reason};
 
+    use super::super::found::tests::{ended, heard};
     use super::*;
 
     fn view(cause: Cause, direction: Direction) -> View {
-        let ended = Ended {
-            t: 12.5,
-            cause,
-            direction,
-            client: Some("198.18.65.10:56856".to_owned()),
-            service: Some("198.19.0.10:80".to_owned()),
-            server: Some("198.18.66.20:9000".to_owned()),
-            from: "198.18.66.20:9000".to_owned(),
-            to: "198.18.65.10:56856".to_owned(),
-            seq: 1_261_697_329,
-            ack: 7,
-            flags: "PSH ACK".to_owned(),
-            reason: Reason::SeqOver,
-            text: "SEQ is over upper bound 3409261874 (<b>)".to_owned(),
-            answered_us: 10,
-            states: [None, None],
-            entry_outlived: Some(true),
-            facts: vec!["the entry outlived it".to_owned()],
-        };
-        View {
-            elapsed: Duration::from_secs(75),
-            causes: vec![CauseCount { cause, direction, count: 3 }],
-            segments: [(Reason::SeqOver, 5)].into(),
-            unanswered: [(Reason::SeqOver, 2)].into(),
-            services: vec![Hit { address: "198.19.0.10:80".to_owned(), count: 3 }],
-            latest: [ended].into(),
-            ..View::default()
+        let mut found = heard([(Reason::SeqOver, 5)], (Reason::SeqOver, 2));
+        let ended = ended(cause, direction);
+        for _ in 0..3 {
+            found.add(&ended);
         }
+        View { elapsed: Duration::from_secs(75), found, latest: [ended].into() }
     }
 
     /// The page has the verdict, each cause, and the last connection with the kernel's own words.
@@ -215,7 +196,7 @@ mod tests {
         assert!(!page.contains("Ended.") && page.contains("Unexplained."), "{page}");
         assert!(render(&View::default(), "").contains("<strong class=\"good\">protected</strong>"));
         let mut lossy = View::default();
-        lossy.messages.lost = 1;
+        lossy.found.messages.lost = 1;
         assert!(render(&lossy, "").contains("<strong class=\"doubt\">inconclusive</strong>"));
     }
 }

@@ -1,5 +1,7 @@
 //! From what was found to the result document and its verdict.
 
+use std::collections::BTreeMap;
+
 use canary_record::names::{EndedBy, Verdict};
 use canary_record::result::observe::ConntrackCounters;
 use canary_record::result::witness::{
@@ -7,41 +9,9 @@ use canary_record::result::witness::{
 };
 use canary_record::result::{Run, SCHEMA_VERSION};
 
-use super::core::{Found, Witness};
+use super::found::Found;
 use super::offline::Offline;
 use super::run::Watched;
-
-/// A document in which nothing was found.
-#[must_use]
-pub fn empty(run: Run, source: Source, why: String) -> WitnessResult {
-    WitnessResult {
-        schema_version: SCHEMA_VERSION,
-        run,
-        verdict: Verdict::Inconclusive,
-        reasons: vec![why],
-        source,
-        seconds_watched: 0.0,
-        messages: canary_record::result::witness::Messages::default(),
-        segments: std::collections::BTreeMap::new(),
-        unanswered: std::collections::BTreeMap::new(),
-        texts: std::collections::BTreeMap::new(),
-        resets_logged: true,
-        stray_resets: 0,
-        half_open_resets: 0,
-        connections: Vec::new(),
-        harmless: 0,
-        already_closing: 0,
-        services: Vec::new(),
-        clients: Vec::new(),
-        servers: Vec::new(),
-        examples: Vec::new(),
-        conntrack: None,
-        table: std::collections::BTreeMap::new(),
-        rules: Vec::new(),
-        unread_rules: Vec::new(),
-        changed: Vec::new(),
-    }
-}
 
 /// Conntrack's own counters over the watch, and whether it tracked anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,7 +31,7 @@ pub fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>) -> Wit
     }
     weak.extend(watched.meddled);
     let w = &watched.witness;
-    let m = w.messages;
+    let (found, m) = (w.found(), w.found().messages);
     if m.lost > 0 || m.overruns > 0 {
         weak.push(format!(
             "{} messages were lost ({} overruns of the socket): what they told of is not known",
@@ -80,10 +50,11 @@ pub fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>) -> Wit
     if watched.look_failures > 0 {
         weak.push(format!("{} look-ups of entries failed", watched.look_failures));
     }
-    let resets_logged = w.segments.contains_key(&Reason::InvalidNew) || logs_resets(&run.kernel);
+    let resets_logged =
+        found.segments.contains_key(&Reason::InvalidNew) || logs_resets(&run.kernel);
     // What lies below the window is translated since 6.1, and INVALID before.
-    let waiting = |(reason, _): &(Reason, u64)| !matches!(reason, Reason::Ignored);
-    let unanswered: u64 = w.unanswered().into_iter().filter(waiting).map(|(_, n)| n).sum();
+    let waiting = found.unanswered.iter().filter(|(reason, _)| **reason != Reason::Ignored);
+    let unanswered: u64 = waiting.map(|(_, n)| n).sum();
     if !resets_logged && unanswered > 0 {
         weak.push(format!(
             "Linux {} may not log the resets that answer INVALID segments (5.10 and 6.1 do not): what \
@@ -92,7 +63,7 @@ pub fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>) -> Wit
         ));
     }
     let table = conntrack.map(|c| InTable::of(&c.grown)).unwrap_or_default();
-    let half_open = w.half_open_resets();
+    let half_open = found.half_open_resets;
     if let Some(evicted) = table.get(&InTable::EarlyDrop)
         && half_open > 0
     {
@@ -111,15 +82,18 @@ pub fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>) -> Wit
     }
     notes.extend(table.iter().map(|(what, n)| what.words(*n)));
     let (rules, unread_rules) = of_rules(watched.rules, unanswered, &mut notes);
-    let mut result = of(w, run, Source::Kernel, weak, watched.watched.as_secs_f64());
+    let mut result = of(found, run, Source::Kernel, weak, watched.watched.as_secs_f64());
     result.reasons.extend(notes);
-    result.resets_logged = resets_logged;
-    result.conntrack = conntrack.map(|c| c.grown);
-    result.table = table;
-    result.rules = rules;
-    result.unread_rules = unread_rules;
-    result.changed = watched.changed;
-    result
+    WitnessResult {
+        texts: w.texts.counts().map(|(t, n)| (t.to_owned(), n)).collect(),
+        resets_logged,
+        conntrack: conntrack.map(|c| c.grown),
+        table,
+        rules,
+        unread_rules,
+        changed: watched.changed,
+        ..result
+    }
 }
 
 /// Measured: 5.10 and 6.1 say nothing of a reset that has no entry; 6.12, 6.18 and 7.2 say "invalid
@@ -153,72 +127,70 @@ fn of_rules(
     (rules, unread)
 }
 
-/// The verdict and the counts. `weak` is what keeps it from saying that nothing happened.
-fn of(w: &Witness, run: Run, source: Source, weak: Vec<String>, seconds: f64) -> WitnessResult {
-    let (verdict, reasons) = verdict(&w.found, run.ended_by, weak, seconds);
-    let [services, clients, servers] = w.found.most_hit();
+/// The document of what was found. `weak` is what keeps it from saying that nothing happened.
+#[must_use]
+pub fn of(
+    found: &Found,
+    run: Run,
+    source: Source,
+    weak: Vec<String>,
+    seconds: f64,
+) -> WitnessResult {
+    let (verdict, reasons) = verdict(found, run.ended_by, weak, seconds);
+    let [services, clients, servers] = found.most_hit();
     WitnessResult {
+        schema_version: SCHEMA_VERSION,
+        run,
         verdict,
         reasons,
+        source,
         seconds_watched: seconds,
-        messages: w.messages,
-        segments: w.segments.clone(),
-        unanswered: w.unanswered(),
-        texts: w.texts.counts().map(|(t, n)| (t.to_owned(), n)).collect(),
-        stray_resets: w.stray_resets(),
-        half_open_resets: w.half_open_resets(),
-        connections: w.found.causes(),
-        harmless: w.harmless(),
-        already_closing: w.found.already_closing,
+        messages: found.messages,
+        segments: found.segments.clone(),
+        unanswered: found.unanswered.clone(),
+        texts: BTreeMap::new(),
+        resets_logged: true,
+        stray_resets: found.stray_resets,
+        half_open_resets: found.half_open_resets,
+        connections: found.causes(),
+        harmless: found.harmless,
+        already_closing: found.already_closing,
         services,
         clients,
         servers,
-        examples: w.found.examples.clone(),
-        ..empty(run, source, String::new())
+        examples: found.examples.clone(),
+        conntrack: None,
+        table: BTreeMap::new(),
+        rules: Vec::new(),
+        unread_rules: Vec::new(),
+        changed: Vec::new(),
     }
 }
 
 /// The document of captures. `weak` is what is wrong with them.
 #[must_use]
 pub fn of_captures(mut offline: Offline, run: Run, mut weak: Vec<String>) -> WitnessResult {
-    let found = offline.finish();
-    let m = offline.messages;
+    offline.finish();
+    let m = offline.found.messages;
     if m.forgotten > 0 {
         weak.push(format!("{} segments found no room in memory", m.forgotten));
     }
     if m.received == m.foreign + m.unreadable {
         weak.push("no TCP segment is in the captures".to_owned());
     }
-    let seconds = offline.seconds();
-    let (verdict, mut reasons) = verdict(&found, run.ended_by, weak, seconds);
+    let mut result = of(&offline.found, run, Source::Captures, weak, offline.seconds());
     if m.unreadable > 0 {
-        reasons.push(format!(
+        result.reasons.push(format!(
             "{} packets are cut before the end of their TCP header, fragments, or damaged",
             m.unreadable
         ));
     }
-    reasons.push(
+    result.reasons.push(
         "captures do not show what conntrack said: only what addresses and numbers single out is \
          named"
             .to_owned(),
     );
-    let [services, clients, servers] = found.most_hit();
-    WitnessResult {
-        verdict,
-        reasons,
-        seconds_watched: seconds,
-        messages: m,
-        segments: offline.segments,
-        stray_resets: offline.stray_resets,
-        connections: found.causes(),
-        harmless: offline.harmless,
-        already_closing: offline.already_closing,
-        services,
-        clients,
-        servers,
-        examples: found.examples,
-        ..empty(run, Source::Captures, String::new())
-    }
+    result
 }
 
 fn verdict(
@@ -277,7 +249,7 @@ mod tests {
     use canary_wire::seq::Seq;
 
     use super::super::attribute::Look;
-    use super::super::core::Surroundings;
+    use super::super::core::{Surroundings, Witness};
     use super::*;
 
     /// The generation is read from the release, whatever a distribution adds to it.

@@ -295,7 +295,7 @@ impl Listener {
     fn listen(&mut self) -> Result<bool, NetlinkError> {
         match self.nflog.read()? {
             Read::Nothing => return Ok(false),
-            Read::Overrun => self.witness.messages.overruns += 1,
+            Read::Overrun => self.witness.overrun(),
             Read::Bytes(n) => {
                 let now = self.start.elapsed();
                 let mut told = Vec::new();
@@ -337,7 +337,8 @@ impl Listener {
     }
 
     fn publish(&self) {
-        let view = View::of(&self.witness, &self.latest, self.start.elapsed());
+        let (found, latest) = (self.witness.found().clone(), self.latest.clone());
+        let view = View { elapsed: self.start.elapsed(), found, latest };
         *self.view.lock().unwrap_or_else(PoisonError::into_inner) = view;
     }
 }

@@ -1,60 +1,36 @@
 //! What is seen while the watch goes on: metrics, a table on a terminal; [`super::page`] shows it too.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use canary_record::names::Verdict;
-use canary_record::result::witness::{Cause, CauseCount, Direction, Ended, Hit, Messages, Reason};
-
+use canary_record::result::witness::{Cause, Direction, Ended, Reason};
 use canary_runtime::logs::Standing;
 
-use super::core::Witness;
+use super::found::Found;
 
 /// A copy of the counts.
 #[derive(Clone, Debug, Default)]
 pub struct View {
     /// Since the watch began.
     pub elapsed: Duration,
-    pub(super) messages: Messages,
-    pub(super) segments: BTreeMap<Reason, u64>,
-    pub(super) unanswered: BTreeMap<Reason, u64>,
-    pub(super) causes: Vec<CauseCount>,
-    pub(super) harmless: u64,
-    pub(super) already_closing: u64,
-    pub(super) stray: u64,
-    pub(super) services: Vec<Hit>,
-    pub(super) latest: VecDeque<Ended>,
+    /// What was found so far.
+    pub found: Found,
+    /// The last connections, the latest first.
+    pub latest: VecDeque<Ended>,
 }
 
 impl View {
     /// Connections that the table shows one by one.
     pub const LATEST: usize = 5;
 
-    /// A copy of what `witness` has counted.
-    #[must_use]
-    pub fn of(witness: &Witness, latest: &VecDeque<Ended>, elapsed: Duration) -> Self {
-        let [services, ..] = witness.found.most_hit();
-        Self {
-            elapsed,
-            messages: witness.messages,
-            segments: witness.segments.clone(),
-            unanswered: witness.unanswered(),
-            causes: witness.found.causes(),
-            harmless: witness.harmless(),
-            already_closing: witness.found.already_closing,
-            stray: witness.stray_resets(),
-            services,
-            latest: latest.clone(),
-        }
-    }
-
     /// What can be said so far.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
-        let m = &self.messages;
-        if self.causes.iter().any(|c| c.cause.ended()) {
+        let m = &self.found.messages;
+        if self.found.connections.keys().any(|(cause, _)| cause.ended()) {
             Verdict::Vulnerable
-        } else if self.causes.is_empty() && m.lost + m.overruns + m.forgotten == 0 {
+        } else if self.found.connections.is_empty() && m.lost + m.overruns + m.forgotten == 0 {
             Verdict::Protected
         } else {
             Verdict::Inconclusive
@@ -97,32 +73,32 @@ impl Drop for Show {
 
 /// Every series is there from the begin, at 0: the first event is a growth too.
 fn publish(view: &View) {
+    let found = &view.found;
     for &cause in Cause::ALL {
         for &direction in Direction::ALL {
-            let of_this = |c: &&CauseCount| (c.cause, c.direction) == (cause, direction);
-            let count = view.causes.iter().find(of_this).map_or(0, |c| c.count);
+            let count = found.connections.get(&(cause, direction)).copied().unwrap_or(0);
             let (cause, direction) = (cause.as_str(), direction.as_str());
             metrics::counter!("load_witness_connections_total", "cause" => cause, "direction" => direction)
                 .absolute(count);
         }
     }
     for reason in Reason::ALL {
-        let (all, unanswered) = (view.segments.get(reason), view.unanswered.get(reason));
+        let (all, unanswered) = (found.segments.get(reason), found.unanswered.get(reason));
         let reason = reason.as_str();
         metrics::counter!("load_witness_segments_total", "reason" => reason)
             .absolute(all.copied().unwrap_or(0));
         metrics::counter!("load_witness_unanswered_total", "reason" => reason)
             .absolute(unanswered.copied().unwrap_or(0));
     }
-    let m = &view.messages;
+    let m = &found.messages;
     for (name, n) in [
         ("load_witness_messages_total", m.received),
         ("load_witness_messages_lost_total", m.lost),
         ("load_witness_overruns_total", m.overruns),
         ("load_witness_forgotten_total", m.forgotten),
-        ("load_witness_harmless_resets_total", view.harmless),
-        ("load_witness_already_closing_total", view.already_closing),
-        ("load_witness_stray_resets_total", view.stray),
+        ("load_witness_harmless_resets_total", found.harmless),
+        ("load_witness_already_closing_total", found.already_closing),
+        ("load_witness_stray_resets_total", found.stray_resets),
     ] {
         metrics::counter!(name).absolute(n);
     }
@@ -130,28 +106,29 @@ fn publish(view: &View) {
 }
 
 fn table(view: &View) -> Vec<String> {
-    let m = &view.messages;
+    let found = &view.found;
+    let m = &found.messages;
     let mut lines = vec![format!(
         "watched {} s   {} messages of the kernel, {} lost   {} resets that belong to no segment, {} harmless",
         view.elapsed.as_secs(),
         m.received,
         m.lost,
-        view.stray,
-        view.harmless
+        found.stray_resets,
+        found.harmless
     )];
     lines.push(format!(
         "{:<34} {:>9}   {:<24} {:>9} {:>10}",
         "CONNECTIONS", "", "SEGMENTS", "", "UNANSWERED"
     ));
-    let causes: Vec<_> = view
-        .causes
+    let causes: Vec<_> = found
+        .causes()
         .iter()
         .map(|c| format!("{:<34} {:>9}", format!("{} ({})", c.cause, c.direction), c.count))
         .collect();
-    let segments: Vec<_> = view
+    let segments: Vec<_> = found
         .segments
         .iter()
-        .map(|(r, n)| format!("{r:<24} {n:>9} {:>10}", view.unanswered.get(r).unwrap_or(&0)))
+        .map(|(r, n)| format!("{r:<24} {n:>9} {:>10}", found.unanswered.get(r).unwrap_or(&0)))
         .collect();
     for n in 0..causes.len().max(segments.len()).max(1) {
         let left = match (causes.get(n), n) {
@@ -161,7 +138,8 @@ fn table(view: &View) -> Vec<String> {
         };
         lines.push(format!("{left:<44}   {}", segments.get(n).map_or("", String::as_str)));
     }
-    for hit in view.services.iter().take(View::LATEST) {
+    let [services, ..] = found.most_hit();
+    for hit in services.iter().take(View::LATEST) {
         lines.push(format!("{:>9}  {}", hit.count, hit.address));
     }
     for e in &view.latest {
@@ -182,23 +160,18 @@ fn table(view: &View) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::found::tests::{ended, heard};
     use super::*;
 
     /// The table has the causes beside the reasons.
     #[test]
     fn causes_stand_beside_reasons() {
-        let view = View {
-            elapsed: Duration::from_secs(75),
-            segments: [(Reason::SeqOver, 3), (Reason::InvalidNew, 3)].into(),
-            unanswered: [(Reason::SeqOver, 1)].into(),
-            causes: vec![CauseCount {
-                cause: Cause::AnsweredByClient,
-                direction: Direction::ServerToClient,
-                count: 2,
-            }],
-            services: vec![Hit { address: "198.19.0.10:80".to_owned(), count: 2 }],
-            ..View::default()
-        };
+        let segments = [(Reason::SeqOver, 3), (Reason::InvalidNew, 3)];
+        let mut found = heard(segments, (Reason::SeqOver, 1));
+        for _ in 0..2 {
+            found.add(&ended(Cause::AnsweredByClient, Direction::ServerToClient));
+        }
+        let view = View { elapsed: Duration::from_secs(75), found, ..View::default() };
         let lines = table(&view);
         assert!(
             lines[0].starts_with("watched 75 s   0 messages of the kernel, 0 lost"),
