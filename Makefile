@@ -154,14 +154,14 @@ bench-boom:
 	@$(CARGO) build --release --quiet -p boom-server --bin boom-server --example bench
 	@target/release/examples/bench $(or $(RATE),best) $(or $(SECONDS),60)
 
-# First churn with a witness on each node and without, by turns. ARGS='20000 60' for one rate alone; needs root.
+# First churn with a witness on each node and without, by turns. ARGS='20000 60' for one rate alone.
 .PHONY: bench-witness
 bench-witness:
 	@tools/setup lab
 	@echo '== building (release)'
-	@$(CARGO) build --release --quiet -p load-client --features bench --bins --example witness-bench
+	@$(CARGO) build --release --quiet -p load-client --features bench
 	@[ -n "$(ARGS)" ] || { mkdir -p results && target/release/load-bench beside --output results/witness.json; }
-	@target/release/examples/witness-bench $(ARGS)
+	@target/release/load-bench witness $(ARGS)
 
 # CELL connections a cell; then SAFE connections of either direction that nothing called safe may end. Needs 20,000 open files.
 matrix:

@@ -1,11 +1,10 @@
 //! What a witness costs the connections beside it where nothing is INVALID: churn with one on each
 //! node and without, by turns, as ratios of neighbouring rounds.
 
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use canary_record::result::load::LoadResult;
 use canary_record::result::serve::ServeResult;
 use canary_record::result::witness::WitnessResult;
@@ -15,10 +14,20 @@ use canary_testbed::programs::Running;
 use canary_testbed::testbed::Testbed;
 use serde_json::json;
 
-use crate::host::{self, RUN, SOON, options, ready};
+use crate::host::{self, RUN, SOON, ready};
 
 const NODES: [&str; 2] = ["node1", "node2"];
 const LISTEN: &str = "0.0.0.0:9000";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    #[arg(long, default_value_t = 4.0)]
+    seconds: f64,
+    #[arg(long)]
+    output: Option<PathBuf>,
+}
 
 /// What one round gave.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,17 +40,9 @@ struct Round {
     messages: u64,
 }
 
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    let (mut rounds, mut seconds, mut output) = (10_u32, 4.0_f64, None);
-    for (name, value) in options(args)? {
-        match name {
-            "--rounds" => rounds = value.parse().context("--rounds")?,
-            "--seconds" => seconds = value.parse().context("--seconds")?,
-            "--output" => output = Some(value),
-            other => bail!("unknown option {other}: use --rounds, --seconds, --output"),
-        }
-    }
-    ensure!(rounds > 0 && seconds > 0.0, "--rounds and --seconds: more than nothing");
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let (rounds, seconds) = (args.rounds, args.seconds);
+    ensure!(seconds > 0.0, "--seconds: more than nothing");
     let testbed = host::hosts(NetPath::ClusterIp)?;
     for node in NODES {
         testbed.sh(node, host::SHORT)?;
@@ -83,7 +84,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         cpu * 100.0
     );
     host::write(
-        output,
+        args.output.as_deref(),
         &json!({
             "machine": host::machine(), "rounds": rounds, "seconds": seconds, "ratios": ratios,
             "median": median, "quarters": quarters, "witnesses_cpu": cpu,
@@ -134,16 +135,7 @@ fn one(testbed: &Testbed<'_>, seconds: f64, watched: bool) -> Result<Round> {
     Ok(round)
 }
 
-/// User and system time so far (proc_pid_stat(5), fields 14 and 15, in hundredths of a second).
+/// What all of them have used.
 fn processor(witnesses: &[Running<WitnessResult>]) -> Result<Duration> {
-    let mut ticks = 0;
-    for witness in witnesses {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", witness.pid()))?;
-        let fields: Vec<_> =
-            stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        for field in fields.get(11..13).context("/proc/PID/stat has no times")? {
-            ticks += field.parse::<u64>()?;
-        }
-    }
-    Ok(Duration::from_millis(ticks * 10))
+    witnesses.iter().map(|w| host::processor(w.pid())).sum()
 }

@@ -2,19 +2,22 @@
 //! pod; interleaved rounds, medians, ratios.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use canary_record::result::serve::ServeResult;
+use canary_testbed::evidence;
+use canary_testbed::exec::{Call, Ready};
 use canary_testbed::model::Path as NetPath;
 use canary_testbed::programs::built;
 use canary_testbed::testbed::Testbed;
 use serde_json::{Value, json};
 
-use crate::host::{self, RUN, SOON, call, options, ready, start, words};
+use crate::host::{self, RUN, SOON, ready};
 
 const HTTP: &str = "http://198.19.0.10/1k";
 const WEB: &str = "198.19.0.10:80";
@@ -22,12 +25,39 @@ const TCP: &str = "198.19.0.10:9000";
 /// Connections in progress at once, for every peer.
 const CONCURRENCY: &str = "64";
 
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Whole ones: wrk takes no others
+    #[arg(long, default_value_t = 4)]
+    seconds: u16,
+    #[arg(long)]
+    output: Option<PathBuf>,
+    /// Where oha is, if it is to take part
+    #[arg(long)]
+    oha: Option<PathBuf>,
+}
+
+/// A bare loop: fin, rst or http.
+#[derive(clap::Args)]
+pub(crate) struct Bare {
+    #[arg(value_parser = ["fin", "rst", "http"])]
+    what: String,
+    seconds: u64,
+    threads: u32,
+}
+
 /// One contender: its name, and how to get its requests a second.
 struct Peer {
     name: &'static str,
-    command: Vec<String>,
-    rate: fn(&str, f64) -> Option<f64>,
+    /// A line for the shell.
+    command: String,
+    rate: Rate,
 }
+
+/// Reads requests a second off what a contender printed in so many seconds.
+type Rate = fn(&str, f64) -> Option<f64>;
 
 /// What is held against what, and the least ratio.
 const RATIOS: &[(&str, &str, &str, f64)] = &[
@@ -40,21 +70,19 @@ const RATIOS: &[(&str, &str, &str, f64)] = &[
 
 /// The machine's limit, in blocking threads and with nothing else: connect and close, and for
 /// `http` between them a request, written at once, and its whole answer.
-pub(crate) fn bare(args: &[String]) -> Result<()> {
-    let [what, seconds, threads] = args else { bail!("bare WHAT SECONDS THREADS") };
-    let once: fn() -> std::io::Result<()> = match what.as_str() {
+pub(crate) fn bare(args: &Bare) -> Result<()> {
+    let once: fn() -> std::io::Result<()> = match args.what.as_str() {
         "fin" => || TcpStream::connect(TCP).map(drop),
         "rst" => || {
             let stream = TcpStream::connect(TCP)?;
             socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))
         },
-        "http" => request,
-        other => bail!("bare {other}: use fin, rst or http"),
+        _ => request,
     };
-    let end = Instant::now() + Duration::from_secs_f64(seconds.parse()?);
+    let end = Instant::now() + Duration::from_secs(args.seconds);
     let began = Instant::now();
     let mut all = Vec::new();
-    for _ in 0..threads.parse::<u32>()? {
+    for _ in 0..args.threads {
         all.push(std::thread::spawn(move || -> std::io::Result<u64> {
             let mut n = 0;
             while Instant::now() < end {
@@ -118,43 +146,36 @@ fn load_client(text: &str, _: f64) -> Option<f64> {
     (v["ok"] == v["attempts"]).then_some(v["ok"].as_f64()? / v["run"]["seconds"].as_f64()?)
 }
 
-fn peers(oha_path: Option<&Path>, seconds: f64) -> Result<Vec<Peer>> {
+fn peers(oha_path: Option<&Path>, seconds: u16) -> Result<Vec<Peer>> {
     let (me, client) = (std::env::current_exe()?, built("load-client")?);
     let (me, client) = (me.display(), client.display());
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let churn = |more: &str| {
-        words(&format!("{client} churn --concurrency {CONCURRENCY} --duration {seconds}s {more}"))
+        format!("{client} churn --concurrency {CONCURRENCY} --duration {seconds}s {more}")
     };
-    let mut wrk_command = words(&format!("wrk -t{cpus} -c{CONCURRENCY} -d{seconds}s -H"));
-    wrk_command.extend(["Connection: close".to_owned(), HTTP.to_owned()]);
+    let bare = |what: &str, threads: &dyn Display| format!("{me} bare {what} {seconds} {threads}");
+    let wrk_command =
+        format!("wrk -t{cpus} -c{CONCURRENCY} -d{seconds}s -H 'Connection: close' {HTTP}");
+    let peer = |name, command, rate| Peer { name, command, rate };
     let mut all = vec![
-        Peer {
-            name: "load-client http",
-            command: churn(&format!("--target {HTTP}")),
-            rate: load_client,
-        },
-        Peer { name: "wrk", command: wrk_command, rate: wrk },
-        Peer {
-            name: "bare loop http",
-            command: words(&format!("{me} bare http {seconds} {CONCURRENCY}")),
-            rate: number,
-        },
+        peer("load-client http", churn(&format!("--target {HTTP}")), load_client as Rate),
+        peer("wrk", wrk_command, wrk),
+        peer("bare loop http", bare("http", &CONCURRENCY), number),
     ];
     if let Some(oha_path) = oha_path {
         let command = format!(
             "{} --no-tui --output-format json --disable-keepalive -c {CONCURRENCY} -z {seconds}s {HTTP}",
             oha_path.display()
         );
-        all.push(Peer { name: "oha", command: words(&command), rate: oha });
+        all.push(peer("oha", command, oha));
     }
     for (name, bare_name, close) in [
         ("load-client tcp fin", "bare loop fin", "fin"),
         ("load-client tcp rst", "bare loop rst", "rst"),
     ] {
-        let command = churn(&format!("--target tcp://{TCP} --close {close}"));
-        all.push(Peer { name, command, rate: load_client });
-        let command = words(&format!("{me} bare {close} {seconds} {cpus}"));
-        all.push(Peer { name: bare_name, command, rate: number });
+        let target = format!("--target tcp://{TCP} --close {close}");
+        all.push(peer(name, churn(&target), load_client));
+        all.push(peer(bare_name, bare(close, &cpus), number));
     }
     Ok(all)
 }
@@ -183,38 +204,27 @@ fn median(values: &[f64]) -> f64 {
     if sorted.len() % 2 == 1 { sorted[mid] } else { f64::midpoint(sorted[mid - 1], sorted[mid]) }
 }
 
-pub(crate) fn compare(args: &[String]) -> Result<()> {
-    let (mut rounds, mut seconds) = (5_u32, 4.0_f64);
-    let (mut output, mut oha_path) = (None, None);
-    for (name, value) in options(args)? {
-        match name {
-            "--rounds" => rounds = value.parse().context("--rounds")?,
-            // Whole seconds: wrk takes no others.
-            "--seconds" => seconds = f64::from(value.parse::<u16>().context("--seconds")?),
-            "--output" => output = Some(value),
-            "--oha" => oha_path = Some(Path::new(value)),
-            other => bail!("unknown option {other}: use --rounds, --seconds, --output, --oha"),
-        }
-    }
+pub(crate) fn compare(args: &Args) -> Result<()> {
     let testbed = host::hosts(NetPath::ClusterIp)?;
     prepare(&testbed)?;
-    let _nginx = start(&testbed, "server", "nginx -c /run/nginx.conf")?;
+    let nginx = Call::new(Path::new("nginx"), &["-c", "/run/nginx.conf"]);
+    let _nginx = testbed.start("server", nginx, &Path::new(RUN).join("nginx.log"), Ready::Event)?;
     let _serve = ready::<ServeResult>(&testbed, "server", "serve --listen 0.0.0.0:9001")?;
     let end = Instant::now() + SOON;
-    let get = call(&words(&format!("curl -sf -o /dev/null {HTTP}")));
-    while !testbed.run("client", &get)?.status.success() {
+    while testbed.sh("client", &format!("curl -sf -o /dev/null {HTTP}")).is_err() {
         ensure!(Instant::now() < end, "nginx does not answer through the service address");
         std::thread::sleep(Duration::from_millis(50));
     }
-    let peers = peers(oha_path, seconds)?;
+    let (peers, rounds) = (peers(args.oha.as_deref(), args.seconds)?, args.rounds);
+    let seconds = f64::from(args.seconds);
     let mut rates: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for round in 1..=rounds {
         for peer in &peers {
             for node in ["node1", "node2"] {
-                testbed.run(node, &call(&words("conntrack -F")))?;
+                testbed.within(node, evidence::forget_all)?;
             }
             let limit = Duration::from_secs_f64(seconds) + 3 * SOON;
-            let text = testbed.run("client", &call(&peer.command).deadline(limit))?.stdout;
+            let text = testbed.run("client", &Call::sh(&peer.command).deadline(limit))?.stdout;
             let rate = (peer.rate)(&text, seconds).with_context(|| {
                 format!("{}: no rate, or failures, in its output: {text:.2000}", peer.name)
             })?;
@@ -222,15 +232,10 @@ pub(crate) fn compare(args: &[String]) -> Result<()> {
             rates.entry(peer.name).or_default().push(rate);
         }
     }
-    report(&rates, rounds, seconds, output)
+    report(&rates, args)
 }
 
-fn report(
-    rates: &BTreeMap<&str, Vec<f64>>,
-    rounds: u32,
-    seconds: f64,
-    output: Option<&str>,
-) -> Result<()> {
+fn report(rates: &BTreeMap<&str, Vec<f64>>, args: &Args) -> Result<()> {
     let medians: BTreeMap<_, _> = rates.iter().map(|(n, v)| (*n, median(v))).collect();
     println!("{:<22} {:>10} {:>10} {:>10}", "requests a second", "median", "least", "most");
     for (name, values) in rates {
@@ -247,9 +252,9 @@ fn report(
         ratios.push(json!({"name": name, "measured": a / b, "wanted": wanted, "held": held}));
     }
     host::write(
-        output,
+        args.output.as_deref(),
         &json!({
-            "machine": host::machine(), "rounds": rounds, "seconds": seconds,
+            "machine": host::machine(), "rounds": args.rounds, "seconds": f64::from(args.seconds),
             "rates": rates, "medians": medians, "ratios": ratios,
         }),
     )

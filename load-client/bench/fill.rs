@@ -1,16 +1,16 @@
 //! Fills the one table of a node from empty, by one client pod, and keeps it full; what
 //! happened is read from `load-client observe` in the node.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use canary_record::result::load::LoadResult;
 use canary_record::result::observe::ObserveResult;
 use canary_record::result::serve::ServeResult;
 use serde_json::json;
 
-use crate::host::{self, RUN, SERVICE, SOON, client, options, ready};
+use crate::host::{self, RUN, SERVICE, SOON, client, ready};
 
 /// A table counts as full, and as kept, from this part of its limit on.
 const FULL: f64 = 0.99;
@@ -21,28 +21,31 @@ const FILL_TO: f64 = 0.995;
 /// The series as it is printed: one line for so many seconds.
 const STEP: f64 = 2.0;
 
-/// `fill [--within S] [--keep S] [--entries N] [--output FILE]`
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    let (mut within, mut keep, mut output) = (12.0, 60.0, None);
-    let mut entries = None;
-    for (name, value) in options(args)? {
-        match name {
-            "--within" => within = value.parse().context("--within")?,
-            "--keep" => keep = value.parse().context("--keep")?,
-            "--entries" => entries = Some(value.parse().context("--entries")?),
-            "--output" => output = Some(value),
-            _ => bail!("unknown option {name}: use --within, --keep, --entries, --output"),
-        }
-    }
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Seconds until it must be full
+    #[arg(long, default_value_t = 12.0)]
+    within: f64,
+    /// Seconds for which it must stay so
+    #[arg(long, default_value_t = 60.0)]
+    keep: f64,
+    /// Of how many entries [default: the table's limit]
+    #[arg(long)]
+    entries: Option<u64>,
+    #[arg(long)]
+    output: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
     let testbed = host::one_node()?;
     let limit = "cat /proc/sys/net/netfilter/nf_conntrack_max";
     let limit: u64 = testbed.sh("node1", limit)?.trim().parse()?;
-    let entries: u64 = entries.unwrap_or(limit);
+    let entries = args.entries.unwrap_or(limit);
     let _serve = ready::<ServeResult>(&testbed, "server", "serve --listen 0.0.0.0:9000")?;
     // Tracking begins with the first rule that needs it; the table must be empty.
     let observe = "observe --interval 250ms --admin 198.18.65.1:9174";
     let observe = ready::<ObserveResult>(&testbed, "node1", observe)?;
-    let seconds = within + keep + 3.0;
+    let seconds = args.within + args.keep + 3.0;
     let line = format!(
         "churn --fill http://198.18.65.1:9174 --fill-to {} --duration {seconds}s --target tcp://{SERVICE} --source-ip {}",
         FILL_TO * entries as f64 / limit as f64,
@@ -53,16 +56,11 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let load = load.end(Duration::from_secs_f64(seconds) + SOON)?;
     ensure!(load.status.success(), "load-client churn: {}", load.status);
     let seen = observe.stop(SOON)?.result;
-    judge(&seen, &load.result, entries, (within, keep), output)
+    judge(&seen, &load.result, entries, args)
 }
 
-fn judge(
-    seen: &ObserveResult,
-    load: &LoadResult,
-    entries: u64,
-    (within, keep): (f64, f64),
-    output: Option<&str>,
-) -> Result<()> {
+fn judge(seen: &ObserveResult, load: &LoadResult, entries: u64, args: &Args) -> Result<()> {
+    let &Args { within, keep, ref output, .. } = args;
     let share = |n: u64| n as f64 / entries as f64;
     ensure!(seen.first.entries == 0, "the table was not empty: {} entries", seen.first.entries);
     let samples = &seen.samples;
@@ -104,7 +102,7 @@ fn judge(
     );
     println!("{}", if held { "HELD" } else { "MISSED" });
     host::write(
-        output,
+        output.as_deref(),
         &json!({
             "machine": host::machine(), "entries": entries, "held": held,
             "full_after_s": took, "covered_s": covered,

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use canary_testbed::exec::{Call, Process, Ready, Tools};
+use anyhow::{Context, Result};
+use canary_testbed::exec::{Call, Tools};
 use canary_testbed::model::{Path as NetPath, ProxyMode};
 use canary_testbed::programs::{Program, Running, load_client};
 use canary_testbed::testbed::Testbed;
@@ -55,24 +55,6 @@ pub(crate) fn sources() -> String {
     all.join(",")
 }
 
-/// The words of a command line.
-pub(crate) fn words(s: &str) -> Vec<String> {
-    s.split_whitespace().map(str::to_owned).collect()
-}
-
-/// A program to call, found on PATH.
-pub(crate) fn call(words: &[String]) -> Call {
-    let (program, args) = words.split_first().map_or(("", &[][..]), |(p, a)| (p.as_str(), a));
-    Call::new(Path::new(program), args)
-}
-
-/// Starts a program of others in a host.
-pub(crate) fn start(testbed: &Testbed<'_>, host: &str, command: &str) -> Result<Process> {
-    let words = words(command);
-    let log = Path::new(RUN).join(format!("{}.log", words[0]));
-    Ok(testbed.start(host, call(&words), &log, Ready::Event)?)
-}
-
 /// load-client with these words, ending with `R`.
 pub(crate) fn client<R: DeserializeOwned>(words: &str) -> Result<Program<R>> {
     let words: Vec<_> = words.split_whitespace().collect();
@@ -88,14 +70,21 @@ pub(crate) fn ready<R: DeserializeOwned>(
     Ok(client(words)?.ready(testbed, host, &Path::new(RUN).join(format!("load-{host}.log")))?)
 }
 
-/// Options as pairs of a name and a value.
-pub(crate) fn options(args: &[String]) -> Result<Vec<(&str, &str)>> {
-    let pair = |p: &'_ [String]| match p {
-        [_, _] => Ok(()),
-        _ => bail!("{} needs a value", p[0]),
-    };
-    args.chunks(2).try_for_each(pair)?;
-    Ok(args.chunks(2).map(|p| (p[0].as_str(), p[1].as_str())).collect())
+/// User and system time that a process has used (proc_pid_stat(5), fields 14 and 15, in hundredths
+/// of a second: USER_HZ is 100 on every architecture).
+pub(crate) fn processor(pid: u32) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name may hold blanks.
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let times = fields.get(11..13).context("/proc/PID/stat has no times")?;
+    Ok(Duration::from_millis(10 * (times[0].parse::<u64>()? + times[1].parse::<u64>()?)))
+}
+
+/// What /proc/PID/status says of a process's memory, in KiB.
+pub(crate) fn memory(pid: u32, field: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|l| l.strip_prefix(field)).context("/proc/PID/status")?;
+    Ok(line.trim_end_matches("kB").trim().parse()?)
 }
 
 /// Where and when the figures were taken.
@@ -114,8 +103,8 @@ pub(crate) fn machine() -> Value {
 }
 
 /// Writes a document, if a file is named.
-pub(crate) fn write(path: Option<&str>, document: &Value) -> Result<()> {
+pub(crate) fn write(path: Option<&Path>, document: &Value) -> Result<()> {
     let Some(path) = path else { return Ok(()) };
     std::fs::write(path, serde_json::to_string_pretty(document)? + "\n")
-        .with_context(|| format!("cannot write {path}"))
+        .with_context(|| format!("cannot write {}", path.display()))
 }

@@ -6,43 +6,61 @@ mod compare;
 mod fill;
 mod host;
 mod soak;
+mod witness;
 
 use std::process::ExitCode;
 
+use canary_runtime::cli::parse_from;
 use canary_testbed::netns;
+use clap::Parser;
 
-const USAGE: &str = "\
-load-bench compare [--rounds N] [--seconds S] [--output FILE] [--oha PATH]
-load-bench fill [--within S] [--keep S] [--entries N] [--output FILE]
-load-bench beside [--rounds N] [--seconds S] [--output FILE]
-load-bench soak [--connections N | --minutes N] [--rate N] [--causes LIST] [--output FILE]";
-
-fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    if args.iter().any(|a| a == "--help" || a == "-h") {
-        println!("{USAGE}");
-        return ExitCode::SUCCESS;
-    }
-    match args.first().map(String::as_str) {
-        // What a peer's host runs is inside already.
-        Some("bare") => said(compare::bare(&args[1..])),
-        Some("beside" | "compare" | "fill" | "soak" | netns::INSIDE) => {
-            netns::contain(|args| said(run(&args[1..]))).unwrap_or_else(|e| said(Err(e.into())))
-        }
-        _ => {
-            eprintln!("error: write load-bench compare, fill, beside or soak\n{USAGE}");
-            ExitCode::from(2)
-        }
-    }
+/// What load-client is held to, on this machine, in namespaces of its own.
+#[derive(Parser)]
+#[command(name = "load-bench", args_override_self = true)]
+enum Bench {
+    /// Against wrk, oha and bare loops, as ratios
+    Compare(compare::Args),
+    /// A conntrack table filled from empty and kept full
+    Fill(fill::Args),
+    /// What a witness costs churn beside it
+    Beside(beside::Args),
+    /// INVALID segments at a rate, and what a witness loses of them
+    Witness(witness::Args),
+    /// A long churn while things go wrong
+    Soak(soak::Args),
+    /// The machine's limit, inside a host
+    #[command(hide = true)]
+    Bare(compare::Bare),
+    /// What the witness hears, inside its host
+    #[command(hide = true)]
+    Send(witness::Stream),
 }
 
-fn run(args: &[String]) -> anyhow::Result<()> {
-    let (name, rest) = args.split_first().map_or(("", args), |(n, r)| (n.as_str(), r));
-    match name {
-        "beside" => beside::run(rest),
-        "compare" => compare::compare(rest),
-        "fill" => fill::run(rest),
-        _ => soak::soak(rest),
+fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_none_or(|first| first != netns::INSIDE) {
+        match parse_from(std::env::args_os()) {
+            Err(code) => return code,
+            Ok(Bench::Bare(args)) => return said(compare::bare(&args)),
+            Ok(Bench::Send(args)) => return said(witness::send(args)),
+            Ok(_) => {}
+        }
+    }
+    netns::contain(|args| match parse_from(args.into_iter().map(Into::into)) {
+        Err(code) => code,
+        Ok(bench) => said(run(bench)),
+    })
+    .unwrap_or_else(|e| said(Err(e.into())))
+}
+
+fn run(bench: Bench) -> anyhow::Result<()> {
+    match bench {
+        Bench::Compare(args) => compare::compare(&args),
+        Bench::Fill(args) => fill::run(&args),
+        Bench::Beside(args) => beside::run(&args),
+        Bench::Witness(args) => witness::run(args),
+        Bench::Soak(args) => soak::soak(&args),
+        Bench::Bare(args) => compare::bare(&args),
+        Bench::Send(args) => witness::send(args),
     }
 }
 

@@ -2,18 +2,19 @@
 //! and the load must be back within a second after each cause is gone.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use canary_record::prometheus::{self, Sample};
 use canary_record::result::load::{LoadResult, SeriesPoint};
 use canary_record::result::serve::ServeResult;
 use canary_testbed::programs::Running;
 use canary_testbed::testbed::Testbed;
+use clap::builder::PossibleValuesParser;
 use serde_json::{Value, json};
 
-use crate::host::{self, CLIENT, RUN, SERVICE, SHORT, SOON, client, options, ready, sources};
+use crate::host::{self, CLIENT, RUN, SERVICE, SHORT, SOON, client, ready, sources};
 
 /// Undisturbed, before each cause.
 const HEALTHY: Duration = Duration::from_secs(6);
@@ -27,11 +28,11 @@ const SHARE: f64 = 0.25;
 const PER_ATTEMPT_US: f64 = 300.0;
 /// The most growth of resident memory, after the first minute.
 const SLOPE_KIB_PER_MINUTE: f64 = 64.0;
-/// The kernel's clock tick in /proc/PID/stat (USER_HZ is 100 on every architecture).
-const HZ: f64 = 100.0;
 
-/// The causes, and the class in which each one's failures must be counted.
-const CAUSES: &[(&str, &str)] = &[
+/// A cause, and the class in which its failures must be counted.
+type Cause = (&'static str, &'static str);
+
+const CAUSES: &[Cause] = &[
     ("server-killed", "ECONNREFUSED in connect"),
     ("half-syns", "stall in connect"),
     ("emfile", "EMFILE in connect"),
@@ -66,22 +67,6 @@ type Classes = BTreeMap<String, u64>;
 
 fn unix() -> f64 {
     UNIX_EPOCH.elapsed().unwrap_or_default().as_secs_f64()
-}
-
-/// CPU seconds that a process has used.
-fn cpu(pid: u32) -> Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // proc(5): utime and stime are fields 14 and 15; the name may hold blanks.
-    let after = stat.rsplit_once(')').context("stat")?.1;
-    let fields: Vec<_> = after.split_whitespace().collect();
-    Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / HZ)
-}
-
-/// Resident memory in KiB.
-fn resident(pid: u32) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS")?;
-    Ok(line.trim_end_matches("kB").trim().parse()?)
 }
 
 /// Failures so far, by class, as the metrics have them.
@@ -121,8 +106,8 @@ impl Soak<'_> {
     fn pass(&mut self, time: Duration) -> Result<()> {
         let end = Instant::now() + time;
         while Instant::now() < end && !self.over()? {
-            if let Ok(kib) = resident(self.pid()) {
-                self.memory.push((self.began.elapsed().as_secs_f64() / 60.0, kib));
+            if let Ok(kib) = host::memory(self.pid(), "VmRSS:") {
+                self.memory.push((self.began.elapsed().as_secs_f64() / 60.0, kib as f64));
             }
             std::thread::sleep(
                 end.saturating_duration_since(Instant::now()).min(Duration::from_millis(500)),
@@ -158,7 +143,7 @@ impl Soak<'_> {
                 }
             }
         }
-        let (began, before) = (unix(), cpu(pid).unwrap_or_default());
+        let (began, before) = (unix(), host::processor(pid).unwrap_or_default());
         self.pass(LASTS)?;
         // Lifted just before a second ends, so that the second after the next begins one
         // second after: it must be as good as any.
@@ -167,7 +152,8 @@ impl Soak<'_> {
         if self.over()? {
             return Ok(());
         }
-        let cpu_share = (cpu(pid)? - before) / (unix() - began);
+        let used = host::processor(pid)?.saturating_sub(before);
+        let cpu_share = used.as_secs_f64() / (unix() - began);
         match cause {
             "server-killed" => self.serve = Some(serve(testbed)?),
             "half-syns" => drop(sh("node1", "nft delete table ip half")?),
@@ -192,40 +178,33 @@ fn serve(testbed: &Testbed<'_>) -> Result<Running<ServeResult>> {
     ready(testbed, "server", "serve --listen 0.0.0.0:9000")
 }
 
-/// `soak [--connections N | --minutes N] [--rate N] [--causes LIST] [--output FILE]`
-pub(crate) fn soak(args: &[String]) -> Result<()> {
-    let (mut connections, mut minutes) = (Some(10_000_000_u64), None);
-    let (mut causes, mut output) = (CAUSES.to_vec(), None);
-    let mut rate = String::new();
-    for (name, value) in options(args)? {
-        match name {
-            "--connections" => connections = Some(value.parse().context("--connections")?),
-            "--minutes" => minutes = Some(value.parse::<u32>().context("--minutes")?),
-            "--causes" if value == "none" => causes.clear(),
-            "--causes" => {
-                let find = |c: &str| CAUSES.iter().copied().find(|(known, _)| *known == c);
-                causes = value
-                    .split(',')
-                    .map(|c| {
-                        find(c).with_context(|| {
-                            let known: Vec<_> = CAUSES.iter().map(|c| c.0).collect();
-                            format!("--causes: {c} is none of {}, or none", known.join(", "))
-                        })
-                    })
-                    .collect::<Result<_>>()?;
-            }
-            "--rate" => rate = format!("--rate {value}"),
-            "--output" => output = Some(value),
-            _ => bail!(
-                "unknown option {name}: use --connections, --minutes, --rate, --causes, --output"
-            ),
-        }
-    }
-    let end = if let Some(m) = minutes {
-        connections = None;
-        format!("--duration {m}m")
-    } else {
-        format!("--connections {}", connections.unwrap_or_default())
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[arg(long, default_value_t = 10_000_000)]
+    connections: u64,
+    /// In place of --connections
+    #[arg(long)]
+    minutes: Option<u32>,
+    /// Connections a second at most
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Some of the causes, or none [default: all]
+    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(CAUSES.iter().map(|c| c.0).chain(["none"])))]
+    causes: Option<Vec<String>>,
+    #[arg(long)]
+    output: Option<PathBuf>,
+}
+
+pub(crate) fn soak(args: &Args) -> Result<()> {
+    let (connections, end) = match args.minutes {
+        Some(m) => (None, format!("--duration {m}m")),
+        None => (Some(args.connections), format!("--connections {}", args.connections)),
+    };
+    let rate = args.rate.map_or_else(String::new, |r| format!("--rate {r}"));
+    let named = |name: &String| CAUSES.iter().copied().find(|c| c.0 == name);
+    let causes = match &args.causes {
+        Some(some) => some.iter().filter_map(named).collect(),
+        None => CAUSES.to_vec(),
     };
     let testbed = host::one_node()?;
     testbed.sh("client", CLIENT)?;
@@ -264,7 +243,7 @@ pub(crate) fn soak(args: &[String]) -> Result<()> {
     let Soak { churn, memory, events, .. } = soak;
     let ended = churn.end(SOON)?;
     ensure!(ended.code() == 0, "the churn ended with {}", ended.status);
-    judge(&memory, &events, &ended.result, &causes, connections, output)
+    judge(&memory, &events, &ended.result, &causes, connections, args.output.as_deref())
 }
 
 /// Least squares, in KiB a minute, after the first minute.
@@ -283,7 +262,7 @@ fn slope(memory: &[(f64, f64)]) -> Option<f64> {
 }
 
 /// Causes that the run ended before.
-fn never(events: &[Event], causes: &[(&'static str, &'static str)]) -> Vec<String> {
+fn never(events: &[Event], causes: &[Cause]) -> Vec<String> {
     let tried = |cause: &str| events.iter().any(|e| e.cause == cause);
     let untried = causes.iter().filter(|(c, _)| !tried(c));
     untried.map(|(c, _)| format!("{c} was never tried: more --connections")).collect()
@@ -365,9 +344,9 @@ fn judge(
     memory: &[(f64, f64)],
     events: &[Event],
     r: &LoadResult,
-    causes: &[(&'static str, &'static str)],
+    causes: &[Cause],
     wanted: Option<u64>,
-    output: Option<&str>,
+    output: Option<&Path>,
 ) -> Result<()> {
     let mut wrong = Vec::new();
     let failed: u64 = r.failures.iter().map(|f| f.count).sum();
