@@ -23,7 +23,7 @@ use canary_wire::segment::Family;
 use metrics_exporter_prometheus::PrometheusHandle;
 use nix::sys::socket::SockaddrStorage;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 
 use crate::accept::{Acceptor, Counters};
 use crate::config::{Config, OnReset};
@@ -391,18 +391,10 @@ impl Program {
 
     /// Waits for the first of the ends that the options name.
     async fn end(&self, shutdown: &mut Shutdown) -> EndedBy {
-        let deadline = self.config.duration.map(|d| Instant::now() + d);
-        let timer = async {
-            match deadline {
-                Some(at) => sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::pin!(timer);
+        let end = self.config.duration.and_then(|d| std::time::Instant::now().checked_add(d));
         loop {
             tokio::select! {
-                by = shutdown.signalled() => return by,
-                () = &mut timer => return EndedBy::Duration,
+                by = shutdown.ended(end) => return by,
                 () = self.shared.changed.notified() => {}
                 () = sleep(LOOK) => {}
             }

@@ -12,6 +12,7 @@ use canary_record::names::{EndedBy, Phase};
 use canary_record::result::load::{Cause, HoldRecord};
 use canary_runtime::admin::Admin;
 use canary_runtime::shutdown::Shutdown;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::LocalSet;
@@ -107,14 +108,12 @@ async fn all(
         shared.log.borrow_mut().tick(Instant::now());
     };
     let mut ticks = tokio::time::interval(SHOW);
-    let end = tokio::time::sleep(args.duration.unwrap_or(Duration::MAX));
-    tokio::pin!(end);
+    let end = args.duration.and_then(|d| Instant::now().checked_add(d));
     let mut filled = None;
     let ended_by = loop {
         tokio::select! {
             biased;
-            signal = shutdown.signalled() => break signal,
-            () = &mut end => break EndedBy::Duration,
+            by = shutdown.ended(end) => break by,
             _ = ticks.tick() => {
                 show();
                 if filled.is_none() && shared.open.get() == u64::from(args.connections) {
@@ -160,14 +159,14 @@ async fn place(shared: Rc<Shared>, n: u64) {
     // The places' exchanges are spread over the interval.
     let mut phase = share(shared.args.interval);
     let (mut turn, mut lost) = (n, false);
-    while let Some(stream) = open(&shared, &mut turn, &mut stop).await {
+    while let Some(mut stream) = open(&shared, &mut turn, &mut stop).await {
         let opened = Instant::now();
         shared.open.set(shared.open.get() + 1);
         shared.update(|r| {
             r.most_open = r.most_open.max(shared.open.get());
             r.replaced += u64::from(lost);
         });
-        let end = keep(&shared, &stream, phase, &mut stop).await;
+        let end = keep(&shared, &mut stream, phase, &mut stop).await;
         shared.open.set(shared.open.get() - 1);
         phase = Duration::ZERO;
         let Err(failure) = end else {
@@ -243,7 +242,7 @@ async fn pause(until: Instant, stop: &mut watch::Receiver<bool>) -> Option<()> {
 /// Keeps a connection until the end (Ok) or its loss.
 async fn keep(
     shared: &Shared,
-    stream: &TcpStream,
+    stream: &mut TcpStream,
     phase: Duration,
     stop: &mut watch::Receiver<bool>,
 ) -> Result<(), Failure> {
@@ -253,7 +252,7 @@ async fn keep(
             biased;
             () = stopped(stop) => return Ok(()),
             // Between exchanges nothing may come, so whatever comes is an end.
-            () = unasked(stream) => {}
+            _ = stream.readable() => {}
             () = tokio::time::sleep_until(next) => {}
         }
         let due = tokio::time::Instant::now() >= next;
@@ -274,34 +273,18 @@ async fn keep(
     }
 }
 
-/// Resolves when the socket has something to read, an end or an error.
-async fn unasked(stream: &TcpStream) {
-    let _ = stream.readable().await;
-}
-
 /// One line there and back.
-async fn exchange(stream: &TcpStream, timeout: Duration) -> Result<(), Failure> {
-    let mut sent = 0;
-    while sent < LINE.len() {
-        within(timeout, Phase::Send, stream.writable()).await?;
-        match stream.try_write(&LINE[sent..]) {
-            Ok(n) => sent += n,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => return Err((Phase::Send, crate::probe::cause(&e))),
-        }
-    }
-    let mut got = 0;
-    while got < LINE.len() {
-        within(timeout, Phase::Receive, stream.readable()).await?;
+async fn exchange(stream: &mut TcpStream, timeout: Duration) -> Result<(), Failure> {
+    within(timeout, Phase::Send, stream.write_all(LINE)).await?;
+    let mut expected = LINE;
+    while !expected.is_empty() {
         let mut buffer = [0; LINE.len()];
-        let room = LINE.len() - got;
-        match stream.try_read(&mut buffer[..room]) {
-            Ok(0) => return Err((Phase::Receive, Cause::EarlyEof)),
-            Ok(n) if buffer[..n] == LINE[got..got + n] => got += n,
-            Ok(_) => return Err((Phase::Receive, Cause::BadAnswer)),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => return Err((Phase::Receive, crate::probe::cause(&e))),
+        let read = stream.read(&mut buffer[..expected.len()]);
+        let n = within(timeout, Phase::Receive, read).await?;
+        if n == 0 {
+            return Err((Phase::Receive, Cause::EarlyEof));
         }
+        expected = expected.strip_prefix(&buffer[..n]).ok_or((Phase::Receive, Cause::BadAnswer))?;
     }
     Ok(())
 }

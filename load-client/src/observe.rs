@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use canary_conntrack::stat;
 use canary_conntrack::table::Table;
-use canary_record::names::EndedBy;
 use canary_record::result::SCHEMA_VERSION;
 use canary_record::result::observe::{
     ConntrackCounters, ConntrackSample, CpuCounters, ObserveResult, SourceState,
@@ -171,13 +170,12 @@ pub async fn run(
     let mut gaps = 0u64;
     let mut ticks = tokio::time::interval_at((start + args.interval).into(), args.interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let end = args.duration.map(|d| start + d);
+    let end = args.duration.and_then(|d| start.checked_add(d));
     let mut logged = start;
     let ended_by = loop {
         let ended = tokio::select! {
             biased;
-            signal = shutdown.signalled() => Some(signal),
-            () = until(end) => Some(EndedBy::Duration),
+            by = shutdown.ended(end) => Some(by),
             _ = ticks.tick() => None,
         };
         // One last look at the end, so that `last` is the end.
@@ -262,11 +260,4 @@ fn unreadable(sources: &BTreeMap<String, SourceState>) -> Vec<String> {
         SourceState::Unreadable(why) => Some(format!("{name} could not be read: {why}")),
     };
     sources.iter().filter_map(say).collect()
-}
-
-async fn until(end: Option<Instant>) {
-    match end {
-        Some(t) => tokio::time::sleep_until(t.into()).await,
-        None => std::future::pending().await,
-    }
 }

@@ -343,27 +343,9 @@ names! {
 impl Errno {
     /// The class of a system error number.
     #[must_use]
-    pub const fn from_raw(errno: i32) -> Self {
-        match errno {
-            libc::ECONNRESET => Self::Econnreset,
-            libc::ECONNREFUSED => Self::Econnrefused,
-            libc::ETIMEDOUT => Self::Etimedout,
-            libc::EHOSTUNREACH => Self::Ehostunreach,
-            libc::ENETUNREACH => Self::Enetunreach,
-            libc::EADDRNOTAVAIL => Self::Eaddrnotavail,
-            libc::EADDRINUSE => Self::Eaddrinuse,
-            libc::EMFILE => Self::Emfile,
-            libc::ENFILE => Self::Enfile,
-            libc::ENOBUFS => Self::Enobufs,
-            libc::ENOMEM => Self::Enomem,
-            libc::ENOSPC => Self::Enospc,
-            libc::EPIPE => Self::Epipe,
-            libc::EPERM => Self::Eperm,
-            libc::EACCES => Self::Eacces,
-            libc::ECONNABORTED => Self::Econnaborted,
-            libc::EINVAL => Self::Einval,
-            _ => Self::Other,
-        }
+    pub fn from_raw(errno: i32) -> Self {
+        // Each has the kernel's own name, as nix has it.
+        format!("{:?}", nix::errno::Errno::from_raw(errno)).parse().unwrap_or(Self::Other)
     }
 
     /// The class of an I/O error.

@@ -1,6 +1,7 @@
 //! SIGTERM and SIGINT as one future.
 
 use std::io;
+use std::time::Instant;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -24,6 +25,21 @@ impl Shutdown {
         tokio::select! {
             _ = self.term.recv() => EndedBy::Sigterm,
             _ = self.int.recv() => EndedBy::Sigint,
+        }
+    }
+
+    /// Resolves at the next of the two, or at `end`, where there is one.
+    pub async fn ended(&mut self, end: Option<Instant>) -> EndedBy {
+        let timer = async {
+            match end {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            signal = self.signalled() => signal,
+            () = timer => EndedBy::Duration,
         }
     }
 }

@@ -58,10 +58,10 @@ impl Texts {
 
     /// Counts one.
     pub fn note(&mut self, text: &str) -> TextId {
-        let id = self.known.iter().position(|(known, _)| matches(known, text));
+        let id = self.known.iter().position(|(known, _)| without_numbers(text).eq(known.chars()));
         let id = id.unwrap_or_else(|| {
             if self.known.len() < Self::ROOM {
-                self.known.push((without_numbers(text), 0));
+                self.known.push((without_numbers(text).collect(), 0));
             } else if self.known.len() == Self::ROOM {
                 self.known.push((Self::REST.to_owned(), 0));
             }
@@ -87,38 +87,13 @@ impl Texts {
     }
 }
 
-/// True when `text` with its numbers written N is `known`.
-fn matches(known: &str, text: &str) -> bool {
-    let (mut known, mut text) = (known.bytes(), text.bytes().peekable());
-    while let Some(byte) = text.next() {
-        let byte = if byte.is_ascii_digit() {
-            while text.next_if(u8::is_ascii_digit).is_some() {}
-            b'N'
-        } else {
-            byte
-        };
-        if known.next() != Some(byte) {
-            return false;
-        }
-    }
-    known.next().is_none()
-}
-
-fn without_numbers(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut digits = false;
-    for c in text.chars() {
-        if c.is_ascii_digit() {
-            if !digits {
-                out.push('N');
-            }
-            digits = true;
-        } else {
-            digits = false;
-            out.push(c);
-        }
-    }
-    out
+/// The text with each of its numbers written N.
+fn without_numbers(text: &str) -> impl Iterator<Item = char> + '_ {
+    let mut in_number = false;
+    text.chars().filter_map(move |c| {
+        let again = std::mem::replace(&mut in_number, c.is_ascii_digit());
+        if in_number { (!again).then_some('N') } else { Some(c) }
+    })
 }
 
 #[cfg(test)]

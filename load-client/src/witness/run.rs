@@ -188,22 +188,17 @@ impl Watch {
         shutdown: &mut Shutdown,
         show: Show,
     ) -> Watched {
-        let deadline = duration.map(|d| tokio::time::Instant::now() + d);
+        let deadline = duration.and_then(|d| Instant::now().checked_add(d));
         let mut ticks = tokio::time::interval(interval);
         let view = self.view();
         let mut ended_by = None;
-        let never = tokio::time::Instant::now() + Duration::from_secs(u64::from(u32::MAX));
         let mut poll = tokio::time::interval(TICK);
         while !self.thread.is_finished() {
             tokio::select! {
-                signal = shutdown.signalled() => {
-                    if ended_by.replace(signal).is_some() {
+                by = shutdown.ended(deadline.filter(|_| ended_by.is_none())) => {
+                    if ended_by.replace(by).is_some() {
                         self.orders.hurry.store(true, Ordering::Relaxed);
                     }
-                    self.orders.stop.store(true, Ordering::Relaxed);
-                }
-                () = tokio::time::sleep_until(deadline.unwrap_or(never)), if ended_by.is_none() => {
-                    ended_by = Some(EndedBy::Duration);
                     self.orders.stop.store(true, Ordering::Relaxed);
                 }
                 _ = ticks.tick() => show.now(&view()),
