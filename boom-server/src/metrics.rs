@@ -56,15 +56,15 @@ pub fn init() -> Result<PrometheusHandle, MetricsError> {
 /// Brings every number up to date.
 pub fn publish(state: &State, accepted: Accepted) {
     let set = |name: &'static str, value: u64| counter!(name).absolute(value);
-    set("boom_connections_accepted_total", accepted.accepted);
-    set("boom_accept_errors_total", accepted.errors);
-    set("boom_connections_reset_total", accepted.resets);
+    set("boom_connections_accepted_total", accepted.connections.accepted);
+    set("boom_accept_errors_total", accepted.connections.accept_errors);
+    set("boom_connections_reset_total", accepted.connections.reset_seen_by_application);
     let h = &state.tally.handshakes;
     set("boom_handshakes_total", h.finished);
     set("boom_syns_total", h.syns);
     set("boom_syns_repeated_total", h.repeated_syns);
     set("boom_syn_acks_repeated_total", accepted.repeated);
-    set("boom_connections_stalled_total", accepted.stalled);
+    set("boom_connections_stalled_total", accepted.connections.stalled);
     for (lost, n) in [("syn-ack", h.syn_ack_lost), ("ack", h.ack_lost)] {
         counter!("boom_handshakes_unfinished_total", "lost" => lost).absolute(n);
     }

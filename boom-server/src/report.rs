@@ -13,22 +13,12 @@ use canary_forge::diagnose::{self, Context};
 /// The accept queue's side of the counts.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Accepted {
-    /// Connections accepted.
-    pub accepted: u64,
-    /// accept() errors.
-    pub errors: u64,
-    /// Connections that ended with ECONNRESET.
-    pub resets: u64,
+    /// Connections, without what the raw sockets saw of them.
+    pub connections: Connections,
     /// Resets of handshakes that TCP had not completed, in this network namespace.
     pub embryonic: u64,
     /// SYN-ACKs and SYNs sent again, in this network namespace.
     pub repeated: u64,
-    /// Connections that were seen hung.
-    pub stalled: u64,
-    /// Connections whose client called the address that they arrived at.
-    pub called_here: u64,
-    /// Connections whose client called another.
-    pub called_elsewhere: u64,
 }
 
 /// The result so far, or at the end. `families` are those that clients are expected from.
@@ -45,28 +35,23 @@ pub fn result(
     let context = Context {
         min_forged,
         direction: Direction::ServerToClient,
-        called_here: accepted.called_here,
-        called_elsewhere: accepted.called_elsewhere,
+        called_here: accepted.connections.called_here,
+        called_elsewhere: accepted.connections.called_elsewhere,
     };
     let paths = diagnose::paths(&outcomes, &context);
     let handshakes = Handshakes { repeated_syn_acks: accepted.repeated, ..state.tally.handshakes };
     let connections = Connections {
-        accepted: accepted.accepted,
         handshakes: handshakes.finished,
         forged: state.tally.forged,
         evicted: state.evicted,
         unjudged: state.unjudged,
-        accept_errors: accepted.errors,
-        reset_seen_by_application: accepted.resets,
         reset_before_accept: reset_before_accept(
             handshakes.finished,
             accepted,
             outcomes.iter().map(|o| o.counts.killed).sum(),
         ),
         from_own_address: state.tally.own.map_or(0, |(n, _)| n),
-        stalled: accepted.stalled,
-        called_here: accepted.called_here,
-        called_elsewhere: accepted.called_elsewhere,
+        ..accepted.connections
     };
     let mut doubts = doubts(state, &connections);
     doubts.extend(contrary(state, &connections));
@@ -130,7 +115,7 @@ fn whose(path: &PathDiagnosis) -> String {
 /// The kernel counts resets of handshakes that no raw socket saw completed too, such as a
 /// port scan's: no more are explained than are missing, or than the forged segments killed.
 fn reset_before_accept(handshakes: u64, accepted: Accepted, killed: u64) -> u64 {
-    handshakes.saturating_sub(accepted.accepted).min(accepted.embryonic).min(killed)
+    handshakes.saturating_sub(accepted.connections.accepted).min(accepted.embryonic).min(killed)
 }
 
 /// What became of handshakes that were never finished.
@@ -270,7 +255,8 @@ mod tests {
     #[test]
     fn only_a_kill_that_the_kernel_counted_explains() {
         let of = |accepted, embryonic, killed| {
-            reset_before_accept(10, Accepted { accepted, embryonic, ..Accepted::default() }, killed)
+            let connections = Connections { accepted, ..Connections::default() };
+            reset_before_accept(10, Accepted { connections, embryonic, repeated: 0 }, killed)
         };
         assert_eq!(of(9, 1, 5), 1);
         assert_eq!(of(9, 0, 5), 0);

@@ -2,13 +2,13 @@
 
 use std::io::{self, IsTerminal};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use canary_record::names::EndedBy;
-use canary_record::result::boom::BoomResult;
+use canary_record::result::boom::{BoomResult, Connections};
 use canary_record::result::{self, Clock};
 use canary_runtime::admin::{self, Admin, MetricsError};
 use canary_runtime::exit::Exit;
@@ -21,9 +21,8 @@ use canary_runtime::shutdown::Shutdown;
 use canary_wire::filter::Side;
 use canary_wire::segment::Family;
 use metrics_exporter_prometheus::PrometheusHandle;
-use nix::sys::socket::SockaddrStorage;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use crate::accept::{Acceptor, Counters};
 use crate::config::{Config, OnReset};
@@ -113,7 +112,7 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
 
     let shared = Arc::new(Shared::default());
     let notes: Vec<_> =
-        foreign_address(&config.local_ips(), &own_addresses()).into_iter().collect();
+        foreign_address(&config.local_ips(), &listen::own_addresses()).into_iter().collect();
     for note in &notes {
         tracing::warn!("{note}");
     }
@@ -126,14 +125,13 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
         options,
         clock,
         wall: SystemTime::now(),
-        monotonic: std::time::Instant::now(),
+        monotonic: Instant::now(),
         shared,
         counters: Arc::new(Counters::default()),
         embryonic: netstat::embryonic_resets(),
         repeated: netstat::syn_retransmissions(),
         ports: ports.clone(),
-        stalled: Mutex::default(),
-        looked: Mutex::new(std::time::Instant::now()),
+        stalled: Mutex::new((Stalled::default(), Instant::now())),
     };
     runtime.block_on(async {
         // Signals are caught before anything can be lost.
@@ -240,17 +238,6 @@ fn families(addresses: &[SocketAddr]) -> Vec<Family> {
     families
 }
 
-/// The addresses of this network namespace, as far as they can be told.
-fn own_addresses() -> Vec<IpAddr> {
-    let address = |a: SockaddrStorage| {
-        a.as_sockaddr_in()
-            .map(|v4| v4.ip().into())
-            .or_else(|| a.as_sockaddr_in6().map(|v6| v6.ip().into()))
-    };
-    nix::ifaddrs::getifaddrs()
-        .map_or_else(|_| Vec::new(), |all| all.filter_map(|i| address(i.address?)).collect())
-}
-
 /// Says so when none of the addresses that POD_IP and POD_IPS name is here:
 /// then no connection will be judged.
 fn foreign_address(named: &[IpAddr], own: &[IpAddr]) -> Option<String> {
@@ -324,47 +311,47 @@ struct Program {
     options: result::Config,
     clock: Clock,
     wall: SystemTime,
-    monotonic: std::time::Instant,
+    monotonic: Instant,
     shared: Arc<Shared>,
     counters: Arc<Counters>,
     /// The kernel's counts when the program began.
     embryonic: u64,
     repeated: u64,
-    /// The ports listened on, and what hung there.
+    /// The ports listened on, what hung there, and when that was looked for last.
     ports: Vec<u16>,
-    stalled: Mutex<Stalled>,
-    looked: Mutex<std::time::Instant>,
+    stalled: Mutex<(Stalled, Instant)>,
 }
 
 impl Program {
-    /// When hung connections were last looked for.
-    fn looked(&self) -> std::time::Instant {
-        *self.looked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn stalled(&self) -> MutexGuard<'_, Stalled> {
+    fn stalled(&self) -> MutexGuard<'_, (Stalled, Instant)> {
         self.stalled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks for connections that hang, if any is open.
     fn look_for_stalls(&self) {
-        if self.counters.open.load(Ordering::Relaxed) > 0 {
-            let waiting = stall::look(&self.ports);
-            self.stalled().note(waiting);
+        let open = self.counters.open.load(Ordering::Relaxed) > 0;
+        let waiting = open.then(|| stall::look(&self.ports));
+        let mut stalled = self.stalled();
+        if let Some(waiting) = waiting {
+            stalled.0.note(waiting);
         }
-        *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = std::time::Instant::now();
+        stalled.1 = Instant::now();
     }
 
     fn accepted(&self) -> Accepted {
+        let now = |n: &AtomicU64| n.load(Ordering::Relaxed);
         Accepted {
-            accepted: self.counters.accepted.load(Ordering::Relaxed),
-            errors: self.counters.errors.load(Ordering::Relaxed),
-            resets: self.counters.resets.load(Ordering::Relaxed),
+            connections: Connections {
+                accepted: now(&self.counters.accepted),
+                accept_errors: now(&self.counters.errors),
+                reset_seen_by_application: now(&self.counters.resets),
+                stalled: self.stalled().0.count(),
+                called_here: now(&self.counters.called_here),
+                called_elsewhere: now(&self.counters.called_elsewhere),
+                ..Connections::default()
+            },
             embryonic: netstat::embryonic_resets().saturating_sub(self.embryonic),
             repeated: netstat::syn_retransmissions().saturating_sub(self.repeated),
-            stalled: self.stalled().count(),
-            called_here: self.counters.called_here.load(Ordering::Relaxed),
-            called_elsewhere: self.counters.called_elsewhere.load(Ordering::Relaxed),
         }
     }
 
@@ -391,7 +378,7 @@ impl Program {
 
     /// Waits for the first of the ends that the options name.
     async fn end(&self, shutdown: &mut Shutdown) -> EndedBy {
-        let end = self.config.duration.and_then(|d| std::time::Instant::now().checked_add(d));
+        let end = self.config.duration.and_then(|d| Instant::now().checked_add(d));
         loop {
             tokio::select! {
                 by = shutdown.ended(end) => return by,
@@ -431,7 +418,8 @@ impl Program {
         }
         // On a busy machine the last look may be long past; another costs as long as the
         // kernel's list is.
-        if self.looked().elapsed() > STALLS * 3 {
+        let looked = self.stalled().1;
+        if looked.elapsed() > STALLS * 3 {
             self.look_for_stalls();
         }
         // Of these the engine has seen the handshakes when it ends.
@@ -441,7 +429,8 @@ impl Program {
             self.shared.state().sniffer.failed = Some("the engine's thread panicked".to_owned());
         }
         let mut accepted = self.accepted();
-        accepted.accepted = of_this_run(known, accepted.accepted, handshakes());
+        let connections = &mut accepted.connections;
+        connections.accepted = of_this_run(known, connections.accepted, handshakes());
         let mut result = self.result(by, accepted, &notes);
         let line = report::one_line(&result, &self.shared.state());
         let before = notes.len();

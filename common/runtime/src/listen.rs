@@ -1,9 +1,10 @@
-//! Where a program listens by default: both families, or the one that there is.
+//! Where a program listens by default: both families, or the one that there is; and where it is.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use nix::errno::Errno;
+use nix::sys::socket::SockaddrStorage;
 
 /// Binds to `addr` with `bind`. A kernel without IPv6 can still serve what `[::]` means for IPv4.
 pub fn bind<T>(addr: SocketAddr, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
@@ -17,6 +18,17 @@ pub fn bind<T>(addr: SocketAddr, bind: impl Fn(SocketAddr) -> io::Result<T>) -> 
 
 fn without_ipv6(e: &io::Error) -> bool {
     [Errno::EAFNOSUPPORT, Errno::EADDRNOTAVAIL].iter().any(|n| e.raw_os_error() == Some(*n as i32))
+}
+
+/// The addresses of this network namespace, as far as they can be told.
+#[must_use]
+pub fn own_addresses() -> Vec<IpAddr> {
+    let ip = |a: SockaddrStorage| {
+        let v4 = a.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+        v4.or_else(|| a.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+    };
+    nix::ifaddrs::getifaddrs()
+        .map_or_else(|_| Vec::new(), |all| all.filter_map(|i| i.address.and_then(ip)).collect())
 }
 
 #[cfg(test)]

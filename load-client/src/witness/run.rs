@@ -1,7 +1,7 @@
 //! The watch itself: one thread listens and judges, another shows, and whatever ends them the
 //! kernel's values are put back.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +15,7 @@ use canary_conntrack::table::{Table, Tuple};
 use canary_record::names::EndedBy;
 use canary_record::result::witness::{Changed, Ended, RuleAction, RuleCount};
 use canary_runtime::limit::Limit;
+use canary_runtime::listen::own_addresses;
 use canary_runtime::shutdown::Shutdown;
 use nix::errno::Errno;
 
@@ -54,7 +55,7 @@ pub enum WatchError {
 #[derive(Debug)]
 struct Node {
     table: Table,
-    addresses: HashSet<IpAddr>,
+    addresses: Vec<IpAddr>,
     read: Option<Instant>,
     failed: u64,
 }
@@ -77,19 +78,10 @@ impl Surroundings for Node {
     fn here(&mut self, ip: IpAddr) -> bool {
         if !self.addresses.contains(&ip) && self.read.is_none_or(|t| t.elapsed() > ADDRESSES_LAST) {
             self.read = Some(Instant::now());
-            self.addresses = addresses();
+            self.addresses = own_addresses();
         }
         self.addresses.contains(&ip)
     }
-}
-
-fn addresses() -> HashSet<IpAddr> {
-    let Ok(list) = nix::ifaddrs::getifaddrs() else { return HashSet::new() };
-    let ip = |a: nix::sys::socket::SockaddrStorage| {
-        let v4 = a.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-        v4.or_else(|| a.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-    };
-    list.filter_map(|i| i.address.and_then(ip)).collect()
 }
 
 /// What the watch found.
@@ -149,7 +141,7 @@ impl Watch {
         }
         let orders = Arc::<Orders>::default();
         let view = Arc::<Mutex<View>>::default();
-        let node = Node { table, addresses: addresses(), read: None, failed: 0 };
+        let node = Node { table, addresses: own_addresses(), read: None, failed: 0 };
         let rules = rules::of_invalid().map_err(|e| e.to_string());
         let resets = |rules: &Rules| {
             rules.unread_resets || rules.acting.iter().any(|r| r.action == RuleAction::Reset)
