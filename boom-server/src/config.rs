@@ -9,6 +9,7 @@ use canary_forge::forgery::Forgeries;
 use canary_runtime::cli;
 use canary_runtime::logs::LogFormat;
 use clap::{Parser, ValueEnum};
+use ipnet::IpNet;
 
 /// Forges TCP segments that conntrack calls INVALID towards every client that
 /// connects, and judges from the answers what the client's node does with them.
@@ -75,12 +76,12 @@ pub struct Config {
     pub max_flows: u32,
 
     /// Pod networks, to tell pods from other clients [may be repeated]
-    #[arg(long, env = "BOOM_POD_CIDR", value_name = "CIDR", value_delimiter = ',')]
-    pub pod_cidr: Vec<Cidr>,
+    #[arg(long, env = "BOOM_POD_CIDR", value_name = "CIDR", value_delimiter = ',', value_parser = network)]
+    pub pod_cidr: Vec<IpNet>,
 
     /// Addresses or networks of nodes [may be repeated]
-    #[arg(long, env = "BOOM_NODE_IP", value_name = "CIDR", value_delimiter = ',')]
-    pub node_ip: Vec<Cidr>,
+    #[arg(long, env = "BOOM_NODE_IP", value_name = "CIDR", value_delimiter = ',', value_parser = network)]
+    pub node_ip: Vec<IpNet>,
 
     /// Write the result to this file too
     #[arg(long, env = "BOOM_OUTPUT", value_name = "FILE")]
@@ -150,49 +151,10 @@ fn ip_or_empty(s: &str) -> Result<IpList, String> {
 }
 
 /// A network, or one address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cidr {
-    base: IpAddr,
-    prefix: u8,
-}
-
-impl Cidr {
-    /// True when `ip` lies in it.
-    #[must_use]
-    pub fn contains(&self, ip: IpAddr) -> bool {
-        let shift = |bits: u8| u32::from(bits) - u32::from(self.prefix);
-        match (self.base, ip) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => {
-                (u32::from(a) ^ u32::from(b)).checked_shr(shift(32)).unwrap_or(0) == 0
-            }
-            (IpAddr::V6(a), IpAddr::V6(b)) => {
-                (u128::from(a) ^ u128::from(b)).checked_shr(shift(128)).unwrap_or(0) == 0
-            }
-            _ => false,
-        }
-    }
-}
-
-impl std::str::FromStr for Cidr {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("'{s}' is not a network: write 10.244.0.0/16, fd00::/64 or an address");
-        let (base, prefix) = s.split_once('/').map_or((s, None), |(b, p)| (b, Some(p)));
-        let base: IpAddr = base.parse().map_err(|_| wrong())?;
-        let most = if base.is_ipv4() { 32 } else { 128 };
-        let prefix = prefix.map_or(Ok(most), str::parse).map_err(|_| wrong())?;
-        if prefix > most {
-            return Err(wrong());
-        }
-        Ok(Self { base, prefix })
-    }
-}
-
-impl std::fmt::Display for Cidr {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.base, self.prefix)
-    }
+fn network(s: &str) -> Result<IpNet, String> {
+    s.parse().or_else(|_| s.parse::<IpAddr>().map(IpNet::from)).map_err(|_| {
+        format!("'{s}' is not a network: write 10.244.0.0/16, fd00::/64 or an address")
+    })
 }
 
 impl Config {

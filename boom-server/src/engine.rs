@@ -10,11 +10,12 @@ use std::time::Duration;
 use canary_record::hist::Latency;
 use canary_record::names::ClientClass;
 use canary_record::result::boom::Sniffer as SnifferResult;
+use ipnet::IpNet;
 use nix::poll::{PollFd, PollFlags, poll};
 use tokio::sync::Notify;
 
 use crate::accept::Acceptor;
-use crate::config::{Cidr, Events};
+use crate::config::Events;
 use crate::events::Log;
 use crate::kill::{Kill, LastKill};
 use canary_forge::drive::{Done, Driver, NAP, millis};
@@ -30,18 +31,18 @@ const CLOCK_STEP: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, Default)]
 pub struct Classes {
     /// Pod networks.
-    pub pods: Vec<Cidr>,
+    pub pods: Vec<IpNet>,
     /// Nodes.
-    pub nodes: Vec<Cidr>,
+    pub nodes: Vec<IpNet>,
 }
 
 impl Classes {
     /// The class of `ip`; a node's address inside a pod network is a node's.
     #[must_use]
     pub fn of(&self, ip: IpAddr) -> ClientClass {
-        if self.nodes.iter().any(|n| n.contains(ip)) {
+        if self.nodes.iter().any(|n| n.contains(&ip)) {
             ClientClass::Node
-        } else if self.pods.iter().any(|n| n.contains(ip)) {
+        } else if self.pods.iter().any(|n| n.contains(&ip)) {
             ClientClass::Pod
         } else if self.pods.is_empty() && self.nodes.is_empty() {
             ClientClass::Unclassified

@@ -12,6 +12,7 @@ use canary_runtime::listen;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketFlags};
+use slab::Slab;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 /// The longest head of a request.
@@ -138,8 +139,7 @@ pub fn run(
 ) -> io::Result<()> {
     let mut worker = Worker {
         epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
-        connections: Vec::new(),
-        free: Vec::new(),
+        connections: Slab::new(),
         answers: Answers::new(body),
         buffer: vec![0; 64 << 10],
         served: Arc::clone(served),
@@ -174,8 +174,8 @@ pub fn run(
 
 struct Worker {
     epoll: OwnedFd,
-    connections: Vec<Option<Connection>>,
-    free: Vec<usize>,
+    /// None while one is served.
+    connections: Slab<Option<Connection>>,
     answers: Answers,
     buffer: Vec<u8>,
     served: Arc<Served>,
@@ -215,20 +215,18 @@ impl Worker {
     }
 
     fn keep(&mut self, connection: Connection) {
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.connections.push(None);
-            self.connections.len() - 1
-        });
+        let place = self.connections.vacant_entry();
         let flags = epoll::EventFlags::IN
             | epoll::EventFlags::OUT
             | epoll::EventFlags::RDHUP
             | epoll::EventFlags::ET;
-        let data = epoll::EventData::new_u64(index as u64);
+        let data = epoll::EventData::new_u64(place.key() as u64);
         match epoll::add(&self.epoll, &connection.fd, data, flags) {
-            Ok(()) => self.connections[index] = Some(connection),
+            Ok(()) => {
+                place.insert(Some(connection));
+            }
             Err(e) => {
                 tracing::warn!(error = %io::Error::from(e), "epoll_ctl failed: connection closed");
-                self.free.push(index);
             }
         }
     }
@@ -239,7 +237,7 @@ impl Worker {
         };
         match self.go_on(&mut connection) {
             Next::Keep => self.connections[index] = Some(connection),
-            Next::Close => self.free.push(index),
+            Next::Close => drop(self.connections.remove(index)),
         }
     }
 

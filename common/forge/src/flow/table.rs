@@ -6,22 +6,23 @@ use std::time::Duration;
 
 use ahash::AHashMap;
 use canary_wire::segment::FourTuple;
+use slab::Slab;
 
 use super::{Flow, State};
 
-/// A place in the table. Valid until the flow is removed.
+/// A place in the table, and whose it is. Valid until the flow is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
     slot: u32,
-    generation: u32,
+    serial: u32,
 }
 
 #[derive(Debug)]
 struct Slot {
-    generation: u32,
+    key: Key,
     /// The earliest deadline of this flow that the queue holds.
     queued: Duration,
-    flow: Option<Flow>,
+    flow: Flow,
 }
 
 /// Flows by 4-tuple, and a queue of deadlines. A deadline that moves later
@@ -30,9 +31,10 @@ struct Slot {
 #[derive(Debug)]
 pub(super) struct Table {
     capacity: usize,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
-    by_tuple: AHashMap<FourTuple, u32>,
+    slots: Slab<Slot>,
+    /// Flows that there were, modulo 2^32.
+    serial: u32,
+    by_tuple: AHashMap<FourTuple, Key>,
     queue: BinaryHeap<Reverse<(Duration, Key)>>,
     /// Unanswered SYNs, oldest first: a flood of them must not push out the rest.
     half_open: VecDeque<Key>,
@@ -47,8 +49,8 @@ impl Table {
     pub(super) fn new(capacity: usize) -> Self {
         Self {
             capacity: capacity.max(1),
-            slots: Vec::new(),
-            free: Vec::new(),
+            slots: Slab::new(),
+            serial: 0,
             by_tuple: AHashMap::new(),
             queue: BinaryHeap::new(),
             half_open: VecDeque::new(),
@@ -61,28 +63,23 @@ impl Table {
     }
 
     pub(super) fn find(&self, tuple: &FourTuple) -> Option<Key> {
-        let slot = *self.by_tuple.get(tuple)?;
-        Some(Key { slot, generation: self.slots[slot as usize].generation })
+        self.by_tuple.get(tuple).copied()
     }
 
     fn live(&self, key: Key) -> Option<&Flow> {
-        let slot = self.slots.get(key.slot as usize)?;
-        slot.flow.as_ref().filter(|_| slot.generation == key.generation)
+        self.slots.get(key.slot as usize).filter(|slot| slot.key == key).map(|slot| &slot.flow)
     }
 
     /// # Panics
     /// When the flow has been removed.
     pub(super) fn get_mut(&mut self, key: Key) -> &mut Flow {
         let slot = &mut self.slots[key.slot as usize];
-        debug_assert_eq!(slot.generation, key.generation);
-        slot.flow.as_mut().expect("a key of a live flow")
+        debug_assert_eq!(slot.key, key);
+        &mut slot.flow
     }
 
     pub(super) fn keys(&self) -> Vec<Key> {
-        self.by_tuple
-            .values()
-            .map(|&slot| Key { slot, generation: self.slots[slot as usize].generation })
-            .collect()
+        self.by_tuple.values().copied().collect()
     }
 
     /// Removes a flow when the table is full: the oldest unanswered SYN, else one that
@@ -97,10 +94,11 @@ impl Table {
             }
         }
         for _ in 0..SEARCH.min(self.slots.len()) {
+            // Full: every place below the number of flows is taken.
             self.hand = (self.hand + 1) % self.slots.len();
-            let Slot { generation, flow, .. } = &self.slots[self.hand];
-            if flow.as_ref().is_some_and(|f| f.state == State::Settled) {
-                return Some(self.remove(Key { slot: self.hand as u32, generation: *generation }));
+            let judged = self.slots.get(self.hand).filter(|s| s.flow.state == State::Settled);
+            if let Some(key) = judged.map(|s| s.key) {
+                return Some(self.remove(key));
             }
         }
         while let Some(Reverse((_, key))) = self.queue.pop() {
@@ -113,16 +111,10 @@ impl Table {
 
     pub(super) fn insert(&mut self, flow: Flow) -> Key {
         let deadline = flow.deadline;
-        let tuple = flow.tuple;
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot { generation: 0, queued: Duration::MAX, flow: None });
-            (self.slots.len() - 1) as u32
-        });
-        let place = &mut self.slots[slot as usize];
-        place.flow = Some(flow);
-        place.queued = deadline;
-        let key = Key { slot, generation: place.generation };
-        self.by_tuple.insert(tuple, slot);
+        let key = Key { slot: self.slots.vacant_key() as u32, serial: self.serial };
+        self.serial = self.serial.wrapping_add(1);
+        self.by_tuple.insert(flow.tuple, key);
+        self.slots.insert(Slot { key, queued: deadline, flow });
         self.queue.push(Reverse((deadline, key)));
         self.half_open.push_back(key);
         // Those that have grown up since are dropped from the front.
@@ -136,19 +128,14 @@ impl Table {
     }
 
     pub(super) fn remove(&mut self, key: Key) -> Flow {
-        let slot = &mut self.slots[key.slot as usize];
-        let flow = slot.flow.take().expect("a key of a live flow");
-        slot.generation = slot.generation.wrapping_add(1);
+        let flow = self.slots.remove(key.slot as usize).flow;
         self.by_tuple.remove(&flow.tuple);
-        self.free.push(key.slot);
         flow
     }
 
     pub(super) fn set_deadline(&mut self, key: Key, deadline: Duration) {
         let slot = &mut self.slots[key.slot as usize];
-        if let Some(flow) = slot.flow.as_mut() {
-            flow.deadline = deadline;
-        }
+        slot.flow.deadline = deadline;
         if deadline < slot.queued {
             slot.queued = deadline;
             self.queue.push(Reverse((deadline, key)));
