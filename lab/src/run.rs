@@ -10,28 +10,26 @@ pub mod saturation;
 pub mod setting;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use crate::document::lab::{CommandList, Mend, Path, ProxyMode};
+use crate::document::lab::{CommandList, Path};
 use canary_testbed::evidence;
 use canary_testbed::exec::Tools;
-use canary_testbed::testbed::{Testbed, TestbedError};
+use canary_testbed::testbed::Testbed;
 use canary_testbed::topology::{Step, Topology};
-use canary_wire::segment::Family;
 
 use self::host_table::Control;
-use self::setting::{Setting, guarded, io_error};
+use self::setting::{Setting, guarded};
 use crate::observed::cause::Seen;
 use crate::observed::cell::{Done, Key};
 use crate::observed::saturation::Filled;
 use crate::scenario::cause::{Case, Cause, Need};
-use crate::scenario::matrix::Matrix;
-use crate::scenario::{About, Body, Scenario};
+use crate::scenario::matrix::{CellPlan, Matrix};
+use crate::scenario::{Body, Scenario};
 
 /// A run as it was asked for.
 pub struct Plan {
@@ -62,13 +60,22 @@ pub enum Event {
 }
 
 /// The cells that share one topology, one after another.
-#[derive(Clone, Debug)]
-struct Batch {
-    scenario: usize,
-    proxy_mode: ProxyMode,
-    family: Family,
-    repetition: u32,
+struct Batch<'a> {
+    scenario: &'a Scenario,
+    matrix: &'a Matrix,
+    /// Of its first cell.
+    key: Key,
     prefix: String,
+}
+
+impl Batch<'_> {
+    /// What a cell's files are under.
+    fn id(&self, plan: &CellPlan, repeat: u32) -> String {
+        let Key { proxy_mode, family, repetition, .. } = self.key;
+        let again = if repeat > 1 { format!("-{repetition}") } else { String::new() };
+        let (name, protections) = (&self.scenario.about.name, &plan.protections);
+        format!("{name}/{proxy_mode}-{family}-{protections}{again}")
+    }
 }
 
 /// Runs everything. After a signal nothing more begins.
@@ -122,42 +129,44 @@ pub fn commands(scenario: &Scenario) -> CommandList {
 /// The prefix of each batch's hosts, and the last cell that ran in them.
 #[must_use]
 pub fn last_cells(plan: &Plan) -> Vec<(String, String)> {
-    batches(plan)
-        .iter()
-        .filter_map(|batch| {
-            let last = matrix(plan, batch)?.cells.len().checked_sub(1)?;
-            Some((batch.prefix.clone(), id(plan, batch, last)?))
-        })
-        .collect()
+    let last = |batch: Batch<'_>| {
+        let id = batch.id(batch.matrix.cells.last()?, plan.repeat);
+        Some((batch.prefix, id))
+    };
+    batches(plan).into_iter().filter_map(last).collect()
 }
 
-fn cells(plan: &Plan, tell: &Sender<Event>) {
-    let batches = Mutex::new(batches(plan));
-    let kept = cell::Kept::default();
+/// Takes from one queue, so many at a time.
+fn work_off<T: Send>(queue: VecDeque<T>, at_once: usize, job: impl Fn(T) + Sync) {
+    let queue = Mutex::new(queue);
     std::thread::scope(|scope| {
-        for _ in 0..plan.jobs {
+        for _ in 0..at_once {
             scope.spawn(|| {
-                let next = || batches.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                while let Some(batch) = next() {
-                    run_batch(plan, &batch, &kept, tell);
+                let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                while let Some(one) = next() {
+                    job(one);
                 }
             });
         }
     });
 }
 
-fn batches(plan: &Plan) -> VecDeque<Batch> {
+fn cells(plan: &Plan, tell: &Sender<Event>) {
+    let kept = cell::Kept::default();
+    work_off(batches(plan), plan.jobs, |batch| run_batch(plan, &batch, &kept, tell));
+}
+
+fn batches(plan: &Plan) -> VecDeque<Batch<'_>> {
     let mut batches = VecDeque::new();
     for repetition in 1..=plan.repeat {
-        for (scenario, s) in plan.scenarios.iter().enumerate() {
-            let Some(matrix) = s.matrix().filter(|_| skipped(s, &plan.setting.tools).is_none())
-            else {
-                continue;
-            };
+        for (n, scenario) in plan.scenarios.iter().enumerate() {
+            let runs = |_: &&Matrix| skipped(scenario, &plan.setting.tools).is_none();
+            let Some(matrix) = scenario.matrix().filter(runs) else { continue };
             for proxy_mode in matrix.proxy_modes.iter().copied() {
                 for family in matrix.families.iter().copied() {
                     let prefix = format!("l{}-", batches.len());
-                    batches.push_back(Batch { scenario, proxy_mode, family, repetition, prefix });
+                    let key = Key { scenario: n, repetition, proxy_mode, family, plan: 0 };
+                    batches.push_back(Batch { scenario, matrix, key, prefix });
                 }
             }
         }
@@ -165,72 +174,46 @@ fn batches(plan: &Plan) -> VecDeque<Batch> {
     batches
 }
 
-fn matrix<'a>(plan: &'a Plan, batch: &Batch) -> Option<&'a Matrix> {
-    plan.scenarios.get(batch.scenario)?.matrix()
-}
-
 /// Builds the batch's topology and runs its cells in it.
-fn run_batch(plan: &Plan, batch: &Batch, kept: &cell::Kept, tell: &Sender<Event>) {
-    let setting = &plan.setting;
-    let (Some(scenario), Some(matrix)) = (plan.scenarios.get(batch.scenario), matrix(plan, batch))
-    else {
-        return;
-    };
-    if setting.interrupt.signalled().is_some() {
+fn run_batch(plan: &Plan, batch: &Batch<'_>, kept: &cell::Kept, tell: &Sender<Event>) {
+    let (setting, matrix) = (&plan.setting, batch.matrix);
+    let interrupted = || setting.interrupt.signalled().is_some();
+    if interrupted() {
         return;
     }
-    let testbed =
-        guarded(|| Testbed::build(Topology::new(matrix.path, &batch.prefix), &setting.tools));
-    for (index, cell_plan) in matrix.cells.iter().enumerate() {
-        let Some(id) = id(plan, batch, index) else { continue };
-        let dir = plan.dir.join("cells").join(&id);
+    let hosts = Topology::new(matrix.path, &batch.prefix);
+    let testbed = guarded(|| Testbed::build(hosts, &setting.tools));
+    for (n, cell_plan) in matrix.cells.iter().enumerate() {
+        let (key, id) = (Key { plan: n, ..batch.key }, batch.id(cell_plan, plan.repeat));
         let mut captures = Vec::new();
-        let mut part = |testbed: &Testbed<'_>| {
-            fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
-            let cell = cell::Cell {
-                plan: cell_plan,
-                proxy_mode: batch.proxy_mode,
-                family: batch.family,
-                direction: matrix.direction,
-                forgeries: &matrix.forgeries,
-                connections: matrix.connections,
-                dir: &dir,
-            };
-            let shown = cell::run(testbed, &cell, setting)?;
-            let name = (scenario.about.name.as_str(), id.as_str());
-            captures = cell::keep(testbed, setting, &plan.dir, name, &shown, kept)?;
-            Ok::<_, TestbedError>(shown)
-        };
         let shown = match &testbed {
-            Ok(testbed) => guarded(|| part(testbed)),
+            Ok(testbed) => guarded(|| {
+                let cell = cell::Cell {
+                    testbed,
+                    setting,
+                    results: &plan.dir,
+                    scenario: &batch.scenario.about.name,
+                    id: &id,
+                    matrix,
+                    plan: cell_plan,
+                    key,
+                };
+                let shown = cell.run()?;
+                captures = cell.keep(&shown, kept)?;
+                Ok(shown)
+            }),
             Err(why) => Err(format!("cannot build the topology: {why}")),
         };
         // What a signal cut short was not run.
-        if setting.interrupt.signalled().is_some() && shown.is_err() {
+        if interrupted() && shown.is_err() {
             return;
         }
-        let key = Key {
-            scenario: batch.scenario,
-            repetition: batch.repetition,
-            proxy_mode: batch.proxy_mode,
-            family: batch.family,
-            plan: index,
-        };
         let done = Done { key, id, shown, captures };
         // Nobody listens any more once the run is given up.
-        if tell.send(Event::Cell(Box::new(done))).is_err()
-            || setting.interrupt.signalled().is_some()
-        {
+        if tell.send(Event::Cell(Box::new(done))).is_err() || interrupted() {
             return;
         }
     }
-}
-
-fn id(plan: &Plan, batch: &Batch, cell: usize) -> Option<String> {
-    let protections = &matrix(plan, batch)?.cells.get(cell)?.protections;
-    let again = if plan.repeat > 1 { format!("-{}", batch.repetition) } else { String::new() };
-    let name = &plan.scenarios.get(batch.scenario)?.about.name;
-    Some(format!("{name}/{}-{}-{protections}{again}", batch.proxy_mode, batch.family))
 }
 
 /// A repetition's own directory and the prefix of a scenario's hosts.
@@ -246,14 +229,12 @@ fn apart(plan: &Plan, scenario: usize, repetition: u32) -> (PathBuf, String) {
 /// A case to be run, as it is or under a mend.
 struct Job<'a> {
     scenario: usize,
-    about: &'a About,
     cause: &'a Cause,
     /// Its number among what is run of its scenario.
     slot: usize,
-    /// Its number among the cases.
-    case: usize,
-    mend: Option<Mend>,
     what: Case,
+    dir: PathBuf,
+    prefix: String,
 }
 
 /// The cases of every cause, from one queue. A cause is told of when its last case has ended.
@@ -263,69 +244,53 @@ fn causes(plan: &Plan, repetition: u32, tell: &Sender<Event>) {
         began: Instant,
     }
     let (mut queue, mut open) = (VecDeque::new(), BTreeMap::new());
-    for (scenario, s) in plan.scenarios.iter().enumerate() {
+    for (n, s) in plan.scenarios.iter().enumerate() {
         let Body::Cause(cause) = &s.body else { continue };
         if skipped(s, &plan.setting.tools).is_some() || plan.setting.interrupt.signalled().is_some()
         {
             continue;
         }
         begin(s);
-        let jobs = jobs(cause, plan.mends);
-        open.insert(scenario, Open { seen: vec![None; jobs.len()], began: Instant::now() });
-        for (slot, (case, mend, what)) in jobs.into_iter().enumerate() {
-            queue.push_back(Job { scenario, about: &s.about, cause, slot, case, mend, what });
-        }
+        let (dir, prefix) = apart(plan, n, repetition);
+        let dir = dir.join("cells").join(&s.about.name);
+        let what = cases(cause, plan.mends);
+        open.insert(n, Open { seen: vec![None; what.len()], began: Instant::now() });
+        queue.extend(what.into_iter().enumerate().map(|(slot, (at, what))| {
+            let (dir, prefix) = (dir.join(at), format!("{prefix}{slot}-"));
+            Job { scenario: n, cause, slot, what, dir, prefix }
+        }));
     }
-    let (queue, open) = (Mutex::new(queue), Mutex::new(open));
-    std::thread::scope(|scope| {
-        for _ in 0..plan.jobs {
-            scope.spawn(|| {
-                let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                while let Some(job) = next() {
-                    let started = Instant::now();
-                    let seen = one_case(plan, repetition, &job);
-                    let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
-                    let Some(of) = open.get_mut(&job.scenario) else { continue };
-                    let t = started.duration_since(of.began).as_secs_f64();
-                    if let Some(slot) = of.seen.get_mut(job.slot) {
-                        *slot = Some(seen.map(|seen| Seen { t, ..seen }));
-                    }
-                    if of.seen.iter().all(Option::is_some)
-                        && let Some(of) = open.remove(&job.scenario)
-                    {
-                        let mut seen: Vec<_> = of.seen.into_iter().flatten().collect();
-                        let mended = seen.split_off(job.cause.cases.len());
-                        // Whoever listens does so to the end.
-                        let _ = tell.send(Event::Cause(job.scenario, repetition, seen, mended));
-                    }
-                }
-            });
+    let open = Mutex::new(open);
+    work_off(queue, plan.jobs, |job| {
+        let Job { scenario, cause, slot, what, dir, prefix } = job;
+        let started = Instant::now();
+        let seen = guarded(|| cause::run(cause, &what, &plan.setting, &dir, &prefix));
+        let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(of) = open.get_mut(&scenario) else { return };
+        let t = started.duration_since(of.began).as_secs_f64();
+        of.seen[slot] = Some(seen.map(|seen| Seen { t, ..seen }));
+        if of.seen.iter().all(Option::is_some)
+            && let Some(of) = open.remove(&scenario)
+        {
+            let mut seen: Vec<_> = of.seen.into_iter().flatten().collect();
+            let mended = seen.split_off(cause.cases.len());
+            // Whoever listens does so to the end.
+            let _ = tell.send(Event::Cause(scenario, repetition, seen, mended));
         }
     });
 }
 
-/// Every case as it is, and then, where mends are asked for, every case under each mend.
-fn jobs(cause: &Cause, mends: bool) -> Vec<(usize, Option<Mend>, Case)> {
-    let cases = || cause.cases.iter().enumerate();
-    let mut jobs: Vec<_> = cases().map(|(n, case)| (n, None, case.clone())).collect();
-    if mends {
-        jobs.extend(cases().flat_map(|(n, case)| {
-            case.under_mends(cause.mends_at)
-                .into_iter()
-                .map(move |(mend, case)| (n, Some(mend), case))
-        }));
+/// Every case as it is, and then, where mends are asked for, every case under each mend; each with
+/// the directory of its files.
+fn cases(cause: &Cause, mends: bool) -> Vec<(PathBuf, Case)> {
+    let cases =
+        || (1..).zip(&cause.cases).map(|(n, case): (u32, _)| (PathBuf::from(n.to_string()), case));
+    let mut all: Vec<_> = cases().map(|(dir, case)| (dir, case.clone())).collect();
+    for (dir, case) in cases().filter(|_| mends) {
+        let mended = case.under_mends(cause.mends_at).into_iter();
+        all.extend(mended.map(|(mend, case)| (dir.join(mend.as_str()), case)));
     }
-    jobs
-}
-
-fn one_case(whole: &Plan, repetition: u32, job: &Job<'_>) -> Result<Seen, String> {
-    let (dir, prefix) = apart(whole, job.scenario, repetition);
-    let mut dir = dir.join("cells").join(&job.about.name).join((job.case + 1).to_string());
-    if let Some(mend) = job.mend {
-        dir = dir.join(mend.as_str());
-    }
-    let prefix = format!("{prefix}{}-", job.slot);
-    guarded(|| cause::run(job.cause, &job.what, &whole.setting, &dir, &prefix))
+    all
 }
 
 /// Saturation has the machine for itself.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::document::timeline::{FailureClass, TableSpeed, Timeline};
+use canary_record::names;
 use canary_record::names::ProbeEnd;
 use canary_record::result::observe::ConntrackCounters;
 use canary_record::result::witness::{InTable, WitnessResult};
@@ -110,32 +111,17 @@ impl Captured {
     }
 }
 
-/// A place of the eviction experiment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Case {
-    /// A table full of established connections.
-    Full,
-    /// The same with be_liberal=1 and INVALID dropped.
-    Protected,
-    /// The same, and new connections take what room there is.
-    Contested,
-    /// The cause removed: a table nine tenths full.
-    NearlyFull,
-}
-
-impl Case {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Full, Self::Protected, Self::Contested, Self::NearlyFull];
-
-    /// Its name in those of files and hosts.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Protected => "protected",
-            Self::Contested => "contested",
-            Self::NearlyFull => "nearly-full",
-        }
+names! {
+    /// A place of the eviction experiment, by its name in those of files and hosts.
+    pub enum Case {
+        /// A table full of established connections.
+        Full = "full",
+        /// The same with be_liberal=1 and INVALID dropped.
+        Protected = "protected",
+        /// The same, and new connections take what room there is.
+        Contested = "contested",
+        /// The cause removed: a table nine tenths full.
+        NearlyFull = "nearly-full",
     }
 }
 
@@ -187,29 +173,16 @@ impl Evicted {
     }
 }
 
-/// Which segment of a handshake is on its way while others find the table full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnItsWay {
-    /// The server's SYN ACK.
-    SynAck,
-    /// The client's ACK.
-    Ack,
-    /// The same with be_liberal=1 and INVALID dropped.
-    AckProtected,
-}
-
-impl OnItsWay {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::SynAck, Self::Ack, Self::AckProtected];
-
-    /// Its name in those of files and hosts.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::SynAck => "syn-ack",
-            Self::Ack => "ack",
-            Self::AckProtected => "protected",
-        }
+names! {
+    /// Which segment of a handshake is on its way while others find the table full, by its name in
+    /// those of files and hosts.
+    pub enum OnItsWay {
+        /// The server's SYN ACK.
+        SynAck = "syn-ack",
+        /// The client's ACK.
+        Ack = "ack",
+        /// The same with be_liberal=1 and INVALID dropped.
+        AckProtected = "protected",
     }
 }
 

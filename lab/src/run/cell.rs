@@ -4,28 +4,27 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::process::ExitStatus;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::document::lab::{Capture, Profile, ProxyMode};
+use crate::document::lab::{Capture, Profile};
 use canary_record::names::{Direction, Forgery};
-use canary_runtime::output::write_file;
+use canary_record::result::boom::BoomResult;
+use canary_record::result::load::LoadResult;
 use canary_testbed::capture::{self, Reset};
 use canary_testbed::evidence;
-use canary_testbed::exec::{Process, Ready};
+use canary_testbed::exec::Ready;
 use canary_testbed::model::At;
 use canary_testbed::tap::Tap;
 use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::POD_PORT;
-use canary_wire::segment::Family;
 use nix::sys::signal::Signal;
 
-use super::setting::{self, CaptureMode, Setting, io_error};
+use super::setting::{self, CaptureMode, Running, Setting, io_error, write};
 use crate::judge::witness;
-use crate::observed::cell::Shown;
-use crate::scenario::matrix::CellPlan;
+use crate::observed::cell::{Key, Shown};
+use crate::scenario::matrix::{CellPlan, Matrix};
 
 /// How long boom-server takes to end once every connection is judged.
 const JUDGED: Duration = Duration::from_millis(1600);
@@ -46,222 +45,267 @@ const READY: Duration = Duration::from_secs(10);
 /// each connection, and cells beside this one, whose addresses are the same, move it on too.
 const PORTS: &str = "2000\t65000";
 
-/// How long load-client may take.
-fn load_patience(setting: &Setting) -> Duration {
-    setting.scaled(DELAY + TIMEOUT * 3) + READY
-}
-
-/// A cell's plan within its scenario.
-#[derive(Clone, Copy, Debug)]
+/// A cell in hosts that are up.
+#[derive(Clone, Copy)]
 pub struct Cell<'a> {
+    /// Its hosts.
+    pub testbed: &'a Testbed<'a>,
+    /// What the whole run has in common.
+    pub setting: &'a Setting,
+    /// The directory of the run's results.
+    pub results: &'a Path,
+    /// Its scenario's name.
+    pub scenario: &'a str,
+    /// Its files are under `cells/ID/`.
+    pub id: &'a str,
+    /// Its scenario.
+    pub matrix: &'a Matrix,
     /// Protections and expectation.
     pub plan: &'a CellPlan,
-    /// Whose rules.
-    pub proxy_mode: ProxyMode,
-    /// IP family.
-    pub family: Family,
-    /// Which way to forge.
-    pub direction: Direction,
-    /// What to forge.
-    pub forgeries: &'a [Forgery],
-    /// Connections for each forgery.
-    pub connections: u32,
-    /// Where its files go; exists and is empty.
-    pub dir: &'a Path,
+    /// Which.
+    pub key: Key,
 }
+
+/// Of which scenario and forgery a connection is kept already.
+pub type Kept = Mutex<BTreeSet<(String, Forgery)>>;
 
 impl Cell<'_> {
+    fn dir(&self) -> PathBuf {
+        self.results.join("cells").join(self.id)
+    }
+
+    /// Whether the client forges.
+    fn upload(&self) -> bool {
+        self.matrix.direction == Direction::ClientToServer
+    }
+
     /// What to forge, as options take it.
     fn list(&self) -> String {
-        let names: Vec<_> = self.forgeries.iter().map(|f| f.as_str()).collect();
+        let names: Vec<_> = self.matrix.forgeries.iter().map(|f| f.as_str()).collect();
         names.join(",")
     }
-}
 
-/// Runs a cell.
-pub fn run(
-    testbed: &Testbed<'_>,
-    cell: &Cell<'_>,
-    setting: &Setting,
-) -> Result<Shown, TestbedError> {
-    let begun = Instant::now();
-    let interrupt = &setting.interrupt;
-    for (node, text) in testbed.protect(cell.proxy_mode, cell.family, &cell.plan.protections)? {
-        write(&cell.dir.join(format!("rules-{node}.txt")), text.as_bytes())?;
+    /// How long load-client may take.
+    fn load_patience(&self) -> Duration {
+        self.setting.scaled(DELAY + TIMEOUT * 3) + READY
     }
-    // The cells before used the same ports, and an entry of theirs would be taken up again.
-    for node in testbed.topology.nodes(At::Both) {
-        testbed.within(node, evidence::forget_all)?;
-    }
-    testbed.within(testbed.topology.client(), || {
-        evidence::set_sysctl("net/ipv4/ip_local_port_range", PORTS)
-    })?;
-    let none_expected = cell.plan.expect.profile() == Some(Profile::NoConnection);
-    let patience = if none_expected { Duration::ZERO } else { setting.scaled(READY) };
-    let warm = testbed.warm_up(cell.family, patience, interrupt)?;
 
-    let mut notes = Vec::new();
-    let on = testbed.topology.nodes(At::Both);
-    let witnesses = setting::ready_witnesses(testbed, on, cell.dir, setting, &mut notes)?;
-    let captures = start_captures(testbed, cell, setting)?;
-    let mut boom = start_boom(testbed, cell, setting)?;
-    boom.wait_ready(setting.scaled(READY), interrupt)?;
-    let before = testbed.counters(cell.proxy_mode, cell.family)?;
-    let mut load = start_load(testbed, cell, setting)?;
-    let load_line = load.line().to_owned();
-    // Where no connection comes to be, load-client ends first. Who forges itself knows the end.
-    while cell.direction != Direction::ClientToServer
-        && !load.ends_within(Duration::ZERO, interrupt)?
-        && !boom.ends_within(Duration::ZERO, interrupt)?
-    {
-        if boom.says_again(Duration::from_millis(10)) {
-            load.signal(Signal::SIGUSR1);
-            break;
+    /// Runs it.
+    pub fn run(&self) -> Result<Shown, TestbedError> {
+        let begun = Instant::now();
+        let (testbed, setting, dir) = (self.testbed, self.setting, &self.dir());
+        let (proxy_mode, family) = (self.key.proxy_mode, self.key.family);
+        let interrupt = &setting.interrupt;
+        fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+        for (node, text) in testbed.protect(proxy_mode, family, &self.plan.protections)? {
+            write(&dir.join(format!("rules-{node}.txt")), text)?;
         }
-    }
-    let load_status = load.wait(load_patience(setting), interrupt)?;
-    let boom_status = end_boom(boom, setting)?;
-    let after = testbed.counters(cell.proxy_mode, cell.family)?;
-    let witnesses = setting::end_witnesses(witnesses, cell.dir, setting)?;
-    if !warm && !none_expected {
-        notes.push("the target's port never answered before the cell".to_owned());
-    }
-    let resets = captured(captures, testbed, cell, setting, &mut notes)?;
-    for counters in &after {
-        let name = format!("counters-{}.txt", counters.node);
-        write(&cell.dir.join(name), counters.text.as_bytes())?;
-    }
-    Ok(Shown {
-        boom: setting::result("boom-server", &cell.dir.join("boom.json"), boom_status)?,
-        load: setting::result("load-client", &cell.dir.join("load.json"), load_status)
-            .map_err(|e| with_line(e, &load_line))?,
-        nodes: after.iter().zip(&before).map(|(a, b)| a.since(b)).collect(),
-        resets,
-        witnesses,
-        notes,
-        seconds: begun.elapsed().as_secs_f64(),
-    })
-}
+        // The cells before used the same ports, and an entry of theirs would be taken up again.
+        let both = testbed.topology.nodes(At::Both);
+        for node in both {
+            testbed.within(node, evidence::forget_all)?;
+        }
+        let client = testbed.topology.client();
+        setting::set(testbed, client, "net/ipv4/ip_local_port_range", PORTS)?;
+        let none_expected = self.plan.expect.profile() == Some(Profile::NoConnection);
+        let patience = if none_expected { Duration::ZERO } else { setting.scaled(READY) };
+        let warm = testbed.warm_up(family, patience, interrupt)?;
 
-fn start_boom(
-    testbed: &Testbed<'_>,
-    cell: &Cell<'_>,
-    setting: &Setting,
-) -> Result<Process, TestbedError> {
-    let forge = match cell.direction {
-        Direction::ClientToServer => "none".to_owned(),
-        Direction::ServerToClient | Direction::Both => cell.list(),
-    };
-    let total = cell.connections as usize * cell.forgeries.len();
-    let options = [
-        format!("--connections={total}"),
-        format!("--min-forged={}", cell.connections.min(20)),
-        // A server that ends first resets what a slow machine's client has still open.
-        format!("--hold={}ms", load_patience(setting).as_millis()),
-    ];
-    let server = testbed.topology.server();
-    setting::boom_server(testbed, setting, server, cell.dir, &forge, &options)
-}
-
-fn start_load(
-    testbed: &Testbed<'_>,
-    cell: &Cell<'_>,
-    setting: &Setting,
-) -> Result<Process, TestbedError> {
-    let total = cell.connections as usize * cell.forgeries.len();
-    let mut options = vec![
-        "probe".to_owned(),
-        format!("--target=tcp://{}", testbed.topology.target(cell.family)),
-        format!("--connections={total}"),
-        format!("--timeout={}ms", setting.scaled(TIMEOUT).as_millis()),
-    ];
-    options.extend(match cell.direction {
-        Direction::ClientToServer => vec![
-            "--pattern=upload".to_owned(),
-            format!("--body-size={UPLOAD}"),
-            format!("--forge={}", cell.list()),
-            format!("--min-forged={}", cell.connections.min(20)),
-            format!("--outcome-timeout={}ms", setting.scaled(OUTCOME).as_millis()),
-        ],
-        Direction::ServerToClient | Direction::Both => vec![
-            "--pattern=request".to_owned(),
-            format!("--delay={}ms", setting.scaled(DELAY).as_millis()),
-        ],
-    });
-    setting::load_client(testbed, setting, cell.dir, "load", options, Ready::Event)
-}
-
-/// boom-server ends by itself once every connection is judged; where some
-/// never came it is asked to end and says so in its result.
-fn end_boom(mut boom: Process, setting: &Setting) -> Result<ExitStatus, TestbedError> {
-    let patience = setting.scaled(JUDGED);
-    if !boom.ends_within(patience, &setting.interrupt)? {
-        boom.signal(Signal::SIGTERM);
+        let mut notes = Vec::new();
+        let witnesses = setting::ready_witnesses(testbed, both, dir, setting, &mut notes)?;
+        let captures = self.start_captures()?;
+        let mut boom = self.start_boom()?;
+        boom.wait_ready(setting.scaled(READY), interrupt)?;
+        let before = testbed.counters(proxy_mode, family)?;
+        let mut load = self.start_load()?;
+        let load_line = load.line().to_owned();
+        // Where no connection comes to be, load-client ends first. Who forges itself knows the end.
+        while !self.upload()
+            && !load.ends_within(Duration::ZERO, interrupt)?
+            && !boom.ends_within(Duration::ZERO, interrupt)?
+        {
+            if boom.says_again(Duration::from_millis(10)) {
+                load.signal(Signal::SIGUSR1);
+                break;
+            }
+        }
+        let load = load.result(self.load_patience(), interrupt);
+        let load: LoadResult = load.map_err(|e| with_line(e, &load_line))?;
+        // It ends by itself once every connection is judged; where some never came it is asked to
+        // end and says so in its result.
+        if !boom.ends_within(setting.scaled(JUDGED), interrupt)? {
+            boom.signal(Signal::SIGTERM);
+        }
+        let boom: BoomResult = boom.result(setting.scaled(READY), interrupt)?;
+        let after = testbed.counters(proxy_mode, family)?;
+        let witnesses = setting::end_witnesses(witnesses, setting)?;
+        if !warm && !none_expected {
+            notes.push("the target's port never answered before the cell".to_owned());
+        }
+        let resets = self.captured(captures, &mut notes)?;
+        for counters in &after {
+            write(&dir.join(format!("counters-{}.txt", counters.node)), &counters.text)?;
+        }
+        Ok(Shown {
+            boom,
+            load,
+            nodes: after.iter().zip(&before).map(|(a, b)| a.since(b)).collect(),
+            resets,
+            witnesses,
+            notes,
+            seconds: begun.elapsed().as_secs_f64(),
+        })
     }
-    Ok(boom.wait(setting.scaled(READY), &setting.interrupt)?)
-}
 
-fn start_captures(
-    testbed: &Testbed<'_>,
-    cell: &Cell<'_>,
-    setting: &Setting,
-) -> Result<Vec<Tap>, TestbedError> {
-    if setting.capture == CaptureMode::None {
-        return Ok(Vec::new());
+    fn start_boom(&self) -> Result<Running, TestbedError> {
+        let forge = if self.upload() { "none".to_owned() } else { self.list() };
+        let connections = self.matrix.connections;
+        let options = [
+            format!("--connections={}", connections as usize * self.matrix.forgeries.len()),
+            format!("--min-forged={}", connections.min(20)),
+            // A server that ends first resets what a slow machine's client has still open.
+            format!("--hold={}ms", self.load_patience().as_millis()),
+        ];
+        let at = (self.testbed.topology.server(), POD_PORT);
+        self.setting.boom_server(self.testbed, at, &self.dir(), &forge, &options)
     }
-    let mut running = Vec::new();
-    for host in hosts(testbed) {
-        // A node has several links, a pod one.
-        let link = if host.starts_with("node") { "any" } else { "eth0" };
-        running.push(Tap::start(testbed, host, link, "tcp", &cell.dir.join(capture_file(host)))?);
-    }
-    for tap in &mut running {
-        tap.wait_ready(setting.scaled(READY), &setting.interrupt)?;
-    }
-    Ok(running)
-}
 
-/// Where captures are taken: the server first.
-fn hosts(testbed: &Testbed<'_>) -> Vec<&'static str> {
-    let mut hosts = vec![testbed.topology.server(), testbed.topology.client()];
-    hosts.dedup();
-    hosts
+    fn start_load(&self) -> Result<Running, TestbedError> {
+        let (setting, topology) = (self.setting, &self.testbed.topology);
+        let connections = self.matrix.connections;
+        let mut options = vec![
+            "probe".to_owned(),
+            format!("--target=tcp://{}", topology.target(self.key.family)),
+            format!("--connections={}", connections as usize * self.matrix.forgeries.len()),
+            format!("--timeout={}ms", setting.scaled(TIMEOUT).as_millis()),
+        ];
+        options.extend(if self.upload() {
+            vec![
+                "--pattern=upload".to_owned(),
+                format!("--body-size={UPLOAD}"),
+                format!("--forge={}", self.list()),
+                format!("--min-forged={}", connections.min(20)),
+                format!("--outcome-timeout={}ms", setting.scaled(OUTCOME).as_millis()),
+            ]
+        } else {
+            vec![
+                "--pattern=request".to_owned(),
+                format!("--delay={}ms", setting.scaled(DELAY).as_millis()),
+            ]
+        });
+        let at = (&*self.dir(), "load");
+        setting.load_client(self.testbed, topology.client(), at, options, Ready::Event)
+    }
+
+    /// Where captures are taken: the server first.
+    fn hosts(&self) -> Vec<&'static str> {
+        let mut hosts = vec![self.testbed.topology.server(), self.testbed.topology.client()];
+        hosts.dedup();
+        hosts
+    }
+
+    fn start_captures(&self) -> Result<Vec<Tap>, TestbedError> {
+        let (setting, mut running) = (self.setting, Vec::new());
+        if setting.capture == CaptureMode::None {
+            return Ok(running);
+        }
+        for host in self.hosts() {
+            // A node has several links, a pod one.
+            let link = if host.starts_with("node") { "any" } else { "eth0" };
+            let file = self.dir().join(capture_file(host));
+            running.push(Tap::start(self.testbed, host, link, "tcp", &file)?);
+        }
+        for tap in &mut running {
+            tap.wait_ready(setting.scaled(READY), &setting.interrupt)?;
+        }
+        Ok(running)
+    }
+
+    /// Stops captures and gives the RSTs that answer a forged segment, unless a capture lost some.
+    fn captured(
+        &self,
+        captures: Vec<Tap>,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Vec<Reset>>, TestbedError> {
+        let (mut files, mut complete) = (Vec::new(), true);
+        captures.iter().for_each(Tap::end);
+        for tap in captures {
+            let (pcap, loss) = tap.stop(self.setting.scaled(READY), &self.setting.interrupt)?;
+            if let Some(loss) = loss {
+                notes.push(format!("the capture is not whole: {loss}"));
+                complete = false;
+            }
+            files.push(pcap);
+        }
+        let (topology, family) = (&self.testbed.topology, self.key.family);
+        // Where the segments are forged: the server's capture is the first, the client's the last.
+        let (pcap, server) = if self.upload() {
+            (files.last(), topology.target(family))
+        } else {
+            (files.first(), SocketAddr::new(topology.service.pod.of(family), POD_PORT))
+        };
+        let Some(pcap) = pcap.filter(|_| complete) else { return Ok(None) };
+        let resets = capture::resets(pcap, server, self.matrix.direction);
+        Ok(resets.map_err(|e| notes.push(e.to_string())).ok())
+    }
+
+    /// Keeps one connection of every kind that was reset, or everything.
+    pub fn keep(&self, shown: &Shown, kept: &Kept) -> Result<Vec<Capture>, TestbedError> {
+        let mut captures = Vec::new();
+        if self.setting.capture == CaptureMode::None {
+            return Ok(captures);
+        }
+        let (id, scenario) = (self.id, self.scenario);
+        let hosts: Vec<_> = self.hosts().into_iter().rev().collect();
+        let wrong = |e: capture::CaptureError| TestbedError::Io {
+            what: format!("keep a capture of {id}"),
+            source: std::io::Error::other(e),
+        };
+        let read = |host: &str| {
+            let path = self.dir().join(capture_file(host));
+            fs::read(&path).map_err(io_error("read", &path))
+        };
+        for reset in shown.resets.iter().flatten() {
+            let kind = (scenario.to_owned(), reset.forgery);
+            let new = kept.lock().unwrap_or_else(PoisonError::into_inner).insert(kind);
+            if !new {
+                continue;
+            }
+            for host in &hosts {
+                let (bytes, packets) =
+                    capture::connection(&read(host)?, reset.client_isn).map_err(wrong)?;
+                let file = format!("captures/{scenario}-{}-{host}.pcap", reset.forgery);
+                let path = self.results.join(&file);
+                fs::create_dir_all(self.results.join("captures"))
+                    .map_err(io_error("write", &path))?;
+                write(&path, &bytes)?;
+                captures.push(Capture {
+                    forgery: Some(reset.forgery),
+                    host: (*host).to_owned(),
+                    file,
+                    packets,
+                    kernel: witness::words(&shown.witnesses, reset),
+                });
+            }
+        }
+        for host in &hosts {
+            let path = self.dir().join(capture_file(host));
+            if self.setting.capture == CaptureMode::All {
+                let packets = capture::packets(&read(host)?).map_err(wrong)?;
+                let file = format!("cells/{id}/{}", capture_file(host));
+                let host = (*host).to_owned();
+                captures.push(Capture { forgery: None, host, file, packets, kernel: None });
+            } else {
+                fs::remove_file(&path).map_err(io_error("remove", &path))?;
+            }
+        }
+        Ok(captures)
+    }
 }
 
 /// The name of a host's whole capture inside the cell's directory.
 fn capture_file(host: &str) -> String {
     format!("{host}.pcap")
-}
-
-/// Stops captures and gives the RSTs that answer a forged segment, unless a capture lost some.
-fn captured(
-    captures: Vec<Tap>,
-    testbed: &Testbed<'_>,
-    cell: &Cell<'_>,
-    setting: &Setting,
-    notes: &mut Vec<String>,
-) -> Result<Option<Vec<Reset>>, TestbedError> {
-    let (mut files, mut complete) = (Vec::new(), true);
-    captures.iter().for_each(Tap::end);
-    for tap in captures {
-        let (pcap, loss) = tap.stop(setting.scaled(READY), &setting.interrupt)?;
-        if let Some(loss) = loss {
-            notes.push(format!("the capture is not whole: {loss}"));
-            complete = false;
-        }
-        files.push(pcap);
-    }
-    let topology = &testbed.topology;
-    // Where the segments are forged: the server's capture is the first, the client's the last.
-    let (pcap, server) = match cell.direction {
-        Direction::ClientToServer => (files.last(), topology.target(cell.family)),
-        Direction::ServerToClient | Direction::Both => {
-            (files.first(), SocketAddr::new(topology.service.pod.of(cell.family), POD_PORT))
-        }
-    };
-    let Some(pcap) = pcap.filter(|_| complete) else { return Ok(None) };
-    let resets = capture::resets(pcap, server, cell.direction);
-    Ok(resets.map_err(|e| notes.push(e.to_string())).ok())
 }
 
 fn with_line(e: TestbedError, line: &str) -> TestbedError {
@@ -271,70 +315,4 @@ fn with_line(e: TestbedError, line: &str) -> TestbedError {
         }
         other => other,
     }
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<(), TestbedError> {
-    write_file(path, bytes).map_err(|e| io_error("write", path)(e.into()))
-}
-
-/// Of which scenario and forgery a connection is kept already.
-pub type Kept = Mutex<BTreeSet<(String, Forgery)>>;
-
-/// Keeps one connection of every kind that was reset, or everything.
-pub fn keep(
-    testbed: &Testbed<'_>,
-    setting: &Setting,
-    results: &Path,
-    (scenario, id): (&str, &str),
-    shown: &Shown,
-    kept: &Kept,
-) -> Result<Vec<Capture>, TestbedError> {
-    let dir = results.join("cells").join(id);
-    let mut captures = Vec::new();
-    if setting.capture == CaptureMode::None {
-        return Ok(captures);
-    }
-    let hosts: Vec<_> = hosts(testbed).into_iter().rev().collect();
-    let wrong = |e: capture::CaptureError| TestbedError::Io {
-        what: format!("keep a capture of {id}"),
-        source: std::io::Error::other(e),
-    };
-    let read = |host: &str| {
-        let path = dir.join(capture_file(host));
-        fs::read(&path).map_err(io_error("read", &path))
-    };
-    for reset in shown.resets.iter().flatten() {
-        let kind = (scenario.to_owned(), reset.forgery);
-        let new = kept.lock().unwrap_or_else(PoisonError::into_inner).insert(kind);
-        if !new {
-            continue;
-        }
-        for host in &hosts {
-            let (bytes, packets) =
-                capture::connection(&read(host)?, reset.client_isn).map_err(wrong)?;
-            let file = format!("captures/{scenario}-{}-{host}.pcap", reset.forgery);
-            let path = results.join(&file);
-            fs::create_dir_all(results.join("captures")).map_err(io_error("write", &path))?;
-            write(&path, &bytes)?;
-            captures.push(Capture {
-                forgery: Some(reset.forgery),
-                host: (*host).to_owned(),
-                file,
-                packets,
-                kernel: witness::words(&shown.witnesses, reset),
-            });
-        }
-    }
-    for host in &hosts {
-        let path = dir.join(capture_file(host));
-        if setting.capture == CaptureMode::All {
-            let packets = capture::packets(&read(host)?).map_err(wrong)?;
-            let file = format!("cells/{id}/{}", capture_file(host));
-            let host = (*host).to_owned();
-            captures.push(Capture { forgery: None, host, file, packets, kernel: None });
-        } else {
-            fs::remove_file(&path).map_err(io_error("remove", &path))?;
-        }
-    }
-    Ok(captures)
 }

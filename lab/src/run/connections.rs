@@ -51,17 +51,19 @@ enum State {
 }
 
 impl Connections {
-    /// Makes `n` connections, from the network namespace of the calling thread.
+    /// None yet.
     #[must_use]
-    pub(super) fn connect(target: SocketAddr, n: u32, patience: Duration) -> Self {
-        let one = |seed| One { seed, local: None, state: State::Closed };
-        let mut this = Self { all: (0..n.into()).map(one).collect(), target, patience };
-        this.reconnect();
-        this
+    pub(super) const fn none(target: SocketAddr, patience: Duration) -> Self {
+        Self { all: Vec::new(), target, patience }
     }
 
-    /// Makes those that are closed again, each from the port that it had.
-    pub(super) fn reconnect(&mut self) {
+    /// Makes `n` connections, from the network namespace of the calling thread; where they were made
+    /// before, those that are closed, each from the port that it had.
+    pub(super) fn connect(&mut self, n: u32) {
+        if self.all.is_empty() {
+            let one = |seed| One { seed, local: None, state: State::Closed };
+            self.all = (0..n.into()).map(one).collect();
+        }
         let (target, patience) = (self.target, self.patience);
         self.each(|one| {
             if !matches!(one.state, State::Closed) {
@@ -300,6 +302,11 @@ fn upload(stream: &mut TcpStream, patience: Duration, seed: u64) -> Result<(), F
         .and_then(|()| stream.read_exact(&mut got))
         .map_err(|e| (Phase::Receive, cause(&e)))?;
     if got == want.as_bytes() { Ok(()) } else { Err((Phase::Receive, Cause::BadAnswer)) }
+}
+
+/// How a connection ends that meets `e`.
+pub(super) fn end(phase: Phase, e: &io::Error) -> ProbeEnd {
+    FailureClass::of(phase, cause(e)).into()
 }
 
 fn cause(e: &io::Error) -> Cause {

@@ -67,9 +67,9 @@ pub enum TableError {
         /// Why.
         source: io::Error,
     },
-    /// The guarding process said no.
-    #[error("{0}")]
-    Refused(String),
+    /// The guarding process said no, or ended badly.
+    #[error("{1}")]
+    Refused(Exit, String),
 }
 
 impl TableError {
@@ -78,7 +78,23 @@ impl TableError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::InUse { .. } | Self::NotHere(_) => Exit::Usage,
-            Self::Held | Self::Os { .. } | Self::Refused(_) => Exit::Failed,
+            Self::Held | Self::Os { .. } => Exit::Failed,
+            Self::Refused(exit, _) => *exit,
+        }
+    }
+
+    /// As a line for the lab's outer process.
+    fn line(&self) -> String {
+        let word = if self.exit() == Exit::Usage { "usage" } else { "failed" };
+        format!("{word} {self}")
+    }
+
+    /// What the guarding process said instead of `set`.
+    fn of(line: &str) -> Self {
+        match line.split_once(' ') {
+            Some(("usage", why)) => Self::Refused(Exit::Usage, why.to_owned()),
+            Some(("failed", why)) => Self::Refused(Exit::Failed, why.to_owned()),
+            _ => Self::Refused(Exit::Failed, format!("--host-table-size: {line}")),
         }
     }
 }
@@ -118,14 +134,15 @@ impl Guard {
         if line.trim() != "set" {
             drop(pipe);
             let _ = child.wait();
-            return Err(refusal(line.trim(), size));
+            return Err(TableError::of(line.trim()));
         }
         Ok(Self { child, pipe })
     }
 
     /// Lets the inner process inherit the pipe, and gives its number.
     pub fn share(&self) -> Result<i32, TableError> {
-        let pipe = self.pipe.as_ref().ok_or_else(|| TableError::Refused("no pipe".to_owned()))?;
+        let none = || os("keep a pipe open")(io::ErrorKind::BrokenPipe.into());
+        let pipe = self.pipe.as_ref().ok_or_else(none)?;
         fcntl(pipe, FcntlArg::F_SETFD(FdFlag::empty()))
             .map_err(|e| os("keep a pipe open")(e.into()))?;
         Ok(pipe.as_raw_fd())
@@ -136,23 +153,10 @@ impl Guard {
         drop(self.pipe.take());
         let status = self.child.wait().map_err(os("wait for the table to be restored"))?;
         if status.success() {
-            Ok(())
-        } else {
-            Err(TableError::Refused(
-                "the host's conntrack table was not restored; see above".to_owned(),
-            ))
+            return Ok(());
         }
-    }
-}
-
-/// What the process said instead of `set`, as the error that it is.
-fn refusal(said: &str, size: u64) -> TableError {
-    let (word, rest) = said.split_once(' ').unwrap_or((said, ""));
-    match (word, rest.parse()) {
-        ("held", _) => TableError::Held,
-        ("in-use", Ok(entries)) => TableError::InUse { size, entries },
-        ("not-here", _) => TableError::NotHere(io::Error::other(rest.to_owned())),
-        _ => TableError::Refused(format!("--host-table-size: {said}")),
+        let why = "the host's conntrack table was not restored; see above";
+        Err(TableError::Refused(Exit::Failed, why.to_owned()))
     }
 }
 
@@ -297,13 +301,7 @@ pub fn guard(args: &TableArgs) -> Exit {
     match alone.map_err(os("leave the session")).and_then(|()| hold(args.size)) {
         Ok(held) => held.until_the_end(),
         Err(e) => {
-            let word = match &e {
-                TableError::Held => "held".to_owned(),
-                TableError::InUse { entries, .. } => format!("in-use {entries}"),
-                TableError::NotHere(why) => format!("not-here {why}"),
-                TableError::Os { .. } | TableError::Refused(_) => e.to_string(),
-            };
-            tell(&mut io::stdout(), &word);
+            tell(&mut io::stdout(), &e.line());
             Exit::Failed
         }
     }
@@ -320,10 +318,9 @@ fn say(line: &str) {
 }
 
 struct Held {
-    max: u64,
-    buckets: u64,
-    set_max: u64,
-    set_buckets: u64,
+    before: Size,
+    /// What it was set to since.
+    ours: Size,
     /// The limit of the run's beginning, for which there was room.
     begun: u64,
     /// Gone with this process, so that no second run takes our values for the host's own.
@@ -337,13 +334,14 @@ fn hold(size: u64) -> Result<Held, TableError> {
         io::ErrorKind::AddrInUse => TableError::Held,
         _ => os("take a lock")(e),
     })?;
-    let (max, buckets) =
-        (max().map_err(TableError::NotHere)?, number(BUCKETS).map_err(os("read the buckets"))?);
+    let before = Size {
+        limit: max().map_err(TableError::NotHere)?,
+        buckets: number(BUCKETS).map_err(os("read the buckets"))?,
+    };
     // Writing what it already is changes nothing, and shows whether we may.
-    set(MAX, max).map_err(TableError::NotHere)?;
+    set(MAX, before.limit).map_err(TableError::NotHere)?;
     room(size)?;
-    let mut held =
-        Held { max, buckets, set_max: max, set_buckets: buckets, begun: size, _lock: lock };
+    let mut held = Held { before, ours: before, begun: size, _lock: lock };
     if let Err(e) = held.apply(Size::of(size)) {
         held.restore();
         return Err(os("set the table's size")(e));
@@ -364,25 +362,24 @@ impl Held {
             room(size.limit).map_err(io::Error::other)?;
         }
         set(MAX, size.limit)?;
-        self.set_max = size.limit;
+        self.ours.limit = size.limit;
         set(BUCKETS, size.buckets)?;
         // The kernel rounds up to whole pages.
-        self.set_buckets = number(BUCKETS)?;
+        self.ours.buckets = number(BUCKETS)?;
         let found = Size::read()?;
         if found.is_rounded(size) {
-            Ok(())
-        } else {
-            Err(io::Error::other(format!("was set to {size} and reads back as {found}")))
+            return Ok(());
         }
+        Err(io::Error::other(format!("was set to {size} and reads back as {found}")))
     }
 
     fn until_the_end(mut self) -> Exit {
         let text = format!(
             "{MAX}: {} -> {}, {BUCKETS}: {} -> {}; process {} puts them back",
-            self.max,
-            self.set_max,
-            self.buckets,
-            self.set_buckets,
+            self.before.limit,
+            self.ours.limit,
+            self.before.buckets,
+            self.ours.buckets,
             std::process::id()
         );
         tell(&mut io::stderr(), &text);
@@ -401,32 +398,28 @@ impl Held {
     /// Puts both values back and says so; what somebody else changed meanwhile is left.
     fn restore(&self) -> bool {
         let mut all = true;
+        let Self { before, ours, .. } = self;
         for (key, ours, old) in
-            [(BUCKETS, self.set_buckets, self.buckets), (MAX, self.set_max, self.max)]
+            [(BUCKETS, ours.buckets, before.buckets), (MAX, ours.limit, before.limit)]
         {
-            let back = match number(key) {
-                Ok(now) if now == old => Ok(()),
-                Ok(now) if now != ours => {
+            let now = match number(key) {
+                Ok(now) if now != old && now != ours => {
                     say(&format!("{key} is {now}, which somebody else set: left as it is"));
                     continue;
                 }
-                Ok(_) => set(key, old),
-                Err(e) => Err(e),
+                Ok(now) if now != old => set(key, old).and_then(|()| number(key)),
+                read => read,
             };
-            let now = back.and_then(|()| number(key));
-            match now {
-                Ok(now) if now == old => say(&format!("{key} is {old} again")),
-                Ok(now) => {
-                    all = false;
-                    say(&format!(
-                        "error: {key} is {now} and was {old}: write it to /proc/sys/{key}"
-                    ));
+            let wrong = match now {
+                Ok(now) if now == old => {
+                    say(&format!("{key} is {old} again"));
+                    continue;
                 }
-                Err(e) => {
-                    all = false;
-                    say(&format!("error: {key}: {e}; it was {old}: write that to /proc/sys/{key}"));
-                }
-            }
+                Ok(now) => format!("{key} is {now} and was {old}: write it to /proc/sys/{key}"),
+                Err(e) => format!("{key}: {e}; it was {old}: write that to /proc/sys/{key}"),
+            };
+            say(&format!("error: {wrong}"));
+            all = false;
         }
         all
     }
@@ -463,12 +456,17 @@ mod tests {
     /// A refusal crosses the pipe as the error that it was, with its exit code.
     #[test]
     fn refusals_cross_the_pipe() {
-        assert!(matches!(refusal("held", 1), TableError::Held));
-        let e = refusal("in-use 700", 1000);
-        assert!(e.to_string().contains("name at least 2800"), "{e}");
-        assert_eq!(e.exit(), Exit::Usage);
-        assert!(refusal("not-here no", 1).to_string().contains("leave the option out"));
-        assert_eq!(refusal("", 1).exit(), Exit::Failed);
+        let in_use = TableError::InUse { size: 1000, entries: 700 };
+        assert!(in_use.to_string().contains("name at least 2800"), "{in_use}");
+        assert_eq!(in_use.exit(), Exit::Usage);
+        let not_here = TableError::NotHere(io::Error::other("no"));
+        assert!(not_here.to_string().contains("leave the option out"));
+        let os = os("take a lock")(io::Error::other("no"));
+        for e in [TableError::Held, in_use, not_here, os] {
+            let heard = TableError::of(&e.line());
+            assert_eq!((heard.to_string(), heard.exit()), (e.to_string(), e.exit()));
+        }
+        assert_eq!(TableError::of("").exit(), Exit::Failed);
     }
 
     /// A part that fails, or panics, in a bigger table leaves the limit as it was.

@@ -10,6 +10,7 @@ pub mod steps;
 pub mod streams;
 pub mod tables;
 
+use std::io::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Instant;
@@ -19,11 +20,43 @@ use canary_testbed::exec::ExecError;
 use canary_testbed::testbed::TestbedError;
 use canary_testbed::topology::{Step, Topology};
 
-use super::host_table::Control;
+use super::host_table::{self, Control};
 use super::setting::{Setting, broken_off};
 use crate::observed::saturation::Filled;
 use crate::scenario::saturation::Saturation;
 use steps::Sequence;
+
+/// What all places of one experiment have in common.
+#[derive(Clone, Copy)]
+pub struct Experiment<'a> {
+    /// The scenario's name.
+    pub name: &'a str,
+    /// Its measures.
+    pub s: &'a Saturation,
+    /// What the whole run has in common.
+    pub setting: &'a Setting,
+    /// Each place's files are in a directory below.
+    pub dir: &'a Path,
+    /// The hosts' names begin so.
+    pub prefix: &'a str,
+    /// When it began.
+    pub begun: Instant,
+    /// The table's limit, where no step changes it.
+    pub limit: u64,
+}
+
+impl Experiment<'_> {
+    /// Seconds since it began.
+    fn seconds(&self) -> f64 {
+        self.begun.elapsed().as_secs_f64()
+    }
+
+    /// Progress: a step takes seconds, and one of them a minute.
+    fn say(&self, title: &str) {
+        // A closed stderr must not stop the run.
+        let _ = writeln!(io::stderr().lock(), "{:>7.1}s  {}: {title}", self.seconds(), self.name);
+    }
+}
 
 /// Runs it. Without `control` the host's limit is what it is.
 #[must_use]
@@ -36,12 +69,13 @@ pub fn run(
     control: Option<&Control>,
 ) -> Filled {
     let begun = Instant::now();
-    let dir = dir.join("cells").join(name);
+    let dir = &dir.join("cells").join(name);
     let mut filled = Filled::default();
-    let mut sequence = Sequence::new(name, s, setting, &dir, prefix, begun);
     // What was seen before a panic is kept, as it is before an error.
     let ended = catch_unwind(AssertUnwindSafe(|| {
-        sequence.run(control, &mut filled.timeline, &mut filled.facts)
+        let limit = host_table::max().map_err(table_error)?;
+        let experiment = Experiment { name, s, setting, dir, prefix, begun, limit };
+        Sequence::new(experiment, control, &mut filled).run()
     }));
     let told = match ended {
         Ok(Err(e)) if matches!(e, TestbedError::Exec(ExecError::Interrupted(_))) => {
@@ -61,12 +95,13 @@ pub fn run(
 /// What to type to build its hosts.
 #[must_use]
 pub fn commands() -> CommandList {
+    let topology = stage::topology(Topology::new(NetPath::SameNode, ""));
     CommandList {
         title: "hosts and links; the Service's further ports are in cells/saturation".to_owned(),
-        lines: stage::topology(Topology::new(NetPath::SameNode, ""))
-            .steps
-            .iter()
-            .map(Step::shell)
-            .collect(),
+        lines: topology.steps.iter().map(Step::shell).collect(),
     }
+}
+
+fn table_error(source: io::Error) -> TestbedError {
+    TestbedError::Io { what: format!("use sysctl {}", host_table::MAX), source }
 }

@@ -2,18 +2,18 @@
 
 use std::fs;
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
 use std::time::Duration;
 
 use crate::document::timeline::Change;
 use canary_conntrack::stat;
 use canary_record::result::witness::WitnessResult;
+use canary_runtime::output::write_file;
 use canary_testbed::evidence::{self, EvidenceError};
 use canary_testbed::exec::{Call, Interrupt, Process, Ready, Tools};
 use canary_testbed::testbed::{Testbed, TestbedError};
-use canary_testbed::topology::POD_PORT;
 use clap::ValueEnum;
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
@@ -52,6 +52,57 @@ impl Setting {
     pub fn scaled(&self, time: Duration) -> Duration {
         time.mul_f64(self.time_scale)
     }
+
+    /// boom-server on a port of a host; its result goes to `dir`/boom.json.
+    pub fn boom_server(
+        &self,
+        testbed: &Testbed<'_>,
+        (host, port): (&str, u16),
+        dir: &Path,
+        forge: &str,
+        more: &[impl AsRef<str>],
+    ) -> Result<Running, TestbedError> {
+        // How long it waits for the answer to a forged segment.
+        let timeout = self.scaled(Duration::from_millis(400));
+        let mut options = vec![
+            "--listen".to_owned(),
+            format!("[::]:{port}"),
+            "--admin=none".into(),
+            format!("--forge={forge}"),
+            "--on-reset=count".into(),
+            format!("--outcome-timeout={}ms", timeout.as_millis()),
+        ];
+        options.extend(more.iter().map(|o| o.as_ref().to_owned()));
+        let program = ("boom-server", &*self.boom_server);
+        start(testbed, host, program, (dir, "boom"), options, Ready::Event)
+    }
+
+    /// load-client in a host; its result goes to `dir`/NAME.json.
+    pub fn load_client(
+        &self,
+        testbed: &Testbed<'_>,
+        host: &str,
+        at: (&Path, &str),
+        options: Vec<String>,
+        ready: Ready,
+    ) -> Result<Running, TestbedError> {
+        start(testbed, host, ("load-client", &self.load_client), at, options, ready)
+    }
+}
+
+fn start(
+    testbed: &Testbed<'_>,
+    host: &str,
+    (program, path): (&'static str, &Path),
+    (dir, name): (&Path, &str),
+    mut options: Vec<String>,
+    ready: Ready,
+) -> Result<Running, TestbedError> {
+    let file = dir.join(format!("{name}.json"));
+    options.extend(["--log=json".to_owned(), format!("--output={}", file.display())]);
+    let log = dir.join(format!("{name}.log"));
+    let process = testbed.start(host, Call::new(path, &options), &log, ready)?;
+    Ok(Running { program, process, file })
 }
 
 /// A program of the suite: in `dir`, or beside this one.
@@ -85,57 +136,60 @@ pub fn io_error<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) ->
     move |source| TestbedError::Io { what: format!("{what} {}", path.display()), source }
 }
 
-/// boom-server on the Service's port, in a host.
-pub fn boom_server(
-    testbed: &Testbed<'_>,
-    setting: &Setting,
-    host: &str,
-    dir: &Path,
-    forge: &str,
-    more: &[String],
-) -> Result<Process, TestbedError> {
-    boom_server_at(testbed, setting, (host, POD_PORT), dir, forge, more)
+/// A program of the suite that runs, and the file that it leaves its result in.
+pub struct Running {
+    program: &'static str,
+    process: Process,
+    file: PathBuf,
 }
 
-/// boom-server on a port of a host.
-pub fn boom_server_at(
-    testbed: &Testbed<'_>,
-    setting: &Setting,
-    (host, port): (&str, u16),
-    dir: &Path,
-    forge: &str,
-    more: &[String],
-) -> Result<Process, TestbedError> {
-    // How long it waits for the answer to a forged segment.
-    let timeout = setting.scaled(Duration::from_millis(400));
-    let mut options = vec![
-        "--listen".to_owned(),
-        format!("[::]:{port}"),
-        "--admin=none".into(),
-        format!("--forge={forge}"),
-        "--on-reset=count".into(),
-        format!("--outcome-timeout={}ms", timeout.as_millis()),
-        "--log=json".into(),
-        format!("--output={}", dir.join("boom.json").display()),
-    ];
-    options.extend_from_slice(more);
-    let call = Call::new(&setting.boom_server, &options);
-    testbed.start(host, call, &dir.join("boom.log"), Ready::Event)
+impl Deref for Running {
+    type Target = Process;
+    fn deref(&self) -> &Process {
+        &self.process
+    }
 }
 
-/// load-client in the client; its result goes to `dir`/NAME.json.
-pub fn load_client(
-    testbed: &Testbed<'_>,
-    setting: &Setting,
-    dir: &Path,
-    name: &str,
-    mut options: Vec<String>,
-    ready: Ready,
-) -> Result<Process, TestbedError> {
-    options.push("--log=json".into());
-    options.push(format!("--output={}", dir.join(format!("{name}.json")).display()));
-    let call = Call::new(&setting.load_client, &options);
-    testbed.start(testbed.topology.client(), call, &dir.join(format!("{name}.log")), ready)
+impl DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+impl Running {
+    /// Waits for its end, and reads its result.
+    pub fn result<T: DeserializeOwned>(
+        self,
+        within: Duration,
+        interrupt: &Interrupt,
+    ) -> Result<T, TestbedError> {
+        let (program, path) = (self.program, self.file);
+        let status = self.process.wait(within, interrupt)?;
+        let wrong = |why: String| TestbedError::Result { program, status: status.to_string(), why };
+        let text = fs::read(&path).map_err(|e| {
+            let log = path.with_extension("stderr");
+            let said = fs::read_to_string(log).unwrap_or_default();
+            wrong(format!("{}: {e}; {}", path.display(), said.trim()))
+        })?;
+        serde_json::from_slice(&text).map_err(|e| wrong(format!("{}: {e}", path.display())))
+    }
+
+    /// Asks it to end, and waits for that; `within` is scaled.
+    pub fn end(self, within: Duration, setting: &Setting) -> Result<(), TestbedError> {
+        self.signal(Signal::SIGTERM);
+        self.process.wait(setting.scaled(within), &setting.interrupt)?;
+        Ok(())
+    }
+
+    /// The same, its result read.
+    pub fn stop<T: DeserializeOwned>(
+        self,
+        within: Duration,
+        setting: &Setting,
+    ) -> Result<T, TestbedError> {
+        self.signal(Signal::SIGTERM);
+        self.result(setting.scaled(within), &setting.interrupt)
+    }
 }
 
 /// How long a witness may take to begin or to end.
@@ -147,17 +201,11 @@ pub fn start_witnesses(
     hosts: &[&'static str],
     dir: &Path,
     setting: &Setting,
-) -> Result<Vec<(&'static str, Process)>, TestbedError> {
+) -> Result<Vec<(&'static str, Running)>, TestbedError> {
     let start = |host: &&'static str| {
-        let options = [
-            "witness".to_owned(),
-            "--log=json".into(),
-            format!("--state-dir={}", dir.display()),
-            format!("--output={}", witness_file(dir, host).display()),
-        ];
-        let call = Call::new(&setting.load_client, &options);
-        let log = dir.join(format!("witness-{host}.log"));
-        Ok((*host, testbed.start(host, call, &log, Ready::Event)?))
+        let options = vec!["witness".to_owned(), format!("--state-dir={}", dir.display())];
+        let at = (dir, &*format!("witness-{host}"));
+        Ok((*host, setting.load_client(testbed, host, at, options, Ready::Event)?))
     };
     hosts.iter().map(start).collect()
 }
@@ -169,7 +217,7 @@ pub fn ready_witnesses(
     dir: &Path,
     setting: &Setting,
     notes: &mut Vec<String>,
-) -> Result<Vec<(&'static str, Process)>, TestbedError> {
+) -> Result<Vec<(&'static str, Running)>, TestbedError> {
     let mut running = start_witnesses(testbed, hosts, dir, setting)?;
     running.retain_mut(|(host, process)| {
         let ready = process.wait_ready(setting.scaled(WITNESS), &setting.interrupt);
@@ -182,8 +230,7 @@ pub fn ready_witnesses(
 
 /// Ends them, and gives what each said.
 pub fn end_witnesses(
-    running: Vec<(&'static str, Process)>,
-    dir: &Path,
+    running: Vec<(&'static str, Running)>,
     setting: &Setting,
 ) -> Result<Vec<(String, WitnessResult)>, TestbedError> {
     // The second signal: it need not wait to see what becomes of the connections.
@@ -192,43 +239,45 @@ pub fn end_witnesses(
             process.signal(signal);
         }
     }
-    let end = |(host, process): (&str, Process)| {
-        let status = process.wait(setting.scaled(WITNESS), &setting.interrupt)?;
-        Ok((host.to_owned(), result("load-client", &witness_file(dir, host), status)?))
+    let end = |(host, process): (&str, Running)| {
+        let said = process.result(setting.scaled(WITNESS), &setting.interrupt)?;
+        Ok((host.to_owned(), said))
     };
     running.into_iter().map(end).collect()
 }
 
-fn witness_file(dir: &Path, host: &str) -> PathBuf {
-    dir.join(format!("witness-{host}.json"))
+/// A tool in a host; gives what it prints.
+pub fn tool(
+    testbed: &Testbed<'_>,
+    host: &str,
+    tool: &str,
+    options: &[&str],
+    input: &str,
+) -> Result<String, TestbedError> {
+    testbed.within(host, || Ok(testbed.tools().call(tool, options)?.stdin(input).run()?))
 }
 
-/// What a program left in `path` when it ended.
-pub fn result<T: DeserializeOwned>(
-    program: &'static str,
-    path: &Path,
-    status: ExitStatus,
-) -> Result<T, TestbedError> {
-    let wrong = |why: String| TestbedError::Result { program, status: status.to_string(), why };
-    let text = fs::read(path).map_err(|e| {
-        let log = path.with_extension("stderr");
-        let said = fs::read_to_string(log).unwrap_or_default();
-        wrong(format!("{}: {e}; {}", path.display(), said.trim()))
-    })?;
-    serde_json::from_slice(&text).map_err(|e| wrong(format!("{}: {e}", path.display())))
+/// Loads rules in a host, beside those that are there.
+pub fn nft(testbed: &Testbed<'_>, host: &str, rules: &str) -> Result<(), TestbedError> {
+    tool(testbed, host, "nft", &["-f", "-"], rules).map(drop)
+}
+
+/// Writes a file of the run's.
+pub fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<(), TestbedError> {
+    write_file(path, bytes.as_ref()).map_err(|e| io_error("write", path)(e.into()))
 }
 
 /// Sets a value in a host and tells what it was.
 pub fn set(
     testbed: &Testbed<'_>,
     host: &str,
-    key: &'static str,
-    value: &'static str,
+    key: &str,
+    value: &str,
 ) -> Result<Change, TestbedError> {
-    testbed.within(host, move || {
+    testbed.within(host, || {
         let from = evidence::sysctl(key)?;
         evidence::set_sysctl(key, value)?;
-        Ok(Change { what: key.replace('/', "."), from, to: evidence::sysctl(key)? })
+        Ok(Change { what: key.replace('/', "."), from, to: value.to_owned() })
     })
 }
 

@@ -10,28 +10,23 @@
 //! taken the room it is dropped, and the transfer hangs. So the room is left
 //! alone in all places but one, where new connections wait for it.
 
-use std::collections::BTreeMap;
 use std::net::TcpStream;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::document::lab::{At, Protection, ProtectionKind};
-use crate::document::timeline::{Change, FailureClass, Step};
+use crate::document::timeline::{FailureClass, Step};
 use canary_record::names::ProbeEnd;
 use canary_record::result::load::LoadResult;
-use canary_record::result::observe::{ConntrackCounters, ObserveResult};
+use canary_record::result::observe::ObserveResult;
 use canary_record::result::witness::InTable;
-use canary_testbed::evidence;
-use canary_testbed::exec::Process;
 use canary_testbed::testbed::TestbedError;
-use nix::sys::signal::Signal;
 
-use super::super::setting::{self, Setting, count, io_error};
-use super::stage::{Captures, Load, READY, Stage, Witness};
+use super::super::setting::Running;
+use super::Experiment;
+use super::stage::{Captures, Load, READY, Stage, Witness, protected};
 use super::streams::{SILENCE, Streams, Talk};
-use crate::observed::saturation::{Case, Evicted, Heard};
+use crate::observed::saturation::{Case, Evicted, Filled};
 use crate::observed::series;
-use crate::scenario::saturation::{MOST_CLIENTS, Saturation};
+use crate::scenario::saturation::MOST_CLIENTS;
 
 /// How long a SYN may wait for its answer, where the table is full or nearly so.
 const ANSWER: Duration = Duration::from_millis(400);
@@ -40,29 +35,16 @@ const LOOK: Duration = Duration::from_millis(200);
 /// New connections a second that wait for room.
 const WAITING: f64 = 500.0;
 
-/// What the places showed.
-pub struct Found {
-    /// For the claims.
-    pub evicted: Vec<Evicted>,
-    /// What the witness of each place heard.
-    pub heard: Vec<Heard>,
-    /// For the report.
-    pub steps: Vec<Step>,
-    /// The first place's series.
-    pub observed: ObserveResult,
-}
-
 /// One place.
 struct Run<'a> {
     case: Case,
     stage: Stage<'a>,
     streams: Streams,
-    hold: Process,
-    waiting: Option<Process>,
+    hold: Running,
+    waiting: Option<Running>,
     captures: Captures,
     witness: Witness,
     filling: Vec<TcpStream>,
-    before: ConntrackCounters,
     refused: u64,
     limit: u64,
     /// Fewer by so many: the garbage collector was here. Well below what it takes of the
@@ -73,46 +55,35 @@ struct Run<'a> {
     first_end: Option<Duration>,
 }
 
-/// Runs all cases side by side: the garbage collector is one for all namespaces.
-pub fn run(
-    s: &Saturation,
-    setting: &Setting,
-    dir: &Path,
-    prefix: &str,
-    limit: u64,
-    begun: Instant,
-) -> Result<Found, TestbedError> {
-    let t = begun.elapsed().as_secs_f64();
-    let build = |case: Case| Run::build(case, s, setting, dir, prefix, limit);
+/// Runs all cases side by side: the garbage collector is one for all namespaces. What they showed goes
+/// to `filled`; gives the first place's series.
+pub fn run(x: &Experiment<'_>, filled: &mut Filled) -> Result<ObserveResult, TestbedError> {
+    let t = x.seconds();
     let mut runs = std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            Case::ALL.into_iter().map(|case| scope.spawn(move || build(case))).collect();
-        threads
-            .into_iter()
-            .map(|t| t.join().unwrap_or_else(|_| Err(broken())))
-            .collect::<Result<Vec<_>, _>>()
+        let build = |case: &Case| {
+            let case = *case;
+            scope.spawn(move || Run::build(case, x))
+        };
+        let threads: Vec<_> = Case::ALL.iter().map(build).collect();
+        let runs = threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(broken())));
+        runs.collect::<Result<Vec<_>, _>>()
     })?;
     let full = Instant::now();
-    let deadline = full + setting.scaled(Duration::from_secs(u64::from(s.closing_seconds)));
+    let deadline = full + x.setting.scaled(Duration::from_secs(u64::from(x.s.closing_seconds)));
     while Instant::now() < deadline && !runs.iter().all(Run::over) {
         for run in &mut runs {
             run.look(full)?;
         }
-        setting.interrupt.sleep(LOOK)?;
+        x.setting.interrupt.sleep(LOOK)?;
     }
     // What hangs is told from what is late by its silence.
-    setting.interrupt.sleep(SILENCE * 2)?;
-    let (mut evicted, mut heard, mut steps, mut observed) =
-        (Vec::new(), Vec::new(), Vec::new(), None);
+    x.setting.interrupt.sleep(SILENCE * 2)?;
+    let mut observed = None;
     for run in runs {
-        let (found, said, step, series) = run.end(t)?;
-        evicted.push(found);
-        heard.push(said);
-        steps.push(step);
+        let series = run.end(t, filled)?;
         observed.get_or_insert(series);
     }
-    let observed = observed.ok_or_else(broken)?;
-    Ok(Found { evicted, heard, steps, observed })
+    observed.ok_or_else(broken)
 }
 
 fn broken() -> TestbedError {
@@ -123,16 +94,6 @@ fn broken() -> TestbedError {
 }
 
 impl Case {
-    fn protections(self) -> Vec<Protection> {
-        let both = |kind| Protection { kind, at: At::Both };
-        match self {
-            Self::Protected => {
-                vec![both(ProtectionKind::Liberal), both(ProtectionKind::PreroutingDrop)]
-            }
-            Self::Full | Self::Contested | Self::NearlyFull => Vec::new(),
-        }
-    }
-
     const fn title(self) -> &'static str {
         match self {
             Self::Full => "a table full of established connections, half-closed transfers",
@@ -144,39 +105,24 @@ impl Case {
 }
 
 impl<'a> Run<'a> {
-    fn build(
-        case: Case,
-        s: &Saturation,
-        setting: &'a Setting,
-        dir: &Path,
-        prefix: &str,
-        limit: u64,
-    ) -> Result<Self, TestbedError> {
-        let dir = dir.join(format!("evicted-{}", case.as_str()));
-        let prefix = format!("{prefix}e{}-", &case.as_str()[..1]);
-        let stage = Stage::build(setting, &prefix, dir, &case.protections())?;
-        let pairs = stage.connect(s.held + s.half_closed)?;
-        let streams = Streams::start(pairs, s.half_closed as usize)
-            .map_err(io_error("hold connections", &stage.dir))?;
+    fn build(case: Case, x: &Experiment<'a>) -> Result<Self, TestbedError> {
+        let name = format!("evicted-{case}");
+        let stage = Stage::build(x, &name, case == Case::Protected)?;
+        let streams = stage.streams(x.s.held + x.s.half_closed, x.s.half_closed)?;
         let captures = stage.capture()?;
         let witness = stage.listen_to_the_kernel(&stage.dir)?;
-        let before = stage.testbed.within("node1", evidence::conntrack_counters)?;
-        let there = stage.testbed.within("node1", count)?;
-        let wanted = if case == Case::NearlyFull { limit / 10 * 9 } else { limit };
-        let hold = stage.hold(wanted.saturating_sub(there).max(1), &stage.dir)?;
-        let waiting = (case == Case::Contested)
-            .then(|| {
-                let load = Load {
-                    clients: MOST_CLIENTS,
-                    rate: WAITING,
-                    at_once: WAITING * 2.0,
-                    connections: None,
-                    time: setting.scaled(Duration::from_secs(u64::from(s.closing_seconds) * 2)),
-                };
-                stage.churn(load, &stage.dir)
-            })
-            .transpose()?;
-        let now = stage.testbed.within("node1", count)?;
+        let wanted = if case == Case::NearlyFull { x.limit / 10 * 9 } else { x.limit };
+        let hold = stage.hold(wanted.saturating_sub(stage.entries()?).max(1), &stage.dir)?;
+        let load = Load {
+            clients: MOST_CLIENTS,
+            rate: WAITING,
+            at_once: WAITING * 2.0,
+            connections: None,
+            time: x.setting.scaled(Duration::from_secs(u64::from(x.s.closing_seconds) * 2)),
+        };
+        let contested = case == Case::Contested;
+        let waiting = contested.then(|| stage.churn(load, &stage.dir)).transpose()?;
+        let now = stage.entries()?;
         Ok(Self {
             case,
             stage,
@@ -186,10 +132,9 @@ impl<'a> Run<'a> {
             captures,
             witness,
             filling: Vec::new(),
-            before,
             refused: 0,
-            limit,
-            loss: u64::from(s.half_closed / 20).max(2),
+            limit: x.limit,
+            loss: u64::from(x.s.half_closed / 20).max(2),
             most: now,
             least: now,
             first_end: None,
@@ -221,34 +166,25 @@ impl<'a> Run<'a> {
     /// Whether there may be room that is to be filled. Once entries have gone, it is left to
     /// the transfers.
     fn room_is_ours(&mut self) -> Result<bool, TestbedError> {
-        let now = self.stage.testbed.within("node1", count)?;
+        let now = self.stage.entries()?;
         self.most = self.most.max(now);
         self.least = if self.most < self.limit { now } else { self.least.min(now) };
         let fills = matches!(self.case, Case::Full | Case::Protected);
         Ok(fills && self.first_end.is_none() && self.least + self.loss > self.most)
     }
 
-    fn end(self, t: f64) -> Result<(Evicted, Heard, Step, ObserveResult), TestbedError> {
-        let setting = self.stage.setting();
+    /// Ends it; what it showed goes to `filled`.
+    fn end(self, t: f64, filled: &mut Filled) -> Result<ObserveResult, TestbedError> {
+        let setting = self.stage.setting;
         let half_closed = self.streams.ends(Talk::HalfClosed);
         let established = self.streams.ends(Talk::Both);
         let captured = self.stage.captured(self.captures)?;
-        let conntrack =
-            self.stage.testbed.within("node1", evidence::conntrack_counters)?.since(self.before);
-        let mut heard = self.stage.heard(self.witness, self.case.title(), conntrack)?;
-        let load = self
-            .waiting
-            .map(|process| {
-                process.signal(Signal::SIGTERM);
-                let status = process.wait(setting.scaled(READY), &setting.interrupt)?;
-                let file = self.stage.dir.join("load.json");
-                setting::result::<LoadResult>("load-client", &file, status)
-            })
-            .transpose()?;
+        let mut heard = self.stage.heard(self.witness, self.case.title())?;
+        let end = |waiting: Running| waiting.stop::<LoadResult>(READY, setting);
+        let load = self.waiting.map(end).transpose()?;
         drop(self.streams);
         drop(self.filling);
-        self.hold.signal(Signal::SIGTERM);
-        self.hold.wait(setting.scaled(READY), &setting.interrupt)?;
+        self.hold.end(READY, setting)?;
         let found = Evicted {
             case: self.case,
             limit: self.limit,
@@ -260,19 +196,6 @@ impl<'a> Run<'a> {
             captured,
             after_s: self.first_end.map(|d| d.as_secs_f64()),
         };
-        let mut changes: Vec<_> = Vec::new();
-        if self.case == Case::Protected {
-            changes.push(Change {
-                what: evidence::BE_LIBERAL.replace('/', "."),
-                from: "0".to_owned(),
-                to: "1".to_owned(),
-            });
-            changes.push(Change {
-                what: "INVALID in mangle PREROUTING".to_owned(),
-                from: "accepted".to_owned(),
-                to: "dropped".to_owned(),
-            });
-        }
         let failures = load.as_ref().map_or_else(
             || [(FailureClass::ConnectTimeout, self.refused)].into(),
             LoadResult::classes,
@@ -284,19 +207,20 @@ impl<'a> Run<'a> {
         if let Some(cut @ 1..) = load.as_ref().map(series::cut_off) {
             notes.push(format!("{cut} of the new connections were cut off by the step's end."));
         }
-        let step = Step {
+        filled.timeline.steps.push(Step {
             t,
             title: self.case.title().to_owned(),
-            changes,
+            changes: if self.case == Case::Protected { protected() } else { Vec::new() },
             new_attempts: load.as_ref().map_or(self.refused, |l| l.attempts),
             new_ok: load.as_ref().map_or(0, |l| l.ok),
             new_failures: failures,
             established: found.half_closed.clone(),
-            boom: BTreeMap::new(),
-            conntrack,
+            conntrack: heard.conntrack,
             notes,
-        };
-        let observed = self.stage.close()?;
-        Ok((found, heard, step, observed))
+            ..Step::default()
+        });
+        filled.facts.evicted.push(found);
+        filled.facts.heard.push(heard);
+        self.stage.close()
     }
 }

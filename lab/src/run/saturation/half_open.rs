@@ -14,26 +14,25 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::document::lab::{At, Protection, ProtectionKind};
-use crate::document::timeline::{Change, FailureClass, Step};
-use canary_record::names::ProbeEnd;
+use crate::document::timeline::{FailureClass, Step};
+use canary_record::names::{Phase, ProbeEnd};
 use canary_record::result::witness::InTable;
-use canary_testbed::evidence::{self, EvidenceError};
+use canary_testbed::evidence::EvidenceError;
 use canary_testbed::testbed::TestbedError;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::Signal;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
 
+use super::super::connections::end;
 use super::super::host_table::{Control, Resized, Size};
-use super::super::setting::{Setting, count, set};
-use super::stage::{HELD_PORT, READY, Stage};
-use crate::observed::saturation::{HalfOpen, Heard, OnItsWay};
+use super::super::setting::{nft, set};
+use super::stage::{HELD_PORT, READY, Stage, protected};
+use super::{Experiment, table_error};
+use crate::observed::saturation::{Filled, HalfOpen, OnItsWay};
 
 /// Handshakes at a time, at most, and as a part of the table.
 const MOST: u64 = 400;
@@ -61,26 +60,13 @@ type Pod = (&'static str, &'static str, &'static str);
 const CLIENT: Pod = ("client", "to-client", "net/ipv4/conf/to-client/arp_ignore");
 const SERVER: Pod = ("server", "to-server", "net/ipv4/conf/to-server/arp_ignore");
 
-/// Runs all cases, one after another: each changes the limit.
-pub fn run(
-    setting: &Setting,
-    dir: &Path,
-    prefix: &str,
-    control: &Control,
-    limit: u64,
-    begun: Instant,
-) -> Result<Vec<(HalfOpen, Heard, Step)>, TestbedError> {
+/// Runs all cases, one after another: each changes the limit. What they showed goes to `filled`.
+pub fn run(x: &Experiment<'_>, control: &Control, filled: &mut Filled) -> Result<(), TestbedError> {
     // Every connection has both of its ends in this process.
     let (_, most) =
         getrlimit(Resource::RLIMIT_NOFILE).map_err(os("read the limit of open files"))?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(os("raise the limit of open files"))?;
-    OnItsWay::ALL
-        .into_iter()
-        .map(|case| {
-            let t = begun.elapsed().as_secs_f64();
-            run_steps(case, setting, dir, prefix, control, limit, t)
-        })
-        .collect()
+    OnItsWay::ALL.iter().try_for_each(|case| run_steps(*case, x, control, filled))
 }
 
 fn os(what: &str) -> impl FnOnce(Errno) -> TestbedError {
@@ -88,16 +74,6 @@ fn os(what: &str) -> impl FnOnce(Errno) -> TestbedError {
 }
 
 impl OnItsWay {
-    fn protections(self) -> Vec<Protection> {
-        let both = |kind| Protection { kind, at: At::Both };
-        match self {
-            Self::AckProtected => {
-                vec![both(ProtectionKind::Liberal), both(ProtectionKind::PreroutingDrop)]
-            }
-            Self::SynAck | Self::Ack => Vec::new(),
-        }
-    }
-
     const fn title(self) -> &'static str {
         match self {
             Self::SynAck => "half-open entries dropped early, the SYN ACK on its way",
@@ -111,32 +87,25 @@ impl OnItsWay {
 
 fn run_steps(
     case: OnItsWay,
-    setting: &Setting,
-    dir: &Path,
-    prefix: &str,
+    x: &Experiment<'_>,
     control: &Control,
-    limit: u64,
-    t: f64,
-) -> Result<(HalfOpen, Heard, Step), TestbedError> {
-    let dir = dir.join(format!("half-open-{}", case.as_str()));
-    let prefix = format!("{prefix}h{}-", case.as_str());
-    let stage = Stage::build(setting, &prefix, dir, &case.protections())?;
+    filled: &mut Filled,
+) -> Result<(), TestbedError> {
+    let (t, limit) = (x.seconds(), x.limit);
+    let stage = Stage::build(x, &format!("half-open-{case}"), case == OnItsWay::AckProtected)?;
     let n = (limit / PART).min(MOST);
     let gates = Gates::new(&stage)?;
     let listener = stage.listen(HELD_PORT, 2 * n)?;
-    let there = stage.testbed.within("node1", count)?;
-    let hold = stage.hold(limit.saturating_sub(there + 2 * n).max(1), &stage.dir)?;
+    let hold = stage.hold(limit.saturating_sub(stage.entries()? + 2 * n).max(1), &stage.dir)?;
     // First with nothing else going on: the cause removed. They stay, and leave room for as
     // many again.
-    let alone = handshakes(case, &stage, &gates, &listener, n, None)?;
+    let alone = handshakes(case, &gates, &listener, n, None)?;
     let taps = stage.capture()?;
     let witness = stage.listen_to_the_kernel(&stage.dir)?;
-    let before = stage.testbed.within("node1", evidence::conntrack_counters)?;
     let mut crowd = Crowd { control, limit, gone: None };
-    let crowded = handshakes(case, &stage, &gates, &listener, n, Some(&mut crowd))?;
+    let crowded = handshakes(case, &gates, &listener, n, Some(&mut crowd))?;
     let captured = stage.captured(taps)?;
-    let conntrack = stage.testbed.within("node1", evidence::conntrack_counters)?.since(before);
-    let mut heard = stage.heard(witness, case.title(), conntrack)?;
+    let mut heard = stage.heard(witness, case.title())?;
     heard.resets = captured.lost.is_none().then_some(captured.resets);
     if crowded.early > 0 {
         heard.shows.push(InTable::EarlyDrop);
@@ -152,36 +121,27 @@ fn run_steps(
     };
     drop((alone, crowded));
     crowd.end()?;
-    hold.signal(Signal::SIGTERM);
-    hold.wait(setting.scaled(READY), &setting.interrupt)?;
-    let mut changes = Vec::new();
-    if case == OnItsWay::AckProtected {
-        for (what, from, to) in [
-            ("net.netfilter.nf_conntrack_tcp_be_liberal", "0", "1"),
-            ("INVALID in mangle PREROUTING", "accepted", "dropped"),
-        ] {
-            changes.push(Change { what: what.into(), from: from.into(), to: to.into() });
-        }
-    }
-    let of = |end| half_open.ends.get(&end).copied().unwrap_or(0);
+    hold.end(READY, x.setting)?;
+    let of = |end| half_open.ended(end);
     let failures = [
         (FailureClass::ConnectTimeout, of(ProbeEnd::TimedOut)),
         (FailureClass::Reset, of(ProbeEnd::Reset)),
         (FailureClass::Hung, of(ProbeEnd::Hung)),
     ];
-    let step = Step {
+    filled.timeline.steps.push(Step {
         t,
         title: case.title().to_owned(),
-        changes,
+        changes: if case == OnItsWay::AckProtected { protected() } else { Vec::new() },
         new_attempts: n,
         new_ok: of(ProbeEnd::Survived),
         new_failures: failures.into_iter().filter(|(_, n)| *n > 0).collect(),
-        conntrack,
+        conntrack: heard.conntrack,
         notes: vec![half_open.words(), heard.words()],
         ..Step::default()
-    };
-    stage.close()?;
-    Ok((half_open, heard, step))
+    });
+    filled.facts.heard.push(heard);
+    filled.facts.half_open.push(half_open);
+    stage.close().map(drop)
 }
 
 /// What keeps a pod's segments back.
@@ -199,7 +159,7 @@ impl<'a, 's> Gates<'a, 's> {
             links.insert(pod, link_address(stage, "node1", device)?);
             set(&stage.testbed, pod, QUEUE, QUEUED)?;
         }
-        let target = held(stage);
+        let target = stage.target(HELD_PORT);
         let client = stage.testbed.within("client", move || {
             let socket = UdpSocket::bind("0.0.0.0:0").and_then(|s| s.connect(target).map(|()| s));
             socket.and_then(|s| s.local_addr()).map_err(|source| EvidenceError::Io {
@@ -207,8 +167,8 @@ impl<'a, 's> Gates<'a, 's> {
                 source,
             })
         })?;
-        let server = stage.testbed.topology.service.pod.v4;
-        for ((pod, device, _), ip) in [(CLIENT, client.ip()), (SERVER, server.into())] {
+        let server = stage.local(HELD_PORT);
+        for ((pod, device, _), ip) in [(CLIENT, client.ip()), (SERVER, server.ip())] {
             // The node must not ask: its ARP request would tell the pod what it waits for.
             let (ip, own) = (ip.to_string(), link_address(stage, pod, "eth0")?);
             stage.ip(
@@ -222,10 +182,7 @@ impl<'a, 's> Gates<'a, 's> {
             "table inet lab-silent {{\n chain input {{ type filter hook input priority 0; \
              tcp dport {SILENT_PORT} drop;\n }}\n}}\n"
         );
-        let tools = stage.setting().tools.clone();
-        stage.testbed.within("server", move || {
-            Ok(tools.call("nft", &["-f", "-"])?.stdin(&rules).run()?)
-        })?;
+        nft(&stage.testbed, "server", &rules)?;
         let gates = Self { stage, gateway, links };
         gates.open(CLIENT)?;
         gates.open(SERVER)?;
@@ -235,7 +192,7 @@ impl<'a, 's> Gates<'a, 's> {
     /// What the pod sends waits in its kernel.
     fn close(&self, (pod, _, ignore): Pod) -> Result<(), TestbedError> {
         // All local addresses: no answer to any request.
-        set(&self.stage.testbed, "node1", ignore, "8")?;
+        self.stage.set(ignore, "8")?;
         self.stage.ip(pod, &["neigh", "del", &self.gateway, "dev", "eth0"])?;
         Ok(())
     }
@@ -245,7 +202,7 @@ impl<'a, 's> Gates<'a, 's> {
         let link = self.links.get(pod).map_or("", String::as_str);
         let entry = ["lladdr", link, "nud", "permanent", "dev", "eth0"];
         self.stage.ip(pod, &[&["neigh", "replace", &self.gateway][..], &entry].concat())?;
-        set(&self.stage.testbed, "node1", ignore, "0")?;
+        self.stage.set(ignore, "0")?;
         Ok(())
     }
 }
@@ -327,14 +284,10 @@ impl Handshakes {
 }
 
 fn next(client: &mut TcpStream, state: State, since: Duration) -> State {
+    let phase = if state == State::Connecting { Phase::Connect } else { Phase::Receive };
     let told = |e: &io::Error| match e.kind() {
         ErrorKind::WouldBlock | ErrorKind::Interrupted => state,
-        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => State::Ended(ProbeEnd::Reset),
-        // RFC 9293, section 3.10.7.3: an RST in SYN-SENT.
-        ErrorKind::ConnectionRefused => State::Ended(ProbeEnd::Refused),
-        ErrorKind::TimedOut if state == State::Connecting => State::Ended(ProbeEnd::TimedOut),
-        ErrorKind::TimedOut => State::Ended(ProbeEnd::Hung),
-        _ => State::Ended(ProbeEnd::Failed),
+        _ => State::Ended(end(phase, e)),
     };
     match state {
         State::Connecting => match client.take_error() {
@@ -359,15 +312,15 @@ fn next(client: &mut TcpStream, state: State, since: Duration) -> State {
 /// Handshakes that are kept on their way, and what becomes of them, with others' SYNs or without.
 fn handshakes(
     case: OnItsWay,
-    stage: &Stage<'_>,
     gates: &Gates<'_, '_>,
     listener: &TcpListener,
     n: u64,
     mut crowd: Option<&mut Crowd<'_>>,
 ) -> Result<Handshakes, TestbedError> {
-    let interrupt = &stage.setting().interrupt;
+    let stage = gates.stage;
+    let interrupt = &stage.setting.interrupt;
     gates.close(SERVER)?;
-    let clients = begin(stage, "client", held(stage), n)?;
+    let clients = begin(stage, "client", stage.target(HELD_PORT), n)?;
     let clients = clients.into_iter().map(|c| (c, State::Connecting)).collect();
     let mut all = Handshakes { clients, servers: Vec::new(), late: 0, others: 0, early: 0 };
     let mut closed = SERVER;
@@ -375,21 +328,20 @@ fn handshakes(
         gates.close(CLIENT)?;
         gates.open(SERVER)?;
         closed = CLIENT;
-        let deadline = Instant::now() + stage.setting().scaled(READY);
+        let deadline = Instant::now() + stage.setting.scaled(READY);
         while all.clients.iter().any(|(_, s)| *s == State::Connecting) && Instant::now() < deadline
         {
             all.step(listener, Duration::ZERO);
             interrupt.check()?;
         }
     }
-    let before = stage.testbed.within("node1", evidence::conntrack_counters)?.early_drop;
-    let silent = SocketAddrV4::new(stage.testbed.topology.service.pod.v4, SILENT_PORT);
+    let before = stage.counters()?.early_drop;
+    let silent = stage.local(SILENT_PORT);
     while crowd.is_some() && all.early < n * 3 / 4 && all.others < n * OTHERS {
         // Nobody waits for an answer: the entry is what is wanted.
         drop(begin(stage, "node1", silent, BATCH)?);
         all.others += BATCH;
-        all.early =
-            stage.testbed.within("node1", evidence::conntrack_counters)?.early_drop - before;
+        all.early = stage.counters()?.early_drop - before;
         interrupt.check()?;
     }
     if case == OnItsWay::SynAck {
@@ -418,7 +370,7 @@ struct Crowd<'a> {
 impl Crowd<'_> {
     /// The limit is again what it was.
     fn end(self) -> Result<(), TestbedError> {
-        self.gone.map_or(Ok(()), Resized::restore).map_err(limit_error)
+        self.gone.map_or(Ok(()), Resized::restore).map_err(table_error)
     }
 }
 
@@ -428,32 +380,23 @@ fn make_room(crowd: &mut Option<&mut Crowd<'_>>) -> Result<(), TestbedError> {
     if let Some(crowd) = crowd
         && crowd.gone.is_none()
     {
-        crowd.gone = Some(crowd.control.resize(Size::of(crowd.limit * 2)).map_err(limit_error)?);
+        crowd.gone = Some(crowd.control.resize(Size::of(crowd.limit * 2)).map_err(table_error)?);
     }
     Ok(())
-}
-
-fn limit_error(source: io::Error) -> TestbedError {
-    TestbedError::Io { what: "change the table's limit".to_owned(), source }
-}
-
-/// Where the handshakes go.
-fn held(stage: &Stage<'_>) -> SocketAddrV4 {
-    SocketAddrV4::new(stage.testbed.topology.service.vip.v4, HELD_PORT)
 }
 
 /// Sends so many SYNs from a host.
 fn begin(
     stage: &Stage<'_>,
     host: &str,
-    target: SocketAddrV4,
+    target: SocketAddr,
     n: u64,
 ) -> Result<Vec<TcpStream>, TestbedError> {
     stage.testbed.within(host, move || {
         let one = || -> io::Result<TcpStream> {
             let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
             let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
-            match connect(socket.as_raw_fd(), &SockaddrIn::from(target)) {
+            match connect(socket.as_raw_fd(), &SockaddrStorage::from(target)) {
                 Ok(()) | Err(Errno::EINPROGRESS) => Ok(socket.into()),
                 Err(e) => Err(e.into()),
             }

@@ -9,7 +9,7 @@ use canary_testbed::testbed::TestbedError;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 
-use super::super::setting::{io_error, set};
+use super::super::setting::io_error;
 use super::stage::Stage;
 use crate::observed::saturation::Pace;
 
@@ -26,7 +26,7 @@ pub(super) fn run(stage: &Stage<'_>, pairs: u32) -> Result<Vec<[Pace; 2]>, Testb
         let mut both = [Pace::default(); 2];
         let order = if pair % 2 == 0 { [0, 1] } else { [1, 0] };
         for liberal in order {
-            set(&stage.testbed, "node1", evidence::BE_LIBERAL, ["0", "1"][liberal])?;
+            stage.set(evidence::BE_LIBERAL, ["0", "1"][liberal])?;
             both[liberal] = round(stage)?;
         }
         rounds.push(both);

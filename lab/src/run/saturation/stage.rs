@@ -7,12 +7,12 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::document::lab::{Path as NetPath, Protection, ProxyMode};
+use crate::document::lab::{At, Path as NetPath, Protection, ProtectionKind, ProxyMode};
+use crate::document::timeline::Change;
 use canary_record::result::observe::{ConntrackCounters, ObserveResult};
-use canary_runtime::output::write_file;
 use canary_testbed::capture;
-use canary_testbed::evidence::EvidenceError;
-use canary_testbed::exec::{Call, Process, Ready};
+use canary_testbed::evidence::{self, EvidenceError};
+use canary_testbed::exec::Ready;
 use canary_testbed::tap::Tap;
 use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::{Step as Build, Topology};
@@ -20,8 +20,9 @@ use canary_wire::segment::Family;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{Backlog, listen};
 
-use super::super::setting::{self, Setting, io_error, set};
-use super::streams;
+use super::super::setting::{self, Running, Setting, count, io_error, nft, set, tool};
+use super::Experiment;
+use super::streams::{self, Streams};
 use crate::observed::saturation::{Captured, Heard};
 use crate::scenario::saturation::MOST_CLIENTS;
 
@@ -68,29 +69,47 @@ pub struct Load {
     pub time: Duration,
 }
 
+/// What protects a place that is protected.
+const PROTECTIONS: [Protection; 2] = [
+    Protection { kind: ProtectionKind::Liberal, at: At::Both },
+    Protection { kind: ProtectionKind::PreroutingDrop, at: At::Both },
+];
+
+/// The same as changes.
+#[must_use]
+pub fn protected() -> Vec<Change> {
+    let change = |what: &str, from: &str, to: &str| Change {
+        what: what.to_owned(),
+        from: from.to_owned(),
+        to: to.to_owned(),
+    };
+    vec![
+        change(&evidence::BE_LIBERAL.replace('/', "."), "0", "1"),
+        change("INVALID in mangle PREROUTING", "accepted", "dropped"),
+    ]
+}
+
 /// A place with what runs beside the steps.
 pub struct Stage<'a> {
     /// Its hosts.
     pub testbed: Testbed<'a>,
     /// Its files.
     pub dir: PathBuf,
-    setting: &'a Setting,
-    serve: Process,
-    observer: Process,
+    /// What the whole run has in common.
+    pub setting: &'a Setting,
+    serve: Running,
+    observer: Running,
 }
 
 impl<'a> Stage<'a> {
     /// A fresh place: an empty table on its one node.
-    pub fn build(
-        setting: &'a Setting,
-        prefix: &str,
-        dir: PathBuf,
-        protections: &[Protection],
-    ) -> Result<Self, TestbedError> {
+    pub fn build(x: &Experiment<'a>, name: &str, protected: bool) -> Result<Self, TestbedError> {
+        let (setting, dir) = (x.setting, x.dir.join(name));
         fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
         // Client and server on one node, so that its table is the only one.
-        let testbed =
-            Testbed::build(topology(Topology::new(NetPath::SameNode, prefix)), &setting.tools)?;
+        let hosts = Topology::new(NetPath::SameNode, &format!("{}{name}-", x.prefix));
+        let testbed = Testbed::build(topology(hosts), &setting.tools)?;
+        let protections = if protected { &PROTECTIONS[..] } else { &[] };
         testbed.protect(ProxyMode::Nftables, Family::Ipv4, protections)?;
         let service = &testbed.topology.service;
         let rules = format!(
@@ -98,58 +117,65 @@ impl<'a> Stage<'a> {
              ip daddr {} tcp dport {{ {LOAD_PORT}, {HELD_PORT} }} dnat to {}\n }}\n}}\n",
             service.vip.v4, service.pod.v4
         );
-        write_file(&dir.join("rules-load.txt"), rules.as_str())
-            .map_err(|e| io_error("write", &dir)(e.into()))?;
-        let tools = setting.tools.clone();
-        testbed
-            .within("node1", move || Ok(tools.call("nft", &["-f", "-"])?.stdin(&rules).run()?))?;
+        setting::write(&dir.join("rules-load.txt"), &rules)?;
+        nft(&testbed, "node1", &rules)?;
         set(&testbed, "client", "net/ipv4/ip_local_port_range", "2000\t65000")?;
         testbed.warm_up(Family::Ipv4, setting.scaled(READY), &setting.interrupt)?;
-        let options =
-            ["serve".to_owned(), format!("--listen=[::]:{LOAD_PORT}"), "--log=json".into()];
-        let serve = Call::new(&setting.load_client, &options);
-        let mut serve = testbed.start("server", serve, &dir.join("serve.log"), Ready::Event)?;
-        serve.wait_ready(setting.scaled(READY), &setting.interrupt)?;
-        let output = format!("--output={}", dir.join("observe.json").display());
-        let options = ["observe", "--interval=500ms", "--log=json", &output];
-        let observer = Call::new(&setting.load_client, &options);
-        let mut observer =
-            testbed.start("node1", observer, &dir.join("observe.log"), Ready::Event)?;
-        observer.wait_ready(setting.scaled(READY), &setting.interrupt)?;
+        let start = |host: &str, name: &str, option: String| {
+            let options = vec![name.to_owned(), option];
+            let mut started =
+                setting.load_client(&testbed, host, (&dir, name), options, Ready::Event)?;
+            started.wait_ready(setting.scaled(READY), &setting.interrupt)?;
+            Ok::<_, TestbedError>(started)
+        };
+        let serve = start("server", "serve", format!("--listen=[::]:{LOAD_PORT}"))?;
+        let observer = start("node1", "observe", "--interval=500ms".to_owned())?;
         Ok(Self { testbed, dir, setting, serve, observer })
     }
 
     /// Ends what runs beside. Gives what the observer saw.
     pub fn close(self) -> Result<ObserveResult, TestbedError> {
-        let Self { testbed, serve, observer, dir, setting } = self;
-        serve.signal(Signal::SIGTERM);
-        observer.signal(Signal::SIGTERM);
-        let within = setting.scaled(READY);
-        let status = observer.wait(within, &setting.interrupt)?;
-        serve.wait(within, &setting.interrupt)?;
-        drop(testbed);
-        setting::result("load-client", &dir.join("observe.json"), status)
+        self.serve.signal(Signal::SIGTERM);
+        let observed = self.observer.stop(READY, self.setting)?;
+        self.serve.end(READY, self.setting)?;
+        Ok(observed)
     }
 
-    /// What every cell of the run shares.
+    /// Where connections to one of its ports go.
     #[must_use]
-    pub fn setting(&self) -> &'a Setting {
-        self.setting
+    pub fn target(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.testbed.topology.service.vip.v4.into(), port)
     }
 
-    fn target(&self, port: u16) -> SocketAddr {
-        SocketAddr::new(self.testbed.topology.service.vip.v4.into(), port)
+    /// The same in the server pod.
+    #[must_use]
+    pub fn local(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.testbed.topology.service.pod.v4.into(), port)
     }
 
     /// `ip` in a host.
     pub fn ip(&self, host: &str, args: &[&str]) -> Result<String, TestbedError> {
-        let full = self.testbed.topology.full(host);
-        Ok(self.setting.tools.call("ip", &[&["-n", &full][..], args].concat())?.run()?)
+        tool(&self.testbed, host, "ip", args, "")
+    }
+
+    /// Sets a value on the node.
+    pub fn set(&self, key: &str, value: &str) -> Result<Change, TestbedError> {
+        set(&self.testbed, "node1", key, value)
+    }
+
+    /// Entries on the node.
+    pub fn entries(&self) -> Result<u64, TestbedError> {
+        self.testbed.within("node1", count)
+    }
+
+    /// What conntrack has counted on the node.
+    pub fn counters(&self) -> Result<ConntrackCounters, TestbedError> {
+        self.testbed.within("node1", evidence::conntrack_counters)
     }
 
     /// A listener in the server pod that takes what comes without waiting.
     pub fn listen(&self, port: u16, backlog: u64) -> Result<TcpListener, TestbedError> {
-        let local = SocketAddr::new(self.testbed.topology.service.pod.v4.into(), port);
+        let local = self.local(port);
         self.testbed.within("server", move || {
             let listening = || -> io::Result<TcpListener> {
                 let listener = TcpListener::bind(local)?;
@@ -167,7 +193,7 @@ impl<'a> Stage<'a> {
     /// Connections to the held port, both ends in our hands.
     pub fn connect(&self, n: u32) -> Result<Vec<(TcpStream, TcpStream)>, TestbedError> {
         let target = self.target(HELD_PORT);
-        let local = SocketAddr::new(self.testbed.topology.service.pod.v4.into(), HELD_PORT);
+        let local = self.local(HELD_PORT);
         let wrong = |what: String| move |source| EvidenceError::Io { what, source };
         let listener = self.testbed.within("server", move || {
             TcpListener::bind(local).map_err(wrong(format!("listen on {local}")))
@@ -192,6 +218,21 @@ impl<'a> Stage<'a> {
         Ok(pairs)
     }
 
+    /// So many connections with octets going back and forth, the last `half_closed` of them half closed.
+    pub fn streams(&self, n: u32, half_closed: u32) -> Result<Streams, TestbedError> {
+        self.speak(self.connect(n)?, half_closed)
+    }
+
+    /// The same of connections that are there.
+    pub fn speak(
+        &self,
+        pairs: Vec<(TcpStream, TcpStream)>,
+        half_closed: u32,
+    ) -> Result<Streams, TestbedError> {
+        let streams = Streams::start(pairs, half_closed as usize);
+        streams.map_err(io_error("hold connections", &self.dir))
+    }
+
     /// One connection to the load's target, or None where its SYN had no answer in time.
     pub fn one_more(&self, within: Duration) -> Result<Option<TcpStream>, TestbedError> {
         let target = self.target(LOAD_PORT);
@@ -203,7 +244,7 @@ impl<'a> Stage<'a> {
     }
 
     /// A new connection for every request.
-    pub fn churn(&self, load: Load, dir: &Path) -> Result<Process, TestbedError> {
+    pub fn churn(&self, load: Load, dir: &Path) -> Result<Running, TestbedError> {
         let mut options = vec![
             "churn".to_owned(),
             format!("--target=tcp://{}", self.target(LOAD_PORT)),
@@ -220,7 +261,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Connections that stay; ready when all are there.
-    pub fn hold(&self, n: u64, dir: &Path) -> Result<Process, TestbedError> {
+    pub fn hold(&self, n: u64, dir: &Path) -> Result<Running, TestbedError> {
         let options = vec![
             "hold".to_owned(),
             format!("--target=tcp://{}", self.target(LOAD_PORT)),
@@ -234,7 +275,7 @@ impl<'a> Stage<'a> {
     }
 
     /// The canary's own connections, to boom-server.
-    pub fn probe(&self, time: Duration, dir: &Path) -> Result<Process, TestbedError> {
+    pub fn probe(&self, time: Duration, dir: &Path) -> Result<Running, TestbedError> {
         let options = vec![
             "probe".to_owned(),
             format!("--target=tcp://{}", self.testbed.topology.target(Family::Ipv4)),
@@ -254,28 +295,23 @@ impl<'a> Stage<'a> {
         options: Vec<String>,
         dir: &Path,
         ready: Ready,
-    ) -> Result<Process, TestbedError> {
-        setting::load_client(&self.testbed, self.setting, dir, name, options, ready)
+    ) -> Result<Running, TestbedError> {
+        self.setting.load_client(&self.testbed, "client", (dir, name), options, ready)
     }
 
-    /// load-client's witness on the node; its files go to `dir`.
+    /// load-client's witness on the node, beside the kernel's counters; its files go to `dir`.
     pub fn listen_to_the_kernel(&self, dir: &Path) -> Result<Witness, TestbedError> {
-        let mut notes = Vec::new();
-        let hosts = &["node1"];
+        let (hosts, mut notes) = (&["node1"], Vec::new());
         let running =
             setting::ready_witnesses(&self.testbed, hosts, dir, self.setting, &mut notes)?;
-        Ok(Witness { running, dir: dir.to_owned(), notes })
+        Ok(Witness { running, notes, before: self.counters()? })
     }
 
-    /// What it heard, beside what is known of `place` from elsewhere.
-    pub fn heard(
-        &self,
-        witness: Witness,
-        place: &str,
-        conntrack: ConntrackCounters,
-    ) -> Result<Heard, TestbedError> {
-        let Witness { running, dir, notes } = witness;
-        let mut said = setting::end_witnesses(running, &dir, self.setting)?;
+    /// What it heard and what was counted meanwhile in `place`.
+    pub fn heard(&self, witness: Witness, place: &str) -> Result<Heard, TestbedError> {
+        let Witness { running, notes, before } = witness;
+        let conntrack = self.counters()?.since(before);
+        let mut said = setting::end_witnesses(running, self.setting)?;
         Ok(Heard {
             place: place.to_owned(),
             target: self.testbed.topology.target(Family::Ipv4).to_string(),
@@ -322,9 +358,9 @@ impl<'a> Stage<'a> {
 
 /// A witness while it runs.
 pub struct Witness {
-    running: Vec<(&'static str, Process)>,
-    dir: PathBuf,
+    running: Vec<(&'static str, Running)>,
     notes: Vec<String>,
+    before: ConntrackCounters,
 }
 
 /// Both captures while they run.

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use canary_record::names::ProbeEnd;
+use canary_record::names::{Phase, ProbeEnd};
+
+use super::super::connections::end;
 
 /// Between two octets of a connection.
 const TICK: Duration = Duration::from_millis(250);
@@ -135,12 +137,7 @@ impl Pair {
                 }
             });
         if let Err(e) = result {
-            self.end = Some(match e.kind() {
-                ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => ProbeEnd::Reset,
-                ErrorKind::TimedOut => ProbeEnd::Hung,
-                ErrorKind::UnexpectedEof => ProbeEnd::EarlyEof,
-                _ => ProbeEnd::Failed,
-            });
+            self.end = Some(end(Phase::Receive, &e));
         }
     }
 

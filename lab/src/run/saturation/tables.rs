@@ -11,7 +11,7 @@ use canary_testbed::evidence::{self, EvidenceError};
 use canary_testbed::testbed::TestbedError;
 
 use super::super::host_table::{Control, Resized, Size};
-use super::super::setting::{count, io_error, set};
+use super::super::setting::io_error;
 use super::stage::Stage;
 use crate::document::timeline::{TableSeries, TableSpeed};
 
@@ -64,7 +64,7 @@ pub(super) fn run(
         &["route", "add", &network, "via", &server.to_string(), "dev", "to-server", "onlink"],
     )?;
     // Flows of one datagram live for half a minute else.
-    set(&stage.testbed, "node1", "net/netfilter/nf_conntrack_udp_timeout", "3600")?;
+    stage.set("net/netfilter/nf_conntrack_udp_timeout", "3600")?;
     let resized = control.resize(size(least, least)).map_err(failed("resize the table for"))?;
     let mut bench =
         Bench { stage, resized, begun: Memory::read().map_err(failed("read"))?, flows: 0 };
@@ -138,7 +138,7 @@ impl Bench<'_> {
         self.send(self.flows..entries)?;
         self.flows = entries;
         // A bucket that is full, or a datagram that was lost, would leave some out.
-        let found = stage.testbed.within("node1", count)?;
+        let found = stage.entries()?;
         if found * 10 < entries * 9 {
             let e = io::Error::other(format!("{found} of {entries} entries"));
             return Err(io_error("fill the table of", &stage.dir)(e));

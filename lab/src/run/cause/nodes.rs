@@ -1,0 +1,264 @@
+//! What the steps of a case do to its hosts: entries, endpoints, routes, rules, settings. Each tells
+//! what it changed.
+
+use std::fmt::Display;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::document::lab::ProxyMode;
+use crate::document::timeline::Change;
+use canary_conntrack::netlink::NetlinkError;
+use canary_conntrack::table::{Table, Tuple};
+use canary_testbed::evidence::{self, EvidenceError};
+use canary_testbed::testbed::{Testbed, TestbedError};
+use canary_testbed::topology::POD_PORT;
+use canary_wire::segment::Family;
+use nix::errno::Errno;
+
+use super::Run;
+use super::hosts::beside;
+use crate::run::saturation::tables::destination;
+use crate::run::setting::{count, nft, set, tool, write};
+use crate::scenario::cause::{Host, Masquerade};
+use crate::scenario::saturation::MOST_ENTRIES;
+
+/// How long entries may take to expire, beyond what is written in the case.
+const EXPIRY: Duration = Duration::from_secs(60);
+/// Smaller than what both pods take for granted, more than forged segments need.
+const BLACK_HOLE_MTU: &str = "1300";
+/// Whose connections fill a table, and how long they stay.
+const OTHERS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 19, 127, 1)), 1);
+const STAYS: Duration = Duration::from_secs(3600);
+
+/// A node whose table is full, one at a time: all namespaces of the machine share the buckets, and
+/// chains that are too long (`chaintoolong`) would cost every one of them connections.
+pub(super) struct Full<'a> {
+    testbed: &'a Testbed<'a>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl<'a> Full<'a> {
+    fn of(testbed: &'a Testbed<'a>) -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+        Self { testbed, _turn: TURN.lock().unwrap_or_else(PoisonError::into_inner) }
+    }
+}
+
+impl Drop for Full<'_> {
+    fn drop(&mut self) {
+        // The namespace and its entries go with the lab at the latest.
+        let _ = self.testbed.within("node1", evidence::forget_all);
+    }
+}
+
+fn netlink(what: &str) -> impl Fn(NetlinkError) -> EvidenceError {
+    move |e| EvidenceError::Io { what: what.to_owned(), source: std::io::Error::other(e) }
+}
+
+impl Run<'_> {
+    /// The server pod's address.
+    pub(super) fn pod(&self) -> IpAddr {
+        self.testbed.topology.service.pod.of(self.case.family)
+    }
+
+    /// That of the pod beside it.
+    pub(super) fn second(&self) -> IpAddr {
+        beside(&self.testbed.topology)[0].of(self.case.family)
+    }
+
+    pub(super) fn changed(
+        &mut self,
+        what: impl Into<String>,
+        from: impl Display,
+        to: impl Display,
+    ) {
+        let (from, to) = (from.to_string(), to.to_string());
+        self.changes.push(Change { what: what.into(), from, to });
+    }
+
+    /// The client's connections end, and no segment says so.
+    pub(super) fn vanish(&mut self) -> Result<(), TestbedError> {
+        let (client, table) = (self.testbed.topology.client(), "table inet lab-vanish");
+        let rules = format!(
+            "{table} {{ chain output {{ type filter hook output priority 0; meta l4proto tcp drop; }}; }}"
+        );
+        nft(self.testbed, client, &rules)?;
+        self.connections.vanish();
+        nft(self.testbed, client, &format!("delete {table}"))
+    }
+
+    pub(super) fn delete_entries(&mut self) -> Result<(), TestbedError> {
+        let (from, to) = self.testbed.within("node1", || {
+            let from = count()?;
+            evidence::forget_all()?;
+            Ok((from, count()?))
+        })?;
+        self.deleted += from.saturating_sub(to);
+        self.changed("entries on the client's node", from, to);
+        Ok(())
+    }
+
+    /// Established connections of others, as many as there is room for.
+    pub(super) fn fill_table(&mut self) -> Result<(), TestbedError> {
+        let testbed = self.testbed;
+        self.full.get_or_insert_with(|| Full::of(testbed));
+        let interrupt = &self.setting.interrupt;
+        let filled = self.testbed.within("node1", || {
+            let failed = netlink("add conntrack entries");
+            let (from, mut table) = (count()?, Table::open().map_err(&failed)?);
+            for flow in 0..MOST_ENTRIES {
+                let (source, destination) = (OTHERS, SocketAddr::V4(destination(flow)));
+                match table.add(Tuple { source, destination }, STAYS) {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(Some((from, count()?))),
+                    // Its bucket is full (`nf_conntrack_hash_check_insert()`): the next has another.
+                    Err(e) if e.errno() == Some(Errno::ENOSPC as i32) => {}
+                    Err(e) => return Err(failed(e)),
+                }
+                if flow % 1000 == 0 && interrupt.signalled().is_some() {
+                    break;
+                }
+            }
+            Ok(None)
+        })?;
+        interrupt.check()?;
+        let Some((from, to)) = filled else {
+            return Err(TestbedError::Io {
+                what: format!("fill-table: {MOST_ENTRIES} entries do not fill it"),
+                source: std::io::ErrorKind::StorageFull.into(),
+            });
+        };
+        self.changed("entries on the client's node", from, to);
+        Ok(())
+    }
+
+    /// Until a dump, which drops what has expired (`ctnetlink_dump_table()`), shows no connection,
+    /// and IPVS has none.
+    pub(super) fn let_expire(&mut self) -> Result<(), TestbedError> {
+        let entries = || {
+            self.testbed.within("node1", || {
+                let all = Table::open().and_then(|mut t| t.dump());
+                let all = all.map_err(netlink("list conntrack entries"))?;
+                // Absent where there is no IPVS; one line of heads.
+                let ipvs = fs::read_to_string("/proc/thread-self/net/ip_vs_conn");
+                Ok(all.len() + ipvs.map_or(0, |text| text.lines().count().saturating_sub(1)))
+            })
+        };
+        let from = entries()?;
+        let end = Instant::now() + self.setting.scaled(EXPIRY);
+        let mut left = from;
+        while left > 0 {
+            if Instant::now() >= end {
+                return Err(TestbedError::Io {
+                    what: format!("let-expire: {left} of {from} entries are left on node1"),
+                    source: std::io::ErrorKind::TimedOut.into(),
+                });
+            }
+            self.setting.interrupt.sleep(Duration::from_millis(50))?;
+            left = entries()?;
+        }
+        self.changed("entries on the client's node", from, 0);
+        Ok(())
+    }
+
+    /// Each new entry takes one of the endpoints, as kube-proxy has it, and one source. Once
+    /// `moved`, the other pod is the Service's one endpoint.
+    pub(super) fn choose_endpoints(&self, moved: bool) -> Result<(), TestbedError> {
+        let family = self.case.family;
+        let (target, pod, second) =
+            (self.testbed.topology.target(family), self.pod(), self.second());
+        let ip = if family == Family::Ipv4 { "ip" } else { "ip6" };
+        let ipvs = self.case.proxy_mode == ProxyMode::Ipvs;
+        if ipvs && (moved || self.case.endpoints == 2) {
+            let [service, at, other] =
+                [target, SocketAddr::new(pod, POD_PORT), SocketAddr::new(second, POD_PORT)]
+                    .map(|at| at.to_string());
+            let ipvsadm = |options: &[&str]| tool(self.testbed, "node1", "ipvsadm", options, "");
+            ipvsadm(&["-a", "-t", &service, "-r", &other, "-m"])?;
+            if moved {
+                // What an endpoint that ends has until its last connection is gone.
+                ipvsadm(&["-e", "-t", &service, "-r", &at, "-m", "-w", "0"])?;
+            }
+        }
+        let to = match (moved, self.case.endpoints) {
+            (true, _) => Some(second.to_string()),
+            (false, 1) => None,
+            (false, _) => Some(format!("numgen random mod 2 map {{ 0 : {pod}, 1 : {second} }}")),
+        };
+        // Before the Service's own chains: the first NAT rule that matches decides.
+        let choose = to.filter(|_| !ipvs).map_or_else(String::new, |to| {
+            format!(
+                "chain prerouting {{ type nat hook prerouting priority dstnat - 1; \
+                 {ip} daddr {} tcp dport {} dnat to {to} : {POD_PORT}; }}\n",
+                target.ip(),
+                target.port()
+            )
+        });
+        let masquerade = match self.case.masquerade {
+            Masquerade::None => String::new(),
+            how => format!(
+                "chain postrouting {{ type nat hook postrouting priority srcnat - 1; \
+                 {ip} daddr {{ {pod}, {second} }} tcp dport {POD_PORT} masquerade{}; }}\n",
+                if how == Masquerade::Random { " fully-random" } else { "" }
+            ),
+        };
+        if choose.is_empty() && masquerade.is_empty() {
+            return Ok(());
+        }
+        let table = format!("table {ip} lab-endpoints");
+        let rules = format!("add {table}\ndelete {table}\n{table} {{\n{choose}{masquerade}}}\n");
+        nft(self.testbed, "node1", &rules)
+    }
+
+    /// Gives a host what it should have, and keeps what its kernel then holds in
+    /// rules-HOST.txt.
+    pub(super) fn change(&mut self, host: &Host) -> Result<(), TestbedError> {
+        let (testbed, at) = (self.testbed, &*host.name);
+        for (name, value) in &host.sysctls {
+            let change = set(testbed, at, &name.replace('.', "/"), value)?;
+            self.changes.push(Change { what: format!("{name} in {at}"), ..change });
+        }
+        if let Some(rules) = &host.nft {
+            nft(testbed, at, rules)?;
+        }
+        if let Some(rules) = &host.iptables {
+            tool(testbed, at, "iptables-restore", &["-w", "10", "--noflush"], rules)?;
+        }
+        if host.nft.is_some() || host.iptables.is_some() {
+            let held = tool(testbed, at, "nft", &["list", "ruleset"], "")?;
+            write(&self.dir.join(format!("rules-{at}.txt")), held)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn black_hole(&mut self) -> Result<(), TestbedError> {
+        let rules = "table inet lab-black-hole {\n\
+                     chain output { type filter hook output priority 0; \
+                     icmp type destination-unreachable counter drop; \
+                     icmpv6 type packet-too-big counter drop; }\n}\n";
+        for node in ["node1", "node2"] {
+            let smaller = ["link", "set", "eth0", "mtu", BLACK_HOLE_MTU];
+            tool(self.testbed, node, "ip", &smaller, "")?;
+            nft(self.testbed, node, rules)?;
+        }
+        self.changed("MTU between the nodes", "1500", BLACK_HOLE_MTU);
+        self.changed("ICMP destination-unreachable of the nodes", "sent", "dropped");
+        Ok(())
+    }
+
+    /// Another route in the place of the one that is there, told as the kernel shows it.
+    pub(super) fn route(&mut self, node: &str, route: &[&str]) -> Result<(), TestbedError> {
+        let to = route.iter().find(|word| word.contains('/')).copied().unwrap_or_default();
+        let family = if to.contains(':') { "-6" } else { "-4" };
+        let ip = |args: &[&str]| {
+            tool(self.testbed, node, "ip", &[&[family, "route"], args].concat(), "")
+        };
+        let from = ip(&["show", to])?;
+        ip(&[&["replace"], route].concat())?;
+        let now = ip(&["show", to])?;
+        self.changed(format!("route in {node}"), from.trim(), now.trim());
+        Ok(())
+    }
+}
