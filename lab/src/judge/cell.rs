@@ -14,7 +14,6 @@ use canary_record::result::boom::{BoomResult, OutcomeCount, Resets, Sniffer};
 use canary_record::result::load::LoadResult;
 use canary_testbed::capture;
 use canary_testbed::topology::Topology;
-use canary_wire::segment::Family;
 
 use super::witness;
 use crate::observed::cell::{Done, Key, Shown};
@@ -23,16 +22,10 @@ use crate::scenario::matrix::{CellPlan, Expectation, Matrix, row};
 /// Everything that a cell is judged by.
 #[derive(Clone, Debug)]
 struct Evidence<'a> {
-    /// What was forged, in order.
-    forgeries: &'a [Forgery],
-    /// Connections for each forgery.
-    connections: u64,
-    /// IP family of the cell.
-    family: Family,
-    /// Which way segments were forged.
-    direction: Direction,
-    /// The way from client to server.
-    path: Path,
+    /// The cell's scenario.
+    matrix: &'a Matrix,
+    /// Which cell.
+    key: Key,
     /// What was set.
     protections: &'a Protections,
     /// boom-server's result.
@@ -45,67 +38,58 @@ struct Evidence<'a> {
     captured: Option<&'a BTreeMap<Forgery, u64>>,
     /// What the kernel itself said.
     witnesses: &'a [WitnessSaid],
-    /// What the client connected to.
-    target: String,
-    /// Whether IPVS translates. It passes on what is INVALID, which conntrack may then take for a
-    /// connection of its own, from another port: the server answers that by RST, and nothing of it
-    /// is INVALID.
-    ipvs: bool,
 }
 
 impl<'a> Evidence<'a> {
-    fn of(matrix: &'a Matrix, plan: &'a CellPlan, key: &Key, shown: &'a Shown) -> Self {
-        let family = key.family;
-        Self {
-            forgeries: &matrix.forgeries,
-            connections: u64::from(matrix.connections),
-            family,
-            direction: matrix.direction,
-            path: matrix.path,
-            protections: &plan.protections,
-            boom: &shown.boom,
-            load: &shown.load,
-            nodes: &shown.nodes,
-            captured: None,
-            witnesses: &[],
-            target: Topology::new(matrix.path, "").target(family).to_string(),
-            ipvs: key.proxy_mode == ProxyMode::Ipvs,
-        }
+    fn of(matrix: &'a Matrix, plan: &'a CellPlan, key: Key, shown: &'a Shown) -> Self {
+        let (boom, load, nodes) = (&shown.boom, &shown.load, &shown.nodes);
+        let protections = &plan.protections;
+        Self { matrix, key, protections, boom, load, nodes, captured: None, witnesses: &[] }
     }
-}
 
-impl Evidence<'_> {
     /// What became of the forged segments, by whoever forged them.
     fn outcomes(&self) -> impl Iterator<Item = &OutcomeCount> {
         let of_client = self.load.forge.iter().flat_map(|f| &f.outcomes);
-        let (server, client) = match self.direction {
-            Direction::ClientToServer => (None, Some(of_client)),
-            Direction::ServerToClient | Direction::Both => (Some(&self.boom.outcomes), None),
-        };
-        let all = server.into_iter().flatten().chain(client.into_iter().flatten());
-        all.filter(|o| o.family == self.family)
+        let upload = self.upload();
+        let of_server = self.boom.outcomes.iter().filter(move |_| !upload);
+        let all = of_server.chain(of_client.filter(move |_| upload));
+        all.filter(|o| o.family == self.key.family)
+    }
+
+    /// Whether the client forged.
+    fn upload(&self) -> bool {
+        self.matrix.direction == Direction::ClientToServer
+    }
+
+    /// Whether IPVS translates. It passes on what is INVALID, which conntrack may then take for a
+    /// connection of its own, from another port: the server answers that by RST, and nothing of it
+    /// is INVALID.
+    fn ipvs(&self) -> bool {
+        self.key.proxy_mode == ProxyMode::Ipvs
+    }
+
+    fn count(&self) -> Vec<ForgeryResult> {
+        self.matrix.forgeries.iter().map(|f| count(self, *f)).collect()
     }
 
     /// The raw socket that saw them, and the RSTs that it took.
     fn seen(&self) -> (&'static str, &Sniffer, &Resets) {
         match &self.load.forge {
-            Some(f) if self.direction == Direction::ClientToServer => {
-                ("load-client", &f.sniffer, &f.resets)
-            }
+            Some(f) if self.upload() => ("load-client", &f.sniffer, &f.resets),
             _ => ("boom-server", &self.boom.sniffer, &self.boom.resets),
         }
     }
 
     /// True where conntrack translates on this path.
     fn translated(&self) -> bool {
-        self.path != Path::PodIp
+        self.matrix.path != Path::PodIp
     }
 
     /// True where what is not translated has a host that answers: a client's own segment to a
     /// ClusterIP has none.
     fn answered(&self) -> bool {
         let node_port = [Path::NodePortCluster, Path::NodePortClusterRemote, Path::NodePortLocal];
-        self.direction != Direction::ClientToServer || node_port.contains(&self.path)
+        !self.upload() || node_port.contains(&self.matrix.path)
     }
 }
 
@@ -126,8 +110,7 @@ struct Judged {
 #[must_use]
 pub fn tells_generation(matrix: &Matrix, done: &Done) -> Option<OldSegments> {
     let (shown, plan) = (done.shown.as_ref().ok()?, matrix.cells.get(done.key.plan)?);
-    let e = Evidence::of(matrix, plan, &done.key, shown);
-    generation(&e.forgeries.iter().map(|f| count(&e, *f)).collect::<Vec<_>>())
+    generation(&Evidence::of(matrix, plan, done.key, shown).count())
 }
 
 /// A cell that has ended, judged on a kernel of a known or unknown generation.
@@ -174,7 +157,7 @@ pub fn result(
     let evidence = Evidence {
         captured: cell.captured_resets.as_ref(),
         witnesses: &cell.witnesses,
-        ..Evidence::of(matrix, plan, &key, &shown)
+        ..Evidence::of(matrix, plan, key, &shown)
     };
     let judged = judge(&evidence, &plan.expect, kernel);
     cell.judgement = judged.judgement;
@@ -199,7 +182,7 @@ pub fn result(
 /// shows it, not yet known.
 fn judge(e: &Evidence<'_>, expect: &Expectation, kernel: Option<OldSegments>) -> Judged {
     let none_expected = expect.profile() == Some(Profile::NoConnection);
-    let counted: Vec<_> = e.forgeries.iter().map(|f| count(e, *f)).collect();
+    let counted = e.count();
     let kernel = kernel.or_else(|| generation(&counted));
     let forgeries: Vec<_> = counted
         .into_iter()
@@ -312,8 +295,9 @@ fn difference(r: &ForgeryResult) -> Option<String> {
 /// What keeps a cell with connections from being proof.
 fn doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> {
     let mut doubts = Vec::new();
-    for r in forgeries.iter().filter(|r| r.forged != e.connections) {
-        doubts.push(format!("{}: {} forged, not {}", r.forgery, r.forged, e.connections));
+    let connections = u64::from(e.matrix.connections);
+    for r in forgeries.iter().filter(|r| r.forged != connections) {
+        doubts.push(format!("{}: {} forged, not {connections}", r.forgery, r.forged));
     }
     let c = &e.boom.connections;
     if !c.add_up() {
@@ -357,9 +341,9 @@ fn doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> {
     doubts.extend(witness::doubts(
         e.witnesses,
         killed + with(Seen::KillsLater),
-        e.direction,
-        &e.target,
-        e.ipvs && e.direction == Direction::ClientToServer,
+        e.matrix.direction,
+        &Topology::new(e.matrix.path, "").target(e.key.family).to_string(),
+        e.ipvs() && e.upload(),
     ));
     doubts.extend(counter_doubts(e, forgeries));
     doubts
@@ -385,10 +369,7 @@ fn contrary(e: &Evidence<'_>, forgeries: &[ForgeryResult], ended: u64) -> Vec<St
     // Where both close at once, the second of the client's last acknowledgments may meet a
     // server that is closed (RFC 9293, section 3.6, figure 13). A node's reset among these
     // would be in the kernel's words.
-    let over = match e.direction {
-        Direction::ClientToServer => resets.closing,
-        Direction::ServerToClient | Direction::Both => 0,
-    };
+    let over = if e.upload() { resets.closing } else { 0 };
     let others = resets.unattributed.saturating_sub(over);
     if others > 0 {
         found.push(format!("{others} RSTs that no forged segment provokes: something else reset"));
@@ -405,7 +386,7 @@ fn contrary(e: &Evidence<'_>, forgeries: &[ForgeryResult], ended: u64) -> Vec<St
 /// Rules that did not count what they should have.
 fn counter_doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> {
     let mut doubts = Vec::new();
-    let all = e.connections * e.forgeries.len() as u64;
+    let all = u64::from(e.matrix.connections) * e.matrix.forgeries.len() as u64;
     let dnat: u64 = e.nodes.iter().map(|n| n.dnat).sum();
     // A connection that was reset frees its port while its entry lives on: the next one with that
     // port is translated by the entry, without the rule.
@@ -421,7 +402,7 @@ fn counter_doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> 
         .iter()
         .filter(|_| e.answered())
         .filter(|r| {
-            let translated = e.translated() && !e.ipvs;
+            let translated = e.translated() && !e.ipvs();
             e.protections.drop() && translated || !r.forgery.silent_when_delivered()
         })
         .map(|r| r.counts.dropped)
@@ -471,7 +452,7 @@ fn meaning(
         Some(Profile::Dropped) if hangs => {
             "INVALID segments are dropped and reset nothing, but after an overshoot the connection hangs."
         }
-        Some(Profile::Unprotected) if e.direction == Direction::ClientToServer => {
+        Some(Profile::Unprotected) if e.upload() => {
             "The client's INVALID segments are addressed to the node itself, and its RST ends the connection."
         }
         Some(Profile::Dropped) if !e.answered() => {

@@ -29,10 +29,8 @@ pub(crate) struct Made {
     pub(crate) nodes: Vec<NodeEvidence>,
     captured: Option<BTreeMap<Forgery, u64>>,
     protections: Protections,
+    matrix: Matrix,
 }
-
-/// What clients connect to.
-const TARGET: &str = "198.19.0.10:80";
 
 impl Made {
     pub(crate) fn row(profile: Profile, protections: &[&str]) -> Self {
@@ -79,24 +77,34 @@ impl Made {
             }],
             captured: Some(captured),
             protections: protections.iter().map(|p| p.parse().unwrap()).collect(),
+            matrix: Matrix {
+                path: Path::ClusterIp,
+                direction: Direction::ServerToClient,
+                families: vec![Family::Ipv4],
+                proxy_modes: vec![ProxyMode::Nftables],
+                connections: N as u32,
+                forgeries: FORGERIES.into(),
+                cells: Vec::new(),
+            },
         }
     }
 
     fn evidence(&self) -> Evidence<'_> {
         Evidence {
-            ipvs: false,
-            forgeries: &FORGERIES,
-            connections: N,
-            family: Family::Ipv4,
-            direction: Direction::ServerToClient,
-            path: Path::ClusterIp,
+            matrix: &self.matrix,
+            key: Key {
+                scenario: 0,
+                repetition: 1,
+                proxy_mode: ProxyMode::Nftables,
+                family: Family::Ipv4,
+                plan: 0,
+            },
             protections: &self.protections,
             boom: &self.boom,
             load: &self.load,
             nodes: &self.nodes,
             captured: self.captured.as_ref(),
             witnesses: &[],
-            target: TARGET.to_owned(),
         }
     }
 
@@ -178,11 +186,9 @@ fn uploads_are_judged_by_the_clients_record() {
         unjudged: 0,
     });
     let judged = |made: &Made| {
-        let evidence = Evidence {
-            direction: Direction::ClientToServer,
-            path: Path::NodePortLocal,
-            ..made.evidence()
-        };
+        let (direction, path) = (Direction::ClientToServer, Path::NodePortLocal);
+        let matrix = Matrix { path, direction, ..made.matrix.clone() };
+        let evidence = Evidence { matrix: &matrix, ..made.evidence() };
         judge(&evidence, &Expectation::Profile(Profile::Unprotected), None)
     };
     let good = judged(&made);
@@ -315,8 +321,9 @@ fn no_connection_is_proved_by_timeouts() {
 fn bad_flags_that_were_not_tried_are_no_comfort() {
     let made = Made::row(Profile::LiberalAndDropped, &["liberal"]);
     let expect = Expectation::Profile(Profile::LiberalAndDropped);
-    let few = [Forgery::Control, Forgery::AboveWindow];
-    let evidence = Evidence { forgeries: &few, ..made.evidence() };
+    let few = vec![Forgery::Control, Forgery::AboveWindow];
+    let matrix = Matrix { forgeries: few, ..made.matrix.clone() };
+    let evidence = Evidence { matrix: &matrix, ..made.evidence() };
     let forgeries: Vec<_> = judge(&evidence, &expect, None).forgeries;
     let profile = Some(Profile::LiberalAndDropped);
     assert!(meaning(profile, &evidence, &forgeries).contains("bad flags were not tried"));
