@@ -23,9 +23,11 @@ use crate::hands_on;
 use crate::judge::ledger::{Entry, Ledger};
 use crate::kernels;
 use crate::record::Record;
-use crate::report::{folder, progress::Progress, text};
+use crate::report::folder::{self, FolderError};
+use crate::report::{progress::Progress, text};
+use crate::run::host_table::{self, TableError};
 use crate::run::setting::{self, Setting};
-use crate::run::{self, Plan, host_table};
+use crate::run::{self, Plan};
 use crate::scenario::matrix::Matrix;
 use crate::scenario::{self, Body, Scenario};
 
@@ -40,9 +42,7 @@ pub fn main() -> ExitCode {
         (Command::List, _) => list(),
         (Command::New { name }, _) => new(name),
         (Command::Check(args), inside) => check(args, inside),
-        (Command::Kernels(args), _) => {
-            kernels::run(args, config).map_err(|e| (e.exit(), e.to_string()))
-        }
+        (Command::Kernels(args), _) => kernels::run(args, config).map_err(Wrong::from),
         (Command::Report { dir }, _) => report(dir),
         (Command::Cluster { dir }, _) => judge_cluster(dir),
         (Command::Diff { first, second }, _) => diff(first, second),
@@ -56,21 +56,36 @@ pub fn main() -> ExitCode {
     };
     match exit {
         Ok(exit) => exit.into(),
-        Err((exit, message)) => {
+        Err(Wrong(exit, message)) => {
             eprintln!("error: {message}");
             exit.into()
         }
     }
 }
 
-type Ending = Result<Exit, (Exit, String)>;
+/// Why it ends so.
+struct Wrong(Exit, String);
 
-fn failed(e: impl Display) -> (Exit, String) {
-    (Exit::Failed, e.to_string())
+type Ending = Result<Exit, Wrong>;
+
+impl From<FolderError> for Wrong {
+    fn from(e: FolderError) -> Self {
+        Self(e.exit(), e.to_string())
+    }
 }
 
-fn usage(e: impl Display) -> (Exit, String) {
-    (Exit::Usage, e.to_string())
+impl From<TableError> for Wrong {
+    fn from(e: TableError) -> Self {
+        Self(e.exit(), e.to_string())
+    }
+}
+
+fn failed(e: impl Display) -> Wrong {
+    Wrong(Exit::Failed, e.to_string())
+}
+
+fn usage(e: impl Display) -> Wrong {
+    Wrong(Exit::Usage, e.to_string())
 }
 
 fn print(text: &str) {
@@ -103,22 +118,21 @@ fn new(name: &str) -> Ending {
 }
 
 fn report(dir: &Path) -> Ending {
-    let wrong = |e: folder::FolderError| (e.exit(), e.to_string());
-    let result = folder::read(dir).map_err(wrong)?;
-    for file in folder::write(dir, &result).map_err(wrong)? {
+    let result = folder::read(dir)?;
+    for file in folder::write(dir, &result)? {
         print(&format!("{}\n", file.display()));
     }
     Ok(Exit::Ok)
 }
 
 fn judge_cluster(dir: &Path) -> Ending {
-    let result = cluster::run(dir).map_err(|e| (e.exit(), e.to_string()))?;
+    let result = cluster::run(dir)?;
     print(&text::render(&result, text::width()));
     Ok(exit(&result))
 }
 
 fn diff(first: &Path, second: &Path) -> Ending {
-    let diff = folder::compare(first, second).map_err(|e| (e.exit(), e.to_string()))?;
+    let diff = folder::compare(first, second)?;
     print(&format!("{diff}\n"));
     Ok(diff.exit())
 }
@@ -193,13 +207,10 @@ fn outer(args: &RunArgs) -> Ending {
     }
     let Some(size) = args.host_table_size else { return enter(None) };
     // Here, because the initial network namespace alone has this setting.
-    let refused = |e: host_table::TableError| (e.exit(), e.to_string());
-    let guard = host_table::Guard::start(size).map_err(refused)?;
-    let ending = guard
-        .share()
-        .map_err(refused)
-        .and_then(|pipe| enter(Some((host_table::PIPE, pipe.to_string()))));
-    guard.restore().map_err(refused)?;
+    let guard = host_table::Guard::start(size)?;
+    let share = guard.share().map_err(Wrong::from);
+    let ending = share.and_then(|pipe| enter(Some((host_table::PIPE, pipe.to_string()))));
+    guard.restore()?;
     ending
 }
 
@@ -223,7 +234,7 @@ fn enter(env: Option<(&str, String)>) -> Ending {
     })
 }
 
-fn scenarios(args: &RunArgs) -> Result<Vec<Scenario>, (Exit, String)> {
+fn scenarios(args: &RunArgs) -> Result<Vec<Scenario>, Wrong> {
     let mut chosen = scenario::choose(&args.scenarios).map_err(usage)?;
     let matrices = || chosen.iter().filter_map(Scenario::matrix);
     let depends = |m: &Matrix| m.cells.iter().any(|c| m.depends_on_generation(c));
@@ -340,12 +351,12 @@ pub const fn exit(result: &LabResult) -> Exit {
 }
 
 /// The inner process's first steps.
-fn settled(pipe: i32) -> Result<Interrupt, (Exit, String)> {
+fn settled(pipe: i32) -> Result<Interrupt, Wrong> {
     netns::settle(pipe).map_err(failed)?;
     Interrupt::catch().map_err(failed)
 }
 
-fn results_dir(args: &RunArgs) -> Result<PathBuf, (Exit, String)> {
+fn results_dir(args: &RunArgs) -> Result<PathBuf, Wrong> {
     let dir = args.output.clone().unwrap_or_else(|| {
         let now = jiff::Timestamp::now();
         // RFC 3339 without what file systems and shells dislike.

@@ -5,60 +5,32 @@ pub mod journal;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::document::lab::{Environment, Judgement, LabResult, PositiveControl, ScenarioResult};
-use crate::document::timeline::{FailureClass, Finding, Statement, Step, Timeline, TimelineSample};
+use crate::document::timeline::{FailureClass, Finding, Statement, Step, Timeline};
 use canary_record::names::{EndedBy, Outcome};
 use canary_record::result::load::LoadResult;
 use canary_record::result::{Origin, Run, SCHEMA_VERSION, Setting};
-use canary_runtime::exit::Exit;
-use canary_runtime::output::{OutputError, ResultFile};
+use canary_runtime::output::ResultFile;
 
-use self::journal::{Journal, JournalError, Purpose, Reading, StepRecord};
+use self::journal::{Journal, JournalError, Reading, StepRecord};
 use crate::judge::saturation::findings;
 use crate::observed::saturation::{Facts, Kind, Shown};
 use crate::report::folder::{self, FolderError};
 use crate::scenario::claims::Claim;
 
-/// A directory cannot be judged.
-#[derive(Debug, thiserror::Error)]
-pub enum ClusterError {
-    /// It cannot be read.
-    #[error("cannot read {0}: {1}; name a directory that kubectl conntrack experiment wrote")]
-    Read(PathBuf, io::Error),
-    /// It was not kubectl conntrack experiment that wrote it.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// The result cannot be written.
-    #[error(transparent)]
-    Output(#[from] OutputError),
-    /// Nor the report.
-    #[error(transparent)]
-    Report(#[from] FolderError),
-}
-
-impl ClusterError {
-    /// A directory that is none is wrong usage, one that cannot be written a failure.
-    #[must_use]
-    pub const fn exit(&self) -> Exit {
-        match self {
-            Self::Read(..) | Self::Journal(_) => Exit::Usage,
-            Self::Output(_) | Self::Report(_) => Exit::Failed,
-        }
-    }
-}
-
 /// Judges what is under `dir`/raw, and writes results.json and the report beside it.
-pub fn run(dir: &Path) -> Result<LabResult, ClusterError> {
+pub fn run(dir: &Path) -> Result<LabResult, FolderError> {
     let raw = dir.join("raw");
     let read = |name: &str| {
-        let path = raw.join(name);
-        fs::read_to_string(&path).map_err(|e| ClusterError::Read(path, e))
+        let mend = "; name a directory that kubectl conntrack experiment wrote";
+        let bytes = folder::bytes(&raw.join(name), mend)?;
+        Ok::<_, FolderError>(String::from_utf8_lossy(&bytes).into_owned())
     };
-    let journal = Journal::read(&read("journal")?)?;
-    let samples = journal::samples(&read("samples")?)?;
+    let wrong = |e: JournalError| FolderError::Wrong(e.to_string());
+    let journal = Journal::read(&read("journal")?).map_err(wrong)?;
+    let samples = journal::samples(&read("samples")?).map_err(wrong)?;
     let mut doubts = Vec::new();
     let results: Vec<_> = (0..journal.steps.len())
         .map(|n| results(&raw.join(format!("step-{n}")), &mut doubts))
@@ -96,7 +68,7 @@ fn document(bytes: &[u8]) -> Result<LoadResult, String> {
 
 /// One step with everything that belongs to it.
 struct Judged {
-    record: StepRecord,
+    clients: u64,
     step: Step,
     shown: Shown,
 }
@@ -153,7 +125,7 @@ fn judge(
         ..Timeline::default()
     };
     for pair in readings.windows(2) {
-        timeline.push(sample(&pair[0], &pair[1]));
+        timeline.push(pair[1].since(&pair[0]).sample);
     }
     timeline.steps = steps.into_iter().map(|s| s.step).collect();
     LabResult {
@@ -203,12 +175,12 @@ fn most(journal: &Journal) -> u64 {
 
 fn title(record: &StepRecord, journal: &Journal) -> String {
     let clients = record.clients;
-    match record.purpose {
-        Purpose::Load => format!("{clients} clients"),
-        Purpose::SmallTable => {
+    match record.kind {
+        Kind::Load => {
             format!("a table of {} entries, {clients} clients", journal.value("table-size"))
         }
-        Purpose::Liberal => format!("be_liberal on every node, {clients} clients"),
+        Kind::Liberal => format!("be_liberal on every node, {clients} clients"),
+        _ => format!("{clients} clients"),
     }
 }
 
@@ -222,25 +194,24 @@ fn step(
     let title = title(record, journal);
     // The sample before the step is what its counts begin from.
     let (from, to) = (record.from.unwrap_or(f64::MAX), record.to.unwrap_or(journal.last));
-    let first = readings.partition_point(|r| r.t <= from).saturating_sub(1);
-    let beyond = readings.partition_point(|r| r.t <= to).max(first);
+    let first = readings.partition_point(|r| r.sample.t <= from).saturating_sub(1);
+    let beyond = readings.partition_point(|r| r.sample.t <= to).max(first);
     let within = &readings[first..beyond];
     let grown: Vec<_> = within.windows(2).map(|w| w[1].since(&w[0])).collect();
     let sum = |of: fn(&Reading) -> u64| grown.iter().map(of).sum::<u64>();
     let mut step = Step {
-        t: record.t,
         title: title.clone(),
-        changes: record.changes.clone(),
+        notes: Vec::new(),
         new_attempts: results.iter().map(|r| r.attempts).sum(),
         new_ok: results.iter().map(|r| r.ok).sum(),
-        ..Step::default()
+        ..record.step.clone()
     };
     for result in results {
         add(&mut step.new_failures, &result.classes());
     }
-    for r in &grown {
-        add(&mut step.boom, &r.boom);
-        step.conntrack = step.conntrack.plus(r.conntrack);
+    for Reading { sample, .. } in &grown {
+        add(&mut step.boom, &sample.boom);
+        step.conntrack = step.conntrack.plus(sample.conntrack);
     }
     if grown.is_empty() {
         reasons.push(format!("{title}: no sample of it could be read"));
@@ -267,17 +238,13 @@ fn step(
     let (forged, killed) = (sum(|r| r.forged), sum(|r| r.killed));
     // What only an unprotected path does: the proof that this run could have seen the fault.
     step.notes.push(format!("{killed} of {forged} above-window segments reset their connection."));
-    step.notes.extend(record.notes.iter().cloned());
-    let limit = within.iter().map(|r| r.limit).min().unwrap_or(0);
+    step.notes.extend(record.step.notes.iter().cloned());
+    let tables = || within.iter().map(|r| (r.sample.limit, r.sample.entries));
+    let limit = tables().map(|(limit, _)| limit).min().unwrap_or(0);
     let shown = Shown {
-        kind: match record.purpose {
-            Purpose::Load if record.clients == 0 => Kind::NoLoad,
-            Purpose::Load => Kind::Clients,
-            Purpose::SmallTable => Kind::Load,
-            Purpose::Liberal => Kind::Liberal,
-        },
+        kind: record.kind,
         limit,
-        peak: within.iter().filter(|r| r.limit == limit).map(|r| r.entries).max().unwrap_or(0),
+        peak: tables().filter(|(l, _)| *l == limit).map(|(_, n)| n).max().unwrap_or(0),
         attempts: step.new_attempts,
         failures: step.new_failures.clone(),
         group: BTreeMap::new(),
@@ -285,27 +252,12 @@ fn step(
         attributed: killed,
         conntrack: step.conntrack,
     };
-    Judged { record: record.clone(), step, shown }
+    Judged { clients: record.clients, step, shown }
 }
 
 fn add<K: Ord + Copy>(to: &mut BTreeMap<K, u64>, more: &BTreeMap<K, u64>) {
     for (k, n) in more {
         *to.entry(*k).or_default() += n;
-    }
-}
-
-fn sample(before: &Reading, now: &Reading) -> TimelineSample {
-    let grown = now.since(before);
-    TimelineSample {
-        t: now.t,
-        interval_s: now.t - before.t,
-        entries: now.entries,
-        limit: now.limit,
-        attempts: grown.attempts,
-        ok: grown.ok,
-        failures: grown.failures,
-        boom: grown.boom,
-        conntrack: grown.conntrack,
     }
 }
 
@@ -325,13 +277,10 @@ fn statements(steps: &[Judged]) -> Vec<Statement> {
         .map(|(_, statement)| statement)
         .collect();
     let loads = || steps.iter().filter(|s| s.shown.kind == Kind::Clients);
-    if let Some(most) = loads().max_by_key(|s| s.record.clients) {
+    if let Some(most) = loads().max_by_key(|s| s.clients) {
         let resets = most.step.new_failures.get(&FailureClass::Reset).copied().unwrap_or(0);
         all.push(Statement {
-            claim: format!(
-                "Scaling the load to {} clients resets connections.",
-                most.record.clients
-            ),
+            claim: format!("Scaling the load to {} clients resets connections.", most.clients),
             source: "the blog post that this suite grew from".to_owned(),
             finding: match (resets, most.step.new_ok) {
                 (0, 0) => Finding::NotShown,

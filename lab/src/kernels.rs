@@ -20,8 +20,10 @@ use crate::document::lab::Judgement;
 use canary_record::names::EndedBy;
 use canary_record::result::{Clock, Config};
 use canary_runtime::exit::Exit;
-use canary_runtime::output::{self, OutputError, ResultFile};
+use canary_runtime::output::{self, ResultFile};
 use clap::Args;
+
+use crate::report::folder::FolderError;
 
 /// The options of `conntrack-lab kernels`.
 #[derive(Clone, Debug, Args)]
@@ -34,39 +36,8 @@ pub struct KernelsArgs {
     pub output: Option<PathBuf>,
 }
 
-/// The comparison could not be made or written.
-#[derive(Debug, thiserror::Error)]
-pub enum KernelsError {
-    /// A folder is not what it should be.
-    #[error(transparent)]
-    Read(#[from] read::ReadError),
-    /// A result could not be written.
-    #[error(transparent)]
-    Output(#[from] OutputError),
-    /// Another file could not be written.
-    #[error("cannot write {path}: {source}")]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-}
-
-impl KernelsError {
-    /// The status that this ends the program with: a folder that is not what it
-    /// should be is the command line's fault.
-    #[must_use]
-    pub const fn exit(&self) -> Exit {
-        match self {
-            Self::Read(_) => Exit::Usage,
-            Self::Output(_) | Self::Write { .. } => Exit::Failed,
-        }
-    }
-}
-
 /// Reads, compares, writes; the exit code is the judgement.
-pub fn run(args: &KernelsArgs, config: Config) -> Result<Exit, KernelsError> {
+pub fn run(args: &KernelsArgs, config: Config) -> Result<Exit, FolderError> {
     let clock = Clock::start();
     let inputs: Vec<_> =
         args.folders.iter().map(|dir| read::folder(dir)).collect::<Result<_, _>>()?;
@@ -75,20 +46,17 @@ pub fn run(args: &KernelsArgs, config: Config) -> Result<Exit, KernelsError> {
     let result = table::compare(inputs, run);
     let text = text::render(&result);
     if let Some(dir) = &args.output {
-        fs::create_dir_all(dir)
-            .map_err(|source| KernelsError::Write { path: dir.clone(), source })?;
+        fs::create_dir_all(dir).map_err(FolderError::write(dir))?;
         ResultFile::prepare(&dir.join("kernels.json"))?.write(&result)?;
         output::write_file(&dir.join("kernels.html"), html::render(&result))?;
         output::write_file(&dir.join("kernels.txt"), text.as_str())?;
     }
     // The table is for a reader wherever it is read; the record is the last line for a script.
     let mut stdout = io::stdout().lock();
-    let shown = stdout.write_all(text.as_bytes());
-    shown.map_err(|source| KernelsError::Write { path: "stdout".into(), source })?;
+    stdout.write_all(text.as_bytes()).map_err(FolderError::write("stdout"))?;
     if !stdout.is_terminal() {
         drop(stdout);
-        output::print_line(&result)
-            .map_err(|source| KernelsError::Write { path: "stdout".into(), source })?;
+        output::print_line(&result).map_err(FolderError::write("stdout"))?;
     }
     Ok(match result.judgement {
         Judgement::AsExpected => Exit::Ok,

@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::document::timeline::{Change, FailureClass};
+use crate::document::timeline::{Change, FailureClass, Step, TimelineSample};
+use crate::observed::saturation::Kind;
 use canary_record::names::{EndedBy, Outcome};
 use canary_record::prometheus::Sample;
 use canary_record::result::load::Cause;
-use canary_record::result::observe::ConntrackCounters;
 
 /// A line that nobody would have written.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,36 +20,21 @@ pub struct JournalError {
     text: String,
 }
 
-/// What a step is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// So many clients and nothing else.
-    Load,
-    /// A table smaller than the load.
-    SmallTable,
-    /// be_liberal=1 on every node.
-    Liberal,
-}
-
 /// One step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepRecord {
-    /// When it began.
-    pub t: f64,
+    /// When it began, what was changed, what else was seen.
+    pub step: Step,
     /// What for.
-    pub purpose: Purpose,
+    pub kind: Kind,
     /// How many clients it asked for.
     pub clients: u64,
     /// Samples after this time belong to it ...
     pub from: Option<f64>,
     /// ... up to this one.
     pub to: Option<f64>,
-    /// What was changed.
-    pub changes: Vec<Change>,
     /// The target's count of accepted connections, before and after.
     pub accepted: Option<(u64, u64)>,
-    /// What else was seen.
-    pub notes: Vec<String>,
 }
 
 /// The whole run.
@@ -99,21 +84,19 @@ impl Journal {
                 let value = rest[key.len()..].trim_start();
                 self.run.insert((*key).to_owned(), value.to_owned());
             }
-            ("step", [purpose, clients]) => self.steps.push(StepRecord {
-                t,
-                purpose: match *purpose {
-                    "load" => Purpose::Load,
-                    "small-table" => Purpose::SmallTable,
-                    "liberal" => Purpose::Liberal,
+            ("step", [purpose, clients]) => {
+                let clients = clients.parse().ok()?;
+                let kind = match (*purpose, clients) {
+                    ("load", 0) => Kind::NoLoad,
+                    ("load", _) => Kind::Clients,
+                    ("small-table", _) => Kind::Load,
+                    ("liberal", _) => Kind::Liberal,
                     _ => return None,
-                },
-                clients: clients.parse().ok()?,
-                from: None,
-                to: None,
-                changes: Vec::new(),
-                accepted: None,
-                notes: Vec::new(),
-            }),
+                };
+                let step = Step { t, ..Step::default() };
+                let (from, to, accepted) = (None, None, None);
+                self.steps.push(StepRecord { step, kind, clients, from, to, accepted });
+            }
             ("from", _) => self.steps.last_mut()?.from = Some(t),
             ("to", _) => self.steps.last_mut()?.to = Some(t),
             ("change", [what, from, to]) => {
@@ -122,12 +105,12 @@ impl Journal {
                     from: (*from).to_owned(),
                     to: (*to).to_owned(),
                 };
-                self.steps.last_mut()?.changes.push(change);
+                self.steps.last_mut()?.step.changes.push(change);
             }
             ("accepted", [before, after]) => {
                 self.steps.last_mut()?.accepted = Some((before.parse().ok()?, after.parse().ok()?));
             }
-            ("note", _) => self.steps.last_mut()?.notes.push(rest.to_owned()),
+            ("note", _) => self.steps.last_mut()?.step.notes.push(rest.to_owned()),
             ("doubt", _) => self.doubts.push(rest.to_owned()),
             ("end", [by]) => self.end = Some((t, by.parse().ok()?)),
             _ => return None,
@@ -136,25 +119,11 @@ impl Journal {
     }
 }
 
-/// The programs' counters at one moment.
+/// The programs' counters at one moment, or what was counted between two.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reading {
-    /// Seconds since the run began.
-    pub t: f64,
-    /// Entries on the clients' node.
-    pub entries: u64,
-    /// Their limit.
-    pub limit: u64,
-    /// Conntrack's counters there.
-    pub conntrack: ConntrackCounters,
-    /// The canary client's connections.
-    pub attempts: u64,
-    /// Of those, ended as they should.
-    pub ok: u64,
-    /// Of those, failed.
-    pub failures: BTreeMap<FailureClass, u64>,
-    /// boom-server's outcomes.
-    pub boom: BTreeMap<Outcome, u64>,
+    /// The canary client's connections, boom-server's outcomes, the table on the clients' node.
+    pub sample: TimelineSample,
     /// above-window segments forged.
     pub forged: u64,
     /// Of those, that reset their connection.
@@ -168,7 +137,9 @@ pub fn samples(text: &str) -> Result<Vec<Reading>, JournalError> {
     for (n, line) in whole.lines().enumerate() {
         let wrong = || JournalError { file: "samples", line: n + 1, text: line.to_owned() };
         if let Some(t) = line.strip_prefix("sample ") {
-            all.push(Reading { t: t.parse().map_err(|_| wrong())?, ..Reading::default() });
+            let t = t.parse().map_err(|_| wrong())?;
+            let sample = TimelineSample { t, ..TimelineSample::default() };
+            all.push(Reading { sample, ..Reading::default() });
         } else {
             let metric = Sample::read(line).ok_or_else(wrong)?;
             all.last_mut().ok_or_else(wrong)?.take(&metric);
@@ -179,22 +150,20 @@ pub fn samples(text: &str) -> Result<Vec<Reading>, JournalError> {
 
 impl Reading {
     fn take(&mut self, m: &Sample<'_>) {
-        let n = m.value as u64;
+        let (n, s) = (m.value as u64, &mut self.sample);
         match m.name {
-            "load_conntrack_entries" => self.entries = n,
-            "load_conntrack_limit" => self.limit = n,
-            "load_conntrack_drop_total" => self.conntrack.drop = n,
-            "load_conntrack_early_drop_total" => self.conntrack.early_drop = n,
-            "load_conntrack_insert_failed_total" => self.conntrack.insert_failed = n,
-            "load_conntrack_invalid_total" => self.conntrack.invalid = n,
-            "load_attempts_total" => self.attempts = n,
-            "load_ok_total" => self.ok = n,
-            "load_failures_total" => {
-                *self.failures.entry(failure_class(m)).or_default() += n;
-            }
+            "load_conntrack_entries" => s.entries = n,
+            "load_conntrack_limit" => s.limit = n,
+            "load_conntrack_drop_total" => s.conntrack.drop = n,
+            "load_conntrack_early_drop_total" => s.conntrack.early_drop = n,
+            "load_conntrack_insert_failed_total" => s.conntrack.insert_failed = n,
+            "load_conntrack_invalid_total" => s.conntrack.invalid = n,
+            "load_attempts_total" => s.attempts = n,
+            "load_ok_total" => s.ok = n,
+            "load_failures_total" => *s.failures.entry(failure_class(m)).or_default() += n,
             "boom_outcomes_total" => {
                 let outcome = m.label("outcome").parse().unwrap_or(Outcome::Unknown);
-                *self.boom.entry(outcome).or_default() += n;
+                *s.boom.entry(outcome).or_default() += n;
             }
             "boom_forged_total" if m.label("forgery") == "above-window" => self.forged += n,
             "boom_killed_total" if m.label("forgery") == "above-window" => self.killed += n,
@@ -202,20 +171,24 @@ impl Reading {
         }
     }
 
-    /// What was counted since `earlier`; the times and the gauges are this one's.
+    /// What was counted since `earlier`; the time and the gauges are this one's.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         // A program that began again counts from zero.
         let less = |now: u64, then: u64| if now < then { now } else { now - then };
+        let (now, then) = (&self.sample, &earlier.sample);
         Self {
-            attempts: less(self.attempts, earlier.attempts),
-            ok: less(self.ok, earlier.ok),
-            failures: each(&self.failures, &earlier.failures, less),
-            boom: each(&self.boom, &earlier.boom, less),
+            sample: TimelineSample {
+                interval_s: now.t - then.t,
+                attempts: less(now.attempts, then.attempts),
+                ok: less(now.ok, then.ok),
+                failures: each(&now.failures, &then.failures, less),
+                boom: each(&now.boom, &then.boom, less),
+                conntrack: now.conntrack.since(then.conntrack),
+                ..*now
+            },
             forged: less(self.forged, earlier.forged),
             killed: less(self.killed, earlier.killed),
-            conntrack: self.conntrack.since(earlier.conntrack),
-            ..*self
         }
     }
 }

@@ -248,7 +248,7 @@ fn cut_lines_are_left_out_and_strange_ones_refused() {
     assert_eq!(cut.steps[0].from, None);
     let e = Journal::read("0 run clients 0\n5 step moon 0\n").unwrap_err().to_string();
     assert_eq!(e, "journal, line 2: '5 step moon 0' is no event of kubectl conntrack experiment");
-    assert_eq!(journal::samples("sample 1\nload_ok_total 5\nload_fai").unwrap()[0].ok, 5);
+    assert_eq!(journal::samples("sample 1\nload_ok_total 5\nload_fai").unwrap()[0].sample.ok, 5);
     for bad in
         ["load_ok_total 5\n", "sample soon\n", "sample 1\nload_ok_total\n", "sample 1\nx{y} 1\n"]
     {

@@ -5,7 +5,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use crate::document::kernels::{Agreement, KernelCell, KernelRow, KernelRun, KernelsResult};
 use crate::document::lab::{Judgement, Seen};
 
-use super::table::explanation;
+use super::table::{explanation, groups};
 use super::text::{behaviour, case_word, held, mark, segments, word};
 
 const STYLE: &str = "
@@ -26,10 +26,6 @@ code{font-size:.9em;overflow-wrap:anywhere}
 /// The whole page.
 #[must_use]
 pub fn render(result: &KernelsResult) -> String {
-    let same = |a: &KernelRow, b: &KernelRow| {
-        (a.path, a.direction, a.family, a.proxy_mode)
-            == (b.path, b.direction, b.family, b.proxy_mode)
-    };
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -47,7 +43,7 @@ pub fn render(result: &KernelsResult) -> String {
                 }
                 @if !result.reasons.is_empty() { ul { @for reason in &result.reasons { li { (reason) } } } }
                 (kernels(&result.kernels))
-                @for group in result.rows.chunk_by(same) { (table(group, &result.kernels)) }
+                @for group in groups(&result.rows) { (table(group, &result.kernels)) }
                 @if !result.cases.is_empty() { (cases(result)) }
                 (notes(result))
             }

@@ -25,15 +25,7 @@ pub struct Input {
 }
 
 /// What a row is, whatever the kernel.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
-    path: Path,
-    direction: Direction,
-    family: Family,
-    proxy_mode: ProxyMode,
-    protections: Protections,
-    forgery: Forgery,
-}
+type Key = (Path, Direction, Family, ProxyMode, Protections, Forgery);
 
 /// The whole comparison of `inputs`, in their order.
 #[must_use]
@@ -111,15 +103,14 @@ fn results(lab: &LabResult) -> impl Iterator<Item = (&CellResult, &ForgeryResult
 }
 
 fn key(cell: &CellResult, forgery: &ForgeryResult) -> Key {
-    let protections = cell.protections.sorted();
-    Key {
-        path: cell.path,
-        direction: cell.direction,
-        family: cell.family,
-        proxy_mode: cell.proxy_mode,
-        protections,
-        forgery: forgery.forgery,
-    }
+    let CellResult { path, direction, family, proxy_mode, protections, .. } = cell;
+    (*path, *direction, *family, *proxy_mode, protections.sorted(), forgery.forgery)
+}
+
+/// Rows that differ in protections and forgery alone.
+pub(super) fn groups(rows: &[KernelRow]) -> impl Iterator<Item = &[KernelRow]> {
+    let of = |r: &KernelRow| (r.path, r.direction, r.family, r.proxy_mode);
+    rows.chunk_by(move |a, b| of(a) == of(b))
 }
 
 fn row(key: Key, inputs: &[Input]) -> KernelRow {
@@ -129,8 +120,8 @@ fn row(key: Key, inputs: &[Input]) -> KernelRow {
         .zip(inputs)
         .filter_map(|(cell, input)| Some((cell.seen?, old_segments(input))))
         .collect();
-    let agreement = agreement(key.forgery, &proved);
-    let Key { path, direction, family, proxy_mode, protections, forgery } = key;
+    let (path, direction, family, proxy_mode, protections, forgery) = key;
+    let agreement = agreement(forgery, &proved);
     KernelRow { path, direction, family, proxy_mode, protections, forgery, cells, agreement }
 }
 

@@ -8,7 +8,11 @@ use crate::document::kernels::{
 use crate::document::lab::{Judgement, Seen};
 use canary_record::names::OldSegments;
 
-use super::table::explanation;
+use super::table::{explanation, groups};
+use crate::report::text::paragraph;
+
+/// Lines that a terminal shows whole.
+const WIDTH: usize = 100;
 
 /// One cell in one word: what was seen, marked where it is not what the
 /// scenario expects, or why nothing was. Never empty.
@@ -69,11 +73,7 @@ pub fn render(result: &KernelsResult) -> String {
             let _ = writeln!(out, "  {}: {reason}", kernel.name);
         }
     }
-    let alike = |a: &KernelRow, b: &KernelRow| {
-        (a.path, a.direction, a.family, a.proxy_mode)
-            == (b.path, b.direction, b.family, b.proxy_mode)
-    };
-    for group in result.rows.chunk_by(alike) {
+    for group in groups(&result.rows) {
         let first = &group[0];
         let _ = writeln!(
             out,
@@ -102,8 +102,8 @@ pub fn render(result: &KernelsResult) -> String {
     let marks = [Agreement::OldSegments, Agreement::Unexplained];
     for agreement in marks {
         if result.rows.iter().any(|r| r.agreement == agreement) {
-            let _ = write!(out, "\n{} ", mark(agreement));
-            wrap(&mut out, explanation(agreement));
+            out.push('\n');
+            paragraph(&mut out, &format!("{} ", mark(agreement)), explanation(agreement), WIDTH);
         }
     }
     let _ = writeln!(out, "\n{}: {}", result.judgement, held(&result.rows));
@@ -153,24 +153,6 @@ pub fn segments(rows: &[KernelRow]) -> String {
         (Some(low), Some(high)) => format!("{low} to {high} segments a cell"),
         _ => "nothing proved".to_owned(),
     }
-}
-
-/// Words over lines that a terminal shows whole.
-fn wrap(out: &mut String, text: &str) {
-    const WIDTH: usize = 98;
-    let mut used = 0;
-    for word in text.split_whitespace() {
-        if used > 0 && used + 1 + word.len() > WIDTH {
-            out.push_str("\n  ");
-            used = 0;
-        } else if used > 0 {
-            out.push(' ');
-            used += 1;
-        }
-        out.push_str(word);
-        used += word.len();
-    }
-    out.push('\n');
 }
 
 /// Lines of cells, each column as wide as its widest.

@@ -14,29 +14,45 @@ use super::html::{self, Captures};
 use super::junit;
 use super::ladder::Packet;
 use canary_testbed::capture;
+use serde::de::DeserializeOwned;
 
-/// A directory's results could not be read, or the report not be written.
+/// A directory is not what it should be, or what is made of it cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    /// There is no results.json, or it cannot be read.
-    #[error("cannot read {path}: {source}; name a directory that `conntrack-lab run` wrote")]
+    /// A file cannot be read.
+    #[error("cannot read {path}: {source}{mend}")]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
         source: io::Error,
+        /// What to name instead.
+        mend: &'static str,
     },
-    /// It is not what `run` writes.
-    #[error("{path} is not a result of conntrack-lab run: {source}")]
+    /// A file is not the document that it should be.
+    #[error("{path} is not a {what}: {source}")]
     Json {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// What it should be.
+        what: &'static str,
+        /// Where and what.
         source: serde_json::Error,
     },
-    /// The report could not be written.
+    /// It is wrong in another way.
+    #[error("{0}")]
+    Wrong(String),
+    /// A file could not be written.
     #[error(transparent)]
-    Write(#[from] OutputError),
+    Output(#[from] OutputError),
+    /// The same of what is no file.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 impl FolderError {
@@ -44,18 +60,39 @@ impl FolderError {
     #[must_use]
     pub const fn exit(&self) -> Exit {
         match self {
-            Self::Read { .. } | Self::Json { .. } => Exit::Usage,
-            Self::Write(_) => Exit::Failed,
+            Self::Read { .. } | Self::Json { .. } | Self::Wrong(_) => Exit::Usage,
+            Self::Output(_) | Self::Write { .. } => Exit::Failed,
         }
     }
+
+    /// What `path`, to be written, met.
+    pub fn write(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Write { path: path.into(), source }
+    }
+}
+
+/// Reads a file.
+pub fn bytes(path: &Path, mend: &'static str) -> Result<Vec<u8>, FolderError> {
+    fs::read(path).map_err(|source| FolderError::Read { path: path.to_owned(), source, mend })
+}
+
+/// Reads a document.
+pub fn json<T: DeserializeOwned>(
+    path: &Path,
+    what: &'static str,
+    mend: &'static str,
+) -> Result<T, FolderError> {
+    serde_json::from_slice(&bytes(path, mend)?).map_err(|source| FolderError::Json {
+        path: path.to_owned(),
+        what,
+        source,
+    })
 }
 
 /// Reads a run's results.json.
 pub fn read(dir: &Path) -> Result<LabResult, FolderError> {
-    let path = dir.join("results.json");
-    let text =
-        fs::read(&path).map_err(|source| FolderError::Read { path: path.clone(), source })?;
-    serde_json::from_slice(&text).map_err(|source| FolderError::Json { path, source })
+    let mend = "; name a directory that `conntrack-lab run` wrote";
+    json(&dir.join("results.json"), "result of conntrack-lab run", mend)
 }
 
 /// Writes report.html and junit.xml beside results.json. A capture that is

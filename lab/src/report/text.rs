@@ -44,7 +44,7 @@ pub fn render(result: &LabResult, width: usize) -> String {
 }
 
 /// A paragraph: `first` before its first line, as much space before the others.
-fn paragraph(out: &mut String, first: &str, text: &str, width: usize) {
+pub(crate) fn paragraph(out: &mut String, first: &str, text: &str, width: usize) {
     let rest = " ".repeat(first.chars().count());
     let options = textwrap::Options::new(width)
         .initial_indent(first)
