@@ -20,56 +20,22 @@ use cause::Cause;
 use matrix::Matrix;
 use saturation::Saturation;
 
+macro_rules! texts {
+    ($($name:literal)+) => { &[$(include_str!(concat!("../scenarios/", $name, ".toml"))),+] };
+}
+
 /// The scenarios in the binary, in the order that `run` takes them.
-const SHIPPED: &[&str] = &[
-    include_str!("../scenarios/cluster-ip.toml"),
-    include_str!("../scenarios/same-node.toml"),
-    include_str!("../scenarios/same-node-bridge.toml"),
-    include_str!("../scenarios/same-node-bridge-no-nf.toml"),
-    include_str!("../scenarios/node-port-cluster.toml"),
-    include_str!("../scenarios/node-port-cluster-remote.toml"),
-    include_str!("../scenarios/node-port-local.toml"),
-    include_str!("../scenarios/upload-cluster-ip.toml"),
-    include_str!("../scenarios/upload-node-port-local.toml"),
-    include_str!("../scenarios/upload-node-port-cluster-remote.toml"),
-    include_str!("../scenarios/hairpin.toml"),
-    include_str!("../scenarios/host-network.toml"),
-    include_str!("../scenarios/host-network-remote.toml"),
-    include_str!("../scenarios/snat.toml"),
-    include_str!("../scenarios/pod-ip.toml"),
-    include_str!("../scenarios/one-node-protected.toml"),
-    include_str!("../scenarios/overshoot.toml"),
-    include_str!("../scenarios/entry-deleted.toml"),
-    include_str!("../scenarios/entry-expired.toml"),
-    include_str!("../scenarios/own-rules.toml"),
-    include_str!("../scenarios/endpoint-replaced.toml"),
-    include_str!("../scenarios/mtu-black-hole.toml"),
-    include_str!("../scenarios/close-unread.toml"),
-    include_str!("../scenarios/masqueraded.toml"),
-    include_str!("../scenarios/upload-node-port.toml"),
-    include_str!("../scenarios/mesh-redirect.toml"),
-    include_str!("../scenarios/node-rejects.toml"),
-    include_str!("../scenarios/asymmetric-route.toml"),
-    include_str!("../scenarios/untracked-data.toml"),
-    include_str!("../scenarios/half-closed-expires.toml"),
-    include_str!("../scenarios/endpoint-gone.toml"),
-    include_str!("../scenarios/multi-homed.toml"),
-    include_str!("../scenarios/snat-ports.toml"),
-    include_str!("../scenarios/synproxy.toml"),
-    include_str!("../scenarios/port-reuse.toml"),
-    include_str!("../scenarios/ignore-invalid-rst.toml"),
-    include_str!("../scenarios/table-full.toml"),
-    include_str!("../scenarios/software-flowtable.toml"),
-    include_str!("../scenarios/ipvs.toml"),
-    include_str!("../scenarios/ipvs-upload.toml"),
-    include_str!("../scenarios/ipvs-node-port.toml"),
-    include_str!("../scenarios/ipvs-upload-node-port.toml"),
-    include_str!("../scenarios/ipvs-idle.toml"),
-    include_str!("../scenarios/ipvs-port-reuse.toml"),
-    include_str!("../scenarios/ipvs-closed.toml"),
-    include_str!("../scenarios/saturation.toml"),
-    include_str!("../scenarios/post.toml"),
-];
+const SHIPPED: &[&str] = texts! {
+    "cluster-ip" "same-node" "same-node-bridge" "same-node-bridge-no-nf" "node-port-cluster"
+    "node-port-cluster-remote" "node-port-local" "upload-cluster-ip" "upload-node-port-local"
+    "upload-node-port-cluster-remote" "hairpin" "host-network" "host-network-remote" "snat"
+    "pod-ip" "one-node-protected" "overshoot" "entry-deleted" "entry-expired" "own-rules"
+    "endpoint-replaced" "mtu-black-hole" "close-unread" "masqueraded" "upload-node-port"
+    "mesh-redirect" "node-rejects" "asymmetric-route" "untracked-data" "half-closed-expires"
+    "endpoint-gone" "multi-homed" "snat-ports" "synproxy" "port-reuse" "ignore-invalid-rst"
+    "table-full" "software-flowtable" "ipvs" "ipvs-upload" "ipvs-node-port"
+    "ipvs-upload-node-port" "ipvs-idle" "ipvs-port-reuse" "ipvs-closed" "saturation" "post"
+};
 /// What errors call these.
 const BUILT_IN: &str = "(shipped)";
 /// The name of the scenario that is added to a run without a positive control.

@@ -56,32 +56,30 @@ pub enum Exposure {
 /// The rows of one scenario's cells, in the order in which they first appear.
 #[must_use]
 pub fn rows(cells: &[CellResult]) -> Vec<Row<'_>> {
-    let mut rows = Vec::new();
-    for (route, protections) in settings(cells.iter()) {
-        let of = |c: &&CellResult| {
-            (c.path, c.direction) == route && c.protections.sorted() == protections
-        };
-        let cells: Vec<_> = cells.iter().filter(of).collect();
-        let mut variants: Vec<Variant> = Vec::new();
-        for cell in &cells {
-            if !variants.contains(&(cell.proxy_mode, cell.family)) {
-                variants.push((cell.proxy_mode, cell.family));
-            }
+    // A row for each variant first; those of the same path and protections side by side.
+    let mut groups: Vec<Vec<Row<'_>>> = Vec::new();
+    for cell in cells {
+        let row = Row::of(cell);
+        let of = |r: &Row<'_>| r.route == row.route && r.protections == row.protections;
+        match groups.iter_mut().find(|group| of(&group[0])) {
+            None => groups.push(vec![row]),
+            Some(group) => match group.iter_mut().find(|r| r.variants == row.variants) {
+                Some(same) => same.join(row),
+                None => group.push(row),
+            },
         }
+    }
+    let mut rows = Vec::new();
+    for group in groups {
         let first = rows.len();
-        for variant in variants {
-            let own: Vec<_> =
-                cells.iter().copied().filter(|c| (c.proxy_mode, c.family) == variant).collect();
-            let row = row(route, &protections, variant, own);
-            match rows[first..].iter_mut().find(|r| alike(r, &row)) {
-                Some(same) => join(same, row),
+        for row in group {
+            match rows[first..].iter_mut().find(|r: &&mut Row<'_>| r.alike(&row)) {
+                Some(same) => same.join(row),
                 None => rows.push(row),
             }
         }
         let unanimous = rows.len() - first == 1;
-        for row in &mut rows[first..] {
-            row.unanimous = unanimous;
-        }
+        rows[first..].iter_mut().for_each(|row| row.unanimous = unanimous);
     }
     let mut taken: BTreeMap<String, usize> = BTreeMap::new();
     for row in &mut rows {
@@ -93,56 +91,39 @@ pub fn rows(cells: &[CellResult]) -> Vec<Row<'_>> {
     rows
 }
 
-/// Every path with its sets of protections, each once.
-fn settings<'a>(cells: impl Iterator<Item = &'a CellResult>) -> Vec<(Route, Protections)> {
-    let mut found = Vec::new();
-    for cell in cells {
-        let setting = ((cell.path, cell.direction), cell.protections.sorted());
-        if !found.contains(&setting) {
-            found.push(setting);
+impl<'a> Row<'a> {
+    /// That of one cell.
+    fn of(cell: &'a CellResult) -> Self {
+        Self {
+            id: String::new(),
+            route: (cell.path, cell.direction),
+            protections: cell.protections.sorted(),
+            variants: vec![(cell.proxy_mode, cell.family)],
+            unanimous: true,
+            judgement: cell.judgement,
+            forgeries: cell.forgeries.iter().map(|f| (f.forgery, f.clone())).collect(),
+            cells: vec![cell],
         }
     }
-    found
-}
 
-fn row<'a>(
-    route: Route,
-    protections: &Protections,
-    variant: Variant,
-    cells: Vec<&'a CellResult>,
-) -> Row<'a> {
-    let mut forgeries = BTreeMap::new();
-    add(&mut forgeries, &cells);
-    let judgement = cells.iter().map(|c| c.judgement).reduce(Judgement::worse);
-    Row {
-        id: String::new(),
-        route,
-        protections: protections.clone(),
-        variants: vec![variant],
-        unanimous: true,
-        judgement: judgement.unwrap_or(Judgement::Skipped),
-        forgeries,
-        cells,
+    fn alike(&self, other: &Self) -> bool {
+        let seen = |r: &Self| -> Vec<_> {
+            r.forgeries.iter().map(|(f, s)| (*f, s.seen, s.expected)).collect()
+        };
+        self.judgement == other.judgement && seen(self) == seen(other)
     }
-}
 
-fn add(to: &mut BTreeMap<Forgery, ForgeryResult>, cells: &[&CellResult]) {
-    for f in cells.iter().flat_map(|c| &c.forgeries) {
-        to.entry(f.forgery).and_modify(|sum| sum.add(f)).or_insert_with(|| f.clone());
+    fn join(&mut self, other: Self) {
+        let new = |v: &Variant| !self.variants.contains(v);
+        let new: Vec<_> = other.variants.into_iter().filter(new).collect();
+        self.variants.extend(new);
+        self.judgement = self.judgement.worse(other.judgement);
+        for (forgery, sum) in other.forgeries {
+            let own = self.forgeries.entry(forgery);
+            own.and_modify(|own| own.add(&sum)).or_insert(sum);
+        }
+        self.cells.extend(other.cells);
     }
-}
-
-fn alike(a: &Row<'_>, b: &Row<'_>) -> bool {
-    let seen = |r: &Row<'_>| -> Vec<_> {
-        r.forgeries.iter().map(|(f, s)| (*f, s.seen, s.expected)).collect()
-    };
-    a.judgement == b.judgement && seen(a) == seen(b)
-}
-
-fn join<'a>(row: &mut Row<'a>, other: Row<'a>) {
-    row.variants.extend(other.variants);
-    add(&mut row.forgeries, &other.cells);
-    row.cells.extend(other.cells);
 }
 
 impl Row<'_> {

@@ -3,6 +3,7 @@
 //! Pure; every word follows from the packets themselves.
 
 use std::net::SocketAddr;
+use std::ops::Deref;
 
 use canary_record::names::Forgery;
 use canary_wire::segment::{Flags, Segment};
@@ -13,63 +14,38 @@ use canary_wire::seq::Seq;
 pub struct Packet {
     /// Seconds since the epoch.
     pub t: f64,
-    /// Source.
-    pub src: SocketAddr,
-    /// Destination.
-    pub dst: SocketAddr,
-    /// SEG.SEQ
-    pub seq: Seq,
-    /// SEG.ACK
-    pub ack: Seq,
-    /// Control bits.
-    pub flags: Flags,
-    /// Octets of data.
-    pub len: u32,
+    /// The segment, without what no story needs: window and options.
+    pub segment: Segment<'static>,
+}
+
+impl Deref for Packet {
+    type Target = Segment<'static>;
+    fn deref(&self) -> &Segment<'static> {
+        &self.segment
+    }
 }
 
 impl Packet {
     /// A segment captured at `t`.
     #[must_use]
     pub fn new(t: f64, s: &Segment<'_>) -> Self {
-        Self {
-            t,
-            src: s.src,
-            dst: s.dst,
-            seq: s.seq,
-            ack: s.ack,
-            flags: s.flags,
-            len: s.payload_len,
-        }
+        let Segment { src, dst, seq, ack, flags, payload_len, .. } = *s;
+        let (window, options) = (0, &[][..]);
+        Self { t, segment: Segment { src, dst, seq, ack, flags, window, options, payload_len } }
     }
 
     fn is_syn(&self) -> bool {
         self.flags.has(Flags::SYN) && !self.flags.has(Flags::ACK)
     }
 
-    fn segment(&self) -> Segment<'static> {
-        Segment {
-            src: self.src,
-            dst: self.dst,
-            seq: self.seq,
-            ack: self.ack,
-            flags: self.flags,
-            window: 0,
-            options: &[],
-            payload_len: self.len,
-        }
-    }
-
     /// The next sequence number after this segment.
     fn end(&self) -> Seq {
-        self.seq.add(self.segment().seg_len())
+        self.seq.add(self.seg_len())
     }
 
-    /// NAT changes addresses and ports, nothing of this.
+    /// NAT changes addresses and ports, nothing else.
     fn same(&self, other: &Self) -> bool {
-        self.seq == other.seq
-            && self.ack == other.ack
-            && self.flags == other.flags
-            && self.len == other.len
+        Segment { src: other.src, dst: other.dst, ..self.segment } == other.segment
     }
 }
 
@@ -233,7 +209,7 @@ impl Story {
             (Role::Forged, self.forged_words(pair, &p))
         } else if pair.to_server
             && !self.answered
-            && self.forged.is_some_and(|f| f.segment().numbers().provokes(&p.segment()))
+            && self.forged.is_some_and(|f| f.numbers().provokes(&p))
         {
             self.answered = true;
             self.rst_words(pair, &p)
@@ -273,7 +249,7 @@ impl Story {
         let seq = p.seq.0.wrapping_sub(self.snd.0).cast_signed();
         let ack = p.ack.0.wrapping_sub(self.rcv.0).cast_signed();
         match self.forgery {
-            Forgery::Control => seq == -1 && p.len == 0 && p.flags == Flags::ACK,
+            Forgery::Control => seq == -1 && p.payload_len == 0 && p.flags == Flags::ACK,
             Forgery::BelowWindow => seq < -FAR && !p.flags.has(Flags::RST),
             Forgery::AboveWindow | Forgery::Overshoot => seq > FAR && !p.flags.has(Flags::RST),
             Forgery::AckAhead => ack > FAR,
@@ -377,8 +353,8 @@ impl Story {
         if p.flags.has(Flags::FIN) {
             return format!("The {who} closes.");
         }
-        if p.len > 0 {
-            return format!("{} octets from the {who}.", p.len);
+        if p.payload_len > 0 {
+            return format!("{} octets from the {who}.", p.payload_len);
         }
         if pair.to_server && !self.established {
             self.established = true;
@@ -400,8 +376,8 @@ impl Story {
         if p.flags.has(Flags::ACK) {
             text.push(format!("ack {}", relative(p.ack, other)));
         }
-        if p.len > 0 {
-            text.push(format!("{} octets", p.len));
+        if p.payload_len > 0 {
+            text.push(format!("{} octets", p.payload_len));
         }
         text.join(" · ")
     }
@@ -409,10 +385,10 @@ impl Story {
 
 fn aftermath(pair: &Pair, p: &Packet) -> String {
     match (pair.to_server, p.flags.has(Flags::RST)) {
-        (true, false) if p.len > 0 => format!(
+        (true, false) if p.payload_len > 0 => format!(
             "The client knows nothing of it and sends {} octets on a connection that the server \
              no longer has.",
-            p.len
+            p.payload_len
         ),
         (false, true) if pair.client.is_some() => {
             "The server answers RST: the client’s application gets ECONNRESET.".to_owned()
@@ -463,15 +439,19 @@ mod tests {
         ]
         .into_iter()
         .zip(0_u8..)
-        .map(|((src, dst, seq, ack, flags, len), t)| {
-            let (seq, ack) = (Seq(seq), Seq(ack));
-            Packet { t: f64::from(t), src, dst, seq, ack, flags, len }
+        .map(|((src, dst, seq, ack, flags, payload_len), t)| {
+            let (seq, ack, window, options) = (Seq(seq), Seq(ack), 0, &[][..]);
+            let s = Segment { src, dst, seq, ack, flags, window, options, payload_len };
+            Packet::new(f64::from(t), &s)
         })
         .collect();
         let translated = |a| if a == service { server } else { a };
         let at_server: Vec<_> = at_client
             .iter()
-            .map(|p| Packet { src: translated(p.src), dst: translated(p.dst), ..*p })
+            .map(|p| {
+                let (src, dst) = (translated(p.src), translated(p.dst));
+                Packet { segment: Segment { src, dst, ..p.segment }, ..*p }
+            })
             .collect();
         build(&at_client, &at_server, Forgery::AboveWindow).unwrap()
     }

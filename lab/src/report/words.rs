@@ -69,21 +69,19 @@ pub fn protection(p: Protection) -> String {
 
 /// A protection where there is room for a letter: `F`, at one node alone `F@c`.
 #[must_use]
-pub fn letter(p: Protection) -> &'static str {
-    match (p.kind, p.at) {
-        (ProtectionKind::ForwardDrop, At::Both) => "F",
-        (ProtectionKind::ForwardDrop, At::Client) => "F@c",
-        (ProtectionKind::ForwardDrop, At::Server) => "F@s",
-        (ProtectionKind::InputDrop, At::Both) => "I",
-        (ProtectionKind::InputDrop, At::Client) => "I@c",
-        (ProtectionKind::InputDrop, At::Server) => "I@s",
-        (ProtectionKind::PreroutingDrop, At::Both) => "P",
-        (ProtectionKind::PreroutingDrop, At::Client) => "P@c",
-        (ProtectionKind::PreroutingDrop, At::Server) => "P@s",
-        (ProtectionKind::Liberal, At::Both) => "L",
-        (ProtectionKind::Liberal, At::Client) => "L@c",
-        (ProtectionKind::Liberal, At::Server) => "L@s",
-    }
+pub fn letter(p: Protection) -> String {
+    let what = match p.kind {
+        ProtectionKind::ForwardDrop => "F",
+        ProtectionKind::InputDrop => "I",
+        ProtectionKind::PreroutingDrop => "P",
+        ProtectionKind::Liberal => "L",
+    };
+    let at = match p.at {
+        At::Both => "",
+        At::Client => "@c",
+        At::Server => "@s",
+    };
+    format!("{what}{at}")
 }
 
 /// A set of protections.
