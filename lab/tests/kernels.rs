@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -12,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use canary_record::names::{EndedBy, OldSegments};
 use canary_record::result::{Clock, SCHEMA_VERSION};
+use canary_testbed::exec::Call;
 use canary_testbed::test::skip;
 use conntrack_lab::document::kernels::{GuestRecord, GuestState, KernelsResult};
 use conntrack_lab::document::lab::{Environment, Judgement, LabResult, PositiveControl};
@@ -137,11 +137,7 @@ fn no_qemu_is_one_line() {
 /// An archive that does not answer is one line that names it, and status 1.
 fn no_network_to_the_archive_is_one_line() {
     for tool in ["apt-get", "dpkg-deb", "depmod", "xz", "zstd"] {
-        let found = Command::new("sh")
-            .args(["-c", "PATH=$PATH:/usr/sbin:/sbin command -v \"$0\"", tool])
-            .output()
-            .unwrap();
-        if !found.status.success() {
+        if Call::sh(&format!("command -v {tool}")).run().is_err() {
             skip(format!("{tool} is missing; tools/setup kernels installs it"));
         }
     }
@@ -306,15 +302,21 @@ fn all_guests_together_are_bounded() {
     assert_nothing_left(state.path());
 }
 
+/// What `conntrack-lab kernels` makes of a folder.
+fn compare(folder: &Path) -> canary_testbed::exec::Output {
+    let args = ["kernels".to_owned(), folder.display().to_string()];
+    Call::new(Path::new(LAB), &args).output().unwrap()
+}
+
 /// The last line of stdout is the record, valid against schema/kernels.json,
 /// which is the schema of the type.
 fn the_last_line_is_the_record() {
     let dir = TempDir::new().unwrap();
     let guest = r#"{"name":"a","source":"s","accel":"tcg","booted":"","status":125,"starts":1,"seconds":3}"#;
     fs::write(dir.path().join("guest.json"), guest).unwrap();
-    let output = Command::new(LAB).arg("kernels").arg(dir.path()).output().unwrap();
+    let output = compare(dir.path());
     assert_eq!(output.status.code(), Some(11));
-    let text = String::from_utf8(output.stdout).unwrap();
+    let text = output.stdout;
     let record: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     let schema = schemars::schema_for!(KernelsResult);
     canary_testbed::golden::schema("kernels.json", &schema);
@@ -350,24 +352,17 @@ fn a_run_that_broke_off_is_inconclusive() {
     fs::create_dir(dir.path().join("lab")).unwrap();
     fs::write(dir.path().join("guest.json"), serde_json::to_vec(&guest).unwrap()).unwrap();
     fs::write(dir.path().join("lab/results.json"), serde_json::to_vec(&lab).unwrap()).unwrap();
-    let output = Command::new(LAB).arg("kernels").arg(dir.path()).output().unwrap();
+    let output = compare(dir.path());
     assert_eq!(output.status.code(), Some(11));
-    let text = String::from_utf8(output.stdout).unwrap();
+    let text = output.stdout;
     assert!(text.contains("a: the run broke off (status 125)"), "{text}");
 }
 
 /// A folder that holds neither a guest nor a run is named, with status 2.
 fn a_folder_of_something_else_is_wrong_usage() {
     let dir = TempDir::new().unwrap();
-    let mut child = Command::new(LAB)
-        .arg("kernels")
-        .arg(dir.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert_eq!(ended(&mut child), 2);
+    let output = compare(dir.path());
+    assert_eq!(output.status.code(), Some(2));
+    let said = output.stderr;
     assert!(said.contains("neither guest.json nor results.json"), "{said}");
 }

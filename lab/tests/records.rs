@@ -5,10 +5,10 @@ mod fixture;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use canary_record::names::{Forgery, ProbeEnd};
 use canary_runtime::exit::Exit;
+use canary_testbed::exec::Call;
 use conntrack_lab::document::lab::{Judgement, LabResult, Seen};
 use conntrack_lab::document::timeline::Finding;
 use conntrack_lab::report::{diff, junit};
@@ -193,9 +193,10 @@ fn incomparable_runs_prove_nothing() {
 }
 
 fn lab(args: &[&Path]) -> (i32, String, String) {
-    let done = Command::new(env!("CARGO_BIN_EXE_conntrack-lab")).args(args).output().unwrap();
-    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
-    (done.status.code().unwrap(), text(&done.stdout), text(&done.stderr))
+    let args: Vec<_> = args.iter().map(|a| a.display().to_string()).collect();
+    let lab = Path::new(env!("CARGO_BIN_EXE_conntrack-lab"));
+    let done = Call::new(lab, &args).output().unwrap();
+    (done.status.code().unwrap(), done.stdout, done.stderr)
 }
 
 /// `report DIR` and `diff A B` do what the functions do; a directory that is no

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use canary_record::names::{EndedBy, Forgery};
+use canary_testbed::exec::Call;
 use canary_testbed::test::needs_root;
 use common::{Left, lab, output, result, scratch, wait_for};
 use conntrack_lab::document::lab::{Judgement, LabResult, Profile};
@@ -157,15 +158,10 @@ fn tshark_counts_the_same_resets() {
         let pcap = results.join(&pcap.unwrap().file);
         // RSTs from the client's side; those of leaked segments come before any data,
         // so one for each connection that leaked.
-        let tshark = Command::new("tshark")
-            .args(["-n", "-T", "fields", "-e", "tcp.srcport", "-Y"])
-            .arg("tcp.flags.reset==1 && tcp.dstport==9000")
-            .arg("-r")
-            .arg(&pcap)
-            .output()
-            .expect("tshark is needed: install the Debian package tshark");
-        assert!(tshark.status.success(), "{}", String::from_utf8_lossy(&tshark.stderr));
-        let text = String::from_utf8(tshark.stdout).unwrap();
+        let (what, pcap) = ("tcp.flags.reset==1 && tcp.dstport==9000", pcap.display().to_string());
+        let args = ["-n", "-T", "fields", "-e", "tcp.srcport", "-Y", what, "-r", &pcap];
+        let tshark = Call::new(Path::new("tshark"), &args).run();
+        let text = tshark.expect("tshark is needed: install the Debian package tshark");
         let mut ports: Vec<_> = text.lines().collect();
         ports.sort_unstable();
         ports.dedup();
@@ -389,9 +385,8 @@ fn keep_stays_up_until_told() {
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let line = lines.find(|l| l.as_ref().unwrap().contains("netns exec l0-client")).unwrap();
     let line = line.unwrap().trim().replace(" sh", " ip -br addr");
-    let inside = Command::new("sh").args(["-c", &line]).output().unwrap();
-    let text = String::from_utf8_lossy(&inside.stdout);
-    assert!(text.contains("198.18.65.10"), "{line}: {inside:?}");
+    let text = Call::sh(&line).run().unwrap();
+    assert!(text.contains("198.18.65.10"), "{line}: {text}");
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
     assert_eq!(common::finish(child).code, 0);
     before.assert_same(dir.path());
