@@ -20,6 +20,12 @@ pub fn listed<K: Display>(counts: &BTreeMap<K, u64>) -> String {
     if text.is_empty() { "none".to_owned() } else { text.join(", ") }
 }
 
+/// How many there are of one.
+#[must_use]
+pub fn number<K: Ord + Copy>(counts: &BTreeMap<K, u64>, of: K) -> u64 {
+    counts.get(&of).copied().unwrap_or(0)
+}
+
 /// What became of the forged segments, whatever kind.
 #[must_use]
 pub fn outcomes<'a>(boom: impl IntoIterator<Item = &'a BoomResult>) -> BTreeMap<Outcome, u64> {

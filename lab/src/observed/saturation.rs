@@ -8,7 +8,7 @@ use canary_record::names::ProbeEnd;
 use canary_record::result::observe::ConntrackCounters;
 use canary_record::result::witness::{InTable, WitnessResult};
 
-use super::listed;
+use super::{listed, number};
 
 /// Which step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,19 +64,13 @@ impl Shown {
     /// Failures of a class.
     #[must_use]
     pub fn failed(&self, class: FailureClass) -> u64 {
-        self.failures.get(&class).copied().unwrap_or(0)
+        number(&self.failures, class)
     }
 
     /// Full enough that connections failed for it. A table hovers at its limit.
     #[must_use]
     pub fn full(&self) -> bool {
         self.peak * 100 >= self.limit * 99
-    }
-
-    /// Of the connections that it is about, those that ended so.
-    #[must_use]
-    pub fn ended(&self, end: ProbeEnd) -> u64 {
-        self.group.get(&end).copied().unwrap_or(0)
     }
 }
 
@@ -152,7 +146,7 @@ impl Evicted {
     /// Of the connections that it is about, those that ended so.
     #[must_use]
     pub fn ended(&self, end: ProbeEnd) -> u64 {
-        self.half_closed.get(&end).copied().unwrap_or(0)
+        number(&self.half_closed, end)
     }
 
     /// The numbers in a sentence or two.
@@ -209,7 +203,7 @@ impl HalfOpen {
     /// Of the connections that it is about, those that ended so.
     #[must_use]
     pub fn ended(&self, end: ProbeEnd) -> u64 {
-        self.ends.get(&end).copied().unwrap_or(0)
+        number(&self.ends, end)
     }
 
     /// Whether all of those that nothing else disturbed lived, and entries were dropped for others.
@@ -332,10 +326,16 @@ impl Facts {
         self.half_open.iter().find(|h| h.case == case)
     }
 
-    /// What there is of it.
+    /// The first step of a kind.
     #[must_use]
-    pub fn of(&self, kinds: &[Kind]) -> Vec<&Shown> {
-        self.steps.iter().filter(|s| kinds.contains(&s.kind)).collect()
+    pub fn step(&self, kind: Kind) -> Option<&Shown> {
+        self.steps.iter().find(|s| s.kind == kind)
+    }
+
+    /// Those in which the load filled the table, and it was full.
+    pub fn full(&self) -> impl Iterator<Item = &Shown> {
+        let load = |s: &&Shown| matches!(s.kind, Kind::Load | Kind::Full | Kind::FullLiberal);
+        self.steps.iter().filter(load).filter(|s| s.full())
     }
 }
 

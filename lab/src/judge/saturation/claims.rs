@@ -1,6 +1,8 @@
-//! What the claims say.
+//! What the claims say, and what a run needs to say anything of them.
 
-use crate::observed::saturation::Facts;
+use super::findings as find;
+use super::findings::Told;
+use crate::observed::saturation::{Facts, Kind, MOST_HELD, OnItsWay};
 use crate::scenario::claims::Claim;
 
 /// A claim in words, and who makes it.
@@ -76,30 +78,93 @@ pub(super) const fn words(claim: Claim) -> (&'static str, &'static str) {
         ),
     }
 }
-/// Whether it is about a table that is full.
-pub(super) const fn needs_a_full_table(claim: Claim) -> bool {
-    matches!(
-        claim,
-        Claim::NewConnectionsTimeOut
-            | Claim::NewConnectionsAreReset
-            | Claim::EstablishedConnectionsAreLost
-            | Claim::LiberalFreesAFullTable
-    )
+
+/// What a run must have had to show anything of a claim.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Needs {
+    /// What every run has.
+    Nothing,
+    /// A table that was full.
+    FullTable,
+    /// Another limit than the host's.
+    Resize,
+    /// A table filled with established connections.
+    Hold,
+    /// A witness on the node.
+    Witness,
 }
 
-/// Whether a run cannot show it, whatever it does: its limit is what it is.
-pub(super) fn not_tried(claim: Claim, facts: &Facts) -> bool {
-    match claim {
-        Claim::BiggerTableCures | Claim::SmallerTableResets | Claim::BiggerTableHarms => {
-            !facts.can_resize
-        }
-        Claim::WitnessTellsApart => facts.heard.iter().all(|h| h.witness.is_err()),
-        Claim::SaturationResets
-        | Claim::EvictionResetsClosingConnections
-        | Claim::LiberalAndDropsSaveEvicted
-        | Claim::EarlyDropBeforeSynAckResets
-        | Claim::EarlyDropBeforeAckResets
-        | Claim::DropsSaveHalfOpen => !facts.can_hold,
-        _ => false,
+impl Needs {
+    /// What a run says that had it not.
+    pub(super) fn missing(self, facts: &Facts) -> Option<String> {
+        let why = match self {
+            Self::FullTable if facts.full().next().is_none() => {
+                "The table was never full in this run.".to_owned()
+            }
+            Self::Hold if !facts.can_hold && facts.can_resize => format!(
+                "Too many entries to fill the table with established connections: --host-table-size of \
+                 {MOST_HELD} at most."
+            ),
+            Self::Hold | Self::Resize if self.not_tried(facts) => {
+                "This needs another limit than the host's: run it as root with --host-table-size=4000."
+                    .to_owned()
+            }
+            Self::Witness if self.not_tried(facts) => {
+                facts.heard.first().and_then(|h| h.witness.clone().err())?
+            }
+            _ => return None,
+        };
+        Some(why)
     }
+
+    /// Whether a run cannot have had it, whatever it did: its limit is what it is.
+    fn not_tried(self, facts: &Facts) -> bool {
+        match self {
+            Self::Nothing | Self::FullTable => false,
+            Self::Resize => !facts.can_resize,
+            Self::Hold => !facts.can_hold,
+            Self::Witness => facts.heard.iter().all(|h| h.witness.is_err()),
+        }
+    }
+}
+
+/// What a claim needs, and what the facts make of it; nothing where the run did not get so far.
+pub(super) fn judged(claim: Claim) -> (Needs, fn(&Facts) -> Option<Told>) {
+    match claim {
+        Claim::NewConnectionsTimeOut => {
+            (Needs::FullTable, |f| Some(find::new_connections_time_out(f)))
+        }
+        Claim::NewConnectionsAreReset => {
+            (Needs::FullTable, |f| Some(find::new_connections_are_reset(f)))
+        }
+        Claim::EstablishedConnectionsAreLost => (Needs::FullTable, find::established_are_lost),
+        Claim::LiberalFreesAFullTable => (Needs::FullTable, find::liberal_full),
+        Claim::ResetsNeedLoad => (Needs::Nothing, find::without_load),
+        Claim::LiberalCuresTheResets => (Needs::Nothing, find::liberal_cures),
+        Claim::LiberalIsFaster => (Needs::Nothing, find::faster),
+        Claim::ShorterTimeoutsCure => (Needs::Nothing, |f| find::same_load(f, Kind::Shorter)),
+        Claim::ShortTimeoutsResetIdleConnections => {
+            (Needs::Nothing, |f| find::expiry(f, Kind::Expiry, "server"))
+        }
+        Claim::ShortTimeoutsResetIdleClients => {
+            (Needs::Nothing, |f| find::expiry(f, Kind::ExpiryClient, "client"))
+        }
+        Claim::BiggerTableCures => (Needs::Resize, |f| find::same_load(f, Kind::Bigger)),
+        Claim::SmallerTableResets => (Needs::Resize, |f| Some(find::smaller(f))),
+        Claim::BiggerTableHarms => (Needs::Resize, find::harm),
+        Claim::SaturationResets => (Needs::Hold, |f| Some(find::saturation(f))),
+        Claim::EvictionResetsClosingConnections => (Needs::Hold, find::eviction),
+        Claim::LiberalAndDropsSaveEvicted => (Needs::Hold, find::saved),
+        Claim::EarlyDropBeforeSynAckResets => {
+            (Needs::Hold, |f| find::early_drop(f, OnItsWay::SynAck))
+        }
+        Claim::EarlyDropBeforeAckResets => (Needs::Hold, |f| find::early_drop(f, OnItsWay::Ack)),
+        Claim::DropsSaveHalfOpen => (Needs::Hold, find::saved_half_open),
+        Claim::WitnessTellsApart => (Needs::Witness, find::told_apart),
+    }
+}
+
+/// Whether a run cannot show it, whatever it does.
+pub(super) fn not_tried(claim: Claim, facts: &Facts) -> bool {
+    judged(claim).0.not_tried(facts)
 }

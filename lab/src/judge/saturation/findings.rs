@@ -5,92 +5,100 @@ use canary_record::names::ProbeEnd;
 
 use super::super::witness;
 use super::claims;
-use crate::observed::listed;
-use crate::observed::saturation::{
-    Case, Evicted, Facts, HalfOpen, Kind, MOST_HELD, OnItsWay, Pace, Shown,
-};
+use crate::observed::saturation::{Case, Evicted, Facts, HalfOpen, Kind, OnItsWay, Pace, Shown};
+use crate::observed::{listed, number};
 use crate::scenario::claims::Claim;
+
+/// A finding, and the numbers that say so, one line each.
+pub(super) type Told = (Finding, String);
 
 /// What the facts make of every claim.
 #[must_use]
 pub fn find(facts: &Facts) -> Vec<(Claim, Statement)> {
-    Claim::ALL
-        .iter()
-        .copied()
-        .map(|claim| {
-            let (finding, evidence) = one(claim, facts);
-            let (text, source) = claims::words(claim);
-            let statement = Statement {
-                claim: text.to_owned(),
-                source: source.to_owned(),
-                finding,
-                evidence: evidence.lines().map(str::to_owned).collect(),
-            };
-            (claim, statement)
-        })
-        .collect()
+    let one = |claim: &Claim| {
+        let (finding, evidence) = judge(*claim, facts);
+        let (text, source) = claims::words(*claim);
+        let statement = Statement {
+            claim: text.to_owned(),
+            source: source.to_owned(),
+            finding,
+            evidence: evidence.lines().map(str::to_owned).collect(),
+        };
+        (*claim, statement)
+    };
+    Claim::ALL.iter().map(one).collect()
 }
 
-const FULL: &[Kind] = &[Kind::Load, Kind::Full, Kind::FullLiberal];
-
-fn one(claim: Claim, facts: &Facts) -> (Finding, String) {
-    if claims::needs_a_full_table(claim) { full_table(claim, facts) } else { other(claim, facts) }
+fn judge(claim: Claim, facts: &Facts) -> Told {
+    let (needs, find) = claims::judged(claim);
+    // What a load happened to show, where no table could be filled for it.
+    let chance = claim == Claim::EarlyDropBeforeSynAckResets && !facts.can_hold;
+    let told = match (chance.then(|| by_chance(facts)).flatten(), needs.missing(facts)) {
+        (Some(told), _) => Some(told),
+        (None, Some(why)) => Some((Finding::NotShown, why)),
+        (None, None) => find(facts),
+    };
+    told.unwrap_or_else(|| (Finding::NotShown, "This run did not get so far.".to_owned()))
 }
 
-fn full_table(claim: Claim, facts: &Facts) -> (Finding, String) {
-    let full: Vec<_> = facts.of(FULL).into_iter().filter(|s| s.full()).collect();
-    let sum = |of: &dyn Fn(&Shown) -> u64| full.iter().map(|s| of(s)).sum::<u64>();
-    let attempts = sum(&|s| s.attempts);
-    let timeouts = sum(&|s| s.failed(FailureClass::ConnectTimeout));
-    let resets = sum(&|s| s.failed(FailureClass::Reset));
-    if full.is_empty() {
-        return (Finding::NotShown, "The table was never full in this run.".to_owned());
-    }
-    match claim {
-        Claim::NewConnectionsTimeOut => {
-            let drop = sum(&|s| s.conntrack.drop);
-            (
-                holds(timeouts > 0 && drop > 0),
-                format!(
-                    "Full table: {timeouts} of {attempts} connects timed out; conntrack's drop count grew by {drop}."
-                ),
-            )
-        }
-        Claim::NewConnectionsAreReset => (
-            if resets > 0 { Finding::Holds } else { refuted(timeouts > 0) },
-            format!(
-                "Full table: {resets} of {attempts} new connections reset, {timeouts} timed out."
-            ),
-        ),
-        Claim::EstablishedConnectionsAreLost => {
-            let Some(last) = full.last() else {
-                return never();
-            };
-            let ended: u64 =
-                last.group.iter().filter(|(e, _)| **e != ProbeEnd::Survived).map(|(_, n)| n).sum();
-            (
-                if ended > 0 {
-                    Finding::Holds
-                } else {
-                    refuted(last.ended(ProbeEnd::Survived) > 0)
-                },
-                format!(
-                    "Connections established before, at the end of the full table: {}.",
-                    listed(&last.group)
-                ),
-            )
-        }
-        Claim::LiberalFreesAFullTable => liberal_full(facts),
-        _ => never(),
-    }
+/// What the steps with a full table counted together.
+fn sum<'a>(steps: impl Iterator<Item = &'a Shown>, of: impl Fn(&Shown) -> u64) -> u64 {
+    steps.map(of).sum()
+}
+
+pub(super) fn new_connections_time_out(facts: &Facts) -> Told {
+    let timeouts = sum(facts.full(), |s| s.failed(FailureClass::ConnectTimeout));
+    let drop = sum(facts.full(), |s| s.conntrack.drop);
+    let attempts = sum(facts.full(), |s| s.attempts);
+    let text = format!(
+        "Full table: {timeouts} of {attempts} connects timed out; conntrack's drop count grew by {drop}."
+    );
+    (holds(timeouts > 0 && drop > 0), text)
+}
+
+pub(super) fn new_connections_are_reset(facts: &Facts) -> Told {
+    let timeouts = sum(facts.full(), |s| s.failed(FailureClass::ConnectTimeout));
+    let resets = sum(facts.full(), |s| s.failed(FailureClass::Reset));
+    let attempts = sum(facts.full(), |s| s.attempts);
+    let text =
+        format!("Full table: {resets} of {attempts} new connections reset, {timeouts} timed out.");
+    (seen(resets > 0, timeouts > 0), text)
+}
+
+pub(super) fn established_are_lost(facts: &Facts) -> Option<Told> {
+    let group = &facts.full().last()?.group;
+    let lost = group.iter().any(|(end, n)| *end != ProbeEnd::Survived && *n > 0);
+    let text =
+        format!("Connections established before, at the end of the full table: {}.", listed(group));
+    Some((seen(lost, number(group, ProbeEnd::Survived) > 0), text))
+}
+
+pub(super) fn without_load(facts: &Facts) -> Option<Told> {
+    let s = facts.step(Kind::NoLoad).filter(|s| s.forged > 0)?;
+    let text = format!(
+        "No load: {} segments forged, {} RSTs attributed to them, {} of {} entries.",
+        s.forged, s.attributed, s.peak, s.limit
+    );
+    Some((seen(false, s.attributed > 0), text))
+}
+
+pub(super) fn liberal_cures(facts: &Facts) -> Option<Told> {
+    let (b, a) = (facts.step(Kind::NoLoad)?, facts.step(Kind::Liberal)?);
+    let finding = match (b.attributed, a.forged, a.attributed) {
+        (0, _, _) | (_, 0, _) => Finding::NotShown,
+        (_, _, 0) => Finding::Holds,
+        _ => Finding::DoesNotHold,
+    };
+    let text = format!(
+        "RSTs attributed: {} of {} forged before, {} of {} with be_liberal=1.",
+        b.attributed, b.forged, a.attributed, a.forged
+    );
+    Some((finding, text))
 }
 
 /// The transfers in a full table against those in one with room.
-fn eviction(facts: &Facts) -> (Finding, String) {
-    let (Some(full), Some(room)) = (facts.evicted(Case::Full), facts.evicted(Case::NearlyFull))
-    else {
-        return never();
-    };
+pub(super) fn eviction(facts: &Facts) -> Option<Told> {
+    let (full, room) = (facts.evicted(Case::Full)?, facts.evicted(Case::NearlyFull)?);
     let lost = |e: &Evicted| e.ended(ProbeEnd::Reset) + e.ended(ProbeEnd::Hung);
     let finding = match (full.ended(ProbeEnd::Reset), lost(full), lost(room)) {
         // A reset without an untranslated segment would be another's.
@@ -104,18 +112,16 @@ fn eviction(facts: &Facts) -> (Finding, String) {
         text.push(format!("New connections waiting for the room: {}", contested.words()));
     }
     text.push(format!("The cause removed, a table nine tenths full: {}", room.words()));
-    let text = text.join("\n");
-    (finding, text)
+    Some((finding, text.join("\n")))
 }
 
 /// Resets while the table is full: of connections that lost their entries, not of those that
 /// found no room.
-fn saturation(facts: &Facts) -> (Finding, String) {
-    let full: Vec<_> = facts.of(FULL).into_iter().filter(|s| s.full()).collect();
-    let new: u64 = full.iter().map(|s| s.failed(FailureClass::Reset)).sum();
+pub(super) fn saturation(facts: &Facts) -> Told {
+    let new = sum(facts.full(), |s| s.failed(FailureClass::Reset));
     let closing = facts.evicted(Case::Full).map_or(0, |e| e.ended(ProbeEnd::Reset));
     let half_open = facts.half_open(OnItsWay::Ack).map_or(0, |h| h.ended(ProbeEnd::Reset));
-    let finding = match (full.is_empty(), new, closing + half_open) {
+    let finding = match (facts.full().next().is_none(), new, closing + half_open) {
         (true, ..) => Finding::NotShown,
         (_, 1.., _) => Finding::Holds,
         (_, 0, 1..) => Finding::HoldsForAnotherReason,
@@ -135,9 +141,9 @@ const GAIN: f64 = 1.05;
 
 /// The best round with be_liberal=1 against the best one with 0: whatever else the machine does
 /// makes a round slower, never faster.
-fn faster(facts: &Facts) -> (Finding, String) {
+pub(super) fn faster(facts: &Facts) -> Option<Told> {
     if facts.pace.is_empty() {
-        return never();
+        return None;
     }
     let best = |of: fn(&Pace) -> f64| {
         let most = |liberal: usize| {
@@ -171,20 +177,19 @@ fn faster(facts: &Facts) -> (Finding, String) {
         connect_cpu[1] / 1e3,
         ratio(connect_cpu)
     );
-    (holds(ratio(octets) >= GAIN), text)
+    Some((holds(ratio(octets) >= GAIN), text))
 }
 
 /// The same clients in smaller and smaller tables.
-fn smaller(facts: &Facts) -> (Finding, String) {
-    let steps = facts.of(&[Kind::Smaller]);
-    let full: Vec<_> = steps.iter().filter(|s| s.full()).collect();
-    let sum = |class| full.iter().map(|s| s.failed(class)).sum::<u64>();
+pub(super) fn smaller(facts: &Facts) -> Told {
+    let steps = || facts.steps.iter().filter(|s| s.kind == Kind::Smaller);
+    let sum = |class| sum(steps().filter(|s| s.full()), |s| s.failed(class));
     let finding = match (sum(FailureClass::Reset), sum(FailureClass::ConnectTimeout)) {
         (1.., _) => Finding::Holds,
         (0, 1..) => Finding::DoesNotHold,
         (0, 0) => Finding::NotShown,
     };
-    let one = |s: &&Shown| {
+    let one = |s: &Shown| {
         format!(
             "{} entries: {} of {} new connections timed out, {} reset; connections made before: {}; \
              boom-server: {} of {} forged segments reset.",
@@ -197,7 +202,7 @@ fn smaller(facts: &Facts) -> (Finding, String) {
             s.forged
         )
     };
-    (finding, steps.iter().map(one).collect::<Vec<_>>().join("\n"))
+    (finding, steps().map(one).collect::<Vec<_>>().join("\n"))
 }
 
 /// A loss that is worth a word.
@@ -205,10 +210,10 @@ const LOSS: f64 = 0.9;
 
 /// The biggest table against the smallest with the same few entries, by turns. What entries cost is
 /// told beside it: they are there for connections, whatever the limit is.
-fn harm(facts: &Facts) -> (Finding, String) {
+pub(super) fn harm(facts: &Facts) -> Option<Told> {
     let of = |series| facts.tables.iter().filter(move |t| t.series == series);
     let few: Vec<_> = of(TableSeries::FewEntries).collect();
-    let [small, big] = few[..] else { return never() };
+    let [small, big] = few[..] else { return None };
     let packets = big.packets_per_second / small.packets_per_second;
     let connects = big.connections_per_second / small.connections_per_second;
     let mut lines = vec![format!(
@@ -251,121 +256,45 @@ fn harm(facts: &Facts) -> (Finding, String) {
             speeds(t)
         ));
     }
-    (holds(packets < LOSS || connects < LOSS), lines.join("\n"))
+    Some((holds(packets < LOSS || connects < LOSS), lines.join("\n")))
 }
 
 const MIB: f64 = 1_048_576.0;
 
-fn saved(facts: &Facts) -> (Finding, String) {
-    let Some(e) = facts.evicted(Case::Protected) else { return never() };
-    let finding = match (e.ended(ProbeEnd::Reset), e.ended(ProbeEnd::Hung)) {
-        // Without an eviction nothing was there to be saved from.
-        (0, 0) => Finding::NotShown,
-        _ => Finding::DoesNotHold,
-    };
-    (finding, e.words())
+pub(super) fn saved(facts: &Facts) -> Option<Told> {
+    let e = facts.evicted(Case::Protected)?;
+    // Without an eviction nothing was there to be saved from.
+    let lost = e.ended(ProbeEnd::Reset) + e.ended(ProbeEnd::Hung);
+    Some((seen(false, lost > 0), e.words()))
 }
 
-fn liberal_full(facts: &Facts) -> (Finding, String) {
-    let (before, after) = (facts.of(&[Kind::Full]), facts.of(&[Kind::FullLiberal]));
-    let (Some(b), Some(a)) = (before.first(), after.first()) else { return never() };
+pub(super) fn liberal_full(facts: &Facts) -> Option<Told> {
+    let (b, a) = (facts.step(Kind::Full)?, facts.step(Kind::FullLiberal)?);
     if !(a.full() && b.full()) || a.attempts == 0 {
-        return never();
+        return None;
     }
     let n = |s: &Shown| s.failed(FailureClass::ConnectTimeout);
-    let finding = if n(a) > 0 {
-        Finding::DoesNotHold
-    } else if n(b) > 0 {
-        Finding::Holds
-    } else {
-        Finding::NotShown
-    };
-    (
-        finding,
-        format!(
-            "Connects timed out: {} of {} before, {} of {} with be_liberal=1.",
-            n(b),
-            b.attempts,
-            n(a),
-            a.attempts
-        ),
-    )
-}
-
-fn other(claim: Claim, facts: &Facts) -> (Finding, String) {
-    match claim {
-        Claim::ResetsNeedLoad => match facts.of(&[Kind::NoLoad]).first() {
-            Some(s) if s.forged > 0 => (
-                if s.attributed > 0 { Finding::DoesNotHold } else { Finding::NotShown },
-                format!(
-                    "No load: {} segments forged, {} RSTs attributed to them, {} of {} entries.",
-                    s.forged, s.attributed, s.peak, s.limit
-                ),
-            ),
-            _ => never(),
-        },
-        Claim::LiberalCuresTheResets => {
-            let (before, after) = (facts.of(&[Kind::NoLoad]), facts.of(&[Kind::Liberal]));
-            let (Some(b), Some(a)) = (before.first(), after.first()) else { return never() };
-            let finding = match (b.attributed, a.forged, a.attributed) {
-                (0, _, _) | (_, 0, _) => Finding::NotShown,
-                (_, _, 0) => Finding::Holds,
-                _ => Finding::DoesNotHold,
-            };
-            (
-                finding,
-                format!(
-                    "RSTs attributed: {} of {} forged before, {} of {} with be_liberal=1.",
-                    b.attributed, b.forged, a.attributed, a.forged
-                ),
-            )
-        }
-        // What a load happened to show, where no table could be filled for it.
-        Claim::EarlyDropBeforeSynAckResets if !facts.can_hold && by_chance(facts).is_some() => {
-            by_chance(facts).unwrap_or_else(never)
-        }
-        Claim::WitnessTellsApart if claims::not_tried(claim, facts) => {
-            let why = facts.heard.iter().find_map(|h| h.witness.as_ref().err());
-            why.map_or_else(never, |why| (Finding::NotShown, why.clone()))
-        }
-        _ if claims::not_tried(claim, facts) => (
-            Finding::NotShown,
-            if facts.can_resize {
-                format!(
-                    "Too many entries to fill the table with established connections: \
-                     --host-table-size of {MOST_HELD} at most."
-                )
-            } else {
-                "This needs another limit than the host's: run it as root with --host-table-size=4000."
-                    .to_owned()
-            },
-        ),
-        Claim::EarlyDropBeforeSynAckResets => early_drop(facts, OnItsWay::SynAck),
-        Claim::EarlyDropBeforeAckResets => early_drop(facts, OnItsWay::Ack),
-        Claim::DropsSaveHalfOpen => saved_half_open(facts),
-        Claim::BiggerTableCures => same_load(facts, Kind::Bigger),
-        Claim::SmallerTableResets => smaller(facts),
-        Claim::BiggerTableHarms => harm(facts),
-        Claim::EvictionResetsClosingConnections => eviction(facts),
-        Claim::SaturationResets => saturation(facts),
-        Claim::LiberalIsFaster => faster(facts),
-        Claim::LiberalAndDropsSaveEvicted => saved(facts),
-        Claim::ShorterTimeoutsCure => same_load(facts, Kind::Shorter),
-        Claim::ShortTimeoutsResetIdleConnections => expiry(facts, Kind::Expiry, "server"),
-        Claim::WitnessTellsApart => told_apart(facts),
-        Claim::ShortTimeoutsResetIdleClients => expiry(facts, Kind::ExpiryClient, "client"),
-        _ => never(),
-    }
+    let text = format!(
+        "Connects timed out: {} of {} before, {} of {} with be_liberal=1.",
+        n(b),
+        b.attempts,
+        n(a),
+        a.attempts
+    );
+    Some((seen(n(a) == 0 && n(b) > 0, n(a) > 0), text))
 }
 
 /// The witness' words on each step and place against what else is known of it.
-fn told_apart(facts: &Facts) -> (Finding, String) {
+pub(super) fn told_apart(facts: &Facts) -> Option<Told> {
     let mut lines = Vec::new();
     let mut doubts = Vec::new();
     for heard in &facts.heard {
         lines.push(format!("{}: {}", heard.place, heard.words()));
         let of = heard.witness.as_ref().map(|w| witness::in_a_table(heard, w)).unwrap_or_default();
         doubts.extend(of.into_iter().map(|d| format!("{}: {d}.", heard.place)));
+    }
+    if facts.heard.is_empty() {
+        return None;
     }
     let finding = if !doubts.is_empty() {
         Finding::NotShown
@@ -376,47 +305,33 @@ fn told_apart(facts: &Facts) -> (Finding, String) {
         Finding::Holds
     };
     doubts.extend(lines);
-    (finding, doubts.join("\n"))
+    Some((finding, doubts.join("\n")))
 }
 
 /// Connections whose entry expired, and then somebody spoke.
-fn expiry(facts: &Facts, kind: Kind, speaker: &str) -> (Finding, String) {
-    let Some(s) = facts.of(&[kind]).first().copied() else { return never() };
-    let finding = if s.ended(ProbeEnd::Reset) > 0 {
-        Finding::Holds
-    } else {
-        refuted(s.ended(ProbeEnd::Survived) > 0)
-    };
-    (
-        finding,
-        format!(
-            "Idle for longer than the timeout, then the {speaker} spoke: {}.",
-            listed(&s.group)
-        ),
-    )
+pub(super) fn expiry(facts: &Facts, kind: Kind, speaker: &str) -> Option<Told> {
+    let group = &facts.step(kind)?.group;
+    let text =
+        format!("Idle for longer than the timeout, then the {speaker} spoke: {}.", listed(group));
+    let n = |end| number(group, end);
+    Some((seen(n(ProbeEnd::Reset) > 0, n(ProbeEnd::Survived) > 0), text))
 }
 
 /// Half-open entries that a load's own SYNs dropped early.
-fn by_chance(facts: &Facts) -> Option<(Finding, String)> {
-    let full: Vec<_> = facts.of(FULL).into_iter().filter(|s| s.full()).collect();
-    let sum = |of: &dyn Fn(&Shown) -> u64| full.iter().map(|s| of(s)).sum::<u64>();
-    let (early, resets) =
-        (sum(&|s| s.conntrack.early_drop), sum(&|s| s.failed(FailureClass::Reset)));
+fn by_chance(facts: &Facts) -> Option<Told> {
+    let early = sum(facts.full(), |s| s.conntrack.early_drop);
+    let resets = sum(facts.full(), |s| s.failed(FailureClass::Reset));
+    let attempts = sum(facts.full(), |s| s.attempts);
+    let text = format!(
+        "Full table: {early} entries dropped early, 0 of {attempts} new connections reset."
+    );
     // Where some were reset, this does not show that it was for that.
-    (early > 0 && resets == 0).then(|| {
-        let attempts = sum(&|s| s.attempts);
-        (
-            Finding::DoesNotHold,
-            format!(
-                "Full table: {early} entries dropped early, 0 of {attempts} new connections reset."
-            ),
-        )
-    })
+    (early > 0 && resets == 0).then_some((Finding::DoesNotHold, text))
 }
 
 /// Handshakes whose entry was dropped against the same without others' SYNs.
-fn early_drop(facts: &Facts, case: OnItsWay) -> (Finding, String) {
-    let Some(h) = facts.half_open(case) else { return never() };
+pub(super) fn early_drop(facts: &Facts, case: OnItsWay) -> Option<Told> {
+    let h = facts.half_open(case)?;
     let finding = match h.ended(ProbeEnd::Reset) {
         _ if !h.shows_something() => Finding::NotShown,
         0 => Finding::DoesNotHold,
@@ -424,15 +339,12 @@ fn early_drop(facts: &Facts, case: OnItsWay) -> (Finding, String) {
         n if h.captured.show(n) => Finding::Holds,
         _ => Finding::NotShown,
     };
-    (finding, h.words())
+    Some((finding, h.words()))
 }
 
-fn saved_half_open(facts: &Facts) -> (Finding, String) {
-    let (Some(bare), Some(saved)) =
-        (facts.half_open(OnItsWay::Ack), facts.half_open(OnItsWay::AckProtected))
-    else {
-        return never();
-    };
+pub(super) fn saved_half_open(facts: &Facts) -> Option<Told> {
+    let bare = facts.half_open(OnItsWay::Ack)?;
+    let saved = facts.half_open(OnItsWay::AckProtected)?;
     let n = |h: &HalfOpen| h.ended(ProbeEnd::Reset);
     let finding = match (n(bare), n(saved)) {
         _ if !(bare.shows_something() && saved.shows_something()) => Finding::NotShown,
@@ -450,13 +362,12 @@ fn saved_half_open(facts: &Facts) -> (Finding, String) {
         hung(saved),
         saved.words()
     );
-    (finding, text)
+    Some((finding, text))
 }
 
 /// The load that made connections fail, under other circumstances.
-fn same_load(facts: &Facts, kind: Kind) -> (Finding, String) {
-    let (before, after) = (facts.of(&[Kind::Load]), facts.of(&[kind]));
-    let (Some(b), Some(a)) = (before.first(), after.first()) else { return never() };
+pub(super) fn same_load(facts: &Facts, kind: Kind) -> Option<Told> {
+    let (b, a) = (facts.step(Kind::Load)?, facts.step(kind)?);
     let failed = |s: &Shown| s.failed(FailureClass::ConnectTimeout);
     let text = format!(
         "{} of {} connects timed out with {} of {} entries; {} of {} with {} of {}.",
@@ -476,19 +387,20 @@ fn same_load(facts: &Facts, kind: Kind) -> (Finding, String) {
         (_, 0) => Finding::NotShown,
         _ => Finding::DoesNotHold,
     };
-    (finding, text)
+    Some((finding, text))
 }
 
 const fn holds(it: bool) -> Finding {
     if it { Finding::Holds } else { Finding::DoesNotHold }
 }
 
-const fn refuted(it: bool) -> Finding {
-    if it { Finding::DoesNotHold } else { Finding::NotShown }
-}
-
-fn never() -> (Finding, String) {
-    (Finding::NotShown, "This run did not get so far.".to_owned())
+/// What was seen says so; or what was seen refutes it; or neither was seen.
+const fn seen(it: bool, otherwise: bool) -> Finding {
+    match (it, otherwise) {
+        (true, _) => Finding::Holds,
+        (false, true) => Finding::DoesNotHold,
+        (false, false) => Finding::NotShown,
+    }
 }
 
 #[cfg(test)]
