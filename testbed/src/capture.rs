@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use canary_record::names::{Direction, Forgery};
 use canary_wire::segment::{Flags, Numbers, Segment};
 use canary_wire::seq::Seq;
+use etherparse::{IpNumber, Ipv6Header};
 use pcap_file::pcap::{PcapPacket, PcapReader, PcapWriter};
 use pcap_file::{DataLink, PcapError};
 
@@ -192,19 +193,12 @@ pub fn each_segment(
 /// TCP directly behind the fixed IPv6 header (RFC 8200, section 3), which is
 /// how Linux sends it.
 fn parse_ipv6(ip: &[u8], wire: usize) -> Option<Segment<'_>> {
-    const HEADER: usize = 40;
-    const TCP: u8 = 6;
-    let address = |from: usize| -> Option<IpAddr> {
-        <[u8; 16]>::try_from(ip.get(from..from + 16)?).ok().map(IpAddr::from)
-    };
-    if ip.first()? >> 4 != 6 || *ip.get(6)? != TCP {
-        return None;
-    }
-    let length = usize::from(u16::from_be_bytes([*ip.get(4)?, *ip.get(5)?]));
-    let length = length.min(wire.saturating_sub(HEADER));
-    let tcp = ip.get(HEADER..)?;
+    let (header, tcp) = Ipv6Header::from_slice(ip).ok()?;
+    let length = usize::from(header.payload_length).min(wire.saturating_sub(Ipv6Header::LEN));
     let tcp = &tcp[..tcp.len().min(length)];
-    Segment::parse_tcp(address(8)?, address(24)?, tcp, length).ok()
+    let (src, dst) = (IpAddr::from(header.source), IpAddr::from(header.destination));
+    let segment = Segment::parse_tcp(src, dst, tcp, length).ok();
+    segment.filter(|_| header.next_header == IpNumber::TCP)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! boom-server and load-client: found, started, and ended with their typed results.
 
 use std::marker::PhantomData;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -146,30 +147,15 @@ impl<R> Ended<R> {
     }
 }
 
+impl<R> Deref for Running<R> {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
 impl<R: DeserializeOwned> Running<R> {
-    /// Its number.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.process.pid()
-    }
-
-    /// Sends it a signal.
-    pub fn signal(&self, signal: Signal) {
-        self.process.signal(signal);
-    }
-
-    /// All that it has printed so far.
-    #[must_use]
-    pub fn printed(&self) -> String {
-        self.process.printed()
-    }
-
-    /// The file that its stderr goes to.
-    #[must_use]
-    pub fn complaints(&self) -> PathBuf {
-        self.process.log().to_owned()
-    }
-
     /// True while it runs.
     pub fn runs(&mut self) -> Result<bool, ExecError> {
         Ok(!self.process.ends_within(Duration::ZERO, &Interrupt::default())?)

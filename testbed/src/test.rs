@@ -261,7 +261,7 @@ impl Bed {
     #[track_caller]
     pub fn loaded(&self, words: &str) -> Ended<LoadResult> {
         let running = self.load(words);
-        let said = running.complaints();
+        let said = running.log().to_owned();
         let ended = ok(running.end(3 * SOON));
         assert_eq!(std::fs::read_to_string(said).unwrap_or_default(), "", "{words}");
         ended

@@ -70,8 +70,17 @@ pub struct Testbed<'a> {
     tools: &'a Tools,
 }
 
-/// A host, and whether its commands are IPv6's (`ip -6`): a batch takes no family of its own.
-type Batch<'a> = (&'a str, bool);
+/// What makes an `ip` command IPv6's.
+const SIX: &str = "-6 ";
+
+/// What steps that are one call have in common: the host of `ip` commands, and whether they are
+/// IPv6's, for a batch takes no family of its own.
+fn batch(step: &Step) -> Option<(&str, bool)> {
+    match step {
+        Step::Ip(host, args) => Some((host, args.starts_with(SIX))),
+        Step::Add(_) | Step::Sysctl(..) => None,
+    }
+}
 
 impl<'a> Testbed<'a> {
     /// Builds a topology.
@@ -87,32 +96,25 @@ impl<'a> Testbed<'a> {
             .map(|host| Ok((*host, Host::open(&topology.full(host))?)))
             .collect::<Result<BTreeMap<_, _>, NetnsError>>()?;
         let testbed = Self { topology, hosts, tools };
-        let mut batch: Option<(Batch<'_>, String)> = None;
-        for step in &testbed.topology.steps {
-            match (step, &mut batch) {
-                (Step::Ip(host, args), _) => {
-                    let six = args.strip_prefix("-6 ");
-                    let at = (host.as_str(), six.is_some());
-                    if batch.as_ref().is_none_or(|(other, _)| *other != at) {
-                        testbed.flush(batch.replace((at, String::new())))?;
-                    }
-                    if let Some((_, lines)) = &mut batch {
-                        lines.push_str(six.unwrap_or(args));
-                        lines.push('\n');
-                    }
+        let alike = |a: &Step, b: &Step| batch(a).is_some() && batch(a) == batch(b);
+        for steps in testbed.topology.steps.chunk_by(alike) {
+            match &steps[0] {
+                Step::Add(_) => {}
+                Step::Sysctl(host, key, value) => testbed
+                    .full_host(host)?
+                    .run(|| evidence::set_sysctl(key, value))?
+                    .map_err(|source| TestbedError::Evidence { host: host.clone(), source })?,
+                Step::Ip(host, args) => {
+                    let six = args.starts_with(SIX);
+                    let lines = steps.iter().fold(String::new(), |lines, step| match step {
+                        Step::Ip(_, args) => lines + args.trim_start_matches(SIX) + "\n",
+                        Step::Add(_) | Step::Sysctl(..) => lines,
+                    });
+                    let args: &[&str] = &["-6", "-n", host, "-batch", "-"];
+                    tools.call("ip", &args[usize::from(!six)..])?.stdin(&lines).run()?;
                 }
-                (Step::Sysctl(host, key, value), _) => {
-                    testbed.flush(batch.take())?;
-                    let (key, value) = (*key, *value);
-                    testbed
-                        .full_host(host)?
-                        .run(move || evidence::set_sysctl(key, value))?
-                        .map_err(|source| TestbedError::Evidence { host: host.clone(), source })?;
-                }
-                (Step::Add(_), _) => {}
             }
         }
-        testbed.flush(batch.take())?;
         Ok(testbed)
     }
 
@@ -125,15 +127,6 @@ impl<'a> Testbed<'a> {
     /// Lets the hosts go; each ends with the last process and socket in it.
     pub fn remove(&self) -> Result<(), TestbedError> {
         Ok(self.hosts.values().try_for_each(Host::remove)?)
-    }
-
-    /// Several `ip` commands of one host in one call.
-    fn flush(&self, batch: Option<(Batch<'_>, String)>) -> Result<(), TestbedError> {
-        if let Some(((host, six), lines)) = batch {
-            let args: &[&str] = &["-6", "-n", host, "-batch", "-"];
-            self.tools.call("ip", &args[usize::from(!six)..])?.stdin(&lines).run()?;
-        }
-        Ok(())
     }
 
     fn full_host(&self, full: &str) -> Result<&Host, TestbedError> {
@@ -200,12 +193,11 @@ impl<'a> Testbed<'a> {
             let here =
                 NodeProtection::of(protections, |p| self.topology.nodes(p.at).contains(node));
             let rules = Ruleset::new(proxy_mode, &self.topology.service, family, here);
-            let (tools, text) = (self.tools.clone(), rules.text.clone());
-            let loaded = self.within(node, move || {
-                evidence::load_rules(&tools, proxy_mode, family, &text)?;
+            let loaded = self.within(node, || {
+                evidence::load_rules(self.tools, proxy_mode, family, &rules.text)?;
                 let liberal = if here.liberal { "1" } else { "0" };
                 evidence::set_sysctl(evidence::BE_LIBERAL, liberal)?;
-                Ok(evidence::read_rules(&tools, proxy_mode, family)?.0)
+                Ok(evidence::read_rules(self.tools, proxy_mode, family)?.0)
             })?;
             if !rules.ipvs.is_empty() {
                 let (host, vip) = (self.topology.full(node), self.topology.service.vip.of(family));
@@ -252,18 +244,16 @@ impl<'a> Testbed<'a> {
         family: Family,
     ) -> Result<Vec<NodeCounters>, TestbedError> {
         let read = |node: &&'static str| {
-            let tools = self.tools.clone();
-            self.within(node, move || {
-                let (loaded, text) = evidence::read_rules(&tools, proxy_mode, family)?;
+            self.within(node, || {
+                let (loaded, text) = evidence::read_rules(self.tools, proxy_mode, family)?;
                 Ok(NodeCounters {
-                    node: String::new(),
+                    node: (*node).to_owned(),
                     be_liberal: evidence::sysctl(evidence::BE_LIBERAL)? == "1",
                     conntrack: evidence::conntrack_stat()?,
                     loaded,
                     text,
                 })
             })
-            .map(|c| NodeCounters { node: (*node).to_owned(), ..c })
         };
         self.topology.nodes(At::Both).iter().map(read).collect()
     }
