@@ -77,7 +77,7 @@ async fn main() -> ExitCode {
 async fn test(args: &Args) -> anyhow::Result<usize> {
     let mut shutdown = Shutdown::catch()?;
     let Connected { client, cluster } = app::connect(&args.cluster, "conntrack-test").await?;
-    app::confirmed(&args.confirm, &cluster.context)?;
+    app::confirmed(Some(&args.confirm), &cluster.context)?;
     let run = Run {
         id: app::run_id(),
         namespace: cluster.namespace.clone(),
@@ -150,11 +150,9 @@ impl Test<'_> {
         let begun = Instant::now();
         let result = self.diagnose().await?;
         println!("{} ({:.0} s)", result.headline(), begun.elapsed().as_secs_f64());
-        let leaking = vulnerable(&result).len();
-        self.claim(
-            (result.verdict == Verdict::Vulnerable) == (leaking > 0),
-            &format!("diagnose: {:?} with {leaking} vulnerable paths", result.verdict),
-        );
+        let (leaking, verdict) = (vulnerable(&result).len(), result.verdict);
+        let what = format!("diagnose: {verdict:?} with {leaking} vulnerable paths");
+        self.claim((verdict == Verdict::Vulnerable) == (leaking > 0), &what);
         let tried: BTreeSet<_> = rows(&result).map(|(_, p)| p.path).collect();
         self.claim(!tried.is_empty(), &format!("{} paths were tried", tried.len()));
         let control = rows(&result).filter(|(_, p)| p.path == Path::PodIp);
@@ -214,16 +212,12 @@ impl Test<'_> {
                 let why: BTreeSet<_> =
                     with.nodes.iter().flat_map(|n| &n.families).flat_map(|f| &f.reasons).collect();
                 let why: Vec<_> = why.into_iter().take(3).map(String::as_str).collect();
-                self.claim(
-                    left.is_empty() && with.verdict == Verdict::Protected,
-                    &format!(
-                        "overlays/drop-invalid: {} vulnerable paths before, {} with it: {} {}",
-                        before.len(),
-                        left.len(),
-                        with.headline(),
-                        why.join("; ")
-                    ),
+                let (were, are, said) = (before.len(), left.len(), with.headline());
+                let what = format!(
+                    "overlays/drop-invalid: {were} vulnerable paths before, {are} with it: {said} {}",
+                    why.join("; ")
                 );
+                self.claim(are == 0 && with.verdict == Verdict::Protected, &what);
             }
             Some(why) => {
                 self.skip(&format!("overlays/drop-invalid cannot run on every node: {why}"));
@@ -241,24 +235,18 @@ impl Test<'_> {
             self.skip(&format!("be_liberal cannot be set on every node: {why}"));
         } else {
             let with = self.diagnose().await?;
-            let left = leaking(&with, Forgery::AboveWindow);
-            self.claim(
-                left.is_empty(),
-                &format!(
-                    "be_liberal: above-window leaked on {} paths before, on {} with it",
-                    above.len(),
-                    left.len()
-                ),
-            );
+            let (were, are) = (above.len(), leaking(&with, Forgery::AboveWindow).len());
+            let what =
+                format!("be_liberal: above-window leaked on {were} paths before, on {are} with it");
+            self.claim(are == 0, &what);
         }
         let back = tune.put_back().await?;
         let whole = back.iter().flat_map(|n| &n.changes).all(|c| c.restored == Some(c.from));
         self.claim(whole, "be_liberal is as it was on every node");
         let after = vulnerable(&self.diagnose().await?);
-        self.claim(
-            after == before,
-            &format!("without them: {} vulnerable paths as before, {}", before.len(), after.len()),
-        );
+        let (were, are) = (before.len(), after.len());
+        let what = format!("without them: {were} vulnerable paths as before, {are}");
+        self.claim(after == before, &what);
         Ok(())
     }
 
@@ -339,17 +327,13 @@ impl Test<'_> {
         let alarm = until(SOON, "boom-server to end", async || {
             Ok(self.boom_status().await?.is_some_and(|s| s.restart_count > 0))
         });
-        let alarm = alarm.await.is_ok();
-        self.claim(
-            alarm,
-            &format!("exposed: boom-server ended after {:.0} s", begun.elapsed().as_secs_f64()),
-        );
+        let (alarm, seconds) = (alarm.await.is_ok(), begun.elapsed().as_secs_f64());
+        self.claim(alarm, &format!("exposed: boom-server ended after {seconds:.0} s"));
         let message = self.boom_status().await?.and_then(|s| s.last_state?.terminated?.message);
         let message = message.unwrap_or_default();
-        self.claim(
-            message.starts_with("vulnerable"),
-            &format!("its termination message: {}", message.lines().next().unwrap_or_default()),
-        );
+        let first = message.lines().next().unwrap_or_default();
+        let said = format!("its termination message: {first}");
+        self.claim(first.starts_with("vulnerable"), &said);
         let logged = until(Duration::from_secs(30), "the client's log line", async || {
             let pods = self.ground.named("canary-client").await?;
             let pod = pods.first().context("no canary-client")?;
@@ -437,16 +421,13 @@ impl Test<'_> {
         let (Command::Load(args), cluster) = self.command(&line)? else { unreachable!() };
         let client = &self.ground.client;
         let result = app::load(client, cluster, &args, &Config::new(), never, &quiet).await?;
-        self.claim(
-            result.merged == clients && result.verdict != LoadVerdict::Inconclusive,
-            &format!(
-                "load: {} of {clients} results, {} of {} connections succeeded; {}",
-                result.merged,
-                result.ok,
-                result.attempts,
-                result.reasons.join("; ")
-            ),
+        let (merged, ok, all) = (result.merged, result.ok, result.attempts);
+        let what = format!(
+            "load: {merged} of {clients} results, {ok} of {all} connections succeeded; {}",
+            result.reasons.join("; ")
         );
+        let proved = result.verdict != LoadVerdict::Inconclusive;
+        self.claim(merged == clients && proved, &what);
         let left = self.namespace("conntrack-load").await?;
         self.claim(!left, "load left nothing behind");
         // In the base the target and the clients keep boom-server company, and distance.

@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use crate::cli::{Cli, ClusterArgs, Command, ConfirmArgs, ImageArgs};
 use crate::objects::Images;
-use crate::output::{self, Format, Shown};
+use crate::output::{self, Shown as _};
 use crate::report::Cluster;
 use crate::{manifests, plan, preflight, run};
 pub use diagnose::diagnosis;
@@ -34,22 +34,44 @@ pub use witness::watch;
 
 /// Runs the command line.
 pub async fn main(cli: Cli, config: Config) -> ExitCode {
-    let done = match cli.command {
-        Command::Diagnose(args) => Box::pin(diagnose::diagnosed(args, &config)).await,
-        Command::Load(args) => Box::pin(load::loaded(args, &config)).await,
-        Command::Witness(args) => Box::pin(witness::witnessed(args, &config)).await,
-        Command::Experiment(args) => Box::pin(experiment::experimented(args)).await,
-        Command::Tune(args) => Box::pin(tune::tuned(args, &config)).await,
-        Command::Manifests(args) => {
-            manifests::yaml(args.set, &images(&args.images), args.namespace.as_deref())
-                .and_then(|text| print(&text).map(|()| Exit::Ok))
-        }
-    };
-    match done {
+    match Box::pin(command(cli.command, &config)).await {
         Ok(exit) => exit.into(),
         Err(e) => {
             eprintln!("kubectl-conntrack: {e:#}");
             if e.is::<Unconfirmed>() { Exit::Usage.into() } else { Exit::Failed.into() }
+        }
+    }
+}
+
+/// Does `$work` in the cluster that `$args` name, where the user means it if it changes nodes, with
+/// progress and signals; keeps the result and shows it. Its verdict is the exit code.
+macro_rules! done {
+    ($word:literal, $work:path, $args:ident, $config:expr, $confirm:expr) => {{
+        let of = &$args.cluster;
+        let Connected { client, cluster } = connect(of, concat!("conntrack-", $word)).await?;
+        confirmed($confirm, &cluster.context)?;
+        let (save, file) = (of.save.as_deref(), concat!($word, ".json"));
+        let result = kept(save, file, async |shutdown, say| {
+            let signalled = async || shutdown.signalled().await;
+            Box::pin($work(&client, cluster, &$args, $config, signalled, say)).await
+        })
+        .await?;
+        print(&output::text(&result, $args.output, std::io::stdout().is_terminal())?)?;
+        Ok(result.exit())
+    }};
+}
+
+/// Runs a subcommand.
+async fn command(command: Command, config: &Config) -> anyhow::Result<Exit> {
+    match command {
+        Command::Diagnose(args) => done!("diagnose", diagnosis, args, config, None),
+        Command::Load(args) => done!("load", load, args, config, None),
+        Command::Witness(args) => done!("witness", watch, args, config, None),
+        Command::Tune(args) => done!("tune", tune, args, config, Some(&args.confirm)),
+        Command::Experiment(args) => experiment::experimented(args).await,
+        Command::Manifests(args) => {
+            let (images, namespace) = (images(&args.images), args.namespace.as_deref());
+            print(&manifests::yaml(args.set, &images, namespace)?).map(|()| Exit::Ok)
         }
     }
 }
@@ -99,8 +121,9 @@ pub enum Unconfirmed {
     Other(String, String),
 }
 
-/// Ends unless the user gives the context's name, by option or typed.
-pub fn confirmed(args: &ConfirmArgs, context: &str) -> anyhow::Result<()> {
+/// Where there are options for it, ends unless the user gives the context's name, by option or typed.
+pub fn confirmed(args: Option<&ConfirmArgs>, context: &str) -> anyhow::Result<()> {
+    let Some(args) = args else { return Ok(()) };
     let name = match &args.confirm {
         Some(name) => name.clone(),
         None if std::io::stdin().is_terminal() => {
@@ -191,11 +214,6 @@ async fn kept<T: Serialize>(
         run::save(dir, file, &result)?;
     }
     Ok(result)
-}
-
-/// Writes a result.
-fn show<T: Shown>(result: &T, format: Format) -> anyhow::Result<()> {
-    print(&output::text(result, format, std::io::stdout().is_terminal())?)
 }
 
 /// The Linux nodes, of which one at least is ready.

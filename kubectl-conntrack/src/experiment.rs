@@ -36,21 +36,15 @@ pub fn needs(own_namespace: bool) -> Vec<Right> {
     needs
 }
 
-/// What changes in a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Purpose {
-    Load,
-    SmallTable,
-    Liberal,
-}
-
-impl Purpose {
-    const fn word(self) -> &'static str {
-        match self {
-            Self::Load => "load",
-            Self::SmallTable => "small-table",
-            Self::Liberal => "liberal",
-        }
+canary_record::names! {
+    /// What changes in a step.
+    pub enum Purpose {
+        /// So many clients and nothing else.
+        Load = "load",
+        /// A table smaller than the load.
+        SmallTable = "small-table",
+        /// be_liberal=1 on every node.
+        Liberal = "liberal",
     }
 }
 
@@ -217,7 +211,8 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
         text.lines().filter(sampled).fold(String::new(), |all, line| all + line + "\n")
     }
 
-    /// A sample, kept; false where it could not be read.
+    /// A sample, kept; false where it could not be read: a pod that does not answer may have been
+    /// replaced.
     async fn sample(&mut self) -> Result<bool, Stop> {
         let (boom, canary) =
             tokio::join!(self.metrics(&self.boom, 9100), self.metrics(&self.canary, 9100));
@@ -227,15 +222,16 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
         };
         let whole = boom.contains("boom_handshakes") && canary.contains("load_attempts");
         self.journal.sample(whole.then(|| boom + &canary + &observed))?;
+        if !whole {
+            let _ = tokio::time::timeout(Duration::from_secs(3), self.find_pods(&quiet)).await;
+        }
         Ok(whole)
     }
 
-    /// Samples each second until then; a pod that does not answer may have been replaced.
+    /// Samples each second until then.
     async fn samples(&mut self, until: Instant) -> Result<(), Stop> {
         while Instant::now() < until {
-            if !self.sample().await? {
-                let _ = tokio::time::timeout(Duration::from_secs(3), self.find_pods(&quiet)).await;
-            }
+            self.sample().await?;
             if self.signal.or(tokio::time::sleep(Duration::from_secs(1))).await.is_none() {
                 break;
             }
@@ -270,7 +266,7 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
         if self.signal.by.is_some() {
             return Ok(());
         }
-        let title = format!("{} {clients}", purpose.word());
+        let title = format!("{purpose} {clients}");
         say(&format!("{title} clients"));
         self.journal.wrote(&format!("step {title}"))?;
         let number = self.journal.steps();
@@ -279,10 +275,7 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
         let mut load = Load::new(self.ground, &args, &format!("load-{number}"));
         let mut liberal = Tune::new(self.ground, self.nodes, "tune-liberal");
         if purpose == Purpose::Liberal {
-            let sysctls = [Sysctl { name: "nf_conntrack_tcp_be_liberal".to_owned(), value: 1 }];
-            let set = liberal.set(&sysctls, self.args.cluster.timeout, false, &quiet);
-            let set = self.signal.or(set).await;
-            self.changed(set)?;
+            self.set(&mut liberal, "nf_conntrack_tcp_be_liberal", 1).await?;
         }
         let had = if clients > 0 { load.accepted().await } else { None };
         if clients > 0 && self.signal.by.is_none() {
@@ -321,8 +314,7 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
         self.wait_for_sample(&title).await?;
         self.journal.wrote("to")?;
         if purpose == Purpose::Liberal {
-            let back = liberal.put_back().await;
-            self.put_back(back, &title)?;
+            self.put_back(&mut liberal, &title).await?;
         }
         self.undisturbed(&title, life).await?;
         let away: Vec<_> = self.ready().await.into_iter().filter(|n| !ready.contains(n)).collect();
@@ -335,7 +327,6 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
     async fn wait_for_sample(&mut self, title: &str) -> Result<(), Stop> {
         let until = Instant::now() + Duration::from_secs(30);
         while !self.sample().await? {
-            let _ = tokio::time::timeout(Duration::from_secs(3), self.find_pods(&quiet)).await;
             if Instant::now() >= until {
                 return self.journal.doubt(&format!("{title}: no sample within 30 s"));
             }
@@ -344,9 +335,11 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
         Ok(())
     }
 
-    /// Writes down what a tune set, and what it could not.
-    fn changed(&mut self, set: Option<Result<Vec<TunedNode>, Stop>>) -> Result<(), Stop> {
-        let nodes = match set {
+    /// Sets a sysctl on every node, and writes down what was set and what could not be.
+    async fn set(&mut self, tune: &mut Tune<'_>, name: &str, value: u64) -> Result<(), Stop> {
+        let sysctls = [Sysctl { name: name.to_owned(), value }];
+        let set = tune.set(&sysctls, self.args.cluster.timeout, false, &quiet);
+        let nodes = match self.signal.or(set).await {
             None => return Ok(()),
             Some(Err(e)) => return self.journal.doubt(&format!("not set on every node: {e}")),
             Some(Ok(nodes)) => nodes,
@@ -366,8 +359,8 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
         changes.iter().try_for_each(|c| self.journal.wrote(c))
     }
 
-    fn put_back(&mut self, back: Result<Vec<TunedNode>, Stop>, title: &str) -> Result<(), Stop> {
-        let doubts: Vec<String> = match back {
+    async fn put_back(&mut self, tune: &mut Tune<'_>, title: &str) -> Result<(), Stop> {
+        let doubts: Vec<String> = match tune.put_back().await {
             Err(e) => vec![format!("{title}: not known to be put back: {e}")],
             Ok(nodes) => {
                 let left = |n: &TunedNode| n.changes.iter().any(|c| c.restored != Some(c.from));
@@ -382,16 +375,14 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
     async fn shrink(&mut self, tune: &mut Tune<'_>) -> Result<Option<String>, Stop> {
         let Some(size) = self.args.table_size else { return Ok(None) };
         let Some(line) = &self.args.table_command else {
-            let sysctls = [Sysctl { name: "nf_conntrack_max".to_owned(), value: size }];
-            let set = tune.set(&sysctls, self.args.cluster.timeout, false, &quiet);
-            let set = self.signal.or(set).await;
-            self.changed(set)?;
-            return Ok(None);
+            return self.set(tune, "nf_conntrack_max", size).await.map(|()| None);
         };
-        let set = command(line, None)
-            .and_then(|was| command(line, Some(&size.to_string())).map(|_| was))
-            .and_then(|was| command(line, None).map(|is| (was, is)));
-        match set {
+        let set = || {
+            let was = command(line, None)?;
+            command(line, Some(&size.to_string()))?;
+            Ok::<_, String>((was, command(line, None)?))
+        };
+        match set() {
             Ok((was, is)) => {
                 self.journal.wrote(&format!("change nf_conntrack_max {was} {is}"))?;
                 Ok(Some(was))
@@ -407,10 +398,7 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
         title: &str,
     ) -> Result<(), Stop> {
         match (&self.args.table_command, was) {
-            (None, _) => {
-                let back = tune.put_back().await;
-                self.put_back(back, title)
-            }
+            (None, _) => self.put_back(tune, title).await,
             (Some(line), Some(was)) => match command(line, Some(&was)) {
                 Ok(_) => Ok(()),
                 Err(why) => self.journal.doubt(&format!("NOT PUT BACK: {line} {was}: {why}")),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use crate::objects::{Images, MANAGER, RUN, Run};
+use crate::objects::{Images, MANAGED_BY, MANAGER, RUN, Run};
 
 /// A folder of `k8s/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -160,7 +160,7 @@ pub fn own(set: Set, run: &Run, kind: &str, name: &str) -> Value {
     for metadata in ["/metadata", "/spec/template/metadata"] {
         if let Some(metadata) = object.pointer_mut(metadata) {
             metadata["labels"][RUN] = run.id.clone().into();
-            metadata["labels"]["app.kubernetes.io/managed-by"] = MANAGER.into();
+            metadata["labels"][MANAGED_BY] = MANAGER.into();
         }
     }
     object

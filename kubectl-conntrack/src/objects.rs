@@ -14,6 +14,8 @@ pub const RUN: &str = "conntrack-canary/run";
 const SERVER: &str = "conntrack-canary/server";
 /// The field manager of every object, and the value of `managed-by`.
 pub const MANAGER: &str = "kubectl-conntrack";
+/// The label that says who manages an object.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// What every object of every run bears.
 pub const OURS: &str = "app.kubernetes.io/managed-by=kubectl-conntrack";
 /// Pod Security's level of a namespace.
@@ -73,7 +75,7 @@ impl Run {
             "app.kubernetes.io/name": if component == "server" { "boom-server" } else { "load-client" },
             "app.kubernetes.io/component": component,
             "app.kubernetes.io/part-of": "conntrack-canary",
-            "app.kubernetes.io/managed-by": MANAGER,
+            MANAGED_BY: MANAGER,
             RUN: self.id,
         }})
     }
@@ -84,7 +86,7 @@ impl Run {
         typed(
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace, "labels": {
                 "app.kubernetes.io/part-of": "conntrack-canary",
-                "app.kubernetes.io/managed-by": MANAGER,
+                MANAGED_BY: MANAGER,
                 // NET_RAW and the host network are beyond the baseline level.
                 ENFORCE: "privileged",
                 RUN: self.id,

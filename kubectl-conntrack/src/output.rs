@@ -5,6 +5,7 @@ pub mod junit;
 pub mod table;
 
 use canary_record::names::Verdict;
+use canary_runtime::exit::Exit;
 use serde::Serialize;
 
 /// How a result is written.
@@ -22,6 +23,11 @@ pub enum Format {
 
 /// A result that every format can show.
 pub trait Shown: Serialize {
+    /// What it says as an exit code.
+    fn exit(&self) -> Exit {
+        self.sheet(true).verdict.into()
+    }
+
     /// For people; `colour` where a terminal shows it.
     fn table(&self, colour: bool) -> String;
 

@@ -11,7 +11,7 @@ use kube::api::{ListParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 
 use crate::api::{ApiError, PARALLEL, Stop, call, each};
-use crate::objects::{ENFORCE, MANAGER, OURS, RUN};
+use crate::objects::{OURS, RUN};
 use crate::plan::Node;
 
 /// How long what a run can do without may take.
@@ -103,41 +103,6 @@ fn role(missing: &[Right]) -> String {
         );
     }
     text
-}
-
-/// What a namespace is to a run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NamespaceState {
-    /// There is none: the run makes it and deletes it.
-    None,
-    /// An earlier run made it and left it.
-    Left {
-        /// That run's identifier.
-        run: String,
-    },
-    /// Somebody else's: never deleted. Pod Security's level that it enforces.
-    Foreign {
-        /// The level; none where the label is not there.
-        enforce: Option<String>,
-    },
-}
-
-/// What `namespace` is.
-pub async fn namespace_state(client: &Client, namespace: &str) -> Result<NamespaceState, ApiError> {
-    let api: Api<Namespace> = Api::all(client.clone());
-    let found =
-        call(format!("read namespace {namespace}"), async || api.get_opt(namespace).await).await?;
-    Ok(found.map_or(NamespaceState::None, |n| {
-        let labels = n.labels();
-        match labels.get(RUN) {
-            Some(run)
-                if labels.get("app.kubernetes.io/managed-by").is_some_and(|m| m == MANAGER) =>
-            {
-                NamespaceState::Left { run: run.clone() }
-            }
-            _ => NamespaceState::Foreign { enforce: labels.get(ENFORCE).cloned() },
-        }
-    }))
 }
 
 /// The namespaces other than `own` that runs made, with their identifiers; none where this user may

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::advice::advice;
 use crate::output::{Part, Row, Sheet, Shown, Table, table};
-use crate::verdict::{FamilyRow, NodeRow, PathRow, groups, worst};
+use crate::verdict::{FamilyRow, NodeRow, PathRow, groups, whole};
 
 /// What `kubectl conntrack diagnose` found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -44,19 +44,9 @@ impl DiagnoseResult {
     #[must_use]
     pub fn new(run: Run, cluster: Cluster, mut nodes: Vec<NodeRow>, reasons: Vec<String>) -> Self {
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
-        let mut verdict = worst(nodes.iter().map(|n| n.verdict));
-        if !reasons.is_empty() {
-            verdict = worst([verdict, Verdict::Inconclusive]);
-        }
-        Self {
-            schema_version: canary_record::result::SCHEMA_VERSION,
-            run,
-            cluster,
-            verdict,
-            reasons,
-            advice: advice(&nodes),
-            nodes,
-        }
+        let verdict = whole(nodes.iter().map(|n| n.verdict), &reasons);
+        let (schema_version, advice) = (canary_record::result::SCHEMA_VERSION, advice(&nodes));
+        Self { schema_version, run, cluster, verdict, reasons, nodes, advice }
     }
 
     /// The result in one line.

@@ -22,8 +22,8 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::api::{ApiError, PARALLEL, Stop, Watch, call};
-use crate::objects::{ENFORCE, OURS, RUN, Run};
-use crate::preflight::{self, NamespaceState};
+use crate::objects::{ENFORCE, MANAGED_BY, MANAGER, OURS, RUN, Run};
+use crate::preflight;
 
 /// A kind of object that lives in a namespace.
 pub trait Kind:
@@ -91,27 +91,30 @@ impl Ground {
     ) -> Result<Self, Stop> {
         let mut ground = Self { client: client.clone(), run: run.clone(), made: None };
         let ns = &run.namespace;
-        let own = match preflight::namespace_state(client, ns).await? {
-            NamespaceState::None => Ok(true),
-            NamespaceState::Left { run: earlier } if replace => {
-                ground.remove_left(&earlier).await?;
+        let found = ground.found().await?.map(|n| n.metadata);
+        let labels = found.as_ref().and_then(|n| n.labels.clone()).unwrap_or_default();
+        let made = labels.get(MANAGED_BY).filter(|by| *by == MANAGER).and(labels.get(RUN));
+        let level = labels.get(ENFORCE).filter(|level| *level != "privileged");
+        let own = match (found, made, level) {
+            (None, ..) => Ok(true),
+            // By its UID: another one of its name is not what was left.
+            (Some(n), Some(_), _) if replace => {
+                ground.remove_namespace(&n.uid.unwrap_or_default()).await?;
                 Ok(true)
             }
-            NamespaceState::Left { run: earlier } => Err(format!(
+            (Some(_), Some(earlier), _) => Err(format!(
                 "namespace {ns} is left of run {earlier}, or that run is at work: \
                  --replace removes it first, kubectl delete namespace {ns} does the same"
             )),
-            NamespaceState::Foreign { .. } if !foreign => Err(format!(
+            (Some(_), None, _) if !foreign => Err(format!(
                 "namespace {ns} exists and is not of this program: name it with --namespace {ns} to use it \
                  (it is never deleted), or choose another"
             )),
-            NamespaceState::Foreign { enforce: Some(level) } if level != "privileged" => {
-                Err(format!(
-                    "namespace {ns} enforces Pod Security level {level}, which allows neither NET_RAW nor the host \
+            (Some(_), None, Some(level)) => Err(format!(
+                "namespace {ns} enforces Pod Security level {level}, which allows neither NET_RAW nor the host \
                  network: kubectl label namespace {ns} {ENFORCE}=privileged --overwrite"
-                ))
-            }
-            NamespaceState::Foreign { .. } => {
+            )),
+            (Some(_), None, None) => {
                 match ground.list::<Pod>(OURS).await?.iter().find_map(|p| p.labels().get(RUN)) {
                     None => Ok(false),
                     Some(_) if replace => ground.leave_foreign(OURS).await.map(|_| Ok(false))?,
@@ -173,7 +176,7 @@ impl Ground {
 
     async fn patch<K: Kind>(&self, object: &K, dry: bool) -> Result<K, ApiError> {
         let (api, name) = (self.api::<K>(), object.name_any());
-        let mut params = PatchParams::apply(crate::objects::MANAGER).force();
+        let mut params = PatchParams::apply(MANAGER).force();
         params.dry_run = dry;
         let verb = if dry { "try (dry-run)" } else { "apply" };
         let once = async || api.patch(&name, &params, &Patch::Apply(object)).await;
@@ -380,16 +383,6 @@ impl Ground {
     async fn found(&self) -> Result<Option<Namespace>, ApiError> {
         let (api, ns) = (Api::<Namespace>::all(self.client.clone()), &self.run.namespace);
         call(format!("read namespace {ns}"), async || api.get_opt(ns).await).await
-    }
-
-    /// Removes the namespace that an earlier run left: by its UID, and only with that run's label.
-    async fn remove_left(&self, run: &str) -> Result<(), Stop> {
-        let Some(found) = self.found().await? else { return Ok(()) };
-        if found.labels().get(RUN).map(String::as_str) != Some(run) {
-            let ns = &self.run.namespace;
-            return Err(Stop::Refused(format!("namespace {ns} changed hands")));
-        }
-        self.remove_namespace(&found.metadata.uid.unwrap_or_default()).await.map(drop)
     }
 
     async fn remove_namespace(&self, uid: &str) -> Result<BTreeSet<String>, Stop> {

@@ -195,14 +195,10 @@ fn counted(outcomes: &[OutcomeCount], family: Family) -> (u64, u64, Vec<Leak>) {
         if o.counts.leaked == 0 {
             continue;
         }
+        let (leaked, forged) = (o.counts.leaked, o.forged);
         match leaks.iter_mut().find(|l| l.forgery == o.forgery) {
-            Some(l) => {
-                l.leaked += o.counts.leaked;
-                l.forged += o.forged;
-            }
-            None => {
-                leaks.push(Leak { forgery: o.forgery, leaked: o.counts.leaked, forged: o.forged });
-            }
+            Some(l) => (l.leaked, l.forged) = (l.leaked + leaked, l.forged + forged),
+            None => leaks.push(Leak { forgery: o.forgery, leaked, forged }),
         }
     }
     (judged, leaked, leaks)
@@ -332,15 +328,26 @@ pub fn family_row(family: Family, paths: Vec<PathRow>, not_tried: &[String]) -> 
     FamilyRow { family, verdict, bad_flags_alone, reasons, paths }
 }
 
-/// The worst of `verdicts`; inconclusive when there is none.
-#[must_use]
-pub fn worst(verdicts: impl IntoIterator<Item = Verdict>) -> Verdict {
-    let rank = |v: &Verdict| match v {
+/// How bad a verdict is.
+const fn rank(v: Verdict) -> u8 {
+    match v {
         Verdict::Protected => 0,
         Verdict::Inconclusive => 1,
         Verdict::Vulnerable => 2,
-    };
-    verdicts.into_iter().max_by_key(rank).unwrap_or(Verdict::Inconclusive)
+    }
+}
+
+/// The worst of `verdicts`; inconclusive when there is none.
+#[must_use]
+pub fn worst(verdicts: impl IntoIterator<Item = Verdict>) -> Verdict {
+    verdicts.into_iter().max_by_key(|v| rank(*v)).unwrap_or(Verdict::Inconclusive)
+}
+
+/// The worst of the verdicts on parts of a result, which is proved only where no `reasons` weaken it.
+#[must_use]
+pub fn whole(parts: impl IntoIterator<Item = Verdict>, reasons: &[String]) -> Verdict {
+    let parts = worst(parts);
+    if reasons.is_empty() { parts } else { worst([parts, Verdict::Inconclusive]) }
 }
 
 /// Nodes with the same outcome.
@@ -380,11 +387,6 @@ pub fn groups(nodes: &[NodeRow]) -> Vec<Group<'_>> {
             None => groups.push(Group { like: n, names: vec![&n.name] }),
         }
     }
-    let order = |v| match v {
-        Verdict::Vulnerable => 0,
-        Verdict::Inconclusive => 1,
-        Verdict::Protected => 2,
-    };
-    groups.sort_by_key(|g| (order(g.like.verdict), usize::MAX - g.names.len()));
+    groups.sort_by_key(|g| std::cmp::Reverse((rank(g.like.verdict), g.names.len())));
     groups
 }

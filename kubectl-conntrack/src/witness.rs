@@ -27,7 +27,7 @@ use crate::plan::Node;
 use crate::preflight::{Right, rights};
 use crate::report::Cluster;
 use crate::run::{self, Ground};
-use crate::verdict::worst;
+use crate::verdict::whole;
 
 /// What a witness needs: pods of its own, and to read whose an address is.
 #[must_use]
@@ -240,15 +240,11 @@ impl ClusterWitness {
                 connection: e.clone(),
             })
             .collect();
-        let mut verdict = worst(nodes.iter().map(|n| n.verdict));
-        if !reasons.is_empty() {
-            verdict = worst([verdict, Verdict::Inconclusive]);
-        }
         Self {
             schema_version: canary_record::result::SCHEMA_VERSION,
             run,
             cluster,
-            verdict,
+            verdict: whole(nodes.iter().map(|n| n.verdict), &reasons),
             reasons,
             services: hits(|r| &r.services),
             clients: hits(|r| &r.clients),

@@ -5,27 +5,13 @@ use std::collections::BTreeSet;
 use canary_record::names::EndedBy;
 use canary_record::result::Config;
 use canary_runtime::cli::derive;
-use canary_runtime::exit::Exit;
 use kube::Client;
 
 use super::session::{Session, ended};
-use super::{Connected, connect, kept, show};
 use crate::api::Stop;
 use crate::cli::DiagnoseArgs;
 use crate::report::{Cluster, DiagnoseResult};
 use crate::{diagnose, plan, preflight};
-
-/// The whole subcommand.
-pub(super) async fn diagnosed(args: DiagnoseArgs, config: &Config) -> anyhow::Result<Exit> {
-    let Connected { client, cluster } = connect(&args.cluster, "conntrack-diagnose").await?;
-    let result = kept(args.cluster.save.as_deref(), "diagnose.json", async |shutdown, say| {
-        let signalled = async || shutdown.signalled().await;
-        Box::pin(diagnosis(&client, cluster, &args, config, signalled, say)).await
-    })
-    .await?;
-    show(&result, args.output)?;
-    Ok(result.verdict.into())
-}
 
 /// A diagnosis of the cluster behind `client`, until its end or until `signalled`; what it made is
 /// removed either way. An error says that nothing was measured and what to mend.

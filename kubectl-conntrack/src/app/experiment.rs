@@ -21,7 +21,7 @@ use crate::report::Cluster;
 /// The whole subcommand.
 pub(super) async fn experimented(args: ExperimentArgs) -> anyhow::Result<Exit> {
     let Connected { client, cluster } = connect(&args.cluster, "conntrack-experiment").await?;
-    confirmed(&args.confirm, &cluster.context)?;
+    confirmed(Some(&args.confirm), &cluster.context)?;
     let dir = args.cluster.save.clone().unwrap_or_else(|| {
         let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
         format!("results/cluster-{now}").into()

@@ -4,28 +4,14 @@ use anyhow::Context as _;
 use canary_record::names::EndedBy;
 use canary_record::result::Config;
 use canary_record::result::load::LoadResult;
-use canary_runtime::exit::Exit;
 use kube::Client;
 
 use super::session::{Session, ended};
-use super::{Connected, connect, kept, show};
 use crate::api::Stop;
 use crate::cli::LoadArgs;
 use crate::load::{self, Load};
 use crate::report::Cluster;
 use crate::run;
-
-/// The whole subcommand.
-pub(super) async fn loaded(args: LoadArgs, config: &Config) -> anyhow::Result<Exit> {
-    let Connected { client, cluster } = connect(&args.cluster, "conntrack-load").await?;
-    let result = kept(args.cluster.save.as_deref(), "load.json", async |shutdown, say| {
-        let signalled = async || shutdown.signalled().await;
-        Box::pin(load(&client, cluster, &args, config, signalled, say)).await
-    })
-    .await?;
-    show(&result, args.output)?;
-    Ok(result.verdict.into())
-}
 
 /// A load on the cluster behind `client`, until its end or until `signalled`; what it made is
 /// removed either way, and what the clients had counted by then is in the result.

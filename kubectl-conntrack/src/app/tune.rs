@@ -2,28 +2,14 @@
 
 use canary_record::names::EndedBy;
 use canary_record::result::Config;
-use canary_runtime::exit::Exit;
 use kube::Client;
 
 use super::session::{Session, ended};
-use super::{Connected, confirmed, connect, kept, show, usable};
+use super::usable;
 use crate::cli::TuneArgs;
 use crate::each_node;
 use crate::report::Cluster;
 use crate::tune::{Tune, TuneResult};
-
-/// The whole subcommand.
-pub(super) async fn tuned(args: TuneArgs, config: &Config) -> anyhow::Result<Exit> {
-    let Connected { client, cluster } = connect(&args.cluster, "conntrack-tune").await?;
-    confirmed(&args.confirm, &cluster.context)?;
-    let result = kept(args.cluster.save.as_deref(), "tune.json", async |shutdown, say| {
-        let signalled = async || shutdown.signalled().await;
-        Box::pin(tune(&client, cluster, &args, config, signalled, say)).await
-    })
-    .await?;
-    show(&result, args.output)?;
-    Ok(result.verdict().into())
-}
 
 /// Sets sysctls on nodes of the cluster behind `client`, until the end of `--for` or until
 /// `signalled`, and puts the old values back.

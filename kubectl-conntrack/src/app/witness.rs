@@ -2,27 +2,14 @@
 
 use canary_record::names::EndedBy;
 use canary_record::result::Config;
-use canary_runtime::exit::Exit;
 use kube::Client;
 
 use super::session::{Session, ended};
-use super::{Connected, connect, kept, show, usable};
+use super::usable;
 use crate::api::Stop;
 use crate::cli::WitnessArgs;
 use crate::report::Cluster;
 use crate::witness::{self, ClusterWitness, Witness};
-
-/// The whole subcommand.
-pub(super) async fn witnessed(args: WitnessArgs, config: &Config) -> anyhow::Result<Exit> {
-    let Connected { client, cluster } = connect(&args.cluster, "conntrack-witness").await?;
-    let result = kept(args.cluster.save.as_deref(), "witness.json", async |shutdown, say| {
-        let signalled = async || shutdown.signalled().await;
-        Box::pin(watch(&client, cluster, &args, config, signalled, say)).await
-    })
-    .await?;
-    show(&result, args.output)?;
-    Ok(result.verdict.into())
-}
 
 /// A witness on every node of the cluster behind `client`, for a time or until `signalled`; what
 /// each had seen by then is in the result.
