@@ -1,7 +1,8 @@
 # `make lab` runs the experiment, `make test` the tests. Both install what they need.
-.PHONY: help lab test kernels bench bench-fill soak bench-boom matrix network fuzz properties simulation test-images images load-images \
+.PHONY: help lab test kernels bench bench-fill soak bench-boom bench-witness load-bench matrix network fuzz fuzz-scenarios \
+	fuzz-captures properties simulation test-images images load-images \
 	test-kernels test-k8s programs fmt-check lint licences shell-check docs oldest-rust unit manifests reference picture dist \
-	publish publish-images clean
+	publish clean
 
 CARGO ?= cargo
 TOOLS := $(CURDIR)/target/tools
@@ -118,28 +119,22 @@ kernels:
 test-kernels:
 	@$(MAKE) --no-print-directory kernels ARGS='--short --within 360 5.10 newest'
 
-# Arguments for load-bench, e.g. ARGS='--rounds 7'.
-bench: $(TOOLS)/bin/oha
+load-bench:
 	@tools/setup bench
 	@echo '== building (release)'
 	@$(CARGO) build --release --quiet -p load-client --features bench
 	@mkdir -p results
+
+# Arguments for load-bench, e.g. ARGS='--rounds 7'.
+bench: $(TOOLS)/bin/oha load-bench
 	@target/release/load-bench compare --oha $(TOOLS)/bin/oha --output results/bench.json $(ARGS)
 
 # A table of nf_conntrack_max entries, filled from empty and kept full.
-bench-fill:
-	@tools/setup bench
-	@echo '== building (release)'
-	@$(CARGO) build --release --quiet -p load-client --features bench
-	@mkdir -p results
+bench-fill: load-bench
 	@target/release/load-bench fill --output results/fill.json $(ARGS)
 
 # 10,000,000 connections while things go wrong, some 10 minutes; ARGS='--connections 1000000'.
-soak:
-	@tools/setup bench
-	@echo '== building (release)'
-	@$(CARGO) build --release --quiet -p load-client --features bench
-	@mkdir -p results
+soak: load-bench
 	@target/release/load-bench soak --output results/soak.json $(ARGS)
 
 $(TOOLS)/bin/oha:
@@ -155,7 +150,6 @@ bench-boom:
 	@target/release/examples/bench $(or $(RATE),best) $(or $(SECONDS),60)
 
 # First churn with a witness on each node and without, by turns. ARGS='20000 60' for one rate alone.
-.PHONY: bench-witness
 bench-witness:
 	@tools/setup lab
 	@echo '== building (release)'
@@ -183,12 +177,10 @@ fuzz: $(TOOLS)/bin/cargo-fuzz fuzz-captures
 	../../target/fuzz/corpus/$$t fuzz/corpus/$$t -- -runs=$(or $(RUNS),50000000) -max_len=480 -print_final_stats=1) || exit 1; done
 
 # RUNS scenario files, near to the shipped ones and far from them, none of which may make the loader panic.
-.PHONY: fuzz-scenarios
 fuzz-scenarios:
 	@PROPTEST_CASES=$(or $(RUNS),1000000) $(CARGO) test --release -p conntrack-lab --lib no_file_panics
 
 # CASES damaged captures of every format and link layer; as many damaged datagrams of the kernel's messages.
-.PHONY: fuzz-captures
 fuzz-captures:
 	@WITNESS_CASES=$(or $(CASES),10000000) $(CARGO) test \
 	$(foreach p,load-client canary-record canary-wire etherparse netlink-packet-core pcap-file,--config profile.dev.package.$(p).opt-level=2) \
@@ -202,8 +194,12 @@ test-images:
 	@tools/setup images
 	@k8s/tests/images
 
-# Both images for both architectures, pushed: REGISTRY=registry.example/conntrack-canary
-images: publish-images
+# Both images for both architectures into REGISTRY=registry.example/conntrack-canary; with REGISTRY_USER and
+# REGISTRY_TOKEN it logs in first.
+images:
+	@: $${REGISTRY:?REGISTRY names where the images go}
+	@[ -z "$$REGISTRY_TOKEN" ] || echo "$$REGISTRY_TOKEN" | docker login --username "$$REGISTRY_USER" --password-stdin "$${REGISTRY%%/*}"
+	@tools/publish-images
 
 # Both images for this machine, into the nodes of CLUSTER=kind or minikube (NAME=... for another than the default)
 load-images:
@@ -232,12 +228,6 @@ picture:
 dist: $(TOOLS)/bin/cargo-cyclonedx
 	@tools/setup dist
 	@tools/dist
-
-# Both images for both architectures into REGISTRY; with REGISTRY_USER and REGISTRY_TOKEN it logs in first.
-publish-images:
-	@: $${REGISTRY:?REGISTRY names where the images go}
-	@[ -z "$$REGISTRY_TOKEN" ] || echo "$$REGISTRY_TOKEN" | docker login --username "$$REGISTRY_USER" --password-stdin "$${REGISTRY%%/*}"
-	@tools/publish-images
 
 # dist/ and the schemas as a release of the tag v$(VERSION), by GitHub's gh.
 publish: dist
