@@ -48,11 +48,9 @@ impl fmt::Display for Key {
             Part::Stage(text) | Part::Claim(text) => f.write_str(text),
             Part::Cell { path, family, proxy_mode, protections, forgery } => {
                 write!(f, "{path} {family} {proxy_mode}, ")?;
-                if protections.is_empty() {
-                    f.write_str("no protection")?;
-                }
-                for (i, p) in protections.iter().enumerate() {
-                    write!(f, "{}{p}", if i > 0 { " + " } else { "" })?;
+                match &**protections {
+                    [] => f.write_str("no protection")?,
+                    _ => write!(f, "{protections:#}")?,
                 }
                 match forgery {
                     Some(forgery) => write!(f, ", {forgery}"),
@@ -63,38 +61,12 @@ impl fmt::Display for Key {
     }
 }
 
-/// What was seen of a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Shown {
-    /// Of a forgery.
-    Forged(Seen),
-    /// Of a scenario as a whole: its judgement says it.
-    Judged,
-    /// Of connections: every way in which any of them ended.
-    Ended(BTreeSet<ProbeEnd>),
-    /// Of a claim.
-    Found(statement::Finding),
-}
-
-impl fmt::Display for Shown {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Forged(seen) => write!(f, "{seen}"),
-            Self::Judged => f.write_str("run"),
-            Self::Found(finding) => write!(f, "{finding}"),
-            Self::Ended(ends) => {
-                let ends: Vec<_> = ends.iter().map(|e| e.as_str()).collect();
-                f.write_str(&ends.join(" and "))
-            }
-        }
-    }
-}
-
 /// What one run says of a key, over its repetitions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What was seen; absent where nothing was proved.
-    pub seen: Option<Shown>,
+    /// What was seen: what became of segments, every way in which any connection ended, what
+    /// became of a claim. Absent where nothing was proved.
+    pub seen: Option<Vec<&'static str>>,
     /// Against the expectation.
     pub judgement: Judgement,
 }
@@ -102,7 +74,7 @@ pub struct Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.seen {
-            Some(seen) => write!(f, "{seen} ({})", self.judgement),
+            Some(seen) => write!(f, "{} ({})", seen.join(" and "), self.judgement),
             None => write!(f, "nothing proved ({})", self.judgement),
         }
     }
@@ -159,7 +131,7 @@ pub fn compare(a: &LabResult, b: &LabResult) -> Diff {
         match (&old.seen, &new.seen) {
             (Some(a), Some(b)) => {
                 // A claim or a stage has no judgement but that of its whole scenario.
-                let own = !matches!(a, Shown::Found(_) | Shown::Ended(_));
+                let own = !matches!(key.part, Part::Claim(_) | Part::Stage(_));
                 if a == b && (!own || old.judgement == new.judgement) {
                     diff.same += 1;
                 } else {
@@ -190,8 +162,7 @@ fn context(a: &LabResult, b: &LabResult) -> Vec<String> {
     let old = |r: &LabResult| r.environment.old_segments.map_or("not shown", |o| o.as_str());
     differs("segments below the window", old(a), old(b));
     let none = String::new();
-    let tools: std::collections::BTreeSet<_> =
-        a.environment.tools.keys().chain(b.environment.tools.keys()).collect();
+    let tools: BTreeSet<_> = a.environment.tools.keys().chain(b.environment.tools.keys()).collect();
     for tool in tools {
         let of = |r: &'_ LabResult| r.environment.tools.get(tool).unwrap_or(&none).clone();
         differs(tool, &of(a), &of(b));
@@ -206,7 +177,7 @@ fn findings(result: &LabResult) -> BTreeMap<Key, Finding> {
         let mut add = |part: Part, finding: Finding| {
             let key = Key { scenario: scenario.name.clone(), part };
             let joined = match found.remove(&key) {
-                Some(old) => join(old, finding),
+                Some(old) => join(&key.part, old, finding),
                 None => finding,
             };
             found.insert(key, joined);
@@ -237,20 +208,18 @@ fn of_stages(scenario: &ScenarioResult) -> Vec<(Part, Finding)> {
     let Some(timeline) = &scenario.timeline else { return Vec::new() };
     let judgement = scenario.judgement;
     let proved = matches!(judgement, Judgement::AsExpected | Judgement::Differs);
-    let mut parts =
-        vec![(Part::Stages, Finding { seen: proved.then_some(Shown::Judged), judgement })];
+    let run = || vec!["run"];
+    let mut parts = vec![(Part::Stages, Finding { seen: proved.then(run), judgement })];
     for s in &timeline.statements {
         let shown = s.finding != statement::Finding::NotShown;
-        let seen = shown.then_some(Shown::Found(s.finding));
-        parts.push((
-            Part::Claim(s.claim.trim_end_matches('.').to_owned()),
-            Finding { seen, judgement },
-        ));
+        let seen = shown.then(|| vec![s.finding.as_str()]);
+        let claim = s.claim.trim_end_matches('.').to_owned();
+        parts.push((Part::Claim(claim), Finding { seen, judgement }));
     }
     if timeline.statements.is_empty() {
         for step in &timeline.steps {
-            let ends = step.established.iter().filter(|(_, n)| **n > 0).map(|(e, _)| *e);
-            let seen = proved.then(|| Shown::Ended(ends.collect()));
+            let ends = step.established.iter().filter(|(_, n)| **n > 0).map(|(e, _)| e.as_str());
+            let seen = proved.then(|| ends.collect());
             parts.push((Part::Stage(step.title.clone()), Finding { seen, judgement }));
         }
     }
@@ -271,19 +240,20 @@ fn of_cell(cell: &CellResult) -> Vec<(Option<Forgery>, Finding)> {
                 Some(expected) if expected != f.seen => Judgement::Differs,
                 Some(_) | None => Judgement::AsExpected,
             };
-            let seen = proved.then_some(Shown::Forged(f.seen));
+            let seen = proved.then(|| vec![f.seen.as_str()]);
             (Some(f.forgery), Finding { seen, judgement })
         })
         .collect()
 }
 
 /// Two repetitions of one key.
-fn join(a: Finding, b: Finding) -> Finding {
-    let seen = match (a.seen, b.seen) {
-        (Some(a), Some(b)) if a == b => Some(a),
-        (Some(Shown::Forged(_)), Some(Shown::Forged(_))) => Some(Shown::Forged(Seen::Mixed)),
-        (Some(Shown::Ended(a)), Some(Shown::Ended(b))) => {
-            Some(Shown::Ended(a.union(&b).copied().collect()))
+fn join(part: &Part, a: Finding, b: Finding) -> Finding {
+    let seen = match (part, a.seen, b.seen) {
+        (_, Some(a), Some(b)) if a == b => Some(a),
+        (Part::Cell { .. }, Some(_), Some(_)) => Some(vec![Seen::Mixed.as_str()]),
+        (Part::Stage(_), Some(a), Some(b)) => {
+            let ends = ProbeEnd::ALL.iter().map(|end| end.as_str());
+            Some(ends.filter(|end| a.contains(end) || b.contains(end)).collect())
         }
         // A claim that held once and once did not is shown by neither.
         _ => None,

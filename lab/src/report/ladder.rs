@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 
 use canary_record::names::Forgery;
+use canary_runtime::page::{Event, Role, Seen};
 use canary_wire::segment::{Flags, Segment};
 use canary_wire::seq::Seq;
 
@@ -49,42 +50,8 @@ impl Packet {
     }
 }
 
-/// What a segment is to the story.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Of the connection's own life.
-    Own,
-    /// Forged by boom-server.
-    Forged,
-    /// The RST that a forged segment provoked, and that the server must accept.
-    Kill,
-    /// The RST that a forged segment provoked, and that the server ignores.
-    Answer,
-    /// Sent after the connection was killed.
-    Aftermath,
-}
-
-/// One segment on its way.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Event {
-    /// Seconds since the connection's first segment.
-    pub t: f64,
-    /// True from client to server.
-    pub to_server: bool,
-    /// As the client's end saw it.
-    pub client: Option<(SocketAddr, SocketAddr)>,
-    /// As the server pod saw it.
-    pub server: Option<(SocketAddr, SocketAddr)>,
-    /// Flags, relative numbers, length.
-    pub numbers: String,
-    /// What it is to the story.
-    pub role: Role,
-    /// The story.
-    pub words: String,
-}
-
 /// One connection from its handshake to its end.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Ladder {
     /// What was forged.
     pub forgery: Forgery,
@@ -98,12 +65,29 @@ pub struct Ladder {
     pub complete: bool,
     /// True when that RST is one that the server must accept.
     pub killed: bool,
+    /// True when the server pod sees another address than the client's own.
+    pub masqueraded: bool,
 }
 
-/// Both captures of one connection. Where client and server share a host, give
-/// its one capture as both.
+impl Ladder {
+    /// Whether the first segment that is one of `roles` was seen at the client.
+    #[must_use]
+    pub fn at_client(&self, roles: &[Role]) -> bool {
+        let first = self.events.iter().find(|e| roles.contains(&e.role));
+        first.is_some_and(|e| !matches!(e.seen[0], Seen::Absent(_)))
+    }
+}
+
+/// Both captures of one connection, the client's taken in `host`. Where client and server share a
+/// host, give its one capture as both. `kernel` is what the kernel said of the forged segment.
 #[must_use]
-pub fn build(client: &[Packet], server: &[Packet], forgery: Forgery) -> Option<Ladder> {
+pub fn build(
+    client: &[Packet],
+    server: &[Packet],
+    forgery: Forgery,
+    host: &str,
+    kernel: Option<&str>,
+) -> Option<Ladder> {
     let asked = *client.iter().find(|p| p.is_syn())?;
     // In a shared capture the client's own addresses tell its copies from the server's.
     let shared = client == server;
@@ -119,6 +103,8 @@ pub fn build(client: &[Packet], server: &[Packet], forgery: Forgery) -> Option<L
     })?;
     let mut story = Story {
         forgery,
+        host,
+        kernel,
         target: asked.dst,
         server: arrived.dst,
         client_isn: asked.seq,
@@ -135,6 +121,8 @@ pub fn build(client: &[Packet], server: &[Packet], forgery: Forgery) -> Option<L
         .map(|p| story.tell(&p, asked.t))
         .collect();
     shorten(&mut events);
+    // NAT does not change the order: the first segment is the client's SYN in both captures.
+    let masqueraded = asked.src != arrived.src;
     Some(Ladder {
         forgery,
         target: asked.dst,
@@ -142,6 +130,7 @@ pub fn build(client: &[Packet], server: &[Packet], forgery: Forgery) -> Option<L
         events,
         complete: story.answered,
         killed: story.killed,
+        masqueraded,
     })
 }
 
@@ -182,8 +171,10 @@ fn pair(client: &[Packet], server: &[Packet], asker: SocketAddr, pod: SocketAddr
 }
 
 /// What is known so far, from the server's point of view.
-struct Story {
+struct Story<'a> {
     forgery: Forgery,
+    host: &'a str,
+    kernel: Option<&'a str>,
     target: SocketAddr,
     server: SocketAddr,
     client_isn: Seq,
@@ -198,7 +189,7 @@ struct Story {
     established: bool,
 }
 
-impl Story {
+impl Story<'_> {
     fn tell(&mut self, pair: &Pair, begin: f64) -> Event {
         let Some(p) = pair.packet().copied() else {
             unreachable!("a pair has at least one packet");
@@ -206,7 +197,7 @@ impl Story {
         let forged = !pair.to_server && self.is_forged(&p);
         let (role, words) = if forged {
             self.forged = Some(p);
-            (Role::Forged, self.forged_words(pair, &p))
+            (Role::Invalid, self.forged_words(pair, &p))
         } else if pair.to_server
             && !self.answered
             && self.forged.is_some_and(|f| f.numbers().provokes(&p))
@@ -227,15 +218,28 @@ impl Story {
                 self.snd = p.ack;
             }
         }
-        let ends = |p: &Option<Packet>| p.map(|p| (p.src, p.dst));
+        let mark = match role {
+            Role::Invalid => "Forged.",
+            Role::Kill => "Killed.",
+            Role::Answer => "Leaked.",
+            Role::Own | Role::Aftermath => "",
+        };
+        let odd = |p: &Packet| p.src != self.target && p.dst != self.target;
+        let seen = |p: Option<Packet>, host: &str, odd: bool| match p {
+            Some(p) if odd => Seen::Odd(p.src.to_string(), p.dst.to_string()),
+            Some(p) => Seen::At(p.src.to_string(), p.dst.to_string()),
+            None => Seen::Absent(format!("not seen in {host}")),
+        };
+        let odd = !mark.is_empty() && pair.client.as_ref().is_some_and(odd);
         Event {
-            t: p.t - begin,
-            to_server: pair.to_server,
-            client: ends(&pair.client),
-            server: ends(&pair.server),
-            numbers,
             role,
+            ms: Some((p.t - begin) * 1000.0),
+            to_server: pair.to_server,
+            seen: [seen(pair.client, self.host, odd), seen(pair.server, "the server pod", false)],
+            numbers,
+            mark,
             words,
+            kernel: self.kernel.filter(|_| role == Role::Invalid).map(str::to_owned),
         }
     }
 
@@ -259,7 +263,7 @@ impl Story {
     }
 
     fn forged_words(&self, pair: &Pair, p: &Packet) -> String {
-        let what = format!("Forged by boom-server ({}): {}.", self.forgery, self.distance(p));
+        let what = format!("By boom-server ({}): {}.", self.forgery, self.distance(p));
         match (&pair.client, &pair.server) {
             (Some(c), _) if c.src != self.target => format!(
                 "{what} conntrack calls it INVALID and does not translate it back: it reaches the \
@@ -406,14 +410,14 @@ fn aftermath(pair: &Pair, p: &Packet) -> String {
 fn shorten(events: &mut Vec<Event>) {
     const BEFORE: usize = 8;
     const AFTER: usize = 12;
-    let Some(forged) = events.iter().position(|e| e.role == Role::Forged) else {
+    let Some(forged) = events.iter().position(|e| e.role == Role::Invalid) else {
         events.truncate(BEFORE + AFTER);
         return;
     };
     if forged > BEFORE {
         events.drain(BEFORE - 2..forged - 2);
     }
-    let forged = events.iter().position(|e| e.role == Role::Forged).unwrap_or(0);
+    let forged = events.iter().position(|e| e.role == Role::Invalid).unwrap_or(0);
     events.truncate(forged + AFTER);
 }
 
@@ -453,7 +457,7 @@ mod tests {
                 Packet { segment: Segment { src, dst, ..p.segment }, ..*p }
             })
             .collect();
-        build(&at_client, &at_server, Forgery::AboveWindow).unwrap()
+        build(&at_client, &at_server, Forgery::AboveWindow, "the client pod", None).unwrap()
     }
 
     /// The kernel's RST to a segment of no connection is the kill.

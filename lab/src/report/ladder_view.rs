@@ -1,16 +1,14 @@
 //! The ladders on the page: lists of segments, each drawn as an arrow between what the client saw
 //! and what the server pod saw. One for each distinct way to die; the others are named.
 
-use std::net::SocketAddr;
-
-use canary_runtime::page::{self, Seen};
+use canary_runtime::page::{self, Role};
 use maud::{Markup, html};
 
 use crate::document::lab::{CellResult, LabResult, Path, ScenarioResult};
 use canary_record::names::Forgery;
 
 use super::html::{Captures, cells};
-use super::ladder::{self, Event, Ladder, Role};
+use super::ladder::{self, Ladder};
 use super::paths::spaceless;
 use super::words;
 
@@ -25,8 +23,6 @@ struct Drawn {
     protected: bool,
     /// The cell.
     cell: String,
-    /// What the kernel said of the forged segment.
-    kernel: Option<String>,
     /// Where the client's and the server's capture were taken, and their files.
     files: Vec<(String, String)>,
 }
@@ -84,21 +80,13 @@ fn ways(ladders: Vec<Drawn>) -> Vec<Vec<Drawn>> {
 /// What makes a way to die: whether the RST kills, who sent it, and whether the client's addresses
 /// were rewritten too.
 fn way(l: &Ladder) -> (bool, bool, bool, bool, bool) {
-    let of = |roles: &[Role]| l.events.iter().find(|e| roles.contains(&e.role));
-    let seen = |e: Option<&Event>| e.is_some_and(|e| e.client.is_some());
     (
         l.killed,
         l.complete,
-        seen(of(&[Role::Forged])),
-        seen(of(&[Role::Kill, Role::Answer])),
-        masqueraded(l),
+        l.at_client(&[Role::Invalid]),
+        l.at_client(&[Role::Kill, Role::Answer]),
+        l.masqueraded,
     )
-}
-
-fn masqueraded(l: &Ladder) -> bool {
-    l.events
-        .first()
-        .is_some_and(|e| matches!((e.client, e.server), (Some(c), Some(s)) if c.0 != s.0))
 }
 
 fn title(d: &Drawn) -> String {
@@ -127,7 +115,7 @@ fn others(way: &[Drawn]) -> Markup {
 
 fn figure(d: &Drawn) -> Markup {
     let l = &d.ladder;
-    let client = host(d.files.first().map_or("client", |f| f.0.as_str()));
+    let client = d.files.first().map_or("the client pod", |f| host(&f.0));
     html! { figure {
         figcaption.small.soft {
             strong { (l.forgery) } " on: " (words::path(d.path)) ", " (d.protections) " (cell "
@@ -135,55 +123,20 @@ fn figure(d: &Drawn) -> Markup {
             @for (name, file) in &d.files { " Capture in " (host(name)) ": " a href=(file) { (file) } "." }
             @if !l.complete { " The forged segment or the RST that answers it is not in these captures." }
         }
-        @let events: Vec<_> = l.events.iter().map(|e| event(d, e, &client)).collect();
         (page::ladder([
             (&format!("Seen in {client}"), &format!("calls {}", l.target)),
             ("Seen in the server pod", &format!("listens on {}", l.server)),
-        ], &events))
+        ], &l.events))
     } }
 }
 
-fn event(d: &Drawn, e: &Event, client: &str) -> page::Event {
-    let (role, mark) = match e.role {
-        Role::Own => (page::Role::Own, ""),
-        Role::Forged => (page::Role::Invalid, "Forged."),
-        Role::Kill => (page::Role::Kill, "Killed."),
-        Role::Answer => (page::Role::Answer, "Leaked."),
-        Role::Aftermath => (page::Role::Aftermath, ""),
-    };
-    let target = d.ladder.target;
-    let odd = !mark.is_empty() && e.client.is_some_and(|c| c.0 != target && c.1 != target);
-    let words = match e.words.strip_prefix("Forged by boom-server ") {
-        Some(rest) => format!("By boom-server {rest}"),
-        None => e.words.clone(),
-    };
-    page::Event {
-        role,
-        ms: Some(e.t * 1000.0),
-        to_server: e.to_server,
-        seen: [seen(e.client, odd, client), seen(e.server, false, "the server pod")],
-        numbers: e.numbers.clone(),
-        mark,
-        words,
-        kernel: (e.role == Role::Forged).then(|| d.kernel.clone()).flatten(),
-    }
-}
-
-fn seen(ends: Option<(SocketAddr, SocketAddr)>, odd: bool, host: &str) -> Seen {
-    match ends {
-        Some((src, dst)) if odd => Seen::Odd(src.to_string(), dst.to_string()),
-        Some((src, dst)) => Seen::At(src.to_string(), dst.to_string()),
-        None => Seen::Absent(format!("not seen in {host}")),
-    }
-}
-
 /// A host of the topology, to people.
-fn host(name: &str) -> String {
+fn host(name: &str) -> &str {
     match name {
-        "client" => "the client pod".to_owned(),
-        "server" => "the server pod".to_owned(),
-        "outside" => "the client outside".to_owned(),
-        node => node.to_owned(),
+        "client" => "the client pod",
+        "server" => "the server pod",
+        "outside" => "the client outside",
+        node => node,
     }
 }
 
@@ -222,14 +175,15 @@ fn of_cell(scenario: &ScenarioResult, cell: &CellResult, captures: &Captures) ->
         else {
             continue;
         };
-        let Some(ladder) = ladder::build(at_client, at_server, forgery) else { continue };
+        let (host, kernel) = (host(&client.host), client.kernel.as_deref());
+        let built = ladder::build(at_client, at_server, forgery, host, kernel);
+        let Some(ladder) = built else { continue };
         let mut files = vec![(client.host.clone(), client.file.clone())];
         if server.file != client.file {
             files.push((server.host.clone(), server.file.clone()));
         }
         found.push(Drawn {
             ladder,
-            kernel: client.kernel.clone(),
             path: cell.path,
             protections: words::protections(&cell.protections),
             protected: !cell.protections.is_empty(),
