@@ -18,11 +18,18 @@ pub fn syn_retransmissions() -> u64 {
     tcp_ext("TCPSynRetrans")
 }
 
+/// Retransmission timers that ran out (`LINUX_MIB_TCPTIMEOUTS`, tcp_retransmit_timer()).
+#[must_use]
+pub fn timeouts() -> Option<u64> {
+    told("TCPTimeouts")
+}
+
 fn tcp_ext(name: &str) -> u64 {
-    std::fs::read_to_string("/proc/net/netstat")
-        .ok()
-        .and_then(|text| counter(&text, "TcpExt:", name))
-        .unwrap_or_default()
+    told(name).unwrap_or_default()
+}
+
+fn told(name: &str) -> Option<u64> {
+    counter(&std::fs::read_to_string("/proc/net/netstat").ok()?, "TcpExt:", name)
 }
 
 /// A line of names is followed by the line of their values (netstat_seq_show()).

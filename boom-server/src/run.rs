@@ -131,7 +131,7 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
         embryonic: netstat::embryonic_resets(),
         repeated: netstat::syn_retransmissions(),
         ports: ports.clone(),
-        stalled: Mutex::new((Stalled::default(), Instant::now())),
+        stalled: Mutex::new((Stalled::since(netstat::timeouts()), Instant::now())),
     };
     runtime.block_on(async {
         // Signals are caught before anything can be lost.
@@ -330,7 +330,8 @@ impl Program {
     /// Looks for connections that hang, if any is open.
     fn look_for_stalls(&self) {
         let open = self.counters.open.load(Ordering::Relaxed) > 0;
-        let waiting = open.then(|| stall::look(&self.ports));
+        let worth = open && self.stalled().0.worth_a_look(netstat::timeouts());
+        let waiting = worth.then(|| stall::look(&self.ports));
         let mut stalled = self.stalled();
         if let Some(waiting) = waiting {
             stalled.0.note(waiting);

@@ -17,9 +17,24 @@ pub struct Stalled {
     hung: HashSet<String>,
     /// Those that looked like it when last looked at.
     before: HashSet<String>,
+    /// The retransmission timers that had run out by then.
+    timeouts: Option<u64>,
 }
 
 impl Stalled {
+    /// None so far, after so many retransmission timers that ran out.
+    #[must_use]
+    pub fn since(timeouts: Option<u64>) -> Self {
+        Self { timeouts, ..Self::default() }
+    }
+
+    /// Whether the list of sockets, which the kernel walks for long, can say something new: a
+    /// connection hangs once its retransmission timer has run out (tcp_retransmit_timer()).
+    pub fn worth_a_look(&mut self, timeouts: Option<u64>) -> bool {
+        let before = std::mem::replace(&mut self.timeouts, timeouts);
+        timeouts.is_none() || before != timeouts || !self.before.is_empty()
+    }
+
     /// How many.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -84,6 +99,21 @@ fn waiting(line: &str, ports: &[u16]) -> Option<(String, Waits)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The list is read where a timer has run out since the last look, where something waited
+    /// then, and where the kernel does not count.
+    #[test]
+    fn is_looked_at_where_it_can_say_something() {
+        let mut stalled = Stalled::since(Some(7));
+        assert!(!stalled.worth_a_look(Some(7)));
+        assert!(stalled.worth_a_look(Some(8)));
+        assert!(!stalled.worth_a_look(Some(8)));
+        stalled.note(vec![("a".to_owned(), Waits::Long)]);
+        assert!(stalled.worth_a_look(Some(8)));
+        stalled.note(Vec::new());
+        assert!(!stalled.worth_a_look(Some(8)));
+        assert!(stalled.worth_a_look(None));
+    }
 
     /// Only what waits for an acknowledgment, and long, hangs.
     #[test]

@@ -103,7 +103,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "WHICH", env = "LAB_CAPTURE", default_value = "one")]
     pub capture: CaptureMode,
     /// Cells at a time
-    #[arg(long, value_name = "N", env = "LAB_JOBS", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, value_name = "N", env = "LAB_JOBS", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub jobs: u16,
     /// Stays up afterwards until Ctrl-C and says how to enter each host
     #[arg(long, env = "LAB_KEEP")]

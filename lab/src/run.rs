@@ -1,5 +1,5 @@
-//! Runs what a plan says, and tells what was seen as soon as it is there: batches of cells side by
-//! side, then other causes, then what needs the whole machine. It judges nothing and writes no
+//! Runs what a plan says, and tells what was seen as soon as it is there: batches of cells
+//! and cases of other causes side by side, then what needs the whole machine. It judges nothing and writes no
 //! result.
 
 pub mod cause;
@@ -9,11 +9,11 @@ pub mod host_table;
 pub mod saturation;
 pub mod setting;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use crate::document::lab::{CommandList, Path};
@@ -80,9 +80,13 @@ impl Batch<'_> {
 
 /// Runs everything. After a signal nothing more begins.
 pub fn run(plan: &Plan, control: Option<&Control>, tell: &Sender<Event>) {
-    cells(plan, tell);
+    let kept = &cell::Kept::default();
+    // Cases mostly wait, so they begin first.
+    let mut queue: VecDeque<_> = (1..=plan.repeat).flat_map(|n| causes(plan, n, tell)).collect();
+    let batch = |batch| Box::new(move || run_batch(plan, &batch, kept, tell)) as Work<'_>;
+    queue.extend(batches(plan).into_iter().map(batch));
+    work_off(queue, plan.jobs);
     for repetition in 1..=plan.repeat {
-        causes(plan, repetition, tell);
         saturations(plan, repetition, control, tell);
     }
 }
@@ -136,28 +140,26 @@ pub fn last_cells(plan: &Plan) -> Vec<(String, String)> {
     batches(plan).into_iter().filter_map(last).collect()
 }
 
+/// What one thread does.
+type Work<'a> = Box<dyn FnOnce() + Send + 'a>;
+
 /// Takes from one queue, so many at a time.
-fn work_off<T: Send>(queue: VecDeque<T>, at_once: usize, job: impl Fn(T) + Sync) {
+fn work_off(queue: VecDeque<Work<'_>>, at_once: usize) {
     let queue = Mutex::new(queue);
     std::thread::scope(|scope| {
         for _ in 0..at_once {
             scope.spawn(|| {
                 let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                while let Some(one) = next() {
-                    job(one);
+                while let Some(work) = next() {
+                    work();
                 }
             });
         }
     });
 }
 
-fn cells(plan: &Plan, tell: &Sender<Event>) {
-    let kept = cell::Kept::default();
-    work_off(batches(plan), plan.jobs, |batch| run_batch(plan, &batch, &kept, tell));
-}
-
-fn batches(plan: &Plan) -> VecDeque<Batch<'_>> {
-    let mut batches = VecDeque::new();
+fn batches(plan: &Plan) -> Vec<Batch<'_>> {
+    let mut batches = Vec::new();
     for repetition in 1..=plan.repeat {
         for (n, scenario) in plan.scenarios.iter().enumerate() {
             let runs = |_: &&Matrix| skipped(scenario, &plan.setting.tools).is_none();
@@ -166,7 +168,7 @@ fn batches(plan: &Plan) -> VecDeque<Batch<'_>> {
                 for family in matrix.families.iter().copied() {
                     let prefix = format!("l{}-", batches.len());
                     let key = Key { scenario: n, repetition, proxy_mode, family, plan: 0 };
-                    batches.push_back(Batch { scenario, matrix, key, prefix });
+                    batches.push(Batch { scenario, matrix, key, prefix });
                 }
             }
         }
@@ -226,58 +228,40 @@ fn apart(plan: &Plan, scenario: usize, repetition: u32) -> (PathBuf, String) {
     (dir, format!("s{repetition}-{scenario}-"))
 }
 
-/// A case to be run, as it is or under a mend.
-struct Job<'a> {
-    scenario: usize,
-    cause: &'a Cause,
-    /// Its number among what is run of its scenario.
-    slot: usize,
-    what: Case,
-    dir: PathBuf,
-    prefix: String,
-}
-
-/// The cases of every cause, from one queue. A cause is told of when its last case has ended.
-fn causes(plan: &Plan, repetition: u32, tell: &Sender<Event>) {
-    struct Open {
-        seen: Vec<Option<Result<Seen, String>>>,
-        began: Instant,
-    }
-    let (mut queue, mut open) = (VecDeque::new(), BTreeMap::new());
-    for (n, s) in plan.scenarios.iter().enumerate() {
+/// The cases of every cause. A cause is told of when its last case has ended.
+fn causes<'a>(plan: &'a Plan, repetition: u32, tell: &'a Sender<Event>) -> Vec<Work<'a>> {
+    let mut all = Vec::new();
+    for (scenario, s) in plan.scenarios.iter().enumerate() {
         let Body::Cause(cause) = &s.body else { continue };
-        if skipped(s, &plan.setting.tools).is_some() || plan.setting.interrupt.signalled().is_some()
-        {
+        if skipped(s, &plan.setting.tools).is_some() {
             continue;
         }
-        begin(s);
-        let (dir, prefix) = apart(plan, n, repetition);
+        let (dir, prefix) = apart(plan, scenario, repetition);
         let dir = dir.join("cells").join(&s.about.name);
-        let what = cases(cause, plan.mends);
-        open.insert(n, Open { seen: vec![None; what.len()], began: Instant::now() });
-        queue.extend(what.into_iter().enumerate().map(|(slot, (at, what))| {
+        let cases = cases(cause, plan.mends);
+        let seen = Arc::new((Mutex::new(vec![None; cases.len()]), OnceLock::new()));
+        all.extend(cases.into_iter().enumerate().map(|(slot, (at, what))| {
             let (dir, prefix) = (dir.join(at), format!("{prefix}{slot}-"));
-            Job { scenario: n, cause, slot, what, dir, prefix }
+            let seen = Arc::clone(&seen);
+            Box::new(move || {
+                if slot == 0 && plan.setting.interrupt.signalled().is_none() {
+                    begin(s);
+                }
+                let (seen, began) = &*seen;
+                let t = began.get_or_init(Instant::now).elapsed().as_secs_f64();
+                let one = guarded(|| cause::run(cause, &what, &plan.setting, &dir, &prefix));
+                let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                seen[slot] = Some(one.map(|seen| Seen { t, ..seen }));
+                if seen.iter().all(Option::is_some) {
+                    let mut seen: Vec<_> = seen.drain(..).flatten().collect();
+                    let mended = seen.split_off(cause.cases.len());
+                    // Whoever listens does so to the end.
+                    let _ = tell.send(Event::Cause(scenario, repetition, seen, mended));
+                }
+            }) as Work<'a>
         }));
     }
-    let open = Mutex::new(open);
-    work_off(queue, plan.jobs, |job| {
-        let Job { scenario, cause, slot, what, dir, prefix } = job;
-        let started = Instant::now();
-        let seen = guarded(|| cause::run(cause, &what, &plan.setting, &dir, &prefix));
-        let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(of) = open.get_mut(&scenario) else { return };
-        let t = started.duration_since(of.began).as_secs_f64();
-        of.seen[slot] = Some(seen.map(|seen| Seen { t, ..seen }));
-        if of.seen.iter().all(Option::is_some)
-            && let Some(of) = open.remove(&scenario)
-        {
-            let mut seen: Vec<_> = of.seen.into_iter().flatten().collect();
-            let mended = seen.split_off(cause.cases.len());
-            // Whoever listens does so to the end.
-            let _ = tell.send(Event::Cause(scenario, repetition, seen, mended));
-        }
-    });
+    all
 }
 
 /// Every case as it is, and then, where mends are asked for, every case under each mend; each with

@@ -102,6 +102,20 @@ impl Socket {
         Ok(Self { fd, seq: 0, buffer: vec![0; BUFFER] })
     }
 
+    /// Sends one request with `flags` besides `NLM_F_REQUEST`, and waits for nothing.
+    pub fn send(&mut self, message: NetfilterMessage, flags: u16) -> Result<(), NetlinkError> {
+        self.seq = self.seq.wrapping_add(1);
+        let mut message = Message::from(message);
+        message.header.flags = NLM_F_REQUEST | flags;
+        message.header.sequence_number = self.seq;
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        // Unconnected: the kernel is the peer of who names none.
+        send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty()).map_err(failed("writing"))?;
+        Ok(())
+    }
+
     /// Sends one request and hands on what is answered, until the answer is complete.
     pub fn ask(
         &mut self,
@@ -114,18 +128,10 @@ impl Socket {
             Ask::Create => NLM_F_ACK | NLM_F_CREATE,
             Ask::Dump => NLM_F_DUMP,
         };
-        self.seq = self.seq.wrapping_add(1);
-        let mut message = Message::from(message);
-        message.header.flags = NLM_F_REQUEST | flags;
-        message.header.sequence_number = self.seq;
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        let (fd, flags) = (self.fd.as_raw_fd(), MsgFlags::empty());
-        // Unconnected: the kernel is the peer of who names none.
-        send(fd, &bytes, flags).map_err(failed("writing"))?;
+        self.send(message, flags)?;
         loop {
-            let n = recv(fd, &mut self.buffer, flags).map_err(failed("reading"))?;
+            let n = recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty())
+                .map_err(failed("reading"))?;
             for message in messages(&self.buffer[..n]) {
                 let message = message?;
                 if message.header.sequence_number != self.seq {

@@ -68,6 +68,7 @@ impl NflogError {
 pub struct Nflog {
     socket: Socket,
     buffer: Vec<u8>,
+    wait: MsgFlags,
 }
 
 /// What one read gave.
@@ -96,9 +97,7 @@ impl Nflog {
             ConfigNla::NlBufSiz(BATCH_BYTES),
             ConfigNla::Timeout(Timeout::from(BATCH_TIME)),
         ];
-        let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, GROUP);
-        let message = NetfilterMessage::new(header, ULogMessage::Config(config));
-        socket.ask(message, Ask::One, |_| {}).map_err(NflogError::of_bind)?;
+        socket.ask(message_of(config), Ask::One, |_| {}).map_err(NflogError::of_bind)?;
         let set = |e: Errno| NetlinkError::Io { operation: "setting up", source: e.into() };
         // Beyond net.core.rmem_max only with CAP_NET_ADMIN in the initial user namespace.
         if setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
@@ -106,12 +105,21 @@ impl Nflog {
         }
         let wait = TimeVal::milliseconds(BATCH_TIME.as_millis() as i64);
         setsockopt(&socket.as_fd(), sockopt::ReceiveTimeout, &wait).map_err(set)?;
-        Ok(Self { socket, buffer: vec![0; 2 * BATCH_BYTES as usize] })
+        let buffer = vec![0; 2 * BATCH_BYTES as usize];
+        Ok(Self { socket, buffer, wait: MsgFlags::empty() })
     }
 
-    /// Reads once, waiting 100 ms at most.
+    /// Leaves the group. What the kernel had collected is there to be read before this returns
+    /// (instance_destroy()), and nothing comes after it.
+    pub fn leave(&mut self) -> Result<(), NetlinkError> {
+        self.wait = MsgFlags::MSG_DONTWAIT;
+        // No acknowledgment is asked for: what waits to be read would stand before it.
+        self.socket.send(message_of(vec![ConfigNla::Cmd(ConfigCmd::Unbind)]), 0)
+    }
+
+    /// Reads once, waiting 100 ms at most, and not at all once the group is left.
     pub fn read(&mut self) -> Result<Read, NetlinkError> {
-        match recv(self.socket.as_fd().as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
+        match recv(self.socket.as_fd().as_raw_fd(), &mut self.buffer, self.wait) {
             Ok(n) => Ok(Read::Bytes(n)),
             Err(Errno::EAGAIN | Errno::EINTR) => Ok(Read::Nothing),
             Err(Errno::ENOBUFS) => Ok(Read::Overrun),
@@ -123,6 +131,11 @@ impl Nflog {
     pub fn messages(&self, n: usize) -> impl Iterator<Item = Message<'_>> {
         messages(&self.buffer[..n])
     }
+}
+
+fn message_of(config: Vec<ConfigNla>) -> NetfilterMessage {
+    let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, GROUP);
+    NetfilterMessage::new(header, ULogMessage::Config(config))
 }
 
 /// One packet, as the kernel logged it.

@@ -27,8 +27,6 @@ use super::sysctl::{SysctlError, Watching};
 
 /// Between two rounds of look-ups.
 const TICK: Duration = Duration::from_millis(100);
-/// How long the kernel may keep a last batch, and more.
-const DRAIN: Duration = Duration::from_millis(300);
 /// Events about single connections in a second at most.
 const EVENTS_PER_SECOND: u32 = 50;
 /// An address list older than this is read again before an address is called foreign.
@@ -236,20 +234,15 @@ impl Listener {
         let meddled = watching.meddled();
         // First of all: what comes after this nobody has asked for.
         let changed = watching.end();
-        let drained = watched + DRAIN;
-        let settled = drained + SETTLE;
-        let mut read = true;
-        while error.is_none() {
-            let now = self.start.elapsed();
-            let hurry = self.orders.hurry.load(Ordering::Relaxed) || self.witness.settled();
-            // On a busy machine what the kernel said by then may still be unread.
-            if !read && (now > settled || now > drained && hurry) {
+        let settled = watched + SETTLE;
+        if error.is_none() {
+            error = self.nflog.leave().and_then(|()| self.drain()).err();
+        }
+        while error.is_none() && self.start.elapsed() < settled && !self.witness.settled() {
+            if self.orders.hurry.load(Ordering::Relaxed) {
                 break;
             }
-            match self.listen() {
-                Ok(some) => read = some,
-                Err(e) => error = Some(e),
-            }
+            std::thread::sleep(TICK / 10);
             next = self.tick(next);
         }
         let now = self.start.elapsed();
@@ -294,6 +287,12 @@ impl Listener {
             }
         }
         Ok(true)
+    }
+
+    /// What the kernel said before it was left, to the last message.
+    fn drain(&mut self) -> Result<(), NetlinkError> {
+        while self.listen()? {}
+        Ok(())
     }
 
     fn tick(&mut self, next: Duration) -> Duration {

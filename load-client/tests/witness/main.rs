@@ -4,7 +4,7 @@
 mod captures;
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -43,6 +43,7 @@ canary_testbed::tests![
     rules_of_others_work_as_before,
     legacy_rules_of_others_work_as_before,
     foreign_messages_are_told_apart,
+    what_the_kernel_still_held_is_read,
     real_output_obeys_the_schema,
     captures::captures_of_every_side_give_the_same_answer,
     captures::captures_of_a_protected_path_accuse_nobody,
@@ -604,6 +605,26 @@ fn foreign_messages_are_told_apart() {
     complete(&w);
     assert!(w.messages.foreign > 3, "{:?}", w.messages);
     assert_eq!(killed(&boom), only(&w, Cause::AnsweredByClient, Direction::ServerToClient));
+}
+
+/// Messages that the kernel had collected and not sent when the watch was ended, in a hurry, are in
+/// its result.
+fn what_the_kernel_still_held_is_read() {
+    let bed = Bed::path(Path::SameNode);
+    bed.sh(
+        "node1",
+        "nft 'table inet o { chain p { type filter hook prerouting priority -350; \
+         udp dport 9 log group 0; }; }'",
+    );
+    let witness = watch(&bed, "node1");
+    bed.within("node1", || {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        (0..40).for_each(|_| drop(socket.send_to(b"x", "127.0.0.1:9")));
+    });
+    witness.signal(Signal::SIGTERM);
+    let w = end(witness).result;
+    complete(&w);
+    assert_eq!(w.messages.foreign, 40, "{:?}", w.messages);
 }
 
 /// A real document obeys schema/witness.json, which is that of the types.
