@@ -18,7 +18,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ContainerStatus, Namespace, Pod, Service};
 use kube::api::{DeleteParams, LogParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
-use kubectl_conntrack::app::{self, Connected};
+use kubectl_conntrack::app;
 use kubectl_conntrack::cli::{Cli, ClusterArgs, Command, ConfirmArgs};
 use kubectl_conntrack::each_node::EachNode;
 use kubectl_conntrack::manifests::{self, Set};
@@ -76,7 +76,7 @@ async fn main() -> ExitCode {
 
 async fn test(args: &Args) -> anyhow::Result<usize> {
     let mut shutdown = Shutdown::catch()?;
-    let Connected { client, cluster } = app::connect(&args.cluster, "conntrack-test").await?;
+    let (client, cluster) = app::connect(&args.cluster, "conntrack-test").await?;
     app::confirmed(Some(&args.confirm), &cluster.context)?;
     let run = Run {
         id: app::run_id(),
@@ -481,10 +481,7 @@ async fn until(
 
 /// Every path of every node, with the node's name.
 fn rows(result: &DiagnoseResult) -> impl Iterator<Item = (&str, &PathRow)> {
-    result
-        .nodes
-        .iter()
-        .flat_map(|n| n.families.iter().flat_map(|f| &f.paths).map(|p| (n.name.as_str(), p)))
+    result.nodes.iter().flat_map(|n| n.paths().map(|p| (n.name.as_str(), p)))
 }
 
 fn row_keys<'a>(rows: impl Iterator<Item = (&'a str, &'a PathRow)>) -> BTreeSet<RowKey> {

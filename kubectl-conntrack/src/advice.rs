@@ -3,7 +3,7 @@
 use canary_record::names::Verdict;
 
 use crate::plan::Path;
-use crate::verdict::NodeRow;
+use crate::verdict::{NodeRow, PathRow};
 
 /// Sentences for the nodes of a result, the most urgent first.
 #[must_use]
@@ -13,10 +13,8 @@ pub fn advice(nodes: &[NodeRow]) -> Vec<String> {
     if exposed.is_empty() {
         return said;
     }
-    let leaks = |n: &&&NodeRow, pick: fn(Path) -> bool| {
-        let mut paths = n.families.iter().flat_map(|f| &f.paths);
-        paths.any(|p| p.leaked > 0 && pick(p.path))
-    };
+    let leaks =
+        |n: &NodeRow, pick: fn(Path) -> bool| n.paths().any(|p| p.leaked > 0 && pick(p.path));
     let forward = |p: Path| matches!(p, Path::SameNode | Path::ClusterIp | Path::NodePortLocal);
     let families =
         exposed.iter().flat_map(|n| &n.families).filter(|f| f.verdict == Verdict::Vulnerable);
@@ -39,19 +37,15 @@ pub fn advice(nodes: &[NodeRow]) -> Vec<String> {
         for mode in modes {
             said.push(by_mode(mode));
         }
-        let uploads = |n: &&&NodeRow| {
-            let mut paths = n.families.iter().flat_map(|f| &f.paths);
-            paths.any(|p| p.to_server.as_ref().is_some_and(|up| up.leaked > 0))
-        };
-        if exposed.iter().any(|n| uploads(&n)) {
+        let uploads = |p: &PathRow| p.to_server.as_ref().is_some_and(|up| up.leaked > 0);
+        if exposed.iter().any(|n| n.paths().any(uploads)) {
             said.push(
                 "To the server: a client's INVALID segment to a node port is addressed to the node itself, which resets \
                  the client. A drop in FORWARD does not see it; one in mangle PREROUTING or in INPUT does."
                     .to_owned(),
             );
         }
-        let half = exposed.iter().filter(|n| !leaks(n, forward) && leaks(n, |_| true));
-        if half.count() > 0 {
+        if exposed.iter().any(|n| !leaks(n, forward) && leaks(n, |_| true)) {
             said.push(
                 "On nodes where the paths through FORWARD are protected and the masqueraded ones leak, the drop of \
                  INVALID sits in FORWARD alone (kubernetes #117924): those segments go to INPUT. be_liberal takes \

@@ -48,7 +48,7 @@ pub async fn main(cli: Cli, config: Config) -> ExitCode {
 macro_rules! done {
     ($word:literal, $work:path, $args:ident, $config:expr, $confirm:expr) => {{
         let of = &$args.cluster;
-        let Connected { client, cluster } = connect(of, concat!("conntrack-", $word)).await?;
+        let (client, cluster) = connect(of, concat!("conntrack-", $word)).await?;
         confirmed($confirm, &cluster.context)?;
         let (save, file) = (of.save.as_deref(), concat!($word, ".json"));
         let result = kept(save, file, async |shutdown, say| {
@@ -76,16 +76,8 @@ async fn command(command: Command, config: &Config) -> anyhow::Result<Exit> {
     }
 }
 
-/// A cluster that answers.
-pub struct Connected {
-    /// Its API server.
-    pub client: Client,
-    /// Which.
-    pub cluster: Cluster,
-}
-
-/// The cluster of the kubeconfig's context, with `namespace` unless another is named.
-pub async fn connect(args: &ClusterArgs, namespace: &str) -> anyhow::Result<Connected> {
+/// The cluster of the kubeconfig's context, which answers, with `namespace` unless another is named.
+pub async fn connect(args: &ClusterArgs, namespace: &str) -> anyhow::Result<(Client, Cluster)> {
     let kubeconfig = Kubeconfig::read();
     let context = match (&args.context, &kubeconfig) {
         (Some(name), _) => name.clone(),
@@ -107,7 +99,7 @@ pub async fn connect(args: &ClusterArgs, namespace: &str) -> anyhow::Result<Conn
         .and_then(|v| Ok(v?))
         .with_context(|| format!("the API server of context '{context}' does not answer"))?;
     let namespace = args.namespace.clone().unwrap_or_else(|| namespace.to_owned());
-    Ok(Connected { client, cluster: Cluster { context, version: version.git_version, namespace } })
+    Ok((client, Cluster { context, version: version.git_version, namespace }))
 }
 
 /// Nobody said that this cluster is meant.

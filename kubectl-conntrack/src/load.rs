@@ -24,15 +24,10 @@ use crate::run::{self, Ground};
 /// What a load needs.
 #[must_use]
 pub fn needs(own_namespace: bool) -> Vec<Right> {
-    crate::diagnose::needs(own_namespace)
-        .into_iter()
-        .chain(rights(
-            "apps",
-            "deployments",
-            true,
-            &["create", "patch", "get", "list", "watch", "delete"],
-        ))
-        .collect()
+    const VERBS: &[&str] = &["create", "patch", "get", "list", "watch", "delete"];
+    let mut needs = crate::diagnose::needs(own_namespace);
+    needs.extend(rights("apps", "deployments", true, VERBS));
+    needs
 }
 
 /// The base's server of a load, and its client: the object, the container and the label.

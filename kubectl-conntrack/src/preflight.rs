@@ -3,15 +3,14 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use k8s_openapi::api::authorization::v1::{
-    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
-};
+use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node as ApiNode};
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client, ResourceExt};
+use serde_json::json;
 
 use crate::api::{ApiError, PARALLEL, Stop, call, each};
-use crate::objects::{OURS, RUN};
+use crate::objects::{OURS, RUN, typed};
 use crate::plan::Node;
 
 /// How long what a run can do without may take.
@@ -48,23 +47,13 @@ pub async fn permitted(client: &Client, namespace: &str, wanted: &[Right]) -> Re
         let reviews = reviews.clone();
         async move {
             let (resource, subresource) = match right.resource.split_once('/') {
-                Some((r, s)) => (r, Some(s.to_owned())),
+                Some((resource, sub)) => (resource, Some(sub)),
                 None => (right.resource, None),
             };
-            let review = SelfSubjectAccessReview {
-                spec: SelfSubjectAccessReviewSpec {
-                    resource_attributes: Some(ResourceAttributes {
-                        group: Some(right.group.to_owned()),
-                        resource: Some(resource.to_owned()),
-                        subresource,
-                        verb: Some(right.verb.to_owned()),
-                        namespace: right.namespaced.then(|| namespace.to_owned()),
-                        ..ResourceAttributes::default()
-                    }),
-                    ..SelfSubjectAccessReviewSpec::default()
-                },
-                ..SelfSubjectAccessReview::default()
-            };
+            let review = typed(json!({"spec": {"resourceAttributes": {
+                "group": right.group, "resource": resource, "subresource": subresource, "verb": right.verb,
+                "namespace": right.namespaced.then_some(namespace),
+            }}}));
             let params = PostParams::default();
             let what = format!("ask for the right to {} {}", right.verb, right.resource);
             let answer = call(what, async || reviews.create(&params, &review).await).await?;

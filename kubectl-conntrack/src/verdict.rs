@@ -328,6 +328,13 @@ pub fn family_row(family: Family, paths: Vec<PathRow>, not_tried: &[String]) -> 
     FamilyRow { family, verdict, bad_flags_alone, reasons, paths }
 }
 
+impl NodeRow {
+    /// Its paths in every family.
+    pub fn paths(&self) -> impl Iterator<Item = &PathRow> {
+        self.families.iter().flat_map(|f| &f.paths)
+    }
+}
+
 /// How bad a verdict is.
 const fn rank(v: Verdict) -> u8 {
     match v {

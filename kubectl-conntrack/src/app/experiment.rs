@@ -9,7 +9,7 @@ use conntrack_lab::document::lab::LabResult;
 use kube::Client;
 
 use super::session::Session;
-use super::{Connected, confirmed, connect, kept, print, usable};
+use super::{confirmed, connect, kept, print, usable};
 use crate::api::Stop;
 use crate::cli::ExperimentArgs;
 use crate::experiment::journal::Journal;
@@ -20,7 +20,7 @@ use crate::report::Cluster;
 
 /// The whole subcommand.
 pub(super) async fn experimented(args: ExperimentArgs) -> anyhow::Result<Exit> {
-    let Connected { client, cluster } = connect(&args.cluster, "conntrack-experiment").await?;
+    let (client, cluster) = connect(&args.cluster, "conntrack-experiment").await?;
     confirmed(Some(&args.confirm), &cluster.context)?;
     let dir = args.cluster.save.clone().unwrap_or_else(|| {
         let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");

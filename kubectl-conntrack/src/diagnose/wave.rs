@@ -80,30 +80,17 @@ impl Wave<'_> {
             .collect();
         watch.each(&servers, deadline, &|_| {}, started).await?;
         say("clients");
-        for side in CLIENTS {
-            self.each(&mut refused.clients, |place| {
-                let targets = self.targets(place, side, &tries, &watch.pods);
-                if targets.is_empty() && side == From::Pod {
-                    return Err(NO_SERVER.to_owned());
-                }
-                let plain: Vec<_> = targets.iter().map(|(p, f, to, _)| (*p, *f, *to)).collect();
-                let m = &self.members[place];
-                let rules = self.allowed.rules;
-                Ok(self.ground.run.clients(&m.node.name, m.index, side, &plain, rules))
-            })
-            .await?;
-        }
-        let clients = CLIENTS.into_iter().flat_map(|side| {
-            self.made(&refused.clients, move |index| objects::client_name(side, index))
-        });
-        let names: Vec<_> = servers.iter().cloned().chain(clients).collect();
+        let clients = self.clients(false, &mut refused.clients, &tries, &watch.pods).await?;
+        let names: Vec<_> = servers.into_iter().chain(clients).collect();
         watch.each(&names, deadline, say, over).await?;
-        match &self.allowed.no_forge {
-            Some(why) => {
-                let untried = (0..self.members.len()).map(|n| (n, format!("untried: {why}")));
-                refused.forging = untried.collect();
-            }
-            None => self.forge(watch, deadline, &tries, &mut refused.forging, say).await?,
+        if let Some(why) = &self.allowed.no_forge {
+            let untried = (0..self.members.len()).map(|n| (n, format!("untried: {why}")));
+            refused.forging = untried.collect();
+        } else {
+            // When the first direction is done: both at once would be too much for a small node.
+            say("clients that forge");
+            let names = self.clients(true, &mut refused.forging, &tries, &watch.pods).await?;
+            watch.each(&names, deadline, say, over).await?;
         }
         say("results");
         self.collect(&tries, &refused, &watch.pods).await
@@ -119,33 +106,32 @@ impl Wave<'_> {
         all.filter(|(n, _)| !refused.contains_key(n)).map(move |(_, m)| name(m.index))
     }
 
-    /// The other direction, when the first one is done: both at once would be too much for a small node.
-    async fn forge(
+    /// Makes the clients at each place, those that forge or the others; gives their pods' names.
+    async fn clients(
         &self,
-        watch: &mut Watch,
-        deadline: Instant,
-        tries: &[Try],
+        forge: bool,
         refused: &mut Refused,
-        say: &dyn Fn(&str),
-    ) -> Result<(), Stop> {
-        say("clients that forge");
+        tries: &[Try],
+        pods: &BTreeMap<String, Seen>,
+    ) -> Result<Vec<String>, Stop> {
         for side in CLIENTS {
             self.each(refused, |place| {
-                let targets = self.targets(place, side, tries, &watch.pods);
-                let sinks: Vec<_> = targets.iter().map(|(p, f, _, sink)| (*p, *f, *sink)).collect();
-                if sinks.is_empty() {
+                let targets = self.targets(forge, place, side, tries, pods);
+                if targets.is_empty() && (forge || side == From::Pod) {
                     return Err(NO_SERVER.to_owned());
                 }
-                let m = &self.members[place];
-                Ok(self.ground.run.forging_clients(&m.node.name, m.index, side, &sinks))
+                let (run, m) = (&self.ground.run, &self.members[place]);
+                Ok(if forge {
+                    run.forging_clients(&m.node.name, m.index, side, &targets)
+                } else {
+                    run.clients(&m.node.name, m.index, side, &targets, self.allowed.rules)
+                })
             })
             .await?;
         }
-        let names: Vec<_> = CLIENTS
-            .into_iter()
-            .flat_map(|side| self.made(refused, move |i| objects::forging_client_name(side, i)))
-            .collect();
-        watch.each(&names, deadline, say, over).await.map(drop)
+        let name = if forge { objects::forging_client_name } else { objects::client_name };
+        let made = |side| self.made(refused, move |index| name(side, index));
+        Ok(CLIENTS.into_iter().flat_map(made).collect())
     }
 
     /// The Services of every node, with the addresses that they were given.
@@ -218,14 +204,15 @@ impl Wave<'_> {
         Ok(self.ground.run.host_server(&node.name, index, &addresses, clients))
     }
 
-    /// What the clients at `place` connect to: servers that run, and their sinks.
+    /// What the clients at `place` connect to: servers that run, or their sinks for those that forge.
     fn targets(
         &self,
+        forge: bool,
         place: usize,
         side: From,
         tries: &[Try],
         pods: &BTreeMap<String, Seen>,
-    ) -> Vec<(Path, Family, SocketAddr, SocketAddr)> {
+    ) -> Vec<(Path, Family, SocketAddr)> {
         let here = tries.iter().filter(|t| t.client == place && t.path.from() == side);
         here.filter_map(|t| {
             let server = pods.get(&objects::server_of(t.path, self.members[t.server].index))?;
@@ -235,7 +222,7 @@ impl Wave<'_> {
                 Some(both) => *both,
                 None => (at(t.path.port(t.family))?, at(t.path.sink_port())?),
             };
-            started(server).then_some((t.path, t.family, to, sink))
+            started(server).then_some((t.path, t.family, if forge { sink } else { to }))
         })
         .collect()
     }
