@@ -58,14 +58,6 @@ pub struct CommonArgs {
     pub log: Option<LogFormat>,
 }
 
-/// How a target's name is looked up.
-#[derive(Clone, Copy, Debug, Args)]
-pub struct ResolveArgs {
-    /// Asks again this long while the name has no address, as a Service's just after its creation
-    #[arg(long, value_name = "D", env = "LOAD_RESOLVE_TIMEOUT", default_value = "0s", value_parser = duration)]
-    pub resolve_timeout: Duration,
-}
-
 /// How a connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Close {
@@ -81,9 +73,9 @@ pub struct ChurnArgs {
     /// tcp://HOST:PORT (connect and close) or http://HOST:PORT/PATH (one request each)
     #[arg(long, value_name = "URL", env = "LOAD_TARGET")]
     pub target: Target,
-    /// How its name is looked up.
-    #[command(flatten)]
-    pub resolve: ResolveArgs,
+    /// Asks again this long while the name has no address, as a Service's just after its creation
+    #[arg(long, value_name = "D", env = "LOAD_RESOLVE_TIMEOUT", default_value = "0s", value_parser = duration)]
+    pub resolve_timeout: Duration,
     /// Open loop: new connections a second, by a schedule computed from the start
     #[arg(long, value_name = "N", env = "LOAD_RATE", value_parser = rate)]
     pub rate: Option<f64>,
@@ -140,9 +132,9 @@ pub struct HoldArgs {
     /// load-client serve or boom-server: tcp://HOST:PORT
     #[arg(long, value_name = "URL", env = "LOAD_TARGET")]
     pub target: Target,
-    /// How its name is looked up.
-    #[command(flatten)]
-    pub resolve: ResolveArgs,
+    /// Asks again this long while the name has no address, as a Service's just after its creation
+    #[arg(long, value_name = "D", env = "LOAD_RESOLVE_TIMEOUT", default_value = "0s", value_parser = duration)]
+    pub resolve_timeout: Duration,
     /// Connections to keep open
     #[arg(long, value_name = "N", env = "LOAD_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub connections: u32,
@@ -231,9 +223,9 @@ pub struct ProbeArgs {
     /// boom-server: tcp://HOST:PORT
     #[arg(long, value_name = "URL", env = "LOAD_TARGET")]
     pub target: Target,
-    /// How its name is looked up.
-    #[command(flatten)]
-    pub resolve: ResolveArgs,
+    /// Asks again this long while the name has no address, as a Service's just after its creation
+    #[arg(long, value_name = "D", env = "LOAD_RESOLVE_TIMEOUT", default_value = "0s", value_parser = duration)]
+    pub resolve_timeout: Duration,
     /// Connects by turns to an address of each IP family that the name has (default: to the first address)
     #[arg(long, env = "LOAD_EACH_FAMILY", conflicts_with = "forge")]
     pub each_family: bool,

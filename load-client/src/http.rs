@@ -158,12 +158,6 @@ pub struct Exchange {
     seen: Rc<Seen>,
 }
 
-impl std::fmt::Debug for Exchange {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Exchange").field("bytes", &self.bytes).finish_non_exhaustive()
-    }
-}
-
 impl Exchange {
     /// Begins an exchange on a connected socket.
     pub fn begin(fd: OwnedFd, request: Request<Empty<Bytes>>) -> Result<Self, Failure> {

@@ -18,8 +18,8 @@ use canary_runtime::logs::{end_logs, init_logs, lost_lines};
 use canary_runtime::shutdown::Shutdown;
 
 use crate::cli::{
-    ChurnArgs, Cli, Command, CommonArgs, HoldArgs, MergeArgs, ObserveArgs, ProbeArgs, ResolveArgs,
-    ServeArgs, WitnessArgs,
+    ChurnArgs, Cli, Command, CommonArgs, HoldArgs, MergeArgs, ObserveArgs, ProbeArgs, ServeArgs,
+    WitnessArgs,
 };
 use crate::fill::{Allowance, Follower};
 use crate::forge::{Forging, Sockets};
@@ -107,7 +107,7 @@ fn catch() -> Result<Shutdown, End> {
 async fn resolve(
     target: &Target,
     sources: &[std::net::IpAddr],
-    within: ResolveArgs,
+    within: Duration,
     shutdown: &mut Shutdown,
 ) -> Result<SocketAddr, End> {
     Ok(resolve_each(target, sources, within, shutdown).await?[0])
@@ -117,10 +117,10 @@ async fn resolve(
 async fn resolve_each(
     target: &Target,
     sources: &[std::net::IpAddr],
-    within: ResolveArgs,
+    within: Duration,
     shutdown: &mut Shutdown,
 ) -> Result<Vec<SocketAddr>, End> {
-    let deadline = Instant::now() + within.resolve_timeout;
+    let deadline = Instant::now() + within;
     let failed = |why: String| End::Usage(format!("--target {target}: {why}"));
     let mut why = "no answer from the resolver yet".to_owned();
     let addresses = loop {
@@ -170,7 +170,8 @@ fn told(report: &Report, mut result: LoadResult) -> Result<Exit, End> {
 
 async fn run_churn(args: ChurnArgs, mut config: Config) -> Result<Exit, End> {
     let mut shutdown = catch()?;
-    let target = resolve(&args.target, &args.source_ip, args.resolve, &mut shutdown).await?;
+    let target =
+        resolve(&args.target, &args.source_ip, args.resolve_timeout, &mut shutdown).await?;
     let allowance = Arc::<Allowance>::default();
     let mut follower = match &args.fill {
         Some(observe) => tokio::select! {
@@ -215,7 +216,8 @@ async fn linger(shutdown: &mut Shutdown, ended_by: EndedBy, time: Duration) {
 async fn run_hold(args: HoldArgs, mut config: Config) -> Result<Exit, End> {
     plain(&args.target, "hold speaks lines")?;
     let mut shutdown = catch()?;
-    let target = resolve(&args.target, &args.source_ip, args.resolve, &mut shutdown).await?;
+    let target =
+        resolve(&args.target, &args.source_ip, args.resolve_timeout, &mut shutdown).await?;
     derive(&mut config, "address", &target);
     let report = begin("load-client hold", config, &args.common)?;
     let admin = admin(&args.common)?;
@@ -265,7 +267,7 @@ async fn run_probe(args: ProbeArgs, mut config: Config) -> Result<Exit, End> {
     };
     let mut shutdown = catch()?;
     let mut targets =
-        resolve_each(&args.target, &args.source_ip, args.resolve, &mut shutdown).await?;
+        resolve_each(&args.target, &args.source_ip, args.resolve_timeout, &mut shutdown).await?;
     if !args.each_family {
         targets.truncate(1);
     }

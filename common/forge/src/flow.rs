@@ -29,6 +29,7 @@ use crate::forgery;
 use action::reset;
 pub use action::{Action, Judgement, Reset, ResetCause};
 use connection::{Flow, State, Trial, newer};
+use end::Heard;
 pub use end::{Arrival, End, Settings};
 use table::{Key, Table};
 
@@ -117,6 +118,7 @@ impl Flows {
         seg: &Segment<'_>,
         out: &mut Vec<Action>,
     ) {
+        let heard = Heard { now, arrival, seg };
         let tuple = FourTuple::new(seg.dst, seg.src);
         let opens = self.settings.end.opens(seg);
         let Some(key) = self.table.find(&tuple) else {
@@ -127,16 +129,16 @@ impl Flows {
             if seg.flags.has(Flags::RST) {
                 out.push(Action::Reset(reset(tuple, seg, ResetCause::UnknownConnection)));
             } else if opens {
-                self.half_open(now, arrival, tuple, seg, out);
+                self.half_open(heard, tuple, out);
             }
             return;
         };
         if seg.flags.has(Flags::RST) {
-            self.rst(now, arrival, key, seg, out);
+            self.rst(heard, key, out);
         } else if opens {
-            self.opened_again(now, arrival, key, seg, out);
+            self.opened_again(heard, key, out);
         } else if seg.flags.has(Flags::ACK) && !seg.flags.has(Flags::SYN) {
-            self.ack(now, arrival, key, seg, out);
+            self.ack(heard, key, out);
         }
         // RFC 9293, section 3.10.7.4: without ACK a segment is dropped.
     }
@@ -189,14 +191,8 @@ impl Flows {
         unjudged
     }
 
-    fn half_open(
-        &mut self,
-        now: Duration,
-        arrival: Arrival,
-        tuple: FourTuple,
-        seg: &Segment<'_>,
-        out: &mut Vec<Action>,
-    ) {
+    fn half_open(&mut self, heard: Heard<'_>, tuple: FourTuple, out: &mut Vec<Action>) {
+        let now = heard.now;
         if let Some(mut victim) = self.table.make_room() {
             match victim.state {
                 State::Waiting => {
@@ -214,24 +210,18 @@ impl Flows {
             }
         }
         out.push(Action::Opened { tuple, again: false });
-        let key = self.table.insert(Flow::half_open(now, arrival, tuple, seg));
+        let key = self.table.insert(Flow::half_open(heard, tuple));
         if matches!(self.settings.end, End::Client { .. }) {
             // A SYN-ACK: the peer's numbers and ours are known, and our kernel
             // completes the handshake.
             let flow = self.table.get_mut(key);
-            flow.snd = seg.ack;
+            flow.snd = heard.seg.ack;
             self.complete(now, key, AFTER_SYN_ACK, out);
         }
     }
 
-    fn opened_again(
-        &mut self,
-        now: Duration,
-        arrival: Arrival,
-        key: Key,
-        seg: &Segment<'_>,
-        out: &mut Vec<Action>,
-    ) {
+    fn opened_again(&mut self, heard: Heard<'_>, key: Key, out: &mut Vec<Action>) {
+        let Heard { now, seg, .. } = heard;
         let flow = self.table.get_mut(key);
         if seg.seq == flow.isn {
             // Retransmitted, or a copy; on an established connection it is only old.
@@ -252,20 +242,14 @@ impl Flows {
             }
         }
         let tuple = self.table.remove(key).tuple;
-        self.half_open(now, arrival, tuple, seg, out);
+        self.half_open(heard, tuple, out);
     }
 
-    fn ack(
-        &mut self,
-        now: Duration,
-        arrival: Arrival,
-        key: Key,
-        seg: &Segment<'_>,
-        out: &mut Vec<Action>,
-    ) {
+    fn ack(&mut self, heard: Heard<'_>, key: Key, out: &mut Vec<Action>) {
+        let Heard { now, arrival, seg } = heard;
         let flow = self.table.get_mut(key);
         if flow.state != State::HalfOpen {
-            return self.established(now, arrival, key, seg, out);
+            return self.established(heard, key, out);
         }
         // What completes the handshake bears the first number, whether it is a
         // bare acknowledgment, or data because that was lost.

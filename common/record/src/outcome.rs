@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::iter::Sum;
-use std::ops::{Add, AddAssign};
+use std::ops::AddAssign;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -157,17 +157,11 @@ impl AddAssign<&Self> for Counts {
     }
 }
 
-impl Add<&Self> for Counts {
-    type Output = Self;
-    fn add(mut self, other: &Self) -> Self {
-        self += other;
-        self
-    }
-}
-
 impl<'a> Sum<&'a Self> for Counts {
     fn sum<I: Iterator<Item = &'a Self>>(all: I) -> Self {
-        all.fold(Self::default(), |sum, c| sum + c)
+        let mut sum = Self::default();
+        all.for_each(|counts| sum += counts);
+        sum
     }
 }
 

@@ -1,7 +1,6 @@
 //! Metrics and the admin endpoint, alike in every program.
 
 use std::convert::Infallible;
-use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -45,12 +44,6 @@ pub struct Admin {
     page: OnceLock<Page>,
     /// Brings the metrics up to date before they are shown.
     update: OnceLock<Update>,
-}
-
-impl fmt::Debug for Admin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Admin").field("ready", &self.ready).finish_non_exhaustive()
-    }
 }
 
 impl Admin {

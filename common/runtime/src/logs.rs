@@ -1,6 +1,5 @@
 //! Events on stdout, alike in every program, and the text that stands below them on a terminal.
 
-use std::fmt;
 use std::io::{self, IsTerminal};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -16,15 +15,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
-}
-
-impl fmt::Display for LogFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Text => "text",
-            Self::Json => "json",
-        })
-    }
 }
 
 /// Lines that wait for a reader of stdout at most. Then lines are lost, and

@@ -150,12 +150,6 @@ impl FourTuple {
     }
 }
 
-impl fmt::Display for FourTuple {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} <- {}", self.local, self.remote)
-    }
-}
-
 fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }

@@ -39,13 +39,6 @@ impl Seq {
     pub const fn after(self, other: Self) -> bool {
         other.before(self)
     }
-
-    /// True when `self` lies in the window of `len` octets that begins at
-    /// `start`: `start <= self < start + len` (RFC 9293, section 3.10.7.4).
-    #[must_use]
-    pub const fn in_window(self, start: Self, len: u32) -> bool {
-        self.since(start) < len
-    }
 }
 
 impl fmt::Debug for Seq {
@@ -71,9 +64,6 @@ mod tests {
         assert!(Seq(u32::MAX).before(Seq(0)));
         assert!(Seq(0).after(Seq(u32::MAX)));
         assert!(!Seq(7).before(Seq(7)));
-        assert!(Seq(5).in_window(Seq(u32::MAX), 7));
-        assert!(!Seq(6).in_window(Seq(u32::MAX), 7));
-        assert!(!Seq(0).in_window(Seq(0), 0));
     }
 
     proptest! {
@@ -86,8 +76,6 @@ mod tests {
             prop_assert!(Seq(start).before(later));
             prop_assert_eq!(later.since(Seq(start)), n);
             prop_assert_eq!(later.sub(n), Seq(start));
-            prop_assert!(later.in_window(Seq(start), n + 1));
-            prop_assert!(!later.in_window(Seq(start), n));
         }
     }
 }

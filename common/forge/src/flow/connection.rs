@@ -8,7 +8,7 @@ use canary_wire::segment::{Flags, FourTuple, Segment};
 use canary_wire::seq::Seq;
 
 use super::action::Reset;
-use super::{ANSWERS_AGAIN, Arrival, CALM_HANDSHAKE, PAUSE};
+use super::{ANSWERS_AGAIN, CALM_HANDSHAKE, Heard, PAUSE};
 use crate::forgery::{Numbers, Spec};
 
 /// How long an unanswered SYN is remembered.
@@ -158,12 +158,8 @@ impl Trial {
 }
 
 impl Flow {
-    pub(super) fn half_open(
-        now: Duration,
-        arrival: Arrival,
-        tuple: FourTuple,
-        seg: &Segment<'_>,
-    ) -> Self {
+    pub(super) fn half_open(heard: Heard<'_>, tuple: FourTuple) -> Self {
+        let Heard { now, arrival, seg } = heard;
         let options = seg.options();
         Self {
             tuple,

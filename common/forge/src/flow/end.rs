@@ -74,6 +74,14 @@ impl End {
     }
 }
 
+/// An inbound segment that is read at `now`.
+#[derive(Clone, Copy)]
+pub(super) struct Heard<'a> {
+    pub(super) now: Duration,
+    pub(super) arrival: Arrival,
+    pub(super) seg: &'a Segment<'a>,
+}
+
 /// What the kernel and the network layer said of an inbound segment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Arrival {

@@ -9,20 +9,14 @@ use canary_wire::seq::Seq;
 
 use super::table::Key;
 use super::{
-    ANSWERS_AGAIN, Action, Arrival, CLOSED_LIFE, Flow, Flows, JUDGED_LIFE, Judgement, MUTE, PAUSE,
-    ROUNDS, SILENT, State, Trial, newer,
+    ANSWERS_AGAIN, Action, Arrival, CLOSED_LIFE, Flow, Flows, Heard, JUDGED_LIFE, Judgement, MUTE,
+    PAUSE, ROUNDS, SILENT, State, Trial, newer,
 };
 use crate::forgery;
 
 impl Flows {
-    pub(super) fn established(
-        &mut self,
-        now: Duration,
-        arrival: Arrival,
-        key: Key,
-        seg: &Segment<'_>,
-        out: &mut Vec<Action>,
-    ) {
+    pub(super) fn established(&mut self, heard: Heard<'_>, key: Key, out: &mut Vec<Action>) {
+        let Heard { now, arrival, seg } = heard;
         let flow = self.table.get_mut(key);
         if !flow.plausible(seg.seq) || flow.dead && flow.state != State::Doubted {
             return;

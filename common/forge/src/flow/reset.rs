@@ -5,19 +5,13 @@ use canary_record::outcome::Fate;
 use canary_wire::segment::{Flags, Segment};
 
 use super::{
-    Action, Arrival, CLOSED_LIFE, Duration, Flow, Flows, Key, LIFE_GAP, LIFE_PROBES, ResetCause,
+    Action, CLOSED_LIFE, Duration, Flow, Flows, Heard, Key, LIFE_GAP, LIFE_PROBES, ResetCause,
     State, reset,
 };
 
 impl Flows {
-    pub(super) fn rst(
-        &mut self,
-        now: Duration,
-        arrival: Arrival,
-        key: Key,
-        seg: &Segment<'_>,
-        out: &mut Vec<Action>,
-    ) {
+    pub(super) fn rst(&mut self, heard: Heard<'_>, key: Key, out: &mut Vec<Action>) {
+        let Heard { now, seg, .. } = heard;
         let timeout = self.timeout(key);
         let flow = self.table.get_mut(key);
         let other = flow.other();
@@ -57,7 +51,7 @@ impl Flows {
                     own && (now >= t.sent + timeout || t.in_stream && flow.fin)
                 });
             if !late {
-                return self.doubt(now, arrival, key, seg, exact, out);
+                return self.doubt(heard, key, exact, out);
             }
             out.push(Action::Reset(reset(tuple, seg, other)));
             flow.dead |= exact;
@@ -90,15 +84,8 @@ impl Flows {
 
     /// The reset that only the forged segment provokes: from a host that has no such
     /// connection because the segment was not translated, or because the peer is gone.
-    fn doubt(
-        &mut self,
-        now: Duration,
-        arrival: Arrival,
-        key: Key,
-        seg: &Segment<'_>,
-        exact: bool,
-        out: &mut Vec<Action>,
-    ) {
+    fn doubt(&mut self, heard: Heard<'_>, key: Key, exact: bool, out: &mut Vec<Action>) {
+        let Heard { now, arrival, seg } = heard;
         let flow = self.table.get_mut(key);
         let nearer = flow.is_nearer(arrival);
         let Some(trial) = flow.trial.as_mut() else { return };
