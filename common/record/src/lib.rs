@@ -3,6 +3,8 @@
 //!
 //! Nothing here opens a connection, starts a process or touches a file.
 
+pub use canary_wire::names;
+
 pub mod hist;
 pub mod names;
 pub mod outcome;

@@ -1,9 +1,10 @@
 //! TCP segments as bytes: sequence numbers, a checked view of what was received,
-//! an emitter of any combination of numbers and flags, checksums, packet filters.
+//! an emitter of any combination of numbers and flags, checksums, packet filters; and how closed sets of names are written.
 //!
 //! Pure, and knows nothing of the rest of the project.
 
 pub mod checksum;
+pub mod closed;
 pub mod filter;
 pub mod segment;
 pub mod seq;

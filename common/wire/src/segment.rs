@@ -12,9 +12,9 @@ use pnet_packet::ipv4::{Ipv4Packet, MutableIpv4Packet};
 use pnet_packet::ipv6::MutableIpv6Packet;
 use pnet_packet::tcp::{MutableTcpPacket, TcpPacket};
 use pnet_packet::{Packet, ipv4};
-use serde::{Deserialize, Serialize};
 
 use crate::checksum;
+use crate::names;
 use crate::seq::Seq;
 
 const IPV4_HEADER: usize = 20;
@@ -77,26 +77,14 @@ impl fmt::Debug for Flags {
     }
 }
 
-/// IP family.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    Serialize,
-    Deserialize,
-    schemars::JsonSchema,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum Family {
-    /// IPv4
-    Ipv4,
-    /// IPv6
-    Ipv6,
+names! {
+    /// IP family.
+    pub enum Family {
+        /// IPv4
+        Ipv4 = "ipv4",
+        /// IPv6
+        Ipv6 = "ipv6",
+    }
 }
 
 impl Family {
@@ -107,21 +95,6 @@ impl Family {
             IpAddr::V4(_) => Self::Ipv4,
             IpAddr::V6(_) => Self::Ipv6,
         }
-    }
-
-    /// `ipv4` or `ipv6`: a metric label.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ipv4 => "ipv4",
-            Self::Ipv6 => "ipv6",
-        }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 
