@@ -119,30 +119,20 @@ fn publish(before: &Counts, now: &Counts) {
     }
 }
 
-/// A quantile of what came since `before`, in microseconds.
-fn quantile(before: &Counts, now: &Counts, q: f64) -> u64 {
-    let new: Vec<u64> = now.total.iter().zip(before.total).map(|(n, b)| n - b).collect();
-    let wanted = (new.iter().sum::<u64>() as f64 * q).ceil() as u64;
-    let mut below = 0;
-    let at = new.iter().position(|n| {
-        below += n;
-        wanted > 0 && below >= wanted
-    });
-    at.map_or(0, series::upper)
-}
-
 /// Rate, classes and latency on one line.
 fn line(before: &Counts, now: &Counts, elapsed: Duration) -> String {
     use std::fmt::Write as _;
     let rate = (now.attempts - before.attempts) as f64 / elapsed.as_secs_f64().max(1e-9);
-    let ms = |q| quantile(before, now, q) as f64 / 1000.0;
+    let mut new = now.total;
+    new.iter_mut().zip(before.total).for_each(|(now, before)| *now -= before);
+    let ms = |percent| series::quantile(&new, percent).unwrap_or(0) as f64 / 1000.0;
     let mut line = format!(
         "{rate:.0}/s  {} connections, {} open, {} ok, p50 {:.1} ms, p99 {:.1} ms",
         now.attempts,
         now.open,
         now.ok,
-        ms(0.5),
-        ms(0.99)
+        ms(50),
+        ms(99)
     );
     let mut failures = now.failures();
     failures.retain(|f| f.cause != Cause::Interrupted);

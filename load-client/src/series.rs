@@ -32,10 +32,26 @@ pub const fn upper(bucket: usize) -> u64 {
     ((5 + step) << (octave - 2)) - 1
 }
 
+/// The latency below which this percentage of those in `steps` lies; none where there is none.
+#[must_use]
+pub fn quantile(steps: &[u64; BUCKETS], percent: u64) -> Option<u64> {
+    let total: u64 = steps.iter().sum();
+    let wanted = total - total * (100 - percent) / 100;
+    let mut below = 0;
+    let at = steps.iter().position(|n| {
+        below += n;
+        total > 0 && below >= wanted
+    });
+    at.map(upper)
+}
+
+/// What is counted of one interval.
 #[derive(Clone, Debug)]
-struct Point {
-    counts: SeriesPoint,
-    latency: [u32; BUCKETS],
+pub struct Point {
+    /// Connections.
+    pub counts: SeriesPoint,
+    /// Total latencies by [`bucket`].
+    pub latency: [u32; BUCKETS],
 }
 
 /// The series of one worker, or of several joined.
@@ -67,7 +83,7 @@ impl TimeSeries {
 
     /// The point of second `at`. Time does not go back by more than the last
     /// point's width; what comes late counts there.
-    fn point(&mut self, at: u64) -> &mut Point {
+    pub fn point(&mut self, at: u64) -> &mut Point {
         let mut begin = at - at % self.width;
         let is_new = |me: &Self, begin| me.points.last().is_none_or(|p| p.counts.at < begin);
         // Points that lie apart may stay apart at twice the width.
@@ -95,32 +111,6 @@ impl TimeSeries {
         }
     }
 
-    /// A connection was begun in second `at`.
-    pub fn attempt(&mut self, at: u64) {
-        self.point(at).counts.attempts += 1;
-    }
-
-    /// A connection ended as it should in second `at`.
-    pub fn ok(&mut self, at: u64, bucket: Option<usize>) {
-        let p = self.point(at);
-        p.counts.ok += 1;
-        if let Some(bucket) = bucket {
-            p.latency[bucket] += 1;
-        }
-    }
-
-    /// An exchange on a connection that goes on.
-    pub fn exchange(&mut self, at: u64, bucket: usize) {
-        self.point(at).latency[bucket] += 1;
-    }
-
-    /// A connection failed in second `at`.
-    pub fn fail(&mut self, at: u64, local: bool) {
-        let p = self.point(at);
-        p.counts.failed += 1;
-        p.counts.local += u64::from(local);
-    }
-
     /// Both together.
     #[must_use]
     pub fn join(mut self, mut other: Self) -> Self {
@@ -143,14 +133,8 @@ impl TimeSeries {
     #[must_use]
     pub fn record(&self) -> Series {
         let points = self.points.iter().map(|p| {
-            let total: u64 = p.latency.iter().map(|n| u64::from(*n)).sum();
-            let wanted = total - total / 100;
-            let mut below = 0;
-            let at = p.latency.iter().position(|n| {
-                below += u64::from(*n);
-                total > 0 && below >= wanted
-            });
-            SeriesPoint { p99_us: at.map_or(p.counts.p99_us, upper), ..p.counts }
+            let p99_us = quantile(&p.latency.map(u64::from), 99);
+            SeriesPoint { p99_us: p99_us.unwrap_or(p.counts.p99_us), ..p.counts }
         });
         Series { width_s: self.width, points: points.collect() }
     }
@@ -183,9 +167,12 @@ mod tests {
     fn a_long_course_is_bounded() {
         let mut series = TimeSeries::default();
         for at in 1_000_000..1_010_000 {
-            series.attempt(at);
-            series.ok(at, Some(bucket(100)));
-            series.fail(at, at % 2 == 0);
+            let p = series.point(at);
+            p.counts.attempts += 1;
+            p.counts.ok += 1;
+            p.counts.failed += 1;
+            p.counts.local += u64::from(at % 2 == 0);
+            p.latency[bucket(100)] += 1;
         }
         let s = series.record();
         assert!(s.points.len() <= POINTS && s.width_s.is_power_of_two());
@@ -200,7 +187,7 @@ mod tests {
     fn a_sparse_course_is_bounded() {
         let mut series = TimeSeries::default();
         for n in 0..5_000 {
-            series.attempt(1_000_000 + 60 * n);
+            series.point(1_000_000 + 60 * n).counts.attempts += 1;
         }
         let s = series.record();
         assert!((POINTS / 4..=POINTS).contains(&s.points.len()), "{}", s.points.len());
@@ -217,7 +204,7 @@ mod tests {
             let series = |mut v: Vec<u64>| {
                 v.sort_unstable();
                 let mut c = TimeSeries::default();
-                for at in v { c.attempt(at); }
+                for at in v { c.point(at).counts.attempts += 1; }
                 c
             };
             let (n, joined) = (a.len() + b.len(), series(a).join(series(b)).record());

@@ -9,7 +9,7 @@ use canary_record::hist::Latency;
 use canary_record::names::{Errno, Phase, ProbeEnd};
 use canary_record::result::load::{Cause, FailureCount, LoadResult};
 
-use crate::series::{self, BUCKETS, TimeSeries};
+use crate::series::{self, BUCKETS, Point, TimeSeries};
 
 const PHASES: usize = Phase::ALL.len();
 const ERRNOS: usize = Errno::ALL.len();
@@ -219,7 +219,7 @@ impl Tally {
     /// Counts a connection that is begun.
     pub fn begin(&mut self, now: Instant) {
         self.counts.attempts += 1;
-        self.series.attempt(self.clock.second(now));
+        self.point(now).counts.attempts += 1;
     }
 
     /// Counts a handshake's duration.
@@ -230,17 +230,14 @@ impl Tally {
 
     /// Counts a connection that ended as it should, after `total`.
     pub fn ok(&mut self, now: Instant, total: Duration) {
-        self.total.record(total);
-        let bucket = series::bucket(total.as_micros() as u64);
-        self.counts.total[bucket] += 1;
-        self.counts.ok += 1;
-        self.series.ok(self.clock.second(now), Some(bucket));
+        self.exchange(now, total);
+        self.ok_untimed(now);
     }
 
     /// Counts a connection that ended as it should and whose duration says nothing.
     pub fn ok_untimed(&mut self, now: Instant) {
         self.counts.ok += 1;
-        self.series.ok(self.clock.second(now), None);
+        self.point(now).counts.ok += 1;
     }
 
     /// Counts an exchange on a connection that goes on.
@@ -248,13 +245,20 @@ impl Tally {
         self.total.record(took);
         let bucket = series::bucket(took.as_micros() as u64);
         self.counts.total[bucket] += 1;
-        self.series.exchange(self.clock.second(now), bucket);
+        self.point(now).latency[bucket] += 1;
     }
 
     /// Counts a connection that failed.
     pub fn fail(&mut self, now: Instant, (phase, cause): Failure) {
         self.counts.failures[phase as usize][index(cause)] += 1;
-        self.series.fail(self.clock.second(now), cause.is_local());
+        let counts = &mut self.point(now).counts;
+        counts.failed += 1;
+        counts.local += u64::from(cause.is_local());
+    }
+
+    /// The interval of the series.
+    fn point(&mut self, now: Instant) -> &mut Point {
+        self.series.point(self.clock.second(now))
     }
 
     /// Counts what has not ended as cut short by the end of the run.
