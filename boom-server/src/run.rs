@@ -137,20 +137,9 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
         // Signals are caught before anything can be lost.
         let shutdown = Shutdown::catch().map_err(start("catch signals"))?;
         let program = Arc::new(program);
-        let page = {
-            let program = Arc::clone(&program);
-            move || {
-                let result = program.result(EndedBy::Running, program.accepted(), &[]);
-                page::render(&result, program.shared.state().last_kill.as_ref())
-            }
-        };
-        let verdict = {
-            let program = Arc::clone(&program);
-            move || {
-                let result = program.result(EndedBy::Running, program.accepted(), &[]);
-                serde_json::to_string(&result).unwrap_or_default()
-            }
-        };
+        let (shown, told) = (Arc::clone(&program), Arc::clone(&program));
+        let page = move || page::render(&shown.so_far(), shown.shared.state().last_kill.as_ref());
+        let verdict = move || serde_json::to_string(&told.so_far()).unwrap_or_default();
         tokio::spawn(watch(Arc::clone(&program)));
         let handle = metrics::init()?;
         tokio::spawn(publish(Arc::clone(&program), handle.clone()));
@@ -354,6 +343,10 @@ impl Program {
             embryonic: netstat::embryonic_resets().saturating_sub(self.embryonic),
             repeated: netstat::syn_retransmissions().saturating_sub(self.repeated),
         }
+    }
+
+    fn so_far(&self) -> BoomResult {
+        self.result(EndedBy::Running, self.accepted(), &[])
     }
 
     fn result(&self, ended_by: EndedBy, accepted: Accepted, notes: &[String]) -> BoomResult {
