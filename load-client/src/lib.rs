@@ -12,6 +12,7 @@ pub mod log;
 pub mod merge;
 pub mod observe;
 pub mod pacer;
+pub mod plan;
 pub mod preflight;
 pub mod probe;
 pub mod program;

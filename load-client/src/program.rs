@@ -28,7 +28,8 @@ use crate::report::Report;
 use crate::target::{Protocol, Target};
 use crate::threshold::Threshold;
 use crate::{
-    churn, hold, live, merge, observe, preflight, probe, report, serve, socket, verdict, witness,
+    churn, hold, live, merge, observe, plan, preflight, probe, report, serve, socket, verdict,
+    witness,
 };
 
 /// How a subcommand ends early.
@@ -185,12 +186,12 @@ async fn run_churn(args: ChurnArgs, mut config: Config) -> Result<Exit, End> {
         None => None,
     };
     derive(&mut config, "address", &target);
-    derive(&mut config, "concurrency", &churn::concurrency(&args));
-    derive(&mut config, "workers", &churn::workers(&args));
+    derive(&mut config, "concurrency", &plan::concurrency(&args));
+    derive(&mut config, "workers", &plan::workers(&args));
     let report = begin("load-client churn", config, &args.common)?;
     let admin = admin(&args.common)?;
     preflight::raise_open_files();
-    let preflight = preflight::check(preflight::read(), churn::load(&args, target));
+    let preflight = preflight::check(preflight::read(), plan::load(&args, target));
     preflight::log(&preflight);
     ready(admin.as_ref());
     let fill = follower.as_mut().map(|f| (f, &allowance));

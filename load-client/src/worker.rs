@@ -2,26 +2,20 @@
 //! connection on a path without delay costs socket(), connect(), connect(),
 //! close(): nothing is registered unless something has to be waited for.
 
-use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use canary_record::names::{Errno, Phase};
 use canary_record::result::load::Cause;
-use http_body_util::Empty;
-use hyper::Request;
-use hyper::header::{CONNECTION, HOST, HeaderValue};
 use rustix::event::epoll;
 use rustix::io::Errno as Raw;
 
 use crate::cli::Close;
-use crate::fill::Allowance;
 use crate::http::{Driver, Exchange, Step};
 use crate::log::FailureLog;
 use crate::pacer::{Pacer, Turn};
+use crate::plan::Plan;
 use crate::socket;
 use crate::tally::{Clock, Failure, Shown, Tally};
 
@@ -36,51 +30,6 @@ const FULL: Duration = Duration::from_millis(5);
 /// How many failures in a row bring a pause where no schedule paces them; a local limit brings
 /// one at once.
 const FAILURES_IN_A_ROW: u32 = 64;
-
-/// What one worker is to do.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// Where to.
-    pub target: SocketAddr,
-    /// The request, if there is one.
-    pub request: Option<HttpRequest>,
-    /// How to close.
-    pub close: Close,
-    /// Local addresses, by turns.
-    pub sources: Vec<IpAddr>,
-    /// Longest time without progress in a phase.
-    pub timeout: Duration,
-    /// The most connections in progress at once.
-    pub concurrency: u32,
-    /// When each begins.
-    pub pacer: Pacer,
-    /// How many to make; none means until stopped.
-    pub connections: Option<u64>,
-    /// When to begin the last one.
-    pub until: Option<Instant>,
-    /// Where a table is filled: how many may begin.
-    pub allowance: Option<Arc<Allowance>>,
-}
-
-/// An HTTP request as data.
-#[derive(Clone, Debug)]
-pub struct HttpRequest {
-    /// Path and query.
-    pub uri: hyper::Uri,
-    /// The Host field.
-    pub host: HeaderValue,
-}
-
-impl HttpRequest {
-    fn build(&self) -> Request<Empty<Bytes>> {
-        let mut request = Request::new(Empty::new());
-        *request.uri_mut() = self.uri.clone();
-        let headers = request.headers_mut();
-        headers.insert(HOST, self.host.clone());
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        request
-    }
-}
 
 /// How a run is ended from outside.
 #[derive(Debug, Default)]
@@ -506,8 +455,10 @@ mod tests {
     use std::net::TcpListener;
 
     use canary_record::result::load::FailureCount;
+    use hyper::header::HeaderValue;
 
     use super::*;
+    use crate::plan::HttpRequest;
 
     /// A socket that cannot be waited for is a failure at once, by the kernel's own word, and
     /// not the network's stall at the deadline.

@@ -1,0 +1,177 @@
+//! What each worker of churn is to do, worked out from the options: pure.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::Request;
+use hyper::header::{CONNECTION, HOST, HeaderValue};
+
+use crate::cli::{ChurnArgs, Close};
+use crate::fill::Allowance;
+use crate::pacer::{self, Pacer};
+use crate::preflight::Load;
+use crate::tally::Clock;
+use crate::target::Protocol;
+
+/// Connections in progress at once unless the command line says otherwise.
+const CONCURRENCY: u32 = 64;
+/// The most in progress with a rate.
+const OPEN_LOOP_CONCURRENCY: u32 = 10_000;
+
+/// What one worker is to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where to.
+    pub target: SocketAddr,
+    /// The request, if there is one.
+    pub request: Option<HttpRequest>,
+    /// How to close.
+    pub close: Close,
+    /// Local addresses, by turns.
+    pub sources: Vec<IpAddr>,
+    /// Longest time without progress in a phase.
+    pub timeout: Duration,
+    /// The most connections in progress at once.
+    pub concurrency: u32,
+    /// When each begins.
+    pub pacer: Pacer,
+    /// How many to make; none means until stopped.
+    pub connections: Option<u64>,
+    /// When to begin the last one.
+    pub until: Option<Instant>,
+    /// Where a table is filled: how many may begin.
+    pub allowance: Option<Arc<Allowance>>,
+}
+
+/// An HTTP request as data.
+#[derive(Clone, Debug)]
+pub struct HttpRequest {
+    /// Path and query.
+    pub uri: hyper::Uri,
+    /// The Host field.
+    pub host: HeaderValue,
+}
+
+impl HttpRequest {
+    /// As hyper sends it.
+    #[must_use]
+    pub fn build(&self) -> Request<Empty<Bytes>> {
+        let mut request = Request::new(Empty::new());
+        *request.uri_mut() = self.uri.clone();
+        let headers = request.headers_mut();
+        headers.insert(HOST, self.host.clone());
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        request
+    }
+}
+
+/// Connections in progress at once.
+#[must_use]
+pub fn concurrency(args: &ChurnArgs) -> u32 {
+    let default = if args.rate.is_some() { OPEN_LOOP_CONCURRENCY } else { CONCURRENCY };
+    args.concurrency.unwrap_or(default)
+}
+
+/// Worker threads: no more than there are connections in progress.
+#[must_use]
+pub fn workers(args: &ChurnArgs) -> u32 {
+    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    args.workers.map_or(cpus, u32::from).min(concurrency(args))
+}
+
+/// What the limits of this host are held against.
+#[must_use]
+pub fn load(args: &ChurnArgs, target: SocketAddr) -> Load {
+    Load {
+        sources: args.source_ip.len().max(1) as u64,
+        at_once: u64::from(concurrency(args)),
+        rate: args.rate,
+        // An HTTP server that is asked to close does so first.
+        leaves_time_wait: args.close == Close::Fin && args.target.protocol == Protocol::Tcp,
+        loopback: target.ip().is_loopback(),
+    }
+}
+
+/// The plan of worker `w` of `n`.
+pub fn plan(
+    args: &ChurnArgs,
+    target: SocketAddr,
+    clock: Clock,
+    (w, n): (u32, u32),
+    allowance: Option<&Arc<Allowance>>,
+) -> anyhow::Result<Plan> {
+    let share = |total: u64| total / u64::from(n) + u64::from(u64::from(w) < total % u64::from(n));
+    let request = match &args.target.protocol {
+        Protocol::Tcp => None,
+        Protocol::Http(path) => Some(HttpRequest {
+            uri: path.parse().context("--target: the path is not legal")?,
+            host: HeaderValue::from_str(&args.target.authority())?,
+        }),
+    };
+    // Each worker begins its turns through the addresses at another one.
+    let mut sources = args.source_ip.clone();
+    if !sources.is_empty() {
+        let shift = w as usize % sources.len();
+        sources.rotate_left(shift);
+    }
+    let start = clock.start();
+    let concurrency = share(u64::from(concurrency(args))) as u32;
+    let pacer = match args.rate {
+        None => Pacer::closed(start, concurrency, args.ramp),
+        Some(rate) => {
+            // The workers' schedules lie between one another's.
+            let shift = pacer::after(f64::from(w), rate, Duration::ZERO);
+            let seed = rand::random();
+            Pacer::open(start + shift, rate / f64::from(n), args.ramp, args.jitter, seed)
+        }
+    };
+    Ok(Plan {
+        target,
+        request,
+        close: args.close,
+        sources,
+        timeout: args.timeout,
+        concurrency,
+        pacer,
+        connections: args.connections.map(share),
+        until: args.duration.map(|d| start + d),
+        allowance: allowance.cloned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::pacer::Turn;
+
+    /// However many workers share a rate, their schedules together are even: one at 0.5 a second
+    /// begins a connection every 2 s.
+    #[test]
+    fn the_workers_turns_lie_evenly() {
+        let line = "load-client churn --target tcp://127.0.0.1:1 --rate 0.5 --workers 4";
+        let Command::Churn(args) = Cli::parse_from(line.split(' ')).command else {
+            panic!("another subcommand")
+        };
+        let (clock, target) = (Clock::now(), SocketAddr::from(([127, 0, 0, 1], 1)));
+        let end = clock.start() + Duration::from_secs(16);
+        let mut turns: Vec<Instant> = Vec::new();
+        for w in 0..4 {
+            let mut pacer = plan(&args, target, clock, (w, 4), None).unwrap().pacer;
+            while let Turn::Now(at) = pacer.turn(end, 0) {
+                turns.push(at);
+            }
+        }
+        turns.sort();
+        let after: Vec<_> = turns.iter().map(|t| (*t - clock.start()).as_secs()).collect();
+        assert_eq!(after, [0, 2, 4, 6, 8, 10, 12, 14, 16]);
+    }
+}
