@@ -10,6 +10,7 @@ use canary_record::names::{Errno, Phase};
 use canary_record::result::load::Cause;
 use rustix::event::epoll;
 use rustix::io::Errno as Raw;
+use slab::Slab;
 
 use crate::cli::Close;
 use crate::http::{Driver, Exchange, Step};
@@ -41,15 +42,25 @@ pub struct Stop {
 }
 
 enum State {
-    Free,
     Connecting(OwnedFd),
     Exchanging(Box<Exchange>),
 }
 
+impl State {
+    fn phase(&self) -> Phase {
+        match self {
+            Self::Connecting(_) => Phase::Connect,
+            Self::Exchanging(exchange) => exchange.phase(),
+        }
+    }
+}
+
+/// A connection in progress.
 struct Slot {
-    state: State,
+    /// None between the two.
+    state: Option<State>,
     /// Tells a late event of an earlier connection in this slot apart.
-    generation: u32,
+    serial: u32,
     registered: bool,
     intended: Instant,
     began: Instant,
@@ -75,8 +86,7 @@ pub fn run(
 struct Worker<'a> {
     plan: &'a Plan,
     epoll: OwnedFd,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
+    slots: Slab<Slot>,
     tally: Tally,
     log: FailureLog,
     pacer: Pacer,
@@ -92,8 +102,7 @@ impl<'a> Worker<'a> {
         Self {
             plan,
             epoll,
-            slots: Vec::new(),
-            free: Vec::new(),
+            slots: Slab::new(),
             tally: Tally::new(clock),
             log: FailureLog::new(clock.start()),
             pacer: plan.pacer.clone(),
@@ -137,7 +146,7 @@ impl<'a> Worker<'a> {
     }
 
     fn in_progress(&self) -> u32 {
-        (self.slots.len() - self.free.len()) as u32
+        self.slots.len() as u32
     }
 
     fn show(&mut self, shown: &Shown) {
@@ -232,8 +241,9 @@ impl<'a> Worker<'a> {
             Err(e) => return self.failed(raw(Phase::Connect, e)),
         };
         let slot = Slot {
-            state: State::Free,
-            generation: 0,
+            state: None,
+            // Attempts have numbers anyway.
+            serial: n as u32,
             registered: false,
             intended,
             began,
@@ -242,12 +252,12 @@ impl<'a> Worker<'a> {
         if connected && self.plan.request.is_none() {
             return self.connected_tcp(fd, &slot);
         }
-        let index = self.place(slot);
+        let index = self.slots.insert(slot);
         if connected {
             self.connected(index, fd);
         } else {
             match self.wait_for(index, &fd, epoll::EventFlags::OUT) {
-                Ok(()) => self.slots[index as usize].state = State::Connecting(fd),
+                Ok(()) => self.slots[index].state = Some(State::Connecting(fd)),
                 Err(e) => {
                     self.release(index);
                     self.failed(raw(Phase::Connect, e));
@@ -272,34 +282,20 @@ impl<'a> Worker<'a> {
         Ok(fd)
     }
 
-    fn place(&mut self, slot: Slot) -> u32 {
-        if let Some(index) = self.free.pop() {
-            let generation = self.slots[index as usize].generation;
-            self.slots[index as usize] = Slot { generation, ..slot };
-            index
-        } else {
-            self.slots.push(slot);
-            self.slots.len() as u32 - 1
-        }
-    }
-
-    fn release(&mut self, index: u32) {
-        let slot = &mut self.slots[index as usize];
-        let state = std::mem::replace(&mut slot.state, State::Free);
-        if matches!(state, State::Exchanging(_)) && self.plan.close == Close::Rst {
+    fn release(&mut self, index: usize) {
+        let state = self.slots.remove(index).state;
+        if matches!(state, Some(State::Exchanging(_))) && self.plan.close == Close::Rst {
             self.tally.counts.own_resets += 1;
         }
-        slot.generation = slot.generation.wrapping_add(1);
-        self.free.push(index);
     }
 
     /// Registers a socket for reading, and for `more`. ENOMEM and ENOSPC are limits of this host.
-    fn wait_for(&mut self, index: u32, fd: &OwnedFd, more: epoll::EventFlags) -> Result<(), Raw> {
-        let slot = &mut self.slots[index as usize];
+    fn wait_for(&mut self, index: usize, fd: &OwnedFd, more: epoll::EventFlags) -> Result<(), Raw> {
+        let slot = &mut self.slots[index];
         if slot.registered {
             return Ok(());
         }
-        let data = epoll::EventData::new_u64(u64::from(index) << 32 | u64::from(slot.generation));
+        let data = epoll::EventData::new_u64((index as u64) << 32 | u64::from(slot.serial));
         let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET | more;
         epoll::add(&self.epoll, fd, data, flags)?;
         slot.registered = true;
@@ -323,9 +319,9 @@ impl<'a> Worker<'a> {
         self.failed_in_a_row = 0;
     }
 
-    fn connected(&mut self, index: u32, fd: OwnedFd) {
+    fn connected(&mut self, index: usize, fd: OwnedFd) {
         let now = Instant::now();
-        let slot = &mut self.slots[index as usize];
+        let slot = &mut self.slots[index];
         slot.deadline = now + self.plan.timeout;
         self.tally.connected(now - slot.began);
         let Some(request) = &self.plan.request else { return };
@@ -335,7 +331,7 @@ impl<'a> Worker<'a> {
             registered.map_err(|e| raw(Phase::Send, e)).and_then(|()| Exchange::begin(fd, request));
         match begun {
             Ok(exchange) => {
-                self.slots[index as usize].state = State::Exchanging(Box::new(exchange));
+                self.slots[index].state = Some(State::Exchanging(Box::new(exchange)));
                 self.advance(index, now);
             }
             Err(failure) => {
@@ -346,41 +342,39 @@ impl<'a> Worker<'a> {
     }
 
     fn on_event(&mut self, data: u64, flags: epoll::EventFlags, now: Instant) {
-        let (index, generation) = ((data >> 32) as u32, data as u32);
-        let slot = &mut self.slots[index as usize];
-        if slot.generation != generation {
+        let (index, serial) = ((data >> 32) as usize, data as u32);
+        let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.serial == serial) else {
             return;
-        }
-        match std::mem::replace(&mut slot.state, State::Free) {
-            State::Free => {}
-            State::Connecting(fd) => match rustix::net::connect(&fd, &self.plan.target) {
+        };
+        match slot.state.take() {
+            None => {}
+            Some(State::Connecting(fd)) => match rustix::net::connect(&fd, &self.plan.target) {
                 Ok(()) | Err(Raw::ISCONN) if self.plan.request.is_none() => {
-                    let slot = Slot { state: State::Free, ..*slot };
-                    self.release(index);
+                    let slot = self.slots.remove(index);
                     self.connected_tcp(fd, &slot);
                 }
                 Ok(()) | Err(Raw::ISCONN) => self.connected(index, fd),
-                Err(Raw::ALREADY | Raw::INPROGRESS) => slot.state = State::Connecting(fd),
+                Err(Raw::ALREADY | Raw::INPROGRESS) => slot.state = Some(State::Connecting(fd)),
                 Err(e) => {
                     self.release(index);
                     self.failed(raw(Phase::Connect, e));
                 }
             },
-            State::Exchanging(exchange) => {
+            Some(State::Exchanging(exchange)) => {
                 let ends =
                     epoll::EventFlags::RDHUP | epoll::EventFlags::HUP | epoll::EventFlags::ERR;
                 if flags.intersects(epoll::EventFlags::IN | ends) {
                     exchange.readable(flags.intersects(ends));
                 }
-                slot.state = State::Exchanging(exchange);
+                slot.state = Some(State::Exchanging(exchange));
                 self.advance(index, now);
             }
         }
     }
 
-    fn advance(&mut self, index: u32, now: Instant) {
-        let slot = &mut self.slots[index as usize];
-        let State::Exchanging(exchange) = &mut slot.state else { return };
+    fn advance(&mut self, index: usize, now: Instant) {
+        let slot = &mut self.slots[index];
+        let Some(State::Exchanging(exchange)) = &mut slot.state else { return };
         match exchange.advance(&self.driver) {
             Step::Waiting => slot.deadline = now + self.plan.timeout,
             Step::Done(bytes) => {
@@ -394,7 +388,7 @@ impl<'a> Worker<'a> {
             Step::Failed(failure) => {
                 if matches!(failure.1, Cause::Errno(_)) {
                     // The connection has ended: close() resets nothing.
-                    slot.state = State::Free;
+                    slot.state = None;
                 }
                 self.release(index);
                 self.failed(failure);
@@ -413,35 +407,27 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn phase(state: &State) -> Option<Phase> {
-        match state {
-            State::Free => None,
-            State::Connecting(_) => Some(Phase::Connect),
-            State::Exchanging(exchange) => Some(exchange.phase()),
-        }
+    /// Ends connections, and tells in which phases they were.
+    fn end(&mut self, which: impl Fn(&Slot) -> bool) -> Vec<Phase> {
+        let phase = |(index, slot): (usize, &Slot)| Some((index, slot.state.as_ref()?.phase()));
+        let which = self.slots.iter().filter(|(_, slot)| which(slot));
+        let (ended, phases): (Vec<_>, Vec<_>) = which.filter_map(phase).unzip();
+        ended.into_iter().for_each(|index| self.release(index));
+        phases
     }
 
     /// Ends what made no progress in time.
     fn expire(&mut self, now: Instant) {
-        for index in 0..self.slots.len() {
-            let slot = &self.slots[index];
-            if let Some(phase) = Self::phase(&slot.state)
-                && slot.deadline <= now
-            {
-                self.release(index as u32);
-                self.failed((phase, Cause::Stall));
-            }
+        for phase in self.end(|slot| slot.deadline <= now) {
+            self.failed((phase, Cause::Stall));
         }
     }
 
     /// Ends what is still in progress at the end of the run.
     fn interrupt(&mut self) {
         let now = Instant::now();
-        for index in 0..self.slots.len() {
-            if let Some(phase) = Self::phase(&self.slots[index].state) {
-                self.release(index as u32);
-                self.tally.fail(now, (phase, Cause::Interrupted));
-            }
+        for phase in self.end(|_| true) {
+            self.tally.fail(now, (phase, Cause::Interrupted));
         }
     }
 }
