@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use canary_record::names::{EndedBy, LoadVerdict};
 use canary_record::result::load::LoadResult;
 use canary_record::result::serve::ServeResult;
@@ -32,19 +32,10 @@ use crate::{
     witness,
 };
 
-/// How a subcommand ends early.
-enum End {
-    /// The command line, or what it names: one line, exit code 2.
-    Usage(String),
-    /// Anything else: one line, exit code 1.
-    Failed(anyhow::Error),
-}
-
-impl From<anyhow::Error> for End {
-    fn from(e: anyhow::Error) -> Self {
-        Self::Failed(e)
-    }
-}
+/// The command line, or what it names, is wrong: exit code 2, where any other error has 1.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
 
 /// The program.
 #[must_use]
@@ -67,18 +58,14 @@ pub fn main() -> ExitCode {
     end_logs();
     match ran {
         Ok(exit) => exit.into(),
-        Err(End::Usage(line)) => {
-            eprintln!("error: {line}");
-            Exit::Usage.into()
-        }
-        Err(End::Failed(e)) => {
+        Err(e) => {
             eprintln!("error: {e:#}");
-            Exit::Failed.into()
+            if e.is::<Usage>() { Exit::Usage.into() } else { Exit::Failed.into() }
         }
     }
 }
 
-async fn run(command: Command, config: Config) -> Result<Exit, End> {
+async fn run(command: Command, config: Config) -> Result<Exit> {
     match command {
         Command::Churn(args) => run_churn(args, config).await,
         Command::Probe(args) => run_probe(args, config).await,
@@ -90,8 +77,8 @@ async fn run(command: Command, config: Config) -> Result<Exit, End> {
     }
 }
 
-fn begin(program: &'static str, config: Config, common: &CommonArgs) -> Result<Report, End> {
-    let report = Report::begin(program, config, common.output.as_deref()).map_err(End::Usage)?;
+fn begin(program: &'static str, config: Config, common: &CommonArgs) -> Result<Report> {
+    let report = Report::begin(program, config, common.output.as_deref()).map_err(Usage)?;
     init_logs(common.log);
     Ok(report)
 }
@@ -101,8 +88,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Catches signals, once and before anything that may wait: the first process of a container
 /// has no default action for them.
-fn catch() -> Result<Shutdown, End> {
-    Ok(Shutdown::catch().context("cannot catch signals")?)
+fn catch() -> Result<Shutdown> {
+    Shutdown::catch().context("cannot catch signals")
 }
 
 async fn resolve(
@@ -110,7 +97,7 @@ async fn resolve(
     sources: &[std::net::IpAddr],
     within: Duration,
     shutdown: &mut Shutdown,
-) -> Result<SocketAddr, End> {
+) -> Result<SocketAddr> {
     Ok(resolve_each(target, sources, within, shutdown).await?[0])
 }
 
@@ -120,9 +107,9 @@ async fn resolve_each(
     sources: &[std::net::IpAddr],
     within: Duration,
     shutdown: &mut Shutdown,
-) -> Result<Vec<SocketAddr>, End> {
+) -> Result<Vec<SocketAddr>> {
     let deadline = Instant::now() + within;
-    let failed = |why: String| End::Usage(format!("--target {target}: {why}"));
+    let failed = |why: String| Usage(format!("--target {target}: {why}")).into();
     let mut why = "no answer from the resolver yet".to_owned();
     let addresses = loop {
         tokio::select! {
@@ -141,13 +128,13 @@ async fn resolve_each(
         }
     };
     for ip in sources {
-        socket::check_source(*ip, addresses[0]).map_err(End::Usage)?;
+        socket::check_source(*ip, addresses[0]).map_err(Usage)?;
     }
     Ok(addresses)
 }
 
-fn admin(common: &CommonArgs) -> Result<Option<Arc<Admin>>, End> {
-    live::admin(common.admin).map_err(|e| End::Failed(anyhow!(e)))
+fn admin(common: &CommonArgs) -> Result<Option<Arc<Admin>>> {
+    live::admin(common.admin).map_err(Error::msg)
 }
 
 fn ready(admin: Option<&Arc<Admin>>) {
@@ -157,19 +144,19 @@ fn ready(admin: Option<&Arc<Admin>>) {
 }
 
 /// Judges, reports, and says how to exit.
-fn finish(report: &Report, mut result: LoadResult, thresholds: &[Threshold]) -> Result<Exit, End> {
+fn finish(report: &Report, mut result: LoadResult, thresholds: &[Threshold]) -> Result<Exit> {
     verdict::judge(&mut result, thresholds);
     told(report, result)
 }
 
 /// Reports what is judged, and says how to exit.
-fn told(report: &Report, mut result: LoadResult) -> Result<Exit, End> {
+fn told(report: &Report, mut result: LoadResult) -> Result<Exit> {
     result.reasons.extend(lost_lines());
     report.finish(&result, &report::summary(&result))?;
     Ok(report::exit(&result))
 }
 
-async fn run_churn(args: ChurnArgs, mut config: Config) -> Result<Exit, End> {
+async fn run_churn(args: ChurnArgs, mut config: Config) -> Result<Exit> {
     let mut shutdown = catch()?;
     let target =
         resolve(&args.target, &args.source_ip, args.resolve_timeout, &mut shutdown).await?;
@@ -177,10 +164,10 @@ async fn run_churn(args: ChurnArgs, mut config: Config) -> Result<Exit, End> {
     let mut follower = match &args.fill {
         Some(observe) => tokio::select! {
             _ = shutdown.signalled() => {
-                return Err(End::Usage(format!("--fill {observe}: no answer yet")));
+                bail!(Usage(format!("--fill {observe}: no answer yet")));
             }
             follower = Follower::new(observe, args.fill_to, &allowance) => {
-                Some(follower.map_err(End::Usage)?)
+                Some(follower.map_err(Usage)?)
             }
         },
         None => None,
@@ -214,7 +201,7 @@ async fn linger(shutdown: &mut Shutdown, ended_by: EndedBy, time: Duration) {
     }
 }
 
-async fn run_hold(args: HoldArgs, mut config: Config) -> Result<Exit, End> {
+async fn run_hold(args: HoldArgs, mut config: Config) -> Result<Exit> {
     plain(&args.target, "hold speaks lines")?;
     let mut shutdown = catch()?;
     let target =
@@ -240,25 +227,25 @@ async fn run_hold(args: HoldArgs, mut config: Config) -> Result<Exit, End> {
 }
 
 /// Refuses targets other than plain TCP.
-fn plain(target: &Target, why: &str) -> Result<(), End> {
+fn plain(target: &Target, why: &str) -> Result<()> {
     match target.protocol {
         Protocol::Tcp => Ok(()),
         Protocol::Http(_) => {
-            Err(End::Usage(format!("--target {target}: {why}: write tcp://HOST:PORT")))
+            bail!(Usage(format!("--target {target}: {why}: write tcp://HOST:PORT")))
         }
     }
 }
 
-async fn run_probe(args: ProbeArgs, mut config: Config) -> Result<Exit, End> {
+async fn run_probe(args: ProbeArgs, mut config: Config) -> Result<Exit> {
     plain(&args.target, "probe speaks to boom-server")?;
     if args.delay > canary_record::probe::MAX_DELAY
         || args.answer_delay > canary_record::probe::MAX_DELAY
     {
-        return Err(End::Usage("--delay and --answer-delay: at most 1h".to_owned()));
+        bail!(Usage("--delay and --answer-delay: at most 1h".to_owned()));
     }
     let sockets = match &args.forge.forge {
         Some(list) if list.0.is_empty() => {
-            return Err(End::Usage("--forge none: leave the option out to forge nothing".into()));
+            bail!(Usage("--forge none: leave the option out to forge nothing".to_owned()));
         }
         // Before the resolver has threads, which would keep the capabilities.
         Some(list) => {
@@ -278,9 +265,9 @@ async fn run_probe(args: ProbeArgs, mut config: Config) -> Result<Exit, End> {
     preflight::raise_open_files();
     ready(admin.as_ref());
     if !args.await_answer.is_zero() {
-        let unanswered = probe::answered(&args, &targets, &mut shutdown).await.map_err(|by| {
-            End::Failed(anyhow!("{by} came before boom-server answered: nothing was measured"))
-        })?;
+        let unanswered = probe::answered(&args, &targets, &mut shutdown)
+            .await
+            .map_err(|by| anyhow!("{by} came before boom-server answered: nothing was measured"))?;
         derive(&mut config, "connections-before-an-answer", &unanswered);
     }
     let report = begin("load-client probe", config, &args.common)?;
@@ -296,8 +283,8 @@ async fn run_probe(args: ProbeArgs, mut config: Config) -> Result<Exit, End> {
     finish(&report, result, &args.fail_on)
 }
 
-fn run_merge(args: &MergeArgs, config: Config) -> Result<Exit, End> {
-    let usage = |e: merge::MergeError| End::Usage(e.to_string());
+fn run_merge(args: &MergeArgs, config: Config) -> Result<Exit> {
+    let usage = |e: merge::MergeError| Usage(e.to_string());
     let mut parts = Vec::new();
     for file in &args.files {
         parts.push((file.display().to_string(), merge::read(file).map_err(usage)?));
@@ -312,7 +299,7 @@ fn run_merge(args: &MergeArgs, config: Config) -> Result<Exit, End> {
     told(&report, result)
 }
 
-async fn run_serve(args: ServeArgs, mut config: Config) -> Result<Exit, End> {
+async fn run_serve(args: ServeArgs, mut config: Config) -> Result<Exit> {
     let mut shutdown = catch()?;
     let workers = args.workers.map_or_else(
         || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -326,9 +313,10 @@ async fn run_serve(args: ServeArgs, mut config: Config) -> Result<Exit, End> {
     for _ in 0..workers {
         let mut set = Vec::new();
         for &addr in &args.listen {
-            set.push(serve::listen(addr).map_err(|e| {
-                End::Failed(anyhow!("--listen {addr}: {e}; choose another address or port"))
-            })?);
+            set.push(
+                serve::listen(addr)
+                    .map_err(|e| anyhow!("--listen {addr}: {e}; choose another address or port"))?,
+            );
         }
         sets.push(set);
     }
@@ -376,18 +364,17 @@ async fn run_serve(args: ServeArgs, mut config: Config) -> Result<Exit, End> {
     };
     report.finish(&result, &format!("served {} connections", result.accepted))?;
     if let Some(e) = error {
-        return Err(End::Failed(anyhow::Error::from(e).context("a worker failed")));
+        return Err(Error::from(e).context("a worker failed"));
     }
     Ok(Exit::Ok)
 }
 
-async fn run_observe(args: ObserveArgs, config: Config) -> Result<Exit, End> {
+async fn run_observe(args: ObserveArgs, config: Config) -> Result<Exit> {
     let mut shutdown = catch()?;
     let report = begin("load-client observe", config, &args.common)?;
     let admin = admin(&args.common)?;
-    let mut result = observe::run(&args, &report, &mut shutdown, admin.as_ref())
-        .await
-        .map_err(|e| End::Failed(anyhow!(e)))?;
+    let mut result =
+        observe::run(&args, &report, &mut shutdown, admin.as_ref()).await.map_err(Error::msg)?;
     result.reasons.extend(lost_lines());
     let (r, grew) = (&result, result.difference);
     let summary = format!(
@@ -405,10 +392,10 @@ async fn run_observe(args: ObserveArgs, config: Config) -> Result<Exit, End> {
     Ok(Exit::Ok)
 }
 
-async fn run_witness(args: WitnessArgs, config: Config) -> Result<Exit, End> {
+async fn run_witness(args: WitnessArgs, config: Config) -> Result<Exit> {
     let mut shutdown = catch()?;
     let files: Vec<_> = args.pcap.iter().map(|f| f.display().to_string()).collect();
-    let captures = witness::open(&args.pcap).map_err(End::Usage)?;
+    let captures = witness::open(&args.pcap).map_err(Usage)?;
     let report = begin("load-client witness", config, &args.common)?;
     let mut result = if let Some(captures) = captures {
         witness::read(captures, &files, &report)
