@@ -143,7 +143,8 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
         tokio::spawn(watch(Arc::clone(&program)));
         let handle = metrics::init()?;
         tokio::spawn(publish(Arc::clone(&program), handle.clone()));
-        let admin_content = Arc::new(Admin::new(handle).with_verdict(verdict));
+        let admin_content = Arc::new(Admin::new(handle));
+        admin_content.set_verdict(verdict);
         admin_content.set_page(page);
         if let Some(listener) = admin {
             let listener =

@@ -57,15 +57,8 @@ pub struct Reader {
 }
 
 impl Default for Reader {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Reader {
     /// Opens the netlink socket if that is allowed.
-    #[must_use]
-    pub fn new() -> Self {
+    fn default() -> Self {
         let mut sources = BTreeMap::new();
         let netlink = Table::open()
             .map_err(|e| {
@@ -74,7 +67,9 @@ impl Reader {
             .ok();
         Self { netlink, sources }
     }
+}
 
+impl Reader {
     fn note(&mut self, source: &str, failure: Option<String>) {
         // A source that failed once stays named: its numbers have a gap.
         match failure {
@@ -110,8 +105,7 @@ impl Reader {
         }
         let (entries, limit) = counts.ok().or(usage)?;
         let cpus = procfs.ok().or(cpus)?;
-        let counters =
-            cpus.iter().fold(ConntrackCounters::default(), |sum, cpu| sum.plus(cpu.counters));
+        let counters = sum(&cpus);
         Some(Look { sample: ConntrackSample { t, entries, limit, counters }, cpus })
     }
 }
@@ -119,6 +113,10 @@ impl Reader {
 fn read<T>(path: &str, parse: fn(&str) -> Result<T, stat::ReadError>) -> Result<T, String> {
     let text = fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
     parse(&text).map_err(|e| format!("{path}: {e}"))
+}
+
+fn sum(cpus: &[CpuCounters]) -> ConntrackCounters {
+    cpus.iter().fold(ConntrackCounters::default(), |sum, cpu| sum.plus(cpu.counters))
 }
 
 fn number(key: &str) -> Result<u64, String> {
@@ -133,7 +131,7 @@ pub async fn run(
     admin: Option<&Arc<Admin>>,
 ) -> Result<ObserveResult, String> {
     let start = Instant::now();
-    let reader = Arc::new(Mutex::new(Reader::new()));
+    let reader = Arc::new(Mutex::new(Reader::default()));
     // A look that panicked leaves nothing half done that the next one needs.
     let read = |t| reader.lock().unwrap_or_else(PoisonError::into_inner).look(t);
     let sources = || reader.lock().unwrap_or_else(PoisonError::into_inner).sources.clone();
@@ -216,9 +214,7 @@ pub async fn run(
         sources: sources(),
         first: first.sample,
         last: last.sample,
-        difference: difference_by_cpu
-            .iter()
-            .fold(ConntrackCounters::default(), |sum, c| sum.plus(c.counters)),
+        difference: sum(&difference_by_cpu),
         difference_by_cpu,
         most_entries: most,
         samples_taken: taken,

@@ -38,8 +38,8 @@ type Update = Box<dyn Fn() + Send + Sync>;
 pub struct Admin {
     metrics: PrometheusHandle,
     ready: AtomicBool,
-    /// The JSON document of /verdict, where there is one.
-    verdict: Option<Page>,
+    /// The JSON document of /verdict, once there is one.
+    verdict: OnceLock<Page>,
     /// The HTML of /, once there is one.
     page: OnceLock<Page>,
     /// Brings the metrics up to date before they are shown.
@@ -53,17 +53,15 @@ impl Admin {
         Self {
             metrics,
             ready: AtomicBool::new(false),
-            verdict: None,
+            verdict: OnceLock::new(),
             page: OnceLock::new(),
             update: OnceLock::new(),
         }
     }
 
-    /// Adds /verdict.
-    #[must_use]
-    pub fn with_verdict(mut self, json: impl Fn() -> String + Send + Sync + 'static) -> Self {
-        self.verdict = Some(Box::new(json));
-        self
+    /// Adds /verdict. The first call counts.
+    pub fn set_verdict(&self, json: impl Fn() -> String + Send + Sync + 'static) {
+        let _ = self.verdict.set(Box::new(json));
     }
 
     /// Sets what is done before each answer to /metrics. The first call counts.
@@ -88,6 +86,10 @@ impl Admin {
         // The exposition format's version (Prometheus, text format 0.0.4).
         const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
         const HTML: &str = "text/html; charset=utf-8";
+        let missing = || (StatusCode::NOT_FOUND, TEXT, "not found\n".to_owned());
+        let shown = |page: &OnceLock<Page>, kind| {
+            page.get().map_or_else(missing, |page| (StatusCode::OK, kind, page()))
+        };
         let (status, kind, body) = match path {
             _ if method != Method::GET && method != Method::HEAD => {
                 (StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET\n".to_owned())
@@ -103,15 +105,9 @@ impl Admin {
                 (StatusCode::OK, TEXT, "ready\n".to_owned())
             }
             "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n".to_owned()),
-            "/verdict" if self.verdict.is_some() => {
-                let json = self.verdict.as_ref().map_or_else(String::new, |page| page());
-                (StatusCode::OK, "application/json", json)
-            }
-            "/" if self.page.get().is_some() => {
-                let html = self.page.get().map_or_else(String::new, |page| page());
-                (StatusCode::OK, HTML, html)
-            }
-            _ => (StatusCode::NOT_FOUND, TEXT, "not found\n".to_owned()),
+            "/verdict" => shown(&self.verdict, "application/json"),
+            "/" => shown(&self.page, HTML),
+            _ => missing(),
         };
         let body = if method == Method::HEAD { String::new() } else { body };
         let mut response = Response::new(Full::new(Bytes::from(body)));
@@ -175,7 +171,7 @@ mod tests {
         assert_eq!(a.respond(&Method::GET, "/").status(), 404);
         assert_eq!(a.respond(&Method::POST, "/metrics").status(), 405);
         assert_eq!(a.respond(&Method::GET, "/verdict").status(), 404);
-        let a = a.with_verdict(|| "{}".to_owned());
+        a.set_verdict(|| "{}".to_owned());
         let r = a.respond(&Method::GET, "/verdict");
         assert_eq!(r.headers()["content-type"], "application/json");
         let body = futures_now(r.into_body().collect());

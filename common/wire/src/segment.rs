@@ -178,7 +178,6 @@ impl<'a> Segment<'a> {
     /// Reads an IPv4 packet, as an IPv4 raw socket delivers it: header included.
     /// `wire_len` is the packet's length before the capture was cut.
     pub fn parse_ipv4(bytes: &'a [u8], wire_len: usize) -> Result<Self, SegmentError> {
-        need(bytes, IPV4_HEADER)?;
         let ip = Ipv4Packet::new(bytes)
             .ok_or(SegmentError::Truncated { have: bytes.len(), need: IPV4_HEADER })?;
         if ip.get_version() != 4 {
@@ -196,7 +195,6 @@ impl<'a> Segment<'a> {
         if header < IPV4_HEADER || header > total {
             return Err(SegmentError::HeaderLength(header));
         }
-        need(bytes, header + TCP_HEADER)?;
         let (src, dst) = (ip.get_source(), ip.get_destination());
         let end = bytes.len().min(total);
         need(&bytes[..end], header + TCP_HEADER)?;
@@ -211,7 +209,6 @@ impl<'a> Segment<'a> {
         bytes: &'a [u8],
         wire_len: usize,
     ) -> Result<Self, SegmentError> {
-        need(bytes, TCP_HEADER)?;
         let tcp = TcpPacket::new(bytes)
             .ok_or(SegmentError::Truncated { have: bytes.len(), need: TCP_HEADER })?;
         let header = usize::from(tcp.get_data_offset()) * 4;

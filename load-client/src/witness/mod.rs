@@ -51,7 +51,7 @@ pub async fn watch(
             return self::report::of(&nothing, run, Source::Kernel, weak, 0.0);
         }
     };
-    let mut reader = Reader::new();
+    let mut reader = Reader::default();
     let before = reader.look(0.0);
     if let Some(admin) = admin {
         let (view, host) = (watch.view(), report.run(EndedBy::Running).host);
