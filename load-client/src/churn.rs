@@ -50,7 +50,7 @@ pub async fn run(
         threads.push(thread.context("cannot start a worker thread")?);
     }
     drop(done);
-    let live = Live::begin(shown, admin);
+    let live = Live::begin(&shown, admin);
     let follow = async {
         match fill {
             Some((follower, allowance)) => follower.follow(allowance, clock.start()).await,

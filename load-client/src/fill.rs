@@ -137,17 +137,9 @@ impl Follower {
 
     async fn look(&mut self, allowance: &Allowance, start: Instant) -> Result<(), String> {
         let begun = allowance.begun.load(Ordering::Relaxed);
-        let page = match tokio::time::timeout(TIMEOUT, self.ask()).await {
-            Ok(Ok(page)) => page,
-            Ok(Err(e)) => {
-                self.sender = None;
-                return Err(e);
-            }
-            Err(_) => {
-                self.sender = None;
-                return Err(format!("no answer within {} s", TIMEOUT.as_secs()));
-            }
-        };
+        let silent = |_| Err(format!("no answer within {} s", TIMEOUT.as_secs()));
+        let answer = tokio::time::timeout(TIMEOUT, self.ask()).await.unwrap_or_else(silent);
+        let page = answer.inspect_err(|_| self.sender = None)?;
         let (entries, limit) = parse(&page).ok_or_else(|| {
             format!("its answer has no {} and {}", observe::ENTRIES, observe::LIMIT)
         })?;

@@ -100,11 +100,11 @@ async fn all(
         .map(|n| tokio::task::spawn_local(place(Rc::clone(&shared), n)))
         .collect();
     let shown = Shown::default();
-    let live = Live::begin(vec![shown.clone()], admin);
+    let live = Live::begin(std::slice::from_ref(&shown), admin);
     let show = || {
         let mut counts = shared.tally.borrow().counts;
         counts.open = shared.open.get();
-        shown.set(&counts);
+        shown.send_replace(counts);
         shared.log.borrow_mut().tick(Instant::now());
     };
     let mut ticks = tokio::time::interval(SHOW);

@@ -44,15 +44,6 @@ pub fn admin(addr: Option<SocketAddr>) -> Result<Option<Arc<Admin>>, String> {
     Ok(Some(admin))
 }
 
-/// The sum of what the workers show.
-fn sum(shown: &[Shown]) -> Counts {
-    let mut sum = Counts::default();
-    for s in shown {
-        sum += &s.get();
-    }
-    sum
-}
-
 /// Shows the counts until dropped.
 #[derive(Debug)]
 pub struct Live(Option<JoinHandle<()>>, Option<Standing>);
@@ -60,17 +51,19 @@ pub struct Live(Option<JoinHandle<()>>, Option<Standing>);
 impl Live {
     /// Begins, with metrics if there is an admin port, with a line if this is a terminal.
     #[must_use]
-    pub fn begin(shown: Vec<Shown>, admin: Option<&Arc<Admin>>) -> Self {
+    pub fn begin(shown: &[Shown], admin: Option<&Arc<Admin>>) -> Self {
         let standing = Standing::begin();
         if admin.is_none() && standing.is_none() {
             return Self(None, None);
         }
         let metrics = admin.is_some();
+        let shown: Vec<_> = shown.iter().map(Shown::subscribe).collect();
         let task = tokio::spawn(async move {
             let (mut before, mut at) = (Counts::default(), Instant::now());
             loop {
                 tokio::time::sleep(INTERVAL).await;
-                let now = sum(&shown);
+                let mut now = Counts::default();
+                shown.iter().for_each(|s| now += &s.borrow());
                 if metrics {
                     publish(&before, &now);
                 }

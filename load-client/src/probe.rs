@@ -54,7 +54,7 @@ impl Shared {
     fn show(&self, open: usize) {
         let mut tally = self.tally.borrow_mut();
         tally.counts.open = open as u64;
-        self.shown.set(&tally.counts);
+        self.shown.send_replace(tally.counts);
         self.log.borrow_mut().tick(Instant::now());
     }
 
@@ -123,7 +123,7 @@ pub async fn run(
         log: RefCell::new(FailureLog::new(clock.start())),
         shown: Shown::default(),
     });
-    let live = Live::begin(vec![shared.shown.clone()], admin);
+    let live = Live::begin(std::slice::from_ref(&shared.shown), admin);
     let ended_by = LocalSet::new().run_until(all(&shared, forging, clock.start(), shutdown)).await;
     drop(live);
     let mut tally = shared.tally.borrow().clone();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::{Buf as _, Bytes};
 use canary_runtime::listen;
 use rustix::event::epoll;
 use rustix::io::Errno;
@@ -51,29 +52,23 @@ impl Served {
     }
 }
 
-/// The answers, made once.
+/// An answer, made once.
 #[derive(Debug)]
-struct Answers {
-    keep: Vec<u8>,
-    close: Vec<u8>,
+struct Answer {
+    whole: Bytes,
     /// Where the body begins: HEAD gets what is before.
-    keep_head: usize,
-    close_head: usize,
+    head: usize,
 }
 
-impl Answers {
-    fn new(body: usize) -> Self {
-        let make = |connection: &str| {
-            let mut a = format!(
-                "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {body}\r\nconnection: {connection}\r\n\r\n"
-            )
-            .into_bytes();
-            let head = a.len();
-            a.resize(head + body, b'x');
-            (a, head)
-        };
-        let ((keep, keep_head), (close, close_head)) = (make("keep-alive"), make("close"));
-        Self { keep, close, keep_head, close_head }
+impl Answer {
+    fn new(connection: &str, body: usize) -> Self {
+        let mut answer = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {body}\r\nconnection: {connection}\r\n\r\n"
+        )
+        .into_bytes();
+        let head = answer.len();
+        answer.resize(head + body, b'x');
+        Self { whole: answer.into(), head }
     }
 }
 
@@ -102,26 +97,12 @@ fn bind(addr: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// What to send on a connection.
-enum Out {
-    Nothing,
-    /// A prepared answer from an offset, up to an end.
-    Answer {
-        keep: bool,
-        at: usize,
-        end: usize,
-    },
-    Bytes {
-        bytes: Vec<u8>,
-        at: usize,
-    },
-}
-
 struct Connection {
     fd: OwnedFd,
     head: Vec<u8>,
     echo: bool,
-    out: Out,
+    /// What is to be sent.
+    out: Bytes,
     close_after: bool,
 }
 
@@ -140,7 +121,8 @@ pub fn run(
     let mut worker = Worker {
         epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
         connections: Slab::new(),
-        answers: Answers::new(body),
+        keep: Answer::new("keep-alive", body),
+        close: Answer::new("close", body),
         buffer: vec![0; 64 << 10],
         served: Arc::clone(served),
     };
@@ -172,11 +154,27 @@ pub fn run(
     Ok(())
 }
 
+impl Connection {
+    /// Sends what is to be sent; true when all of it is.
+    fn flush(&mut self) -> io::Result<bool> {
+        while !self.out.is_empty() {
+            match rustix::net::send(&self.fd, &self.out, SendFlags::NOSIGNAL) {
+                Ok(n) => self.out.advance(n),
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(true)
+    }
+}
+
 struct Worker {
     epoll: OwnedFd,
     /// None while one is served.
     connections: Slab<Option<Connection>>,
-    answers: Answers,
+    keep: Answer,
+    close: Answer,
     buffer: Vec<u8>,
     served: Arc<Served>,
 }
@@ -204,7 +202,7 @@ impl Worker {
                 fd,
                 head: Vec::new(),
                 echo: false,
-                out: Out::Nothing,
+                out: Bytes::new(),
                 close_after: false,
             };
             // Often all is here already: the request, or the end.
@@ -244,7 +242,7 @@ impl Worker {
     /// Reads and answers as far as the socket allows.
     fn go_on(&mut self, c: &mut Connection) -> Next {
         loop {
-            match self.flush(c) {
+            match c.flush() {
                 Ok(true) if c.close_after => return Next::Close,
                 Ok(true) => {}
                 Ok(false) => return Next::Keep,
@@ -260,37 +258,11 @@ impl Worker {
         }
     }
 
-    /// Sends what is to be sent; true when all of it is.
-    fn flush(&self, c: &mut Connection) -> io::Result<bool> {
-        loop {
-            let rest = match &c.out {
-                Out::Nothing => return Ok(true),
-                Out::Answer { keep, at, end } => {
-                    &(if *keep { &self.answers.keep } else { &self.answers.close })[*at..*end]
-                }
-                Out::Bytes { bytes, at } => &bytes[*at..],
-            };
-            if rest.is_empty() {
-                c.out = Out::Nothing;
-                return Ok(true);
-            }
-            match rustix::net::send(&c.fd, rest, SendFlags::NOSIGNAL) {
-                Ok(n) => match &mut c.out {
-                    Out::Answer { at, .. } | Out::Bytes { at, .. } => *at += n,
-                    Out::Nothing => {}
-                },
-                Err(Errno::AGAIN) => return Ok(false),
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-    }
-
     /// Decides the answer to the first `n` octets of the buffer.
     fn take(&mut self, c: &mut Connection, n: usize) {
         let got = &self.buffer[..n];
         if c.echo {
-            c.out = Out::Bytes { bytes: got.to_vec(), at: 0 };
+            c.out = Bytes::copy_from_slice(got);
             return;
         }
         c.head.extend_from_slice(got);
@@ -298,24 +270,19 @@ impl Worker {
             Parsed::Partial => {}
             Parsed::Lines => {
                 c.echo = true;
-                c.out = Out::Bytes { bytes: std::mem::take(&mut c.head), at: 0 };
+                c.out = std::mem::take(&mut c.head).into();
             }
             Parsed::Bad => {
                 c.close_after = true;
-                c.out = Out::Bytes { bytes: BAD_REQUEST.to_vec(), at: 0 };
+                c.out = Bytes::from_static(BAD_REQUEST);
             }
             Parsed::Get { keep, head_only, length } => {
                 self.served.answers.fetch_add(1, Ordering::Relaxed);
                 c.head.drain(..length);
                 c.close_after = !keep;
-                let a = &self.answers;
-                let end = match (keep, head_only) {
-                    (true, true) => a.keep_head,
-                    (true, false) => a.keep.len(),
-                    (false, true) => a.close_head,
-                    (false, false) => a.close.len(),
-                };
-                c.out = Out::Answer { keep, at: 0, end };
+                let answer = if keep { &self.keep } else { &self.close };
+                let end = if head_only { answer.head } else { answer.whole.len() };
+                c.out = answer.whole.slice(..end);
             }
         }
     }

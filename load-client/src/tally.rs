@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use canary_record::hist::Latency;
 use canary_record::names::{Errno, Phase, ProbeEnd};
 use canary_record::result::load::{Cause, FailureCount, LoadResult};
+use tokio::sync::watch;
 
 use crate::series::{self, BUCKETS, Point, TimeSeries};
 
@@ -114,24 +114,8 @@ impl Counts {
     }
 }
 
-/// Where a worker shows its counts while it runs; only its own reader waits for it.
-#[derive(Clone, Debug, Default)]
-pub struct Shown(Arc<Mutex<Counts>>);
-
-impl Shown {
-    // Nothing panics while it is held; if it did, the last counts would still stand.
-
-    /// Shows `counts`.
-    pub fn set(&self, counts: &Counts) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = *counts;
-    }
-
-    /// What is shown.
-    #[must_use]
-    pub fn get(&self) -> Counts {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+/// Where a worker shows its counts while it runs.
+pub type Shown = watch::Sender<Counts>;
 
 /// All that one worker counts, merged at the end.
 #[derive(Clone, Debug)]

@@ -151,7 +151,7 @@ impl<'a> Worker<'a> {
 
     fn show(&mut self, shown: &Shown) {
         self.tally.counts.open = u64::from(self.in_progress());
-        shown.set(&self.tally.counts);
+        shown.send_replace(self.tally.counts);
     }
 
     fn wait(&mut self, wait: Duration, events: &mut Vec<epoll::Event>) -> std::io::Result<()> {

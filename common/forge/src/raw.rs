@@ -4,7 +4,7 @@
 //! carries its own header in both families (IPPROTO_RAW).
 
 use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, SystemTime};
 
@@ -68,11 +68,8 @@ impl Sniffer {
         buffer: usize,
     ) -> Result<Self, RawError> {
         let step = |operation| move |source| RawError { operation, family, source };
-        let domain = match family {
-            Family::Ipv4 => Domain::IPV4,
-            Family::Ipv6 => Domain::IPV6,
-        };
-        let socket = Socket::new(domain, Type::RAW, Some(Protocol::TCP)).map_err(step("open"))?;
+        let socket = Socket::new(domain(family), Type::RAW, Some(Protocol::TCP));
+        let socket = socket.map_err(step("open"))?;
         // First, so that little of others' traffic is in the buffer.
         let ops: Vec<SockFilter> = filter::program(family, side, ports)
             .iter()
@@ -199,38 +196,37 @@ fn wall(t: TimeSpec) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(Duration::new(sec, nsec))
 }
 
+const fn domain(family: Family) -> Domain {
+    match family {
+        Family::Ipv4 => Domain::IPV4,
+        Family::Ipv6 => Domain::IPV6,
+    }
+}
+
 /// Sends packets that carry their own IP header.
 #[derive(Debug)]
-pub struct Sender {
-    v4: Option<Socket>,
-    v6: Option<Socket>,
-}
+pub struct Sender(Vec<(Family, Socket)>);
 
 impl Sender {
     /// Opens one socket for each family.
     pub fn open(families: &[Family]) -> Result<Self, RawError> {
-        let open = |family, domain| {
-            if !families.contains(&family) {
-                return Ok(None);
-            }
+        let open = |&family: &Family| {
             let step = |operation| move |source| RawError { operation, family, source };
-            let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))
-                .map_err(step("open"))?;
+            let protocol = Protocol::from(libc::IPPROTO_RAW);
+            let socket = Socket::new(domain(family), Type::RAW, Some(protocol));
+            let socket = socket.map_err(step("open"))?;
             socket.set_nonblocking(true).map_err(step("set up"))?;
-            Ok(Some(socket))
+            Ok((family, socket))
         };
-        Ok(Self { v4: open(Family::Ipv4, Domain::IPV4)?, v6: open(Family::Ipv6, Domain::IPV6)? })
+        Ok(Self(families.iter().map(open).collect::<Result<_, _>>()?))
     }
 
     /// Sends one IP packet to `to`.
     pub fn send(&self, packet: &[u8], to: IpAddr) -> io::Result<()> {
-        let (socket, to) = match to {
-            IpAddr::V4(ip) => (&self.v4, SocketAddr::new(ip.into(), 0)),
-            // A raw socket takes the port as a protocol number: 0 leaves it open.
-            IpAddr::V6(ip) => (&self.v6, SocketAddrV6::new(ip, 0, 0, 0).into()),
-        };
-        let socket = socket.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        let sent = socket.send_to(packet, &SockAddr::from(to))?;
+        let socket = self.0.iter().find(|(family, _)| *family == Family::of(to));
+        let (_, socket) = socket.ok_or(io::ErrorKind::Unsupported)?;
+        // A raw socket takes the port as a protocol number: 0 leaves it open.
+        let sent = socket.send_to(packet, &SockAddr::from(SocketAddr::new(to, 0)))?;
         if sent == packet.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 }

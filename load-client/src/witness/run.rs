@@ -4,8 +4,8 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use canary_runtime::limit::Limit;
 use canary_runtime::listen::own_addresses;
 use canary_runtime::shutdown::Shutdown;
 use nix::errno::Errno;
+use tokio::sync::watch;
 
 use super::attribute::{Look, SETTLE};
 use super::core::{Surroundings, Witness};
@@ -111,7 +112,7 @@ pub struct Watched {
 pub struct Watch {
     thread: JoinHandle<Watched>,
     orders: Arc<Orders>,
-    view: Arc<Mutex<View>>,
+    view: watch::Receiver<View>,
 }
 
 #[derive(Debug, Default)]
@@ -138,7 +139,7 @@ impl Watch {
             tracing::warn!(value, "put back what a witness that was killed had left");
         }
         let orders = Arc::<Orders>::default();
-        let view = Arc::<Mutex<View>>::default();
+        let (shown, view) = watch::channel(View::default());
         let node = Node { table, addresses: own_addresses(), read: None, failed: 0 };
         let rules = rules::of_invalid().map_err(|e| e.to_string());
         let resets = |rules: &Rules| {
@@ -152,7 +153,7 @@ impl Watch {
             witness,
             rules,
             orders: Arc::clone(&orders),
-            view: Arc::clone(&view),
+            view: shown,
             limit: (!quiet).then(|| Limit::new(EVENTS_PER_SECOND)),
             latest: VecDeque::new(),
             start: Instant::now(),
@@ -166,8 +167,8 @@ impl Watch {
 
     /// What is counted so far, whenever it is asked for.
     pub fn view(&self) -> impl Fn() -> View + Send + Sync + use<> {
-        let view = Arc::clone(&self.view);
-        move || view.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let view = self.view.clone();
+        move || view.borrow().clone()
     }
 
     /// Waits for the end of `duration`, a signal, or a failure; a second signal hurries.
@@ -213,7 +214,7 @@ struct Listener {
     /// As they were at the begin.
     rules: Result<Rules, String>,
     orders: Arc<Orders>,
-    view: Arc<Mutex<View>>,
+    view: watch::Sender<View>,
     limit: Option<Limit>,
     latest: VecDeque<Ended>,
     start: Instant,
@@ -325,7 +326,7 @@ impl Listener {
     fn publish(&self) {
         let (found, latest) = (self.witness.found().clone(), self.latest.clone());
         let view = View { elapsed: self.start.elapsed(), found, latest };
-        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = view;
+        self.view.send_replace(view);
     }
 }
 
