@@ -71,74 +71,69 @@ pub async fn run(
     shutdown: &mut Shutdown,
     admin: Option<&Arc<Admin>>,
 ) -> (Tally, HoldRecord, EndedBy) {
-    LocalSet::new().run_until(all(args, target, shutdown, admin)).await
-}
-
-async fn all(
-    args: &HoldArgs,
-    target: SocketAddr,
-    shutdown: &mut Shutdown,
-    admin: Option<&Arc<Admin>>,
-) -> (Tally, HoldRecord, EndedBy) {
-    let clock = Clock::now();
-    let (stop, stopped) = watch::channel(false);
-    let shared = Rc::new(Shared {
-        args: args.clone(),
-        target,
-        tally: RefCell::new(Tally::new(clock)),
-        record: Cell::new(HoldRecord {
-            wanted: u64::from(args.connections),
-            ..HoldRecord::default()
-        }),
-        open: Cell::new(0),
-        log: RefCell::new(FailureLog::new(clock.start())),
-        handshakes: Semaphore::new(HANDSHAKES),
-        paused_until: Cell::new(clock.start()),
-        stop: stopped,
-    });
-    let places: Vec<_> = (0..u64::from(args.connections))
-        .map(|n| tokio::task::spawn_local(place(Rc::clone(&shared), n)))
-        .collect();
-    let shown = Shown::default();
-    let live = Live::begin(std::slice::from_ref(&shown), admin);
-    let show = || {
-        let mut counts = shared.tally.borrow().counts;
-        counts.open = shared.open.get();
-        shown.send_replace(counts);
-        shared.log.borrow_mut().tick(Instant::now());
-    };
-    let mut ticks = tokio::time::interval(SHOW);
-    let end = args.duration.and_then(|d| Instant::now().checked_add(d));
-    let mut filled = None;
-    let ended_by = loop {
-        tokio::select! {
-            biased;
-            by = shutdown.ended(end) => break by,
-            _ = ticks.tick() => {
-                show();
-                if filled.is_none() && shared.open.get() == u64::from(args.connections) {
-                    filled = Some(());
-                    let seconds = clock.start().elapsed().as_secs_f64();
-                    tracing::info!(connections = args.connections, seconds, "all are open");
+    LocalSet::new()
+        .run_until(async {
+            let clock = Clock::now();
+            let (stop, stopped) = watch::channel(false);
+            let shared = Rc::new(Shared {
+                args: args.clone(),
+                target,
+                tally: RefCell::new(Tally::new(clock)),
+                record: Cell::new(HoldRecord {
+                    wanted: u64::from(args.connections),
+                    ..HoldRecord::default()
+                }),
+                open: Cell::new(0),
+                log: RefCell::new(FailureLog::new(clock.start())),
+                handshakes: Semaphore::new(HANDSHAKES),
+                paused_until: Cell::new(clock.start()),
+                stop: stopped,
+            });
+            let places: Vec<_> = (0..u64::from(args.connections))
+                .map(|n| tokio::task::spawn_local(place(Rc::clone(&shared), n)))
+                .collect();
+            let shown = Shown::default();
+            let live = Live::begin(std::slice::from_ref(&shown), admin);
+            let show = || {
+                let mut counts = shared.tally.borrow().counts;
+                counts.open = shared.open.get();
+                shown.send_replace(counts);
+                shared.log.borrow_mut().tick(Instant::now());
+            };
+            let mut ticks = tokio::time::interval(SHOW);
+            let end = args.duration.and_then(|d| Instant::now().checked_add(d));
+            let mut filled = false;
+            let ended_by = loop {
+                tokio::select! {
+                    biased;
+                    by = shutdown.ended(end) => break by,
+                    _ = ticks.tick() => {
+                        show();
+                        if !filled && shared.open.get() == u64::from(args.connections) {
+                            filled = true;
+                            let seconds = clock.start().elapsed().as_secs_f64();
+                            tracing::info!(connections = args.connections, seconds, "all are open");
+                        }
+                    }
+                }
+            };
+            shared.update(|r| r.open_at_end = shared.open.get());
+            let _ = stop.send(true);
+            let deadline = tokio::time::Instant::now() + DRAIN;
+            for place in places {
+                // Every place counts its own connection; one that misses the deadline is counted below.
+                if tokio::time::timeout_at(deadline, place).await.is_err() {
+                    break;
                 }
             }
-        }
-    };
-    shared.update(|r| r.open_at_end = shared.open.get());
-    let _ = stop.send(true);
-    let deadline = tokio::time::Instant::now() + DRAIN;
-    for place in places {
-        // Every place counts its own connection; one that misses the deadline is counted below.
-        if tokio::time::timeout_at(deadline, place).await.is_err() {
-            break;
-        }
-    }
-    let mut tally = shared.tally.borrow().clone();
-    // What is left is in an exchange, which proves neither life nor loss.
-    tally.interrupt(Instant::now());
-    drop(live);
-    shared.log.borrow_mut().finish();
-    (tally, shared.record.get(), ended_by)
+            let mut tally = shared.tally.borrow().clone();
+            // What is left is in an exchange, which proves neither life nor loss.
+            tally.interrupt(Instant::now());
+            drop(live);
+            shared.log.borrow_mut().finish();
+            (tally, shared.record.get(), ended_by)
+        })
+        .await
 }
 
 /// Waits for the end; never returns while the run goes on.

@@ -194,10 +194,7 @@ async fn run_churn(args: ChurnArgs, mut config: Config) -> Result<Exit> {
 /// Stays for who reads the result, if a signal ended the run; another one ends this too.
 async fn linger(shutdown: &mut Shutdown, ended_by: EndedBy, time: Duration) {
     if matches!(ended_by, EndedBy::Sigterm | EndedBy::Sigint) {
-        tokio::select! {
-            _ = shutdown.signalled() => {}
-            () = tokio::time::sleep(time) => {}
-        }
+        shutdown.ended(Instant::now().checked_add(time)).await;
     }
 }
 

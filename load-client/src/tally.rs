@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
+use canary_record::add_each;
 use canary_record::hist::Latency;
 use canary_record::names::{Errno, Phase, ProbeEnd};
 use canary_record::result::load::{Cause, FailureCount, LoadResult};
@@ -72,12 +73,7 @@ impl AddAssign<&Self> for Counts {
         let add = |mine: &mut [u64], theirs: &[u64]| {
             mine.iter_mut().zip(theirs).for_each(|(a, b)| *a += b);
         };
-        self.attempts += other.attempts;
-        self.never_begun += other.never_begun;
-        self.ok += other.ok;
-        self.bytes += other.bytes;
-        self.own_resets += other.own_resets;
-        self.open += other.open;
+        add_each!(self += other: attempts, never_begun, ok, bytes, own_resets, open);
         add(&mut self.connect, &other.connect);
         add(&mut self.total, &other.total);
         add(self.failures.as_flattened_mut(), other.failures.as_flattened());

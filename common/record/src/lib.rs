@@ -5,6 +5,14 @@
 
 pub use canary_wire::names;
 
+/// Adds these counts of another to one's own.
+#[macro_export]
+macro_rules! add_each {
+    ($own:ident += $other:ident: $($count:ident),+ $(,)?) => {
+        $( $own.$count += $other.$count; )+
+    };
+}
+
 pub mod hist;
 pub mod names;
 pub mod outcome;

@@ -144,13 +144,8 @@ impl Counts {
 
 impl AddAssign<&Self> for Counts {
     fn add_assign(&mut self, other: &Self) {
-        self.leaked += other.leaked;
-        self.killed += other.killed;
-        self.leaked_to_node += other.leaked_to_node;
-        self.killed_later += other.killed_later;
-        self.rejected += other.rejected;
-        self.delivered += other.delivered;
-        self.dropped += other.dropped;
+        add_each!(self += other: leaked, leaked_to_node, killed, killed_later);
+        add_each!(self += other: rejected, delivered, dropped);
         for (reason, n) in &other.unknown {
             *self.unknown.entry(*reason).or_default() += n;
         }

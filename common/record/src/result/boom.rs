@@ -186,14 +186,8 @@ impl Resets {
 
 impl AddAssign<&Self> for Resets {
     fn add_assign(&mut self, other: &Self) {
-        self.attributed += other.attributed;
-        self.poisoned += other.poisoned;
-        self.unattributed += other.unattributed;
-        self.unexplained += other.unexplained;
-        self.closing += other.closing;
-        self.by_application += other.by_application;
-        self.gone += other.gone;
-        self.unknown_connection += other.unknown_connection;
+        add_each!(self += other: attributed, poisoned, unattributed, unexplained, closing);
+        add_each!(self += other: by_application, gone, unknown_connection);
         self.samples.extend(other.samples.iter().cloned());
         self.samples.truncate(Self::SAMPLES);
     }
@@ -234,10 +228,7 @@ pub struct Sniffer {
 
 impl AddAssign<&Self> for Sniffer {
     fn add_assign(&mut self, other: &Self) {
-        self.received += other.received;
-        self.dropped += other.dropped;
-        self.malformed += other.malformed;
-        self.control_truncated += other.control_truncated;
+        add_each!(self += other: received, dropped, malformed, control_truncated);
         // A socket each: the smallest is the one that loses first.
         self.receive_buffer = match (self.receive_buffer, other.receive_buffer) {
             (0, n) | (n, 0) => n,

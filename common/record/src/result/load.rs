@@ -179,12 +179,7 @@ pub struct HoldRecord {
 
 impl AddAssign for HoldRecord {
     fn add_assign(&mut self, other: Self) {
-        self.wanted += other.wanted;
-        self.most_open += other.most_open;
-        self.open_at_end += other.open_at_end;
-        self.lost += other.lost;
-        self.replaced += other.replaced;
-        self.exchanges += other.exchanges;
+        add_each!(self += other: wanted, most_open, open_at_end, lost, replaced, exchanges);
     }
 }
 
