@@ -17,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use canary_forge::forgery::{self, Numbers};
 use canary_record::hist::Latency;
 use canary_record::names::Forgery;
+use canary_record::result::boom::BoomResult;
 use canary_testbed::exec::{Call, Interrupt, Ready, Tools};
 use canary_testbed::netns;
 use canary_testbed::programs::{boom_server, document};
@@ -165,17 +166,13 @@ fn run(kind: Kind, rate: u64, seconds: u64) -> Result<Score> {
     testbed.sh("client", "sysctl -qw net.ipv4.ip_local_port_range='1024 65535'")?;
     let dir = tempfile::tempdir()?;
     let log = dir.path().join("server.log");
-    let call = match kind {
+    let (call, ready) = match kind {
         Kind::Ours => {
-            let options = ["--forge=control", "--on-reset=count"];
+            let ours = boom_server(&["--forge=control", "--on-reset=count"])?;
             let end = format!("{}s", seconds + 60);
-            boom_server(&options)?.env("BOOM_DURATION", &end).call()
+            (ours.env("BOOM_DURATION", &end).call(), Ready::Event)
         }
-        Kind::Simple => Call::new(&me, &["simple"]),
-    };
-    let ready = match kind {
-        Kind::Ours => Ready::Event,
-        Kind::Simple => Ready::Text("ready"),
+        Kind::Simple => (Call::new(&me, &["simple"]), Ready::Text("ready")),
     };
     let mut server = testbed.start("server", call, &log, ready)?;
     server.wait_ready(SOON, &interrupt)?;
@@ -192,25 +189,17 @@ fn run(kind: Kind, rate: u64, seconds: u64) -> Result<Score> {
         return Err(format!("{failed} connects failed at once").into());
     }
     let (text, late) = (std::fs::read_to_string(log)?, Duration::from_micros(late));
-    Ok(match kind {
-        Kind::Simple => {
-            let [accepted, forged, p50_us, p99_us] = numbers(&text)?;
-            let lost = accepted.saturating_sub(forged);
-            Score { accepted, forged, lost, p50_us, p99_us, memory_kib, late }
-        }
+    let ([accepted, forged, p50_us, p99_us], dropped) = match kind {
+        Kind::Simple => (numbers(&text)?, None),
         Kind::Ours => {
-            let r: canary_record::result::boom::BoomResult = document(&text)?;
-            Score {
-                accepted: r.connections.accepted,
-                forged: r.connections.forged,
-                lost: r.sniffer.dropped,
-                p50_us: r.handshake_to_forge.p50_us,
-                p99_us: r.handshake_to_forge.p99_us,
-                memory_kib,
-                late,
-            }
+            let r: BoomResult = document(&text)?;
+            let (c, latency) = (r.connections, r.handshake_to_forge);
+            ([c.accepted, c.forged, latency.p50_us, latency.p99_us], Some(r.sniffer.dropped))
         }
-    })
+    };
+    // The simple kind does not know what it lost.
+    let lost = dropped.unwrap_or(accepted.saturating_sub(forged));
+    Ok(Score { accepted, forged, lost, p50_us, p99_us, memory_kib, late })
 }
 
 /// The numbers of the last line.

@@ -168,8 +168,7 @@ impl Follower {
             Protocol::Http(path) if path != "/" => path,
             _ => "/metrics",
         };
-        let mut request = Request::get(path);
-        request = request.header(HOST, self.observe.authority());
+        let request = Request::get(path).header(HOST, self.observe.authority());
         let request = request.body(Empty::new()).map_err(|e| e.to_string())?;
         let response = sender.send_request(request).await.map_err(say)?;
         if response.status() != StatusCode::OK {

@@ -63,7 +63,9 @@ impl Live {
             loop {
                 tokio::time::sleep(INTERVAL).await;
                 let mut now = Counts::default();
-                shown.iter().for_each(|s| now += &s.borrow());
+                for s in &shown {
+                    now += &s.borrow();
+                }
                 if metrics {
                     publish(&before, &now);
                 }

@@ -412,7 +412,9 @@ impl<'a> Worker<'a> {
         let phase = |(index, slot): (usize, &Slot)| Some((index, slot.state.as_ref()?.phase()));
         let which = self.slots.iter().filter(|(_, slot)| which(slot));
         let (ended, phases): (Vec<_>, Vec<_>) = which.filter_map(phase).unzip();
-        ended.into_iter().for_each(|index| self.release(index));
+        for index in ended {
+            self.release(index);
+        }
         phases
     }
 
