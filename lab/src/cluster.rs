@@ -1,7 +1,7 @@
 //! A run of `kubectl conntrack experiment`, from what it collected to the lab's own result and report: pure
 //! but for [`run`].
 
-pub mod journal;
+mod journal;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -35,7 +35,7 @@ fn chosen(args: &ShellArgs) -> Result<(About, Matrix), String> {
 }
 
 /// Whether the scenario is known and has the host.
-pub fn check(args: &ShellArgs) -> Result<(), String> {
+pub(crate) fn check(args: &ShellArgs) -> Result<(), String> {
     let hosts = Topology::new(chosen(args)?.1.path, "").hosts;
     if hosts.contains(&args.host.as_str()) {
         return Ok(());
@@ -45,7 +45,7 @@ pub fn check(args: &ShellArgs) -> Result<(), String> {
 
 /// Builds the topology and gives the terminal to a shell in the host. The lab
 /// ends with the shell; its status is the shell's, as success or failure.
-pub fn shell(args: &ShellArgs) -> Result<Exit, TestbedError> {
+pub(crate) fn shell(args: &ShellArgs) -> Result<Exit, TestbedError> {
     let wrong = |why: String| TestbedError::Io {
         what: "open a shell".to_owned(),
         source: std::io::Error::other(why),
@@ -86,7 +86,7 @@ pub fn shell(args: &ShellArgs) -> Result<Exit, TestbedError> {
 
 /// Stays up until a signal, having said how to enter each host. `pid` is this
 /// process's number outside, `prefixes` what a host's prefix stands for.
-pub fn keep(
+pub(crate) fn keep(
     pid: &str,
     user: bool,
     prefixes: &[(String, String)],

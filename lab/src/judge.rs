@@ -2,13 +2,13 @@
 //! judge what ran, [`mends`] compares mends, [`witness`] compares
 //! with the kernel's own words, [`ledger`] keeps a run's account, [`rows`] folds cells into tables.
 
-pub mod cause;
-pub mod cell;
-pub mod ledger;
-pub mod mends;
+pub(crate) mod cause;
+pub(crate) mod cell;
+pub(crate) mod ledger;
+pub(crate) mod mends;
 pub mod rows;
-pub mod saturation;
-pub mod witness;
+pub(crate) mod saturation;
+pub(crate) mod witness;
 
 use crate::document::lab::{Judgement, Path, PositiveControl, ProxyMode, ScenarioResult};
 use canary_record::names::{Direction, Forgery};
@@ -16,8 +16,7 @@ use canary_record::names::{Direction, Forgery};
 use crate::scenario::POSITIVE_CONTROL;
 
 /// The unprotected ClusterIP cells of the run.
-#[must_use]
-pub fn positive_control(scenarios: &[ScenarioResult]) -> PositiveControl {
+pub(crate) fn positive_control(scenarios: &[ScenarioResult]) -> PositiveControl {
     let mut control = PositiveControl::default();
     let cells = scenarios.iter().flat_map(|s| &s.cells);
     for cell in cells.filter(|c| {
@@ -35,8 +34,7 @@ pub fn positive_control(scenarios: &[ScenarioResult]) -> PositiveControl {
 }
 
 /// The judgement of the whole, and why.
-#[must_use]
-pub fn conclude(
+pub(crate) fn conclude(
     scenarios: &[ScenarioResult],
     control: &PositiveControl,
 ) -> (Judgement, Vec<String>) {

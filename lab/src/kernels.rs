@@ -5,12 +5,12 @@
 //! `conntrack-lab run` is a kernel too, so that a real machine's own can stand
 //! beside the guests.
 
-pub mod html;
-pub mod read;
-pub mod table;
+pub(crate) mod html;
+pub(crate) mod read;
+pub(crate) mod table;
 #[cfg(test)]
 mod tests;
-pub mod text;
+pub(crate) mod text;
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
@@ -37,7 +37,7 @@ pub struct KernelsArgs {
 }
 
 /// Reads, compares, writes; the exit code is the judgement.
-pub fn run(args: &KernelsArgs, config: Config) -> Result<Exit, FolderError> {
+pub(crate) fn run(args: &KernelsArgs, config: Config) -> Result<Exit, FolderError> {
     let clock = Clock::start();
     let inputs: Vec<_> =
         args.folders.iter().map(|dir| read::folder(dir)).collect::<Result<_, _>>()?;

@@ -1,9 +1,9 @@
 //! What was seen, before anybody judges it: the data that running hands to judging. Pure.
 
-pub mod cause;
-pub mod cell;
-pub mod saturation;
-pub mod series;
+pub(crate) mod cause;
+pub(crate) mod cell;
+pub(crate) mod saturation;
+pub(crate) mod series;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -13,21 +13,20 @@ use canary_record::outcome::Counts;
 use canary_record::result::boom::BoomResult;
 
 /// Counts in words.
-#[must_use]
-pub fn listed<K: Display>(counts: &BTreeMap<K, u64>) -> String {
+pub(crate) fn listed<K: Display>(counts: &BTreeMap<K, u64>) -> String {
     let text: Vec<_> =
         counts.iter().filter(|(_, n)| **n > 0).map(|(k, n)| format!("{k} {n}")).collect();
     if text.is_empty() { "none".to_owned() } else { text.join(", ") }
 }
 
 /// How many there are of one.
-#[must_use]
-pub fn number<K: Ord + Copy>(counts: &BTreeMap<K, u64>, of: K) -> u64 {
+pub(crate) fn number<K: Ord + Copy>(counts: &BTreeMap<K, u64>, of: K) -> u64 {
     counts.get(&of).copied().unwrap_or(0)
 }
 
 /// What became of the forged segments, whatever kind.
-#[must_use]
-pub fn outcomes<'a>(boom: impl IntoIterator<Item = &'a BoomResult>) -> BTreeMap<Outcome, u64> {
+pub(crate) fn outcomes<'a>(
+    boom: impl IntoIterator<Item = &'a BoomResult>,
+) -> BTreeMap<Outcome, u64> {
     boom.into_iter().flat_map(|b| &b.outcomes).map(|o| &o.counts).sum::<Counts>().each().collect()
 }

@@ -17,7 +17,7 @@ use crate::run::Event;
 
 /// The file, and what it says of the run.
 #[derive(Debug)]
-pub struct Record {
+pub(crate) struct Record {
     file: ResultFile,
     clock: Clock,
     interrupt: Interrupt,
@@ -26,7 +26,7 @@ pub struct Record {
 
 impl Record {
     /// A record in `dir`.
-    pub fn prepare(
+    pub(crate) fn prepare(
         dir: &Path,
         clock: Clock,
         interrupt: Interrupt,
@@ -37,13 +37,17 @@ impl Record {
     }
 
     /// The run so far: an end that did not come is an error's.
-    #[must_use]
-    pub fn so_far(&self) -> Run {
+    pub(crate) fn so_far(&self) -> Run {
         self.run(EndedBy::Error)
     }
 
     /// Listens until the run has ended.
-    pub fn listen(&self, told: &Receiver<Event>, ledger: &mut Ledger, progress: &mut Progress) {
+    pub(crate) fn listen(
+        &self,
+        told: &Receiver<Event>,
+        ledger: &mut Ledger,
+        progress: &mut Progress,
+    ) {
         let show = |progress: &mut Progress, cells: Vec<CellResult>| {
             for cell in &cells {
                 progress.cell(cell);
@@ -69,7 +73,10 @@ impl Record {
     }
 
     /// The end.
-    pub fn end<'a>(&self, ledger: &'a mut Ledger) -> (&'a LabResult, Result<(), OutputError>) {
+    pub(crate) fn end<'a>(
+        &self,
+        ledger: &'a mut Ledger,
+    ) -> (&'a LabResult, Result<(), OutputError>) {
         let result = ledger.result(self.run(EndedBy::Completed));
         (result, self.file.write(result))
     }

@@ -2,12 +2,12 @@
 //! and cases of other causes side by side, then what needs the whole machine. It judges nothing and writes no
 //! result.
 
-pub mod cause;
-pub mod cell;
+pub(crate) mod cause;
+pub(crate) mod cell;
 mod connections;
-pub mod host_table;
-pub mod saturation;
-pub mod setting;
+pub(crate) mod host_table;
+pub(crate) mod saturation;
+pub(crate) mod setting;
 
 use std::collections::VecDeque;
 use std::io::Write as _;
@@ -32,24 +32,22 @@ use crate::scenario::matrix::{CellPlan, Matrix};
 use crate::scenario::{Body, Scenario};
 
 /// A run as it was asked for.
-pub struct Plan {
+pub(crate) struct Plan {
     /// What to run, in order.
-    pub scenarios: Vec<Scenario>,
-    /// How often.
-    pub repeat: u32,
+    pub(crate) scenarios: Vec<Scenario>,
+    pub(crate) repeat: u32,
     /// Whether every case of a cause is run under each mend too.
-    pub mends: bool,
+    pub(crate) mends: bool,
     /// Cells, or cases, at a time.
-    pub jobs: usize,
+    pub(crate) jobs: usize,
     /// The directory of the results; exists and is empty.
-    pub dir: PathBuf,
-    /// What everything that runs has in common.
-    pub setting: Setting,
+    pub(crate) dir: PathBuf,
+    pub(crate) setting: Setting,
 }
 
 /// What was seen.
 #[derive(Debug)]
-pub enum Event {
+pub(crate) enum Event {
     /// A cell has ended.
     Cell(Box<Done>),
     /// The cases of a cause have ended: its number in the plan, the repetition, the cases, and
@@ -79,7 +77,7 @@ impl Batch<'_> {
 }
 
 /// Runs everything. After a signal nothing more begins.
-pub fn run(plan: &Plan, control: Option<&Control>, tell: &Sender<Event>) {
+pub(crate) fn run(plan: &Plan, control: Option<&Control>, tell: &Sender<Event>) {
     let kept = &cell::Kept::default();
     // Cases mostly wait, so they begin first.
     let mut queue: VecDeque<_> = (1..=plan.repeat).flat_map(|n| causes(plan, n, tell)).collect();
@@ -92,8 +90,7 @@ pub fn run(plan: &Plan, control: Option<&Control>, tell: &Sender<Event>) {
 }
 
 /// Why a scenario cannot be run on this kernel, and what would mend it.
-#[must_use]
-pub fn skipped(scenario: &Scenario, tools: &Tools) -> Option<&'static str> {
+pub(crate) fn skipped(scenario: &Scenario, tools: &Tools) -> Option<&'static str> {
     match &scenario.body {
         Body::Matrix(m) => {
             let bridge = matches!(m.path, Path::SameNodeBridge | Path::SameNodeBridgeNoNf);
@@ -131,8 +128,7 @@ pub fn commands(scenario: &Scenario) -> CommandList {
 }
 
 /// The prefix of each batch's hosts, and the last cell that ran in them.
-#[must_use]
-pub fn last_cells(plan: &Plan) -> Vec<(String, String)> {
+pub(crate) fn last_cells(plan: &Plan) -> Vec<(String, String)> {
     let last = |batch: Batch<'_>| {
         let id = batch.id(batch.matrix.cells.last()?, plan.repeat);
         Some((batch.prefix, id))

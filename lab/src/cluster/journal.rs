@@ -14,7 +14,7 @@ use canary_record::result::load::Cause;
 /// A line that nobody would have written.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{file}, line {line}: '{text}' is no event of kubectl conntrack experiment")]
-pub struct JournalError {
+pub(crate) struct JournalError {
     file: &'static str,
     line: usize,
     text: String,
@@ -22,45 +22,44 @@ pub struct JournalError {
 
 /// One step.
 #[derive(Clone, Debug, PartialEq)]
-pub struct StepRecord {
+pub(crate) struct StepRecord {
     /// When it began, what was changed, what else was seen.
-    pub step: Step,
+    pub(crate) step: Step,
     /// What for.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// How many clients it asked for.
-    pub clients: u64,
+    pub(crate) clients: u64,
     /// Samples after this time belong to it ...
-    pub from: Option<f64>,
+    pub(crate) from: Option<f64>,
     /// ... up to this one.
-    pub to: Option<f64>,
+    pub(crate) to: Option<f64>,
     /// The target's count of accepted connections, before and after.
-    pub accepted: Option<(u64, u64)>,
+    pub(crate) accepted: Option<(u64, u64)>,
 }
 
 /// The whole run.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Journal {
+pub(crate) struct Journal {
     /// What it was told, and what it read before the first step.
-    pub run: BTreeMap<String, String>,
+    pub(crate) run: BTreeMap<String, String>,
     /// In their order.
-    pub steps: Vec<StepRecord>,
+    pub(crate) steps: Vec<StepRecord>,
     /// What makes it inconclusive.
-    pub doubts: Vec<String>,
+    pub(crate) doubts: Vec<String>,
     /// When and why it ended; none while it runs, or when it was killed.
-    pub end: Option<(f64, EndedBy)>,
+    pub(crate) end: Option<(f64, EndedBy)>,
     /// The time of the last event.
-    pub last: f64,
+    pub(crate) last: f64,
 }
 
 impl Journal {
     /// One of `run`'s.
-    #[must_use]
-    pub fn value(&self, key: &str) -> &str {
+    pub(crate) fn value(&self, key: &str) -> &str {
         self.run.get(key).map_or("", String::as_str)
     }
 
     /// Reads a journal. A last line that was cut is left out.
-    pub fn read(text: &str) -> Result<Self, JournalError> {
+    pub(crate) fn read(text: &str) -> Result<Self, JournalError> {
         let mut journal = Self::default();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         for (n, line) in whole.lines().enumerate() {
@@ -121,17 +120,17 @@ impl Journal {
 
 /// The programs' counters at one moment, or what was counted between two.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Reading {
+pub(crate) struct Reading {
     /// The canary client's connections, boom-server's outcomes, the table on the clients' node.
-    pub sample: TimelineSample,
+    pub(crate) sample: TimelineSample,
     /// above-window segments forged.
-    pub forged: u64,
+    pub(crate) forged: u64,
     /// Of those, that reset their connection.
-    pub killed: u64,
+    pub(crate) killed: u64,
 }
 
 /// Reads the samples. A set that was cut at the end of the file counts as it is: each line by itself is whole.
-pub fn samples(text: &str) -> Result<Vec<Reading>, JournalError> {
+pub(crate) fn samples(text: &str) -> Result<Vec<Reading>, JournalError> {
     let mut all: Vec<Reading> = Vec::new();
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     for (n, line) in whole.lines().enumerate() {
@@ -172,8 +171,7 @@ impl Reading {
     }
 
     /// What was counted since `earlier`; the time and the gauges are this one's.
-    #[must_use]
-    pub fn since(&self, earlier: &Self) -> Self {
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
         // A program that began again counts from zero.
         let less = |now: u64, then: u64| if now < then { now } else { now - then };
         let (now, then) = (&self.sample, &earlier.sample);

@@ -15,7 +15,7 @@ use crate::observed::{listed, outcomes};
 use crate::scenario::cause::{Case, Cause, Ends, Step as Done};
 
 /// Judges what every case showed, or why it could not be run, into `result`.
-pub fn result(cause: &Cause, cases: &[Result<Shown, String>], result: &mut ScenarioResult) {
+pub(crate) fn result(cause: &Cause, cases: &[Result<Shown, String>], result: &mut ScenarioResult) {
     let mut timeline = Timeline::default();
     result.judgement = Judgement::AsExpected;
     result.reasons = Vec::new();

@@ -107,15 +107,13 @@ struct Judged {
 }
 
 /// The kernel's generation, if this cell shows it.
-#[must_use]
-pub fn tells_generation(matrix: &Matrix, done: &Done) -> Option<OldSegments> {
+pub(crate) fn tells_generation(matrix: &Matrix, done: &Done) -> Option<OldSegments> {
     let (shown, plan) = (done.shown.as_ref().ok()?, matrix.cells.get(done.key.plan)?);
     generation(&Evidence::of(matrix, plan, done.key, shown).count())
 }
 
 /// A cell that has ended, judged on a kernel of a known or unknown generation.
-#[must_use]
-pub fn result(
+pub(crate) fn result(
     matrix: &Matrix,
     plan: &CellPlan,
     done: Done,

@@ -15,18 +15,17 @@ use crate::scenario::{Body, Scenario};
 
 /// A scenario of the run, and what the machine has to say of it.
 #[derive(Clone, Debug)]
-pub struct Entry {
-    /// What was asked for.
-    pub scenario: Scenario,
+pub(crate) struct Entry {
+    pub(crate) scenario: Scenario,
     /// Why it cannot be run here, where it cannot.
-    pub skipped: Option<String>,
+    pub(crate) skipped: Option<String>,
     /// What to type to build its hosts.
-    pub commands: CommandList,
+    pub(crate) commands: CommandList,
 }
 
 /// A run's account.
 #[derive(Debug)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     entries: Vec<Entry>,
     repeat: u32,
     result: LabResult,
@@ -39,8 +38,12 @@ pub struct Ledger {
 
 impl Ledger {
     /// The account of a run in which nothing has ended yet.
-    #[must_use]
-    pub fn new(entries: Vec<Entry>, repeat: u32, environment: Environment, run: Run) -> Self {
+    pub(crate) fn new(
+        entries: Vec<Entry>,
+        repeat: u32,
+        environment: Environment,
+        run: Run,
+    ) -> Self {
         let mut slots = Vec::new();
         for (n, entry) in entries.iter().enumerate() {
             match entry.scenario.body {
@@ -69,7 +72,7 @@ impl Ledger {
     }
 
     /// A cell has ended. Gives what could be judged since, this cell or others.
-    pub fn cell(&mut self, done: Done) -> Vec<CellResult> {
+    pub(crate) fn cell(&mut self, done: Done) -> Vec<CellResult> {
         if self.result.environment.old_segments.is_none() {
             let matrix = self.entries.get(done.key.scenario).and_then(|e| e.scenario.matrix());
             self.result.environment.old_segments =
@@ -85,7 +88,7 @@ impl Ledger {
     }
 
     /// The cases of a cause have ended.
-    pub fn cause(
+    pub(crate) fn cause(
         &mut self,
         scenario: usize,
         repetition: u32,
@@ -100,7 +103,7 @@ impl Ledger {
     }
 
     /// A saturation experiment has ended.
-    pub fn saturation(&mut self, scenario: usize, repetition: u32, filled: Filled) {
+    pub(crate) fn saturation(&mut self, scenario: usize, repetition: u32, filled: Filled) {
         let Some((Body::Saturation(body), result)) = self.open(scenario, repetition) else {
             return;
         };
@@ -108,13 +111,13 @@ impl Ledger {
     }
 
     /// No cell is still to come: what waited is judged on a kernel of unknown generation.
-    pub fn close(&mut self) -> Vec<CellResult> {
+    pub(crate) fn close(&mut self) -> Vec<CellResult> {
         let waiting = std::mem::take(&mut self.waiting);
         self.judge(waiting)
     }
 
     /// The account as it is.
-    pub fn result(&mut self, run: Run) -> &LabResult {
+    pub(crate) fn result(&mut self, run: Run) -> &LabResult {
         self.result.run = run;
         self.result.positive_control = positive_control(&self.result.scenarios);
         (self.result.judgement, self.result.reasons) =

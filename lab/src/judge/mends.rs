@@ -8,8 +8,7 @@ use crate::observed::cause::Seen;
 use crate::scenario::cause::{Case, Cause};
 
 /// The table of a scenario's cases. `seen` is in the order of [`Case::under_mends`].
-#[must_use]
-pub fn table(cause: &Cause, seen: &[Result<Seen, String>]) -> Vec<Mended> {
+pub(crate) fn table(cause: &Cause, seen: &[Result<Seen, String>]) -> Vec<Mended> {
     let mut seen = seen.iter();
     let row = |case: &Case| {
         let mends: Vec<_> =

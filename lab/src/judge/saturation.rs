@@ -1,7 +1,7 @@
 //! What a run makes of the claims about a full table, against what a scenario expects.
 
 mod claims;
-pub mod findings;
+pub(crate) mod findings;
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::scenario::claims::Claim;
 use crate::scenario::saturation::Saturation;
 
 /// Judges what was seen into `result`.
-pub fn result(s: &Saturation, filled: Filled, result: &mut ScenarioResult) {
+pub(crate) fn result(s: &Saturation, filled: Filled, result: &mut ScenarioResult) {
     let Filled { mut timeline, facts, broken } = filled;
     let found = findings::find(&facts);
     let (judgement, why) = judge(&s.expect, &found, &facts);

@@ -9,8 +9,7 @@ use crate::document::lab::WitnessSaid;
 use crate::observed::saturation::Heard;
 
 /// What a witness on `node` said, as the results have it.
-#[must_use]
-pub fn said(node: &str, w: &WitnessResult) -> WitnessSaid {
+pub(crate) fn said(node: &str, w: &WitnessResult) -> WitnessSaid {
     let m = w.messages;
     let mut weak = Vec::new();
     if m.lost + m.forgotten + m.overruns > 0 {
@@ -35,8 +34,7 @@ pub fn said(node: &str, w: &WitnessResult) -> WitnessSaid {
 
 /// Why a witness could not have heard what answered the segments that it heard of: older kernels do
 /// not log that.
-#[must_use]
-pub fn deaf(node: &str, w: &WitnessResult) -> Option<String> {
+pub(crate) fn deaf(node: &str, w: &WitnessResult) -> Option<String> {
     (!w.resets_logged && !w.unanswered.is_empty()).then(|| {
         format!("the kernel of {node} may not log the resets that answer INVALID segments")
     })
@@ -45,8 +43,7 @@ pub fn deaf(node: &str, w: &WitnessResult) -> Option<String> {
 /// What keeps the witnesses and the programs from telling one story: `ended` connections, all to
 /// `target`, by segments that were forged in `direction`. Where `unheard`, connections may end by
 /// what conntrack calls valid.
-#[must_use]
-pub fn doubts(
+pub(crate) fn doubts(
     witnesses: &[WitnessSaid],
     ended: u64,
     direction: names::Direction,
@@ -89,8 +86,7 @@ pub fn doubts(
 
 /// What keeps a witness' words on a step of a table that fills and what is known of it from elsewhere
 /// from being one story.
-#[must_use]
-pub fn in_a_table(heard: &Heard, w: &WitnessResult) -> Vec<String> {
+pub(crate) fn in_a_table(heard: &Heard, w: &WitnessResult) -> Vec<String> {
     let mut differs = Vec::new();
     // What an older kernel does not log is no loss: there only the table is compared.
     if w.resets_logged {
@@ -126,8 +122,7 @@ pub fn in_a_table(heard: &Heard, w: &WitnessResult) -> Vec<String> {
 
 /// What the kernel said of the segment that `reset` answers: of that very one, or else of all that
 /// were forged alike.
-#[must_use]
-pub fn words(witnesses: &[(String, WitnessResult)], reset: &Reset) -> Option<String> {
+pub(crate) fn words(witnesses: &[(String, WitnessResult)], reset: Reset) -> Option<String> {
     /// What a request of the lab's clients is shorter than.
     const REQUEST: u32 = 0x1_0000;
     let about = match reset.forgery {
@@ -311,7 +306,7 @@ pub(in crate::judge) mod tests {
             ..silent()
         };
         let heard = [("node1".to_owned(), w)];
-        let of = |forgery, isn| words(&heard, &Reset { forgery, client_isn: Seq(isn) });
+        let of = |forgery, isn| words(&heard, Reset { forgery, client_isn: Seq(isn) });
         assert_eq!(
             of(Forgery::AboveWindow, 9_000_000).as_deref(),
             Some("SEQ is over upper bound 8")

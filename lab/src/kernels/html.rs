@@ -24,8 +24,7 @@ code{font-size:.9em;overflow-wrap:anywhere}
 ";
 
 /// The whole page.
-#[must_use]
-pub fn render(result: &KernelsResult) -> String {
+pub(crate) fn render(result: &KernelsResult) -> String {
     let page = html! {
         (DOCTYPE)
         html lang="en" {

@@ -13,7 +13,7 @@ use crate::report::folder::{self, FolderError};
 
 /// Reads one kernel's folder: a guest's (guest.json, and the lab's results
 /// under lab/), or that of a plain `conntrack-lab run` on a machine's own kernel.
-pub fn folder(dir: &Path) -> Result<Input, FolderError> {
+pub(crate) fn folder(dir: &Path) -> Result<Input, FolderError> {
     if let Some(record) = document(&dir.join("guest.json"))? {
         return of_guest(record, &dir.join("lab"));
     }

@@ -17,19 +17,18 @@ use crate::scenario::matrix::row as row_of;
 
 /// What one kernel left, as it was read.
 #[derive(Clone, Debug)]
-pub struct Input {
+pub(crate) struct Input {
     /// The kernel as far as it is known without the lab's results.
-    pub kernel: KernelRun,
+    pub(crate) kernel: KernelRun,
     /// The lab's results, where it wrote any.
-    pub lab: Option<LabResult>,
+    pub(crate) lab: Option<LabResult>,
 }
 
 /// What a row is, whatever the kernel.
 type Key = (Path, Direction, Family, ProxyMode, Protections, Forgery);
 
 /// The whole comparison of `inputs`, in their order.
-#[must_use]
-pub fn compare(inputs: Vec<Input>, run: Run) -> KernelsResult {
+pub(crate) fn compare(inputs: Vec<Input>, run: Run) -> KernelsResult {
     let rows: Vec<KernelRow> = keys(&inputs).into_iter().map(|key| row(key, &inputs)).collect();
     let cases = cases(&inputs);
     let kernels: Vec<KernelRun> = inputs.into_iter().map(judge_kernel).collect();
@@ -261,8 +260,7 @@ fn judge(kernels: &[KernelRun], rows: &[KernelRow]) -> (Judgement, Vec<String>) 
 }
 
 /// A row in words.
-#[must_use]
-pub fn title(row: &KernelRow) -> String {
+pub(crate) fn title(row: &KernelRow) -> String {
     format!(
         "{} under {} ({}, {}, {}, {})",
         row.forgery, row.protections, row.path, row.direction, row.family, row.proxy_mode
@@ -270,8 +268,7 @@ pub fn title(row: &KernelRow) -> String {
 }
 
 /// Why a row's kernels differ, for a reader; empty where they do not.
-#[must_use]
-pub const fn explanation(agreement: Agreement) -> &'static str {
+pub(crate) const fn explanation(agreement: Agreement) -> &'static str {
     match agreement {
         Agreement::Alike | Agreement::NotCompared => "",
         Agreement::OldSegments => {

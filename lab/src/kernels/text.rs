@@ -16,8 +16,7 @@ const WIDTH: usize = 100;
 
 /// One cell in one word: what was seen, marked where it is not what the
 /// scenario expects, or why nothing was. Never empty.
-#[must_use]
-pub fn word(cell: &KernelCell) -> String {
+pub(crate) fn word(cell: &KernelCell) -> String {
     let seen = match cell.seen {
         None => return cell.judgement.to_string(),
         Some(Seen::Kills) => "KILLS".to_owned(),
@@ -29,8 +28,7 @@ pub fn word(cell: &KernelCell) -> String {
 }
 
 /// A case in a few words: how its connections ended, marked where that is not expected.
-#[must_use]
-pub fn case_word(cell: &KernelCaseCell) -> String {
+pub(crate) fn case_word(cell: &KernelCaseCell) -> String {
     let ends: Vec<_> = cell.client.iter().map(|(end, n)| format!("{end} {n}")).collect();
     match (ends.is_empty(), cell.judgement) {
         (true, judgement) => judgement.to_string(),
@@ -41,8 +39,7 @@ pub fn case_word(cell: &KernelCaseCell) -> String {
 }
 
 /// The behaviour that names a kernel's generation.
-#[must_use]
-pub const fn behaviour(old: OldSegments) -> &'static str {
+pub(crate) const fn behaviour(old: OldSegments) -> &'static str {
     match old {
         OldSegments::Invalid => "INVALID (before 6.1)",
         OldSegments::Ignored => "ignored (since 6.1)",
@@ -51,8 +48,7 @@ pub const fn behaviour(old: OldSegments) -> &'static str {
 }
 
 /// How a row is marked beside its kernels.
-#[must_use]
-pub const fn mark(agreement: Agreement) -> &'static str {
+pub(crate) const fn mark(agreement: Agreement) -> &'static str {
     match agreement {
         Agreement::Alike => "",
         Agreement::OldSegments => "*",
@@ -62,8 +58,7 @@ pub const fn mark(agreement: Agreement) -> &'static str {
 }
 
 /// The whole comparison.
-#[must_use]
-pub fn render(result: &KernelsResult) -> String {
+pub(crate) fn render(result: &KernelsResult) -> String {
     let mut out = String::new();
     let kernels = result.kernels.iter().map(kernel_line);
     let head = ["kernel", "below the window", "ran", "judgement", "version", "source"];
@@ -137,16 +132,14 @@ fn row_line(row: &KernelRow) -> Vec<String> {
 }
 
 /// How many cells are as their scenario expects, of all kernels together.
-#[must_use]
-pub fn held(rows: &[KernelRow]) -> String {
+pub(crate) fn held(rows: &[KernelRow]) -> String {
     let cells = || rows.iter().flat_map(|r| &r.cells);
     let held = cells().filter(|c| c.judgement == Judgement::AsExpected).count();
     format!("{held} of {} cells as expected", cells().count())
 }
 
 /// How many segments the cells of these rows rest on.
-#[must_use]
-pub fn segments(rows: &[KernelRow]) -> String {
+pub(crate) fn segments(rows: &[KernelRow]) -> String {
     let forged = rows.iter().flat_map(|r| &r.cells).filter(|c| c.seen.is_some()).map(|c| c.forged);
     match (forged.clone().min(), forged.max()) {
         (Some(low), Some(high)) if low == high => format!("{low} segments a cell"),

@@ -9,47 +9,38 @@ use canary_wire::segment::Family;
 
 /// Which cell of a run; in the order of the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Key {
+pub(crate) struct Key {
     /// Its scenario's number in the run.
-    pub scenario: usize,
+    pub(crate) scenario: usize,
     /// 1 for the first time.
-    pub repetition: u32,
-    /// Whose rules.
-    pub proxy_mode: ProxyMode,
-    /// IP family.
-    pub family: Family,
+    pub(crate) repetition: u32,
+    pub(crate) proxy_mode: ProxyMode,
+    pub(crate) family: Family,
     /// Its number in the scenario.
-    pub plan: usize,
+    pub(crate) plan: usize,
 }
 
 /// A cell that was run, or why it could not be.
 #[derive(Clone, Debug)]
-pub struct Done {
-    /// Which.
-    pub key: Key,
+pub(crate) struct Done {
+    pub(crate) key: Key,
     /// Its files are under `cells/ID/`.
-    pub id: String,
-    /// What it showed.
-    pub shown: Result<Shown, String>,
-    /// Captures kept.
-    pub captures: Vec<Capture>,
+    pub(crate) id: String,
+    pub(crate) shown: Result<Shown, String>,
+    pub(crate) captures: Vec<Capture>,
 }
 
 /// What a cell showed.
 #[derive(Clone, Debug)]
-pub struct Shown {
-    /// boom-server's result.
-    pub boom: BoomResult,
-    /// load-client's result.
-    pub load: LoadResult,
-    /// What the nodes counted.
-    pub nodes: Vec<NodeEvidence>,
+pub(crate) struct Shown {
+    pub(crate) boom: BoomResult,
+    pub(crate) load: LoadResult,
+    pub(crate) nodes: Vec<NodeEvidence>,
     /// RSTs that answer a forged segment, from the server pod's capture.
-    pub resets: Option<Vec<Reset>>,
+    pub(crate) resets: Option<Vec<Reset>>,
     /// What each node's witness made of the kernel's words; none where it could not watch.
-    pub witnesses: Vec<(String, WitnessResult)>,
+    pub(crate) witnesses: Vec<(String, WitnessResult)>,
     /// What weakens the cell without deciding it.
-    pub notes: Vec<String>,
-    /// The time it took.
-    pub seconds: f64,
+    pub(crate) notes: Vec<String>,
+    pub(crate) seconds: f64,
 }

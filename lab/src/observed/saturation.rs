@@ -12,7 +12,7 @@ use super::{listed, number};
 
 /// Which step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Nothing but the canary.
     NoLoad,
     /// So many clients.
@@ -39,56 +39,50 @@ pub enum Kind {
 
 /// What a step showed.
 #[derive(Clone, Debug)]
-pub struct Shown {
-    /// Which.
-    pub kind: Kind,
+pub(crate) struct Shown {
+    pub(crate) kind: Kind,
     /// The limit meanwhile.
-    pub limit: u64,
+    pub(crate) limit: u64,
     /// The most entries seen.
-    pub peak: u64,
+    pub(crate) peak: u64,
     /// New connections of the load.
-    pub attempts: u64,
+    pub(crate) attempts: u64,
     /// Of those, failed.
-    pub failures: BTreeMap<FailureClass, u64>,
+    pub(crate) failures: BTreeMap<FailureClass, u64>,
     /// The connections that the step is about: those held, or half closed.
-    pub group: BTreeMap<ProbeEnd, u64>,
-    /// Segments that boom-server forged.
-    pub forged: u64,
+    pub(crate) group: BTreeMap<ProbeEnd, u64>,
+    pub(crate) forged: u64,
     /// RSTs that it attributed to them.
-    pub attributed: u64,
-    /// What conntrack counted on the node.
-    pub conntrack: ConntrackCounters,
+    pub(crate) attributed: u64,
+    pub(crate) conntrack: ConntrackCounters,
 }
 
 impl Shown {
     /// Failures of a class.
-    #[must_use]
-    pub fn failed(&self, class: FailureClass) -> u64 {
+    pub(crate) fn failed(&self, class: FailureClass) -> u64 {
         number(&self.failures, class)
     }
 
     /// Full enough that connections failed for it. A table hovers at its limit.
-    #[must_use]
-    pub fn full(&self) -> bool {
+    pub(crate) fn full(&self) -> bool {
         self.peak * 100 >= self.limit * 99
     }
 }
 
 /// What captures at both ends show of connections that lost their entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Captured {
+pub(crate) struct Captured {
     /// Segments that reached the client untranslated.
-    pub untranslated: u64,
+    pub(crate) untranslated: u64,
     /// RSTs to them that reached the server.
-    pub resets: u64,
+    pub(crate) resets: u64,
     /// What tcpdump lost, by its own count: then the numbers are no evidence.
-    pub lost: Option<String>,
+    pub(crate) lost: Option<String>,
 }
 
 impl Captured {
     /// Whether they are whole and show as many of both as `n` resets need.
-    #[must_use]
-    pub fn show(&self, n: u64) -> bool {
+    pub(crate) fn show(&self, n: u64) -> bool {
         self.lost.is_none() && self.untranslated >= n && self.resets >= n
     }
 
@@ -121,37 +115,30 @@ names! {
 
 /// What became of half-closed transfers in one case.
 #[derive(Clone, Debug)]
-pub struct Evicted {
-    /// Which.
-    pub case: Case,
-    /// The limit.
-    pub limit: u64,
+pub(crate) struct Evicted {
+    pub(crate) case: Case,
+    pub(crate) limit: u64,
     /// The most entries seen.
-    pub most: u64,
+    pub(crate) most: u64,
     /// The fewest since the table was full.
-    pub least: u64,
+    pub(crate) least: u64,
     /// SYNs that had no answer.
-    pub refused: u64,
-    /// How the half-closed transfers ended.
-    pub half_closed: BTreeMap<ProbeEnd, u64>,
-    /// How the established connections beside them ended.
-    pub established: BTreeMap<ProbeEnd, u64>,
-    /// What was captured of the transfers.
-    pub captured: Captured,
+    pub(crate) refused: u64,
+    pub(crate) half_closed: BTreeMap<ProbeEnd, u64>,
+    pub(crate) established: BTreeMap<ProbeEnd, u64>,
+    pub(crate) captured: Captured,
     /// When the first transfer ended, in seconds since the table was full.
-    pub after_s: Option<f64>,
+    pub(crate) after_s: Option<f64>,
 }
 
 impl Evicted {
     /// Of the connections that it is about, those that ended so.
-    #[must_use]
-    pub fn ended(&self, end: ProbeEnd) -> u64 {
+    pub(crate) fn ended(&self, end: ProbeEnd) -> u64 {
         number(&self.half_closed, end)
     }
 
     /// The numbers in a sentence or two.
-    #[must_use]
-    pub fn words(&self) -> String {
+    pub(crate) fn words(&self) -> String {
         let when = self.after_s.map_or_else(String::new, |s| format!(" first after {s:.1} s,"));
         format!(
             "Half-closed transfers: {};{when} established connections: {}. {} to {} of {} entries, {} SYNs \
@@ -182,39 +169,34 @@ names! {
 
 /// What became of handshakes whose entries may be dropped early.
 #[derive(Clone, Debug)]
-pub struct HalfOpen {
-    /// Which segment was on its way.
-    pub case: OnItsWay,
+pub(crate) struct HalfOpen {
+    pub(crate) case: OnItsWay,
     /// How those ended that nothing else disturbed.
-    pub alone: BTreeMap<ProbeEnd, u64>,
+    pub(crate) alone: BTreeMap<ProbeEnd, u64>,
     /// How the others ended.
-    pub ends: BTreeMap<ProbeEnd, u64>,
+    pub(crate) ends: BTreeMap<ProbeEnd, u64>,
     /// Of these, connected after another SYN.
-    pub late: u64,
+    pub(crate) late: u64,
     /// SYNs that found the table full meanwhile.
-    pub others: u64,
+    pub(crate) others: u64,
     /// Entries dropped early for them.
-    pub early: u64,
-    /// What was captured meanwhile.
-    pub captured: Captured,
+    pub(crate) early: u64,
+    pub(crate) captured: Captured,
 }
 
 impl HalfOpen {
     /// Of the connections that it is about, those that ended so.
-    #[must_use]
-    pub fn ended(&self, end: ProbeEnd) -> u64 {
+    pub(crate) fn ended(&self, end: ProbeEnd) -> u64 {
         number(&self.ends, end)
     }
 
     /// Whether all of those that nothing else disturbed lived, and entries were dropped for others.
-    #[must_use]
-    pub fn shows_something(&self) -> bool {
+    pub(crate) fn shows_something(&self) -> bool {
         self.early > 0 && self.alone.keys().all(|end| *end == ProbeEnd::Survived)
     }
 
     /// The numbers in a sentence or two.
-    #[must_use]
-    pub fn words(&self) -> String {
+    pub(crate) fn words(&self) -> String {
         let late = match self.late {
             0 => String::new(),
             n => format!(" ({n} connected after another SYN)"),
@@ -237,29 +219,28 @@ impl HalfOpen {
 
 /// What load-client's witness on the node made of a step or a place, and what else is known of that.
 #[derive(Clone, Debug)]
-pub struct Heard {
+pub(crate) struct Heard {
     /// The step's title.
-    pub place: String,
+    pub(crate) place: String,
     /// The Service of boom-server's connections.
-    pub target: String,
+    pub(crate) target: String,
     /// What it said, or why there was none.
-    pub witness: Result<WitnessResult, String>,
+    pub(crate) witness: Result<WitnessResult, String>,
     /// What conntrack counted, as this program read it.
-    pub conntrack: ConntrackCounters,
+    pub(crate) conntrack: ConntrackCounters,
     /// Connections that boom-server ended by what it forged.
-    pub killed: u64,
+    pub(crate) killed: u64,
     /// Segments that it forged and of which it does not know what they did.
-    pub unknown: u64,
+    pub(crate) unknown: u64,
     /// What the connections themselves showed of the table.
-    pub shows: Vec<InTable>,
+    pub(crate) shows: Vec<InTable>,
     /// RSTs that reached the server of half-open connections, where they were captured whole.
-    pub resets: Option<u64>,
+    pub(crate) resets: Option<u64>,
 }
 
 impl Heard {
     /// What the witness said, in a sentence.
-    #[must_use]
-    pub fn words(&self) -> String {
+    pub(crate) fn words(&self) -> String {
         let w = match &self.witness {
             Ok(w) => w,
             Err(why) => return format!("No witness: {why}."),
@@ -277,63 +258,56 @@ impl Heard {
 }
 
 /// The most connections that are held to fill a table.
-pub const MOST_HELD: u64 = 20_000;
+pub(crate) const MOST_HELD: u64 = 20_000;
 
 /// What a run showed.
 #[derive(Clone, Debug, Default)]
-pub struct Facts {
-    /// Step by step.
-    pub steps: Vec<Shown>,
+pub(crate) struct Facts {
+    pub(crate) steps: Vec<Shown>,
     /// Whether the limit could be changed.
-    pub can_resize: bool,
+    pub(crate) can_resize: bool,
     /// Whether the table could be filled with established connections.
-    pub can_hold: bool,
+    pub(crate) can_hold: bool,
     /// By case, where there were any.
-    pub evicted: Vec<Evicted>,
+    pub(crate) evicted: Vec<Evicted>,
     /// Half-open entries dropped early, segment by segment, where it could.
-    pub half_open: Vec<HalfOpen>,
+    pub(crate) half_open: Vec<HalfOpen>,
     /// What the witness on the node heard, step by step and place by place.
-    pub heard: Vec<Heard>,
+    pub(crate) heard: Vec<Heard>,
     /// Rounds with be_liberal 0 and 1, in pairs.
-    pub pace: Vec<[Pace; 2]>,
-    /// Tables of other sizes.
-    pub tables: Vec<TableSpeed>,
+    pub(crate) pace: Vec<[Pace; 2]>,
+    pub(crate) tables: Vec<TableSpeed>,
 }
 
 /// How fast a round went.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Pace {
+pub(crate) struct Pace {
     /// Octets of one connection in a second.
-    pub octets: f64,
+    pub(crate) octets: f64,
     /// Processor time of both ends and of the nodes between them for an octet, in nanoseconds.
-    pub cpu: f64,
+    pub(crate) cpu: f64,
     /// New connections in a second, one after another.
-    pub connects: f64,
+    pub(crate) connects: f64,
     /// Processor time of both ends and of the nodes between them for one of these, in nanoseconds.
-    pub connect_cpu: f64,
+    pub(crate) connect_cpu: f64,
 }
 
 impl Facts {
-    /// What there is of it.
-    #[must_use]
-    pub fn evicted(&self, case: Case) -> Option<&Evicted> {
+    pub(crate) fn evicted(&self, case: Case) -> Option<&Evicted> {
         self.evicted.iter().find(|e| e.case == case)
     }
 
-    /// What there is of it.
-    #[must_use]
-    pub fn half_open(&self, case: OnItsWay) -> Option<&HalfOpen> {
+    pub(crate) fn half_open(&self, case: OnItsWay) -> Option<&HalfOpen> {
         self.half_open.iter().find(|h| h.case == case)
     }
 
     /// The first step of a kind.
-    #[must_use]
-    pub fn step(&self, kind: Kind) -> Option<&Shown> {
+    pub(crate) fn step(&self, kind: Kind) -> Option<&Shown> {
         self.steps.iter().find(|s| s.kind == kind)
     }
 
     /// Those in which the load filled the table, and it was full.
-    pub fn full(&self) -> impl Iterator<Item = &Shown> {
+    pub(crate) fn full(&self) -> impl Iterator<Item = &Shown> {
         let load = |s: &&Shown| matches!(s.kind, Kind::Load | Kind::Full | Kind::FullLiberal);
         self.steps.iter().filter(load).filter(|s| s.full())
     }
@@ -341,11 +315,10 @@ impl Facts {
 
 /// Everything that a run showed until it ended, or broke off.
 #[derive(Clone, Debug, Default)]
-pub struct Filled {
-    /// What was sampled meanwhile.
-    pub timeline: Timeline,
+pub(crate) struct Filled {
+    pub(crate) timeline: Timeline,
     /// As far as a claim needs it.
-    pub facts: Facts,
+    pub(crate) facts: Facts,
     /// Why it broke off, where it did.
-    pub broken: Option<String>,
+    pub(crate) broken: Option<String>,
 }

@@ -9,7 +9,7 @@ use canary_record::result::observe::ObserveResult;
 
 /// Adds the samples of one place. `begun` is when the run began and `watched`
 /// when its observer did, both in seconds since 1970.
-pub fn add(
+pub(crate) fn add(
     timeline: &mut Timeline,
     begun: f64,
     watched: f64,
@@ -76,8 +76,7 @@ fn parts(samples: &[TimelineSample], from: f64, end: f64) -> Vec<(usize, Range<f
 }
 
 /// How many of a load had not ended when their step did.
-#[must_use]
-pub fn cut_off(load: &LoadResult) -> u64 {
+pub(crate) fn cut_off(load: &LoadResult) -> u64 {
     load.classes().get(&FailureClass::Interrupted).copied().unwrap_or(0)
 }
 

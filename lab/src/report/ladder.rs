@@ -28,8 +28,7 @@ impl Deref for Packet {
 
 impl Packet {
     /// A segment captured at `t`.
-    #[must_use]
-    pub fn new(t: f64, s: &Segment<'_>) -> Self {
+    pub(crate) fn new(t: f64, s: &Segment<'_>) -> Self {
         let Segment { src, dst, seq, ack, flags, payload_len, .. } = *s;
         let (window, options) = (0, &[][..]);
         Self { t, segment: Segment { src, dst, seq, ack, flags, window, options, payload_len } }
@@ -52,27 +51,24 @@ impl Packet {
 
 /// One connection from its handshake to its end.
 #[derive(Clone, Debug)]
-pub struct Ladder {
-    /// What was forged.
-    pub forgery: Forgery,
+pub(crate) struct Ladder {
+    pub(crate) forgery: Forgery,
     /// What the client connected to.
-    pub target: SocketAddr,
-    /// The server pod.
-    pub server: SocketAddr,
+    pub(crate) target: SocketAddr,
+    pub(crate) server: SocketAddr,
     /// In the order in which the senders sent.
-    pub events: Vec<Event>,
+    pub(crate) events: Vec<Event>,
     /// True when the forged segment and the RST that answers it were both found.
-    pub complete: bool,
+    pub(crate) complete: bool,
     /// True when that RST is one that the server must accept.
-    pub killed: bool,
+    pub(crate) killed: bool,
     /// True when the server pod sees another address than the client's own.
-    pub masqueraded: bool,
+    pub(crate) masqueraded: bool,
 }
 
 impl Ladder {
     /// Whether the first segment that is one of `roles` was seen at the client.
-    #[must_use]
-    pub fn at_client(&self, roles: &[Role]) -> bool {
+    pub(crate) fn at_client(&self, roles: &[Role]) -> bool {
         let first = self.events.iter().find(|e| roles.contains(&e.role));
         first.is_some_and(|e| !matches!(e.seen[0], Seen::Absent(_)))
     }
@@ -80,8 +76,7 @@ impl Ladder {
 
 /// Both captures of one connection, the client's taken in `host`. Where client and server share a
 /// host, give its one capture as both. `kernel` is what the kernel said of the forged segment.
-#[must_use]
-pub fn build(
+pub(crate) fn build(
     client: &[Packet],
     server: &[Packet],
     forgery: Forgery,

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::document::lab::{CellResult, Judgement};
 
 /// Progress of a run.
-pub struct Progress {
+pub(crate) struct Progress {
     begun: Instant,
     bar: ProgressBar,
     terminal: bool,
@@ -18,8 +18,7 @@ pub struct Progress {
 
 impl Progress {
     /// Nothing done yet.
-    #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let terminal = std::io::stderr().is_terminal();
         let target =
             if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
@@ -30,14 +29,14 @@ impl Progress {
     }
 
     /// The number of cells to come.
-    pub fn begin(&mut self, total: usize) {
+    pub(crate) fn begin(&mut self, total: usize) {
         self.bar.set_length(total as u64);
         let text = super::words::count(total as u64, "cell to run", "cells to run");
         if self.terminal { self.bar.set_message(text) } else { line(text) }
     }
 
     /// One more cell is done.
-    pub fn cell(&mut self, cell: &CellResult) {
+    pub(crate) fn cell(&mut self, cell: &CellResult) {
         self.bar.inc(1);
         let text = format!("{:<12} {}", cell.judgement, cell.id);
         let whole = || {
@@ -58,7 +57,7 @@ impl Progress {
     }
 
     /// Everything is done.
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.bar.abandon();
     }
 }

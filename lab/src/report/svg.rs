@@ -41,8 +41,7 @@ struct Line {
 }
 
 /// The drawing of a timeline, where there is enough to draw. `id` tells several on one page apart.
-#[must_use]
-pub fn timeline(t: &Timeline, id: &str) -> Option<Markup> {
+pub(crate) fn timeline(t: &Timeline, id: &str) -> Option<Markup> {
     let end = t.samples.last().map_or(0.0, |s| s.t);
     if t.samples.len() < 2 || end <= 0.0 {
         return None;
@@ -74,8 +73,7 @@ pub fn timeline(t: &Timeline, id: &str) -> Option<Markup> {
 type Of = fn(&TableSpeed) -> f64;
 
 /// The drawing of a row of tables: packets and new connections a second, by what differs in the row.
-#[must_use]
-pub fn tables(t: &Timeline, series: TableSeries, id: &str) -> Option<Markup> {
+pub(crate) fn tables(t: &Timeline, series: TableSeries, id: &str) -> Option<Markup> {
     let row: Vec<_> = t.tables.iter().filter(|t| t.series == series).collect();
     let (title, labels): (_, Vec<_>) = match series {
         TableSeries::Full => {

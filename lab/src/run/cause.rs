@@ -41,7 +41,7 @@ const CLOSE: Duration = Duration::from_secs(1);
 const READY: Duration = Duration::from_secs(10);
 
 /// Runs one case, in hosts of its own; what is kept goes to `dir`.
-pub fn run(
+pub(crate) fn run(
     of: &Cause,
     case: &Case,
     setting: &Setting,
@@ -70,8 +70,7 @@ pub fn run(
 }
 
 /// What to type to build the hosts of each case; alike ones once.
-#[must_use]
-pub fn commands(cause: &Cause) -> CommandList {
+pub(crate) fn commands(cause: &Cause) -> CommandList {
     let mut seen = BTreeSet::new();
     let mut lines = Vec::new();
     for case in &cause.cases {

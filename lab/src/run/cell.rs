@@ -47,27 +47,22 @@ const PORTS: &str = "2000\t65000";
 
 /// A cell in hosts that are up.
 #[derive(Clone, Copy)]
-pub struct Cell<'a> {
-    /// Its hosts.
-    pub testbed: &'a Testbed<'a>,
-    /// What the whole run has in common.
-    pub setting: &'a Setting,
+pub(crate) struct Cell<'a> {
+    pub(crate) testbed: &'a Testbed<'a>,
+    pub(crate) setting: &'a Setting,
     /// The directory of the run's results.
-    pub results: &'a Path,
+    pub(crate) results: &'a Path,
     /// Its scenario's name.
-    pub scenario: &'a str,
+    pub(crate) scenario: &'a str,
     /// Its files are under `cells/ID/`.
-    pub id: &'a str,
-    /// Its scenario.
-    pub matrix: &'a Matrix,
-    /// Protections and expectation.
-    pub plan: &'a CellPlan,
-    /// Which.
-    pub key: Key,
+    pub(crate) id: &'a str,
+    pub(crate) matrix: &'a Matrix,
+    pub(crate) plan: &'a CellPlan,
+    pub(crate) key: Key,
 }
 
 /// Of which scenario and forgery a connection is kept already.
-pub type Kept = Mutex<BTreeSet<(String, Forgery)>>;
+pub(crate) type Kept = Mutex<BTreeSet<(String, Forgery)>>;
 
 impl Cell<'_> {
     fn dir(&self) -> PathBuf {
@@ -90,8 +85,7 @@ impl Cell<'_> {
         self.setting.scaled(DELAY + TIMEOUT * 3) + READY
     }
 
-    /// Runs it.
-    pub fn run(&self) -> Result<Shown, TestbedError> {
+    pub(crate) fn run(&self) -> Result<Shown, TestbedError> {
         let begun = Instant::now();
         let (testbed, setting, dir) = (self.testbed, self.setting, &self.dir());
         let (proxy_mode, family) = (self.key.proxy_mode, self.key.family);
@@ -250,7 +244,7 @@ impl Cell<'_> {
     }
 
     /// Keeps one connection of every kind that was reset, or everything.
-    pub fn keep(&self, shown: &Shown, kept: &Kept) -> Result<Vec<Capture>, TestbedError> {
+    pub(crate) fn keep(&self, shown: &Shown, kept: &Kept) -> Result<Vec<Capture>, TestbedError> {
         let mut captures = Vec::new();
         if self.setting.capture == CaptureMode::None {
             return Ok(captures);
@@ -284,7 +278,7 @@ impl Cell<'_> {
                     host: (*host).to_owned(),
                     file,
                     packets,
-                    kernel: witness::words(&shown.witnesses, reset),
+                    kernel: witness::words(&shown.witnesses, *reset),
                 });
             }
         }

@@ -52,7 +52,6 @@ enum State {
 
 impl Connections {
     /// None yet.
-    #[must_use]
     pub(super) const fn none(target: SocketAddr, patience: Duration) -> Self {
         Self { all: Vec::new(), target, patience }
     }
@@ -178,7 +177,6 @@ impl Connections {
     }
 
     /// How they ended; one that goes on has survived.
-    #[must_use]
     pub(super) fn ends(&self) -> BTreeMap<ProbeEnd, u64> {
         let mut ends = BTreeMap::new();
         for one in &self.all {
@@ -189,7 +187,6 @@ impl Connections {
     }
 
     /// Those that failed, by class.
-    #[must_use]
     pub(super) fn failures(&self) -> BTreeMap<FailureClass, u64> {
         let mut classes = BTreeMap::new();
         for class in self.all.iter().filter_map(One::failure) {

@@ -26,20 +26,20 @@ use nix::sys::signal::SigSet;
 use canary_testbed::evidence;
 
 /// Where the lab's inner process finds the number of the pipe to that process.
-pub const PIPE: &str = "LAB_HOST_TABLE_PIPE";
+pub(crate) const PIPE: &str = "LAB_HOST_TABLE_PIPE";
 /// The hidden subcommand.
-pub const SUBCOMMAND: &str = "host-table";
+pub(crate) const SUBCOMMAND: &str = "host-table";
 /// nf_conntrack_max below /proc/sys.
-pub const MAX: &str = "net/netfilter/nf_conntrack_max";
+pub(crate) const MAX: &str = "net/netfilter/nf_conntrack_max";
 const BUCKETS: &str = "net/netfilter/nf_conntrack_buckets";
 /// The table must have room for this many times what the host already has.
 const ROOM: u64 = 4;
 /// Smaller tables leave no room between the steps.
-pub const SMALLEST: u64 = 2000;
+pub(crate) const SMALLEST: u64 = 2000;
 
 /// The host's limit could not be changed or put back.
 #[derive(Debug, thiserror::Error)]
-pub enum TableError {
+pub(crate) enum TableError {
     /// Not the initial network namespace, or not root.
     #[error(
         "--host-table-size: {MAX} cannot be written here ({0}): leave the option out, or run as root in the initial network namespace"
@@ -74,8 +74,7 @@ pub enum TableError {
 
 impl TableError {
     /// What the caller could mend by another command line is usage.
-    #[must_use]
-    pub fn exit(&self) -> Exit {
+    pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::InUse { .. } | Self::NotHere(_) => Exit::Usage,
             Self::Held | Self::Os { .. } => Exit::Failed,
@@ -111,14 +110,14 @@ pub struct TableArgs {
 }
 
 /// The guarding process, seen from the lab's outer process.
-pub struct Guard {
+pub(crate) struct Guard {
     child: Child,
     pipe: Option<ChildStdin>,
 }
 
 impl Guard {
     /// Starts it; when this returns, the limit is set. No thread is started.
-    pub fn start(size: u64) -> Result<Self, TableError> {
+    pub(crate) fn start(size: u64) -> Result<Self, TableError> {
         let mut child = Command::new("/proc/self/exe")
             .args([SUBCOMMAND, &size.to_string()])
             .stdin(Stdio::piped())
@@ -140,7 +139,7 @@ impl Guard {
     }
 
     /// Lets the inner process inherit the pipe, and gives its number.
-    pub fn share(&self) -> Result<i32, TableError> {
+    pub(crate) fn share(&self) -> Result<i32, TableError> {
         let none = || os("keep a pipe open")(io::ErrorKind::BrokenPipe.into());
         let pipe = self.pipe.as_ref().ok_or_else(none)?;
         fcntl(pipe, FcntlArg::F_SETFD(FdFlag::empty()))
@@ -149,7 +148,7 @@ impl Guard {
     }
 
     /// Ends it and tells whether everything is as it was.
-    pub fn restore(mut self) -> Result<(), TableError> {
+    pub(crate) fn restore(mut self) -> Result<(), TableError> {
         drop(self.pipe.take());
         let status = self.child.wait().map_err(os("wait for the table to be restored"))?;
         if status.success() {
@@ -161,7 +160,7 @@ impl Guard {
 }
 
 /// The guarding process, seen from the lab's inner process.
-pub struct Control {
+pub(crate) struct Control {
     pipe: Mutex<File>,
     read: fn() -> io::Result<Size>,
 }
@@ -169,7 +168,7 @@ pub struct Control {
 impl Control {
     /// The pipe that was inherited, where there is one. Called once, before
     /// anything is started that could inherit it too.
-    pub fn inherited() -> io::Result<Option<Self>> {
+    pub(crate) fn inherited() -> io::Result<Option<Self>> {
         let Some(fd) = std::env::var(PIPE).ok().and_then(|n| n.parse::<i32>().ok()) else {
             return Ok(None);
         };
@@ -179,7 +178,7 @@ impl Control {
     }
 
     /// Sets the size until the end of what it gives.
-    pub fn resize(&self, size: Size) -> io::Result<Resized<'_>> {
+    pub(crate) fn resize(&self, size: Size) -> io::Result<Resized<'_>> {
         let before = (self.read)()?;
         // Here, so that a size which does not read back in time is put back too.
         let resized = Resized { control: self, before };
@@ -204,17 +203,16 @@ impl Control {
 
 /// A table's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size {
+pub(crate) struct Size {
     /// The most entries.
-    pub limit: u64,
+    pub(crate) limit: u64,
     /// The chains that they are kept in.
-    pub buckets: u64,
+    pub(crate) buckets: u64,
 }
 
 impl Size {
     /// A bucket for each entry, as the kernel has it since 5.15.
-    #[must_use]
-    pub const fn of(limit: u64) -> Self {
+    pub(crate) const fn of(limit: u64) -> Self {
         Self { limit, buckets: limit }
     }
 
@@ -242,26 +240,24 @@ impl fmt::Display for Size {
 }
 
 /// A size that is put back however the part ends that needed it.
-#[must_use]
-pub struct Resized<'a> {
+pub(crate) struct Resized<'a> {
     control: &'a Control,
     before: Size,
 }
 
 impl Resized<'_> {
     /// The size before.
-    #[must_use]
-    pub const fn before(&self) -> Size {
+    pub(crate) const fn before(&self) -> Size {
         self.before
     }
 
     /// Another size, until the same end.
-    pub fn again(&self, size: Size) -> io::Result<()> {
+    pub(crate) fn again(&self, size: Size) -> io::Result<()> {
         self.control.set(size)
     }
 
     /// Puts it back, and says whether that went well.
-    pub fn restore(self) -> io::Result<()> {
+    pub(crate) fn restore(self) -> io::Result<()> {
         let (control, before) = (self.control, self.before);
         std::mem::forget(self);
         control.set(before)
@@ -277,7 +273,7 @@ impl Drop for Resized<'_> {
 }
 
 /// The limit, which every namespace shows.
-pub fn max() -> io::Result<u64> {
+pub(crate) fn max() -> io::Result<u64> {
     number(MAX)
 }
 
@@ -291,8 +287,7 @@ fn set(key: &str, value: u64) -> io::Result<()> {
 }
 
 /// The process itself: sets the limit, waits, restores.
-#[must_use]
-pub fn guard(args: &TableArgs) -> Exit {
+pub(crate) fn guard(args: &TableArgs) -> Exit {
     // Out of reach of the terminal and of signals to the lab's group.
     let alone = nix::unistd::setsid().map_err(io::Error::from).and_then(|_| {
         SigSet::all().thread_block()?;

@@ -2,13 +2,13 @@
 //! `tables` some of them, in places that [`stage`] builds; [`streams`] are the connections that were
 //! there before.
 
-pub mod eviction;
-pub mod half_open;
+pub(crate) mod eviction;
+pub(crate) mod half_open;
 mod pace;
-pub mod stage;
-pub mod steps;
-pub mod streams;
-pub mod tables;
+pub(crate) mod stage;
+pub(crate) mod steps;
+pub(crate) mod streams;
+pub(crate) mod tables;
 
 use std::io::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,21 +28,19 @@ use steps::Sequence;
 
 /// What all places of one experiment have in common.
 #[derive(Clone, Copy)]
-pub struct Experiment<'a> {
+pub(crate) struct Experiment<'a> {
     /// The scenario's name.
-    pub name: &'a str,
+    pub(crate) name: &'a str,
     /// Its measures.
-    pub s: &'a Saturation,
-    /// What the whole run has in common.
-    pub setting: &'a Setting,
+    pub(crate) s: &'a Saturation,
+    pub(crate) setting: &'a Setting,
     /// Each place's files are in a directory below.
-    pub dir: &'a Path,
+    pub(crate) dir: &'a Path,
     /// The hosts' names begin so.
-    pub prefix: &'a str,
-    /// When it began.
-    pub begun: Instant,
+    pub(crate) prefix: &'a str,
+    pub(crate) begun: Instant,
     /// The table's limit, where no step changes it.
-    pub limit: u64,
+    pub(crate) limit: u64,
 }
 
 impl Experiment<'_> {
@@ -59,8 +57,7 @@ impl Experiment<'_> {
 }
 
 /// Runs it. Without `control` the host's limit is what it is.
-#[must_use]
-pub fn run(
+pub(crate) fn run(
     name: &str,
     s: &Saturation,
     setting: &Setting,
@@ -93,8 +90,7 @@ pub fn run(
 }
 
 /// What to type to build its hosts.
-#[must_use]
-pub fn commands() -> CommandList {
+pub(crate) fn commands() -> CommandList {
     let topology = stage::topology(Topology::new(NetPath::SameNode, ""));
     CommandList {
         title: "hosts and links; the Service's further ports are in cells/saturation".to_owned(),

@@ -31,30 +31,24 @@ pub enum CaptureMode {
 
 /// What a run's parts share.
 #[derive(Clone, Debug)]
-pub struct Setting {
-    /// Tools.
-    pub tools: Tools,
-    /// boom-server's path.
-    pub boom_server: PathBuf,
-    /// load-client's path.
-    pub load_client: PathBuf,
+pub(crate) struct Setting {
+    pub(crate) tools: Tools,
+    pub(crate) boom_server: PathBuf,
+    pub(crate) load_client: PathBuf,
     /// Multiplies every wait.
-    pub time_scale: f64,
-    /// Whether captures are taken.
-    pub capture: CaptureMode,
-    /// A request to end.
-    pub interrupt: Interrupt,
+    pub(crate) time_scale: f64,
+    pub(crate) capture: CaptureMode,
+    pub(crate) interrupt: Interrupt,
 }
 
 impl Setting {
     /// A wait on this machine.
-    #[must_use]
-    pub fn scaled(&self, time: Duration) -> Duration {
+    pub(crate) fn scaled(&self, time: Duration) -> Duration {
         time.mul_f64(self.time_scale)
     }
 
     /// boom-server on a port of a host; its result goes to `dir`/boom.json.
-    pub fn boom_server(
+    pub(crate) fn boom_server(
         &self,
         testbed: &Testbed<'_>,
         (host, port): (&str, u16),
@@ -78,7 +72,7 @@ impl Setting {
     }
 
     /// load-client in a host; its result goes to `dir`/NAME.json.
-    pub fn load_client(
+    pub(crate) fn load_client(
         &self,
         testbed: &Testbed<'_>,
         host: &str,
@@ -106,7 +100,7 @@ fn start(
 }
 
 /// A program of the suite: in `dir`, or beside this one.
-pub fn find_program(dir: Option<&Path>, name: &str) -> Result<PathBuf, String> {
+pub(crate) fn find_program(dir: Option<&Path>, name: &str) -> Result<PathBuf, String> {
     let own = || std::env::current_exe().ok().and_then(|p| p.parent().map(Path::to_owned));
     let path = dir.map(Path::to_owned).or_else(own).unwrap_or_default().join(name);
     path.canonicalize().map_err(|e| {
@@ -116,7 +110,7 @@ pub fn find_program(dir: Option<&Path>, name: &str) -> Result<PathBuf, String> {
 }
 
 /// Runs a part. What breaks off, by an error or a panic, is that part's alone.
-pub fn guarded<T>(part: impl FnOnce() -> Result<T, TestbedError>) -> Result<T, String> {
+pub(crate) fn guarded<T>(part: impl FnOnce() -> Result<T, TestbedError>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(part)) {
         // What a tool said may have lines.
         Ok(done) => {
@@ -127,17 +121,20 @@ pub fn guarded<T>(part: impl FnOnce() -> Result<T, TestbedError>) -> Result<T, S
 }
 
 /// The end of a part that panicked; the panic itself is on stderr.
-pub fn broken_off<T>() -> Result<T, String> {
+pub(crate) fn broken_off<T>() -> Result<T, String> {
     Err("its thread broke off".to_owned())
 }
 
 /// An error that names the file.
-pub fn io_error<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> TestbedError + 'a {
+pub(crate) fn io_error<'a>(
+    what: &'static str,
+    path: &'a Path,
+) -> impl Fn(io::Error) -> TestbedError + 'a {
     move |source| TestbedError::Io { what: format!("{what} {}", path.display()), source }
 }
 
 /// A program of the suite that runs, and the file that it leaves its result in.
-pub struct Running {
+pub(crate) struct Running {
     program: &'static str,
     process: Process,
     file: PathBuf,
@@ -158,7 +155,7 @@ impl DerefMut for Running {
 
 impl Running {
     /// Waits for its end, and reads its result.
-    pub fn result<T: DeserializeOwned>(
+    pub(crate) fn result<T: DeserializeOwned>(
         self,
         within: Duration,
         interrupt: &Interrupt,
@@ -175,14 +172,14 @@ impl Running {
     }
 
     /// Asks it to end, and waits for that; `within` is scaled.
-    pub fn end(self, within: Duration, setting: &Setting) -> Result<(), TestbedError> {
+    pub(crate) fn end(self, within: Duration, setting: &Setting) -> Result<(), TestbedError> {
         self.signal(Signal::SIGTERM);
         self.process.wait(setting.scaled(within), &setting.interrupt)?;
         Ok(())
     }
 
     /// The same, its result read.
-    pub fn stop<T: DeserializeOwned>(
+    pub(crate) fn stop<T: DeserializeOwned>(
         self,
         within: Duration,
         setting: &Setting,
@@ -196,7 +193,7 @@ impl Running {
 const WITNESS: Duration = Duration::from_secs(10);
 
 /// load-client's witness, in hosts.
-pub fn start_witnesses(
+pub(crate) fn start_witnesses(
     testbed: &Testbed<'_>,
     hosts: &[&'static str],
     dir: &Path,
@@ -211,7 +208,7 @@ pub fn start_witnesses(
 }
 
 /// The same, ready. Where one cannot watch there is one judge less, and `notes` says so.
-pub fn ready_witnesses(
+pub(crate) fn ready_witnesses(
     testbed: &Testbed<'_>,
     hosts: &[&'static str],
     dir: &Path,
@@ -229,7 +226,7 @@ pub fn ready_witnesses(
 }
 
 /// Ends them, and gives what each said.
-pub fn end_witnesses(
+pub(crate) fn end_witnesses(
     running: Vec<(&'static str, Running)>,
     setting: &Setting,
 ) -> Result<Vec<(String, WitnessResult)>, TestbedError> {
@@ -247,7 +244,7 @@ pub fn end_witnesses(
 }
 
 /// A tool in a host; gives what it prints.
-pub fn tool(
+pub(crate) fn tool(
     testbed: &Testbed<'_>,
     host: &str,
     tool: &str,
@@ -258,17 +255,17 @@ pub fn tool(
 }
 
 /// Loads rules in a host, beside those that are there.
-pub fn nft(testbed: &Testbed<'_>, host: &str, rules: &str) -> Result<(), TestbedError> {
+pub(crate) fn nft(testbed: &Testbed<'_>, host: &str, rules: &str) -> Result<(), TestbedError> {
     tool(testbed, host, "nft", &["-f", "-"], rules).map(drop)
 }
 
 /// Writes a file of the run's.
-pub fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<(), TestbedError> {
+pub(crate) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<(), TestbedError> {
     write_file(path, bytes.as_ref()).map_err(|e| io_error("write", path)(e.into()))
 }
 
 /// Sets a value in a host and tells what it was.
-pub fn set(
+pub(crate) fn set(
     testbed: &Testbed<'_>,
     host: &str,
     key: &str,
@@ -282,7 +279,7 @@ pub fn set(
 }
 
 /// Entries in this namespace.
-pub fn count() -> Result<u64, EvidenceError> {
+pub(crate) fn count() -> Result<u64, EvidenceError> {
     let text = evidence::sysctl(stat::COUNT)?;
     stat::number(&text).map_err(|e| EvidenceError::Io {
         what: format!("read {}: '{text}'", stat::COUNT),

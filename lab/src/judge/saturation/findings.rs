@@ -13,8 +13,7 @@ use crate::scenario::claims::Claim;
 pub(super) type Told = (Finding, String);
 
 /// What the facts make of every claim.
-#[must_use]
-pub fn find(facts: &Facts) -> Vec<(Claim, Statement)> {
+pub(crate) fn find(facts: &Facts) -> Vec<(Claim, Statement)> {
     let one = |claim: &Claim| {
         let (finding, evidence) = judge(*claim, facts);
         let (text, source) = claims::words(*claim);

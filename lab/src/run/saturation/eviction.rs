@@ -57,7 +57,7 @@ struct Run<'a> {
 
 /// Runs all cases side by side: the garbage collector is one for all namespaces. What they showed goes
 /// to `filled`; gives the first place's series.
-pub fn run(x: &Experiment<'_>, filled: &mut Filled) -> Result<ObserveResult, TestbedError> {
+pub(crate) fn run(x: &Experiment<'_>, filled: &mut Filled) -> Result<ObserveResult, TestbedError> {
     let t = x.seconds();
     let mut runs = std::thread::scope(|scope| {
         let build = |case: &Case| {

@@ -61,7 +61,11 @@ const CLIENT: Pod = ("client", "to-client", "net/ipv4/conf/to-client/arp_ignore"
 const SERVER: Pod = ("server", "to-server", "net/ipv4/conf/to-server/arp_ignore");
 
 /// Runs all cases, one after another: each changes the limit. What they showed goes to `filled`.
-pub fn run(x: &Experiment<'_>, control: &Control, filled: &mut Filled) -> Result<(), TestbedError> {
+pub(crate) fn run(
+    x: &Experiment<'_>,
+    control: &Control,
+    filled: &mut Filled,
+) -> Result<(), TestbedError> {
     // Every connection has both of its ends in this process.
     let (_, most) =
         getrlimit(Resource::RLIMIT_NOFILE).map_err(os("read the limit of open files"))?;

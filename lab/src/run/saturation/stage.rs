@@ -29,11 +29,11 @@ use crate::scenario::saturation::MOST_CLIENTS;
 /// The port of the load's target.
 const LOAD_PORT: u16 = 8080;
 /// The port of the connections that are in our hands.
-pub const HELD_PORT: u16 = 8081;
+pub(crate) const HELD_PORT: u16 = 8081;
 /// How long a connect may take: longer than one retransmission of a SYN.
-pub const TIMEOUT: Duration = Duration::from_millis(1500);
+pub(crate) const TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long anything may take to become ready or to end.
-pub const READY: Duration = Duration::from_secs(15);
+pub(crate) const READY: Duration = Duration::from_secs(15);
 
 /// The client pod's addresses, one for each client.
 fn sources(n: u32) -> String {
@@ -42,8 +42,7 @@ fn sources(n: u32) -> String {
 }
 
 /// A topology whose client pod has an address for each client.
-#[must_use]
-pub fn topology(mut topology: Topology) -> Topology {
+pub(crate) fn topology(mut topology: Topology) -> Topology {
     let (node, client) = (topology.full("node1"), topology.full("client"));
     for address in sources(MOST_CLIENTS).split(',') {
         topology.steps.push(Build::Ip(client.clone(), format!("addr add {address}/32 dev eth0")));
@@ -56,17 +55,17 @@ pub fn topology(mut topology: Topology) -> Topology {
 
 /// A load: so many sources, so many connections a second.
 #[derive(Clone, Copy, Debug)]
-pub struct Load {
+pub(crate) struct Load {
     /// Source addresses.
-    pub clients: u32,
+    pub(crate) clients: u32,
     /// Connections a second.
-    pub rate: f64,
+    pub(crate) rate: f64,
     /// In progress at most.
-    pub at_once: f64,
+    pub(crate) at_once: f64,
     /// Ends after so many.
-    pub connections: Option<u64>,
+    pub(crate) connections: Option<u64>,
     /// Ends after this time.
-    pub time: Duration,
+    pub(crate) time: Duration,
 }
 
 /// What protects a place that is protected.
@@ -76,8 +75,7 @@ const PROTECTIONS: [Protection; 2] = [
 ];
 
 /// The same as changes.
-#[must_use]
-pub fn protected() -> Vec<Change> {
+pub(crate) fn protected() -> Vec<Change> {
     let change = |what: &str, from: &str, to: &str| Change {
         what: what.to_owned(),
         from: from.to_owned(),
@@ -90,20 +88,21 @@ pub fn protected() -> Vec<Change> {
 }
 
 /// A place with what runs beside the steps.
-pub struct Stage<'a> {
-    /// Its hosts.
-    pub testbed: Testbed<'a>,
-    /// Its files.
-    pub dir: PathBuf,
-    /// What the whole run has in common.
-    pub setting: &'a Setting,
+pub(crate) struct Stage<'a> {
+    pub(crate) testbed: Testbed<'a>,
+    pub(crate) dir: PathBuf,
+    pub(crate) setting: &'a Setting,
     serve: Running,
     observer: Running,
 }
 
 impl<'a> Stage<'a> {
     /// A fresh place: an empty table on its one node.
-    pub fn build(x: &Experiment<'a>, name: &str, protected: bool) -> Result<Self, TestbedError> {
+    pub(crate) fn build(
+        x: &Experiment<'a>,
+        name: &str,
+        protected: bool,
+    ) -> Result<Self, TestbedError> {
         let (setting, dir) = (x.setting, x.dir.join(name));
         fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
         // Client and server on one node, so that its table is the only one.
@@ -134,7 +133,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Ends what runs beside. Gives what the observer saw.
-    pub fn close(self) -> Result<ObserveResult, TestbedError> {
+    pub(crate) fn close(self) -> Result<ObserveResult, TestbedError> {
         self.serve.signal(Signal::SIGTERM);
         let observed = self.observer.stop(READY, self.setting)?;
         self.serve.end(READY, self.setting)?;
@@ -142,39 +141,36 @@ impl<'a> Stage<'a> {
     }
 
     /// Where connections to one of its ports go.
-    #[must_use]
-    pub fn target(&self, port: u16) -> SocketAddr {
+    pub(crate) fn target(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.testbed.topology.service.vip.v4.into(), port)
     }
 
     /// The same in the server pod.
-    #[must_use]
-    pub fn local(&self, port: u16) -> SocketAddr {
+    pub(crate) fn local(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.testbed.topology.service.pod.v4.into(), port)
     }
 
-    /// `ip` in a host.
-    pub fn ip(&self, host: &str, args: &[&str]) -> Result<String, TestbedError> {
+    pub(crate) fn ip(&self, host: &str, args: &[&str]) -> Result<String, TestbedError> {
         tool(&self.testbed, host, "ip", args, "")
     }
 
     /// Sets a value on the node.
-    pub fn set(&self, key: &str, value: &str) -> Result<Change, TestbedError> {
+    pub(crate) fn set(&self, key: &str, value: &str) -> Result<Change, TestbedError> {
         set(&self.testbed, "node1", key, value)
     }
 
     /// Entries on the node.
-    pub fn entries(&self) -> Result<u64, TestbedError> {
+    pub(crate) fn entries(&self) -> Result<u64, TestbedError> {
         self.testbed.within("node1", count)
     }
 
     /// What conntrack has counted on the node.
-    pub fn counters(&self) -> Result<ConntrackCounters, TestbedError> {
+    pub(crate) fn counters(&self) -> Result<ConntrackCounters, TestbedError> {
         self.testbed.within("node1", evidence::conntrack_counters)
     }
 
     /// A listener in the server pod that takes what comes without waiting.
-    pub fn listen(&self, port: u16, backlog: u64) -> Result<TcpListener, TestbedError> {
+    pub(crate) fn listen(&self, port: u16, backlog: u64) -> Result<TcpListener, TestbedError> {
         let local = self.local(port);
         self.testbed.within("server", move || {
             let listening = || -> io::Result<TcpListener> {
@@ -191,7 +187,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Connections to the held port, both ends in our hands.
-    pub fn connect(&self, n: u32) -> Result<Vec<(TcpStream, TcpStream)>, TestbedError> {
+    pub(crate) fn connect(&self, n: u32) -> Result<Vec<(TcpStream, TcpStream)>, TestbedError> {
         let target = self.target(HELD_PORT);
         let local = self.local(HELD_PORT);
         let wrong = |what: String| move |source| EvidenceError::Io { what, source };
@@ -219,12 +215,12 @@ impl<'a> Stage<'a> {
     }
 
     /// So many connections with octets going back and forth, the last `half_closed` of them half closed.
-    pub fn streams(&self, n: u32, half_closed: u32) -> Result<Streams, TestbedError> {
+    pub(crate) fn streams(&self, n: u32, half_closed: u32) -> Result<Streams, TestbedError> {
         self.speak(self.connect(n)?, half_closed)
     }
 
     /// The same of connections that are there.
-    pub fn speak(
+    pub(crate) fn speak(
         &self,
         pairs: Vec<(TcpStream, TcpStream)>,
         half_closed: u32,
@@ -234,7 +230,7 @@ impl<'a> Stage<'a> {
     }
 
     /// One connection to the load's target, or None where its SYN had no answer in time.
-    pub fn one_more(&self, within: Duration) -> Result<Option<TcpStream>, TestbedError> {
+    pub(crate) fn one_more(&self, within: Duration) -> Result<Option<TcpStream>, TestbedError> {
         let target = self.target(LOAD_PORT);
         self.testbed.within("client", move || match TcpStream::connect_timeout(&target, within) {
             Ok(stream) => Ok(Some(stream)),
@@ -244,7 +240,7 @@ impl<'a> Stage<'a> {
     }
 
     /// A new connection for every request.
-    pub fn churn(&self, load: Load, dir: &Path) -> Result<Running, TestbedError> {
+    pub(crate) fn churn(&self, load: Load, dir: &Path) -> Result<Running, TestbedError> {
         let mut options = vec![
             "churn".to_owned(),
             format!("--target=tcp://{}", self.target(LOAD_PORT)),
@@ -261,7 +257,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Connections that stay; ready when all are there.
-    pub fn hold(&self, n: u64, dir: &Path) -> Result<Running, TestbedError> {
+    pub(crate) fn hold(&self, n: u64, dir: &Path) -> Result<Running, TestbedError> {
         let options = vec![
             "hold".to_owned(),
             format!("--target=tcp://{}", self.target(LOAD_PORT)),
@@ -275,7 +271,7 @@ impl<'a> Stage<'a> {
     }
 
     /// The canary's own connections, to boom-server.
-    pub fn probe(&self, time: Duration, dir: &Path) -> Result<Running, TestbedError> {
+    pub(crate) fn probe(&self, time: Duration, dir: &Path) -> Result<Running, TestbedError> {
         let options = vec![
             "probe".to_owned(),
             format!("--target=tcp://{}", self.testbed.topology.target(Family::Ipv4)),
@@ -300,7 +296,7 @@ impl<'a> Stage<'a> {
     }
 
     /// load-client's witness on the node, beside the kernel's counters; its files go to `dir`.
-    pub fn listen_to_the_kernel(&self, dir: &Path) -> Result<Witness, TestbedError> {
+    pub(crate) fn listen_to_the_kernel(&self, dir: &Path) -> Result<Witness, TestbedError> {
         let (hosts, mut notes) = (&["node1"], Vec::new());
         let running =
             setting::ready_witnesses(&self.testbed, hosts, dir, self.setting, &mut notes)?;
@@ -308,7 +304,7 @@ impl<'a> Stage<'a> {
     }
 
     /// What it heard and what was counted meanwhile in `place`.
-    pub fn heard(&self, witness: Witness, place: &str) -> Result<Heard, TestbedError> {
+    pub(crate) fn heard(&self, witness: Witness, place: &str) -> Result<Heard, TestbedError> {
         let Witness { running, notes, before } = witness;
         let conntrack = self.counters()?.since(before);
         let mut said = setting::end_witnesses(running, self.setting)?;
@@ -325,7 +321,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Captures what only a lost entry can cause on the held port.
-    pub fn capture(&self) -> Result<Captures, TestbedError> {
+    pub(crate) fn capture(&self) -> Result<Captures, TestbedError> {
         let pod = self.testbed.topology.service.pod.v4;
         let start = |host: &str, filter: &str| {
             let file = self.dir.join(format!("{host}.pcap"));
@@ -343,7 +339,7 @@ impl<'a> Stage<'a> {
     }
 
     /// What both captures hold.
-    pub fn captured(&self, captures: Captures) -> Result<Captured, TestbedError> {
+    pub(crate) fn captured(&self, captures: Captures) -> Result<Captured, TestbedError> {
         let mut losses = None;
         let mut packets = |host: &str, tap: Tap| {
             let (pcap, loss) = tap.stop(self.setting.scaled(READY), &self.setting.interrupt)?;
@@ -357,14 +353,14 @@ impl<'a> Stage<'a> {
 }
 
 /// A witness while it runs.
-pub struct Witness {
+pub(crate) struct Witness {
     running: Vec<(&'static str, Running)>,
     notes: Vec<String>,
     before: ConntrackCounters,
 }
 
 /// Both captures while they run.
-pub struct Captures {
+pub(crate) struct Captures {
     client: Tap,
     server: Tap,
 }

@@ -56,7 +56,7 @@ impl Plan<'_> {
 }
 
 /// The order of steps.
-pub struct Sequence<'a> {
+pub(crate) struct Sequence<'a> {
     x: Experiment<'a>,
     control: Option<&'a Control>,
     filled: &'a mut Filled,
@@ -67,14 +67,17 @@ pub struct Sequence<'a> {
 
 impl<'a> Sequence<'a> {
     /// Nothing is started yet. What is seen goes to `filled` at once.
-    #[must_use]
-    pub fn new(x: Experiment<'a>, control: Option<&'a Control>, filled: &'a mut Filled) -> Self {
+    pub(crate) fn new(
+        x: Experiment<'a>,
+        control: Option<&'a Control>,
+        filled: &'a mut Filled,
+    ) -> Self {
         let now = jiff::Timestamp::now().as_microsecond() as f64 / 1e6;
         Self { x, control, filled, wall: now - x.seconds(), loads: Vec::new() }
     }
 
     /// Runs everything.
-    pub fn run(&mut self) -> Result<(), TestbedError> {
+    pub(crate) fn run(&mut self) -> Result<(), TestbedError> {
         let (x, limit) = (self.x, self.x.limit);
         self.filled.facts.can_resize = self.control.is_some();
         self.filled.facts.can_hold = self.control.is_some() && limit <= MOST_HELD;

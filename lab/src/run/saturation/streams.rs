@@ -18,11 +18,11 @@ use super::super::connections::end;
 const TICK: Duration = Duration::from_millis(250);
 /// Silence after which a connection hangs: ten octets are missing, and the
 /// retransmissions of the first.
-pub const SILENCE: Duration = Duration::from_millis(2500);
+pub(crate) const SILENCE: Duration = Duration::from_millis(2500);
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Talk {
+pub(crate) enum Talk {
     /// Both, on an established connection.
     Both,
     /// The server alone: the client has sent its FIN.
@@ -38,7 +38,7 @@ struct Pair {
 }
 
 /// Both ends of accepted connections, in the order of their making.
-pub fn accept(
+pub(crate) fn accept(
     listener: &TcpListener,
     clients: Vec<TcpStream>,
 ) -> io::Result<Vec<(TcpStream, TcpStream)>> {
@@ -55,7 +55,7 @@ pub fn accept(
 }
 
 /// Connections with a thread that speaks on them.
-pub struct Streams {
+pub(crate) struct Streams {
     pairs: Arc<Mutex<Vec<Pair>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -63,7 +63,10 @@ pub struct Streams {
 
 impl Streams {
     /// Starts to speak.
-    pub fn start(pairs: Vec<(TcpStream, TcpStream)>, half_closed: usize) -> io::Result<Self> {
+    pub(crate) fn start(
+        pairs: Vec<(TcpStream, TcpStream)>,
+        half_closed: usize,
+    ) -> io::Result<Self> {
         let now = Instant::now();
         let from = pairs.len().saturating_sub(half_closed);
         let pairs = pairs
@@ -94,8 +97,7 @@ impl Streams {
     }
 
     /// How they are now.
-    #[must_use]
-    pub fn ends(&self, talk: Talk) -> BTreeMap<ProbeEnd, u64> {
+    pub(crate) fn ends(&self, talk: Talk) -> BTreeMap<ProbeEnd, u64> {
         let mut ends = BTreeMap::new();
         let now = Instant::now();
         for pair in self.pairs.lock().unwrap_or_else(PoisonError::into_inner).iter() {

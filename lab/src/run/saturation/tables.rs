@@ -212,8 +212,7 @@ impl TableSpeed {
 }
 
 /// Whither a flow leads: as many as an address has ports, then the next address.
-#[must_use]
-pub fn destination(flow: u64) -> SocketAddrV4 {
+pub(crate) fn destination(flow: u64) -> SocketAddrV4 {
     let (address, port) = (flow / PORTS, flow % PORTS);
     let address = u32::from(NETWORK).wrapping_add(u32::try_from(address).unwrap_or(u32::MAX));
     SocketAddrV4::new(address.into(), 10_000 + u16::try_from(port).unwrap_or(u16::MAX))
