@@ -44,24 +44,14 @@ pub const POSITIVE_CONTROL: &str = "positive-control";
 /// A scenario file is wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
-    /// Not the TOML that is expected.
-    #[error("scenario {file}, line {line}: {message}")]
-    Toml {
-        /// The file, or the shipped scenario's name.
-        file: String,
-        /// From 1.
-        line: usize,
-        /// What, and what would be right.
-        message: String,
-    },
-    /// Well-formed, but it makes no sense.
+    /// Not the TOML that is expected, or well-formed and makes no sense.
     #[error("scenario {file}{}: {what}", line.map_or_else(String::new, |n| format!(", line {n}")))]
-    Senseless {
+    Wrong {
         /// The file, or the shipped scenario's name.
         file: String,
-        /// Where the case begins that makes none, from 1.
+        /// Where, from 1; of what makes no sense, where its case begins.
         line: Option<usize>,
-        /// What and how to mend it.
+        /// What, and how to mend it.
         what: String,
     },
     /// Neither shipped nor a file.
@@ -190,7 +180,7 @@ pub fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
         Some("matrix") => loader.read(read(body)).map(Body::Matrix),
         Some("cause") => loader.read(read(body)).map(Body::Cause),
         Some("saturation") => loader.read(read(body)).map(Body::Saturation),
-        _ => Err(loader.senseless(None, "kind: use matrix, cause or saturation".to_owned())),
+        _ => Err(loader.wrong(None, "kind: use matrix, cause or saturation".to_owned())),
     }?;
     Ok(Scenario { about: loader.read(read(about))?, body })
 }
@@ -258,28 +248,20 @@ impl Loader<'_> {
         let titles = titles(table.get_ref());
         let value = T::deserialize(Deserializer::from(table)).map_err(|e| self.toml(&e))?;
         let at = || titles.get(value.senseless_case()?).copied();
-        value.check().map_err(|what| self.senseless(at(), what))?;
+        value.check().map_err(|what| self.wrong(at(), what))?;
         Ok(value)
     }
 
-    /// `at` is where in the text the case has its title.
-    fn senseless(&self, at: Option<usize>, what: String) -> ScenarioError {
-        let line = at.map(|at| self.line(at));
-        ScenarioError::Senseless { file: self.file.to_owned(), line, what }
-    }
-
-    /// The line of an octet, from 1.
-    fn line(&self, at: usize) -> usize {
-        let before = self.text.get(..at).unwrap_or_default();
-        before.matches('\n').count() + 1
+    /// `at` is the octet of the text where it is wrong.
+    fn wrong(&self, at: Option<usize>, what: String) -> ScenarioError {
+        let before = at.map(|at| self.text.get(..at).unwrap_or_default());
+        let line = before.map(|before| before.matches('\n').count() + 1);
+        ScenarioError::Wrong { file: self.file.to_owned(), line, what }
     }
 
     fn toml(&self, e: &toml::de::Error) -> ScenarioError {
-        ScenarioError::Toml {
-            file: self.file.to_owned(),
-            line: self.line(e.span().map_or(0, |span| span.start)),
-            message: with_nearest(&e.message().trim().replace('\n', " ")),
-        }
+        let at = e.span().map_or(0, |span| span.start);
+        self.wrong(Some(at), with_nearest(&e.message().trim().replace('\n', " ")))
     }
 }
 
