@@ -69,7 +69,6 @@ fn document(bytes: &[u8]) -> Result<LoadResult, String> {
 /// One step with everything that belongs to it.
 struct Judged {
     clients: u64,
-    step: Step,
     shown: Shown,
 }
 
@@ -90,7 +89,7 @@ fn judge(
     if journal.end.is_none() {
         reasons.push("the run was cut: its journal has no end".to_owned());
     }
-    if !steps.iter().any(|s| s.step.boom.contains_key(&Outcome::Delivered)) {
+    if !steps.iter().any(|s| s.shown.step.boom.contains_key(&Outcome::Delivered)) {
         reasons.push(
             "boom-server saw no forged segment delivered: the positive control is missing"
                 .to_owned(),
@@ -127,7 +126,7 @@ fn judge(
     for pair in readings.windows(2) {
         timeline.push(pair[1].since(&pair[0]).sample);
     }
-    timeline.steps = steps.into_iter().map(|s| s.step).collect();
+    timeline.steps = steps.into_iter().map(|s| s.shown.step).collect();
     LabResult {
         schema_version: SCHEMA_VERSION,
         run: Run {
@@ -245,14 +244,11 @@ fn step(
         kind: record.kind,
         limit,
         peak: tables().filter(|(l, _)| *l == limit).map(|(_, n)| n).max().unwrap_or(0),
-        attempts: step.new_attempts,
-        failures: step.new_failures.clone(),
-        group: BTreeMap::new(),
         forged,
         attributed: killed,
-        conntrack: step.conntrack,
+        step,
     };
-    Judged { clients: record.clients, step, shown }
+    Judged { clients: record.clients, shown }
 }
 
 fn add<K: Ord + Copy>(to: &mut BTreeMap<K, u64>, more: &BTreeMap<K, u64>) {
@@ -278,18 +274,18 @@ fn statements(steps: &[Judged]) -> Vec<Statement> {
         .collect();
     let loads = || steps.iter().filter(|s| s.shown.kind == Kind::Clients);
     if let Some(most) = loads().max_by_key(|s| s.clients) {
-        let resets = most.step.new_failures.get(&FailureClass::Reset).copied().unwrap_or(0);
+        let resets = most.shown.step.new_failures.get(&FailureClass::Reset).copied().unwrap_or(0);
         all.push(Statement {
             claim: format!("Scaling the load to {} clients resets connections.", most.clients),
             source: "the blog post that this suite grew from".to_owned(),
-            finding: match (resets, most.step.new_ok) {
+            finding: match (resets, most.shown.step.new_ok) {
                 (0, 0) => Finding::NotShown,
                 (0, _) => Finding::DoesNotHold,
                 _ => Finding::Holds,
             },
             evidence: vec![format!(
                 "{resets} of {} connections of the load were reset.",
-                most.step.new_attempts
+                most.shown.step.new_attempts
             )],
         });
     }

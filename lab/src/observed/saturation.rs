@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::document::timeline::{FailureClass, TableSpeed, Timeline};
+use crate::document::timeline::{FailureClass, Step, TableSpeed, Timeline};
 use canary_record::names;
 use canary_record::names::ProbeEnd;
 use canary_record::result::observe::ConntrackCounters;
@@ -45,22 +45,18 @@ pub(crate) struct Shown {
     pub(crate) limit: u64,
     /// The most entries seen.
     pub(crate) peak: u64,
-    /// New connections of the load.
-    pub(crate) attempts: u64,
-    /// Of those, failed.
-    pub(crate) failures: BTreeMap<FailureClass, u64>,
-    /// The connections that the step is about: those held, or half closed.
-    pub(crate) group: BTreeMap<ProbeEnd, u64>,
     pub(crate) forged: u64,
-    /// RSTs that it attributed to them.
+    /// RSTs that boom-server attributed to what it forged.
     pub(crate) attributed: u64,
-    pub(crate) conntrack: ConntrackCounters,
+    /// As the timeline has it. Its established connections are those that it is about: held, or half
+    /// closed.
+    pub(crate) step: Step,
 }
 
 impl Shown {
     /// Failures of a class.
     pub(crate) fn failed(&self, class: FailureClass) -> u64 {
-        number(&self.failures, class)
+        number(&self.step.new_failures, class)
     }
 
     /// Full enough that connections failed for it. A table hovers at its limit.

@@ -230,14 +230,14 @@ fn advice(result: &LabResult) -> Markup {
             None => p {
                 "Nothing can be advised from this run: see what weakens it, mend that, and run it again."
             },
-            Some(s) if s.safe.is_empty() && s.open.is_empty() && s.unsure.is_empty() => p {
+            Some(sets) if sets.iter().all(Vec::is_empty) => p {
                 "No protection was tried on a path that is translated, so this run recommends none."
             },
-            Some(s) => {
+            Some([safe, open, unsure]) => {
                 ul.plain #finding { @for (class, symbol, what, sets) in [
-                    ("good", "✓", "Nothing leaked on any path tried", s.safe),
-                    ("bad", "✕", "Leaks or resets on a path tried", s.open),
-                    ("doubt", "?", "Not proved on a path tried", s.unsure),
+                    ("good", "✓", "Nothing leaked on any path tried", safe),
+                    ("bad", "✕", "Leaks or resets on a path tried", open),
+                    ("doubt", "?", "Not proved on a path tried", unsure),
                 ] {
                     @if !sets.is_empty() {
                         li { strong.(class) { (symbol) " " (what) ": " } (sets.join("; ")) "." }

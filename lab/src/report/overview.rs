@@ -106,20 +106,11 @@ fn key(everywhere: &Overview, one_node: &Overview) -> Markup {
 }
 
 /// What the overview says in words: sets of protections under which nothing leaked on any path,
-/// and those under which something did. A path without translation tells of none.
-pub(super) struct Summary {
-    /// Nothing leaked.
-    pub(super) safe: Vec<String>,
-    /// Something leaked, hung or was reset.
-    pub(super) open: Vec<String>,
-    /// Something was not proved.
-    pub(super) unsure: Vec<String>,
-}
-
-/// Folds the overview into sentences.
-pub(super) fn summary(result: &LabResult) -> Summary {
+/// those under which something leaked, hung or was reset, and those of which something was not
+/// proved. A path without translation tells of none.
+pub(super) fn summary(result: &LabResult) -> [Vec<String>; 3] {
     let overview = fold::overview(result, true);
-    let mut summary = Summary { safe: Vec::new(), open: Vec::new(), unsure: Vec::new() };
+    let [mut safe, mut open, mut unsure] = [const { Vec::new() }; 3];
     for (n, set) in overview.protections.iter().enumerate().filter(|(_, set)| !set.is_empty()) {
         let translated = overview.paths.iter().filter(|((p, _), _)| *p != Path::PodIp);
         let found: Vec<_> =
@@ -129,12 +120,12 @@ pub(super) fn summary(result: &LabResult) -> Summary {
         let name = words::protections(set);
         let paths = words::count(found.len() as u64, "path", "paths");
         if bad > 0 {
-            summary.open.push(format!("{name} ({bad} of {paths})"));
+            open.push(format!("{name} ({bad} of {paths})"));
         } else if doubtful > 0 {
-            summary.unsure.push(format!("{name} ({doubtful} of {paths})"));
+            unsure.push(format!("{name} ({doubtful} of {paths})"));
         } else if !found.is_empty() {
-            summary.safe.push(format!("{name} ({paths})"));
+            safe.push(format!("{name} ({paths})"));
         }
     }
-    summary
+    [safe, open, unsure]
 }

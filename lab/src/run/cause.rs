@@ -191,14 +191,17 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// load-client's witness on every node.
+    /// load-client's witness on every node: what a case expects of it nobody else can say.
     fn listen(&self) -> Result<Vec<(&'static str, Running)>, TestbedError> {
-        let nodes = self.testbed.topology.nodes(At::Both);
-        let mut witnesses = setting::start_witnesses(self.testbed, nodes, self.dir, self.setting)?;
-        for (_, process) in &mut witnesses {
-            process.wait_ready(self.setting.scaled(READY), &self.setting.interrupt)?;
+        let (on, mut notes) = (self.testbed.topology.nodes(At::Both), Vec::new());
+        let witnesses = setting::witnesses(self.testbed, on, self.dir, self.setting, &mut notes)?;
+        match notes.pop() {
+            None => Ok(witnesses),
+            Some(why) => Err(TestbedError::Io {
+                what: "listen to the kernel".to_owned(),
+                source: std::io::Error::other(why),
+            }),
         }
-        Ok(witnesses)
     }
 
     /// Gives what became of the segments that the client forged in it.

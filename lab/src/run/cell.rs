@@ -106,7 +106,7 @@ impl Cell<'_> {
         let warm = testbed.warm_up(family, patience, interrupt)?;
 
         let mut notes = Vec::new();
-        let witnesses = setting::ready_witnesses(testbed, both, dir, setting, &mut notes)?;
+        let witnesses = setting::witnesses(testbed, both, dir, setting, &mut notes)?;
         let captures = self.start_captures()?;
         let mut boom = self.start_boom()?;
         boom.wait_ready(setting.scaled(READY), interrupt)?;

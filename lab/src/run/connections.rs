@@ -112,22 +112,19 @@ impl Connections {
 
     /// FIN, and on with reading.
     pub(super) fn half_close(&mut self) {
-        self.open(|stream, _, _| {
-            stream.shutdown(Shutdown::Write).map_err(|e| (Phase::Close, cause(&e)))
-        });
+        self.open(|stream, _, _| stream.shutdown(Shutdown::Write).map_err(at(Phase::Close)));
     }
 
     /// Closes, after the server has too. What was asked for has come and is left unread: then the
     /// kernel says so by RST (RFC 2525, section 2.17).
     pub(super) fn close(&mut self) {
         self.open(|stream, asked, _| {
-            let failed = |e: io::Error| (Phase::Close, cause(&e));
             if asked.is_none() {
-                stream.shutdown(Shutdown::Write).map_err(failed)?;
-                let n = stream.read(&mut [0; 1]).map_err(failed)?;
+                stream.shutdown(Shutdown::Write).map_err(at(Phase::Close))?;
+                let n = stream.read(&mut [0; 1]).map_err(at(Phase::Close))?;
                 return if n == 0 { Ok(()) } else { Err((Phase::Close, Cause::BadAnswer)) };
             }
-            let n = stream.peek(&mut [0; 1]).map_err(|e| (Phase::Receive, cause(&e)))?;
+            let n = stream.peek(&mut [0; 1]).map_err(at(Phase::Receive))?;
             if n == 0 { Err((Phase::Receive, Cause::EarlyEof)) } else { Ok(()) }
         });
         self.forget();
@@ -138,7 +135,7 @@ impl Connections {
         self.open(|stream, _, _| match stream.read(&mut [0; 1]) {
             Ok(0) => Ok(()),
             Ok(_) => Err((Phase::Close, Cause::BadAnswer)),
-            Err(e) => Err((Phase::Close, cause(&e))),
+            Err(e) => Err(at(Phase::Close)(e)),
         });
         self.forget();
     }
@@ -148,7 +145,7 @@ impl Connections {
     pub(super) fn vanish(&mut self) {
         self.open(|stream, _, _| {
             let now = SockRef::from(&*stream).set_linger(Some(Duration::ZERO));
-            now.map_err(|e| (Phase::Close, cause(&e)))
+            now.map_err(at(Phase::Close))
         });
         self.forget();
     }
@@ -165,11 +162,10 @@ impl Connections {
     /// has read yet is read.
     pub(super) fn end(&mut self, patience: Duration) {
         self.open(|stream, _, _| {
-            let failed = |e: io::Error| (Phase::Close, cause(&e));
             // ENOTCONN where a reset has come: the next call tells of it.
             let _ = stream.shutdown(Shutdown::Write);
-            stream.set_read_timeout(Some(patience)).map_err(failed)?;
-            match stream.read(&mut [0; 64]).map_err(failed) {
+            stream.set_read_timeout(Some(patience)).map_err(at(Phase::Close))?;
+            match stream.read(&mut [0; 64]).map_err(at(Phase::Close)) {
                 Ok(_) | Err((_, Cause::Stall)) => Ok(()),
                 Err(e) => Err(e),
             }
@@ -253,18 +249,17 @@ fn ask(stream: &mut TcpStream, delay: Duration, length: u64, seed: u64) -> Resul
 
 fn send(stream: &mut TcpStream, request: Request) -> Result<(), Failure> {
     let line = Line { request, called: stream.peer_addr().ok() }.to_string();
-    stream.write_all(line.as_bytes()).map_err(|e| (Phase::Send, cause(&e)))
+    stream.write_all(line.as_bytes()).map_err(at(Phase::Send))
 }
 
 /// A body, every octet checked.
 fn read(stream: &mut TcpStream, patience: Duration, length: u64, seed: u64) -> Result<(), Failure> {
-    let failed = |e: &io::Error| (Phase::Receive, cause(e));
-    stream.set_read_timeout(Some(patience)).map_err(|e| failed(&e))?;
+    stream.set_read_timeout(Some(patience)).map_err(at(Phase::Receive))?;
     let (mut body, mut left) = (Body::new(seed), length);
     let (mut got, mut want) = ([0; CHUNK], [0; CHUNK]);
     while left > 0 {
         let room = CHUNK.min(left as usize);
-        let n = stream.read(&mut got[..room]).map_err(|e| failed(&e))?;
+        let n = stream.read(&mut got[..room]).map_err(at(Phase::Receive))?;
         if n == 0 {
             return Err((Phase::Receive, Cause::EarlyEof));
         }
@@ -289,7 +284,7 @@ fn upload(stream: &mut TcpStream, patience: Duration, seed: u64) -> Result<(), F
         let n = CHUNK.min(left as usize);
         body.fill(&mut chunk[..n]);
         hash.update(&chunk[..n]);
-        stream.write_all(&chunk[..n]).map_err(|e| (Phase::Send, cause(&e)))?;
+        stream.write_all(&chunk[..n]).map_err(at(Phase::Send))?;
         left -= n as u64;
     }
     let want = format!("ok {}\n", hash.hex());
@@ -297,13 +292,17 @@ fn upload(stream: &mut TcpStream, patience: Duration, seed: u64) -> Result<(), F
     stream
         .set_read_timeout(Some(patience * WHOLE))
         .and_then(|()| stream.read_exact(&mut got))
-        .map_err(|e| (Phase::Receive, cause(&e)))?;
+        .map_err(at(Phase::Receive))?;
     if got == want.as_bytes() { Ok(()) } else { Err((Phase::Receive, Cause::BadAnswer)) }
 }
 
 /// How a connection ends that meets `e`.
 pub(super) fn end(phase: Phase, e: &io::Error) -> ProbeEnd {
     FailureClass::of(phase, cause(e)).into()
+}
+
+fn at(phase: Phase) -> impl Fn(io::Error) -> Failure {
+    move |e| (phase, cause(&e))
 }
 
 fn cause(e: &io::Error) -> Cause {

@@ -192,35 +192,24 @@ impl Running {
 /// How long a witness may take to begin or to end.
 const WITNESS: Duration = Duration::from_secs(10);
 
-/// load-client's witness, in hosts.
-pub(crate) fn start_witnesses(
-    testbed: &Testbed<'_>,
-    hosts: &[&'static str],
-    dir: &Path,
-    setting: &Setting,
-) -> Result<Vec<(&'static str, Running)>, TestbedError> {
-    let start = |host: &&'static str| {
-        let options = vec!["witness".to_owned(), format!("--state-dir={}", dir.display())];
-        let at = (dir, &*format!("witness-{host}"));
-        Ok((*host, setting.load_client(testbed, host, at, options, Ready::Event)?))
-    };
-    hosts.iter().map(start).collect()
-}
-
-/// The same, ready. Where one cannot watch there is one judge less, and `notes` says so.
-pub(crate) fn ready_witnesses(
+/// load-client's witness, in hosts. Where one cannot watch there is one judge less, and `notes` says so.
+pub(crate) fn witnesses(
     testbed: &Testbed<'_>,
     hosts: &[&'static str],
     dir: &Path,
     setting: &Setting,
     notes: &mut Vec<String>,
 ) -> Result<Vec<(&'static str, Running)>, TestbedError> {
-    let mut running = start_witnesses(testbed, hosts, dir, setting)?;
+    let start = |host: &&'static str| {
+        let options = vec!["witness".to_owned(), format!("--state-dir={}", dir.display())];
+        let at = (dir, &*format!("witness-{host}"));
+        Ok((*host, setting.load_client(testbed, host, at, options, Ready::Event)?))
+    };
+    let mut running = hosts.iter().map(start).collect::<Result<Vec<_>, TestbedError>>()?;
     running.retain_mut(|(host, process)| {
         let ready = process.wait_ready(setting.scaled(WITNESS), &setting.interrupt);
-        ready
-            .map_err(|e| notes.push(format!("no witness on {host}: {e}: {}", process.said())))
-            .is_ok()
+        let silent = |e| notes.push(format!("no witness on {host}: {e}: {}", process.said()));
+        ready.map_err(silent).is_ok()
     });
     Ok(running)
 }

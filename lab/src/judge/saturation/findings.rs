@@ -47,8 +47,8 @@ fn sum<'a>(steps: impl Iterator<Item = &'a Shown>, of: impl Fn(&Shown) -> u64) -
 
 pub(super) fn new_connections_time_out(facts: &Facts) -> Told {
     let timeouts = sum(facts.full(), |s| s.failed(FailureClass::ConnectTimeout));
-    let drop = sum(facts.full(), |s| s.conntrack.drop);
-    let attempts = sum(facts.full(), |s| s.attempts);
+    let drop = sum(facts.full(), |s| s.step.conntrack.drop);
+    let attempts = sum(facts.full(), |s| s.step.new_attempts);
     let text = format!(
         "Full table: {timeouts} of {attempts} connects timed out; conntrack's drop count grew by {drop}."
     );
@@ -58,14 +58,14 @@ pub(super) fn new_connections_time_out(facts: &Facts) -> Told {
 pub(super) fn new_connections_are_reset(facts: &Facts) -> Told {
     let timeouts = sum(facts.full(), |s| s.failed(FailureClass::ConnectTimeout));
     let resets = sum(facts.full(), |s| s.failed(FailureClass::Reset));
-    let attempts = sum(facts.full(), |s| s.attempts);
+    let attempts = sum(facts.full(), |s| s.step.new_attempts);
     let text =
         format!("Full table: {resets} of {attempts} new connections reset, {timeouts} timed out.");
     (seen(resets > 0, timeouts > 0), text)
 }
 
 pub(super) fn established_are_lost(facts: &Facts) -> Option<Told> {
-    let group = &facts.full().last()?.group;
+    let group = &facts.full().last()?.step.established;
     let lost = group.iter().any(|(end, n)| *end != ProbeEnd::Survived && *n > 0);
     let text =
         format!("Connections established before, at the end of the full table: {}.", listed(group));
@@ -194,9 +194,9 @@ pub(super) fn smaller(facts: &Facts) -> Told {
              boom-server: {} of {} forged segments reset.",
             s.limit,
             s.failed(FailureClass::ConnectTimeout),
-            s.attempts,
+            s.step.new_attempts,
             s.failed(FailureClass::Reset),
-            listed(&s.group),
+            listed(&s.step.established),
             s.attributed,
             s.forged
         )
@@ -269,16 +269,16 @@ pub(super) fn saved(facts: &Facts) -> Option<Told> {
 
 pub(super) fn liberal_full(facts: &Facts) -> Option<Told> {
     let (b, a) = (facts.step(Kind::Full)?, facts.step(Kind::FullLiberal)?);
-    if !(a.full() && b.full()) || a.attempts == 0 {
+    if !(a.full() && b.full()) || a.step.new_attempts == 0 {
         return None;
     }
     let n = |s: &Shown| s.failed(FailureClass::ConnectTimeout);
     let text = format!(
         "Connects timed out: {} of {} before, {} of {} with be_liberal=1.",
         n(b),
-        b.attempts,
+        b.step.new_attempts,
         n(a),
-        a.attempts
+        a.step.new_attempts
     );
     Some((seen(n(a) == 0 && n(b) > 0, n(a) > 0), text))
 }
@@ -309,7 +309,7 @@ pub(super) fn told_apart(facts: &Facts) -> Option<Told> {
 
 /// Connections whose entry expired, and then somebody spoke.
 pub(super) fn expiry(facts: &Facts, kind: Kind, speaker: &str) -> Option<Told> {
-    let group = &facts.step(kind)?.group;
+    let group = &facts.step(kind)?.step.established;
     let text =
         format!("Idle for longer than the timeout, then the {speaker} spoke: {}.", listed(group));
     let n = |end| number(group, end);
@@ -318,9 +318,9 @@ pub(super) fn expiry(facts: &Facts, kind: Kind, speaker: &str) -> Option<Told> {
 
 /// Half-open entries that a load's own SYNs dropped early.
 fn by_chance(facts: &Facts) -> Option<Told> {
-    let early = sum(facts.full(), |s| s.conntrack.early_drop);
+    let early = sum(facts.full(), |s| s.step.conntrack.early_drop);
     let resets = sum(facts.full(), |s| s.failed(FailureClass::Reset));
-    let attempts = sum(facts.full(), |s| s.attempts);
+    let attempts = sum(facts.full(), |s| s.step.new_attempts);
     let text = format!(
         "Full table: {early} entries dropped early, 0 of {attempts} new connections reset."
     );
@@ -371,18 +371,18 @@ pub(super) fn same_load(facts: &Facts, kind: Kind) -> Option<Told> {
     let text = format!(
         "{} of {} connects timed out with {} of {} entries; {} of {} with {} of {}.",
         failed(b),
-        b.attempts,
+        b.step.new_attempts,
         b.peak,
         b.limit,
         failed(a),
-        a.attempts,
+        a.step.new_attempts,
         a.peak,
         a.limit
     );
     let finding = match (failed(b), failed(a)) {
         (0, _) => Finding::NotShown,
         // As many connections as the table has room for must have been tried.
-        (_, 0) if a.attempts > b.limit => Finding::Holds,
+        (_, 0) if a.step.new_attempts > b.limit => Finding::Holds,
         (_, 0) => Finding::NotShown,
         _ => Finding::DoesNotHold,
     };

@@ -14,7 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use canary_record::names::{Phase, ProbeEnd};
 use canary_record::result::witness::InTable;
 use canary_testbed::evidence::EvidenceError;
 use canary_testbed::testbed::TestbedError;
+use canary_testbed::topology::Addr;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
@@ -152,27 +153,13 @@ fn run_steps(
 struct Gates<'a, 's> {
     stage: &'a Stage<'s>,
     gateway: String,
-    /// Link-layer addresses of the node's ends.
-    links: BTreeMap<&'static str, String>,
 }
 
 impl<'a, 's> Gates<'a, 's> {
     fn new(stage: &'a Stage<'s>) -> Result<Self, TestbedError> {
-        let mut links = BTreeMap::new();
-        for (pod, (_, device, _)) in [("client", CLIENT), ("server", SERVER)] {
-            links.insert(pod, link_address(stage, "node1", device)?);
+        let client = Addr::new(65, 10).v4.into();
+        for ((pod, device, _), ip) in [(CLIENT, client), (SERVER, stage.local(HELD_PORT).ip())] {
             set(&stage.testbed, pod, QUEUE, QUEUED)?;
-        }
-        let target = stage.target(HELD_PORT);
-        let client = stage.testbed.within("client", move || {
-            let socket = UdpSocket::bind("0.0.0.0:0").and_then(|s| s.connect(target).map(|()| s));
-            socket.and_then(|s| s.local_addr()).map_err(|source| EvidenceError::Io {
-                what: "find the client's address".to_owned(),
-                source,
-            })
-        })?;
-        let server = stage.local(HELD_PORT);
-        for ((pod, device, _), ip) in [(CLIENT, client.ip()), (SERVER, server.ip())] {
             // The node must not ask: its ARP request would tell the pod what it waits for.
             let (ip, own) = (ip.to_string(), link_address(stage, pod, "eth0")?);
             stage.ip(
@@ -187,7 +174,7 @@ impl<'a, 's> Gates<'a, 's> {
              tcp dport {SILENT_PORT} drop;\n }}\n}}\n"
         );
         nft(&stage.testbed, "server", &rules)?;
-        let gates = Self { stage, gateway, links };
+        let gates = Self { stage, gateway };
         gates.open(CLIENT)?;
         gates.open(SERVER)?;
         Ok(gates)
@@ -202,10 +189,10 @@ impl<'a, 's> Gates<'a, 's> {
     }
 
     /// What waited goes on.
-    fn open(&self, (pod, _, ignore): Pod) -> Result<(), TestbedError> {
-        let link = self.links.get(pod).map_or("", String::as_str);
-        let entry = ["lladdr", link, "nud", "permanent", "dev", "eth0"];
-        self.stage.ip(pod, &[&["neigh", "replace", &self.gateway][..], &entry].concat())?;
+    fn open(&self, (pod, device, ignore): Pod) -> Result<(), TestbedError> {
+        let link = link_address(self.stage, "node1", device)?;
+        let to = ["neigh", "replace", &self.gateway, "lladdr", &link];
+        self.stage.ip(pod, &[&to[..], &["nud", "permanent", "dev", "eth0"]].concat())?;
         self.stage.set(ignore, "0")?;
         Ok(())
     }

@@ -298,8 +298,7 @@ impl<'a> Stage<'a> {
     /// load-client's witness on the node, beside the kernel's counters; its files go to `dir`.
     pub(crate) fn listen_to_the_kernel(&self, dir: &Path) -> Result<Witness, TestbedError> {
         let (hosts, mut notes) = (&["node1"], Vec::new());
-        let running =
-            setting::ready_witnesses(&self.testbed, hosts, dir, self.setting, &mut notes)?;
+        let running = setting::witnesses(&self.testbed, hosts, dir, self.setting, &mut notes)?;
         Ok(Witness { running, notes, before: self.counters()? })
     }
 

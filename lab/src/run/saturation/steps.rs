@@ -313,26 +313,15 @@ impl<'a> Sequence<'a> {
         peak = peak.max(stage.entries()?);
         let group = plan.streams.map_or_else(BTreeMap::new, |s| s.ends(Talk::Both));
         let mut heard = stage.heard(witness, &plan.title)?;
-        let shown = Shown {
-            kind: plan.kind,
-            limit,
-            peak,
-            attempts: load.as_ref().map_or(0, |l| l.attempts),
-            failures: load.as_ref().map(LoadResult::classes).unwrap_or_default(),
-            group,
-            forged: boom.outcomes.iter().map(|o| o.forged).sum(),
-            attributed: boom.resets.attributed,
-            conntrack: heard.conntrack,
-        };
+        let forged: u64 = boom.outcomes.iter().map(|o| o.forged).sum();
+        let attributed = boom.resets.attributed;
         let cut = series::cut_off(&probe);
         let cut =
             if cut > 0 { format!(", {cut} cut off by the step's end") } else { String::new() };
         let mut notes = vec![format!(
-            "{peak} of {limit} entries at most. The canary's own connections: {}{cut}; boom-server forged {} \
-             segments and attributed {} RSTs to them.",
+            "{peak} of {limit} entries at most. The canary's own connections: {}{cut}; boom-server forged \
+             {forged} segments and attributed {attributed} RSTs to them.",
             listed(&ended(&probe)),
-            shown.forged,
-            shown.attributed
         )];
         if boom.sniffer.dropped > 0 {
             notes
@@ -341,23 +330,31 @@ impl<'a> Sequence<'a> {
         let counts = || boom.outcomes.iter().map(|o| &o.counts);
         heard.killed = counts().map(|c| c.killed).sum();
         heard.unknown = counts().flat_map(|c| c.unknown.values()).sum();
+        let mut shown = Shown {
+            kind: plan.kind,
+            limit,
+            peak,
+            forged,
+            attributed,
+            step: Step {
+                t,
+                title: plan.title,
+                changes: plan.changes,
+                new_attempts: load.as_ref().map_or(0, |l| l.attempts),
+                new_ok: load.as_ref().map_or(0, |l| l.ok),
+                new_failures: load.as_ref().map(LoadResult::classes).unwrap_or_default(),
+                established: group,
+                boom: outcomes([&boom]),
+                conntrack: heard.conntrack,
+                notes,
+            },
+        };
         if shown.full() && shown.failed(FailureClass::ConnectTimeout) > 0 {
             heard.shows.push(InTable::Full);
         }
-        notes.push(heard.words());
+        shown.step.notes.push(heard.words());
         filled.facts.heard.push(heard);
-        filled.timeline.steps.push(Step {
-            t,
-            title: plan.title,
-            changes: plan.changes,
-            new_attempts: shown.attempts,
-            new_ok: load.as_ref().map_or(0, |l| l.ok),
-            new_failures: shown.failures.clone(),
-            established: shown.group.clone(),
-            boom: outcomes([&boom]),
-            conntrack: shown.conntrack,
-            notes,
-        });
+        filled.timeline.steps.push(shown.step.clone());
         if shown.kind == Kind::Load && !shown.full() {
             filled.timeline.reasons.push(format!(
                 "The table was not full after the step that should fill it: {peak} of {limit} entries. \

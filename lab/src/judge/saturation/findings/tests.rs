@@ -4,6 +4,7 @@ use canary_record::result::observe::ConntrackCounters;
 use canary_record::result::witness::{InTable, WitnessResult};
 
 use super::*;
+use crate::document::timeline::Step;
 use crate::judge::witness::tests::silent;
 use crate::observed::saturation::{Captured, Heard};
 
@@ -12,12 +13,19 @@ fn step(kind: Kind) -> Shown {
         kind,
         limit: 1000,
         peak: 1000,
-        attempts: 1100,
-        failures: [(FailureClass::ConnectTimeout, 100)].into(),
-        group: [(ProbeEnd::Survived, 40)].into(),
         forged: 10,
         attributed: 5,
-        conntrack: ConntrackCounters { drop: 300, early_drop: 2, ..ConntrackCounters::default() },
+        step: Step {
+            new_attempts: 1100,
+            new_failures: [(FailureClass::ConnectTimeout, 100)].into(),
+            established: [(ProbeEnd::Survived, 40)].into(),
+            conntrack: ConntrackCounters {
+                drop: 300,
+                early_drop: 2,
+                ..ConntrackCounters::default()
+            },
+            ..Step::default()
+        },
     }
 }
 
@@ -88,7 +96,13 @@ fn heard() -> Heard {
 }
 
 fn facts() -> Facts {
-    let fine = |kind, peak| Shown { peak, failures: BTreeMap::new(), ..step(kind) };
+    let fine = |kind, peak| {
+        let step = step(kind);
+        Shown { peak, step: Step { new_failures: BTreeMap::new(), ..step.step.clone() }, ..step }
+    };
+    let reset = [(ProbeEnd::Reset, 40)].into();
+    let mut expired = fine(Kind::Expiry, 40);
+    expired.step.established = reset;
     Facts {
         steps: vec![
             fine(Kind::NoLoad, 10),
@@ -99,7 +113,7 @@ fn facts() -> Facts {
             Shown { limit: 600, peak: 600, ..step(Kind::Smaller) },
             Shown { limit: 4000, ..fine(Kind::Bigger, 1100) },
             fine(Kind::Shorter, 300),
-            Shown { group: [(ProbeEnd::Reset, 40)].into(), ..fine(Kind::Expiry, 40) },
+            expired,
             fine(Kind::ExpiryClient, 40),
         ],
         can_resize: true,
@@ -152,12 +166,12 @@ fn every_finding_can_be_otherwise() {
     use Finding::{DoesNotHold, Holds};
     type Change = fn(&mut Shown);
     let cases: [(Claim, Kind, Change, Finding); 10] = [
-        (Claim::NewConnectionsTimeOut, Kind::Load, |s| s.conntrack.drop = 0, Holds),
+        (Claim::NewConnectionsTimeOut, Kind::Load, |s| s.step.conntrack.drop = 0, Holds),
         (
             Claim::NewConnectionsAreReset,
             Kind::Full,
             |s| {
-                s.failures.insert(FailureClass::Reset, 1);
+                s.step.new_failures.insert(FailureClass::Reset, 1);
             },
             Holds,
         ),
@@ -165,17 +179,17 @@ fn every_finding_can_be_otherwise() {
             Claim::EstablishedConnectionsAreLost,
             Kind::FullLiberal,
             |s| {
-                s.group.insert(ProbeEnd::Hung, 1);
+                s.step.established.insert(ProbeEnd::Hung, 1);
             },
             Holds,
         ),
-        (Claim::LiberalFreesAFullTable, Kind::FullLiberal, |s| s.failures.clear(), Holds),
+        (Claim::LiberalFreesAFullTable, Kind::FullLiberal, |s| s.step.new_failures.clear(), Holds),
         (Claim::LiberalCuresTheResets, Kind::Liberal, |s| s.attributed = 1, DoesNotHold),
         (
             Claim::BiggerTableCures,
             Kind::Bigger,
             |s| {
-                s.failures.insert(FailureClass::ConnectTimeout, 1);
+                s.step.new_failures.insert(FailureClass::ConnectTimeout, 1);
             },
             DoesNotHold,
         ),
@@ -183,20 +197,20 @@ fn every_finding_can_be_otherwise() {
             Claim::ShorterTimeoutsCure,
             Kind::Shorter,
             |s| {
-                s.failures.insert(FailureClass::ConnectTimeout, 1);
+                s.step.new_failures.insert(FailureClass::ConnectTimeout, 1);
             },
             DoesNotHold,
         ),
         (
             Claim::ShortTimeoutsResetIdleConnections,
             Kind::Expiry,
-            |s| s.group = [(ProbeEnd::Survived, 40)].into(),
+            |s| s.step.established = [(ProbeEnd::Survived, 40)].into(),
             DoesNotHold,
         ),
         (
             Claim::ShortTimeoutsResetIdleClients,
             Kind::ExpiryClient,
-            |s| s.group = [(ProbeEnd::Reset, 40)].into(),
+            |s| s.step.established = [(ProbeEnd::Reset, 40)].into(),
             Holds,
         ),
         (Claim::ResetsNeedLoad, Kind::NoLoad, |s| s.attributed = 0, Finding::NotShown),
@@ -257,7 +271,7 @@ fn no_eviction_no_protection() {
 #[test]
 fn too_small_a_load_shows_nothing() {
     let mut facts = facts();
-    facts.steps.iter_mut().find(|s| s.kind == Kind::Shorter).unwrap().attempts = 900;
+    facts.steps.iter_mut().find(|s| s.kind == Kind::Shorter).unwrap().step.new_attempts = 900;
     assert_eq!(finding(&facts, Claim::ShorterTimeoutsCure), Finding::NotShown);
     assert!(find(&Facts::default()).iter().all(|(_, s)| s.finding == Finding::NotShown));
 }
@@ -298,7 +312,7 @@ fn an_ordinary_user_is_told_why() {
     let claim = Claim::EarlyDropBeforeSynAckResets;
     assert_eq!(finding(&facts, claim), Finding::DoesNotHold);
     for s in &mut facts.steps {
-        s.conntrack.early_drop = 0;
+        s.step.conntrack.early_drop = 0;
     }
     for claim in [claim, Claim::EarlyDropBeforeAckResets, Claim::DropsSaveHalfOpen] {
         assert!(claims::not_tried(claim, &facts));
@@ -315,9 +329,9 @@ fn saturation_resets_for_another_reason() {
     let claim = Claim::SaturationResets;
     let mut facts = facts();
     assert_eq!(finding(&facts, claim), Finding::HoldsForAnotherReason);
-    facts.steps[2].failures.insert(FailureClass::Reset, 1);
+    facts.steps[2].step.new_failures.insert(FailureClass::Reset, 1);
     assert_eq!(finding(&facts, claim), Finding::Holds);
-    facts.steps[2].failures.remove(&FailureClass::Reset);
+    facts.steps[2].step.new_failures.remove(&FailureClass::Reset);
     facts.evicted.clear();
     facts.half_open.clear();
     assert_eq!(finding(&facts, claim), Finding::DoesNotHold);
@@ -358,7 +372,7 @@ fn tables_of_other_sizes_are_compared() {
     assert_eq!(harm(Vec::new()).finding, Finding::NotShown);
     let mut facts = facts();
     let smaller = facts.steps.iter_mut().find(|s| s.kind == Kind::Smaller).unwrap();
-    smaller.failures.insert(FailureClass::Reset, 1);
+    smaller.step.new_failures.insert(FailureClass::Reset, 1);
     assert_eq!(finding(&facts, Claim::SmallerTableResets), Finding::Holds);
     facts.steps.retain(|s| s.kind != Kind::Smaller);
     assert_eq!(finding(&facts, Claim::SmallerTableResets), Finding::NotShown);
