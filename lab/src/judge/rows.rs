@@ -54,8 +54,7 @@ pub enum Exposure {
 }
 
 /// The rows of one scenario's cells, in the order in which they first appear.
-#[must_use]
-pub fn rows(cells: &[CellResult]) -> Vec<Row<'_>> {
+pub(crate) fn rows(cells: &[CellResult]) -> Vec<Row<'_>> {
     // A row for each variant first; those of the same path and protections side by side.
     let mut groups: Vec<Vec<Row<'_>>> = Vec::new();
     for cell in cells {
@@ -129,8 +128,7 @@ impl<'a> Row<'a> {
 impl Row<'_> {
     /// What this row exposes connections to. `overshoot`, the research forgery,
     /// does not count.
-    #[must_use]
-    pub fn exposure(&self) -> Exposure {
+    pub(crate) fn exposure(&self) -> Exposure {
         let sums = || {
             self.forgeries.iter().filter(|(f, _)| **f != Forgery::Overshoot).map(|(f, s)| (*f, s))
         };

@@ -18,11 +18,10 @@ const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
 /// The packets of each capture, by its file as results.json names it.
-pub type Captures = BTreeMap<String, Vec<Packet>>;
+pub(crate) type Captures = BTreeMap<String, Vec<Packet>>;
 
 /// The whole page.
-#[must_use]
-pub fn render(result: &LabResult, captures: &Captures) -> String {
+pub(crate) fn render(result: &LabResult, captures: &Captures) -> String {
     let verdict = verdict(result);
     let timed = result.scenarios.iter().any(|s| s.timeline.is_some());
     let forged = result.scenarios.iter().any(|s| s.timeline.is_none());

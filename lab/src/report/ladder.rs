@@ -12,11 +12,11 @@ use canary_wire::seq::Seq;
 
 /// A TCP segment of a capture.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Packet {
+pub(crate) struct Packet {
     /// Seconds since the epoch.
-    pub t: f64,
+    pub(crate) t: f64,
     /// The segment, without what no story needs: window and options.
-    pub segment: Segment<'static>,
+    pub(crate) segment: Segment<'static>,
 }
 
 impl Deref for Packet {

@@ -12,8 +12,7 @@ use canary_wire::segment::Family;
 use crate::judge::rows::{Exposure, Route};
 
 /// A path, in a few words.
-#[must_use]
-pub const fn path(path: Path) -> &'static str {
+pub(crate) const fn path(path: Path) -> &'static str {
     match path {
         Path::ClusterIp => "Pod to ClusterIP, other node",
         Path::SameNode => "Pod to ClusterIP, same node",
@@ -38,8 +37,7 @@ pub fn route((path, direction): Route) -> String {
 }
 
 /// Counts of rules by the hook that they are in; a rule of another name by that.
-#[must_use]
-pub fn by_hook(rules: &BTreeMap<String, u64>) -> BTreeMap<&str, u64> {
+pub(crate) fn by_hook(rules: &BTreeMap<String, u64>) -> BTreeMap<&str, u64> {
     const HOOKS: [(&str, &str); 3] =
         [("forward", "FORWARD"), ("input", "INPUT"), ("prerouting", "PREROUTING")];
     let mut hooks = BTreeMap::new();
@@ -52,8 +50,7 @@ pub fn by_hook(rules: &BTreeMap<String, u64>) -> BTreeMap<&str, u64> {
 }
 
 /// A protection, as people call it.
-#[must_use]
-pub fn protection(p: Protection) -> String {
+pub(crate) fn protection(p: Protection) -> String {
     let what = match p.kind {
         ProtectionKind::ForwardDrop => "FORWARD drop",
         ProtectionKind::InputDrop => "INPUT drop",
@@ -68,8 +65,7 @@ pub fn protection(p: Protection) -> String {
 }
 
 /// A protection where there is room for a letter: `F`, at one node alone `F@c`.
-#[must_use]
-pub fn letter(p: Protection) -> String {
+pub(crate) fn letter(p: Protection) -> String {
     let what = match p.kind {
         ProtectionKind::ForwardDrop => "F",
         ProtectionKind::InputDrop => "I",
@@ -94,8 +90,7 @@ pub fn protections(set: &[Protection]) -> String {
 }
 
 /// What a forged segment is, in a few words.
-#[must_use]
-pub const fn forgery(f: Forgery) -> &'static str {
+pub(crate) const fn forgery(f: Forgery) -> &'static str {
     match f {
         Forgery::Control => "keep-alive, in order",
         Forgery::BelowWindow => "data far too old",
@@ -108,8 +103,7 @@ pub const fn forgery(f: Forgery) -> &'static str {
 }
 
 /// A symbol and a word for what became of forged segments.
-#[must_use]
-pub const fn seen(s: Seen) -> (&'static str, &'static str) {
+pub(crate) const fn seen(s: Seen) -> (&'static str, &'static str) {
     match s {
         Seen::Delivered => ("✓", "delivered"),
         Seen::Leaked => ("△", "leaks"),
@@ -137,8 +131,7 @@ pub const fn exposure(e: &Exposure) -> (&'static str, &'static str, &'static str
 }
 
 /// A symbol and words for a judgement.
-#[must_use]
-pub const fn judgement(j: Judgement) -> (&'static str, &'static str) {
+pub(crate) const fn judgement(j: Judgement) -> (&'static str, &'static str) {
     match j {
         Judgement::AsExpected => ("✓", "as expected"),
         Judgement::Differs => ("✕", "differs"),
@@ -148,8 +141,7 @@ pub const fn judgement(j: Judgement) -> (&'static str, &'static str) {
 }
 
 /// A symbol and words for what became of a claim.
-#[must_use]
-pub const fn finding(f: Finding) -> (&'static str, &'static str) {
+pub(crate) const fn finding(f: Finding) -> (&'static str, &'static str) {
     match f {
         Finding::Holds => ("✓", "holds"),
         Finding::HoldsForAnotherReason => ("△", "holds, for another reason"),
@@ -159,8 +151,7 @@ pub const fn finding(f: Finding) -> (&'static str, &'static str) {
 }
 
 /// A symbol and words for what a mend does.
-#[must_use]
-pub const fn effect(e: Effect) -> (&'static str, &'static str) {
+pub(crate) const fn effect(e: Effect) -> (&'static str, &'static str) {
     match e {
         Effect::Helps => ("✓", "helps"),
         Effect::HelpsPartly => ("△", "helps partly"),
@@ -171,8 +162,7 @@ pub const fn effect(e: Effect) -> (&'static str, &'static str) {
 }
 
 /// A class of failures.
-#[must_use]
-pub const fn failure(f: FailureClass) -> &'static str {
+pub(crate) const fn failure(f: FailureClass) -> &'static str {
     match f {
         FailureClass::ConnectTimeout => "connect timed out",
         FailureClass::Reset => "reset",
@@ -187,8 +177,7 @@ pub const fn failure(f: FailureClass) -> &'static str {
 }
 
 /// An IP family.
-#[must_use]
-pub const fn family(f: Family) -> &'static str {
+pub(crate) const fn family(f: Family) -> &'static str {
     match f {
         Family::Ipv4 => "IPv4",
         Family::Ipv6 => "IPv6",
@@ -196,8 +185,7 @@ pub const fn family(f: Family) -> &'static str {
 }
 
 /// A proxy mode.
-#[must_use]
-pub const fn proxy_mode(f: ProxyMode) -> &'static str {
+pub(crate) const fn proxy_mode(f: ProxyMode) -> &'static str {
     match f {
         ProxyMode::Nftables => "nftables",
         ProxyMode::Iptables => "iptables",
@@ -206,8 +194,7 @@ pub const fn proxy_mode(f: ProxyMode) -> &'static str {
 }
 
 /// The kernel's generation, in a sentence.
-#[must_use]
-pub const fn generation(old: Option<OldSegments>) -> &'static str {
+pub(crate) const fn generation(old: Option<OldSegments>) -> &'static str {
     match old {
         Some(OldSegments::Ignored) => {
             "Linux 6.1 or later by its behaviour: a segment below the window is ignored by \
@@ -221,8 +208,7 @@ pub const fn generation(old: Option<OldSegments>) -> &'static str {
 }
 
 /// A number with its thousands set apart, as people read it.
-#[must_use]
-pub fn grouped(n: u64) -> String {
+pub(crate) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (i, c) in digits.chars().enumerate() {
@@ -235,14 +221,12 @@ pub fn grouped(n: u64) -> String {
 }
 
 /// `1 cell`, `2 cells`.
-#[must_use]
-pub fn count(n: u64, one: &str, many: &str) -> String {
+pub(crate) fn count(n: u64, one: &str, many: &str) -> String {
     format!("{} {}", grouped(n), if n == 1 { one } else { many })
 }
 
 /// `survived 200, reset 100`; what did not happen is left out.
-#[must_use]
-pub fn counts(of: impl IntoIterator<Item = (&'static str, u64)>) -> String {
+pub(crate) fn counts(of: impl IntoIterator<Item = (&'static str, u64)>) -> String {
     let text: Vec<_> = of
         .into_iter()
         .filter(|(_, n)| *n > 0)

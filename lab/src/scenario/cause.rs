@@ -229,29 +229,26 @@ impl Checked for Cause {
 
 impl Cause {
     /// What a kernel must have for every case.
-    pub fn needed(&self) -> impl Iterator<Item = Need> {
+    pub(crate) fn needed(&self) -> impl Iterator<Item = Need> {
         let ipvs = self.cases.iter().any(|c| c.proxy_mode == ProxyMode::Ipvs);
         self.needs.into_iter().chain(ipvs.then_some(Need::Ipvs))
     }
 
     /// How many connections a case has.
-    #[must_use]
-    pub fn connections(&self, case: &Case) -> u32 {
+    pub(crate) fn connections(&self, case: &Case) -> u32 {
         case.connections.unwrap_or(self.connections)
     }
 }
 
 impl Case {
     /// The pods that have the server's program.
-    #[must_use]
-    pub fn servers(&self) -> &'static [&'static str] {
+    pub(crate) fn servers(&self) -> &'static [&'static str] {
         let two = self.endpoints == 2 || self.steps.contains(&Step::MoveEndpoint);
         if two { &["server", "server2"] } else { &["server"] }
     }
 
     /// The case under each mend that changes something about it, as it is first.
-    #[must_use]
-    pub fn under_mends(&self, at: At) -> Vec<(Mend, Self)> {
+    pub(crate) fn under_mends(&self, at: At) -> Vec<(Mend, Self)> {
         Mend::ALL.iter().filter_map(|mend| Some((*mend, self.mended(*mend, at)?))).collect()
     }
 

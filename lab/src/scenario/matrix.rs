@@ -98,8 +98,7 @@ impl JsonSchema for Expectation {
 impl Expectation {
     /// What should be seen of `forgery`. While the kernel's generation is not
     /// known, nothing is expected of what depends on it.
-    #[must_use]
-    pub fn of(&self, forgery: Forgery, kernel: Option<OldSegments>) -> Option<Seen> {
+    pub(crate) fn of(&self, forgery: Forgery, kernel: Option<OldSegments>) -> Option<Seen> {
         match self {
             Self::Each(map) => map.get(&forgery).copied(),
             Self::Profile(profile) => row(*profile, forgery, kernel),
@@ -107,8 +106,7 @@ impl Expectation {
     }
 
     /// The row that is expected, where it is one.
-    #[must_use]
-    pub fn profile(&self) -> Option<Profile> {
+    pub(crate) fn profile(&self) -> Option<Profile> {
         match self {
             Self::Profile(profile) => Some(*profile),
             Self::Each(_) => None,
@@ -118,8 +116,7 @@ impl Expectation {
 
 /// The table of profile, forgery and outcome (nf_conntrack_proto_tcp.c:
 /// tcp_in_window(), tcp_error()).
-#[must_use]
-pub fn row(profile: Profile, forgery: Forgery, kernel: Option<OldSegments>) -> Option<Seen> {
+pub(crate) fn row(profile: Profile, forgery: Forgery, kernel: Option<OldSegments>) -> Option<Seen> {
     use Forgery::{AboveWindow, AckAhead, BelowWindow, Control, NoFlags, Overshoot, SynFin};
     Some(match (profile, forgery) {
         (Profile::NoConnection, _) => Seen::NoConnection,
@@ -159,20 +156,17 @@ pub fn row(profile: Profile, forgery: Forgery, kernel: Option<OldSegments>) -> O
 
 impl Matrix {
     /// Its cells, each proxy mode and family counted.
-    #[must_use]
-    pub fn cells(&self) -> usize {
+    pub(crate) fn cells(&self) -> usize {
         self.proxy_modes.len() * self.families.len() * self.cells.len()
     }
 
     /// Whether it is of what not every kernel has.
-    #[must_use]
-    pub fn extra(&self) -> bool {
+    pub(crate) fn extra(&self) -> bool {
         self.proxy_modes.contains(&ProxyMode::Ipvs)
     }
 
     /// Whether a cell of it is what the positive control is counted on.
-    #[must_use]
-    pub fn has_control(&self) -> bool {
+    pub(crate) fn has_control(&self) -> bool {
         (self.path, self.direction) == (Path::ClusterIp, Direction::ServerToClient)
             && !self.extra()
             && self.forgeries.contains(&Forgery::AboveWindow)
@@ -180,14 +174,12 @@ impl Matrix {
     }
 
     /// Whether a cell of it can tell what this kernel does with segments below the window.
-    #[must_use]
-    pub fn tells_generation(&self) -> bool {
+    pub(crate) fn tells_generation(&self) -> bool {
         self.has_control() && self.forgeries.contains(&Forgery::BelowWindow)
     }
 
     /// Whether the expectation of a cell depends on that.
-    #[must_use]
-    pub fn depends_on_generation(&self, cell: &CellPlan) -> bool {
+    pub(crate) fn depends_on_generation(&self, cell: &CellPlan) -> bool {
         self.forgeries.iter().any(|f| {
             [OldSegments::Ignored, OldSegments::Invalid].map(|k| cell.expect.of(*f, Some(k)))
                 != [cell.expect.of(*f, None); 2]

@@ -27,8 +27,9 @@ pub enum Need {
 
 impl Need {
     /// A call that a kernel with it takes: the tool, its options, its input.
-    #[must_use]
-    pub const fn call(self) -> Option<(&'static str, &'static [&'static str], &'static str)> {
+    pub(crate) const fn call(
+        self,
+    ) -> Option<(&'static str, &'static [&'static str], &'static str)> {
         Some(match self {
             Self::IgnoreInvalidRst => return None,
             Self::Synproxy => (
@@ -48,8 +49,7 @@ impl Need {
     }
 
     /// A setting that a kernel with it has.
-    #[must_use]
-    pub const fn setting(self) -> Option<&'static str> {
+    pub(crate) const fn setting(self) -> Option<&'static str> {
         match self {
             Self::Synproxy | Self::Flowtable => None,
             Self::Ipvs => Some(ipvs::SETTINGS[0]),
@@ -58,8 +58,7 @@ impl Need {
     }
 
     /// What to say where it is missing.
-    #[must_use]
-    pub const fn missing(self) -> &'static str {
+    pub(crate) const fn missing(self) -> &'static str {
         match self {
             Self::Synproxy => "this kernel has no SYNPROXY for nft: modprobe nft_synproxy",
             Self::Flowtable => {
@@ -144,8 +143,7 @@ pub enum Link {
 
 impl BadNetwork {
     /// As the testbed has it.
-    #[must_use]
-    pub fn conditions(&self) -> Conditions {
+    pub(crate) fn conditions(&self) -> Conditions {
         Conditions {
             seed: self.seed,
             lose: Share::percent(self.lose),
