@@ -372,23 +372,18 @@ fn find_program(args: &BinArgs, name: &str) -> Result<PathBuf, String> {
 }
 
 fn environment(tools: &Tools) -> Environment {
-    let asks: [(&str, &str); 4] = [
-        ("ip", "-V"),
-        ("nft", "--version"),
-        ("iptables-restore", "--version"),
-        ("tcpdump", "--version"),
-    ];
-    let version = |(tool, flag): (&str, &str)| {
+    let version = |tool: &str| {
+        let flag = if tool == "ip" { "-V" } else { "--version" };
         let path = tools.path(tool).ok()?;
         // A tool that refuses the flag says so in its version's place.
-        let said = match Call::new(path, &[flag]).run() {
-            Ok(text) => text,
-            Err(e) => e.to_string(),
-        };
+        let said = Call::new(path, &[flag]).run().unwrap_or_else(|e| e.to_string());
         Some((tool.to_owned(), said.lines().next()?.trim().to_owned()))
     };
     Environment {
-        tools: asks.into_iter().filter_map(version).collect(),
+        tools: ["ip", "nft", "iptables-restore", "tcpdump"]
+            .into_iter()
+            .filter_map(version)
+            .collect(),
         user_namespace: in_user_namespace(),
         cpus: std::thread::available_parallelism().map_or(0, |n| n.get() as u64),
         conntrack_max: evidence::sysctl("net/netfilter/nf_conntrack_max")

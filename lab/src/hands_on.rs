@@ -51,10 +51,8 @@ pub(crate) fn shell(args: &ShellArgs) -> Result<Exit, TestbedError> {
         source: std::io::Error::other(why),
     };
     let (about, matrix) = chosen(args).map_err(wrong)?;
-    let (proxy_mode, family) = (
-        args.proxy_mode.unwrap_or(matrix.proxy_modes[0]),
-        args.family.unwrap_or(matrix.families[0]),
-    );
+    let proxy_mode = args.proxy_mode.unwrap_or(matrix.proxy_modes[0]);
+    let family = args.family.unwrap_or(matrix.families[0]);
     let tools = Tools::find();
     let testbed = Testbed::build(Topology::new(matrix.path, ""), &tools)?;
     testbed.protect(proxy_mode, family, &args.protection)?;
@@ -69,16 +67,12 @@ pub(crate) fn shell(args: &ShellArgs) -> Result<Exit, TestbedError> {
         testbed.topology.client(),
         testbed.topology.target(family),
     ));
-    let mut env = Vec::new();
-    if let Some(dir) = find_program(args.bin.bin_dir.as_deref(), "boom-server")
-        .ok()
-        .as_deref()
-        .and_then(|p| p.parent())
-    {
+    let mut env = vec![("LAB_HOST".to_owned(), args.host.clone())];
+    let found = find_program(args.bin.bin_dir.as_deref(), "boom-server").ok();
+    if let Some(dir) = found.as_deref().and_then(|p| p.parent()) {
         let path = std::env::var("PATH").unwrap_or_default();
         env.push(("PATH".to_owned(), format!("{}:{path}:/usr/sbin:/sbin", dir.display())));
     }
-    env.push(("LAB_HOST".to_owned(), args.host.clone()));
     let program = std::env::var_os("SHELL").map_or_else(|| PathBuf::from("/bin/sh"), PathBuf::from);
     let status = testbed.foreground(&args.host, program, env)?;
     Ok(if status.success() { Exit::Ok } else { Exit::Failed })

@@ -79,44 +79,34 @@ pub fn verdict(result: &LabResult) -> String {
         }
         .to_owned();
     }
+    let timed = || result.scenarios.iter().filter(|s| s.timeline.is_some());
+    let over_time = count(timed().count() as u64, "scenario over time", "scenarios over time");
     match result.judgement {
         Judgement::AsExpected if result.positive_control.held => {
-            let staged = result.scenarios.iter().filter(|s| s.timeline.is_some()).count() as u64;
+            let cells = match all {
+                1 => "the one cell".to_owned(),
+                all => format!("all {} cells", grouped(all)),
+            };
+            let staged = timed().next().map_or_else(String::new, |_| format!(" and {over_time}"));
             format!(
                 "Reproduced: without protection conntrack lets connections be reset on this kernel, and \
-                 {}{} behaved as expected.",
-                if all == 1 {
-                    "the one cell".to_owned()
-                } else {
-                    format!("all {} cells", grouped(all))
-                },
-                if staged == 0 {
-                    String::new()
-                } else {
-                    format!(" and {}", count(staged, "scenario over time", "scenarios over time"))
-                }
-            ) + &skipped(result)
+                 {cells}{staged} behaved as expected.{}",
+                skipped(result)
+            )
         }
         Judgement::AsExpected => {
             "Nothing is proved: every cell is as expected, but the positive control did not hold."
                 .to_owned()
         }
         Judgement::Differs => {
-            let timed = || result.scenarios.iter().filter(|s| s.timeline.is_some());
-            let staged = timed().filter(|s| s.judgement == Judgement::Differs).count() as u64;
+            let staged = match timed().filter(|s| s.judgement == Judgement::Differs).count() {
+                0 => String::new(),
+                n => format!(" and {n} of {over_time}"),
+            };
             format!(
-                "{} of {} cells{} did not behave as expected on this kernel.",
+                "{} of {} cells{staged} did not behave as expected on this kernel.",
                 grouped(of(Judgement::Differs)),
-                grouped(all),
-                if staged == 0 {
-                    String::new()
-                } else {
-                    let all = timed().count() as u64;
-                    format!(
-                        " and {staged} of {}",
-                        count(all, "scenario over time", "scenarios over time")
-                    )
-                }
+                grouped(all)
             )
         }
         Judgement::Inconclusive if !result.positive_control.held => {
