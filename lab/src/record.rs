@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::mpsc::Receiver;
 
-use crate::document::lab::{CellResult, LabResult};
+use crate::document::lab::LabResult;
 use canary_record::names::EndedBy;
 use canary_record::result::{Clock, Config, Run};
 use canary_runtime::output::{OutputError, ResultFile};
@@ -48,16 +48,11 @@ impl Record {
         ledger: &mut Ledger,
         progress: &mut Progress,
     ) {
-        let show = |progress: &mut Progress, cells: Vec<CellResult>| {
-            for cell in &cells {
-                progress.cell(cell);
-            }
-        };
         while let Ok(first) = told.recv() {
             // Writing the whole takes longer than what may have come meanwhile.
             for event in std::iter::once(first).chain(told.try_iter()) {
                 match event {
-                    Event::Cell(done) => show(progress, ledger.cell(*done)),
+                    Event::Cell(done) => ledger.cell(*done).iter().for_each(|c| progress.cell(c)),
                     Event::Cause(n, repetition, seen, mended) => {
                         ledger.cause(n, repetition, &seen, &mended);
                     }
@@ -69,7 +64,7 @@ impl Record {
             // What could not be written may be written with the next; that the last is counts.
             let _ = self.file.write(ledger.result(self.so_far()));
         }
-        show(progress, ledger.close());
+        ledger.close().iter().for_each(|c| progress.cell(c));
     }
 
     /// The end.

@@ -10,7 +10,8 @@ fn shown(width: usize) -> String {
     let mut result = folder::read(&dir).unwrap();
     // A label as long as any.
     let cell = result.scenarios[0].cells.last_mut().unwrap();
-    cell.protections = ["liberal", "forward-drop", "input-drop"].map(|p| p.parse().unwrap()).into();
+    let protections = ["liberal", "forward-drop", "input-drop"];
+    cell.protections = protections.iter().map(|p| p.parse().unwrap()).collect();
     text::render(&result, width)
 }
 

@@ -67,8 +67,10 @@ pub fn resets(
         {
             flow.server_isn = Some(s.seq);
         } else if from_server == server_forges {
-            if let Some(forgery) = forged(flow, server_forges, s) {
-                flow.forged = Some((forgery, s.numbers()));
+            if let (Some(server), Some(client)) = (flow.server_isn, flow.client_isn) {
+                let (own, peer) = if server_forges { (server, client) } else { (client, server) };
+                let forged = forged(own, peer, s).map(|forgery| (forgery, s.numbers()));
+                flow.forged = forged.or(flow.forged);
             }
         } else if s.flags.has(Flags::RST) && !flow.reset {
             flow.reset = true;
@@ -82,12 +84,12 @@ pub fn resets(
     Ok(found)
 }
 
-/// What a segment was forged as, from its flags and its distance from the handshake: none of
-/// these can come from a TCP here, whose connections carry a few hundred octets at most.
-fn forged(flow: &Flow, by_server: bool, s: &Segment<'_>) -> Option<Forgery> {
+/// What a segment was forged as, from its flags and its distance from the initial sequence numbers
+/// of its sender and of the other end: none of these can come from a TCP here, whose connections
+/// carry a few hundred octets at most.
+#[must_use]
+pub fn forged(own: Seq, peer: Seq, s: &Segment<'_>) -> Option<Forgery> {
     const FAR: i32 = 50_000;
-    let (client, server) = (flow.client_isn?, flow.server_isn?);
-    let (own, peer) = if by_server { (server, client) } else { (client, server) };
     if s.flags.0 == 0 {
         return Some(Forgery::NoFlags);
     }

@@ -43,12 +43,6 @@ impl std::ops::Deref for Protections {
     }
 }
 
-impl<P: Into<Vec<Protection>>> From<P> for Protections {
-    fn from(list: P) -> Self {
-        Self(list.into())
-    }
-}
-
 impl FromIterator<Protection> for Protections {
     fn from_iter<I: IntoIterator<Item = Protection>>(list: I) -> Self {
         Self(list.into_iter().collect())

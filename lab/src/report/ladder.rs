@@ -7,6 +7,7 @@ use std::ops::Deref;
 
 use canary_record::names::Forgery;
 use canary_runtime::page::{Event, Role, Seen};
+use canary_testbed::capture;
 use canary_wire::segment::{Flags, Segment};
 use canary_wire::seq::Seq;
 
@@ -189,7 +190,9 @@ impl Story<'_> {
         let Some(p) = pair.packet().copied() else {
             unreachable!("a pair has at least one packet");
         };
-        let forged = !pair.to_server && self.is_forged(&p);
+        let forged = !pair.to_server
+            && self.forged.is_none()
+            && capture::forged(self.server_isn, self.client_isn, &p) == Some(self.forgery);
         let (role, words) = if forged {
             self.forged = Some(p);
             (Role::Invalid, self.forged_words(pair, &p))
@@ -235,25 +238,6 @@ impl Story<'_> {
             mark,
             words,
             kernel: self.kernel.filter(|_| role == Role::Invalid).map(str::to_owned),
-        }
-    }
-
-    /// What boom-server forges lies far from everything that the server's own
-    /// TCP sends, or has flags that it never sends.
-    fn is_forged(&self, p: &Packet) -> bool {
-        const FAR: i32 = 50_000;
-        if self.forged.is_some() || p.src != self.server {
-            return false;
-        }
-        let seq = p.seq.0.wrapping_sub(self.snd.0).cast_signed();
-        let ack = p.ack.0.wrapping_sub(self.rcv.0).cast_signed();
-        match self.forgery {
-            Forgery::Control => seq == -1 && p.payload_len == 0 && p.flags == Flags::ACK,
-            Forgery::BelowWindow => seq < -FAR && !p.flags.has(Flags::RST),
-            Forgery::AboveWindow | Forgery::Overshoot => seq > FAR && !p.flags.has(Flags::RST),
-            Forgery::AckAhead => ack > FAR,
-            Forgery::NoFlags => p.flags.0 == 0,
-            Forgery::SynFin => p.flags.has(Flags::SYN.with(Flags::FIN)),
         }
     }
 

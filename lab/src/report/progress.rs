@@ -62,12 +62,6 @@ impl Progress {
     }
 }
 
-impl Default for Progress {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// A closed stderr must not stop the run.
 fn line(text: impl Display) {
     use std::io::Write as _;

@@ -138,7 +138,7 @@ const fn pod_port() -> u16 {
 }
 
 fn liberal() -> Protections {
-    [Protection { kind: ProtectionKind::Liberal, at: At::Both }].into()
+    [Protection { kind: ProtectionKind::Liberal, at: At::Both }].into_iter().collect()
 }
 
 fn delivered() -> BTreeMap<Forgery, Seen> {
