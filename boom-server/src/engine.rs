@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use tokio::sync::Notify;
 
 use crate::accept::Acceptor;
-use crate::config::Events;
+use crate::config::Config;
 use crate::events::Log;
 use crate::kill::{Kill, LastKill};
 use canary_forge::drive::{Done, Driver, NAP, millis};
@@ -113,19 +113,13 @@ pub struct Engine {
 impl Engine {
     /// An engine over open sockets.
     #[must_use]
-    pub fn new(
-        driver: Driver,
-        acceptor: Acceptor,
-        classes: Classes,
-        events: Events,
-        shared: Arc<Shared>,
-    ) -> Self {
+    pub fn new(driver: Driver, acceptor: Acceptor, config: &Config, shared: Arc<Shared>) -> Self {
         Self {
             driver,
             acceptor,
-            classes,
+            classes: Classes { pods: config.pod_cidr.clone(), nodes: config.node_ip.clone() },
             shared,
-            log: Log::new(events),
+            log: Log::new(config.events),
             done: Vec::new(),
             last_kill: LastKill::default(),
         }

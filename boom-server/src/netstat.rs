@@ -9,26 +9,22 @@
 /// first.
 #[must_use]
 pub fn embryonic_resets() -> u64 {
-    tcp_ext("EmbryonicRsts")
+    tcp_ext("EmbryonicRsts").unwrap_or_default()
 }
 
 /// SYNs and SYN-ACKs that were sent again (`LINUX_MIB_TCPSYNRETRANS`, tcp_rtx_synack()).
 #[must_use]
 pub fn syn_retransmissions() -> u64 {
-    tcp_ext("TCPSynRetrans")
+    tcp_ext("TCPSynRetrans").unwrap_or_default()
 }
 
 /// Retransmission timers that ran out (`LINUX_MIB_TCPTIMEOUTS`, tcp_retransmit_timer()).
 #[must_use]
 pub fn timeouts() -> Option<u64> {
-    told("TCPTimeouts")
+    tcp_ext("TCPTimeouts")
 }
 
-fn tcp_ext(name: &str) -> u64 {
-    told(name).unwrap_or_default()
-}
-
-fn told(name: &str) -> Option<u64> {
+fn tcp_ext(name: &str) -> Option<u64> {
     counter(&std::fs::read_to_string("/proc/net/netstat").ok()?, "TcpExt:", name)
 }
 

@@ -26,7 +26,7 @@ use tokio::time::sleep;
 
 use crate::accept::{Acceptor, Counters};
 use crate::config::{Config, OnReset};
-use crate::engine::{Classes, Engine, PARITY, Shared};
+use crate::engine::{Engine, PARITY, Shared};
 use crate::listener;
 use crate::metrics;
 use crate::netstat;
@@ -165,7 +165,17 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
         let counters = Arc::clone(&program.counters);
         let acceptor = Acceptor::new(listeners, counters, Handle::current())
             .map_err(start("wait for connections"))?;
-        let engine = engine(sniffers, sender, acceptor, addresses.clone(), &program);
+        let end = End::Server { listen: addresses.clone(), local: config.local_ips() };
+        let settings = Settings {
+            forgeries: config.forge.0.clone(),
+            outcome_timeout: config.outcome_timeout,
+            forge_delay: config.forge_delay,
+            capacity: config.max_flows as usize,
+            end,
+        };
+        let driver = Driver::new(sniffers, sender, settings);
+        program.shared.state().sniffer = driver.record();
+        let engine = Engine::new(driver, acceptor, config, Arc::clone(&program.shared));
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || engine.run())
@@ -179,28 +189,6 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
         );
         Ok(program.to_the_end(shutdown, thread, output, notes).await)
     })
-}
-
-fn engine(
-    sniffers: Vec<Sniffer>,
-    sender: Sender,
-    acceptor: Acceptor,
-    listen: Vec<SocketAddr>,
-    program: &Program,
-) -> Engine {
-    let config = &program.config;
-    let settings = Settings {
-        forgeries: config.forge.0.clone(),
-        outcome_timeout: config.outcome_timeout,
-        forge_delay: config.forge_delay,
-        capacity: config.max_flows as usize,
-        end: End::Server { listen, local: config.local_ips() },
-    };
-    let classes = Classes { pods: config.pod_cidr.clone(), nodes: config.node_ip.clone() };
-    let shared = Arc::clone(&program.shared);
-    let driver = Driver::new(sniffers, sender, settings);
-    shared.state().sniffer = driver.record();
-    Engine::new(driver, acceptor, classes, config.events, shared)
 }
 
 /// As a log's reader expects a list.

@@ -10,7 +10,7 @@ mod witness;
 
 use std::process::ExitCode;
 
-use canary_runtime::cli::parse_from;
+use canary_runtime::cli;
 use canary_testbed::netns;
 use clap::Parser;
 
@@ -38,16 +38,16 @@ enum Bench {
 
 fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_none_or(|first| first != netns::INSIDE) {
-        match parse_from(std::env::args_os()) {
+        match cli::effective() {
             Err(code) => return code,
-            Ok(Bench::Bare(args)) => return said(compare::bare(&args)),
-            Ok(Bench::Send(args)) => return said(witness::send(args)),
+            Ok((Bench::Bare(args), _)) => return said(compare::bare(&args)),
+            Ok((Bench::Send(args), _)) => return said(witness::send(args)),
             Ok(_) => {}
         }
     }
-    netns::contain(|args| match parse_from(args.into_iter().map(Into::into)) {
+    netns::contain(|args| match cli::effective_from(args.into_iter().map(Into::into)) {
         Err(code) => code,
-        Ok(bench) => said(run(bench)),
+        Ok((bench, _)) => said(run(bench)),
     })
     .unwrap_or_else(|e| said(Err(e.into())))
 }

@@ -9,13 +9,14 @@ use anyhow::Context;
 use canary_record::names::EndedBy;
 use canary_runtime::admin::Admin;
 use canary_runtime::shutdown::Shutdown;
+use rustix::event::epoll;
 
 use crate::cli::ChurnArgs;
 use crate::fill::{Allowance, Follower};
 use crate::live::Live;
 use crate::plan::{plan, workers};
 use crate::tally::{Clock, Shown, Tally};
-use crate::worker::{self, Stop};
+use crate::worker::{Stop, Worker};
 
 /// How long connections in progress may go on after a signal.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -35,15 +36,16 @@ pub async fn run(
     let mut threads = Vec::new();
     let shown: Vec<Shown> = (0..n).map(|_| Shown::default()).collect();
     // What can fail does so before anything begins.
+    let epoll = || epoll::create(epoll::CreateFlags::CLOEXEC);
     let mut plans = Vec::new();
     for w in 0..n {
         let plan = plan(args, target, clock, (w, n), fill.as_ref().map(|f| f.1))?;
-        plans.push((w, plan, worker::epoll().context("cannot start a worker")?));
+        plans.push((w, plan, epoll().context("cannot start a worker")?));
     }
     for ((w, plan, epoll), shown) in plans.into_iter().zip(&shown) {
         let (stop, done, shown) = (Arc::clone(&stop), done.clone(), shown.clone());
         let thread = std::thread::Builder::new().name(format!("churn-{w}")).spawn(move || {
-            let tally = worker::run(&plan, epoll, clock, &stop, &shown);
+            let tally = Worker::new(&plan, epoll, clock).run(&stop, &shown);
             drop(done);
             tally
         });

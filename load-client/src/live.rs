@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::anyhow;
 use canary_record::result::load::Cause;
 use canary_runtime::admin::{Admin, init_metrics, serve};
 use canary_runtime::listen;
@@ -27,12 +28,12 @@ const BOUNDS: &[f64] = &[
 ];
 
 /// Opens the admin port, where one is asked for.
-pub fn admin(addr: Option<SocketAddr>) -> Result<Option<Arc<Admin>>, String> {
+pub fn admin(addr: Option<SocketAddr>) -> anyhow::Result<Option<Arc<Admin>>> {
     let Some(addr) = addr else { return Ok(None) };
     let listener = listen::bind(addr, std::net::TcpListener::bind)
         .and_then(|l| l.set_nonblocking(true).and_then(|()| TcpListener::from_std(l)))
-        .map_err(|e| format!("--admin {addr}: {e}; choose another address or port"))?;
-    let handle = init_metrics(&[(CONNECT, BOUNDS), (TOTAL, BOUNDS)]).map_err(|e| e.to_string())?;
+        .map_err(|e| anyhow!("--admin {addr}: {e}; choose another address or port"))?;
+    let handle = init_metrics(&[(CONNECT, BOUNDS), (TOTAL, BOUNDS)])?;
     let admin = Arc::new(Admin::new(handle.clone()));
     tokio::spawn(serve(listener, Arc::clone(&admin)));
     tokio::spawn(async move {

@@ -133,10 +133,6 @@ async fn resolve_each(
     Ok(addresses)
 }
 
-fn admin(common: &CommonArgs) -> Result<Option<Arc<Admin>>> {
-    live::admin(common.admin).map_err(Error::msg)
-}
-
 fn ready(admin: Option<&Arc<Admin>>) {
     if let Some(admin) = admin {
         admin.set_ready(true);
@@ -176,7 +172,7 @@ async fn run_churn(args: ChurnArgs, mut config: Config) -> Result<Exit> {
     derive(&mut config, "concurrency", &plan::concurrency(&args));
     derive(&mut config, "workers", &plan::workers(&args));
     let report = begin("load-client churn", config, &args.common)?;
-    let admin = admin(&args.common)?;
+    let admin = live::admin(args.common.admin)?;
     preflight::raise_open_files();
     let preflight = preflight::check(preflight::read(), plan::load(&args, target));
     preflight::log(&preflight);
@@ -205,7 +201,7 @@ async fn run_hold(args: HoldArgs, mut config: Config) -> Result<Exit> {
         resolve(&args.target, &args.source_ip, args.resolve_timeout, &mut shutdown).await?;
     derive(&mut config, "address", &target);
     let report = begin("load-client hold", config, &args.common)?;
-    let admin = admin(&args.common)?;
+    let admin = live::admin(args.common.admin)?;
     let load = Load {
         sources: args.source_ip.len().max(1) as u64,
         at_once: u64::from(args.connections),
@@ -258,7 +254,7 @@ async fn run_probe(args: ProbeArgs, mut config: Config) -> Result<Exit> {
     }
     let named: Vec<_> = targets.iter().map(ToString::to_string).collect();
     derive(&mut config, "address", &named.join(","));
-    let admin = admin(&args.common)?;
+    let admin = live::admin(args.common.admin)?;
     preflight::raise_open_files();
     ready(admin.as_ref());
     if !args.await_answer.is_zero() {
@@ -304,7 +300,7 @@ async fn run_serve(args: ServeArgs, mut config: Config) -> Result<Exit> {
     );
     derive(&mut config, "workers", &workers);
     let report = begin("load-client serve", config, &args.common)?;
-    let admin = admin(&args.common)?;
+    let admin = live::admin(args.common.admin)?;
     preflight::raise_open_files();
     let mut sets = Vec::new();
     for _ in 0..workers {
@@ -369,7 +365,7 @@ async fn run_serve(args: ServeArgs, mut config: Config) -> Result<Exit> {
 async fn run_observe(args: ObserveArgs, config: Config) -> Result<Exit> {
     let mut shutdown = catch()?;
     let report = begin("load-client observe", config, &args.common)?;
-    let admin = admin(&args.common)?;
+    let admin = live::admin(args.common.admin)?;
     let mut result =
         observe::run(&args, &report, &mut shutdown, admin.as_ref()).await.map_err(Error::msg)?;
     result.reasons.extend(lost_lines());
@@ -397,7 +393,7 @@ async fn run_witness(args: WitnessArgs, config: Config) -> Result<Exit> {
     let mut result = if let Some(captures) = captures {
         witness::read(captures, &files, &report)
     } else {
-        let admin = admin(&args.common)?;
+        let admin = live::admin(args.common.admin)?;
         witness::watch(&args, &report, &mut shutdown, admin.as_ref()).await
     };
     result.reasons.extend(lost_lines());

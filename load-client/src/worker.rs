@@ -67,23 +67,8 @@ struct Slot {
     deadline: Instant,
 }
 
-/// What a worker waits with.
-pub fn epoll() -> std::io::Result<OwnedFd> {
-    Ok(epoll::create(epoll::CreateFlags::CLOEXEC)?)
-}
-
-/// Runs until the plan is done or `stop` says so.
-pub fn run(
-    plan: &Plan,
-    epoll: OwnedFd,
-    clock: Clock,
-    stop: &Stop,
-    shown: &Shown,
-) -> std::io::Result<Tally> {
-    Worker::new(plan, epoll, clock).run(stop, shown)
-}
-
-struct Worker<'a> {
+/// What one thread does.
+pub struct Worker<'a> {
     plan: &'a Plan,
     epoll: OwnedFd,
     slots: Slab<Slot>,
@@ -98,7 +83,9 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    fn new(plan: &'a Plan, epoll: OwnedFd, clock: Clock) -> Self {
+    /// A worker that waits with `epoll`.
+    #[must_use]
+    pub fn new(plan: &'a Plan, epoll: OwnedFd, clock: Clock) -> Self {
         Self {
             plan,
             epoll,
@@ -113,7 +100,8 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn run(mut self, stop: &Stop, shown: &Shown) -> std::io::Result<Tally> {
+    /// Runs until the plan is done or `stop` says so.
+    pub fn run(mut self, stop: &Stop, shown: &Shown) -> std::io::Result<Tally> {
         let mut events = Vec::with_capacity(256);
         let mut scan_at = Instant::now();
         let mut done = false;

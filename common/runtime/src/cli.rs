@@ -13,18 +13,13 @@ use clap::{Arg, ArgMatches, Command, Parser};
 
 use crate::exit::Exit;
 
-/// Parses arguments, the program's name first. Help and version go to stdout with status 0; anything
-/// wrong is one line on stderr with status 2.
-pub fn parse_from<T: Parser>(args: impl IntoIterator<Item = OsString>) -> Result<T, ExitCode> {
-    effective_from(args).map(|(parsed, _)| parsed)
-}
-
 /// The process's own arguments, and every option of the subcommand that was chosen.
 pub fn effective<T: Parser>() -> Result<(T, Config), ExitCode> {
     effective_from(std::env::args_os())
 }
 
-/// [`effective`] of given arguments.
+/// [`effective`] of given arguments, the program's name first. Help and version go to stdout with
+/// status 0; anything wrong is one line on stderr with status 2.
 pub fn effective_from<T: Parser>(
     args: impl IntoIterator<Item = OsString>,
 ) -> Result<(T, Config), ExitCode> {
