@@ -80,18 +80,13 @@ pub async fn answered(
     targets: &[SocketAddr],
     shutdown: &mut Shutdown,
 ) -> Result<u32, EndedBy> {
-    let args = ProbeArgs { timeout: args.timeout.min(TRY), ..args.clone() };
+    let timeout = args.timeout.min(TRY);
+    let args = ProbeArgs { timeout, pattern: Pattern::Idle, ..args.clone() };
     let mut unanswered = 0;
     let all = async {
         for target in targets {
-            let once = async |n: u32| {
-                let source = crate::pick(&args.source_ip, u64::from(n));
-                let connecting = connect(*target, source);
-                let mut stream = within(args.timeout, Phase::Connect, connecting).await?;
-                answer(&mut stream, &args, Duration::ZERO, TINY, u64::from(n)).await?;
-                close(&mut stream).await
-            };
-            while once(unanswered).await.is_err() {
+            let once = async |n: u64| talk(&mut open(&args, *target, n).await?, &args, n).await;
+            while once(unanswered.into()).await.is_err() {
                 unanswered += 1;
                 tokio::time::sleep(TRY_AGAIN).await;
             }
@@ -283,25 +278,34 @@ async fn exchange(
     mut go: watch::Receiver<bool>,
 ) -> Result<u64, Failure> {
     let args = &shared.args;
-    let source = crate::pick(&args.source_ip, n);
     let target = shared.targets[(n % shared.targets.len() as u64) as usize];
-    let connecting = connect(target, source);
-    let mut stream = within(args.timeout, Phase::Connect, connecting).await?;
+    let mut stream = open(args, target, n).await?;
     shared.tally.borrow_mut().connected(started.elapsed());
     shared.connected.set(shared.connected.get() + 1);
     // The end of the delay, or whoever knows that there is nothing to wait for.
     let _ = tokio::time::timeout(shared.delay, go.wait_for(|go| *go)).await;
     // Bodies differ between connections, so that no answer can pass for another's.
     let seed = n ^ (u64::from(std::process::id()) << 32);
+    talk(&mut stream, args, seed).await
+}
+
+/// The `n`th connection.
+async fn open(args: &ProbeArgs, target: SocketAddr, n: u64) -> Result<TcpStream, Failure> {
+    let connecting = connect(target, crate::pick(&args.source_ip, n));
+    within(args.timeout, Phase::Connect, connecting).await
+}
+
+/// What a connection's pattern says, and its end.
+async fn talk(stream: &mut TcpStream, args: &ProbeArgs, seed: u64) -> Result<u64, Failure> {
     let size = args.body_size as u64;
     let bytes = match args.pattern {
-        Pattern::Idle => answer(&mut stream, args, Duration::ZERO, TINY, seed).await?,
-        Pattern::Request => answer(&mut stream, args, Duration::ZERO, SMALL, seed).await?,
-        Pattern::SlowAnswer => answer(&mut stream, args, args.answer_delay, SMALL, seed).await?,
-        Pattern::Download => answer(&mut stream, args, Duration::ZERO, size, seed).await?,
-        Pattern::Upload => upload(&mut stream, args, size, seed).await?,
+        Pattern::Idle => answer(stream, args, Duration::ZERO, TINY, seed).await?,
+        Pattern::Request => answer(stream, args, Duration::ZERO, SMALL, seed).await?,
+        Pattern::SlowAnswer => answer(stream, args, args.answer_delay, SMALL, seed).await?,
+        Pattern::Download => answer(stream, args, Duration::ZERO, size, seed).await?,
+        Pattern::Upload => upload(stream, args, size, seed).await?,
     };
-    close(&mut stream).await?;
+    close(stream).await?;
     Ok(bytes)
 }
 
