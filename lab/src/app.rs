@@ -26,7 +26,7 @@ use crate::record::Record;
 use crate::report::folder::{self, FolderError};
 use crate::report::{progress::Progress, text};
 use crate::run::host_table::{self, TableError};
-use crate::run::setting::{self, Setting};
+use crate::run::setting::Setting;
 use crate::run::{self, Plan};
 use crate::scenario::matrix::Matrix;
 use crate::scenario::{self, Body, Scenario};
@@ -161,7 +161,7 @@ fn check(args: &BinArgs, inside: Option<i32>) -> Ending {
         line(tool, path.map_err(|e| e.to_string()));
     }
     for program in ["boom-server", "load-client"] {
-        line(program, find_program(args, program).map(|p| p.display().to_string()));
+        line(program, args.find(program).map(|p| p.display().to_string()));
     }
     let read = |key: &str| evidence::sysctl(key).map_err(|e| e.to_string());
     let conntrack = read(evidence::BE_LIBERAL).map(|_| "be_liberal can be read".into());
@@ -203,7 +203,7 @@ fn outer(args: &RunArgs) -> Ending {
         tools.path(tool).map_err(failed)?;
     }
     for program in ["boom-server", "load-client"] {
-        find_program(&args.bin, program).map_err(failed)?;
+        args.bin.find(program).map_err(failed)?;
     }
     let Some(size) = args.host_table_size else { return enter(None) };
     // Here, because the initial network namespace alone has this setting.
@@ -275,8 +275,8 @@ fn inner(args: &RunArgs, mut config: Config, pipe: i32) -> Ending {
         mends: args.mends,
         jobs: usize::from(args.jobs),
         setting: Setting {
-            boom_server: find_program(&args.bin, "boom-server").map_err(failed)?,
-            load_client: find_program(&args.bin, "load-client").map_err(failed)?,
+            boom_server: args.bin.find("boom-server").map_err(failed)?,
+            load_client: args.bin.find("load-client").map_err(failed)?,
             tools,
             time_scale: args.time_scale,
             capture: args.capture,
@@ -365,10 +365,6 @@ fn results_dir(args: &RunArgs) -> Result<PathBuf, Wrong> {
     fs::create_dir_all(&dir)
         .map_err(|e| failed(format!("cannot create {}: {e}", dir.display())))?;
     dir.canonicalize().map_err(|e| failed(format!("cannot find {}: {e}", dir.display())))
-}
-
-fn find_program(args: &BinArgs, name: &str) -> Result<PathBuf, String> {
-    setting::find_program(args.bin_dir.as_deref(), name)
 }
 
 fn environment(tools: &Tools) -> Environment {

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::document::lab::{Protection, ProxyMode};
 use canary_wire::segment::Family;
@@ -78,6 +78,18 @@ pub struct BinArgs {
     /// Directory of boom-server and load-client (default: that of this program)
     #[arg(long, value_name = "DIR", env = "LAB_BIN_DIR")]
     pub bin_dir: Option<PathBuf>,
+}
+
+impl BinArgs {
+    /// A program of the suite: in that directory, or beside this one.
+    pub(crate) fn find(&self, name: &str) -> Result<PathBuf, String> {
+        let own = || std::env::current_exe().ok().and_then(|p| p.parent().map(Path::to_owned));
+        let path = self.bin_dir.clone().or_else(own).unwrap_or_default().join(name);
+        path.canonicalize().map_err(|e| {
+            let path = path.display();
+            format!("cannot find {path}: {e}; build it or name its directory with --bin-dir")
+        })
+    }
 }
 
 /// Options of `run`.

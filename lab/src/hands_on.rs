@@ -14,7 +14,6 @@ use canary_testbed::topology::Topology;
 
 use crate::cli::ShellArgs;
 use crate::document::lab::Protections;
-use crate::run::setting::find_program;
 use crate::scenario::matrix::Matrix;
 use crate::scenario::{self, About, Body};
 
@@ -68,7 +67,7 @@ pub(crate) fn shell(args: &ShellArgs) -> Result<Exit, TestbedError> {
         testbed.topology.target(family),
     ));
     let mut env = vec![("LAB_HOST".to_owned(), args.host.clone())];
-    let found = find_program(args.bin.bin_dir.as_deref(), "boom-server").ok();
+    let found = args.bin.find("boom-server").ok();
     if let Some(dir) = found.as_deref().and_then(|p| p.parent()) {
         let path = std::env::var("PATH").unwrap_or_default();
         env.push(("PATH".to_owned(), format!("{}:{path}:/usr/sbin:/sbin", dir.display())));

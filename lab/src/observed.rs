@@ -19,6 +19,14 @@ pub(crate) fn listed<K: Display>(counts: &BTreeMap<K, u64>) -> String {
     if text.is_empty() { "none".to_owned() } else { text.join(", ") }
 }
 
+/// How many there are of each.
+pub(crate) fn counted<K: Ord>(of: impl Iterator<Item = K>) -> BTreeMap<K, u64> {
+    of.fold(BTreeMap::new(), |mut counts, one| {
+        *counts.entry(one).or_default() += 1;
+        counts
+    })
+}
+
 /// How many there are of one.
 pub(crate) fn number<K: Ord + Copy>(counts: &BTreeMap<K, u64>, of: K) -> u64 {
     counts.get(&of).copied().unwrap_or(0)

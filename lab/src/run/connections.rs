@@ -11,6 +11,7 @@ use canary_record::probe::{Body, BodyHash, Line, Request};
 use canary_record::result::load::Cause;
 use socket2::{Domain, SockRef, Socket, Type};
 
+use crate::observed::counted;
 use crate::scenario::cause::Way;
 
 /// Octets of a transfer: full-sized segments, and more than go before the first ACK is needed.
@@ -174,21 +175,13 @@ impl Connections {
 
     /// How they ended; one that goes on has survived.
     pub(super) fn ends(&self) -> BTreeMap<ProbeEnd, u64> {
-        let mut ends = BTreeMap::new();
-        for one in &self.all {
-            let end = one.failure().map_or(ProbeEnd::Survived, ProbeEnd::from);
-            *ends.entry(end).or_default() += 1;
-        }
-        ends
+        let end = |one: &One| one.failure().map_or(ProbeEnd::Survived, ProbeEnd::from);
+        counted(self.all.iter().map(end))
     }
 
     /// Those that failed, by class.
     pub(super) fn failures(&self) -> BTreeMap<FailureClass, u64> {
-        let mut classes = BTreeMap::new();
-        for class in self.all.iter().filter_map(One::failure) {
-            *classes.entry(class).or_default() += 1;
-        }
-        classes
+        counted(self.all.iter().filter_map(One::failure))
     }
 
     fn open(

@@ -99,16 +99,6 @@ fn start(
     Ok(Running { program, process, file })
 }
 
-/// A program of the suite: in `dir`, or beside this one.
-pub(crate) fn find_program(dir: Option<&Path>, name: &str) -> Result<PathBuf, String> {
-    let own = || std::env::current_exe().ok().and_then(|p| p.parent().map(Path::to_owned));
-    let path = dir.map(Path::to_owned).or_else(own).unwrap_or_default().join(name);
-    path.canonicalize().map_err(|e| {
-        let path = path.display();
-        format!("cannot find {path}: {e}; build it or name its directory with --bin-dir")
-    })
-}
-
 /// Runs a part. What breaks off, by an error or a panic, is that part's alone.
 pub(crate) fn guarded<T>(part: impl FnOnce() -> Result<T, TestbedError>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(part)) {

@@ -33,6 +33,7 @@ use super::super::host_table::{Control, Resized, Size};
 use super::super::setting::{nft, set};
 use super::stage::{HELD_PORT, READY, Stage, protected};
 use super::{Experiment, table_error};
+use crate::observed::counted;
 use crate::observed::saturation::{Filled, HalfOpen, OnItsWay};
 
 /// Handshakes at a time, at most, and as a part of the table.
@@ -234,16 +235,11 @@ struct Handshakes {
 
 impl Handshakes {
     fn ends(&self) -> BTreeMap<ProbeEnd, u64> {
-        let mut ends = BTreeMap::new();
-        for (_, state) in &self.clients {
-            let end = match state {
-                State::Connecting => ProbeEnd::TimedOut,
-                State::Connected | State::Spoken => ProbeEnd::Hung,
-                State::Ended(end) => *end,
-            };
-            *ends.entry(end).or_default() += 1;
-        }
-        ends
+        counted(self.clients.iter().map(|(_, state)| match state {
+            State::Connecting => ProbeEnd::TimedOut,
+            State::Connected | State::Spoken => ProbeEnd::Hung,
+            State::Ended(end) => *end,
+        }))
     }
 
     fn over(&self) -> bool {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use canary_record::names::{Phase, ProbeEnd};
 
 use super::super::connections::end;
+use crate::observed::counted;
 
 /// Between two octets of a connection.
 const TICK: Duration = Duration::from_millis(250);
@@ -98,14 +99,9 @@ impl Streams {
 
     /// How they are now.
     pub(crate) fn ends(&self, talk: Talk) -> BTreeMap<ProbeEnd, u64> {
-        let mut ends = BTreeMap::new();
         let now = Instant::now();
-        for pair in self.pairs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            if pair.talk == talk {
-                *ends.entry(pair.now(now)).or_default() += 1;
-            }
-        }
-        ends
+        let pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        counted(pairs.iter().filter(|pair| pair.talk == talk).map(|pair| pair.now(now)))
     }
 }
 
