@@ -138,7 +138,7 @@ pub fn plan(
         concurrency,
         pacer,
         connections: args.connections.map(share),
-        until: args.duration.map(|d| start + d),
+        until: args.duration.and_then(|d| start.checked_add(d)),
         allowance: allowance.cloned(),
     })
 }
@@ -153,14 +153,26 @@ mod tests {
     use crate::cli::{Cli, Command};
     use crate::pacer::Turn;
 
+    fn churn(line: &str) -> ChurnArgs {
+        let Command::Churn(args) = Cli::parse_from(line.split(' ')).command else {
+            panic!("another subcommand")
+        };
+        args
+    }
+
+    /// A duration beyond any clock is a run without an end of its own.
+    #[test]
+    fn a_duration_beyond_any_clock_never_ends() {
+        let line = "load-client churn --target tcp://127.0.0.1:1 --duration 18000000000000000000s";
+        let target = SocketAddr::from(([127, 0, 0, 1], 1));
+        assert_eq!(plan(&churn(line), target, Clock::now(), (0, 1), None).unwrap().until, None);
+    }
+
     /// However many workers share a rate, their schedules together are even: one at 0.5 a second
     /// begins a connection every 2 s.
     #[test]
     fn the_workers_turns_lie_evenly() {
-        let line = "load-client churn --target tcp://127.0.0.1:1 --rate 0.5 --workers 4";
-        let Command::Churn(args) = Cli::parse_from(line.split(' ')).command else {
-            panic!("another subcommand")
-        };
+        let args = churn("load-client churn --target tcp://127.0.0.1:1 --rate 0.5 --workers 4");
         let (clock, target) = (Clock::now(), SocketAddr::from(([127, 0, 0, 1], 1)));
         let end = clock.start() + Duration::from_secs(16);
         let mut turns: Vec<Instant> = Vec::new();

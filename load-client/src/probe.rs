@@ -137,9 +137,9 @@ fn wave_at(
 ) -> Option<Instant> {
     let after = match wave {
         0 => Duration::ZERO,
-        n => every? * n,
+        n => every?.checked_mul(n)?,
     };
-    duration.is_none_or(|d| after < d).then(|| began + after)
+    began.checked_add(after).filter(|_| duration.is_none_or(|d| after < d))
 }
 
 async fn all(
@@ -411,5 +411,7 @@ mod tests {
         assert_eq!(wave_at(t, Some(s(2)), None, 3), Some(t + s(6)));
         assert_eq!(wave_at(t, Some(s(2)), Some(s(6)), 2), Some(t + s(4)));
         assert_eq!(wave_at(t, Some(s(2)), Some(s(6)), 3), None);
+        // Beyond any clock.
+        assert_eq!([1, 2].map(|n| wave_at(t, Some(s(u64::MAX)), None, n)), [None, None]);
     }
 }
