@@ -3,21 +3,19 @@
 
 use std::io;
 use std::process::{Command, ExitStatus};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use canary_record::names::EndedBy;
 use canary_runtime::shutdown::Shutdown;
-use nix::sys::signal::{SigSet, Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::{SigSet, Signal};
 
 use super::ExecError;
 use super::process::Guard;
 
 /// A request to end, by SIGINT or SIGTERM. Every wait looks at it.
 #[derive(Clone, Debug, Default)]
-pub struct Interrupt(Arc<AtomicU8>);
+pub struct Interrupt(Arc<OnceLock<EndedBy>>);
 
 impl Interrupt {
     /// Catches SIGINT and SIGTERM from here on. The outer process starts this
@@ -33,8 +31,8 @@ impl Interrupt {
         };
         std::thread::Builder::new().name("signals".into()).spawn(move || {
             loop {
-                let by = runtime.block_on(shutdown.signalled());
-                flag.store(if by == EndedBy::Sigint { 1 } else { 2 }, Ordering::Release);
+                // The first one says what ended it.
+                let _ = flag.set(runtime.block_on(shutdown.signalled()));
             }
         })?;
         SigSet::all().thread_unblock()?;
@@ -44,11 +42,7 @@ impl Interrupt {
     /// The signal that came, if one did.
     #[must_use]
     pub fn signalled(&self) -> Option<EndedBy> {
-        match self.0.load(Ordering::Acquire) {
-            0 => None,
-            1 => Some(EndedBy::Sigint),
-            _ => Some(EndedBy::Sigterm),
-        }
+        self.0.get().copied()
     }
 
     /// An error once a signal has come.
@@ -89,9 +83,7 @@ pub fn supervise(command: &mut Command) -> io::Result<ExitStatus> {
             }
             signal => {
                 let to = if signal == Signal::SIGHUP { Signal::SIGTERM } else { signal };
-                if let Ok(pid) = i32::try_from(child.0.id()) {
-                    let _ = kill(Pid::from_raw(pid), to);
-                }
+                child.signal(to);
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -138,54 +139,46 @@ impl Call {
         })
     }
 
+    fn spawn(&self, stdin: Stdio, stdout: impl Into<Stdio>) -> Result<Child, ExecError> {
+        let mut command = self.command();
+        command.stdin(stdin).stdout(stdout).stderr(Stdio::piped());
+        let program = || self.program.display().to_string();
+        command.spawn().map_err(|source| ExecError::Start { program: program(), source })
+    }
+
     /// Runs it to its end in this thread's namespaces, well or badly.
     pub fn output(&self) -> Result<Output, ExecError> {
-        let started =
-            |source| ExecError::Start { program: self.program.display().to_string(), source };
-        let mut child = self
-            .command()
-            .stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(started)?;
-        let (stdin, stdout, stderr) =
-            (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let mut process = Guard(child);
-        let text = self.stdin.clone().unwrap_or_default();
-        let collect = |pipe: Option<Box<dyn Read + Send>>| {
-            std::thread::spawn(move || {
-                let mut bytes = Vec::new();
-                if let Some(mut pipe) = pipe {
-                    // What was read before an error is still worth having.
-                    let _ = pipe.read_to_end(&mut bytes);
+        let stdin = if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() };
+        let mut child = self.spawn(stdin, Stdio::piped())?;
+        let (stdin, pid) = (child.stdin.take(), pid(&child));
+        let (over, ended) = channel::<()>();
+        let (out, late) = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                if let (Some(mut pipe), Some(text)) = (stdin, &self.stdin) {
+                    // A tool that ended early says why on stderr.
+                    let _ = pipe.write_all(text.as_bytes());
                 }
-                String::from_utf8_lossy(&bytes).into_owned()
-            })
-        };
-        let out = collect(stdout.map(|p| Box::new(p) as _));
-        let err = collect(stderr.map(|p| Box::new(p) as _));
-        let writer = std::thread::spawn(move || {
-            if let Some(mut pipe) = stdin {
-                // A tool that ended early says why on stderr.
-                let _ = pipe.write_all(text.as_bytes());
+            });
+            let reader = scope.spawn(move || {
+                let _over = over;
+                child.wait_with_output()
+            });
+            let late = ended.recv_timeout(self.deadline) == Err(RecvTimeoutError::Timeout);
+            if late {
+                let _ = kill(pid, Signal::SIGKILL);
             }
+            (reader.join().unwrap_or_else(|panic| resume_unwind(panic)), late)
         });
-        let status = process.wait(self.deadline, &Interrupt::default());
-        if matches!(status, Ok(None)) {
-            process.end();
+        let failed = |source| ExecError::Io { what: format!("read from {}", self.line()), source };
+        let out = out.map_err(failed)?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (stdout, stderr) = (text(&out.stdout), text(&out.stderr));
+        if late {
+            let seconds = self.deadline.as_secs_f64();
+            let (command, stderr) = (self.line(), tail(&stderr));
+            return Err(ExecError::Deadline { command, seconds, stderr });
         }
-        let _ = writer.join();
-        let stdout = out.join().unwrap_or_default();
-        let stderr = err.join().unwrap_or_default();
-        match status? {
-            Some(status) => Ok(Output { status, stdout, stderr }),
-            None => Err(ExecError::Deadline {
-                command: self.line(),
-                seconds: self.deadline.as_secs_f64(),
-                stderr: tail(&stderr),
-            }),
-        }
+        Ok(Output { status: out.status, stdout, stderr })
     }
 
     /// Starts it in this thread's namespaces, its stdout and stderr going to
@@ -204,16 +197,7 @@ impl Call {
         let create = |path: &Path| File::create(path).map_err(io("create", path));
         let err_path = log.with_extension("stderr");
         let (out_file, err_file) = (create(log)?, create(&err_path)?);
-        let mut child = self
-            .command()
-            .stdin(Stdio::null())
-            .stdout(stdout)
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|source| ExecError::Start {
-                program: self.program.display().to_string(),
-                source,
-            })?;
+        let mut child = self.spawn(Stdio::null(), stdout)?;
         let (send, is_ready) = channel();
         let pipes: [(Option<Box<dyn Read + Send>>, File); 2] = [
             (child.stdout.take().map(|p| Box::new(p) as _), out_file),
@@ -290,10 +274,19 @@ impl Ready {
     }
 }
 
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(child.id().cast_signed())
+}
+
 /// A child that is killed and reaped when its handle goes.
 pub(super) struct Guard(pub(super) Child);
 
 impl Guard {
+    /// Sends a signal; a program that is gone already needs none.
+    pub(super) fn signal(&self, signal: Signal) {
+        let _ = kill(pid(&self.0), signal);
+    }
+
     /// Its status, or None when the time ran out. A signal to the lab is an error.
     fn wait(
         &mut self,
@@ -430,11 +423,9 @@ impl Process {
         })
     }
 
-    /// Sends a signal; a program that is gone already needs none.
+    /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
-        if let Ok(pid) = i32::try_from(self.guard.0.id()) {
-            let _ = kill(Pid::from_raw(pid), signal);
-        }
+        self.guard.signal(signal);
     }
 
     /// Waits for its end, at most so long. False when it still runs.
@@ -543,7 +534,7 @@ mod tests {
         let p = Call::new(Path::new("/bin/sleep"), &["60"])
             .start(&dir.path().join("x.log"), Ready::Event)
             .unwrap();
-        let pid = Pid::from_raw(i32::try_from(p.guard.0.id()).unwrap());
+        let pid = pid(&p.guard.0);
         assert!(kill(pid, None).is_ok());
         drop(p);
         assert_eq!(kill(pid, None), Err(nix::errno::Errno::ESRCH));
