@@ -158,13 +158,15 @@ impl Test<'_> {
         let control = rows(&result).filter(|(_, p)| p.path == Path::PodIp);
         let leaks: u64 = control.map(|(_, p)| p.leaked).sum();
         self.claim(leaks == 0, "nothing leaks on the way to a pod's own address");
-        let left = self.namespace("conntrack-diagnose").await?;
-        self.claim(!left, "diagnose left nothing behind");
+        self.left_nothing("diagnose").await?;
         Ok(result)
     }
 
-    async fn namespace(&self, name: &str) -> anyhow::Result<bool> {
-        Ok(Api::<Namespace>::all(self.ground.client.clone()).get_opt(name).await?.is_some())
+    async fn left_nothing(&mut self, subcommand: &str) -> anyhow::Result<()> {
+        let namespaces: Api<Namespace> = Api::all(self.ground.client.clone());
+        let left = namespaces.get_opt(&format!("conntrack-{subcommand}")).await?;
+        self.claim(left.is_none(), &format!("{subcommand} left nothing behind"));
+        Ok(())
     }
 
     fn every_node(&self, set: Set) -> EachNode<'_> {
@@ -428,8 +430,7 @@ impl Test<'_> {
         );
         let proved = result.verdict != LoadVerdict::Inconclusive;
         self.claim(merged == clients && proved, &what);
-        let left = self.namespace("conntrack-load").await?;
-        self.claim(!left, "load left nothing behind");
+        self.left_nothing("load").await?;
         // In the base the target and the clients keep boom-server company, and distance.
         self.install(
             &["boom-server", "load-target", "load-client"],

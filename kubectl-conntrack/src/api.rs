@@ -2,6 +2,7 @@
 //! run's pods. The one place where a call is repeated.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -47,15 +48,10 @@ impl ApiError {
             kube::Error::Api(s) => (s.message.clone(), Some(s.code)),
             e => {
                 // The outermost message of a transport error names no cause.
-                let mut why = e.to_string();
-                let mut source = std::error::Error::source(e);
-                while let Some(s) = source {
-                    let text = s.to_string();
-                    if !why.contains(&text) {
-                        why = format!("{why}: {text}");
-                    }
-                    source = s.source();
-                }
+                let sources = std::iter::successors(e.source(), |s| Error::source(*s));
+                let why = sources.map(ToString::to_string).fold(e.to_string(), |why, text| {
+                    if why.contains(&text) { why } else { format!("{why}: {text}") }
+                });
                 (why, None)
             }
         };

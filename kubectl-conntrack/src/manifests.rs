@@ -30,77 +30,56 @@ pub enum Set {
 /// Files by their names.
 type Named = &'static [(&'static str, &'static str)];
 
-/// The files of one folder.
-struct Files {
-    /// What its DaemonSet is called, and the ConfigMap that its kustomization generates.
-    name: &'static str,
-    namespace: &'static str,
-    resources: Named,
-    /// The ConfigMap's.
-    config: Named,
-}
-
+/// A folder, its resources, and after the semicolon the files of the ConfigMap that its kustomization
+/// generates.
 macro_rules! k8s {
-    ($folder:literal: $($file:literal)*) => {
-        &[$(($file, include_str!(concat!("../../k8s/", $folder, "/", $file)))),*]
+    ($folder:literal: $($file:literal)*; $($data:literal)*) => {
+        (
+            $folder,
+            &[$(($file, include_str!(concat!("../../k8s/", $folder, "/", $file)))),*],
+            &[$(($data, include_str!(concat!("../../k8s/", $folder, "/", $data)))),*],
+        )
     };
 }
 
 impl Set {
-    const fn files(self) -> Files {
-        let (name, namespace, resources, config): (_, _, Named, Named) = match self {
-            Self::Base => (
-                "base",
-                "conntrack-canary",
-                k8s!("base": "namespace.yaml" "boom-server.yaml" "canary-client.yaml" "load-target.yaml" "load-client.yaml"),
-                &[],
-            ),
-            Self::EveryNode => (
-                "every-node",
-                "conntrack-every-node",
-                k8s!("overlays/every-node": "namespace.yaml" "every-node.yaml"),
-                &[],
-            ),
-            Self::Observe => {
-                ("observe", "conntrack-canary", k8s!("overlays/observe": "observe.yaml"), &[])
+    const fn files(self) -> (&'static str, Named, Named) {
+        match self {
+            Self::Base => {
+                k8s!("base": "namespace.yaml" "boom-server.yaml" "canary-client.yaml" "load-target.yaml" "load-client.yaml";)
             }
-            Self::Witness => (
-                "witness",
-                "conntrack-canary",
-                k8s!("overlays/witness": "namespace.yaml" "witness.yaml"),
-                &[],
-            ),
-            Self::Unprotect => (
-                "unprotect",
-                "conntrack-unprotect",
-                k8s!("tests/unprotect": "namespace.yaml" "unprotect.yaml"),
-                k8s!("tests/unprotect": "unprotect.sh"),
-            ),
-            Self::Tune => (
-                "tune",
-                "conntrack-tune",
-                k8s!("overlays/tune": "namespace.yaml" "tune.yaml"),
-                k8s!("overlays/tune": "tune.sh" "values.env"),
-            ),
-            Self::DropInvalid => (
-                "drop-invalid",
-                "conntrack-drop-invalid",
-                k8s!("overlays/drop-invalid": "namespace.yaml" "drop-invalid.yaml"),
-                k8s!("overlays/drop-invalid": "drop-invalid.sh"),
-            ),
-        };
-        Files { name, namespace, resources, config }
+            Self::EveryNode => k8s!("overlays/every-node": "namespace.yaml" "every-node.yaml";),
+            Self::Observe => k8s!("overlays/observe": "observe.yaml";),
+            Self::Witness => k8s!("overlays/witness": "namespace.yaml" "witness.yaml";),
+            Self::Unprotect => {
+                k8s!("tests/unprotect": "namespace.yaml" "unprotect.yaml"; "unprotect.sh")
+            }
+            Self::Tune => {
+                k8s!("overlays/tune": "namespace.yaml" "tune.yaml"; "tune.sh" "values.env")
+            }
+            Self::DropInvalid => {
+                k8s!("overlays/drop-invalid": "namespace.yaml" "drop-invalid.yaml"; "drop-invalid.sh")
+            }
+        }
     }
 
-    /// What its DaemonSet is called, where it has one, and its ConfigMap.
+    /// Its folder's own name: what its DaemonSet is called, where it has one, and its ConfigMap.
     #[must_use]
-    pub const fn name(self) -> &'static str {
-        self.files().name
+    pub fn name(self) -> &'static str {
+        let (folder, ..) = self.files();
+        folder.rsplit('/').next().unwrap_or(folder)
+    }
+
+    fn namespace(self) -> String {
+        match self {
+            Self::Base | Self::Observe | Self::Witness => "conntrack-canary".to_owned(),
+            _ => format!("conntrack-{}", self.name()),
+        }
     }
 
     /// Its DaemonSet's one container.
     #[must_use]
-    pub const fn container(self) -> &'static str {
+    pub fn container(self) -> &'static str {
         match self {
             Self::Observe | Self::Witness => "load-client",
             _ => self.name(),
@@ -114,24 +93,23 @@ impl Set {
 /// Where a file of `k8s/` is no YAML: its tests would show.
 #[must_use]
 pub fn objects(set: Set, images: &Images, namespace: Option<&str>) -> Vec<Value> {
-    let files = set.files();
-    let namespace = namespace.unwrap_or(files.namespace);
-    let mut objects: Vec<Value> = files
-        .resources
+    let (_, resources, config) = set.files();
+    let namespace = namespace.map_or_else(|| set.namespace(), str::to_owned);
+    let mut objects: Vec<Value> = resources
         .iter()
         .flat_map(|(_, text)| {
             serde_saphyr::from_multiple::<Value>(text).expect("a file of k8s/ is YAML")
         })
         .collect();
-    if !files.config.is_empty() {
-        let data: BTreeMap<_, _> = files.config.iter().copied().collect();
-        objects.push(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": files.name}, "data": data}));
+    if !config.is_empty() {
+        let data: BTreeMap<_, _> = config.iter().copied().collect();
+        objects.push(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": set.name()}, "data": data}));
     }
     for object in &mut objects {
         if object["kind"] == "Namespace" {
-            object["metadata"]["name"] = namespace.into();
+            object["metadata"]["name"] = namespace.as_str().into();
         } else {
-            object["metadata"]["namespace"] = namespace.into();
+            object["metadata"]["namespace"] = namespace.as_str().into();
         }
         let containers =
             object.pointer_mut("/spec/template/spec/containers").and_then(Value::as_array_mut);
@@ -170,7 +148,8 @@ pub fn own(set: Set, run: &Run, kind: &str, name: &str) -> Value {
 #[must_use]
 pub fn config(set: Set, run: &Run) -> Option<Value> {
     let named = || own(set, run, "ConfigMap", set.name());
-    (!set.files().config.is_empty()).then(named)
+    let (.., files) = set.files();
+    (!files.is_empty()).then(named)
 }
 
 /// A pod without a name, from the template of `set`'s object with that kind and name: `run`'s own, with

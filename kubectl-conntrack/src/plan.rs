@@ -147,12 +147,6 @@ pub struct Node {
 }
 
 impl Node {
-    /// What makes nodes alike: for `--sample`.
-    #[must_use]
-    pub fn kind(&self) -> (&str, &str, &str) {
-        (&self.kernel, &self.os_image, &self.kubelet)
-    }
-
     /// Its internal address of a family.
     #[must_use]
     pub fn address(&self, family: Family) -> Option<IpAddr> {
@@ -160,15 +154,14 @@ impl Node {
     }
 }
 
-/// At most `sample` nodes of each kind, in the order given; all without it. The names of those
-/// left out come second.
+/// At most `sample` nodes of each kernel, OS image and kubelet, in the order given; all without it. The
+/// names of those left out come second.
 #[must_use]
 pub fn sampled(nodes: Vec<Node>, sample: Option<usize>) -> (Vec<Node>, Vec<String>) {
     let Some(most) = sample else { return (nodes, Vec::new()) };
     let mut taken = std::collections::BTreeMap::<_, usize>::new();
     let (kept, left): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|n| {
-        let (kernel, os, kubelet) = n.kind();
-        let n = taken.entry([kernel, os, kubelet].map(str::to_owned)).or_default();
+        let n = taken.entry([&n.kernel, &n.os_image, &n.kubelet].map(String::clone)).or_default();
         *n += 1;
         *n <= most
     });
@@ -179,8 +172,7 @@ pub fn sampled(nodes: Vec<Node>, sample: Option<usize>) -> (Vec<Node>, Vec<Strin
 /// larger cluster holds one node alone, which would have no other.
 #[must_use]
 pub fn waves<T>(nodes: Vec<T>, most: usize) -> Vec<Vec<T>> {
-    let count = nodes.len().div_ceil(most.max(2));
-    let total = nodes.len();
+    let (total, count) = (nodes.len(), nodes.len().div_ceil(most.max(2)));
     let mut nodes = nodes.into_iter();
     (0..count)
         .map(|i| nodes.by_ref().take(total * (i + 1) / count - total * i / count).collect())

@@ -54,16 +54,12 @@ fn weakens(name: &str, verdict: Verdict, reason: &str) -> TestCase {
 }
 
 fn case(name: &str, verdict: Verdict, end: String) -> TestCase {
-    let status = match verdict {
-        Verdict::Protected => TestCaseStatus::success(),
-        Verdict::Vulnerable => failed(NonSuccessKind::Failure, verdict, end),
-        Verdict::Inconclusive => failed(NonSuccessKind::Error, verdict, end),
+    let kind = match verdict {
+        Verdict::Protected => return TestCase::new(name, TestCaseStatus::success()),
+        Verdict::Vulnerable => NonSuccessKind::Failure,
+        Verdict::Inconclusive => NonSuccessKind::Error,
     };
-    TestCase::new(name.to_owned(), status)
-}
-
-fn failed(kind: NonSuccessKind, verdict: Verdict, end: String) -> TestCaseStatus {
     let mut status = TestCaseStatus::non_success(kind);
     status.set_type(verdict.as_str()).set_message(end);
-    status
+    TestCase::new(name, status)
 }
