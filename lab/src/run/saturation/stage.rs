@@ -188,30 +188,22 @@ impl<'a> Stage<'a> {
 
     /// Connections to the held port, both ends in our hands.
     pub(crate) fn connect(&self, n: u32) -> Result<Vec<(TcpStream, TcpStream)>, TestbedError> {
-        let target = self.target(HELD_PORT);
-        let local = self.local(HELD_PORT);
-        let wrong = |what: String| move |source| EvidenceError::Io { what, source };
-        let listener = self.testbed.within("server", move || {
-            TcpListener::bind(local).map_err(wrong(format!("listen on {local}")))
+        let (target, deadline) = (self.target(HELD_PORT), self.setting.scaled(READY));
+        let listener = self.listen(HELD_PORT, n.into())?;
+        let clients = self.testbed.within("client", move || {
+            (0..n)
+                .map(|_| TcpStream::connect_timeout(&target, deadline))
+                .collect::<io::Result<Vec<_>>>()
+                .map_err(|source| EvidenceError::Io {
+                    what: format!("connect to {target}"),
+                    source,
+                })
         })?;
-        let deadline = self.setting.scaled(READY);
-        let mut pairs = Vec::new();
-        let mut left = n;
-        while left > 0 {
-            // Fewer than the listener's backlog at a time.
-            let some = left.min(50);
-            let clients = self.testbed.within("client", move || {
-                (0..some)
-                    .map(|_| TcpStream::connect_timeout(&target, deadline))
-                    .collect::<io::Result<Vec<_>>>()
-                    .map_err(wrong(format!("connect to {target}")))
-            })?;
-            pairs.extend(
-                streams::accept(&listener, clients).map_err(io_error("accept", &self.dir))?,
-            );
-            left -= some;
-        }
-        Ok(pairs)
+        let accept = || {
+            listener.set_nonblocking(false)?;
+            streams::accept(&listener, clients)
+        };
+        accept().map_err(io_error("accept", &self.dir))
     }
 
     /// So many connections with octets going back and forth, the last `half_closed` of them half closed.
