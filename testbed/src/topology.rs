@@ -345,6 +345,9 @@ fn cidr6(net: u8) -> String {
     format!("{}/64", Addr::new(net, 0).v6)
 }
 
+/// The way out of the cluster, on the underlay; there is no such host.
+const GATEWAY: Addr = Addr::new(UNDERLAY, 1);
+
 /// Bits of a network's address in each family.
 const NET: (u8, u8) = (24, 64);
 /// Of a single address.
@@ -404,11 +407,17 @@ impl Builder<'_> {
             // A host's own connections to a Service need a route before they are translated.
             self.ip(host, &format!("route add default via {}", via.v4));
             self.ip(host, &format!("route add ::/0 via {}", via.v6));
-            // What comes from elsewhere and is not translated leads nowhere, as beyond the
-            // routers of a cluster.
-            for (six, vip) in [("", vip.v4.to_string()), ("-6 ", vip.v6.to_string())] {
+            // What comes from elsewhere and is not translated goes out to the cluster's gateway, whose
+            // link-layer address no host has: beyond it nobody knows a Service's address.
+            for (six, vip, gateway, all) in [
+                ("", vip.v4.to_string(), GATEWAY.v4.to_string(), "default"),
+                ("-6 ", vip.v6.to_string(), GATEWAY.v6.to_string(), "::/0"),
+            ] {
+                let beyond = "lladdr 02:00:00:00:00:01 nud permanent dev eth0";
+                self.ip(host, &format!("{six}neigh add {gateway} {beyond}"));
+                self.ip(host, &format!("{six}route add {all} via {gateway} dev eth0 table 101"));
                 self.ip(host, &format!("{six}rule add pref 100 iif lo lookup main"));
-                self.ip(host, &format!("{six}rule add pref 101 to {vip} blackhole"));
+                self.ip(host, &format!("{six}rule add pref 101 to {vip} lookup 101"));
             }
         }
     }

@@ -38,10 +38,14 @@ ip -n node1 route add 198.18.66.0/24 via 198.18.0.12
 ip -n node1 route add fd00:66::/64 via fd00::12
 ip -n node1 route add default via 198.18.0.12
 ip -n node1 route add ::/0 via fd00::12
+ip -n node1 neigh add 198.18.0.1 lladdr 02:00:00:00:00:01 nud permanent dev eth0
+ip -n node1 route add default via 198.18.0.1 dev eth0 table 101
 ip -n node1 rule add pref 100 iif lo lookup main
-ip -n node1 rule add pref 101 to 198.19.0.10 blackhole
+ip -n node1 rule add pref 101 to 198.19.0.10 lookup 101
+ip -n node1 -6 neigh add fd00::1 lladdr 02:00:00:00:00:01 nud permanent dev eth0
+ip -n node1 -6 route add ::/0 via fd00::1 dev eth0 table 101
 ip -n node1 -6 rule add pref 100 iif lo lookup main
-ip -n node1 -6 rule add pref 101 to fd00:19::10 blackhole
+ip -n node1 -6 rule add pref 101 to fd00:19::10 lookup 101
 ip -n node2 addr add 198.18.0.12/24 dev eth0
 ip -n node2 addr add fd00::12/64 dev eth0 nodad
 ip -n node2 link set eth0 up
@@ -49,10 +53,14 @@ ip -n node2 route add 198.18.65.0/24 via 198.18.0.11
 ip -n node2 route add fd00:65::/64 via fd00::11
 ip -n node2 route add default via 198.18.0.11
 ip -n node2 route add ::/0 via fd00::11
+ip -n node2 neigh add 198.18.0.1 lladdr 02:00:00:00:00:01 nud permanent dev eth0
+ip -n node2 route add default via 198.18.0.1 dev eth0 table 101
 ip -n node2 rule add pref 100 iif lo lookup main
-ip -n node2 rule add pref 101 to 198.19.0.10 blackhole
+ip -n node2 rule add pref 101 to 198.19.0.10 lookup 101
+ip -n node2 -6 neigh add fd00::1 lladdr 02:00:00:00:00:01 nud permanent dev eth0
+ip -n node2 -6 route add ::/0 via fd00::1 dev eth0 table 101
 ip -n node2 -6 rule add pref 100 iif lo lookup main
-ip -n node2 -6 rule add pref 101 to fd00:19::10 blackhole
+ip -n node2 -6 rule add pref 101 to fd00:19::10 lookup 101
 ip -n node1 link add to-client type veth peer name eth0 netns client
 ip -n node1 addr add 198.18.65.1/32 dev to-client
 ip -n node1 addr add fd00:65::1/128 dev to-client nodad
