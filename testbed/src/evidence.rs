@@ -52,17 +52,24 @@ pub const BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 pub fn sysctl(key: &str) -> Result<String, EvidenceError> {
     fs::read_to_string(format!("/proc/sys/{key}"))
         .map(|s| s.trim().to_owned())
-        .map_err(|source| EvidenceError::Io { what: format!("read sysctl {key}"), source })
+        .map_err(|e| no_sysctl("read", key, e))
+}
+
+/// A kernel without a setting has no file for it.
+fn no_sysctl(what: &str, key: &str, e: io::Error) -> EvidenceError {
+    let key = key.replace('/', ".");
+    let absent = e.kind() == io::ErrorKind::NotFound;
+    let source = if absent { io::Error::other("this kernel has no such setting") } else { e };
+    EvidenceError::Io { what: format!("{what} sysctl {key}"), source }
 }
 
 /// Sets a sysctl of this thread's network namespace and reads it back.
 pub fn set_sysctl(key: &str, value: &str) -> Result<(), EvidenceError> {
-    fs::write(format!("/proc/sys/{key}"), value).map_err(|source| EvidenceError::Io {
-        what: format!("set sysctl {key}={value}"),
-        source,
-    })?;
+    fs::write(format!("/proc/sys/{key}"), value)
+        .map_err(|e| no_sysctl(&format!("set to '{value}'"), key, e))?;
     let found = sysctl(key)?;
-    if found == value {
+    // The kernel separates values by tabs.
+    if found.split_whitespace().eq(value.split_whitespace()) {
         Ok(())
     } else {
         Err(EvidenceError::ReadBack { key: key.into(), wanted: value.into(), found })
@@ -197,6 +204,20 @@ pub fn read_rules(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What has several values is the same with blanks as with tabs; another value is another. (The
+    /// setting is written back as it was.)
+    #[test]
+    fn several_values_are_compared_one_by_one() {
+        let key = "net/ipv4/ip_local_port_range";
+        let Some(was) = sysctl(key).ok().filter(|was| set_sysctl(key, was).is_ok()) else {
+            eprintln!("SKIPPED: {key} cannot be written here");
+            return;
+        };
+        set_sysctl(key, &was.replace('\t', " ")).unwrap();
+        let absent = sysctl("net/ipv4/moon").unwrap_err().to_string();
+        assert_eq!(absent, "cannot read sysctl net.ipv4.moon: this kernel has no such setting");
+    }
 
     /// Growth is of counters; the number of entries is none.
     #[test]
