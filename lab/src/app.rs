@@ -285,12 +285,16 @@ fn inner(args: &RunArgs, mut config: Config, pipe: i32) -> Ending {
         dir: dir.clone(),
     };
     let entries: Vec<_> = plan.scenarios.iter().map(|s| entry(s, &plan.setting.tools)).collect();
-    let cells: usize = entries
-        .iter()
-        .filter(|e| e.skipped.is_none())
-        .filter_map(|e| e.scenario.matrix())
-        .map(|m| m.cells() * plan.repeat as usize)
-        .sum();
+    let bodies = entries.iter().filter(|e| e.skipped.is_none()).map(|e| &e.scenario.body);
+    let repeated = |n: usize| n * plan.repeat as usize;
+    let (mut cells, mut cases) = (0, 0);
+    for body in bodies {
+        match body {
+            Body::Matrix(m) => cells += repeated(m.cells()),
+            Body::Cause(cause) => cases += repeated(run::cases(cause, plan.mends).len()),
+            Body::Saturation(_) => {}
+        }
+    }
     let record = Record::prepare(&dir, clock, interrupt, config).map_err(failed)?;
     let mut ledger = Ledger::new(entries, plan.repeat, environment, record.so_far());
     let mut progress = Progress::new();
@@ -299,7 +303,7 @@ fn inner(args: &RunArgs, mut config: Config, pipe: i32) -> Ending {
         let (plan, control) = (&plan, control.as_ref());
         // The sender goes with the run, so that listening ends with it.
         scope.spawn(move || run::run(plan, control, &tell));
-        progress.begin(cells);
+        progress.begin(cells, cases);
         record.listen(&told, &mut ledger, &mut progress);
     });
     progress.end();

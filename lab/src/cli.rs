@@ -134,7 +134,8 @@ pub struct RunArgs {
 /// Options of `shell`.
 #[derive(Clone, Debug, Args)]
 pub struct ShellArgs {
-    /// Scenario by name, or a file whose name ends in .toml
+    /// Scenario of paths (no `kind`, or kind = "matrix") by name, or its file; the hosts of a situation stay up
+    /// after `run FILE --keep`
     #[arg(value_name = "SCENARIO")]
     pub scenario: String,
     /// Host: client, server, node1, node2, or outside where the path has it

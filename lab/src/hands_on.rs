@@ -27,7 +27,8 @@ fn chosen(args: &ShellArgs) -> Result<(About, Matrix), String> {
     match one.body {
         Body::Matrix(matrix) => Ok((one.about, matrix)),
         Body::Cause(_) | Body::Saturation(_) => Err(format!(
-            "{} builds its hosts stage by stage: name a scenario with a path, as cluster-ip",
+            "{} builds its hosts case by case: run it with --keep, which says how to enter each, or name a \
+             scenario of paths, as cluster-ip",
             one.about.name
         )),
     }

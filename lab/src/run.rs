@@ -262,7 +262,7 @@ fn causes<'a>(plan: &'a Plan, repetition: u32, tell: &'a Sender<Event>) -> Vec<W
 
 /// Every case as it is, and then, where mends are asked for, every case under each mend; each with
 /// the directory of its files.
-fn cases(cause: &Cause, mends: bool) -> Vec<(PathBuf, Case)> {
+pub(crate) fn cases(cause: &Cause, mends: bool) -> Vec<(PathBuf, Case)> {
     let cases =
         || (1..).zip(&cause.cases).map(|(n, case): (u32, _)| (PathBuf::from(n.to_string()), case));
     let mut all: Vec<_> = cases().map(|(dir, case)| (dir, case.clone())).collect();

@@ -195,8 +195,9 @@ fn the_documented_situations_are_as_told() {
     let out = output(lab(&dir).arg("run").args(&files).arg("--output").arg(&results));
     assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
     for s in result(&results).scenarios.iter().skip(1) {
-        for step in &s.timeline.as_ref().unwrap().steps {
-            assert!(text.contains(&format!(" s  {}\n", step.title)), "{}", step.title);
+        for (n, step) in (1..).zip(&s.timeline.as_ref().unwrap().steps) {
+            let n: u32 = n;
+            assert!(text.contains(&format!("  case {n:<5}{} (", step.title)), "{}", step.title);
         }
     }
 }
@@ -212,13 +213,13 @@ fn what_the_kernel_refuses_is_told_with_its_place() {
         (
             "[[case.host]]\nname = \"node1\"\nnft",
             "[[case.host]]\nname = \"client\"\nsysctls = { \"net.ipv4.moon\" = \"1\" }\nnft",
-            "net/ipv4/moon",
+            "net.ipv4.moon: this kernel has no such setting",
         ),
     ] {
         let file = dir.path().join("refused.toml");
         assert!(own.contains(from), "{from}");
         fs::write(&file, own.replace(from, to)).unwrap();
-        let results = dir.path().join(says.split('/').next_back().unwrap().replace(' ', "-"));
+        let results = dir.path().join(says.split(':').next().unwrap().replace(' ', "-"));
         let out = output(lab(&dir).arg("run").arg(&file).arg("--output").arg(&results));
         assert_eq!(out.code, 11, "{}{}", out.stdout, out.stderr);
         let (judgement, reasons) = judged(&result(&results), "own-rules");
@@ -228,6 +229,99 @@ fn what_the_kernel_refuses_is_told_with_its_place() {
         assert!(!reasons[0].contains('\n'), "{reasons:?}");
     }
     before.assert_same(dir.path());
+}
+
+/// What hosts have of their own does what the file says, or the case says why not: iptables text is of
+/// the case's family, rules that empty the Service's prove nothing, a segment that nobody translates goes
+/// through FORWARD, and what own rules counted is told.
+#[test]
+fn what_hosts_have_of_their_own_acts() {
+    let dir = scratch();
+    let file = dir.path().join("own.toml");
+    let about = "kind = \"cause\"\nname = \"own\"\ntitle = \"t\"\nwhy = \"w\"\nsource = \"s\"\nconnections = 4\n";
+    let drop = "*filter\n-A FORWARD -p tcp -j DROP\nCOMMIT\n";
+    let case = |title: &str, more: &str, host: &str, steps: &str, expect: &str| {
+        format!(
+            "[[case]]\ntitle = \"{title}\"\n{more}\nsteps = [{steps}]\nexpect = {{ {expect} }}\n\
+             [[case.host]]\nname = \"node1\"\n{host}\n",
+        )
+    };
+    let none = "client = \"timed-out\", forged = { control = \"no-connection\" }";
+    let own = |text: &str| format!("iptables = \"\"\"\n{text}\"\"\"");
+    let text = [
+        case("of IPv6", "family = \"ipv6\"", &own(drop), "\"connect\"", none),
+        case(
+            "of IPv4 in IPv6",
+            "family = \"ipv6\"",
+            &own("*filter\n-A FORWARD -s 10.0.0.0/8 -j DROP\nCOMMIT\n"),
+            "\"connect\"",
+            none,
+        ),
+        case(
+            "pasted",
+            "proxy-mode = \"iptables\"",
+            &own("*nat\n:KUBE-SERVICES - [0:0]\nCOMMIT\n"),
+            "\"connect\"",
+            none,
+        ),
+        case("flushed", "", "nft = \"flush ruleset\"", "\"connect\"", none),
+        case(
+            "untranslated",
+            "path = \"snat\"\nprotections = []",
+            "sysctls = { \"net.netfilter.nf_conntrack_tcp_timeout_established\" = \"1\", \
+             \"net.netfilter.nf_conntrack_tcp_loose\" = \"0\" }\n\
+             nft = \"table inet own { chain forward { type filter hook forward priority 0; \
+             iifname to-client ct state invalid counter reject with tcp reset; }; }\"",
+            "\"connect\", \"let-expire\", { transfer = \"down\" }",
+            "client = \"reset\", forged = { control = \"delivered\" }",
+        ),
+        case(
+            "kept",
+            "keepalive = true",
+            "sysctls = { \"net.netfilter.nf_conntrack_tcp_timeout_established\" = \"3\" }\n\
+             [[case.host]]\nname = \"client\"\n\
+             sysctls = { \"net.ipv4.tcp_keepalive_time\" = \"1\", \"net.ipv4.tcp_keepalive_intvl\" = \"1\" }",
+            "\"connect\", { ask = \"6s\" }, \"answer\"",
+            "client = \"survived\"",
+        ),
+        case(
+            "given up",
+            "patience = \"20s\"",
+            "[[case.host]]\nname = \"client\"\nsysctls = { \"net.ipv4.tcp_retries2\" = \"2\" }",
+            "\"connect\", \"remove-endpoint\", { change = { name = \"node2\", nft = \"table inet quiet \
+             { chain out { type filter hook output priority 0; meta l4proto icmp drop; }; }\" } }, \
+             { transfer = \"up\" }",
+            "client = \"timed-out\"",
+        ),
+    ];
+    fs::write(&file, about.to_owned() + &text.concat()).unwrap();
+    let results = dir.path().join("r");
+    let out = output(lab(&dir).arg("run").arg(&file).arg("--output").arg(&results));
+    assert_eq!(out.code, 11, "{}{}", out.stdout, out.stderr);
+    let r = result(&results);
+    let (_, reasons) = judged(&r, "own");
+    for (n, says) in [
+        "of IPv4 in IPv6: cannot give node1 what it has of its own: ip6tables-restore, the tool of a case of ipv6, refuses",
+        "pasted: cannot give node1 what it has of its own: its rules take away the Service's: 2 of 2 rules in ip nat KUBE-SERVICES",
+        "flushed: cannot give node1 what it has of its own: its rules take away the Service's: ",
+    ]
+    .iter()
+    .enumerate()
+    {
+        assert!(reasons.get(n).is_some_and(|r| r.starts_with(says)), "{says}: {reasons:?}");
+    }
+    assert_eq!(reasons.len(), 3, "{reasons:?}");
+    let said = |title: &str| {
+        let s = r.scenarios.iter().find(|s| s.name == "own").unwrap();
+        let step = s.timeline.as_ref().unwrap().steps.iter().find(|s| s.title == title).unwrap();
+        step.notes.join("\n")
+    };
+    assert!(said("of IPv6").contains("drop' in ip6 filter FORWARD: "), "{}", said("of IPv6"));
+    let acted = said("untranslated");
+    assert!(acted.contains("reject with tcp reset' in inet own forward: "), "{acted}");
+    assert!(said("given up").contains("Errors: ETIMEDOUT at "), "{}", said("given up"));
+    let rules = fs::read_to_string(results.join("cells/own/5/rules-node1.txt")).unwrap();
+    assert!(rules.contains("counter packets ") && !rules.contains("counter packets 0 "), "{rules}");
 }
 
 /// `new` writes a scenario that runs as it stands, and does not write over one that is there.

@@ -155,6 +155,21 @@ pub struct Mended {
     pub mends: Vec<MendResult>,
 }
 
+impl Mended {
+    /// The mends that help, wholly or partly.
+    pub fn helping(&self) -> impl Iterator<Item = Mend> {
+        let helps = |m: &&MendResult| matches!(m.effect, Effect::Helps | Effect::HelpsPartly);
+        self.mends.iter().filter(helps).map(|m| m.mend)
+    }
+
+    /// Whether connections are lost as it is, and no mend that was tried helps.
+    #[must_use]
+    pub fn helpless(&self) -> bool {
+        let base = self.mends.iter().find(|m| m.mend == Mend::AsItIs && m.why.is_none());
+        base.is_some_and(|m| m.lost > 0) && self.helping().next().is_none()
+    }
+}
+
 /// What one mend did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MendResult {

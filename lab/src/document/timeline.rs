@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::lab::Judgement;
 use canary_record::names;
 use canary_record::names::{Outcome, ProbeEnd};
 use canary_record::result::observe::ConntrackCounters;
@@ -99,6 +100,9 @@ pub struct Step {
     pub t: f64,
     /// What it is, in a few words.
     pub title: String,
+    /// Of a situation's case: what it was run with, and the judgement of it alone.
+    #[serde(default)]
+    pub case: Option<CaseSaid>,
     /// What was changed on entering it.
     pub changes: Vec<Change>,
     /// New connections begun in it.
@@ -115,6 +119,15 @@ pub struct Step {
     pub conntrack: ConntrackCounters,
     /// What it shows, in a sentence; what weakens it.
     pub notes: Vec<String>,
+}
+
+/// A case by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CaseSaid {
+    /// Its path, family, proxy mode and protections.
+    pub setting: String,
+    /// Against its expectation.
+    pub judgement: Judgement,
 }
 
 /// A setting that was changed.

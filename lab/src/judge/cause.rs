@@ -4,15 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::document::lab::{Judgement, ScenarioResult, Seen};
-use crate::document::timeline::{Step, Timeline};
+use crate::document::timeline::{CaseSaid, Step, Timeline};
 use canary_record::names::{Diagnosis, Forgery, ProbeEnd};
 use canary_record::outcome::Counts;
+use canary_record::result::witness::WitnessResult;
 
 use super::cell::seen_of;
 use super::witness;
 use crate::observed::cause::{Seen as Shown, forged as outcome};
 use crate::observed::{listed, outcomes};
-use crate::scenario::cause::{Case, Cause, Ends, Step as Done};
+use crate::scenario::cause::{Case, Cause, Ends, Expect, Step as Done};
 
 /// Judges what every case showed, or why it could not be run, into `result`.
 pub(crate) fn result(cause: &Cause, cases: &[Result<Shown, String>], result: &mut ScenarioResult) {
@@ -41,35 +42,47 @@ fn step(case: &Case, seen: &Shown, judgement: Judgement, why: &[String]) -> Step
             seen.sum(|b| b.connections.reset_seen_by_application)
         ),
         format!(
-            "boom-server forged on {} of {} connections and attributed {} RSTs to that; {} were others.",
+            "boom-server forged on {} of {} connections that it accepted and attributed {} RSTs to that; {} \
+             were others.",
             seen.sum(|b| b.connections.forged),
-            seen.connections,
+            seen.sum(|b| b.connections.accepted),
             seen.sum(|b| b.resets.attributed),
             seen.sum(|b| b.resets.unattributed)
         ),
     ];
     // One for each server, which mostly agree.
-    let each = seen.boom.iter().flat_map(|b| &b.paths).map(|p| p.diagnosis.to_string());
+    let each = seen.boom.iter().flat_map(|b| &b.paths).map(|p| match &*p.reasons {
+        reasons if p.diagnosis == Diagnosis::Inconclusive && !reasons.is_empty() => {
+            format!("{} ({})", p.diagnosis, reasons.join("; "))
+        }
+        _ => p.diagnosis.to_string(),
+    });
     let diagnoses: BTreeSet<_> = each.collect();
     notes.extend(diagnoses.iter().map(|d| format!("Its diagnosis: {d}.")));
     let steps = seen.steps.iter().map(|s| {
         let forged = s.forged.iter().map(|o| {
             format!(", {} {}: {}", o.forged, o.forgery, listed(&o.counts.each().collect()))
         });
-        format!("{}: {}{}", s.what, listed(&s.client), forged.collect::<String>())
+        format!("{}: {}{}", s.what, ends(case, &s.client), forged.collect::<String>())
     });
     notes.push(format!("Steps: {}.", steps.collect::<Vec<_>>().join("; ")));
+    if !seen.errors.is_empty() {
+        notes.push(format!("Errors: {}.", listed(&seen.errors)));
+    }
+    notes.extend(seen.rules.iter().cloned());
     for (node, w) in &seen.witnesses {
         let ends = w.connections.iter().map(|c| format!("{} {} {}", c.count, c.cause, c.direction));
         notes.push(format!(
             "The kernel's words on {node}: {}.",
             or_nothing(&ends.collect::<Vec<_>>())
         ));
+        notes.extend(reserved(node, w));
     }
     notes.extend(why.iter().map(|w| format!("{w}.")));
     Step {
         t: seen.t,
         title: case.title.clone(),
+        case: Some(CaseSaid { setting: case.setting(), judgement }),
         changes: seen.changes.clone(),
         new_attempts: seen.connections,
         new_ok: seen.client.get(&ProbeEnd::Survived).copied().unwrap_or(0),
@@ -81,13 +94,38 @@ fn step(case: &Case, seen: &Shown, judgement: Judgement, why: &[String]) -> Step
     }
 }
 
+/// How connections stand; with how long was waited, where some hung.
+fn ends(case: &Case, client: &BTreeMap<ProbeEnd, u64>) -> String {
+    let hung = client.get(&ProbeEnd::Hung).is_some_and(|n| *n > 0);
+    let nothing = if hung {
+        format!(" (nothing for {} s)", case.patience.0.as_secs_f64())
+    } else {
+        String::new()
+    };
+    listed(client) + &nothing
+}
+
+/// What a witness could not make anything of.
+fn reserved(node: &str, w: &WitnessResult) -> Option<String> {
+    let mut parts = Vec::new();
+    if !w.unanswered.is_empty() {
+        parts.push(format!("INVALID segments that no reset answered: {}", listed(&w.unanswered)));
+    }
+    if !w.unread_rules.is_empty() {
+        parts.push(format!("rules that could not be read: {}", w.unread_rules.join("; ")));
+    }
+    (!parts.is_empty()).then(|| format!("Not in these words, on {node}: {}.", parts.join("; ")))
+}
+
 /// Compares a case with its expectation. boom-server's word comes first: it
 /// forged on every one of these connections, so that it could have been wrong.
 fn judge(case: &Case, seen: &Shown) -> (Judgement, Vec<String>) {
-    let (mut differs, mut doubts) = (Vec::new(), Vec::new());
+    let (mut differs, mut doubts, mut unforged) = (Vec::new(), Vec::new(), Vec::new());
     let (expect, n) = (&case.expect, seen.connections);
     let unconnected = expect.forged.values().all(|s| *s == Seen::NoConnection);
-    let untried = unconnected && seen.sum(|b| b.connections.forged) == 0;
+    let never = never(case, seen, &mut doubts);
+    // Without any connection nothing could be forged: what the client's connections say is enough.
+    let none = seen.sum(|b| b.connections.forged) == 0 && (unconnected || never == n);
     // On the connections of load-client's own forgeries boom-server may be left without an answer.
     let clients_too = case.steps.iter().any(|s| matches!(s, Done::Forge(_)));
     let mut forged = |who: &str,
@@ -102,9 +140,15 @@ fn judge(case: &Case, seen: &Shown) -> (Judgement, Vec<String>) {
             let saw = listed(&counts.each().collect());
             match seen_of(forged, &counts) {
                 as_expected if as_expected == *expected => {}
-                Seen::Mixed if untried && *expected == Seen::NoConnection => {}
+                Seen::Mixed if none && *expected == Seen::NoConnection => {}
+                Seen::Mixed if none => unforged.push(format!("{forgery}: expected {expected}")),
+                Seen::Mixed if forged == 0 => doubts.push(format!(
+                    "{forgery}: expected {expected}, and {who} forged none: it takes turns, so use more \
+                     connections or fewer forgeries, and let it see a connection that is at rest",
+                )),
                 Seen::Mixed => doubts.push(format!(
-                    "{forgery}: expected {expected} {forged}, saw {saw}: {who} could hardly have been wrong",
+                    "{forgery}: expected {expected}, saw {saw} of {forged}: what is not the same of all \
+                     proves nothing",
                 )),
                 other => differs.push(format!("{forgery} by {who}: expected {expected}, saw {other}")),
             }
@@ -135,12 +179,17 @@ fn judge(case: &Case, seen: &Shown) -> (Judgement, Vec<String>) {
     if lost > 0 {
         doubts.push(format!("boom-server's raw sockets lost {lost} segments"));
     }
-    let never = never(case, seen, &mut doubts);
     let (forged, could) = (seen.sum(|b| b.connections.forged), n.saturating_sub(never));
     if forged < could && !unconnected {
         doubts.push(format!("boom-server forged on {forged} of {could} connections"));
     }
-    differs.extend(client(case, seen));
+    let client = client(case, seen);
+    // Where the client's connections were expected, forged segments on them were not.
+    if client.is_empty() && !unforged.is_empty() {
+        let all = unforged.join(", ");
+        differs.push(format!("{all}: no connection came to be, which is no-connection"));
+    }
+    differs.extend(client);
     let resets = seen.sum(|b| b.connections.reset_seen_by_application);
     let wanted = if expect.server_reset { n } else { killed };
     // The server of a connection that ended at its client hears of it when it sends.
@@ -158,6 +207,25 @@ fn judge(case: &Case, seen: &Shown) -> (Judgement, Vec<String>) {
     if case.steps.contains(&Done::DeleteEntries) && seen.deleted < n && !unconnected {
         differs.push(format!("entries deleted: {} for {n} connections", seen.deleted));
     }
+    let deaf = words(expect, seen, &mut differs, &mut doubts);
+    let judgement = if !doubts.is_empty() {
+        Judgement::Inconclusive
+    } else if differs.is_empty() {
+        Judgement::AsExpected
+    } else {
+        Judgement::Differs
+    };
+    differs.extend(doubts.into_iter().chain(deaf));
+    (judgement, differs)
+}
+
+/// The kernel's own words against what is expected of them; gives who could not hear them.
+fn words(
+    expect: &Expect,
+    seen: &Shown,
+    differs: &mut Vec<String>,
+    doubts: &mut Vec<String>,
+) -> Vec<String> {
     // A witness that cannot hear is one judge less, as in a cell, and is told.
     let deaf: Vec<_> = seen.witnesses.iter().filter_map(|(n, w)| witness::deaf(n, w)).collect();
     if let Some(causes) = &expect.witness {
@@ -171,33 +239,29 @@ fn judge(case: &Case, seen: &Shown) -> (Judgement, Vec<String>) {
         let weak = seen.witnesses.iter().flat_map(|(node, w)| witness::said(node, w).weak);
         doubts.extend(weak.filter(|why| !deaf.contains(why)));
     }
-    let judgement = if !doubts.is_empty() {
-        Judgement::Inconclusive
-    } else if differs.is_empty() {
-        Judgement::AsExpected
-    } else {
-        Judgement::Differs
-    };
-    differs.extend(doubts.into_iter().chain(deaf));
-    (judgement, differs)
+    deaf
 }
 
-/// How many connections never came to be; those of which nobody expected it are doubts.
+/// How many connections never came to be. Where the network refused them the client's expectation
+/// says whether that is right; a limit of this host that nobody expected proves nothing.
 fn never(case: &Case, seen: &Shown, doubts: &mut Vec<String>) -> u64 {
     let in_steps = case.steps.iter().filter_map(|s| match s {
         Done::Expect(ends) => Some(ends),
         _ => None,
     });
     let expected: Vec<_> = case.expect.client.iter().chain(in_steps).collect();
-    let mut never = 0;
-    for (end, count) in &seen.client {
-        if matches!(end, ProbeEnd::Refused | ProbeEnd::TimedOut | ProbeEnd::LocalLimit) {
-            never += count;
-            if *count > 0 && !expected.iter().any(|ends| ends.0.contains(end)) {
-                let n = seen.connections;
-                doubts.push(format!("{count} of {n} connections never came to be: {end}"));
-            }
-        }
+    let connect = case.steps.iter().position(|step| *step == Done::Connect);
+    let after = connect.and_then(|at| seen.steps.get(at));
+    let of = |end| after.and_then(|a| a.client.get(&end)).copied().unwrap_or(0);
+    let never = [ProbeEnd::Refused, ProbeEnd::TimedOut, ProbeEnd::LocalLimit, ProbeEnd::Failed];
+    let never = never.map(of).iter().sum();
+    let limit = ProbeEnd::LocalLimit;
+    let limited = seen.client.get(&limit).copied().unwrap_or(0);
+    if limited > 0 && !expected.iter().any(|ends| ends.0.contains(&limit)) {
+        doubts.push(format!(
+            "{limited} of {} connections never came to be: {limit}",
+            seen.connections
+        ));
     }
     never
 }
@@ -209,7 +273,7 @@ fn client(case: &Case, seen: &Shown) -> Vec<String> {
         let there = |end: &ProbeEnd| client.get(end).copied().unwrap_or(0);
         let all: u64 = ends.0.iter().map(there).sum();
         let differs = all != n || ends.0.iter().any(|end| there(end) == 0);
-        let saw = listed(client);
+        let saw = self::ends(case, client);
         differs.then(|| format!("the client's connections{when}: expected {ends} {n}, saw {saw}"))
     };
     let steps = case.steps.iter().zip(&seen.steps).enumerate();

@@ -5,7 +5,7 @@ use canary_record::names::ProbeEnd;
 
 use crate::document::lab::{Effect, Mend, MendResult, Mended};
 use crate::observed::cause::Seen;
-use crate::scenario::cause::{Case, Cause};
+use crate::scenario::cause::{Case, Cause, Host};
 
 /// The table of a scenario's cases. `seen` is in the order of [`Case::under_mends`].
 pub(crate) fn table(cause: &Cause, seen: &[Result<Seen, String>]) -> Vec<Mended> {
@@ -13,12 +13,21 @@ pub(crate) fn table(cause: &Cause, seen: &[Result<Seen, String>]) -> Vec<Mended>
     let row = |case: &Case| {
         let mends: Vec<_> =
             case.under_mends(cause.mends_at).into_iter().map(|(mend, _)| mend).collect();
+        let own = cause.hosts.iter().chain(&case.hosts).any(Host::drops);
+        let untried = (own && !mends.contains(&Mend::NoDrop)).then(|| MendResult {
+            mend: Mend::NoDrop,
+            lost: 0,
+            effect: Effect::NotShown,
+            why: Some(
+                "not tried: the drop is a rule of the file's own: take it out in a case beside this one"
+                    .to_owned(),
+            ),
+        });
         let results: Vec<_> = mends.into_iter().zip(seen.by_ref()).collect();
-        Mended {
-            case: case.title.clone(),
-            connections: cause.connections(case).into(),
-            mends: compared(&results, cause.connections(case).into()),
-        }
+        let mut mends = compared(&results, cause.connections(case).into());
+        mends.extend(untried);
+        mends.sort_by_key(|m| m.mend);
+        Mended { case: case.title.clone(), connections: cause.connections(case).into(), mends }
     };
     cause.cases.iter().map(row).collect()
 }
@@ -70,6 +79,7 @@ fn lost(seen: &Seen) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scenario::{Body, parse};
 
     /// Fewer helps, none helps wholly, more harms.
     #[test]
@@ -89,6 +99,27 @@ mod tests {
         ] {
             assert_eq!(effect(base, lost, 20), what, "{base} {lost}");
         }
+    }
+
+    /// A drop of the file's own is told of as what was not tried; where nothing helps, that is said.
+    #[test]
+    fn what_does_not_help_is_said() {
+        let text = "kind = \"cause\"\nname = \"x\"\ntitle = \"\"\nwhy = \"\"\nsource = \"\"\n\
+                    [[host]]\nname = \"node1\"\niptables = \"*filter\\n-A FORWARD -j DROP\\nCOMMIT\\n\"\n\
+                    [[case]]\ntitle = \"t\"\nsteps = [\"connect\"]\nexpect = { client = \"survived\" }\n";
+        let Body::Cause(cause) = parse("x", text).unwrap().body else { panic!("its kind") };
+        let tried = cause.cases[0].under_mends(cause.mends_at).len();
+        let mut table = table(&cause, &vec![Err("no host".to_owned()); tried]);
+        let row = &mut table[0];
+        let untried = row.mends.iter().find(|m| m.mend == Mend::NoDrop).unwrap();
+        assert!(untried.why.as_ref().unwrap().contains("the file's own"), "{untried:?}");
+        assert!(!row.helpless(), "what was not run says nothing");
+        for m in &mut row.mends {
+            (m.why, m.lost, m.effect) = (None, 20, Effect::DoesNothing);
+        }
+        assert!(row.helpless());
+        row.mends[1].effect = Effect::HelpsPartly;
+        assert!(!row.helpless());
     }
 
     /// What could not be tried is no mend, and where the situation itself could not be, nothing is.

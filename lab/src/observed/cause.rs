@@ -31,6 +31,10 @@ pub(crate) struct Seen {
     /// How they ended for the client.
     pub(crate) client: BTreeMap<ProbeEnd, u64>,
     pub(crate) failures: BTreeMap<FailureClass, u64>,
+    /// Where and by which errno those failed whose class does not say it.
+    pub(crate) errors: BTreeMap<String, u64>,
+    /// What the counters of hosts' own rules say in the end.
+    pub(crate) rules: Vec<String>,
     pub(crate) boom: Vec<BoomResult>,
     pub(crate) steps: Vec<After>,
     /// Entries that were there before and gone after a deletion.

@@ -207,6 +207,7 @@ fn advice(result: &LabResult) -> Markup {
     const MOST: usize = 6;
     let odd: Vec<_> = cells(result).filter(|c| c.judgement == Judgement::Differs).collect();
     let summary = result.positive_control.held.then(|| overview::summary(result));
+    let mended: Vec<_> = result.scenarios.iter().flat_map(|s| &s.mended).collect();
     html! {
         @if !odd.is_empty() {
             p {
@@ -218,6 +219,17 @@ fn advice(result: &LabResult) -> Markup {
         @match summary {
             None => p {
                 "Nothing can be advised from this run: see what weakens it, mend that, and run it again."
+            },
+            Some(sets) if sets.iter().all(Vec::is_empty) && !mended.is_empty() => {
+                ul.plain { @for case in mended {
+                    li {
+                        strong { (case.case) ": " }
+                        @let helping: Vec<_> = case.helping().map(|m| m.to_string()).collect();
+                        @if case.helpless() { "none of the mends tried helps." }
+                        @else if helping.is_empty() { "nothing to mend, or not shown." }
+                        @else { (helping.join(", ")) " helps." }
+                    }
+                } }
             },
             Some(sets) if sets.iter().all(Vec::is_empty) => p {
                 "No protection was tried on a path that is translated, so this run recommends none."

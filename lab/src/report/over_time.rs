@@ -97,7 +97,13 @@ fn steps(t: &Timeline) -> Markup {
 fn step(n: usize, s: &Step) -> Markup {
     html! {
         tr.row {
-            th.first scope="row" { (n) ". " (s.title) small { "from " (format!("{:.1}", s.t)) " s" } }
+            th.first scope="row" {
+                (n) ". " (s.title)
+                @match &s.case {
+                    Some(case) => small { (case.setting) },
+                    None => small { "from " (format!("{:.1}", s.t)) " s" },
+                }
+            }
             td { @for c in &s.changes { code { (c.what) } small { (c.from) " → " (c.to) } } }
             td.num { (grouped(s.new_attempts)) }
             td.num { (grouped(s.new_ok)) }

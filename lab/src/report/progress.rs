@@ -28,10 +28,15 @@ impl Progress {
         Self { begun: Instant::now(), bar, terminal }
     }
 
-    /// The number of cells to come.
-    pub(crate) fn begin(&mut self, total: usize) {
+    /// The number of cells to come, and of cases, which are told of when their scenario has ended.
+    pub(crate) fn begin(&mut self, total: usize, cases: usize) {
         self.bar.set_length(total as u64);
-        let text = super::words::count(total as u64, "cell to run", "cells to run");
+        let mut text = super::words::count(total as u64, "cell", "cells");
+        if cases > 0 {
+            text += " and ";
+            text += &super::words::count(cases as u64, "case", "cases");
+        }
+        text += " to run";
         if self.terminal { self.bar.set_message(text) } else { line(text) }
     }
 

@@ -12,6 +12,7 @@ use canary_record::names::{Forgery, OldSegments};
 
 use super::words::{self, counts};
 use crate::judge::rows::{self as fold, Row};
+use crate::scenario::POSITIVE_CONTROL;
 
 /// Between two columns.
 const GAP: &str = "  ";
@@ -116,7 +117,10 @@ fn table(out: &mut String, scenario: &ScenarioResult, width: usize) {
     }
     let expected = scenario.cells.iter().filter(|c| c.judgement == Judgement::AsExpected).count();
     let _ = writeln!(out, "  = {expected} of {} as expected", count(scenario.cells.len()));
-    meanings(out, &rows, width);
+    // What to do about the control is no advice on what was asked for.
+    if scenario.name != POSITIVE_CONTROL {
+        meanings(out, &rows, width);
+    }
 }
 
 fn count(n: usize) -> String {
@@ -248,8 +252,14 @@ fn stages(out: &mut String, s: &ScenarioResult, timeline: &Timeline, width: usiz
         paragraph(out, "  ! ", reason, width);
     }
     let inner = " ".repeat(12);
-    for step in &timeline.steps {
-        paragraph(out, &format!("  {:6.1} s  ", step.t), &step.title, width);
+    for (n, step) in timeline.steps.iter().enumerate() {
+        match &step.case {
+            Some(case) => {
+                let title = format!("{} ({})", step.title, case.setting);
+                paragraph(out, &format!("  case {:<5}", n + 1), &title, width);
+            }
+            None => paragraph(out, &format!("  {:6.1} s  ", step.t), &step.title, width),
+        }
         for c in &step.changes {
             paragraph(out, &inner, &format!("{}: {} -> {}", c.what, c.from, c.to), width);
         }
@@ -291,6 +301,9 @@ fn mended(out: &mut String, mended: &[Mended], width: usize) {
             };
             paragraph(out, &format!("    {:<18} ", m.mend), &said, width);
         }
+        if case.helpless() {
+            let _ = writeln!(out, "    none of these helps");
+        }
     }
 }
 
@@ -317,14 +330,25 @@ fn summary(out: &mut String, result: &LabResult, width: usize) {
     paragraph(out, "", &text, width);
     let cells = || result.scenarios.iter().flat_map(|s| &s.cells);
     let expected = cells().filter(|c| c.judgement == Judgement::AsExpected).count();
+    let steps = |s: &ScenarioResult| s.timeline.clone().map_or_else(Vec::new, |t| t.steps);
+    let of_cases = |s: &&ScenarioResult| steps(s).iter().any(|step| step.case.is_some());
     let timed: Vec<_> = result.scenarios.iter().filter(|s| s.timeline.is_some()).collect();
-    let held = timed.iter().filter(|s| s.judgement == Judgement::AsExpected).count();
+    let (situations, staged): (Vec<&ScenarioResult>, _) = timed.into_iter().partition(of_cases);
+    let held = |all: &[&ScenarioResult]| {
+        all.iter().filter(|s| s.judgement == Judgement::AsExpected).count()
+    };
     let mut parts = Vec::new();
-    if cells().count() > 0 || timed.is_empty() {
-        parts.push(format!("{expected} of {} as expected", count(cells().count())));
+    if cells().count() > 0 || (situations.is_empty() && staged.is_empty()) {
+        let alone =
+            result.scenarios.iter().all(|s| s.cells.is_empty() || s.name == POSITIVE_CONTROL);
+        let what = if alone { " (the control)" } else { "" };
+        parts.push(format!("{expected} of {}{what} as expected", count(cells().count())));
     }
-    if !timed.is_empty() {
-        parts.push(format!("{held} of {} scenarios with stages", timed.len()));
+    if !situations.is_empty() {
+        parts.push(format!("{} of {} situations as expected", held(&situations), situations.len()));
+    }
+    if !staged.is_empty() {
+        parts.push(format!("{} of {} scenarios with stages", held(&staged), staged.len()));
     }
     let skipped = result.scenarios.iter().filter(|s| s.judgement == Judgement::Skipped).count();
     if skipped > 0 {

@@ -3,6 +3,7 @@
 
 mod hosts;
 mod nodes;
+mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -23,6 +24,7 @@ use canary_testbed::topology;
 
 use self::hosts::{CLIENT, SECOND_LINK, home, host_route, hosts};
 use self::nodes::Full;
+use self::rules::Rule;
 use super::connections::Connections;
 use super::setting::{self, Running, Setting, io_error, tool, write};
 use crate::observed::cause::{After, Seen};
@@ -33,8 +35,6 @@ const JUDGED: Duration = Duration::from_millis(700);
 /// The same where segments are dropped, or leak in another way than by the RST that ends the
 /// connection: the longest judgement, of a segment that bears SYN and is dropped, takes 3.4 s.
 const JUDGED_WHOLLY: Duration = Duration::from_secs(5);
-/// How long the client waits for progress.
-const PATIENCE: Duration = Duration::from_millis(2500);
 /// How long the client waits for the server's FIN.
 const CLOSE: Duration = Duration::from_secs(1);
 /// How long anything may take to become ready or to end.
@@ -58,13 +58,16 @@ pub(crate) fn run(
         dir,
         connections: Connections::none(
             testbed.topology.target(case.family),
-            setting.scaled(PATIENCE),
+            setting.scaled(case.patience.0),
+            case.keepalive,
         ),
         servers: Vec::new(),
         boom: Vec::new(),
         deleted: 0,
         changes: Vec::new(),
         full: None,
+        service: BTreeMap::new(),
+        equipped: BTreeSet::new(),
     };
     run.all(of)
 }
@@ -99,6 +102,10 @@ struct Run<'a> {
     deleted: u64,
     changes: Vec<Change>,
     full: Option<Full<'a>>,
+    /// The Service's rules on each node.
+    service: BTreeMap<&'static str, Vec<Rule>>,
+    /// The hosts that have rules of their own.
+    equipped: BTreeSet<String>,
 }
 
 impl Run<'_> {
@@ -123,8 +130,9 @@ impl Run<'_> {
             let client = host_route(CLIENT.of(case.family));
             self.route("node2", &[&client, "via", &near, "dev", "to-client2"])?;
         }
+        self.note_service()?;
         for host in of.hosts.iter().chain(&case.hosts) {
-            self.change(host)?;
+            self.equip(host)?;
         }
         // Of the attempts before: what is counted is the case's own.
         for node in testbed.topology.nodes(At::Both) {
@@ -144,6 +152,7 @@ impl Run<'_> {
         // RSTs on their way, and a server whose answer is due.
         interrupt.sleep(setting.scaled(JUDGED))?;
         self.end_servers()?;
+        let rules = self.counted()?;
         let conntrack = testbed.within("node1", evidence::conntrack_counters)?.since(before);
         let witnesses = setting::end_witnesses(listening, setting)?;
         if let Some(network) = network {
@@ -159,6 +168,8 @@ impl Run<'_> {
             connections: u64::from(self.n),
             client: self.connections.ends(),
             failures: self.connections.failures(),
+            errors: self.connections.errors(),
+            rules,
             boom: self.boom,
             steps,
             deleted: self.deleted,
@@ -233,6 +244,7 @@ impl Run<'_> {
             Step::LetExpire => self.let_expire()?,
             Step::MoveEndpoint => {
                 self.choose_endpoints(true)?;
+                self.note_service()?;
                 self.changed("the Service's endpoint", self.pod(), self.second());
             }
             Step::ReplaceEndpoint => {
@@ -245,7 +257,7 @@ impl Run<'_> {
             }
             Step::BlackHole => self.black_hole()?,
             Step::Forge(each) => return self.forge(each),
-            Step::Change(host) => self.change(host)?,
+            Step::Change(host) => drop(self.change(host)?),
             // Judged later, by how connections stand after it.
             Step::Expect(_) => {}
         }

@@ -29,6 +29,8 @@ pub(super) struct Connections {
     target: SocketAddr,
     /// How long each waits for progress.
     patience: Duration,
+    /// Whether the client's kernel sends keepalives.
+    keepalive: bool,
 }
 
 #[derive(Debug)]
@@ -53,8 +55,8 @@ enum State {
 
 impl Connections {
     /// None yet.
-    pub(super) const fn none(target: SocketAddr, patience: Duration) -> Self {
-        Self { all: Vec::new(), target, patience }
+    pub(super) const fn none(target: SocketAddr, patience: Duration, keepalive: bool) -> Self {
+        Self { all: Vec::new(), target, patience, keepalive }
     }
 
     /// Makes `n` connections, from the network namespace of the calling thread; where they were made
@@ -64,12 +66,12 @@ impl Connections {
             let one = |seed| One { seed, local: None, state: State::Closed };
             self.all = (0..n.into()).map(one).collect();
         }
-        let (target, patience) = (self.target, self.patience);
+        let (target, patience, keepalive) = (self.target, self.patience, self.keepalive);
         self.each(|one| {
             if !matches!(one.state, State::Closed) {
                 return;
             }
-            one.state = match open(target, one.local, patience) {
+            one.state = match open(target, one.local, patience, keepalive) {
                 Ok(stream) => {
                     one.local = stream.local_addr().ok();
                     State::Open { stream, asked: None }
@@ -175,13 +177,26 @@ impl Connections {
 
     /// How they ended; one that goes on has survived.
     pub(super) fn ends(&self) -> BTreeMap<ProbeEnd, u64> {
-        let end = |one: &One| one.failure().map_or(ProbeEnd::Survived, ProbeEnd::from);
+        let end = |one: &One| one.failure().map_or(ProbeEnd::Survived, end_of);
         counted(self.all.iter().map(end))
     }
 
     /// Those that failed, by class.
     pub(super) fn failures(&self) -> BTreeMap<FailureClass, u64> {
-        counted(self.all.iter().filter_map(One::failure))
+        counted(self.all.iter().filter_map(One::failure).map(class))
+    }
+
+    /// Where and by which errno those failed whose class does not say it.
+    pub(super) fn errors(&self) -> BTreeMap<String, u64> {
+        let unsaid = |failure: Failure| match failure {
+            (phase, Cause::Errno(errno))
+                if matches!(class(failure), FailureClass::Other | FailureClass::LocalLimit) =>
+            {
+                Some(format!("{errno} at {phase}"))
+            }
+            _ => None,
+        };
+        counted(self.all.iter().filter_map(One::failure).filter_map(unsaid))
     }
 
     fn open(
@@ -207,9 +222,9 @@ impl Connections {
 }
 
 impl One {
-    fn failure(&self) -> Option<FailureClass> {
+    fn failure(&self) -> Option<Failure> {
         match self.state {
-            State::Failed((phase, cause)) => Some(FailureClass::of(phase, cause)),
+            State::Failed(failure) => Some(failure),
             State::Open { .. } | State::Closed => None,
         }
     }
@@ -219,6 +234,7 @@ fn open(
     target: SocketAddr,
     local: Option<SocketAddr>,
     patience: Duration,
+    keepalive: bool,
 ) -> io::Result<TcpStream> {
     let stream = match local {
         None => TcpStream::connect_timeout(&target, patience)?,
@@ -231,6 +247,7 @@ fn open(
         }
     };
     stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_keepalive(keepalive)?;
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(patience))?;
     Ok(stream)
@@ -298,6 +315,23 @@ fn at(phase: Phase) -> impl Fn(io::Error) -> Failure {
     move |e| (phase, cause(&e))
 }
 
+/// The class of a case's connection that failed: where the kernel itself gave up
+/// (`tcp_write_err()`), it did not only hang for as long as somebody looked.
+fn class((phase, cause): Failure) -> FailureClass {
+    match FailureClass::of(phase, cause) {
+        FailureClass::Hung if cause == Cause::Errno(Errno::Etimedout) => FailureClass::Other,
+        class => class,
+    }
+}
+
+/// How it ended.
+fn end_of(failure: Failure) -> ProbeEnd {
+    match failure.1 {
+        Cause::Errno(Errno::Etimedout) => ProbeEnd::TimedOut,
+        _ => class(failure).into(),
+    }
+}
+
 fn cause(e: &io::Error) -> Cause {
     match e.kind() {
         // EAGAIN of a socket with a timeout; connect_timeout() has no errno of its own.
@@ -305,5 +339,28 @@ fn cause(e: &io::Error) -> Cause {
         ErrorKind::TimedOut if e.raw_os_error().is_none() => Cause::Stall,
         ErrorKind::UnexpectedEof => Cause::EarlyEof,
         _ => Cause::Errno(Errno::of(e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel gave up is told from what stood still, and a failed one keeps its errno.
+    #[test]
+    fn the_kernels_own_timeout_is_no_hang() {
+        let etimedout = Cause::Errno(Errno::Etimedout);
+        assert_eq!(end_of((Phase::Receive, etimedout)), ProbeEnd::TimedOut);
+        assert_eq!(end_of((Phase::Receive, Cause::Stall)), ProbeEnd::Hung);
+        let failed =
+            |seed, phase, cause| One { seed, local: None, state: State::Failed((phase, cause)) };
+        let mut connections = Connections::none(([127, 0, 0, 1], 1).into(), Duration::ZERO, false);
+        connections.all = vec![
+            failed(0, Phase::Connect, Cause::Errno(Errno::Eperm)),
+            failed(1, Phase::Receive, Cause::Stall),
+            failed(2, Phase::Receive, etimedout),
+        ];
+        let errors = ["EPERM at connect", "ETIMEDOUT at receive"].map(|e| (e.to_owned(), 1));
+        assert_eq!(connections.errors(), errors.into());
     }
 }

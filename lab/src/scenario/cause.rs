@@ -101,6 +101,13 @@ pub struct Case {
     pub second_link: bool,
     /// A link that loses, doubles or reorders packets, or lets them wait.
     pub network: Option<BadNetwork>,
+    /// How long the client waits for progress until it calls a connection hung; for what the server
+    /// says of a whole upload, four times as long.
+    #[serde(default = "patience")]
+    pub patience: Wait,
+    /// Whether the client's sockets have SO_KEEPALIVE: its `net.ipv4.tcp_keepalive_*` say when.
+    #[serde(default)]
+    pub keepalive: bool,
     /// The port that the server's program has. The Service's rules send to 9000.
     #[serde(default = "pod_port")]
     pub listen: u16,
@@ -135,6 +142,10 @@ const fn one() -> u8 {
 
 const fn pod_port() -> u16 {
     POD_PORT
+}
+
+const fn patience() -> Wait {
+    Wait(Duration::from_millis(2500))
 }
 
 fn liberal() -> Protections {
@@ -212,22 +223,28 @@ impl Checked for Cause {
             return Err("case: name at least one".to_owned());
         }
         for case in &self.cases {
-            case.check().map_err(|what| format!("case '{}': {what}", case.title))?;
+            self.check_case(case).map_err(|what| format!("case '{}': {what}", case.title))?;
         }
         let wrong = |n: u32| !(1..=200).contains(&n);
         let own = self.cases.iter().filter_map(|c| c.connections);
         if own.chain([self.connections]).any(wrong) {
             return Err("connections: use 1 to 200".to_owned());
         }
-        self.hosts.iter().try_for_each(Host::check)
+        Ok(())
     }
 
     fn senseless_case(&self) -> Option<usize> {
-        self.cases.iter().position(|case| case.check().is_err())
+        self.cases.iter().position(|case| self.check_case(case).is_err())
     }
 }
 
 impl Cause {
+    /// A case with the hosts that every case has.
+    fn check_case(&self, case: &Case) -> Result<(), String> {
+        case.check()?;
+        self.hosts.iter().try_for_each(|host| host.check(case.path))
+    }
+
     /// What a kernel must have for every case.
     pub(crate) fn needed(&self) -> impl Iterator<Item = Need> {
         let ipvs = self.cases.iter().any(|c| c.proxy_mode == ProxyMode::Ipvs);
@@ -245,6 +262,18 @@ impl Case {
     pub(crate) fn servers(&self) -> &'static [&'static str] {
         let two = self.endpoints == 2 || self.steps.contains(&Step::MoveEndpoint);
         if two { &["server", "server2"] } else { &["server"] }
+    }
+
+    /// What it runs with, in a few words.
+    #[must_use]
+    pub fn setting(&self) -> String {
+        let Self { path, family, proxy_mode, protections, .. } = self;
+        let protections = if protections.is_empty() {
+            "no protection".to_owned()
+        } else {
+            format!("protections: {protections:#}")
+        };
+        format!("{path}, {family}, {proxy_mode}, {protections}")
     }
 
     /// The case under each mend that changes something about it, as it is first.
@@ -287,8 +316,12 @@ impl Case {
                 case.protections.iter().copied().filter(kept).collect()
             }
             Mend::LongerTimeouts => {
-                for step in case.steps.iter_mut().filter(|s| **s == Step::LetExpire) {
-                    *step = Step::Idle(Wait(Duration::from_secs(2)));
+                for step in &mut case.steps {
+                    match step {
+                        Step::LetExpire => *step = Step::Idle(Wait(Duration::from_secs(2))),
+                        Step::Change(host) => *host = host.without_timeouts(),
+                        _ => {}
+                    }
                 }
                 case.hosts.extend(["node1", "node2"].map(Host::longer_timeouts));
                 case.protections
@@ -311,6 +344,9 @@ impl Case {
         }
         if self.second_link && !matches!(self.path, Path::ClusterIp | Path::Snat | Path::PodIp) {
             return Err("second-link: only with path cluster-ip, snat or pod-ip".to_owned());
+        }
+        if self.patience.0 < Duration::from_millis(100) {
+            return Err("patience: use 100ms or more".to_owned());
         }
         if self.expect.forged.is_empty() {
             return Err("forged: name at least one forgery".to_owned());
@@ -348,7 +384,7 @@ impl Case {
                         "steps: 'reconnect' only after close, vanish or restart-server".to_owned()
                     );
                 }
-                Step::Change(host) => host.check()?,
+                Step::Change(host) => host.check(self.path)?,
                 Step::Forge(each) if each.is_empty() => {
                     return Err("steps: forge: name at least one forgery".to_owned());
                 }
@@ -371,6 +407,6 @@ impl Case {
             None if !closed => return Err("expect: name client".to_owned()),
             _ => {}
         }
-        self.hosts.iter().try_for_each(Host::check)
+        self.hosts.iter().try_for_each(|host| host.check(self.path))
     }
 }

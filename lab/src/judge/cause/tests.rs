@@ -6,7 +6,6 @@ use canary_record::result::boom::{BoomResult, OutcomeCount, PathDiagnosis};
 
 use super::*;
 use crate::observed::cause::After;
-use crate::scenario::cause::Expect;
 use crate::scenario::{Body, parse};
 
 fn boom(n: u64) -> BoomResult {
@@ -50,6 +49,8 @@ fn seen() -> Shown {
     Shown {
         t: 0.0,
         failures: BTreeMap::new(),
+        errors: BTreeMap::new(),
+        rules: Vec::new(),
         changes: Vec::new(),
         conntrack: canary_record::result::observe::ConntrackCounters::default(),
         connections: 5,
@@ -117,12 +118,73 @@ fn without_forged_segments_nothing_is_proved() {
     let changes: [fn(&mut Shown); 3] = [
         |s| s.boom[0].outcomes[0].counts.delivered = 4,
         |s| s.boom[0].sniffer.dropped = 1,
-        |s| s.client = [(ProbeEnd::TimedOut, 5)].into(),
+        |s| s.boom[0].outcomes.clear(),
     ];
     for (n, change) in changes.iter().enumerate() {
         let mut s = seen();
         change(&mut s);
         assert_eq!(judge(&case(), &s).0, Judgement::Inconclusive, "{n}");
+    }
+}
+
+/// Where no connection came to be, the client's expectation is contradicted by that alone; where it is
+/// what was expected, segments that should have been delivered on them were not. A limit of this host
+/// contradicts nothing.
+#[test]
+fn connections_that_never_were_are_a_difference() {
+    let judged = |case: &Case, end| {
+        let mut s = seen();
+        s.boom[0].outcomes.clear();
+        s.boom[0].connections.forged = 0;
+        s.boom[0].connections.reset_seen_by_application = 0;
+        s.client = [(end, 5)].into();
+        for step in &mut s.steps {
+            step.client.clone_from(&s.client);
+        }
+        judge(case, &s)
+    };
+    let mut case = case();
+    (case.steps[1], case.expect.server_reset) =
+        (Done::Idle(crate::scenario::cause::Wait(std::time::Duration::ZERO)), false);
+    case.steps[2] = case.steps[1].clone();
+    let refused = "the client's connections: expected hung 5, saw refused 5".to_owned();
+    assert_eq!(judged(&case, ProbeEnd::Refused), (Judgement::Differs, vec![refused]));
+    assert_eq!(judged(&case, ProbeEnd::LocalLimit).0, Judgement::Inconclusive);
+    case.expect.client = Some(Ends([ProbeEnd::Refused].into()));
+    let (judgement, why) = judged(&case, ProbeEnd::Refused);
+    assert_eq!((judgement, why.len()), (Judgement::Differs, 1), "{why:?}");
+    assert!(why[0].starts_with("above-window: expected delivered: no connection"), "{why:?}");
+    case.expect.forged = [(Forgery::AboveWindow, Seen::NoConnection)].into();
+    assert_eq!(judged(&case, ProbeEnd::Refused), (Judgement::AsExpected, Vec::new()));
+}
+
+/// What is printed of a case: what it ran with, what hung and for how long, the errno of what failed,
+/// what own rules counted, and what the witness could not say.
+#[test]
+fn a_case_says_what_it_is_made_of() {
+    let mut s = seen();
+    s.errors = [("EPERM at connect".to_owned(), 2)].into();
+    s.rules = vec!["Own rules on node2: 'drop' in ip filter FORWARD: 20 packets.".to_owned()];
+    let mut w = witness::tests::silent();
+    w.unread_rules = vec!["inet fw forward".to_owned()];
+    w.unanswered = [(canary_record::result::witness::Reason::SeqOver, 5)].into();
+    s.witnesses = vec![("node1".to_owned(), w)];
+    s.boom[0].paths[0].diagnosis = Diagnosis::Inconclusive;
+    s.boom[0].paths[0].reasons = vec!["too few".to_owned()];
+    s.boom[0].connections.accepted = 5;
+    let told = step(&case(), &s, Judgement::AsExpected, &[]);
+    let setting = "cluster-ip, ipv4, nftables, protections: liberal";
+    assert_eq!(told.case.unwrap().setting, setting);
+    let notes = told.notes.join("\n");
+    for says in [
+        "hung 5 (nothing for 2.5 s)",
+        "Errors: EPERM at connect 2.",
+        "'drop' in ip filter FORWARD: 20 packets",
+        "on node1: INVALID segments that no reset answered: seq-over-window 5; rules that could not be read: inet fw forward.",
+        "Its diagnosis: inconclusive (too few).",
+        "forged on 5 of 5 connections that it accepted",
+    ] {
+        assert!(notes.contains(says), "{says}: {notes}");
     }
 }
 

@@ -12,6 +12,7 @@ use crate::document::timeline::Change;
 use canary_conntrack::netlink::NetlinkError;
 use canary_conntrack::table::{Table, Tuple};
 use canary_testbed::evidence::{self, EvidenceError};
+use canary_testbed::model::At;
 use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::POD_PORT;
 use canary_wire::segment::Family;
@@ -19,6 +20,7 @@ use nix::errno::Errno;
 
 use super::Run;
 use super::hosts::beside;
+use super::rules::{self, Rule};
 use crate::run::saturation::tables::destination;
 use crate::run::setting::{count, nft, set, tool, write};
 use crate::scenario::cause::{Host, Masquerade};
@@ -28,6 +30,8 @@ use crate::scenario::saturation::MOST_ENTRIES;
 const EXPIRY: Duration = Duration::from_secs(60);
 /// Smaller than what both pods take for granted, more than forged segments need.
 const BLACK_HOLE_MTU: &str = "1300";
+/// The table that chooses among endpoints, and masquerades.
+const ENDPOINTS: &str = "lab-endpoints";
 /// Whose connections fill a table, and how long they stay.
 const OTHERS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(198, 19, 127, 1)), 1);
 const STAYS: Duration = Duration::from_secs(3600);
@@ -55,6 +59,30 @@ impl Drop for Full<'_> {
 
 fn netlink(what: &str) -> impl Fn(NetlinkError) -> EvidenceError {
     move |e| EvidenceError::Io { what: what.to_owned(), source: std::io::Error::other(e) }
+}
+
+/// What a host has of its own cannot be as the file says.
+fn refused(host: &str, why: String) -> TestbedError {
+    TestbedError::Io {
+        what: format!("give {host} what it has of its own"),
+        source: std::io::Error::other(why),
+    }
+}
+
+/// The first of them, and how many others there are.
+fn some(chains: &[String]) -> String {
+    const MOST: usize = 3;
+    let named = chains.iter().take(MOST).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match chains.len().saturating_sub(MOST) {
+        0 => named,
+        more => format!("{named}, and of {more} other chains"),
+    }
+}
+
+/// What a tool said, without how it was called.
+fn said(e: &TestbedError) -> String {
+    let all = e.to_string();
+    all.split_once("): ").map_or(&*all, |(_, said)| said).trim_end_matches(['.', '\n']).to_owned()
 }
 
 impl Run<'_> {
@@ -207,30 +235,112 @@ impl Run<'_> {
         if choose.is_empty() && masquerade.is_empty() {
             return Ok(());
         }
-        let table = format!("table {ip} lab-endpoints");
+        let table = format!("table {ip} {ENDPOINTS}");
         let rules = format!("add {table}\ndelete {table}\n{table} {{\n{choose}{masquerade}}}\n");
         nft(self.testbed, "node1", &rules)
     }
 
-    /// Gives a host what it should have, and keeps what its kernel then holds in
-    /// rules-HOST.txt.
-    pub(super) fn change(&mut self, host: &Host) -> Result<(), TestbedError> {
+    /// Gives a host what it has of its own from the beginning. The Service's rules stay as they are:
+    /// a case without them would be about nothing.
+    pub(super) fn equip(&mut self, host: &Host) -> Result<(), TestbedError> {
+        let lost = self.change(host)?;
+        if lost.is_empty() {
+            return Ok(());
+        }
+        Err(refused(
+            &host.name,
+            format!(
+                "its rules take away the Service's: {}. Leave out of them what flushes or deletes \
+                 these (of iptables-save a line ':CHAIN - [0:0]' of a chain of kube-proxy's, `flush` of \
+                 nft), or use another proxy-mode; in a step, `change` may do it",
+                some(&lost)
+            ),
+        ))
+    }
+
+    /// Gives a host what it should have, and tells which of the Service's rules that took away.
+    pub(super) fn change(&mut self, host: &Host) -> Result<Vec<String>, TestbedError> {
         let (testbed, at) = (self.testbed, &*host.name);
         for (name, value) in &host.sysctls {
             let change = set(testbed, at, &name.replace('.', "/"), value)?;
             self.changes.push(Change { what: format!("{name} in {at}"), ..change });
         }
         if let Some(rules) = &host.nft {
-            nft(testbed, at, rules)?;
+            let loaded = tool(testbed, at, "nft", &["-f", "-"], rules);
+            if rules::of_the_other_family(rules, self.case.family) {
+                let none = format!("of {}, which they never see", self.case.family);
+                self.changed(format!("nft rules of {at} in a case"), "of the other family", none);
+            }
+            loaded.map_err(|e| refused(at, format!("nft refuses its nft text: {}", said(&e))))?;
         }
         if let Some(rules) = &host.iptables {
-            tool(testbed, at, "iptables-restore", &["-w", "10", "--noflush"], rules)?;
+            let family = self.case.family;
+            let restore = match family {
+                Family::Ipv4 => "iptables-restore",
+                Family::Ipv6 => "ip6tables-restore",
+            };
+            let loaded = tool(testbed, at, restore, &["-w", "10", "--noflush"], rules);
+            loaded.map_err(|e| {
+                let why = said(&e);
+                refused(at, format!(
+                    "{restore}, the tool of a case of {family}, refuses its iptables text: {why}. Rules \
+                     of the other family belong in the [[case.host]] of a case of that family"
+                ))
+            })?;
         }
-        if host.nft.is_some() || host.iptables.is_some() {
-            let held = tool(testbed, at, "nft", &["list", "ruleset"], "")?;
-            write(&self.dir.join(format!("rules-{at}.txt")), held)?;
+        if host.nft.is_none() && host.iptables.is_none() {
+            return Ok(Vec::new());
+        }
+        self.equipped.insert(host.name.clone());
+        let held = self.held(at)?;
+        let lost = self.service.get(at).map_or_else(Vec::new, |rules| rules::lost(rules, &held));
+        if !lost.is_empty() {
+            self.changed(
+                format!("the Service's rules on {at}"),
+                "whole",
+                format!("without {}", some(&lost)),
+            );
+        }
+        Ok(lost)
+    }
+
+    /// What the host's kernel holds, which is kept in rules-HOST.txt.
+    fn held(&self, host: &str) -> Result<Vec<(Rule, Option<u64>)>, TestbedError> {
+        let held = tool(self.testbed, host, "nft", &["list", "ruleset"], "")?;
+        write(&self.dir.join(format!("rules-{host}.txt")), &held)?;
+        Ok(rules::read(&held))
+    }
+
+    /// What the Service's rules are, on each node, before a host has any of its own; later, those
+    /// alone that choose endpoints.
+    pub(super) fn note_service(&mut self) -> Result<(), TestbedError> {
+        let chooses = |rule: &Rule| rule.table.ends_with(ENDPOINTS);
+        for node in self.testbed.topology.nodes(At::Both) {
+            let held = tool(self.testbed, node, "nft", &["list", "ruleset"], "")?;
+            let held = rules::read(&held).into_iter().map(|(rule, _)| rule);
+            let rules = match self.service.remove(node) {
+                None => held.collect(),
+                Some(before) => {
+                    let others = before.into_iter().filter(|r| !chooses(r));
+                    others.chain(held.filter(chooses)).collect()
+                }
+            };
+            self.service.insert(node, rules);
         }
         Ok(())
+    }
+
+    /// What the rules of each host's own have counted in the end.
+    pub(super) fn counted(&self) -> Result<Vec<String>, TestbedError> {
+        let mut notes = Vec::new();
+        for host in &self.equipped {
+            let service = self.service.get(&**host).map_or(&[][..], Vec::as_slice);
+            let acted = rules::acted(service, &self.held(host)?);
+            if !acted.is_empty() {
+                notes.push(format!("Own rules on {host}: {}.", acted.join("; ")));
+            }
+        }
+        Ok(notes)
     }
 
     pub(super) fn black_hole(&mut self) -> Result<(), TestbedError> {

@@ -337,6 +337,7 @@ impl<'a> Sequence<'a> {
             forged,
             attributed,
             step: Step {
+                case: None,
                 t,
                 title: plan.title,
                 changes: plan.changes,

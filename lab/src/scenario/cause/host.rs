@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::document::lab::Path;
 use canary_testbed::network::{Conditions, Share};
 use canary_testbed::ruleset::ipvs;
+use canary_testbed::topology::Topology;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
@@ -75,8 +76,24 @@ impl Need {
     }
 }
 
-/// The hosts of every case. `server2` stands beside the server pod.
-pub const HOSTS: [&str; 5] = ["client", "node1", "node2", "server", "server2"];
+const TIMEOUT: &str = "net.netfilter.nf_conntrack_tcp_timeout_";
+/// What they are where nobody has made them shorter (`tcp_timeouts[]`), in seconds.
+const TIMEOUTS: [(&str, &str); 10] = [
+    ("syn_sent", "120"),
+    ("syn_recv", "60"),
+    ("established", "432000"),
+    ("fin_wait", "120"),
+    ("close_wait", "3600"),
+    ("last_ack", "30"),
+    ("time_wait", "120"),
+    ("close", "10"),
+    ("max_retrans", "300"),
+    ("unacknowledged", "300"),
+];
+
+/// The hosts that a case can have. `server2` stands beside the server pod; `outside`, the client of a
+/// node port, is beyond the nodes.
+pub const HOSTS: [&str; 6] = ["client", "node1", "node2", "server", "server2", "outside"];
 
 /// What a host has of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -84,6 +101,7 @@ pub const HOSTS: [&str; 5] = ["client", "node1", "node2", "server", "server2"];
 pub struct Host {
     /// One of [`HOSTS`].
     #[serde(deserialize_with = "host_name")]
+    #[schemars(extend("enum" = HOSTS))]
     pub name: String,
     /// Settings below `net.`, each read back after it is set.
     #[serde(default)]
@@ -168,17 +186,42 @@ impl BadNetwork {
 }
 
 impl Host {
-    /// The kernel's default for established connections, kube-proxy's for half-closed ones.
+    /// The kernel's defaults, and kube-proxy's for half-closed connections.
     pub(super) fn longer_timeouts(node: &str) -> Self {
-        let timeouts = [("established", "432000"), ("close_wait", "3600")];
-        let set = |(state, seconds): (&str, &str)| {
-            (format!("net.netfilter.nf_conntrack_tcp_timeout_{state}"), seconds.to_owned())
-        };
-        let sysctls = timeouts.map(set).into();
+        let set =
+            |(state, seconds): (&str, &str)| (format!("{TIMEOUT}{state}"), seconds.to_owned());
+        let sysctls = TIMEOUTS.map(set).into();
         Self { name: node.to_owned(), sysctls, nft: None, iptables: None }
     }
 
-    pub(super) fn check(&self) -> Result<(), String> {
+    /// The same without timeouts of conntrack's: those of a step would undo longer ones.
+    pub(super) fn without_timeouts(&self) -> Self {
+        let mut host = self.clone();
+        host.sysctls.retain(|key, _| !key.starts_with(TIMEOUT));
+        host
+    }
+
+    /// Whether a rule of its own drops or rejects.
+    #[must_use]
+    pub fn drops(&self) -> bool {
+        let words = |text: &String| {
+            let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
+            words.any(|w| ["drop", "reject"].contains(&&*w.to_ascii_lowercase()))
+        };
+        self.nft.iter().chain(&self.iptables).any(words)
+    }
+
+    pub(super) fn check(&self, path: Path) -> Result<(), String> {
+        let topology = Topology::new(path, "");
+        let client = topology.client();
+        if (self.name == "client" && client != "client")
+            || (self.name == "outside" && client != "outside")
+        {
+            let name = &self.name;
+            return Err(format!(
+                "host: name: '{name}' takes no part in path {path}, whose client is '{client}': name that"
+            ));
+        }
         // Others are the machine's own, whatever namespace they are set in.
         let outside = |key: &&String| !key.starts_with("net.") || key.contains('/');
         match self.sysctls.keys().find(outside) {

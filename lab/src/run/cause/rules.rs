@@ -1,0 +1,145 @@
+//! The rules of a host as `nft list ruleset` has them, one by one: whether those of the Service are
+//! there still, and which of the others acted.
+
+use std::collections::BTreeSet;
+
+use canary_wire::segment::Family;
+
+/// A rule.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rule {
+    /// `ip nat`
+    pub(super) table: String,
+    /// Its chain.
+    pub(super) chain: String,
+    /// As it is shown, without its counter.
+    pub(super) text: String,
+}
+
+/// Each rule in order, with what its counter says where it has one.
+pub(super) fn read(ruleset: &str) -> Vec<(Rule, Option<u64>)> {
+    let (mut table, mut chain) = (String::new(), None);
+    let mut rules = Vec::new();
+    for line in ruleset.lines().map(str::trim) {
+        let named = |kind: &str| line.strip_prefix(kind)?.strip_suffix(" {").map(str::to_owned);
+        if let Some(name) = named("table ") {
+            (table, chain) = (name, None);
+        } else if let Some(name) = named("chain ") {
+            chain = Some(name);
+        } else if line == "}" {
+            chain = None;
+        } else if let Some(chain) = chain.as_ref().filter(|_| !line.starts_with("type ")) {
+            let (text, packets) = without_counter(line);
+            rules.push((Rule { table: table.clone(), chain: chain.clone(), text }, packets));
+        }
+    }
+    rules
+}
+
+/// `counter packets 3 bytes 180` is no part of what a rule says.
+fn without_counter(line: &str) -> (String, Option<u64>) {
+    let words: Vec<_> = line.split(' ').collect();
+    let counter = |w: &[&str]| w[0] == "counter" && w[1] == "packets" && w[3] == "bytes";
+    let Some(at) = words.windows(5).position(counter) else { return (line.to_owned(), None) };
+    let text = [&words[..at], &words[at + 5..]].concat().join(" ");
+    (text, words[at + 2].parse().ok())
+}
+
+/// The chains that have lost rules, each with how many of how many.
+pub(super) fn lost(before: &[Rule], after: &[(Rule, Option<u64>)]) -> Vec<String> {
+    let there: BTreeSet<_> = after.iter().map(|(rule, _)| rule).collect();
+    let chains: BTreeSet<_> = before.iter().map(|r| (&r.table, &r.chain)).collect();
+    let of = |(table, chain): (&String, &String)| {
+        let all: Vec<_> =
+            before.iter().filter(|r| (&r.table, &r.chain) == (table, chain)).collect();
+        let gone = all.iter().filter(|rule| !there.contains(*rule)).count();
+        let rules = if all.len() == 1 { "rule" } else { "rules" };
+        (gone > 0).then(|| format!("{gone} of {} {rules} in {table} {chain}", all.len()))
+    };
+    chains.into_iter().filter_map(of).collect()
+}
+
+/// The rules that are neither the Service's nor the lab's, and met packets.
+pub(super) fn acted(service: &[Rule], after: &[(Rule, Option<u64>)]) -> Vec<String> {
+    let labs = |rule: &Rule| rule.table.contains(" lab-");
+    let own = after.iter().filter(|(rule, _)| !labs(rule) && !service.contains(rule));
+    own.filter_map(|(rule, packets)| {
+        let n = packets.filter(|n| *n > 0)?;
+        let what = if rule.text.is_empty() { "counter" } else { &rule.text };
+        Some(format!("'{what}' in {} {}: {n} packets", rule.table, rule.chain))
+    })
+    .collect()
+}
+
+/// Whether a text for nft has tables, and each is of the family that the case is not of.
+pub(super) fn of_the_other_family(text: &str, family: Family) -> bool {
+    let other = if family == Family::Ipv4 { "ip6" } else { "ip" };
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default());
+    let words: Vec<_> = lines.flat_map(str::split_whitespace).collect();
+    let tables = words.windows(2).filter(|w| w[0] == "table").map(|w| match w[1] {
+        named @ ("ip" | "ip6" | "inet" | "arp" | "bridge" | "netdev") => named,
+        // nft's default.
+        _ => "ip",
+    });
+    let families: BTreeSet<_> = tables.collect();
+    families == [other].into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rules of one family alone are told from those that see the case's packets.
+    #[test]
+    fn the_family_of_rules_is_read() {
+        for (text, other) in [
+            ("table ip a { }\ntable b { }", true),
+            ("table ip a { }\ntable inet b { }", false),
+            ("# table inet b\ntable ip a { }", true),
+            ("table ip6 a { }", false),
+            ("add rule ip filter forward drop", false),
+        ] {
+            assert_eq!(of_the_other_family(text, Family::Ipv6), other, "{text}");
+        }
+        assert!(of_the_other_family("table ip6 a { }", Family::Ipv4));
+    }
+
+    const NAT: &str = "table ip nat {\n\tchain KUBE-SERVICES {\n\
+        \t\tip daddr 198.19.0.10 tcp dport 80 counter packets 3 bytes 180 jump KUBE-SVC\n\
+        \t\tcounter packets 0 bytes 0 jump KUBE-NODEPORTS\n\t}\n\n\tchain KUBE-SVC {\n\t}\n}\n\
+        table inet own {\n\tchain forward {\n\
+        \t\ttype filter hook forward priority filter; policy accept;\n\
+        \t\tct state invalid counter packets 20 bytes 1200 drop\n\t\tcounter packets 0 bytes 0\n\t}\n}\n";
+
+    fn service() -> Vec<Rule> {
+        read(NAT).into_iter().map(|(rule, _)| rule).filter(|r| r.table == "ip nat").collect()
+    }
+
+    /// Rules are told with their chains, counters apart; hooks and policies are none.
+    #[test]
+    fn rules_are_read() {
+        let rules = read(NAT);
+        assert_eq!(rules.len(), 4, "{rules:?}");
+        assert_eq!(rules[0].0.text, "ip daddr 198.19.0.10 tcp dport 80 jump KUBE-SVC");
+        assert_eq!((rules[0].1, rules[2].1), (Some(3), Some(20)));
+    }
+
+    /// A chain that was emptied is named, whatever else came into it; counters make no difference.
+    #[test]
+    fn emptied_chains_are_named() {
+        assert_eq!(lost(&service(), &read(NAT)), Vec::<String>::new());
+        let other = NAT.replace("packets 3 bytes 180", "packets 9 bytes 540");
+        assert_eq!(lost(&service(), &read(&other)), Vec::<String>::new());
+        let flushed = NAT.replace("tcp dport 80", "tcp dport 81");
+        let said = lost(&service(), &read(&flushed));
+        assert_eq!(said, ["1 of 2 rules in ip nat KUBE-SERVICES"]);
+        assert_eq!(lost(&service(), &read("")), ["2 of 2 rules in ip nat KUBE-SERVICES"]);
+    }
+
+    /// Of the rules that are not the Service's, those that met a packet.
+    #[test]
+    fn what_acted_is_told() {
+        let said = acted(&service(), &read(NAT));
+        assert_eq!(said, ["'ct state invalid drop' in inet own forward: 20 packets"]);
+    }
+}
