@@ -281,7 +281,8 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
         if clients > 0 && self.signal.by.is_none() {
             load.start().await?;
             let deadline = Instant::now() + self.args.cluster.timeout;
-            let ready = self.signal.or(load.until(deadline, &quiet, |p| p.ready)).await;
+            let ready =
+                self.signal.or(load.watch.each(&load.names, deadline, &quiet, |p| p.ready)).await;
             if let Some(ready) = ready {
                 let ready = ready?;
                 if ready < clients as usize {

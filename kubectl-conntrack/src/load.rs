@@ -17,7 +17,6 @@ use crate::cli::LoadArgs;
 use crate::manifests::{self, Set};
 use crate::objects;
 use crate::output::{Part, Row, Sheet, Shown, Table};
-use crate::pods::Seen;
 use crate::preflight::{Right, rights};
 use crate::run::{self, Ground};
 
@@ -41,8 +40,9 @@ pub struct Load<'a> {
     ground: &'a Ground,
     args: &'a LoadArgs,
     /// Its pods' names.
-    names: Vec<String>,
-    watch: Watch,
+    pub names: Vec<String>,
+    /// What is seen of them.
+    pub watch: Watch,
 }
 
 /// What came of it.
@@ -108,16 +108,6 @@ impl<'a> Load<'a> {
         applied.into_iter().try_for_each(|(_, pod)| pod.map(drop)).map_err(Stop::Api)
     }
 
-    /// Waits until `done` of every client; one that has ended or is in trouble is done. Gives how many are.
-    pub async fn until(
-        &mut self,
-        deadline: Instant,
-        say: &dyn Fn(&str),
-        done: impl Fn(&Seen) -> bool,
-    ) -> Result<usize, Stop> {
-        self.watch.each(&self.names, deadline, say, done).await
-    }
-
     /// Starts the target and the clients, and waits until each has ended.
     pub async fn go(&mut self, say: &dyn Fn(&str)) -> Result<(), Stop> {
         say("the target");
@@ -125,7 +115,7 @@ impl<'a> Load<'a> {
         say(&format!("{} clients", self.args.clients));
         self.start().await?;
         let deadline = Instant::now() + self.args.cluster.timeout + self.args.duration;
-        self.until(deadline, say, |_| false).await.map(drop)
+        self.watch.each(&self.names, deadline, say, |_| false).await.map(drop)
     }
 
     /// Every client's result. `early` ends those that are at work first: with their result written

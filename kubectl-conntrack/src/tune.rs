@@ -232,10 +232,7 @@ impl TuneResult {
 impl Change {
     /// What was done, in words.
     fn words(&self) -> String {
-        let back = match self.restored {
-            Some(value) => format!(", put back to {value}"),
-            None => String::new(),
-        };
+        let back = self.restored.map_or(String::new(), |value| format!(", put back to {value}"));
         format!("{} -> {}{back}", self.from, self.to)
     }
 }

@@ -118,7 +118,8 @@ pub type Found = Vec<(String, Result<WitnessResult, String>)>;
 pub struct Witness<'a> {
     ground: &'a Ground,
     pods: EachNode<'a>,
-    names: Names,
+    /// What addresses are called.
+    pub names: Names,
 }
 
 impl<'a> Witness<'a> {
@@ -178,12 +179,6 @@ impl<'a> Witness<'a> {
         let (params, names) = (ListParams::default().limit(500), &mut self.names);
         each(&pods, params.clone(), "all pods", |p| names.pod(p)).await?;
         Ok(each(&services, params, "all services", |s| names.service(s)).await?)
-    }
-
-    /// What addresses are called.
-    #[must_use]
-    pub fn names(&self) -> &Names {
-        &self.names
     }
 }
 

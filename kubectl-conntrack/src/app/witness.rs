@@ -48,5 +48,5 @@ pub async fn watch(
     });
     witness::save(args.cluster.save.as_deref(), &found)?;
     let record = session.record("kubectl-conntrack witness", ended_by, config.clone());
-    Ok(ClusterWitness::new(record, cluster, &found, witness.names(), reasons))
+    Ok(ClusterWitness::new(record, cluster, &found, &witness.names, reasons))
 }
