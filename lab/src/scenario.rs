@@ -166,6 +166,10 @@ impl Checked for About {
 pub fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
     let loader = Loader { file, text };
     let table = DeTable::parse(text).map_err(|e| loader.toml(&e))?;
+    if table.get_ref().is_empty() {
+        let what = "it is empty: `conntrack-lab new NAME` writes one to begin with";
+        return Err(loader.wrong(None, what.to_owned()));
+    }
     let span = table.span();
     let (mut about, mut body) = (DeTable::new(), table.into_inner());
     let kind = body.remove("kind");

@@ -169,6 +169,17 @@ fn senseless_files_are_refused() {
     }
 }
 
+/// A file with nothing in it is answered with how to begin.
+#[test]
+fn an_empty_file_is_told() {
+    for empty in ["", "# nothing\n"] {
+        assert!(
+            refusal(empty)
+                .ends_with("it is empty: `conntrack-lab new NAME` writes one to begin with")
+        );
+    }
+}
+
 /// What `new` writes is legal, whatever its legal name, and says every field that there is.
 #[test]
 fn a_new_scenario_is_legal() {
@@ -179,7 +190,8 @@ fn a_new_scenario_is_legal() {
     let fields = |name: &str| {
         schema["$defs"][name]["properties"].as_object().unwrap().keys().cloned().collect::<Vec<_>>()
     };
-    for field in [fields("Case"), fields("Expect"), fields("Host")].concat() {
+    let all = schema["anyOf"][1]["properties"].as_object().unwrap().keys().cloned().collect();
+    for field in [all, fields("Case"), fields("Expect"), fields("Host")].concat() {
         assert!(text.contains(&field), "{field}");
     }
     assert!(begun("My node").unwrap_err().to_string().contains("lower-case"));

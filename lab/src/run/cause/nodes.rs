@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::document::lab::ProxyMode;
 use crate::document::timeline::Change;
 use canary_conntrack::netlink::NetlinkError;
-use canary_conntrack::table::{Table, Tuple};
+use canary_conntrack::table::{Table, TcpState, Tuple};
 use canary_testbed::evidence::{self, EvidenceError};
 use canary_testbed::model::At;
 use canary_testbed::testbed::{Testbed, TestbedError};
@@ -28,6 +28,8 @@ use crate::scenario::saturation::MOST_ENTRIES;
 
 /// How long entries may take to expire, beyond what is written in the case.
 const EXPIRY: Duration = Duration::from_secs(60);
+/// How long segments may be on their way that change an entry.
+const SETTLED: Duration = Duration::from_secs(2);
 /// Smaller than what both pods take for granted, more than forged segments need.
 const BLACK_HOLE_MTU: &str = "1300";
 /// The table that chooses among endpoints, and masquerades.
@@ -79,10 +81,13 @@ fn some(chains: &[String]) -> String {
     }
 }
 
-/// What a tool said, without how it was called.
+/// What a tool said, without how it was called, what it points at, and the name of its input.
 fn said(e: &TestbedError) -> String {
     let all = e.to_string();
-    all.split_once("): ").map_or(&*all, |(_, said)| said).trim_end_matches(['.', '\n']).to_owned()
+    let said = all.split_once("): ").map_or(&*all, |(_, said)| said);
+    let pointers = |part: &&str| part.trim().trim_matches(['^', '~']).is_empty();
+    let parts: Vec<_> = said.split("; ").map(str::trim).filter(|part| !pointers(part)).collect();
+    parts.join("; ").replace("/dev/stdin:", "its line ").trim_end_matches('.').to_owned()
 }
 
 impl Run<'_> {
@@ -171,17 +176,28 @@ impl Run<'_> {
                 let all = all.map_err(netlink("list conntrack entries"))?;
                 // Absent where there is no IPVS; one line of heads.
                 let ipvs = fs::read_to_string("/proc/thread-self/net/ip_vs_conn");
-                Ok(all.len() + ipvs.map_or(0, |text| text.lines().count().saturating_sub(1)))
+                let ipvs = ipvs.map_or(0, |text| text.lines().count().saturating_sub(1));
+                let longest = all.iter().max_by_key(|e| e.timeout).copied();
+                Ok((all.len() + ipvs, longest))
             })
         };
-        let from = entries()?;
-        let end = Instant::now() + self.setting.scaled(EXPIRY);
-        let mut left = from;
-        while left > 0 {
-            if Instant::now() >= end {
+        let (from, _) = entries()?;
+        let begun = Instant::now();
+        let mut left = entries()?;
+        while left.0 > 0 {
+            let (waited, whole) = (begun.elapsed(), self.setting.scaled(EXPIRY));
+            let stays = left.1.and_then(|e| e.timeout).unwrap_or_default();
+            // What is on its way may still change the state of an entry, and with it its time.
+            let never = waited > SETTLED && waited + stays > whole;
+            if never || waited > whole {
+                let state = left.1.and_then(|e| e.state).map_or("?", TcpState::as_str);
+                let stays = stays.as_secs();
                 return Err(TestbedError::Io {
-                    what: format!("let-expire: {left} of {from} entries are left on node1"),
-                    source: std::io::ErrorKind::TimedOut.into(),
+                    what: format!("let-expire: {} of {from} entries are left on node1", left.0),
+                    source: std::io::Error::other(format!(
+                        "the longest, {state}, stays for {stays} s more: set the \
+                         net.netfilter.nf_conntrack_tcp_timeout_... of its state on node1"
+                    )),
                 });
             }
             self.setting.interrupt.sleep(Duration::from_millis(50))?;
