@@ -14,7 +14,7 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use toml::de::{DeTable, DeValue, Deserializer};
+use toml::de::{DeTable, Deserializer};
 
 use cause::Cause;
 use matrix::Matrix;
@@ -49,7 +49,7 @@ pub enum ScenarioError {
     Wrong {
         /// The file, or the shipped scenario's name.
         file: String,
-        /// Where, from 1; of what makes no sense, where its case begins.
+        /// Where, from 1; of what makes no sense, its field or its case's title.
         line: Option<usize>,
         /// What, and how to mend it.
         what: String,
@@ -179,12 +179,12 @@ pub fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
         }
     }
     let read = |body| toml::Spanned::new(span.clone(), body);
-    let kind = kind.as_ref().map_or(Some("matrix"), |k| k.get_ref().as_str());
-    let body = match kind {
+    let at = kind.as_ref().map(|k| k.span().start);
+    let body = match kind.as_ref().map_or(Some("matrix"), |k| k.get_ref().as_str()) {
         Some("matrix") => loader.read(read(body)).map(Body::Matrix),
         Some("cause") => loader.read(read(body)).map(Body::Cause),
         Some("saturation") => loader.read(read(body)).map(Body::Saturation),
-        _ => Err(loader.wrong(None, "kind: use matrix, cause or saturation".to_owned())),
+        _ => Err(loader.wrong(at, "kind: use matrix, cause or saturation".to_owned())),
     }?;
     Ok(Scenario { about: loader.read(read(about))?, body })
 }
@@ -232,14 +232,26 @@ pub fn schema() -> Value {
     })
 }
 
-/// Where each case has its title.
-fn titles(table: &DeTable<'_>) -> Vec<usize> {
+/// A table's fields, and where in the text each stands.
+type Places = Vec<(String, usize)>;
+
+fn places(table: &DeTable<'_>) -> Places {
+    table.keys().map(|key| (key.get_ref().to_string(), key.span().start)).collect()
+}
+
+/// The same of each case.
+fn case_places(table: &DeTable<'_>) -> Vec<Places> {
     let cases = table.get("case").and_then(|cases| cases.get_ref().as_array());
-    let title = |case: &toml::Spanned<DeValue<'_>>| {
-        let title = case.get_ref().as_table().and_then(|case| case.get("title"));
-        title.map_or(case.span().start, |title| title.span().start)
+    let tables = cases.into_iter().flatten().filter_map(|case| case.get_ref().as_table());
+    tables.map(places).collect()
+}
+
+/// Where the field is that a message begins with, perhaps after the title of its case.
+fn place(what: &str, fields: &Places) -> Option<usize> {
+    let named = |field: &str| {
+        what.starts_with(&format!("{field}: ")) || what.contains(&format!("': {field}: "))
     };
-    cases.into_iter().flatten().map(title).collect()
+    fields.iter().find(|(field, _)| named(field)).map(|(_, at)| *at)
 }
 
 struct Loader<'a> {
@@ -249,10 +261,13 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn read<T: Checked>(&self, table: toml::Spanned<DeTable<'_>>) -> Result<T, ScenarioError> {
-        let titles = titles(table.get_ref());
+        let (fields, cases) = (places(table.get_ref()), case_places(table.get_ref()));
         let value = T::deserialize(Deserializer::from(table)).map_err(|e| self.toml(&e))?;
-        let at = || titles.get(value.senseless_case()?).copied();
-        value.check().map_err(|what| self.wrong(at(), what))?;
+        value.check().map_err(|what| {
+            let case = value.senseless_case().and_then(|n| cases.get(n));
+            let at = place(&what, case.unwrap_or(&fields));
+            self.wrong(at.or_else(|| place("title: ", case?)), what)
+        })?;
         Ok(value)
     }
 
@@ -265,7 +280,13 @@ impl Loader<'_> {
 
     fn toml(&self, e: &toml::de::Error) -> ScenarioError {
         let at = e.span().map_or(0, |span| span.start);
-        self.wrong(Some(at), with_nearest(&e.message().trim().replace('\n', " ")))
+        let what = match e.message().trim().replace('\n', " ") {
+            two if two.starts_with("wanted exactly 1 element") => {
+                "one step a table: write `{ ... }, { ... }`".to_owned()
+            }
+            what => with_nearest(&what),
+        };
+        self.wrong(Some(at), what)
     }
 }
 

@@ -126,7 +126,7 @@ fn senseless_files_are_refused() {
             "port-reuse",
             "\"vanish\", ",
             "",
-            "line 27: case 'the client went without a word': steps: 'reconnect' only after close, vanish or restart-server",
+            "line 28: case 'the client went without a word': steps: 'reconnect' only after close, vanish or restart-server",
         ),
         ("port-reuse", "\"connect\", \"v", "\"v", "'vanish' before connect"),
         ("ipvs-idle", "ipvs-timeout = \"3s\"", "ipvs-timeout = \"1ms\"", "use 1s or more"),
@@ -165,6 +165,36 @@ fn senseless_files_are_refused() {
         ("saturation", "\nheld = 40", "\nheld = 501", "held: use 1 to 500"),
     ] {
         let said = refusal(&text(name).replacen(from, to, 1));
+        assert!(said.contains(says), "{said}");
+    }
+}
+
+/// What makes no sense is told with the line of its field, in a case and outside.
+#[test]
+fn senseless_fields_have_lines() {
+    let about = "kind = \"cause\"\nname = \"n\"\ntitle = \"t\"\nwhy = \"w\"\nsource = \"s\"\n";
+    let case = "[[case]]\ntitle = \"c\"\npath = \"hairpin\"\nsteps = [\"connect\"]\n";
+    let expect = "expect = { client = \"survived\" }\n";
+    for (text, says) in [
+        (format!("{about}{case}endpoints = 2\n{expect}"), "line 10: case 'c': endpoints: 2 only"),
+        (
+            format!("{about}{case}{expect}").replace("\"n\"", "\"N\""),
+            "line 2: name: use lower-case",
+        ),
+        (format!("{about}connections = 0\n{case}{expect}"), "line 6: connections: use 1 to 200"),
+        (format!("{about}case = []\n"), "line 6: case: name at least one"),
+        (
+            format!("{about}{case}{expect}").replace("connect", "vanish"),
+            "line 9: case 'c': steps: ",
+        ),
+        (format!("{about}{case}{expect}").replace("cause", "moon"), "line 1: kind: use matrix"),
+        (
+            format!("{about}{case}{expect}")
+                .replace("[\"connect\"]", "[{ ask = \"1s\", transfer = \"up\" }]"),
+            "line 9: one step a table: write `{ ... }, { ... }`",
+        ),
+    ] {
+        let said = refusal(&text);
         assert!(said.contains(says), "{said}");
     }
 }
