@@ -329,7 +329,7 @@ impl Ground {
         }
     }
 
-    /// [`leave`](Self::leave), unless the objects are to be kept. A signal does not end it, the second
+    /// `leave`, unless the objects are to be kept. A signal does not end it, the second
     /// one does. Gives what is left behind, and how to remove it.
     pub async fn end(
         &self,
