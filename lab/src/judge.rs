@@ -1,6 +1,6 @@
-//! Whether what was seen is what was expected: pure. [`cell`], [`cause`] and [`saturation`]
-//! judge what ran, [`mends`] compares mends, [`witness`] compares
-//! with the kernel's own words, [`ledger`] keeps a run's account, [`rows`] folds cells into tables.
+//! Whether what was seen is what was expected: pure. `cell`, `cause` and `saturation`
+//! judge what ran, `mends` compares mends, `witness` compares
+//! with the kernel's own words, `ledger` keeps a run's account, [`rows`] folds cells into tables.
 
 pub(crate) mod cause;
 pub(crate) mod cell;

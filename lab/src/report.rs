@@ -1,5 +1,5 @@
 //! Results for people: progress lines and the table, the page, JUnit, the
-//! comparison. All but [`folder`] and [`progress`] are pure.
+//! comparison. All but [`folder`] and `progress` are pure.
 
 pub mod diff;
 pub mod folder;
