@@ -178,17 +178,17 @@ impl Run<'_> {
                 let ipvs = fs::read_to_string("/proc/thread-self/net/ip_vs_conn");
                 let ipvs = ipvs.map_or(0, |text| text.lines().count().saturating_sub(1));
                 let longest = all.iter().max_by_key(|e| e.timeout).copied();
-                Ok((all.len() + ipvs, longest))
+                Ok((all.len() + ipvs, longest, ipvs > 0))
             })
         };
-        let (from, _) = entries()?;
-        let begun = Instant::now();
-        let mut left = entries()?;
+        let (begun, mut left) = (Instant::now(), entries()?);
+        // What IPVS knows goes with IPVS' own entry, whatever its time (ip_vs_conn_drop_conntrack()).
+        let (from, _, ipvs) = left;
         while left.0 > 0 {
             let (waited, whole) = (begun.elapsed(), self.setting.scaled(EXPIRY));
             let stays = left.1.and_then(|e| e.timeout).unwrap_or_default();
             // What is on its way may still change the state of an entry, and with it its time.
-            let never = waited > SETTLED && waited + stays > whole;
+            let never = !ipvs && waited > SETTLED && waited + stays > whole;
             if never || waited > whole {
                 let state = left.1.and_then(|e| e.state).map_or("?", TcpState::as_str);
                 let stays = stays.as_secs();
