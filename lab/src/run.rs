@@ -79,12 +79,13 @@ impl Batch<'_> {
 /// Runs everything. After a signal nothing more begins.
 pub(crate) fn run(plan: &Plan, control: Option<&Control>, tell: &Sender<Event>) {
     let kept = &cell::Kept::default();
-    // Cases mostly wait, so they begin first.
-    let mut queue: VecDeque<_> = (1..=plan.repeat).flat_map(|n| causes(plan, n, tell)).collect();
     let batch = |batch| Box::new(move || run_batch(plan, &batch, kept, tell)) as Work<'_>;
-    queue.extend(batches(plan).into_iter().map(batch));
-    work_off(queue, plan.jobs);
     for repetition in 1..=plan.repeat {
+        // Cases mostly wait, so they begin first.
+        let mut queue = VecDeque::from(causes(plan, repetition, tell));
+        let these = |b: &Batch<'_>| b.key.repetition == repetition;
+        queue.extend(batches(plan).into_iter().filter(these).map(batch));
+        work_off(queue, plan.jobs);
         saturations(plan, repetition, control, tell);
     }
 }
