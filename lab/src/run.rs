@@ -81,6 +81,9 @@ pub(crate) fn run(plan: &Plan, control: Option<&Control>, tell: &Sender<Event>) 
     let kept = &cell::Kept::default();
     let batch = |batch| Box::new(move || run_batch(plan, &batch, kept, tell)) as Work<'_>;
     for repetition in 1..=plan.repeat {
+        if plan.setting.interrupt.signalled().is_some() {
+            return;
+        }
         // Cases mostly wait, so they begin first.
         let mut queue = VecDeque::from(causes(plan, repetition, tell));
         let these = |b: &Batch<'_>| b.key.repetition == repetition;
