@@ -352,7 +352,7 @@ fn a_new_scenario_runs() {
     assert_eq!(run.code, 0, "{}{}", run.stdout, run.stderr);
     for says in [
         "what is done here (cluster-ip, ipv4, nftables, protections: liberal)\n",
-        "1 of 1 cell (the control) as expected, 1 of 1 situations as expected",
+        "1 of 1 cell (the control) as expected, 1 of 1 situation as expected",
     ] {
         assert!(run.stdout.contains(says), "{says}: {}", run.stdout);
     }

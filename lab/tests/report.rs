@@ -6,8 +6,9 @@ mod fixture;
 use std::collections::BTreeSet;
 use std::fs;
 
-use conntrack_lab::document::lab::{Judgement, LabResult, ProxyMode, Seen};
-use conntrack_lab::report::{folder, junit};
+use conntrack_lab::document::lab::{Judgement, LabResult, ProxyMode, ScenarioResult, Seen};
+use conntrack_lab::document::timeline::Timeline;
+use conntrack_lab::report::{self, folder, junit};
 use fixture::{fixture, result, skipped, with_timeline};
 use roxmltree::{Document, Node, ParsingOptions};
 
@@ -123,16 +124,42 @@ fn without_a_protection_none_is_recommended() {
     assert!(advice.ends_with("so this run recommends none."), "{advice}");
 }
 
-/// Where only a scenario over time differs, the verdict names that.
+/// Where only a scenario with stages differs, the verdict names that.
 #[test]
-fn a_scenario_over_time_that_differs_is_in_the_verdict() {
+fn a_scenario_with_stages_that_differs_is_in_the_verdict() {
     let mut r = fixture::with_timeline();
     r.judgement = Judgement::Differs;
     r.scenarios.last_mut().unwrap().judgement = Judgement::Differs;
     let page = page(&r);
     let doc = parse(&page);
     let verdict = text(by_id(&doc, "verdict"));
-    assert!(verdict.starts_with("0 of 3 cells and 1 of 1 scenario over time did not"), "{verdict}");
+    assert!(
+        verdict.starts_with("0 of 3 cells and 1 of 1 scenario with stages did not"),
+        "{verdict}"
+    );
+}
+
+/// The page and the terminal call situations the same: one whose cases all broke off is one too.
+#[test]
+fn situations_are_called_so_everywhere() {
+    let mut r = fixture::with_timeline();
+    r.judgement = Judgement::AsExpected;
+    for name in ["entry-deleted", "broken-off"] {
+        let timeline = Some(Timeline::default());
+        r.scenarios.push(ScenarioResult { name: name.into(), timeline, ..fixture::skipped() });
+        r.scenarios.last_mut().unwrap().judgement = Judgement::AsExpected;
+    }
+    let page = page(&r);
+    let verdict = text(by_id(&parse(&page), "verdict"));
+    assert!(
+        verdict.contains("all 3 cells and 2 situations and 1 scenario with stages behaved as"),
+        "{verdict}"
+    );
+    let shown = report::text::render(&r, 200);
+    assert!(
+        shown.contains("2 of 2 situations as expected, 1 of 1 scenario with stages as expected"),
+        "{shown}"
+    );
 }
 
 /// A run over time alone, as kubectl conntrack experiment writes one, has no cells to speak of: the verdict

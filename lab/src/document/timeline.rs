@@ -85,6 +85,13 @@ impl TimelineSample {
 }
 
 impl Timeline {
+    /// Whether it is of a situation: of cases, each in hosts of its own, and not of stages that follow
+    /// one another and say what claims they bear out.
+    #[must_use]
+    pub fn of_cases(&self) -> bool {
+        self.statements.is_empty() && self.steps.iter().all(|step| step.case.is_some())
+    }
+
     /// Adds the next sample; joins neighbours when the series is full.
     pub fn push(&mut self, sample: TimelineSample) {
         let n = self.samples_taken;

@@ -3,11 +3,12 @@
 //! the packets of its captures in, markup out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 
 use canary_runtime::page;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::document::lab::{CellResult, Judgement, LabResult};
+use crate::document::lab::{CellResult, Judgement, LabResult, ScenarioResult};
 
 use super::ladder::Packet;
 use super::words::{self, count, grouped};
@@ -79,18 +80,19 @@ pub fn verdict(result: &LabResult) -> String {
         }
         .to_owned();
     }
-    let timed = || result.scenarios.iter().filter(|s| s.timeline.is_some());
-    let over_time = count(timed().count() as u64, "scenario over time", "scenarios over time");
+    let differs = |s: &ScenarioResult| s.judgement == Judgement::Differs;
+    let beside = words::beside_cells(result, differs);
     match result.judgement {
         Judgement::AsExpected if result.positive_control.held => {
             let cells = match all {
                 1 => "the one cell".to_owned(),
                 all => format!("all {} cells", grouped(all)),
             };
-            let staged = timed().next().map_or_else(String::new, |_| format!(" and {over_time}"));
+            let beside = beside.into_iter().map(|(_, all)| all);
             format!(
                 "Reproduced: without protection conntrack lets connections be reset on this kernel, and \
-                 {cells}{staged} behaved as expected.{}",
+                 {} behaved as expected.{}",
+                iter::once(cells).chain(beside).collect::<Vec<_>>().join(" and "),
                 skipped(result)
             )
         }
@@ -99,15 +101,11 @@ pub fn verdict(result: &LabResult) -> String {
                 .to_owned()
         }
         Judgement::Differs => {
-            let staged = match timed().filter(|s| s.judgement == Judgement::Differs).count() {
-                0 => String::new(),
-                n => format!(" and {n} of {over_time}"),
-            };
-            format!(
-                "{} of {} cells{staged} did not behave as expected on this kernel.",
-                grouped(of(Judgement::Differs)),
-                grouped(all)
-            )
+            let cells = format!("{} of {} cells", grouped(of(Judgement::Differs)), grouped(all));
+            let beside = beside.into_iter().filter(|(n, _)| *n > 0);
+            let beside = beside.map(|(n, all)| format!("{n} of {all}"));
+            let all = iter::once(cells).chain(beside).collect::<Vec<_>>().join(" and ");
+            format!("{all} did not behave as expected on this kernel.")
         }
         Judgement::Inconclusive if !result.positive_control.held => {
             "Nothing is proved: the unprotected path did not reset, so this run could not have \

@@ -330,26 +330,15 @@ fn summary(out: &mut String, result: &LabResult, width: usize) {
     paragraph(out, "", &text, width);
     let cells = || result.scenarios.iter().flat_map(|s| &s.cells);
     let expected = cells().filter(|c| c.judgement == Judgement::AsExpected).count();
-    let steps = |s: &ScenarioResult| s.timeline.clone().map_or_else(Vec::new, |t| t.steps);
-    let of_cases = |s: &&ScenarioResult| steps(s).iter().any(|step| step.case.is_some());
-    let timed: Vec<_> = result.scenarios.iter().filter(|s| s.timeline.is_some()).collect();
-    let (situations, staged): (Vec<&ScenarioResult>, _) = timed.into_iter().partition(of_cases);
-    let held = |all: &[&ScenarioResult]| {
-        all.iter().filter(|s| s.judgement == Judgement::AsExpected).count()
-    };
+    let beside = words::beside_cells(result, |s| s.judgement == Judgement::AsExpected);
     let mut parts = Vec::new();
-    if cells().count() > 0 || (situations.is_empty() && staged.is_empty()) {
+    if cells().count() > 0 || beside.is_empty() {
         let alone =
             result.scenarios.iter().all(|s| s.cells.is_empty() || s.name == POSITIVE_CONTROL);
         let what = if alone { " (the control)" } else { "" };
         parts.push(format!("{expected} of {}{what} as expected", count(cells().count())));
     }
-    if !situations.is_empty() {
-        parts.push(format!("{} of {} situations as expected", held(&situations), situations.len()));
-    }
-    if !staged.is_empty() {
-        parts.push(format!("{} of {} scenarios with stages", held(&staged), staged.len()));
-    }
+    parts.extend(beside.iter().map(|(n, all)| format!("{n} of {all} as expected")));
     let skipped = result.scenarios.iter().filter(|s| s.judgement == Judgement::Skipped).count();
     if skipped > 0 {
         parts.push(format!("{skipped} SKIPPED"));

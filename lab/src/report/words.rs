@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::document::lab::{
-    At, Effect, Judgement, Path, Protection, ProtectionKind, ProxyMode, Seen,
+    At, Effect, Judgement, LabResult, Path, Protection, ProtectionKind, ProxyMode, ScenarioResult,
+    Seen,
 };
 use crate::document::timeline::{FailureClass, Finding};
 use canary_record::names::{Direction, Forgery, OldSegments};
@@ -223,6 +224,24 @@ pub(crate) fn grouped(n: u64) -> String {
 /// `1 cell`, `2 cells`.
 pub(crate) fn count(n: u64, one: &str, many: &str) -> String {
     format!("{} {}", grouped(n), if n == 1 { one } else { many })
+}
+
+/// What a run has beside cells: of situations, and of scenarios with stages, how many `of` picks, and
+/// how many there are, as they are called.
+pub(super) fn beside_cells(
+    result: &LabResult,
+    of: impl Fn(&ScenarioResult) -> bool,
+) -> Vec<(u64, String)> {
+    let kind = |of_cases: bool, one: &str, many: &str| {
+        let is =
+            |s: &&ScenarioResult| s.timeline.as_ref().is_some_and(|t| t.of_cases() == of_cases);
+        let all: Vec<_> = result.scenarios.iter().filter(is).collect();
+        let n = all.iter().filter(|s| of(s)).count() as u64;
+        (!all.is_empty()).then(|| (n, count(all.len() as u64, one, many)))
+    };
+    let situations = kind(true, "situation", "situations");
+    let staged = kind(false, "scenario with stages", "scenarios with stages");
+    situations.into_iter().chain(staged).collect()
 }
 
 /// `survived 200, reset 100`; what did not happen is left out.
