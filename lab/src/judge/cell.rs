@@ -338,6 +338,7 @@ fn doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> {
     // An overshoot's own segment ends nothing; one of those that follow it does.
     doubts.extend(witness::doubts(
         e.witnesses,
+        e.nodes.len(),
         killed + with(Seen::KillsLater),
         e.matrix.direction,
         &Topology::new(e.matrix.path, "").target(e.key.family).to_string(),

@@ -40,18 +40,19 @@ pub(crate) fn deaf(node: &str, w: &WitnessResult) -> Option<String> {
     })
 }
 
-/// What keeps the witnesses and the programs from telling one story: `ended` connections, all to
-/// `target`, by segments that were forged in `direction`. Where `unheard`, connections may end by
-/// what conntrack calls valid.
+/// What keeps the witnesses on that many `nodes` and the programs from telling one story: `ended`
+/// connections, all to `target`, by segments that were forged in `direction`. Where `unheard`,
+/// connections may end by what conntrack calls valid.
 pub(crate) fn doubts(
     witnesses: &[WitnessSaid],
+    nodes: usize,
     ended: u64,
     direction: names::Direction,
     target: &str,
     unheard: bool,
 ) -> Vec<String> {
-    // Without a whole hearing there is nothing to compare.
-    if witnesses.is_empty() || witnesses.iter().any(|w| !w.weak.is_empty()) {
+    // Without a whole hearing there is nothing to compare; who began none has said why.
+    if witnesses.len() < nodes || witnesses.iter().any(|w| !w.weak.is_empty()) {
         return Vec::new();
     }
     let mut doubts = Vec::new();
@@ -96,7 +97,7 @@ pub(crate) fn in_a_table(heard: &Heard, w: &WitnessResult) -> Vec<String> {
         let ended = named.clamp(heard.killed, heard.killed + heard.unknown);
         let direction = names::Direction::ServerToClient;
         differs.extend(said.weak.iter().cloned());
-        differs.extend(doubts(&[said], ended, direction, &heard.target, false));
+        differs.extend(doubts(&[said], 1, ended, direction, &heard.target, false));
     }
     let read = InTable::of(&heard.conntrack);
     for what in InTable::ALL {
@@ -180,19 +181,19 @@ pub(in crate::judge) mod tests {
         let ten = witness(Cause::AnsweredByClient, S2C, 10);
         let none = WitnessSaid { node: "node2".to_owned(), ..WitnessSaid::default() };
         assert_eq!(
-            doubts(&[ten.clone(), none.clone()], 10, FORGED, TARGET, false),
+            doubts(&[ten.clone(), none.clone()], 2, 10, FORGED, TARGET, false),
             Vec::<String>::new()
         );
         for ended in [9, 11] {
             assert_eq!(
-                doubts(&[ten.clone(), none.clone()], ended, FORGED, TARGET, false).len(),
+                doubts(&[ten.clone(), none.clone()], 2, ended, FORGED, TARGET, false).len(),
                 1,
                 "{ended}"
             );
         }
-        assert_eq!(doubts(&[ten.clone(), ten], 10, FORGED, TARGET, false).len(), 1);
-        assert_eq!(doubts(std::slice::from_ref(&none), 3, FORGED, TARGET, false).len(), 1);
-        assert_eq!(doubts(&[none], 3, FORGED, TARGET, true), Vec::<String>::new());
+        assert_eq!(doubts(&[ten.clone(), ten], 2, 10, FORGED, TARGET, false).len(), 1);
+        assert_eq!(doubts(std::slice::from_ref(&none), 1, 3, FORGED, TARGET, false).len(), 1);
+        assert_eq!(doubts(&[none], 1, 3, FORGED, TARGET, true), Vec::<String>::new());
     }
 
     /// What is unexplained may be any of those that were ended, and accuses nobody.
@@ -200,34 +201,43 @@ pub(in crate::judge) mod tests {
     fn what_is_unexplained_contradicts_nothing() {
         let open = witness(Cause::Unexplained, S2C, 10);
         assert_eq!(
-            doubts(std::slice::from_ref(&open), 10, FORGED, TARGET, false),
+            doubts(std::slice::from_ref(&open), 1, 10, FORGED, TARGET, false),
             Vec::<String>::new()
         );
         assert_eq!(
-            doubts(std::slice::from_ref(&open), 0, FORGED, TARGET, false),
+            doubts(std::slice::from_ref(&open), 1, 0, FORGED, TARGET, false),
             Vec::<String>::new()
         );
-        assert_eq!(doubts(&[open], 11, FORGED, TARGET, false).len(), 1);
+        assert_eq!(doubts(&[open], 1, 11, FORGED, TARGET, false).len(), 1);
     }
 
     /// A wrong direction or Service is a disagreement; a witness that lost something is silent.
     #[test]
     fn direction_and_service_have_to_agree() {
         let upload = witness(Cause::AnsweredByNode, Direction::ClientToServer, 5);
-        assert_eq!(doubts(std::slice::from_ref(&upload), 5, FORGED, TARGET, false).len(), 1);
+        assert_eq!(doubts(std::slice::from_ref(&upload), 1, 5, FORGED, TARGET, false).len(), 1);
         let forged = names::Direction::ClientToServer;
         assert_eq!(
-            doubts(std::slice::from_ref(&upload), 5, forged, TARGET, false),
+            doubts(std::slice::from_ref(&upload), 1, 5, forged, TARGET, false),
             Vec::<String>::new()
         );
         let other = witness(Cause::AnsweredByClient, S2C, 5);
-        assert_eq!(doubts(std::slice::from_ref(&other), 5, forged, TARGET, false).len(), 1);
+        assert_eq!(doubts(std::slice::from_ref(&other), 1, 5, forged, TARGET, false).len(), 1);
         assert_eq!(
-            doubts(std::slice::from_ref(&other), 5, FORGED, "198.18.0.11:30900", false).len(),
+            doubts(std::slice::from_ref(&other), 1, 5, FORGED, "198.18.0.11:30900", false).len(),
             1
         );
         let weak = WitnessSaid { weak: vec!["lost".to_owned()], ..other };
-        assert_eq!(doubts(&[weak], 0, FORGED, TARGET, false), Vec::<String>::new());
+        assert_eq!(doubts(&[weak], 1, 0, FORGED, TARGET, false), Vec::<String>::new());
+    }
+
+    /// A node that nobody listened on leaves nothing to compare: it is no witness of silence.
+    #[test]
+    fn without_a_witness_on_each_node_nothing_is_compared() {
+        let none = WitnessSaid { node: "node2".to_owned(), ..WitnessSaid::default() };
+        let of = |nodes| doubts(std::slice::from_ref(&none), nodes, 10, FORGED, TARGET, false);
+        assert_eq!(of(2), Vec::<String>::new());
+        assert_eq!(of(1).len(), 1);
     }
 
     /// In a table that fills the witness must name what boom-server ended and no more, what the counters
