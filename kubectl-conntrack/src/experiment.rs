@@ -3,10 +3,13 @@
 
 pub mod journal;
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
 use canary_record::names::EndedBy;
+use conntrack_lab::cluster::journal::{Event, Purpose};
+use conntrack_lab::document::timeline::Change;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::ResourceExt;
@@ -34,18 +37,6 @@ pub fn needs(own_namespace: bool) -> Vec<Right> {
     needs.sort_unstable();
     needs.dedup();
     needs
-}
-
-canary_record::names! {
-    /// What changes in a step.
-    pub enum Purpose {
-        /// So many clients and nothing else.
-        Load = "load",
-        /// A table smaller than the load.
-        SmallTable = "small-table",
-        /// be_liberal=1 on every node.
-        Liberal = "liberal",
-    }
 }
 
 /// A signal, which ends waiting and not what follows from it.
@@ -268,7 +259,7 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
         }
         let title = format!("{purpose} {clients}");
         say(&format!("{title} clients"));
-        self.journal.wrote(&format!("step {title}"))?;
+        self.journal.wrote(&Event::Step(purpose, clients))?;
         let number = self.journal.steps();
         let (life, ready) = (self.life().await, self.ready().await);
         let args = load_args(clients, self.args);
@@ -292,16 +283,20 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
             }
         }
         self.wait_for_sample(&title).await?;
-        self.journal.wrote("from")?;
+        self.journal.wrote(&Event::From)?;
         let mut small = Tune::new(self.ground, self.nodes, "tune-table");
-        let table_was = match purpose {
-            Purpose::SmallTable => Box::pin(self.shrink(&mut small)).await?,
-            _ => None,
-        };
-        self.samples(Instant::now() + self.args.step).await?;
-        if purpose == Purpose::SmallTable {
-            Box::pin(self.grow_back(&mut small, table_was, &title)).await?;
+        let (small_table, mut was) = (purpose == Purpose::SmallTable, None);
+        let sampled = Box::pin(async {
+            if small_table {
+                self.shrink(&mut small, &mut was).await?;
+            }
+            self.samples(Instant::now() + self.args.step).await
+        })
+        .await;
+        if small_table {
+            Box::pin(self.grow_back(&mut small, was, &title)).await?;
         }
+        sampled?;
         if clients > 0 {
             let collected = load.collect(true).await;
             say(&format!("{} of {clients} results collected", collected.results.len()));
@@ -309,11 +304,11 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
                 self.journal.result(number, pod, result)?;
             }
             if let (Some(had), Some(has)) = (had, collected.accepted) {
-                self.journal.wrote(&format!("accepted {had} {has}"))?;
+                self.journal.wrote(&Event::Accepted(had, has))?;
             }
         }
         self.wait_for_sample(&title).await?;
-        self.journal.wrote("to")?;
+        self.journal.wrote(&Event::To)?;
         if purpose == Purpose::Liberal {
             self.put_back(&mut liberal, &title).await?;
         }
@@ -350,14 +345,14 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
                 self.journal.doubt(&format!("{}: {r}", n.name))?;
             }
         }
-        let mut changes: Vec<_> = nodes
-            .iter()
-            .flat_map(|n| &n.changes)
-            .map(|c| format!("change {} {} {}", c.name, c.from, c.to))
-            .collect();
-        changes.sort_unstable();
-        changes.dedup();
-        changes.iter().try_for_each(|c| self.journal.wrote(c))
+        let changes: BTreeSet<_> =
+            nodes.iter().flat_map(|n| &n.changes).map(|c| (&c.name, c.from, c.to)).collect();
+        changes.into_iter().try_for_each(|(what, from, to)| self.changed(what, from, to))
+    }
+
+    fn changed(&mut self, what: &str, from: u64, to: u64) -> Result<(), Stop> {
+        let (what, from, to) = (what.to_owned(), from.to_string(), to.to_string());
+        self.journal.wrote(&Event::Change(Change { what, from, to }))
     }
 
     async fn put_back(&mut self, tune: &mut Tune<'_>, title: &str) -> Result<(), Stop> {
@@ -372,35 +367,33 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
         doubts.iter().try_for_each(|d| self.journal.doubt(d))
     }
 
-    /// A table smaller than the load. Gives what the command's was.
-    async fn shrink(&mut self, tune: &mut Tune<'_>) -> Result<Option<String>, Stop> {
-        let Some(size) = self.args.table_size else { return Ok(None) };
+    /// A table smaller than the load. `was` is what the command has to put back.
+    async fn shrink(&mut self, tune: &mut Tune<'_>, was: &mut Option<u64>) -> Result<(), Stop> {
+        let Some(size) = self.args.table_size else { return Ok(()) };
         let Some(line) = &self.args.table_command else {
-            return self.set(tune, "nf_conntrack_max", size).await.map(|()| None);
+            return self.set(tune, "nf_conntrack_max", size).await;
         };
-        let set = || {
-            let was = command(line, None)?;
-            command(line, Some(&size.to_string()))?;
-            Ok::<_, String>((was, command(line, None)?))
+        let mut set = || {
+            let found = table(line)?;
+            *was = Some(found);
+            command(line, Some(size))?;
+            Ok::<_, String>((found, table(line)?))
         };
         match set() {
-            Ok((was, is)) => {
-                self.journal.wrote(&format!("change nf_conntrack_max {was} {is}"))?;
-                Ok(Some(was))
-            }
-            Err(why) => self.journal.doubt(&format!("--table-command: {why}")).map(|()| None),
+            Ok((was, is)) => self.changed("nf_conntrack_max", was, is),
+            Err(why) => self.journal.doubt(&format!("--table-command: {why}")),
         }
     }
 
     async fn grow_back(
         &mut self,
         tune: &mut Tune<'_>,
-        was: Option<String>,
+        was: Option<u64>,
         title: &str,
     ) -> Result<(), Stop> {
         match (&self.args.table_command, was) {
             (None, _) => self.put_back(tune, title).await,
-            (Some(line), Some(was)) => match command(line, Some(&was)) {
+            (Some(line), Some(was)) => match command(line, Some(was)) {
                 Ok(_) => Ok(()),
                 Err(why) => self.journal.doubt(&format!("NOT PUT BACK: {line} {was}: {why}")),
             },
@@ -415,15 +408,15 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
     ) -> Result<(), Stop> {
         match (before, self.life().await) {
             (Some(before), Some(now)) if (&before.0, before.1) == (&now.0, now.1) => {
-                self.journal.wrote("note boom-server undisturbed.")
+                self.journal.wrote(&Event::Note("boom-server undisturbed.".to_owned()))
             }
             (Some(before), Some(now)) if before.0 == now.0 => {
                 let why: String = now.2.replace('\n', " ").chars().take(300).collect();
-                self.journal.wrote(&format!("note boom-server restarted: {why}."))
+                self.journal.wrote(&Event::Note(format!("boom-server restarted: {why}.")))
             }
             _ => {
                 self.journal.doubt(&format!("{title}: boom-server's pod was replaced"))?;
-                self.journal.wrote("note boom-server's pod was replaced.")
+                self.journal.wrote(&Event::Note("boom-server's pod was replaced.".to_owned()))
             }
         }
     }
@@ -454,8 +447,9 @@ fn load_args(clients: u32, args: &ExperimentArgs) -> LoadArgs {
 }
 
 /// What a command says, with a number as its last word or without.
-fn command(line: &str, number: Option<&str>) -> Result<String, String> {
-    let mut words = line.split_whitespace().chain(number);
+fn command(line: &str, number: Option<u64>) -> Result<String, String> {
+    let number = number.map(|n| n.to_string());
+    let mut words = line.split_whitespace().chain(number.as_deref());
     let program = words.next().ok_or("it is empty")?;
     let out = Command::new(program).args(words).output().map_err(|e| format!("{program}: {e}"))?;
     if !out.status.success() {
@@ -463,4 +457,10 @@ fn command(line: &str, number: Option<&str>) -> Result<String, String> {
         return Err(format!("{program}: {}: {}", out.status, said.trim()));
     }
     Ok(String::from_utf8_lossy(&out.stdout).trim().to_owned())
+}
+
+/// The table's limit, as the command prints it.
+fn table(line: &str) -> Result<u64, String> {
+    let said = command(line, None)?;
+    said.parse().map_err(|_| format!("{line} printed '{said}' instead of a number"))
 }

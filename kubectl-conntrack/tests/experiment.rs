@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -105,6 +106,49 @@ async fn an_absence_is_a_doubt() {
     let step = &result.scenarios[0].timeline.as_ref().unwrap().steps[0];
     assert_eq!(step.new_attempts, 300);
     assert!(fake.namespaces().is_empty());
+}
+
+/// A command that keeps the table's limit in a file, and does `more` first.
+fn table_command(dir: &Path, more: &str) -> String {
+    let (limit, script) = (dir.join("limit"), dir.join("table.sh"));
+    std::fs::write(&limit, "262144").unwrap();
+    let limit = limit.display();
+    let text =
+        format!("#!/bin/sh\n{more}\nif [ $# = 1 ]; then echo $1 >{limit}; fi\ncat {limit}\n");
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    script.display().to_string()
+}
+
+/// The command sets the table's limit for one step and puts it back; that is in the result.
+#[tokio::test(start_paused = true)]
+async fn a_command_sets_the_table_and_puts_it_back() {
+    let (fake, dir) = (fake(), tempfile::tempdir().unwrap());
+    let command = table_command(dir.path(), "");
+    let line = format!("--clients 3 --step 10s --table-size 5000 --table-command {command}");
+    let result = run(&fake, dir.path(), &line, never).await.unwrap();
+    let steps = &result.scenarios[0].timeline.as_ref().unwrap().steps;
+    let change = &steps[1].changes[0];
+    assert_eq!((&*change.what, &*change.from, &*change.to), ("nf_conntrack_max", "262144", "5000"));
+    assert_eq!(std::fs::read_to_string(dir.path().join("limit")).unwrap(), "262144\n");
+}
+
+/// What the command prints instead of a number is a doubt, and the rest is judged all the same. A
+/// limit that it could read once is put back, whatever it says later.
+#[tokio::test(start_paused = true)]
+async fn a_command_that_prints_no_number_is_a_doubt() {
+    let (words, later) = ("echo max = ", "[ $(cat {limit}) = 262144 ] || echo not");
+    for more in [words, later] {
+        let (fake, dir) = (fake(), tempfile::tempdir().unwrap());
+        let limit = dir.path().join("limit").display().to_string();
+        let command = table_command(dir.path(), &more.replace("{limit}", &limit));
+        let line = format!("--clients 3 --step 10s --table-size 5000 --table-command {command}");
+        let result = run(&fake, dir.path(), &line, never).await.unwrap();
+        assert_eq!(result.judgement, Judgement::Inconclusive);
+        assert!(result.reasons[0].contains("instead of a number"), "{:?}", result.reasons);
+        let left = std::fs::read_to_string(dir.path().join("limit")).unwrap();
+        assert_eq!(left.trim(), "262144", "{more}");
+    }
 }
 
 /// A folder that holds another run is refused before the cluster is touched.

@@ -1,7 +1,7 @@
 //! A run of `kubectl conntrack experiment`, from what it collected to the lab's own result and report: pure
 //! but for [`run`].
 
-mod journal;
+pub mod journal;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use canary_record::result::load::LoadResult;
 use canary_record::result::{Origin, Run, SCHEMA_VERSION, Setting};
 use canary_runtime::output::ResultFile;
 
-use self::journal::{Journal, JournalError, Reading, StepRecord};
+use self::journal::{Fact, Journal, JournalError, Reading, StepRecord};
 use crate::judge::saturation::findings;
 use crate::observed::saturation::{Facts, Kind, Shown};
 use crate::report::folder::{self, FolderError};
@@ -68,7 +68,7 @@ fn document(bytes: &[u8]) -> Result<LoadResult, String> {
 
 /// One step with everything that belongs to it.
 struct Judged {
-    clients: u64,
+    clients: u32,
     shown: Shown,
 }
 
@@ -97,7 +97,7 @@ fn judge(
     }
     // The first step in which nothing protects: behind a drop there is none, and a reset shows that
     // there was no drop.
-    let held_off = journal.value("hold-off-drop") == "1";
+    let held_off = journal.value(Fact::HoldOffDrop) == "1";
     let bare = steps
         .iter()
         .filter(|s| s.shown.kind != Kind::Liberal)
@@ -132,24 +132,24 @@ fn judge(
         run: Run {
             program: "kubectl conntrack experiment".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            kernel: journal.value("kernel").to_owned(),
-            host: journal.value("context").to_owned(),
+            kernel: journal.value(Fact::Kernel).to_owned(),
+            host: journal.value(Fact::Context).to_owned(),
             node: None,
-            started: journal.value("started").to_owned(),
-            ended: journal.value("ended").to_owned(),
+            started: journal.value(Fact::Started).to_owned(),
+            ended: journal.value(Fact::Ended).to_owned(),
             seconds,
             ended_by,
-            config: ["clients", "seconds", "table-size", "hold-off-drop"]
-                .map(|key| {
-                    let value = Some(journal.value(key).to_owned());
-                    (key.to_owned(), Setting { value, origin: Origin::Derived })
+            config: [Fact::Clients, Fact::Seconds, Fact::TableSize, Fact::HoldOffDrop]
+                .map(|fact| {
+                    let value = Some(journal.value(fact).to_owned());
+                    (fact.to_string(), Setting { value, origin: Origin::Derived })
                 })
                 .into(),
         },
         judgement,
         reasons: reasons.clone(),
         environment: Environment {
-            tools: [("kubernetes".to_owned(), journal.value("kubernetes").to_owned())].into(),
+            tools: [("kubernetes".to_owned(), journal.value(Fact::Kubernetes).to_owned())].into(),
             ..Environment::default()
         },
         positive_control: control,
@@ -168,7 +168,7 @@ fn judge(
     }
 }
 
-fn most(journal: &Journal) -> u64 {
+fn most(journal: &Journal) -> u32 {
     journal.steps.iter().map(|s| s.clients).max().unwrap_or(0)
 }
 
@@ -176,7 +176,7 @@ fn title(record: &StepRecord, journal: &Journal) -> String {
     let clients = record.clients;
     match record.kind {
         Kind::Load => {
-            format!("a table of {} entries, {clients} clients", journal.value("table-size"))
+            format!("a table of {} entries, {clients} clients", journal.value(Fact::TableSize))
         }
         Kind::Liberal => format!("be_liberal on every node, {clients} clients"),
         _ => format!("{clients} clients"),
@@ -215,10 +215,10 @@ fn step(
     if grown.is_empty() {
         reasons.push(format!("{title}: no sample of it could be read"));
     }
-    let collected = results.len() as u64;
+    let collected = results.len();
     if record.clients > 0 {
         step.notes.push(format!("{collected} of {} results collected.", record.clients));
-        if collected != record.clients {
+        if collected != record.clients as usize {
             reasons.push(format!("{title}: {collected} of {} results collected", record.clients));
         }
         match record.accepted.and_then(|(before, after)| after.checked_sub(before)) {

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use canary_record::names::EndedBy;
 use canary_runtime::exit::Exit;
+use conntrack_lab::cluster::journal::{Event, Fact};
 use conntrack_lab::document::lab::LabResult;
 use kube::Client;
 
@@ -62,14 +63,15 @@ pub async fn experiment(
     let mut journal = Journal::begin(dir)?;
     let clients: Vec<_> = args.clients.iter().map(u32::to_string).collect();
     let kernel = |n: &plan::Node| format!("{} on {}, kubelet {}", n.kernel, n.name, n.kubelet);
-    journal.record("context", &cluster.context)?;
-    journal.record("started", jiff::Timestamp::now())?;
-    journal.record("clients", clients.join(" "))?;
-    journal.record("seconds", args.step.as_secs())?;
-    journal.record("table-size", args.table_size.map_or("none".to_owned(), |n| n.to_string()))?;
-    journal.record("hold-off-drop", u8::from(args.hold_off_drop))?;
-    journal.record("kernel", nodes.iter().map(kernel).collect::<Vec<_>>().join("; "))?;
-    journal.record("kubernetes", &cluster.version)?;
+    journal.record(Fact::Context, &cluster.context)?;
+    journal.record(Fact::Started, &jiff::Timestamp::now())?;
+    journal.record(Fact::Clients, &clients.join(" "))?;
+    journal.record(Fact::Seconds, &args.step.as_secs())?;
+    journal
+        .record(Fact::TableSize, &args.table_size.map_or("none".to_owned(), |n| n.to_string()))?;
+    journal.record(Fact::HoldOffDrop, &u8::from(args.hold_off_drop))?;
+    journal.record(Fact::Kernel, &nodes.iter().map(kernel).collect::<Vec<_>>().join("; "))?;
+    journal.record(Fact::Kubernetes, &cluster.version)?;
     for why in unusable {
         journal.doubt(&why)?;
     }
@@ -94,8 +96,8 @@ pub async fn experiment(
     for left in session.end(&ground, args.cluster.keep, &mut again, say).await {
         journal.doubt(&left)?;
     }
-    journal.record("ended", jiff::Timestamp::now())?;
-    journal.wrote(&format!("end {ended_by}"))?;
+    journal.record(Fact::Ended, &jiff::Timestamp::now())?;
+    journal.wrote(&Event::End(ended_by))?;
     if refused {
         done?;
     }

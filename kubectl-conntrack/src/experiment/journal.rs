@@ -7,6 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use canary_record::result::load::LoadResult;
+use conntrack_lab::cluster::journal::{Event, Fact};
 use tokio::time::Instant;
 
 use crate::api::Stop;
@@ -53,22 +54,22 @@ impl Journal {
     }
 
     /// An event.
-    pub fn wrote(&mut self, event: &str) -> Result<(), Stop> {
-        self.steps += usize::from(event.starts_with("step "));
-        let line = format!("{} {}\n", self.seconds(), event.replace('\n', " "));
+    pub fn wrote(&mut self, event: &Event) -> Result<(), Stop> {
+        self.steps += usize::from(matches!(event, Event::Step(..)));
+        let line = format!("{} {}\n", self.seconds(), event.to_string().replace('\n', " "));
         let path = self.raw.join("journal").display().to_string();
         self.events.write_all(line.as_bytes()).map_err(|source| Stop::Save { path, source })
     }
 
-    /// What the run was told.
-    pub fn record(&mut self, key: &str, value: impl Display) -> Result<(), Stop> {
-        self.wrote(&format!("run {key} {value}"))
+    /// About the whole run.
+    pub fn record(&mut self, fact: Fact, value: &dyn Display) -> Result<(), Stop> {
+        self.wrote(&Event::Run(fact, value.to_string()))
     }
 
     /// What makes the run inconclusive.
     pub fn doubt(&mut self, why: &str) -> Result<(), Stop> {
         eprintln!("doubt: {why}");
-        self.wrote(&format!("doubt {why}"))
+        self.wrote(&Event::Doubt(why.to_owned()))
     }
 
     /// The programs' metrics at this moment; none where they could not be read.

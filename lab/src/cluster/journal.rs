@@ -1,15 +1,120 @@
-//! What `kubectl conntrack experiment` wrote down while it ran: pure.
+//! What `kubectl conntrack experiment` writes down while it runs, and its reading: pure.
 //!
-//! The journal has one event a line, `SECONDS WORD REST`; the samples are the programs' own
-//! metrics, each set after a line `sample SECONDS`.
+//! The journal has one event a line, after the second in which it was written; the samples are the
+//! programs' own metrics, each set after a line `sample SECONDS`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use crate::document::timeline::{Change, FailureClass, Step, TimelineSample};
 use crate::observed::saturation::Kind;
+use canary_record::names;
 use canary_record::names::{EndedBy, Outcome};
 use canary_record::prometheus::Sample;
 use canary_record::result::load::Cause;
+
+names! {
+    /// What changes in a step.
+    pub enum Purpose {
+        /// So many clients and nothing else.
+        Load = "load",
+        /// A table smaller than the load.
+        SmallTable = "small-table",
+        /// be_liberal=1 on every node.
+        Liberal = "liberal",
+    }
+}
+
+names! {
+    /// What a run was told, and what it read before the first step.
+    pub enum Fact {
+        /// The cluster's context.
+        Context = "context",
+        /// When it began.
+        Started = "started",
+        /// How many clients each step has.
+        Clients = "clients",
+        /// How long a step is.
+        Seconds = "seconds",
+        /// The small table's limit, or "none".
+        TableSize = "table-size",
+        /// 1 where INVALID is not dropped for the run's time.
+        HoldOffDrop = "hold-off-drop",
+        /// Each node's kernel.
+        Kernel = "kernel",
+        /// The API server's version.
+        Kubernetes = "kubernetes",
+        /// When it ended.
+        Ended = "ended",
+    }
+}
+
+/// One line of the journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// About the whole run.
+    Run(Fact, String),
+    /// A step begins, with so many clients.
+    Step(Purpose, u32),
+    /// Samples belong to the step from here ...
+    From,
+    /// ... to here.
+    To,
+    /// Neither its name nor its values have blanks.
+    Change(Change),
+    /// The target's count of accepted connections, before and after.
+    Accepted(u64, u64),
+    /// What else was seen in the step.
+    Note(String),
+    /// What makes the run inconclusive.
+    Doubt(String),
+    /// When and why it ended.
+    End(EndedBy),
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Run(fact, value) => write!(f, "run {fact} {value}"),
+            Self::Step(purpose, clients) => write!(f, "step {purpose} {clients}"),
+            Self::From => f.write_str("from"),
+            Self::To => f.write_str("to"),
+            Self::Change(Change { what, from, to }) => write!(f, "change {what} {from} {to}"),
+            Self::Accepted(before, after) => write!(f, "accepted {before} {after}"),
+            Self::Note(text) => write!(f, "note {text}"),
+            Self::Doubt(why) => write!(f, "doubt {why}"),
+            Self::End(by) => write!(f, "end {by}"),
+        }
+    }
+}
+
+impl Event {
+    pub(crate) fn read(text: &str) -> Option<Self> {
+        let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
+        let words: Vec<_> = rest.split(' ').collect();
+        Some(match (word, &words[..]) {
+            ("run", [fact, ..]) => {
+                Self::Run(fact.parse().ok()?, rest[fact.len()..].trim_start().to_owned())
+            }
+            ("step", [purpose, clients]) => {
+                Self::Step(purpose.parse().ok()?, clients.parse().ok()?)
+            }
+            ("from", _) => Self::From,
+            ("to", _) => Self::To,
+            ("change", [what, from, to]) => {
+                let [what, from, to] = [what, from, to].map(|&word| word.to_owned());
+                Self::Change(Change { what, from, to })
+            }
+            ("accepted", [before, after]) => {
+                Self::Accepted(before.parse().ok()?, after.parse().ok()?)
+            }
+            ("note", _) => Self::Note(rest.to_owned()),
+            ("doubt", _) => Self::Doubt(rest.to_owned()),
+            ("end", [by]) => Self::End(by.parse().ok()?),
+            _ => return None,
+        })
+    }
+}
 
 /// A line that nobody would have written.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,7 +133,7 @@ pub(crate) struct StepRecord {
     /// What for.
     pub(crate) kind: Kind,
     /// How many clients it asked for.
-    pub(crate) clients: u64,
+    pub(crate) clients: u32,
     /// Samples after this time belong to it ...
     pub(crate) from: Option<f64>,
     /// ... up to this one.
@@ -40,8 +145,8 @@ pub(crate) struct StepRecord {
 /// The whole run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Journal {
-    /// What it was told, and what it read before the first step.
-    pub(crate) run: BTreeMap<String, String>,
+    /// About it all.
+    pub(crate) run: BTreeMap<Fact, String>,
     /// In their order.
     pub(crate) steps: Vec<StepRecord>,
     /// What makes it inconclusive.
@@ -54,8 +159,8 @@ pub(crate) struct Journal {
 
 impl Journal {
     /// One of `run`'s.
-    pub(crate) fn value(&self, key: &str) -> &str {
-        self.run.get(key).map_or("", String::as_str)
+    pub(crate) fn value(&self, fact: Fact) -> &str {
+        self.run.get(&fact).map_or("", String::as_str)
     }
 
     /// Reads a journal. A last line that was cut is left out.
@@ -75,44 +180,28 @@ impl Journal {
     fn event(&mut self, line: &str) -> Option<()> {
         let (t, event) = line.split_once(' ')?;
         let t: f64 = t.parse().ok()?;
-        let (word, rest) = event.split_once(' ').unwrap_or((event, ""));
-        let words: Vec<_> = rest.split(' ').collect();
         self.last = self.last.max(t);
-        match (word, &words[..]) {
-            ("run", [key, ..]) => {
-                let value = rest[key.len()..].trim_start();
-                self.run.insert((*key).to_owned(), value.to_owned());
-            }
-            ("step", [purpose, clients]) => {
-                let clients = clients.parse().ok()?;
-                let kind = match (*purpose, clients) {
-                    ("load", 0) => Kind::NoLoad,
-                    ("load", _) => Kind::Clients,
-                    ("small-table", _) => Kind::Load,
-                    ("liberal", _) => Kind::Liberal,
-                    _ => return None,
+        let step = self.steps.last_mut();
+        match Event::read(event)? {
+            Event::Run(fact, value) => _ = self.run.insert(fact, value),
+            Event::Step(purpose, clients) => {
+                let kind = match (purpose, clients) {
+                    (Purpose::Load, 0) => Kind::NoLoad,
+                    (Purpose::Load, _) => Kind::Clients,
+                    (Purpose::SmallTable, _) => Kind::Load,
+                    (Purpose::Liberal, _) => Kind::Liberal,
                 };
                 let step = Step { t, ..Step::default() };
                 let (from, to, accepted) = (None, None, None);
                 self.steps.push(StepRecord { step, kind, clients, from, to, accepted });
             }
-            ("from", _) => self.steps.last_mut()?.from = Some(t),
-            ("to", _) => self.steps.last_mut()?.to = Some(t),
-            ("change", [what, from, to]) => {
-                let change = Change {
-                    what: (*what).to_owned(),
-                    from: (*from).to_owned(),
-                    to: (*to).to_owned(),
-                };
-                self.steps.last_mut()?.step.changes.push(change);
-            }
-            ("accepted", [before, after]) => {
-                self.steps.last_mut()?.accepted = Some((before.parse().ok()?, after.parse().ok()?));
-            }
-            ("note", _) => self.steps.last_mut()?.step.notes.push(rest.to_owned()),
-            ("doubt", _) => self.doubts.push(rest.to_owned()),
-            ("end", [by]) => self.end = Some((t, by.parse().ok()?)),
-            _ => return None,
+            Event::From => step?.from = Some(t),
+            Event::To => step?.to = Some(t),
+            Event::Change(change) => step?.step.changes.push(change),
+            Event::Accepted(before, after) => step?.accepted = Some((before, after)),
+            Event::Note(text) => step?.step.notes.push(text),
+            Event::Doubt(why) => self.doubts.push(why),
+            Event::End(by) => self.end = Some((t, by)),
         }
         Some(())
     }

@@ -241,6 +241,28 @@ fn a_restarted_program_is_counted_on() {
     assert_eq!(timeline(&result).samples.iter().map(|s| s.attempts).collect::<Vec<_>>(), [7, 2]);
 }
 
+/// What is written is what is read, whatever its text.
+#[test]
+fn an_event_is_read_as_it_was_written() {
+    use crate::document::timeline::Change;
+    use journal::{Event, Purpose};
+    let (word, text) = (|| "a".to_owned(), || "be_liberal =  1: why".to_owned());
+    let mut all = vec![
+        Event::From,
+        Event::To,
+        Event::Change(Change { what: word(), from: word(), to: word() }),
+        Event::Accepted(0, u64::MAX),
+        Event::Note(text()),
+        Event::Doubt(text()),
+        Event::End(EndedBy::Sigint),
+    ];
+    all.extend(Purpose::ALL.iter().map(|p| Event::Step(*p, 3)));
+    all.extend(Fact::ALL.iter().map(|f| Event::Run(*f, text())));
+    for event in all {
+        assert_eq!(Event::read(&event.to_string()), Some(event));
+    }
+}
+
 /// A line that was cut by the run's end is no error, a line that nobody wrote is one.
 #[test]
 fn cut_lines_are_left_out_and_strange_ones_refused() {
