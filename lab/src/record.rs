@@ -3,7 +3,8 @@
 //! not run.
 
 use std::path::Path;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Instant;
 
 use crate::document::lab::LabResult;
 use canary_record::names::EndedBy;
@@ -48,9 +49,18 @@ impl Record {
         ledger: &mut Ledger,
         progress: &mut Progress,
     ) {
-        while let Ok(first) = told.recv() {
-            // Writing the whole takes longer than what may have come meanwhile.
-            for event in std::iter::once(first).chain(told.try_iter()) {
+        let (mut next, mut unwritten) = (Instant::now(), false);
+        loop {
+            let first = if unwritten {
+                told.recv_timeout(next.saturating_duration_since(Instant::now()))
+            } else {
+                told.recv().map_err(RecvTimeoutError::from)
+            };
+            if matches!(first, Err(RecvTimeoutError::Disconnected)) {
+                break;
+            }
+            unwritten = true;
+            for event in first.into_iter().chain(told.try_iter()) {
                 match event {
                     Event::Cell(done) => ledger.cell(*done).iter().for_each(|c| progress.cell(c)),
                     Event::Cause(n, repetition, seen, mended) => {
@@ -61,8 +71,13 @@ impl Record {
                     }
                 }
             }
-            // What could not be written may be written with the next; that the last is counts.
-            let _ = self.file.write(ledger.result(self.so_far()));
+            let begun = Instant::now();
+            if begun >= next {
+                // What could not be written may be written with the next; that the last is counts.
+                let _ = self.file.write(ledger.result(self.so_far()));
+                // The whole each time: for a twentieth of the time at most.
+                (next, unwritten) = (Instant::now() + begun.elapsed() * 20, false);
+            }
         }
         ledger.close().iter().for_each(|c| progress.cell(c));
     }
