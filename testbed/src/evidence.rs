@@ -96,6 +96,30 @@ fn statistics<T>(read: fn(&str) -> Result<T, stat::ReadError>) -> Result<T, Evid
     read(&text).map_err(|e| failed(io::Error::new(io::ErrorKind::InvalidData, e)))
 }
 
+/// The local ports of this thread's network namespace that TCP sockets have, but those in TIME_WAIT,
+/// which no program has open.
+pub fn tcp_ports() -> Result<Vec<u16>, EvidenceError> {
+    let mut ports = Vec::new();
+    for file in ["tcp", "tcp6"] {
+        let path = format!("/proc/thread-self/net/{file}");
+        match fs::read_to_string(&path) {
+            Ok(text) => ports.extend(text.lines().skip(1).filter_map(tcp_port)),
+            // A kernel without IPv6.
+            Err(e) if file == "tcp6" && e.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(EvidenceError::Io { what: format!("read {path}"), source }),
+        }
+    }
+    Ok(ports)
+}
+
+/// As `get_tcp4_sock()` and `get_timewait4_sock()` write it: number, local and remote address, state.
+fn tcp_port(line: &str) -> Option<u16> {
+    let mut words = line.split_ascii_whitespace().skip(1);
+    let (local, state) = (words.next()?, words.nth(1)?);
+    let port = u16::from_str_radix(local.rsplit(':').next()?, 16).ok()?;
+    (state != "06").then_some(port)
+}
+
 /// Makes conntrack forget every entry of this thread's network namespace.
 pub fn forget_all() -> Result<(), EvidenceError> {
     Table::open().and_then(|mut table| table.flush()).map_err(|e| EvidenceError::Io {
@@ -217,6 +241,39 @@ mod tests {
         set_sysctl(key, &was.replace('\t', " ")).unwrap();
         let absent = sysctl("net/ipv4/moon").unwrap_err().to_string();
         assert_eq!(absent, "cannot read sysctl net.ipv4.moon: this kernel has no such setting");
+    }
+
+    /// A port is taken for as long as anybody has a copy of the socket, whoever closed it.
+    #[test]
+    fn a_copy_of_a_socket_keeps_its_port() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let port = client.local_addr().unwrap().port();
+        let taken = || tcp_ports().unwrap().contains(&port);
+        drop(server);
+        let copy = client.try_clone().unwrap();
+        drop(client);
+        assert!(taken());
+        drop(copy);
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while taken() {
+            assert!(std::time::Instant::now() < end, "port {port} is still taken");
+            std::thread::yield_now();
+        }
+    }
+
+    /// A socket is told by its port, of either family; TIME_WAIT is none, nor is a line cut off.
+    #[test]
+    fn a_port_is_taken_until_time_wait() {
+        let v4 = "   0: 0A4112C6:9C41 0A0012C6:1F90 01 00000000:00000000 00:00000000 0 0 0 1 0";
+        assert_eq!(tcp_port(v4), Some(0x9c41));
+        assert_eq!(
+            tcp_port(&v4.replace("0A4112C6", "000000FD0000000000000000000000FE")),
+            Some(0x9c41)
+        );
+        assert_eq!(tcp_port(&v4.replace(" 01 ", " 06 ")), None);
+        assert_eq!(tcp_port("   0: 0A4112C6:9C41 0A0012C6:1F90"), None);
     }
 
     /// Growth is of counters; the number of entries is none.

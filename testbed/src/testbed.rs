@@ -181,45 +181,51 @@ impl<'a> Testbed<'a> {
     }
 
     /// Sets the protections and loads the Service rules on both nodes, reads
-    /// them back and compares. Gives each node's rule text.
+    /// them back and compares.
     pub fn protect(
         &self,
         proxy_mode: ProxyMode,
         family: Family,
         protections: &[Protection],
-    ) -> Result<Vec<(&'static str, String)>, TestbedError> {
-        let mut texts = Vec::new();
-        for node in self.topology.nodes(At::Both) {
+    ) -> Result<(), TestbedError> {
+        let rules = self.load(proxy_mode, family, protections)?;
+        self.counters(proxy_mode, family)?.iter().zip(&rules).try_for_each(|(held, r)| held.has(r))
+    }
+
+    /// The same for who reads the counters anyway: [`NodeCounters::has`] compares. Gives the rules
+    /// in the order of the counters.
+    pub fn load(
+        &self,
+        proxy_mode: ProxyMode,
+        family: Family,
+        protections: &[Protection],
+    ) -> Result<Vec<Ruleset>, TestbedError> {
+        let load = |node: &&'static str| {
             let here =
                 NodeProtection::of(protections, |p| self.topology.nodes(p.at).contains(node));
             let rules = Ruleset::new(proxy_mode, &self.topology.service, family, here);
-            let loaded = self.within(node, || {
+            self.within(node, || {
                 evidence::load_rules(self.tools, proxy_mode, family, &rules.text)?;
                 let liberal = if here.liberal { "1" } else { "0" };
-                evidence::set_sysctl(evidence::BE_LIBERAL, liberal)?;
-                Ok(evidence::read_rules(self.tools, proxy_mode, family)?.0)
+                evidence::set_sysctl(evidence::BE_LIBERAL, liberal)
             })?;
             if !rules.ipvs.is_empty() {
                 let (host, vip) = (self.topology.full(node), self.topology.service.vip.of(family));
                 self.within(node, || evidence::balance(self.tools, &host, vip, &rules.ipvs))?;
             }
-            if let Some(what) = rules.difference(&loaded) {
-                return Err(TestbedError::Rules { host: (*node).to_owned(), what });
-            }
-            texts.push((*node, rules.text));
-        }
-        Ok(texts)
+            Ok(rules)
+        };
+        self.topology.nodes(At::Both).iter().map(load).collect()
     }
 
-    /// Connects until the refusal of the still closed port comes back: then
+    /// Connects to `target` until the refusal of the still closed port comes back: then
     /// links, routes, neighbours and rules work. False when it never does.
     pub fn warm_up(
         &self,
-        family: Family,
+        target: SocketAddr,
         within: Duration,
         interrupt: &Interrupt,
     ) -> Result<bool, TestbedError> {
-        let target: SocketAddr = self.topology.target(family);
         let end = Instant::now() + within;
         loop {
             interrupt.check()?;
@@ -279,6 +285,12 @@ pub struct NodeCounters {
 }
 
 impl NodeCounters {
+    /// That the kernel holds these rules and no others.
+    pub fn has(&self, rules: &Ruleset) -> Result<(), TestbedError> {
+        let wrong = |what| TestbedError::Rules { host: self.node.clone(), what };
+        rules.difference(&self.loaded).map_or(Ok(()), |what| Err(wrong(what)))
+    }
+
     /// What grew since `before`.
     #[must_use]
     pub fn since(&self, before: &Self) -> NodeEvidence {

@@ -7,6 +7,7 @@ mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use canary_testbed::exec::Ready;
 use canary_testbed::model::At;
 use canary_testbed::network::wire::Network;
 use canary_testbed::testbed::{Testbed, TestbedError};
-use canary_testbed::topology;
+use canary_testbed::topology::{self, POD_PORT};
 
 use self::hosts::{CLIENT, SECOND_LINK, home, host_route, hosts};
 use self::nodes::Full;
@@ -124,7 +125,11 @@ impl Run<'_> {
             // The client's own ports are free as soon as both ends have closed.
             setting::set(testbed, "client", "net/ipv4/tcp_max_tw_buckets", "0")?;
         }
-        testbed.warm_up(case.family, setting.scaled(READY), interrupt)?;
+        // The pod beside too, whose link may take longer than a connection has patience.
+        let beside = SocketAddr::new(self.second(), POD_PORT);
+        for target in [testbed.topology.target(case.family), beside] {
+            testbed.warm_up(target, setting.scaled(READY), interrupt)?;
+        }
         if case.second_link {
             let near = SECOND_LINK[0].of(case.family).to_string();
             let client = host_route(CLIENT.of(case.family));
@@ -231,11 +236,15 @@ impl Run<'_> {
             Step::Ask(delay) => self.connections.ask(setting.scaled(delay.0)),
             Step::Answer => self.connections.answer(),
             Step::HalfClose => self.connections.half_close(),
-            Step::Close => self.connections.close(),
+            Step::Close => {
+                self.connections.close();
+                self.let_go(CLOSE)?;
+            }
             Step::Vanish => self.vanish()?,
             Step::RestartServer => {
                 self.end_servers()?;
                 self.connections.ended();
+                self.let_go(CLOSE)?;
                 self.serve("again")?;
             }
             Step::Idle(time) => setting.interrupt.sleep(setting.scaled(time.0))?,

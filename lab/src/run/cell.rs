@@ -91,19 +91,18 @@ impl Cell<'_> {
         let (proxy_mode, family) = (self.key.proxy_mode, self.key.family);
         let interrupt = &setting.interrupt;
         fs::create_dir_all(dir).map_err(io_error("create", dir))?;
-        for (node, text) in testbed.protect(proxy_mode, family, &self.plan.protections)? {
-            write(&dir.join(format!("rules-{node}.txt")), text)?;
-        }
+        let rules = testbed.load(proxy_mode, family, &self.plan.protections)?;
         // The cells before used the same ports, and an entry of theirs would be taken up again.
         let both = testbed.topology.nodes(At::Both);
-        for node in both {
+        for (node, rules) in both.iter().zip(&rules) {
+            write(&dir.join(format!("rules-{node}.txt")), &rules.text)?;
             testbed.within(node, evidence::forget_all)?;
         }
         let client = testbed.topology.client();
         setting::set(testbed, client, "net/ipv4/ip_local_port_range", PORTS)?;
         let none_expected = self.plan.expect.profile() == Some(Profile::NoConnection);
         let patience = if none_expected { Duration::ZERO } else { setting.scaled(READY) };
-        let warm = testbed.warm_up(family, patience, interrupt)?;
+        let warm = testbed.warm_up(testbed.topology.target(family), patience, interrupt)?;
 
         let mut notes = Vec::new();
         let witnesses = setting::witnesses(testbed, both, dir, setting, &mut notes)?;
@@ -111,6 +110,7 @@ impl Cell<'_> {
         let mut boom = self.start_boom()?;
         boom.wait_ready(setting.scaled(READY), interrupt)?;
         let before = testbed.counters(proxy_mode, family)?;
+        before.iter().zip(&rules).try_for_each(|(held, rules)| held.has(rules))?;
         let mut load = self.start_load()?;
         let load_line = load.line().to_owned();
         // Where no connection comes to be, load-client ends first. Who forges itself knows the end.

@@ -161,6 +161,12 @@ impl Connections {
         }
     }
 
+    /// The local ports of those that are closed.
+    pub(super) fn closed(&self) -> Vec<u16> {
+        let closed = self.all.iter().filter(|one| matches!(one.state, State::Closed));
+        closed.filter_map(|one| one.local).map(|local| local.port()).collect()
+    }
+
     /// FIN from those that are open, and the server's own if it comes soon: a reset that nobody
     /// has read yet is read.
     pub(super) fn end(&mut self, patience: Duration) {

@@ -18,9 +18,9 @@ use canary_testbed::topology::POD_PORT;
 use canary_wire::segment::Family;
 use nix::errno::Errno;
 
-use super::Run;
 use super::hosts::beside;
 use super::rules::{self, Rule};
+use super::{READY, Run};
 use crate::run::saturation::tables::destination;
 use crate::run::setting::{count, nft, set, tool, write};
 use crate::scenario::cause::{Host, Masquerade};
@@ -119,7 +119,32 @@ impl Run<'_> {
         );
         nft(self.testbed, client, &rules)?;
         self.connections.vanish();
+        if !self.let_go(READY)? {
+            return Err(TestbedError::Io {
+                what: "vanish: close the client's connections".to_owned(),
+                source: std::io::ErrorKind::TimedOut.into(),
+            });
+        }
         nft(self.testbed, client, &format!("delete {table}"))
+    }
+
+    /// Until the client's kernel has no socket of the connections that are closed; false where it
+    /// still has some. A program that is being started has a copy of every open file until execve():
+    /// as long as that is there, no segment of a close() goes out.
+    pub(super) fn let_go(&self, within: Duration) -> Result<bool, TestbedError> {
+        let end = Instant::now() + self.setting.scaled(within);
+        let ports = self.connections.closed();
+        let left = || {
+            let held = self.testbed.within(self.testbed.topology.client(), evidence::tcp_ports)?;
+            Ok::<_, TestbedError>(held.iter().any(|port| ports.contains(port)))
+        };
+        while left()? {
+            if Instant::now() >= end {
+                return Ok(false);
+            }
+            self.setting.interrupt.sleep(Duration::from_millis(5))?;
+        }
+        Ok(true)
     }
 
     pub(super) fn delete_entries(&mut self) -> Result<(), TestbedError> {

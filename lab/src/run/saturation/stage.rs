@@ -119,7 +119,8 @@ impl<'a> Stage<'a> {
         setting::write(&dir.join("rules-load.txt"), &rules)?;
         nft(&testbed, "node1", &rules)?;
         set(&testbed, "client", "net/ipv4/ip_local_port_range", "2000\t65000")?;
-        testbed.warm_up(Family::Ipv4, setting.scaled(READY), &setting.interrupt)?;
+        let target = testbed.topology.target(Family::Ipv4);
+        testbed.warm_up(target, setting.scaled(READY), &setting.interrupt)?;
         let start = |host: &str, name: &str, option: String| {
             let options = vec![name.to_owned(), option];
             let mut started =
