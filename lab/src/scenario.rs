@@ -149,6 +149,9 @@ trait Checked: DeserializeOwned {
     fn senseless_case(&self) -> Option<usize> {
         None
     }
+
+    /// Finds the lines of what can turn out wrong in a run only.
+    fn find_lines(&mut self, _file: &str) {}
 }
 
 impl Checked for About {
@@ -262,7 +265,8 @@ struct Loader<'a> {
 impl Loader<'_> {
     fn read<T: Checked>(&self, table: toml::Spanned<DeTable<'_>>) -> Result<T, ScenarioError> {
         let (fields, cases) = (places(table.get_ref()), case_places(table.get_ref()));
-        let value = T::deserialize(Deserializer::from(table)).map_err(|e| self.toml(&e))?;
+        let mut value = T::deserialize(Deserializer::from(table)).map_err(|e| self.toml(&e))?;
+        value.find_lines(self.text);
         value.check().map_err(|what| {
             let case = value.senseless_case().and_then(|n| cases.get(n));
             let at = place(&what, case.unwrap_or(&fields));

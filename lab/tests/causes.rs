@@ -239,6 +239,12 @@ fn what_the_kernel_refuses_is_told_with_its_place() {
         assert_eq!((judgement, reasons.len()), (Judgement::Inconclusive, 1), "{reasons:?}");
         assert!(reasons[0].starts_with("a drop in INPUT alone"), "{reasons:?}");
         assert!(reasons[0].contains(says), "{reasons:?}");
+        if says == "syntax error" {
+            let line = own[..own.find(from).unwrap()].matches('\n').count() + 1;
+            let place =
+                format!("the rules of line {line} of the file: nft refuses 'chian input_alone");
+            assert!(reasons[0].contains(&place), "{reasons:?}");
+        }
         assert!(
             !reasons[0].contains(['\n', '^']) && !reasons[0].contains("/dev/stdin"),
             "{reasons:?}"
@@ -316,16 +322,23 @@ fn what_hosts_have_of_their_own_acts() {
     assert_eq!(out.code, 11, "{}{}", out.stdout, out.stderr);
     let r = result(&results);
     let (_, reasons) = judged(&r, "own");
-    for (n, says) in [
-        "of IPv4 in IPv6: cannot give node1 what it has of its own: ip6tables-restore, the tool of a case of ipv6, refuses",
-        "pasted: cannot give node1 what it has of its own: its rules take away the Service's: 2 of 2 rules in ip nat KUBE-SERVICES",
-        "flushed: cannot give node1 what it has of its own: its rules take away the Service's: ",
-    ]
-    .iter()
-    .enumerate()
-    {
-        assert!(reasons.get(n).is_some_and(|r| r.starts_with(says)), "{says}: {reasons:?}");
+    let refused = [
+        ("-A FORWARD -s 10.0.0.0/8 -j DROP", "of IPv4 in IPv6", "ip6tables-restore refuses '-A F"),
+        (
+            ":KUBE-SERVICES - [0:0]",
+            "pasted",
+            "they take away the Service's: 2 of 2 rules in ip nat",
+        ),
+        ("nft = \"flush ruleset\"", "flushed", "they take away the Service's: "),
+    ];
+    for (reason, (line, case, says)) in reasons.iter().zip(refused) {
+        let line =
+            text.concat().lines().position(|l| l == line).unwrap() + about.lines().count() + 1;
+        let place =
+            format!("{case}: cannot give node1 the rules of line {line} of the file: {says}");
+        assert!(reason.starts_with(&place), "{place}: {reason}");
     }
+    assert!(reasons[0].ends_with("in the [[case.host]] of a case of that family"), "{reasons:?}");
     assert_eq!(reasons.len(), 3, "{reasons:?}");
     let said = |title: &str| {
         let s = r.scenarios.iter().find(|s| s.name == "own").unwrap();

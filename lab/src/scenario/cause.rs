@@ -21,7 +21,7 @@ use serde::de::{self, IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::Checked;
-pub use host::{BadNetwork, HOSTS, Host, Link, Need};
+pub use host::{BadNetwork, HOSTS, Host, Link, Need, Rules};
 pub use step::{Step, Wait, Way};
 
 /// Situations, each in hosts of its own.
@@ -235,6 +235,17 @@ impl Checked for Cause {
 
     fn senseless_case(&self) -> Option<usize> {
         self.cases.iter().position(|case| self.check_case(case).is_err())
+    }
+
+    fn find_lines(&mut self, file: &str) {
+        let of_cases = self.cases.iter_mut().flat_map(|case| {
+            let changed = case.steps.iter_mut().filter_map(|step| match step {
+                Step::Change(host) => Some(host),
+                _ => None,
+            });
+            case.hosts.iter_mut().chain(changed)
+        });
+        self.hosts.iter_mut().chain(of_cases).for_each(|host| host.find(file));
     }
 }
 

@@ -1,6 +1,7 @@
 use super::*;
 use crate::document::lab::{Path, Profile, ProxyMode};
 use crate::document::timeline::Finding;
+use crate::scenario::cause::Step;
 
 /// A file of each kind that is legal.
 fn text(name: &str) -> &'static str {
@@ -197,6 +198,40 @@ fn senseless_fields_have_lines() {
         let said = refusal(&text);
         assert!(said.contains(says), "{said}");
     }
+}
+
+/// A line of rules has its line of the file where both have the same lines; else it is the value's.
+#[test]
+fn lines_of_rules_are_lines_of_the_file() {
+    let about = "kind = \"cause\"\nname = \"n\"\ntitle = \"t\"\nwhy = \"w\"\nsource = \"s\"\n";
+    let case = "[[case]]\ntitle = \"c\"\nexpect = { client = \"survived\" }\n";
+    let steps = "steps = [\"connect\"]\n";
+    let whole =
+        |text: &str| format!("{about}[[host]]\nname = \"node1\"\nnft = {text}\n{case}{steps}");
+    // The value begins at line 8.
+    for (text, n, line) in [
+        ("\"\"\"\na\nb\n\"\"\"", Some(1), 9),
+        ("\"\"\"\r\na\r\nb\r\n\"\"\"", Some(2), 10),
+        ("\"\"\"\na\nb\n\"\"\"", Some(3), 10),
+        ("\"\"\"\na\nb\n\"\"\"", None, 8),
+        ("\"\"\"a\nb\"\"\"", Some(2), 9),
+        ("'''\na\nb'''", Some(2), 10),
+        ("\"\"\"\na \\\n  b\nc\"\"\"", Some(2), 8),
+        ("\"\"\"\na\\nb\"\"\"", Some(2), 8),
+        ("\"a\\nb\"", Some(2), 8),
+        ("\"\"", Some(1), 8),
+    ] {
+        let Body::Cause(of) = parse("x", &whole(text)).unwrap().body else { panic!("its kind") };
+        let rules = of.hosts[0].nft.as_ref().unwrap();
+        assert_eq!(rules.line(n), line, "{text}");
+    }
+    let own = "[[case.host]]\nname = \"node1\"\niptables = '''\na\n'''\n";
+    let change = "steps = [\"connect\", { change = { name = \"node1\", nft = '''\na\n''' } }]\n";
+    let text = format!("{about}{case}{change}{own}");
+    let Body::Cause(of) = parse("x", &text).unwrap().body else { panic!("its kind") };
+    let Step::Change(host) = &of.cases[0].steps[1] else { panic!("its step") };
+    let lines = [&host.nft, &of.cases[0].hosts[0].iptables];
+    assert_eq!(lines.map(|r| r.as_ref().unwrap().line(Some(1))), [10, 15]);
 }
 
 /// A file with nothing in it is answered with how to begin.

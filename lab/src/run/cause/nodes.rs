@@ -23,7 +23,7 @@ use super::rules::{self, Rule};
 use super::{READY, Run};
 use crate::run::saturation::tables::destination;
 use crate::run::setting::{count, nft, set, tool, write};
-use crate::scenario::cause::{Host, Masquerade};
+use crate::scenario::cause::{Host, Masquerade, Rules};
 use crate::scenario::saturation::MOST_ENTRIES;
 
 /// How long entries may take to expire, beyond what is written in the case.
@@ -64,9 +64,9 @@ fn netlink(what: &str) -> impl Fn(NetlinkError) -> EvidenceError {
 }
 
 /// What a host has of its own cannot be as the file says.
-fn refused(host: &str, why: String) -> TestbedError {
+fn refused(host: &str, line: usize, why: String) -> TestbedError {
     TestbedError::Io {
-        what: format!("give {host} what it has of its own"),
+        what: format!("give {host} the rules of line {line} of the file"),
         source: std::io::Error::other(why),
     }
 }
@@ -79,15 +79,6 @@ fn some(chains: &[String]) -> String {
         0 => named,
         more => format!("{named}, and of {more} other chains"),
     }
-}
-
-/// What a tool said, without how it was called, what it points at, and the name of its input.
-fn said(e: &TestbedError) -> String {
-    let all = e.to_string();
-    let said = all.split_once("): ").map_or(&*all, |(_, said)| said);
-    let pointers = |part: &&str| part.trim().trim_matches(['^', '~']).is_empty();
-    let parts: Vec<_> = said.split("; ").map(str::trim).filter(|part| !pointers(part)).collect();
-    parts.join("; ").replace("/dev/stdin:", "its line ").trim_end_matches('.').to_owned()
 }
 
 impl Run<'_> {
@@ -288,15 +279,38 @@ impl Run<'_> {
         if lost.is_empty() {
             return Ok(());
         }
+        let found = |rules: &Rules| Some(rules.line(Some(rules::takes(&rules.text, &lost)?)));
+        let whole = host.rules().next().map_or(0, |rules| rules.line(None));
         Err(refused(
             &host.name,
+            host.rules().find_map(found).unwrap_or(whole),
             format!(
-                "its rules take away the Service's: {}. Leave out of them what flushes or deletes \
+                "they take away the Service's: {}. Leave out of them what flushes or deletes \
                  these (of iptables-save a line ':CHAIN - [0:0]' of a chain of kube-proxy's, `flush` of \
                  nft), or use another proxy-mode; in a step, `change` may do it",
                 some(&lost)
             ),
         ))
+    }
+
+    /// Has a tool load a host's rules. `hint` is added to what it refuses.
+    fn load(
+        &self,
+        host: &str,
+        rules: &Rules,
+        (name, options): (&str, &[&str]),
+        hint: &str,
+    ) -> Result<(), TestbedError> {
+        let tools = self.testbed.tools();
+        let call = || Ok(tools.call(name, options)?.stdin(&rules.text).output()?);
+        let out = self.testbed.within(host, call)?;
+        if out.status.success() {
+            return Ok(());
+        }
+        let (line, why) = rules::refusal(&out.stderr);
+        let text = line.and_then(|n| rules.text.lines().nth(n.saturating_sub(1)));
+        let text = text.map_or_else(String::new, |text| format!(" '{}'", text.trim()));
+        Err(refused(host, rules.line(line), format!("{name} refuses{text}: {why}{hint}")))
     }
 
     /// Gives a host what it should have, and tells which of the Service's rules that took away.
@@ -307,12 +321,11 @@ impl Run<'_> {
             self.changes.push(Change { what: format!("{name} in {at}"), ..change });
         }
         if let Some(rules) = &host.nft {
-            let loaded = tool(testbed, at, "nft", &["-f", "-"], rules);
-            if rules::of_the_other_family(rules, self.case.family) {
+            if rules::of_the_other_family(&rules.text, self.case.family) {
                 let none = format!("of {}, which they never see", self.case.family);
                 self.changed(format!("nft rules of {at} in a case"), "of the other family", none);
             }
-            loaded.map_err(|e| refused(at, format!("nft refuses its nft text: {}", said(&e))))?;
+            self.load(at, rules, ("nft", &["-f", "-"]), "")?;
         }
         if let Some(rules) = &host.iptables {
             let family = self.case.family;
@@ -320,16 +333,19 @@ impl Run<'_> {
                 Family::Ipv4 => "iptables-restore",
                 Family::Ipv6 => "ip6tables-restore",
             };
-            let loaded = tool(testbed, at, restore, &["-w", "10", "--noflush"], rules);
-            loaded.map_err(|e| {
-                let why = said(&e);
-                refused(at, format!(
-                    "{restore}, the tool of a case of {family}, refuses its iptables text: {why}. Rules \
-                     of the other family belong in the [[case.host]] of a case of that family"
-                ))
-            })?;
+            let address = |word: &str| word.split('/').next()?.parse::<IpAddr>().ok();
+            let other = |word| address(word).is_some_and(|a| Family::of(a) != family);
+            let hint = if rules.text.split_whitespace().any(other) {
+                format!(
+                    ". It is the tool of a case of {family}: rules of the other family belong in the \
+                     [[case.host]] of a case of that family"
+                )
+            } else {
+                String::new()
+            };
+            self.load(at, rules, (restore, &["-w", "10", "--noflush"]), &hint)?;
         }
-        if host.nft.is_none() && host.iptables.is_none() {
+        if host.rules().next().is_none() {
             return Ok(Vec::new());
         }
         self.equipped.insert(host.name.clone());

@@ -71,6 +71,40 @@ pub(super) fn acted(service: &[Rule], after: &[(Rule, Option<u64>)]) -> Vec<Stri
     .collect()
 }
 
+/// The line of a text that takes such chains away: one that names any of them, or else one that flushes
+/// or deletes.
+pub(super) fn takes(text: &str, lost: &[String]) -> Option<usize> {
+    let chains: Vec<_> = lost.iter().filter_map(|chain| chain.rsplit(' ').next()).collect();
+    let line = |of: &[&str]| {
+        let word = |c: char| !(c.is_ascii_alphanumeric() || "-_".contains(c));
+        let has = |line: &str| line.split(word).any(|w| of.contains(&w));
+        text.lines().position(has).map(|at| at + 1)
+    };
+    line(&chains).or_else(|| line(&["flush", "delete", "destroy"]))
+}
+
+/// What nft or iptables-restore says first of a text that it refuses, and at which of its lines.
+pub(super) fn refusal(said: &str) -> (Option<usize>, String) {
+    let after = |mark: &str| {
+        said.match_indices(mark).find_map(|(at, _)| {
+            let rest = said[at + mark.len()..].trim_start_matches([':', ' ']);
+            rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<usize>().ok()
+        })
+    };
+    let line = after("/dev/stdin:").or_else(|| after("line"));
+    let mut all = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = all.next().unwrap_or("it does not say why");
+    // The place, or the tool's own name, comes before.
+    let mut why = first.split_once("Error: ").map_or(first, |(_, why)| why);
+    while let Some(("iptables-restore" | "ip6tables-restore", rest)) =
+        why.split_once(": ").map(|(who, rest)| (who.split(' ').next().unwrap_or(who), rest))
+    {
+        why = rest;
+    }
+    let own = line.map(|n| format!("line {n}")).filter(|own| why.contains(own.as_str()));
+    (line, own.map_or_else(|| why.to_owned(), |own| why.replace(&own, "this line")))
+}
+
 /// Whether a text for nft has tables, and each is of the family that the case is not of.
 pub(super) fn of_the_other_family(text: &str, family: Family) -> bool {
     let other = if family == Family::Ipv4 { "ip6" } else { "ip" };
@@ -102,6 +136,50 @@ mod tests {
             assert_eq!(of_the_other_family(text, Family::Ipv6), other, "{text}");
         }
         assert!(of_the_other_family("table ip6 a { }", Family::Ipv4));
+    }
+
+    /// What the tools say is cut to its first error, and its line is the text's.
+    #[test]
+    fn refusals_are_read() {
+        let nft = "/dev/stdin:4:6-9: Error: syntax error, unexpected string\n  ct stat invalid drop\n     ^^^^\n\
+                   /dev/stdin:5:2-2: Error: syntax error, unexpected end of file\n}\n ^\n";
+        let usage =
+            "Try `iptables-restore -h' or 'iptables-restore --help' for more information.\n";
+        let option = format!(
+            "iptables-restore v1.8.9 (nf_tables): unknown option \"--line\"\nError occurred at line: 2\n{usage}"
+        );
+        let table = format!(
+            "iptables-restore v1.8.9 (nf_tables): iptables-restore: line 1 table name 'filtr' invalid\n\
+             Error occurred at line: 1\n{usage}"
+        );
+        for (said, line, why) in [
+            (nft, Some(4), "syntax error, unexpected string"),
+            (&option, Some(2), "unknown option \"--line\""),
+            (&table, Some(1), "this line table name 'filtr' invalid"),
+            (
+                "iptables-restore: COMMIT expected at line 3\n",
+                Some(3),
+                "COMMIT expected at this line",
+            ),
+            ("netlink: Error: cache failed\n", None, "cache failed"),
+            ("", None, "it does not say why"),
+        ] {
+            assert_eq!(refusal(said), (line, why.to_owned()), "{said}");
+        }
+    }
+
+    /// The line that empties a chain is the one that names it, or the one that flushes.
+    #[test]
+    fn what_takes_chains_away_is_found() {
+        let lost = ["2 of 2 rules in ip nat KUBE-SERVICES".to_owned()];
+        for (text, line) in [
+            ("*nat\n:MY-KUBE-SERVICES - [0:0]\n:KUBE-SERVICES - [0:0]\nCOMMIT\n", Some(3)),
+            ("delete table ip a\nflush chain ip nat KUBE-SERVICES\n", Some(2)),
+            ("table ip a { }\nflush ruleset\n", Some(2)),
+            ("table ip a { }\n", None),
+        ] {
+            assert_eq!(takes(text, &lost), line, "{text}");
+        }
     }
 
     const NAT: &str = "table ip nat {\n\tchain KUBE-SERVICES {\n\

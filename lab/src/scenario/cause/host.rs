@@ -1,6 +1,7 @@
 //! What a situation has of its own in its hosts and on its links, and what of that not every kernel has.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use crate::document::lab::Path;
@@ -9,6 +10,7 @@ use canary_testbed::ruleset::ipvs;
 use canary_testbed::topology::Topology;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
+use toml::Spanned;
 
 use super::step::Wait;
 
@@ -108,10 +110,58 @@ pub struct Host {
     pub sysctls: BTreeMap<String, String>,
     /// Rules for `nft -f -`, beside those of the Service.
     #[serde(default)]
-    pub nft: Option<String>,
+    #[schemars(with = "Option<String>")]
+    pub nft: Option<Rules>,
     /// Rules for `iptables-restore --noflush`, beside those of the Service.
     #[serde(default)]
-    pub iptables: Option<String>,
+    #[schemars(with = "Option<String>")]
+    pub iptables: Option<Rules>,
+}
+
+/// Rules of a host's own, and where they stand in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// What the tool gets.
+    pub text: String,
+    /// The value, in octets of the file.
+    span: Range<usize>,
+    /// The file's line where the value begins, from 1.
+    begins: usize,
+    /// That of the text's first line, where each line of the text is one of the file.
+    first: Option<usize>,
+}
+
+impl<'de> Deserialize<'de> for Rules {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let read = Spanned::<String>::deserialize(from)?;
+        Ok(Self { span: read.span(), text: read.into_inner(), begins: 1, first: None })
+    }
+}
+
+impl Rules {
+    /// The file's line of a line of the text, both from 1; of the whole text without one.
+    #[must_use]
+    pub fn line(&self, of_text: Option<usize>) -> usize {
+        let last = self.text.lines().count().max(1);
+        let line = |first| Some(first + of_text?.clamp(1, last) - 1);
+        self.first.and_then(line).unwrap_or(self.begins)
+    }
+
+    /// Finds the lines in the file that it was read from.
+    pub(super) fn find(&mut self, file: &str) {
+        let before = file.get(..self.span.start).unwrap_or_default();
+        self.begins = before.matches('\n').count() + 1;
+        let value = file.get(self.span.clone()).unwrap_or_default();
+        let inner =
+            ["\"\"\"", "'''"].into_iter().find_map(|q| value.strip_prefix(q)?.strip_suffix(q));
+        self.first = inner.and_then(|inner| {
+            // TOML 1.0.0, "String": a newline right after the opening delimiter is trimmed.
+            let trimmed = inner.strip_prefix("\r\n").or_else(|| inner.strip_prefix('\n'));
+            // Escapes, and a backslash at a line's end, make other lines.
+            let same = trimmed.unwrap_or(inner).lines().count() == self.text.lines().count();
+            same.then_some(self.begins + usize::from(trimmed.is_some()))
+        });
+    }
 }
 
 fn host_name<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
@@ -204,11 +254,20 @@ impl Host {
     /// Whether a rule of its own drops or rejects.
     #[must_use]
     pub fn drops(&self) -> bool {
-        let words = |text: &String| {
-            let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
+        let words = |rules: &Rules| {
+            let mut words = rules.text.split(|c: char| !c.is_ascii_alphanumeric());
             words.any(|w| ["drop", "reject"].contains(&&*w.to_ascii_lowercase()))
         };
-        self.nft.iter().chain(&self.iptables).any(words)
+        self.rules().any(words)
+    }
+
+    /// Its rules, for either tool.
+    pub(crate) fn rules(&self) -> impl Iterator<Item = &Rules> {
+        self.nft.iter().chain(&self.iptables)
+    }
+
+    pub(super) fn find(&mut self, file: &str) {
+        self.nft.iter_mut().chain(&mut self.iptables).for_each(|rules| rules.find(file));
     }
 
     pub(super) fn check(&self, path: Path) -> Result<(), String> {
