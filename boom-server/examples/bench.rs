@@ -18,7 +18,7 @@ use canary_forge::forgery::{self, Numbers};
 use canary_record::hist::Latency;
 use canary_record::names::Forgery;
 use canary_record::result::boom::BoomResult;
-use canary_testbed::exec::{Call, Interrupt, Ready, Tools};
+use canary_testbed::exec::{Call, Interrupt, Ready, Tools, memory};
 use canary_testbed::netns;
 use canary_testbed::programs::{boom_server, document};
 use canary_testbed::testbed::Testbed;
@@ -181,7 +181,7 @@ fn run(kind: Kind, rate: u64, seconds: u64) -> Result<Score> {
     let client = client.deadline(Duration::from_secs(seconds + 60));
     let told = testbed.host("client")?.run(|| client.run())??;
     let [failed, late] = numbers(&told)?;
-    let memory_kib = peak_memory(server.pid());
+    let memory_kib = memory(server.pid(), "VmHWM")?;
     server.signal(Signal::SIGTERM);
     server.wait(SOON, &interrupt)?;
     testbed.remove()?;
@@ -207,12 +207,6 @@ fn numbers<const N: usize>(text: &str) -> Result<[u64; N]> {
     let last = text.lines().last().unwrap_or_default();
     let numbers: Vec<u64> = last.split(' ').filter_map(|w| w.parse().ok()).collect();
     numbers.try_into().map_err(|_| format!("no figures, but: {text}").into())
-}
-
-fn peak_memory(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap_or_default();
-    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
 /// Connects at a rate, keeps each connection a moment, resets it. Each connect has

@@ -513,13 +513,6 @@ async fn documents_are_kept() {
     assert_eq!(kept, 3 * 11);
 }
 
-/// The most memory that this process had, in octets.
-fn most_memory() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
-}
-
 /// Calls and time of a run over `nodes` nodes.
 async fn cost(nodes: usize) -> (usize, Duration) {
     let fake = Fake::new(nodes, ends, log(dropped));
@@ -537,7 +530,7 @@ async fn a_thousand_nodes() {
     let (many, took) = cost(1000).await;
     assert!(took < Duration::from_secs(300), "{took:?}");
     assert!(many < few * 6, "{few} calls for 200 nodes, {many} for 1,000");
-    let memory = most_memory();
+    let memory = canary_testbed::exec::memory(std::process::id(), "VmHWM").unwrap() * 1024;
     assert!(memory < 256 << 20, "{memory}");
     println!(
         "200 nodes: {few} calls; 1,000 nodes: {many} calls in {took:?}, {} MB with the simulated cluster",

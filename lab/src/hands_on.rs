@@ -9,6 +9,7 @@ use canary_runtime::exit::Exit;
 
 use canary_testbed::exec::{ExecError, Interrupt, Tools};
 use canary_testbed::netns;
+use canary_testbed::os::wrong;
 use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::Topology;
 
@@ -46,11 +47,7 @@ pub(crate) fn check(args: &ShellArgs) -> Result<(), String> {
 /// Builds the topology and gives the terminal to a shell in the host. The lab
 /// ends with the shell; its status is the shell's, as success or failure.
 pub(crate) fn shell(args: &ShellArgs) -> Result<Exit, TestbedError> {
-    let wrong = |why: String| TestbedError::Io {
-        what: "open a shell".to_owned(),
-        source: std::io::Error::other(why),
-    };
-    let (about, matrix) = chosen(args).map_err(wrong)?;
+    let (about, matrix) = chosen(args).map_err(wrong("open a shell"))?;
     let proxy_mode = args.proxy_mode.unwrap_or(matrix.proxy_modes[0]);
     let family = args.family.unwrap_or(matrix.families[0]);
     let tools = Tools::find();

@@ -80,13 +80,6 @@ pub(crate) fn processor(pid: u32) -> Result<Duration> {
     Ok(Duration::from_millis(10 * (times[0].parse::<u64>()? + times[1].parse::<u64>()?)))
 }
 
-/// What /proc/PID/status says of a process's memory, in KiB.
-pub(crate) fn memory(pid: u32, field: &str) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|l| l.strip_prefix(field)).context("/proc/PID/status")?;
-    Ok(line.trim_end_matches("kB").trim().parse()?)
-}
-
 /// Where and when the figures were taken.
 pub(crate) fn machine() -> Value {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();

@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use canary_record::prometheus::{self, Sample};
 use canary_record::result::load::{LoadResult, SeriesPoint};
 use canary_record::result::serve::ServeResult;
+use canary_testbed::exec::memory;
 use canary_testbed::programs::Running;
 use canary_testbed::testbed::Testbed;
 use clap::builder::PossibleValuesParser;
@@ -106,7 +107,7 @@ impl Soak<'_> {
     fn pass(&mut self, time: Duration) -> Result<()> {
         let end = Instant::now() + time;
         while Instant::now() < end && !self.over()? {
-            if let Ok(kib) = host::memory(self.pid(), "VmRSS:") {
+            if let Ok(kib) = memory(self.pid(), "VmRSS") {
                 self.memory.push((self.began.elapsed().as_secs_f64() / 60.0, kib as f64));
             }
             std::thread::sleep(

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use canary_record::result::witness::WitnessResult;
-use canary_testbed::exec::{Call, Tools};
+use canary_testbed::exec::{Call, Tools, memory};
 use canary_testbed::testbed::Testbed;
 use canary_testbed::topology::Topology;
 use canary_wire::segment::{Emit, Flags};
@@ -84,7 +84,7 @@ fn watch(testbed: &Testbed<'_>, stream: Stream, lossless: bool) -> Result<bool> 
     std::thread::sleep(Duration::from_millis(500));
     let used = host::processor(witness.pid())?.saturating_sub(cpu).as_secs_f64()
         / begun.elapsed().as_secs_f64();
-    let memory = host::memory(witness.pid(), "VmHWM:")?;
+    let memory = memory(witness.pid(), "VmHWM")?;
     let m = witness.stop(SOON)?.result.messages;
     let kind = if answered { "answered" } else { "alone" };
     println!(

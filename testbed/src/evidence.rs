@@ -12,6 +12,7 @@ use canary_record::result::observe::ConntrackCounters;
 use canary_wire::segment::Family;
 
 use crate::exec::{ExecError, Tools};
+use crate::os::{OsError, os, wrong};
 use crate::ruleset::family_name;
 use crate::ruleset::ipvs;
 use crate::ruleset::readback::{self, Loaded, ReadbackError};
@@ -20,13 +21,8 @@ use crate::ruleset::readback::{self, Loaded, ReadbackError};
 #[derive(Debug, thiserror::Error)]
 pub enum EvidenceError {
     /// Reading or writing failed.
-    #[error("cannot {what}: {source}")]
-    Io {
-        /// The operation and its object.
-        what: String,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Os(#[from] OsError),
     /// Set, but not what is read back.
     #[error("{key} was set to {wanted} and reads back as {found}")]
     ReadBack {
@@ -50,17 +46,17 @@ pub const BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 
 /// Reads a sysctl of this thread's network namespace.
 pub fn sysctl(key: &str) -> Result<String, EvidenceError> {
-    fs::read_to_string(format!("/proc/sys/{key}"))
-        .map(|s| s.trim().to_owned())
-        .map_err(|e| no_sysctl("read", key, e))
+    let text =
+        fs::read_to_string(format!("/proc/sys/{key}")).map_err(|e| no_sysctl("read", key, e))?;
+    Ok(text.trim().to_owned())
 }
 
 /// A kernel without a setting has no file for it.
-fn no_sysctl(what: &str, key: &str, e: io::Error) -> EvidenceError {
+fn no_sysctl(what: &str, key: &str, e: io::Error) -> OsError {
     let key = key.replace('/', ".");
     let absent = e.kind() == io::ErrorKind::NotFound;
     let source = if absent { io::Error::other("this kernel has no such setting") } else { e };
-    EvidenceError::Io { what: format!("{what} sysctl {key}"), source }
+    os(format!("{what} sysctl {key}"))(source)
 }
 
 /// Sets a sysctl of this thread's network namespace and reads it back.
@@ -91,9 +87,9 @@ pub fn conntrack_counters() -> Result<ConntrackCounters, EvidenceError> {
 /// (/proc/net is the process's, not the thread's.)
 fn statistics<T>(read: fn(&str) -> Result<T, stat::ReadError>) -> Result<T, EvidenceError> {
     let path = format!("/proc/thread-self/net/{}", stat::STAT);
-    let failed = |source| EvidenceError::Io { what: format!("read {path}"), source };
-    let text = fs::read_to_string(&path).map_err(failed)?;
-    read(&text).map_err(|e| failed(io::Error::new(io::ErrorKind::InvalidData, e)))
+    let what = || format!("read {path}");
+    let text = fs::read_to_string(&path).map_err(os(what()))?;
+    Ok(read(&text).map_err(wrong(what()))?)
 }
 
 /// The local ports of this thread's network namespace that TCP sockets have, but those in TIME_WAIT,
@@ -106,7 +102,7 @@ pub fn tcp_ports() -> Result<Vec<u16>, EvidenceError> {
             Ok(text) => ports.extend(text.lines().skip(1).filter_map(tcp_port)),
             // A kernel without IPv6.
             Err(e) if file == "tcp6" && e.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(EvidenceError::Io { what: format!("read {path}"), source }),
+            Err(e) => return Err(os(format!("read {path}"))(e).into()),
         }
     }
     Ok(ports)
@@ -122,10 +118,8 @@ fn tcp_port(line: &str) -> Option<u16> {
 
 /// Makes conntrack forget every entry of this thread's network namespace.
 pub fn forget_all() -> Result<(), EvidenceError> {
-    Table::open().and_then(|mut table| table.flush()).map_err(|e| EvidenceError::Io {
-        what: "delete conntrack entries".to_owned(),
-        source: io::Error::other(e),
-    })
+    let forgotten = Table::open().and_then(|mut table| table.flush());
+    Ok(forgotten.map_err(wrong("delete conntrack entries"))?)
 }
 
 /// What grew from `before` to `after`.
@@ -191,9 +185,9 @@ pub fn balance(
 /// Connections that IPVS has begun in this thread's network namespace.
 fn balanced() -> Result<u64, EvidenceError> {
     let path = "/proc/thread-self/net/ip_vs_stats_percpu";
-    let failed = |source| EvidenceError::Io { what: format!("read {path}"), source };
-    let text = fs::read_to_string(path).map_err(failed)?;
-    begun(&text).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
+    let what = || format!("read {path}");
+    let text = fs::read_to_string(path).map_err(os(what()))?;
+    Ok(begun(&text).ok_or(io::ErrorKind::InvalidData).map_err(os(what()))?)
 }
 
 /// The sum over the processors, in base 16 (`ip_vs_stats_percpu_show()`). The line of the sum lags

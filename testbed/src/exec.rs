@@ -6,12 +6,12 @@ mod interrupt;
 mod process;
 mod tools;
 
-use std::io;
-
 use canary_record::names::EndedBy;
 
+use crate::os::OsError;
+
 pub use interrupt::{Interrupt, supervise};
-pub use process::{Call, Output, Process, Ready, foreground};
+pub use process::{Call, Output, Process, Ready, foreground, memory};
 pub use tools::{TOOLS, Tools};
 
 /// What went wrong with a process.
@@ -24,14 +24,6 @@ pub enum ExecError {
         tool: String,
         /// Where Debian keeps it.
         package: &'static str,
-    },
-    /// It could not be started.
-    #[error("cannot start {program}: {source}")]
-    Start {
-        /// The program.
-        program: String,
-        /// Why.
-        source: io::Error,
     },
     /// It ended with a failure.
     #[error("{command} failed ({status}): {stderr}")]
@@ -74,12 +66,7 @@ pub enum ExecError {
     /// A signal asked the lab to end.
     #[error("interrupted by {0}")]
     Interrupted(EndedBy),
-    /// Reading from or writing to it failed.
-    #[error("{what}: {source}")]
-    Io {
-        /// The operation and its object.
-        what: String,
-        /// Why.
-        source: io::Error,
-    },
+    /// It could not be started, read or waited for.
+    #[error(transparent)]
+    Os(#[from] OsError),
 }

@@ -16,6 +16,7 @@ pub mod logged;
 pub mod model;
 pub mod netns;
 pub mod network;
+pub mod os;
 pub mod programs;
 pub mod ruleset;
 pub mod tap;

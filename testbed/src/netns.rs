@@ -22,6 +22,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{getegid, geteuid};
 
 use crate::exec::{self, Interrupt};
+use crate::os::{OsError, os};
 
 /// The hidden option by which the inner process knows what it is.
 pub const INSIDE: &str = "--inside";
@@ -42,21 +43,11 @@ pub enum NetnsError {
         mend: String,
     },
     /// A system call failed.
-    #[error("cannot {what}: {source}")]
-    Os {
-        /// The operation and its object.
-        what: String,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Os(#[from] OsError),
     /// A namespace is not the one that it should be.
     #[error("{0} is still the host's own namespace; nothing was changed")]
     NotIsolated(String),
-}
-
-fn os<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> NetnsError {
-    let what = what.into();
-    move |source| NetnsError::Os { what, source: source.into() }
 }
 
 /// How the lab is kept apart from the host.
@@ -218,7 +209,7 @@ pub fn names() -> Vec<String> {
     names
 }
 
-fn inode(path: impl AsRef<Path>) -> Result<u64, NetnsError> {
+fn inode(path: impl AsRef<Path>) -> Result<u64, OsError> {
     let path = path.as_ref();
     fs::metadata(path).map(|m| m.ino()).map_err(os(format!("stat {}", path.display())))
 }
@@ -264,7 +255,7 @@ impl Host {
     }
 
     /// Takes the name away: the namespace ends with the last process and socket in it.
-    pub fn remove(&self) -> Result<(), NetnsError> {
+    pub fn remove(&self) -> Result<(), OsError> {
         let path = Path::new(NETNS_DIR).join(&self.name);
         umount2(&path, MntFlags::MNT_DETACH).map_err(os(format!("unmount {}", path.display())))?;
         fs::remove_file(&path).map_err(os(format!("remove {}", path.display())))

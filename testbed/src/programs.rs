@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 
 use crate::exec::{Call, ExecError, Interrupt, Process, Ready};
+use crate::os::os;
 use crate::testbed::{Testbed, TestbedError};
 
 /// How long a program may take to become ready.
@@ -22,13 +23,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Where cargo puts a program of this workspace: beside this executable, or, for a test or an
 /// example, in the directory above.
 pub fn built(name: &str) -> Result<PathBuf, TestbedError> {
-    let missing = |source| TestbedError::Io {
-        what: format!("find {name} (build it with `cargo build -p {name}`)"),
-        source,
-    };
-    let me = std::env::current_exe().map_err(missing)?;
+    let what = || format!("find {name} (build it with `cargo build -p {name}`)");
+    let me = std::env::current_exe().map_err(os(what()))?;
     let found = me.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|p| p.is_file());
-    found.ok_or_else(|| missing(std::io::ErrorKind::NotFound.into()))
+    Ok(found.ok_or(std::io::ErrorKind::NotFound).map_err(os(what()))?)
 }
 
 /// A program to start, which ends with a document of type `R` as its last line.

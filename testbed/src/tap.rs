@@ -6,6 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::exec::{Interrupt, Process, Ready};
+use crate::os::os;
 use crate::testbed::{Testbed, TestbedError};
 
 /// A running capture.
@@ -58,10 +59,8 @@ impl Tap {
         let log = self.process.log().to_owned();
         self.process.wait(within, interrupt)?;
         let said = std::fs::read_to_string(&log).unwrap_or_default();
-        let pcap = std::fs::read(&self.file).map_err(|source| TestbedError::Io {
-            what: format!("read {}", self.file.display()),
-            source,
-        })?;
+        let pcap =
+            std::fs::read(&self.file).map_err(os(format!("read {}", self.file.display())))?;
         Ok((pcap, lost(&said)))
     }
 }

@@ -13,6 +13,7 @@ use canary_wire::segment::Family;
 use crate::evidence::{self, EvidenceError};
 use crate::exec::{self, Call, ExecError, Interrupt, Output, Process, Ready, Tools};
 use crate::netns::{Host, NetnsError};
+use crate::os::{OsError, os};
 use crate::ruleset::readback::Loaded;
 use crate::ruleset::{NodeProtection, Ruleset};
 use crate::topology::{Step, Topology};
@@ -43,13 +44,8 @@ pub enum TestbedError {
         what: String,
     },
     /// A file failed.
-    #[error("cannot {what}: {source}")]
-    Io {
-        /// The operation and its object.
-        what: String,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Os(#[from] OsError),
     /// A program's result is missing or not as agreed.
     #[error("{program} ended with {status} and no usable result: {why}")]
     Result {
@@ -266,10 +262,7 @@ impl<'a> Testbed<'a> {
 }
 
 fn no_host(name: &str) -> TestbedError {
-    TestbedError::Io {
-        what: format!("find host {name}"),
-        source: io::Error::from(io::ErrorKind::NotFound),
-    }
+    os(format!("find host {name}"))(io::ErrorKind::NotFound).into()
 }
 
 /// One reading of one node.

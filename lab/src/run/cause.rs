@@ -20,6 +20,7 @@ use canary_testbed::evidence;
 use canary_testbed::exec::Ready;
 use canary_testbed::model::At;
 use canary_testbed::network::wire::Network;
+use canary_testbed::os::wrong;
 use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::{self, POD_PORT};
 
@@ -213,10 +214,7 @@ impl Run<'_> {
         let witnesses = setting::witnesses(self.testbed, on, self.dir, self.setting, &mut notes)?;
         match notes.pop() {
             None => Ok(witnesses),
-            Some(why) => Err(TestbedError::Io {
-                what: "listen to the kernel".to_owned(),
-                source: std::io::Error::other(why),
-            }),
+            Some(why) => Err(wrong("listen to the kernel")(why).into()),
         }
     }
 
@@ -292,10 +290,9 @@ impl Run<'_> {
         let result: LoadResult = load.result(patience, &setting.interrupt)?;
         match result.forge {
             Some(ForgeRecord { untried: None, outcomes, .. }) => Ok(outcomes),
-            Some(ForgeRecord { untried, .. }) => Err(TestbedError::Io {
-                what: "forge with load-client".to_owned(),
-                source: std::io::Error::other(untried.unwrap_or_default()),
-            }),
+            Some(ForgeRecord { untried, .. }) => {
+                Err(wrong("forge with load-client")(untried.unwrap_or_default()).into())
+            }
             None => Ok(Vec::new()),
         }
     }

@@ -16,6 +16,7 @@ use canary_testbed::capture::{self, Reset};
 use canary_testbed::evidence;
 use canary_testbed::exec::Ready;
 use canary_testbed::model::At;
+use canary_testbed::os::wrong;
 use canary_testbed::tap::Tap;
 use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::POD_PORT;
@@ -251,10 +252,7 @@ impl Cell<'_> {
         }
         let (id, scenario) = (self.id, self.scenario);
         let hosts: Vec<_> = self.hosts().into_iter().rev().collect();
-        let wrong = |e: capture::CaptureError| TestbedError::Io {
-            what: format!("keep a capture of {id}"),
-            source: std::io::Error::other(e),
-        };
+        let failed = || wrong(format!("keep a capture of {id}"));
         let read = |host: &str| {
             let path = self.dir().join(capture_file(host));
             fs::read(&path).map_err(io_error("read", &path))
@@ -267,7 +265,7 @@ impl Cell<'_> {
             }
             for host in &hosts {
                 let (bytes, packets) =
-                    capture::connection(&read(host)?, reset.client_isn).map_err(wrong)?;
+                    capture::connection(&read(host)?, reset.client_isn).map_err(failed())?;
                 let file = format!("captures/{scenario}-{}-{host}.pcap", reset.forgery);
                 let path = self.results.join(&file);
                 fs::create_dir_all(self.results.join("captures"))
@@ -285,7 +283,7 @@ impl Cell<'_> {
         for host in &hosts {
             let path = self.dir().join(capture_file(host));
             if self.setting.capture == CaptureMode::All {
-                let packets = capture::packets(&read(host)?).map_err(wrong)?;
+                let packets = capture::packets(&read(host)?).map_err(failed())?;
                 let file = format!("cells/{id}/{}", capture_file(host));
                 let host = (*host).to_owned();
                 captures.push(Capture { forgery: None, host, file, packets, kernel: None });

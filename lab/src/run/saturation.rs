@@ -17,6 +17,7 @@ use std::time::Instant;
 
 use crate::document::lab::{CommandList, Path as NetPath};
 use canary_testbed::exec::ExecError;
+use canary_testbed::os::os;
 use canary_testbed::testbed::TestbedError;
 use canary_testbed::topology::{Step, Topology};
 
@@ -99,5 +100,5 @@ pub(crate) fn commands() -> CommandList {
 }
 
 fn table_error(source: io::Error) -> TestbedError {
-    TestbedError::Io { what: format!("use sysctl {}", host_table::MAX), source }
+    os(format!("use sysctl {}", host_table::MAX))(source).into()
 }

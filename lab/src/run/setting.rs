@@ -13,6 +13,7 @@ use canary_record::result::witness::WitnessResult;
 use canary_runtime::output::write_file;
 use canary_testbed::evidence::{self, EvidenceError};
 use canary_testbed::exec::{Call, Interrupt, Process, Ready, Tools};
+use canary_testbed::os::{os, wrong};
 use canary_testbed::testbed::{Testbed, TestbedError};
 use clap::ValueEnum;
 use nix::sys::signal::Signal;
@@ -120,7 +121,7 @@ pub(crate) fn io_error<'a>(
     what: &'static str,
     path: &'a Path,
 ) -> impl Fn(io::Error) -> TestbedError + 'a {
-    move |source| TestbedError::Io { what: format!("{what} {}", path.display()), source }
+    move |source| os(format!("{what} {}", path.display()))(source).into()
 }
 
 /// A program of the suite that runs, and the file that it leaves its result in.
@@ -260,10 +261,7 @@ pub(crate) fn set(
 /// Entries in this namespace.
 pub(crate) fn count() -> Result<u64, EvidenceError> {
     let text = evidence::sysctl(stat::COUNT)?;
-    stat::number(&text).map_err(|e| EvidenceError::Io {
-        what: format!("read {}: '{text}'", stat::COUNT),
-        source: io::Error::other(e),
-    })
+    Ok(stat::number(&text).map_err(wrong(format!("read {}: '{text}'", stat::COUNT)))?)
 }
 
 #[cfg(test)]

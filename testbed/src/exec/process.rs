@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::{ExecError, Interrupt};
+use crate::os::{os, wrong};
 
 /// How long one call of a tool may take: an emulated machine under load has needed more than 20 s.
 const TOOL_DEADLINE: Duration = Duration::from_secs(60);
@@ -142,8 +143,8 @@ impl Call {
     fn spawn(&self, stdin: Stdio, stdout: impl Into<Stdio>) -> Result<Child, ExecError> {
         let mut command = self.command();
         command.stdin(stdin).stdout(stdout).stderr(Stdio::piped());
-        let program = || self.program.display().to_string();
-        command.spawn().map_err(|source| ExecError::Start { program: program(), source })
+        let start = os(format!("start {}", self.program.display()));
+        Ok(command.spawn().map_err(start)?)
     }
 
     /// Runs it to its end in this thread's namespaces, well or badly.
@@ -169,8 +170,7 @@ impl Call {
             }
             (reader.join().unwrap_or_else(|panic| resume_unwind(panic)), late)
         });
-        let failed = |source| ExecError::Io { what: format!("read from {}", self.line()), source };
-        let out = out.map_err(failed)?;
+        let out = out.map_err(os(format!("read from {}", self.line())))?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let (stdout, stderr) = (text(&out.stdout), text(&out.stderr));
         if late {
@@ -194,7 +194,8 @@ impl Call {
         log: &Path,
         ready: Ready,
     ) -> Result<Process, ExecError> {
-        let create = |path: &Path| File::create(path).map_err(io("create", path));
+        let create =
+            |path: &Path| File::create(path).map_err(os(format!("create {}", path.display())));
         let err_path = log.with_extension("stderr");
         let (out_file, err_file) = (create(log)?, create(&err_path)?);
         let mut child = self.spawn(Stdio::null(), stdout)?;
@@ -216,7 +217,7 @@ impl Call {
                 })
             })
             .collect();
-        let written = File::open(log).map_err(io("open", log))?;
+        let written = File::open(log).map_err(os(format!("open {}", log.display())))?;
         Ok(Process {
             line: self.line(),
             guard: Guard(child),
@@ -227,11 +228,6 @@ impl Call {
             written: BufReader::new(written),
         })
     }
-}
-
-fn io(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> ExecError {
-    let what = format!("{what} {}", path.display());
-    move |source| ExecError::Io { what, source }
 }
 
 fn copy_lines(pipe: Option<Box<dyn Read + Send>>, mut file: File, mut see: impl FnMut(&str)) {
@@ -296,10 +292,7 @@ impl Guard {
         let end = Instant::now() + deadline;
         let mut pause = Duration::from_micros(200);
         loop {
-            let status = self
-                .0
-                .try_wait()
-                .map_err(|source| ExecError::Io { what: "wait for a child".to_owned(), source })?;
+            let status = self.0.try_wait().map_err(os("wait for a child"))?;
             if status.is_some() {
                 return Ok(status);
             }
@@ -385,7 +378,12 @@ impl Process {
                 self.join();
             }
             // A line may be there in part.
-            while self.written.read_line(&mut line).map_err(io("read", &self.out_path))? > 0 {
+            while self
+                .written
+                .read_line(&mut line)
+                .map_err(os(format!("read {}", self.out_path.display())))?
+                > 0
+            {
                 if !line.ends_with('\n') {
                     continue;
                 }
@@ -471,10 +469,19 @@ impl Process {
 
 /// Runs a program on the terminal that this process has, to its end.
 pub fn foreground(program: &Path, env: &[(String, String)]) -> Result<ExitStatus, ExecError> {
-    Command::new(program)
-        .envs(env.iter().cloned())
-        .status()
-        .map_err(|source| ExecError::Start { program: program.display().to_string(), source })
+    let status = Command::new(program).envs(env.iter().cloned()).status();
+    Ok(status.map_err(os(format!("start {}", program.display())))?)
+}
+
+/// A field of a process's memory, such as `VmHWM`, in KiB (proc_pid_status(5)).
+pub fn memory(pid: u32, field: &str) -> Result<u64, ExecError> {
+    let path = format!("/proc/{pid}/status");
+    let status = std::fs::read_to_string(&path).map_err(os(format!("read {path}")))?;
+    let of = |line: &str| {
+        line.strip_prefix(field)?.strip_prefix(':')?.trim_end_matches("kB").trim().parse().ok()
+    };
+    let found = status.lines().find_map(of).ok_or("no such number in it");
+    Ok(found.map_err(wrong(format!("read {field} in {path}")))?)
 }
 
 #[cfg(test)]
@@ -525,6 +532,15 @@ mod tests {
         assert!(Ready::Event.in_line(r#"{"level":"INFO","message":"ready","port":1}"#));
         assert!(!Ready::Event.in_line(r#"{"message":"not ready"}"#));
         assert!(!Ready::Event.in_line("ready"));
+    }
+
+    /// A process has memory; a field that is not there is an error and no 0.
+    #[test]
+    fn memory_is_read_or_an_error() {
+        let me = std::process::id();
+        assert!(memory(me, "VmHWM").unwrap() >= memory(me, "VmRSS").unwrap() / 2);
+        let e = memory(me, "VmMoon").unwrap_err().to_string();
+        assert_eq!(e, format!("cannot read VmMoon in /proc/{me}/status: no such number in it"));
     }
 
     /// Dropping the handle ends the program.

@@ -18,6 +18,7 @@ use nix::sys::socket::{
 };
 
 use super::{Conditions, Line, Side, Tally};
+use crate::os::os;
 use crate::testbed::{Testbed, TestbedError};
 
 /// The longest time without a look at the request to end.
@@ -75,7 +76,6 @@ impl Network {
         eprintln!("network: {conditions} (TESTBED_SEED={} repeats it)", conditions.seed);
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
-        let io = |source| TestbedError::Io { what: "start the network".to_owned(), source };
         // A thread is in the namespace of the one that starts it.
         let thread = testbed
             .host("network")?
@@ -87,7 +87,7 @@ impl Network {
                     .name("network".to_owned())
                     .spawn(move || carry(sides, conditions, &told))
             })?
-            .map_err(io)?;
+            .map_err(os("start the network"))?;
         Ok(Self { conditions, stop, thread: Some(thread) })
     }
 
@@ -99,7 +99,7 @@ impl Network {
 
     /// Ends it; packets that still wait are lost.
     pub fn stop(mut self) -> Result<Report, TestbedError> {
-        self.end().map_err(|source| TestbedError::Io { what: "carry a frame".to_owned(), source })
+        Ok(self.end().map_err(os("carry a frame"))?)
     }
 
     fn end(&mut self) -> io::Result<Report> {

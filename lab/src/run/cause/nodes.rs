@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use crate::document::lab::ProxyMode;
 use crate::document::timeline::Change;
-use canary_conntrack::netlink::NetlinkError;
 use canary_conntrack::table::{Table, TcpState, Tuple};
-use canary_testbed::evidence::{self, EvidenceError};
+use canary_testbed::evidence;
 use canary_testbed::model::At;
+use canary_testbed::os::{os, wrong};
 use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::POD_PORT;
 use canary_wire::segment::Family;
@@ -59,16 +59,9 @@ impl Drop for Full<'_> {
     }
 }
 
-fn netlink(what: &str) -> impl Fn(NetlinkError) -> EvidenceError {
-    move |e| EvidenceError::Io { what: what.to_owned(), source: std::io::Error::other(e) }
-}
-
 /// What a host has of its own cannot be as the file says.
 fn refused(host: &str, line: usize, why: String) -> TestbedError {
-    TestbedError::Io {
-        what: format!("give {host} the rules of line {line} of the file"),
-        source: std::io::Error::other(why),
-    }
+    wrong(format!("give {host} the rules of line {line} of the file"))(why).into()
 }
 
 /// The first of them, and how many others there are.
@@ -111,10 +104,8 @@ impl Run<'_> {
         nft(self.testbed, client, &rules)?;
         self.connections.vanish();
         if !self.let_go(READY)? {
-            return Err(TestbedError::Io {
-                what: "vanish: close the client's connections".to_owned(),
-                source: std::io::ErrorKind::TimedOut.into(),
-            });
+            let failed = os("vanish: close the client's connections");
+            return Err(failed(std::io::ErrorKind::TimedOut).into());
         }
         nft(self.testbed, client, &format!("delete {table}"))
     }
@@ -155,8 +146,8 @@ impl Run<'_> {
         self.full.get_or_insert_with(|| Full::of(testbed));
         let interrupt = &self.setting.interrupt;
         let filled = self.testbed.within("node1", || {
-            let failed = netlink("add conntrack entries");
-            let (from, mut table) = (count()?, Table::open().map_err(&failed)?);
+            let failed = || wrong("add conntrack entries");
+            let (from, mut table) = (count()?, Table::open().map_err(failed())?);
             for flow in 0..MOST_ENTRIES {
                 let (source, destination) = (OTHERS, SocketAddr::V4(destination(flow)));
                 match table.add(Tuple { source, destination }, STAYS) {
@@ -164,7 +155,7 @@ impl Run<'_> {
                     Ok(false) => return Ok(Some((from, count()?))),
                     // Its bucket is full (`nf_conntrack_hash_check_insert()`): the next has another.
                     Err(e) if e.errno() == Some(Errno::ENOSPC as i32) => {}
-                    Err(e) => return Err(failed(e)),
+                    Err(e) => return Err(failed()(e).into()),
                 }
                 if flow % 1000 == 0 && interrupt.signalled().is_some() {
                     break;
@@ -174,10 +165,8 @@ impl Run<'_> {
         })?;
         interrupt.check()?;
         let Some((from, to)) = filled else {
-            return Err(TestbedError::Io {
-                what: format!("fill-table: {MOST_ENTRIES} entries do not fill it"),
-                source: std::io::ErrorKind::StorageFull.into(),
-            });
+            let what = format!("fill-table: {MOST_ENTRIES} entries do not fill it");
+            return Err(os(what)(std::io::ErrorKind::StorageFull).into());
         };
         self.changed("entries on the client's node", from, to);
         Ok(())
@@ -189,7 +178,7 @@ impl Run<'_> {
         let entries = || {
             self.testbed.within("node1", || {
                 let all = Table::open().and_then(|mut t| t.dump());
-                let all = all.map_err(netlink("list conntrack entries"))?;
+                let all = all.map_err(wrong("list conntrack entries"))?;
                 // Absent where there is no IPVS; one line of heads.
                 let ipvs = fs::read_to_string("/proc/thread-self/net/ip_vs_conn");
                 let ipvs = ipvs.map_or(0, |text| text.lines().count().saturating_sub(1));
@@ -208,13 +197,12 @@ impl Run<'_> {
             if never || waited > whole {
                 let state = left.1.and_then(|e| e.state).map_or("?", TcpState::as_str);
                 let stays = stays.as_secs();
-                return Err(TestbedError::Io {
-                    what: format!("let-expire: {} of {from} entries are left on node1", left.0),
-                    source: std::io::Error::other(format!(
-                        "the longest, {state}, stays for {stays} s more: set the \
-                         net.netfilter.nf_conntrack_tcp_timeout_... of its state on node1"
-                    )),
-                });
+                let what = format!("let-expire: {} of {from} entries are left on node1", left.0);
+                let why = format!(
+                    "the longest, {state}, stays for {stays} s more: set the \
+                     net.netfilter.nf_conntrack_tcp_timeout_... of its state on node1"
+                );
+                return Err(wrong(what)(why).into());
             }
             self.setting.interrupt.sleep(Duration::from_millis(50))?;
             left = entries()?;

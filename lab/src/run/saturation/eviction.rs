@@ -18,6 +18,7 @@ use canary_record::names::ProbeEnd;
 use canary_record::result::load::LoadResult;
 use canary_record::result::observe::ObserveResult;
 use canary_record::result::witness::InTable;
+use canary_testbed::os::wrong;
 use canary_testbed::testbed::TestbedError;
 
 use super::super::setting::Running;
@@ -87,10 +88,7 @@ pub(crate) fn run(x: &Experiment<'_>, filled: &mut Filled) -> Result<ObserveResu
 }
 
 fn broken() -> TestbedError {
-    TestbedError::Io {
-        what: "fill a table".to_owned(),
-        source: std::io::Error::other("its thread broke off"),
-    }
+    wrong("fill a table")("its thread broke off").into()
 }
 
 impl Case {

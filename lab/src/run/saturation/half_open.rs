@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use crate::document::timeline::{FailureClass, Step};
 use canary_record::names::{Phase, ProbeEnd};
 use canary_record::result::witness::InTable;
-use canary_testbed::evidence::EvidenceError;
+use canary_testbed::os::{os, wrong};
 use canary_testbed::testbed::TestbedError;
 use canary_testbed::topology::Addr;
 use nix::errno::Errno;
@@ -73,10 +73,6 @@ pub(crate) fn run(
         getrlimit(Resource::RLIMIT_NOFILE).map_err(os("read the limit of open files"))?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(os("raise the limit of open files"))?;
     OnItsWay::ALL.iter().try_for_each(|case| run_steps(*case, x, control, filled))
-}
-
-fn os(what: &str) -> impl FnOnce(Errno) -> TestbedError {
-    move |e| TestbedError::Io { what: what.to_owned(), source: e.into() }
 }
 
 impl OnItsWay {
@@ -202,10 +198,9 @@ impl<'a, 's> Gates<'a, 's> {
 fn link_address(stage: &Stage<'_>, host: &str, device: &str) -> Result<String, TestbedError> {
     let text = stage.ip(host, &["-json", "link", "show", "dev", device])?;
     let links: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-    links[0]["address"].as_str().map(str::to_owned).ok_or_else(|| TestbedError::Io {
-        what: format!("find the link-layer address of {device} in {host}"),
-        source: io::Error::other(text.clone()),
-    })
+    let address = links[0]["address"].as_str().map(str::to_owned).ok_or(text);
+    let what = format!("find the link-layer address of {device} in {host}");
+    Ok(address.map_err(wrong(what))?)
 }
 
 /// Where a handshake is.
@@ -388,9 +383,7 @@ fn begin(
                 Err(e) => Err(e.into()),
             }
         };
-        (0..n)
-            .map(|_| one())
-            .collect::<io::Result<Vec<_>>>()
-            .map_err(|source| EvidenceError::Io { what: format!("connect to {target}"), source })
+        let begun: io::Result<Vec<_>> = (0..n).map(|_| one()).collect();
+        Ok(begun.map_err(os(format!("connect to {target}")))?)
     })
 }

@@ -11,8 +11,9 @@ use crate::document::lab::{At, Path as NetPath, Protection, ProtectionKind, Prox
 use crate::document::timeline::Change;
 use canary_record::result::observe::{ConntrackCounters, ObserveResult};
 use canary_testbed::capture;
-use canary_testbed::evidence::{self, EvidenceError};
+use canary_testbed::evidence;
 use canary_testbed::exec::Ready;
+use canary_testbed::os::os;
 use canary_testbed::tap::Tap;
 use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::{Step as Build, Topology};
@@ -182,8 +183,7 @@ impl<'a> Stage<'a> {
                 listener.set_nonblocking(true)?;
                 Ok(listener)
             };
-            listening()
-                .map_err(|source| EvidenceError::Io { what: format!("listen on {local}"), source })
+            Ok(listening().map_err(os(format!("listen on {local}")))?)
         })
     }
 
@@ -192,13 +192,9 @@ impl<'a> Stage<'a> {
         let (target, deadline) = (self.target(HELD_PORT), self.setting.scaled(READY));
         let listener = self.listen(HELD_PORT, n.into())?;
         let clients = self.testbed.within("client", move || {
-            (0..n)
-                .map(|_| TcpStream::connect_timeout(&target, deadline))
-                .collect::<io::Result<Vec<_>>>()
-                .map_err(|source| EvidenceError::Io {
-                    what: format!("connect to {target}"),
-                    source,
-                })
+            let connected: io::Result<Vec<_>> =
+                (0..n).map(|_| TcpStream::connect_timeout(&target, deadline)).collect();
+            Ok(connected.map_err(os(format!("connect to {target}")))?)
         })?;
         let accept = || {
             listener.set_nonblocking(false)?;
@@ -228,7 +224,7 @@ impl<'a> Stage<'a> {
         self.testbed.within("client", move || match TcpStream::connect_timeout(&target, within) {
             Ok(stream) => Ok(Some(stream)),
             Err(e) if e.kind() == io::ErrorKind::TimedOut => Ok(None),
-            Err(source) => Err(EvidenceError::Io { what: format!("connect to {target}"), source }),
+            Err(e) => Err(os(format!("connect to {target}"))(e).into()),
         })
     }
 

@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
 
 use canary_testbed::evidence::{self, EvidenceError};
+use canary_testbed::os::{os, wrong};
 use canary_testbed::testbed::TestbedError;
 
 use super::super::host_table::{Control, Resized, Size};
@@ -179,8 +180,7 @@ impl Bench<'_> {
                 }
                 Ok(sent)
             };
-            let what = || format!("send datagrams to {NETWORK}");
-            sending().map_err(|source| EvidenceError::Io { what: what(), source })
+            Ok(sending().map_err(os(format!("send datagrams to {NETWORK}")))?)
         })?;
         let (mut came, mut last) = (arrived()?.saturating_sub(before), Instant::now());
         while came < sent && last.elapsed() < LATE {
@@ -221,9 +221,9 @@ pub(crate) fn destination(flow: u64) -> SocketAddrV4 {
 /// Packets that the server's link has received.
 fn received() -> Result<u64, EvidenceError> {
     let path = "/proc/thread-self/net/dev";
-    let failed = |source| EvidenceError::Io { what: format!("read {path}"), source };
-    let text = fs::read_to_string(path).map_err(failed)?;
-    packets(&text, "eth0").ok_or_else(|| failed(io::Error::other("no packets of eth0 in it")))
+    let what = || format!("read {path}");
+    let text = fs::read_to_string(path).map_err(os(what()))?;
+    Ok(packets(&text, "eth0").ok_or("no packets of eth0 in it").map_err(wrong(what()))?)
 }
 
 /// The second number of a link: octets, packets, errors.
