@@ -353,6 +353,40 @@ fn what_hosts_have_of_their_own_acts() {
     assert!(rules.contains("counter packets ") && !rules.contains("counter packets 0 "), "{rules}");
 }
 
+/// The Service's other endpoint is reached on every path that can have one, and masqueraded to as the
+/// path has it: what leaks then goes to the node, which a drop in FORWARD does not see.
+#[test]
+fn another_endpoint_is_reached_on_every_path() {
+    let dir = scratch();
+    let file = dir.path().join("moved.toml");
+    let about = "kind = \"cause\"\nname = \"moved\"\ntitle = \"t\"\nwhy = \"w\"\nsource = \"s\"\n";
+    let moved = [
+        ("cluster-ip", false),
+        ("same-node", false),
+        ("node-port-local", false),
+        ("node-port-cluster", true),
+        ("node-port-cluster-remote", true),
+        ("snat", true),
+    ]
+    .map(|(path, masquerades)| {
+        let (client, above) =
+            if masquerades { ("reset", "kills") } else { ("survived", "dropped") };
+        format!(
+            "[[case]]\ntitle = \"moved, {path}\"\npath = \"{path}\"\n\
+             protections = [\"forward-drop@client\"]\n\
+             steps = [\"move-endpoint\", \"remove-endpoint\", \"connect\", {{ transfer = \"down\" }}]\n\
+             expect = {{ client = \"{client}\", forged = {{ above-window = \"{above}\" }} }}\n"
+        )
+    });
+    let two = "[[case]]\ntitle = \"two\"\npath = \"node-port-local\"\nendpoints = 2\n\
+               steps = [\"connect\", \"delete-entries\", { transfer = \"down\" }]\n\
+               expect = { client = [\"reset\", \"survived\"] }\n";
+    fs::write(&file, about.to_owned() + &moved.concat() + two).unwrap();
+    let results = dir.path().join("r");
+    let out = output(lab(&dir).arg("run").arg(&file).arg("--output").arg(&results));
+    assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
+}
+
 /// `new` writes a scenario that runs as it stands and says with what, and does not write over one that
 /// is there. Of the control it says that it is one, and gives no advice on it.
 #[test]

@@ -124,6 +124,17 @@ pub struct Case {
     pub expect: Expect,
 }
 
+/// The paths on which the pod beside the server pod can be an endpoint of the Service: what goes there
+/// is routed, and enters node1 from a link.
+const TWO_ENDPOINTS: [Path; 6] = [
+    Path::ClusterIp,
+    Path::Snat,
+    Path::SameNode,
+    Path::NodePortCluster,
+    Path::NodePortClusterRemote,
+    Path::NodePortLocal,
+];
+
 const fn cluster_ip() -> Path {
     Path::ClusterIp
 }
@@ -350,8 +361,10 @@ impl Case {
         if !(1..=2).contains(&self.endpoints) {
             return Err("endpoints: use 1 or 2".to_owned());
         }
-        if self.endpoints == 2 && !matches!(self.path, Path::ClusterIp | Path::Snat) {
-            return Err("endpoints: 2 only with path cluster-ip or snat".to_owned());
+        let paths = || TWO_ENDPOINTS.map(|path| path.to_string()).join(", ");
+        let two = TWO_ENDPOINTS.contains(&self.path);
+        if self.endpoints == 2 && !two {
+            return Err(format!("endpoints: 2 only with a path of {}", paths()));
         }
         if self.second_link && !matches!(self.path, Path::ClusterIp | Path::Snat | Path::PodIp) {
             return Err("second-link: only with path cluster-ip, snat or pod-ip".to_owned());
@@ -371,8 +384,11 @@ impl Case {
             network.check(self.path)?;
         }
         let moves = self.steps.contains(&Step::MoveEndpoint);
-        if moves && (self.endpoints == 2 || self.path != Path::ClusterIp) {
-            return Err("steps: 'move-endpoint' only with path cluster-ip and one endpoint".into());
+        if moves && self.endpoints == 2 {
+            return Err("steps: 'move-endpoint' only with one endpoint".to_owned());
+        }
+        if moves && !two {
+            return Err(format!("steps: 'move-endpoint' only with a path of {}", paths()));
         }
         let (mut connected, mut asked, mut closed) = (false, false, false);
         for step in &self.steps {

@@ -188,6 +188,10 @@ fn senseless_fields_have_lines() {
             format!("{about}{case}{expect}").replace("connect", "vanish"),
             "line 9: case 'c': steps: ",
         ),
+        (
+            format!("{about}{case}{expect}").replace("connect\"", "connect\", \"move-endpoint\""),
+            "line 9: case 'c': steps: 'move-endpoint' only with a path of cluster-ip, snat, same-node, node-port-cluster,",
+        ),
         (format!("{about}{case}{expect}").replace("cause", "moon"), "line 1: kind: use matrix"),
         (
             format!("{about}{case}{expect}")

@@ -235,11 +235,16 @@ impl Run<'_> {
             (false, 1) => None,
             (false, _) => Some(format!("numgen random mod 2 map {{ 0 : {pod}, 1 : {second} }}")),
         };
+        let service = &self.testbed.topology.service;
+        let from_outside = self.testbed.topology.client() == "outside";
+        let masquerades = service.masquerade_all || (from_outside && !service.local_only);
+        // kube-proxy's mark, by which its own chain masquerades.
+        let mark = if masquerades { "meta mark set meta mark or 0x4000 " } else { "" };
         // Before the Service's own chains: the first NAT rule that matches decides.
         let choose = to.filter(|_| !ipvs).map_or_else(String::new, |to| {
             format!(
                 "chain prerouting {{ type nat hook prerouting priority dstnat - 1; \
-                 {ip} daddr {} tcp dport {} dnat to {to} : {POD_PORT}; }}\n",
+                 {ip} daddr {} tcp dport {} {mark}dnat to {to} : {POD_PORT}; }}\n",
                 target.ip(),
                 target.port()
             )
