@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use conntrack_lab::document::lab::Judgement;
+use conntrack_lab::document::timeline::{CaseSaid, Step, Timeline};
 use conntrack_lab::report::{folder, text};
 
 fn shown(width: usize) -> String {
@@ -72,4 +73,37 @@ fn what_was_skipped_is_said_loudly() {
         shown.contains(", 1 SKIPPED, in ") && shown.contains("  - ipvs: skipped: no IPVS"),
         "{shown}"
     );
+}
+
+/// A reason stands whole in one place, with its case or else with its scenario; the summary has its
+/// beginning. What stands nowhere else is whole there.
+#[test]
+fn reasons_are_whole_once() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/report");
+    let mut result = folder::read(&dir).unwrap();
+    let long = |word: &str| format!("expected one thing {word} ").repeat(6).trim().to_owned();
+    let (ran, broke, control) = (long("ran"), long("broke"), long("control"));
+    let mut s = result.scenarios[0].clone();
+    (s.name, s.judgement) = ("mine".to_owned(), Judgement::Differs);
+    s.cells.clear();
+    let case = CaseSaid { setting: "as it is".to_owned(), judgement: Judgement::Differs };
+    let step = Step {
+        title: "one: two".to_owned(),
+        case: Some(case),
+        notes: vec![format!("{ran}.")],
+        ..Step::default()
+    };
+    s.timeline = Some(Timeline { steps: vec![step], ..Timeline::default() });
+    s.reasons = vec![format!("one: two: {ran}"), format!("three: {broke}")];
+    result.reasons = s.reasons.iter().map(|r| format!("mine: {r}")).collect();
+    result.reasons.push(control.clone());
+    result.scenarios.push(s);
+    let shown = text::render(&result, 1000);
+    for whole in [&ran, &broke, &control] {
+        assert_eq!(shown.matches(whole).count(), 1, "{whole}: {shown}");
+    }
+    for says in ["  ! three: ", "  - mine: one: two: expected one", "  - mine: three: expected one"]
+    {
+        assert!(shown.contains(says), "{says}: {shown}");
+    }
 }

@@ -248,7 +248,14 @@ fn outcome(sum: Option<&ForgeryResult>) -> String {
 fn stages(out: &mut String, s: &ScenarioResult, timeline: &Timeline, width: usize) {
     out.push('\n');
     paragraph(out, "", &format!("{}: {} ({})", s.name, s.title, s.judgement), width);
-    for reason in &s.reasons {
+    // A case that ran says itself why it is not as expected.
+    let said = |reason: &str| {
+        timeline.steps.iter().any(|step| {
+            let why = reason.strip_prefix(&*step.title).and_then(|rest| rest.strip_prefix(": "));
+            why.is_some_and(|why| step.notes.iter().any(|note| note.strip_suffix('.') == Some(why)))
+        })
+    };
+    for reason in s.reasons.iter().filter(|reason| !said(reason)) {
         paragraph(out, "  ! ", reason, width);
     }
     let inner = " ".repeat(12);
@@ -356,9 +363,21 @@ fn summary(out: &mut String, result: &LabResult, width: usize) {
     );
     paragraph(out, "", &text, width);
     for reason in result.reasons.iter().take(20) {
-        paragraph(out, "  - ", reason, width);
+        paragraph(out, "  - ", &in_short(result, reason), width);
     }
     if result.reasons.len() > 20 {
         let _ = writeln!(out, "  - and {} more, in results.json", result.reasons.len() - 20);
+    }
+}
+
+/// The beginning of a reason that stands whole with its scenario or cell.
+fn in_short(result: &LabResult, reason: &str) -> String {
+    /// Characters: name, case and a few words.
+    const MOST: usize = 76;
+    let of = |name: &str| reason.strip_prefix(name).is_some_and(|rest| rest.starts_with(": "));
+    let whole_above = |s: &ScenarioResult| of(&s.name) || s.cells.iter().any(|c| of(&c.id));
+    match &*textwrap::wrap(reason, MOST) {
+        [begin, _, ..] if result.scenarios.iter().any(whole_above) => format!("{begin} ..."),
+        _ => reason.to_owned(),
     }
 }
