@@ -161,7 +161,7 @@ fn reachable() -> Result<u64> {
 }
 
 fn run(kind: Kind, rate: u64, seconds: u64) -> Result<Score> {
-    let (tools, me, interrupt) = (Tools::find(), std::env::current_exe()?, Interrupt::default());
+    let (tools, me) = (Tools::find(), std::env::current_exe()?);
     let testbed = Testbed::build(Topology::pair("bench-"), &tools)?;
     testbed.sh("client", "sysctl -qw net.ipv4.ip_local_port_range='1024 65535'")?;
     let dir = tempfile::tempdir()?;
@@ -175,7 +175,7 @@ fn run(kind: Kind, rate: u64, seconds: u64) -> Result<Score> {
         Kind::Simple => (Call::new(&me, &["simple"]), Ready::Text("ready")),
     };
     let mut server = testbed.start("server", call, &log, ready)?;
-    server.wait_ready(SOON, &interrupt)?;
+    server.wait_ready(SOON)?;
     let to = testbed.topology.target(Family::Ipv4).to_string();
     let client = Call::new(&me, &["client", &to, &rate.to_string(), &seconds.to_string()]);
     let client = client.deadline(Duration::from_secs(seconds + 60));
@@ -183,7 +183,7 @@ fn run(kind: Kind, rate: u64, seconds: u64) -> Result<Score> {
     let [failed, late] = numbers(&told)?;
     let memory_kib = memory(server.pid(), "VmHWM")?;
     server.signal(Signal::SIGTERM);
-    server.wait(SOON, &interrupt)?;
+    server.wait(SOON)?;
     testbed.remove()?;
     if failed > 0 {
         return Err(format!("{failed} connects failed at once").into());

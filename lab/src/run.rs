@@ -184,7 +184,7 @@ fn run_batch(plan: &Plan, batch: &Batch<'_>, kept: &cell::Kept, tell: &Sender<Ev
         return;
     }
     let hosts = Topology::new(matrix.path, &batch.prefix);
-    let testbed = guarded(|| Testbed::build(hosts, &setting.tools));
+    let testbed = guarded(|| Ok(Testbed::build(hosts, &setting.tools)?.under(&setting.interrupt)));
     for (n, cell_plan) in matrix.cells.iter().enumerate() {
         let (key, id) = (Key { plan: n, ..batch.key }, batch.id(cell_plan, plan.repeat));
         let mut captures = Vec::new();

@@ -11,7 +11,7 @@ use canary_record::result::load::LoadResult;
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 
-use crate::exec::{Call, ExecError, Interrupt, Process, Ready};
+use crate::exec::{Call, ExecError, Process, Ready};
 use crate::os::os;
 use crate::testbed::{Testbed, TestbedError};
 
@@ -90,7 +90,7 @@ impl<R: DeserializeOwned> Program<R> {
         log: &Path,
     ) -> Result<Running<R>, TestbedError> {
         let mut running = self.start(testbed, host, log)?;
-        running.process.wait_ready(READY, &Interrupt::default())?;
+        running.process.wait_ready(READY)?;
         Ok(running)
     }
 
@@ -113,7 +113,7 @@ impl<R: DeserializeOwned> Program<R> {
         log: &Path,
     ) -> Result<Running<R>, TestbedError> {
         let start = || self.call.start_into(stdout, log, Ready::Event);
-        let process = testbed.host(host)?.run(start)??;
+        let process = testbed.host(host)?.run(start)??.under(testbed.interrupt());
         Ok(Running { name: self.name, process, log: log.to_owned(), document: PhantomData })
     }
 }
@@ -156,23 +156,23 @@ impl<R> Deref for Running<R> {
 impl<R: DeserializeOwned> Running<R> {
     /// True while it runs.
     pub fn runs(&mut self) -> Result<bool, ExecError> {
-        Ok(!self.process.ends_within(Duration::ZERO, &Interrupt::default())?)
+        Ok(!self.process.ends_within(Duration::ZERO)?)
     }
 
     /// Waits for the next event with this message.
     pub fn wait_for(&mut self, message: &str) -> Result<(), ExecError> {
-        self.process.wait_for(message, PATIENCE, &Interrupt::default())
+        self.process.wait_for(message, PATIENCE)
     }
 
     /// Waits for its end.
     pub fn wait(self, within: Duration) -> Result<ExitStatus, ExecError> {
-        self.process.wait(within, &Interrupt::default())
+        self.process.wait(within)
     }
 
     /// Waits for its end and reads its result.
     pub fn end(self, within: Duration) -> Result<Ended<R>, TestbedError> {
         let err = self.process.log().to_owned();
-        let status = self.process.wait(within, &Interrupt::default())?;
+        let status = self.process.wait(within)?;
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let result = document(&text).map_err(|why| {
             let said = std::fs::read_to_string(err).unwrap_or_default();

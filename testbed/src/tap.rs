@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::exec::{Interrupt, Process, Ready};
+use crate::exec::{Process, Ready};
 use crate::os::os;
 use crate::testbed::{Testbed, TestbedError};
 
@@ -36,12 +36,8 @@ impl Tap {
     }
 
     /// Waits until it captures.
-    pub fn wait_ready(
-        &mut self,
-        within: Duration,
-        interrupt: &Interrupt,
-    ) -> Result<(), TestbedError> {
-        Ok(self.process.wait_ready(within, interrupt)?)
+    pub fn wait_ready(&mut self, within: Duration) -> Result<(), TestbedError> {
+        Ok(self.process.wait_ready(within)?)
     }
 
     /// Asks it to end; [`Tap::stop`] waits for that.
@@ -50,14 +46,10 @@ impl Tap {
     }
 
     /// Ends it. Gives the capture, and what it lost, in words; None when nothing was.
-    pub fn stop(
-        self,
-        within: Duration,
-        interrupt: &Interrupt,
-    ) -> Result<(Vec<u8>, Option<String>), TestbedError> {
+    pub fn stop(self, within: Duration) -> Result<(Vec<u8>, Option<String>), TestbedError> {
         self.end();
         let log = self.process.log().to_owned();
-        self.process.wait(within, interrupt)?;
+        self.process.wait(within)?;
         let said = std::fs::read_to_string(&log).unwrap_or_default();
         let pcap =
             std::fs::read(&self.file).map_err(os(format!("read {}", self.file.display())))?;

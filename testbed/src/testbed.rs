@@ -64,6 +64,7 @@ pub struct Testbed<'a> {
     pub topology: Topology,
     hosts: BTreeMap<&'static str, Host>,
     tools: &'a Tools,
+    interrupt: Interrupt,
 }
 
 /// What makes an `ip` command IPv6's.
@@ -91,7 +92,7 @@ impl<'a> Testbed<'a> {
             .iter()
             .map(|host| Ok((*host, Host::open(&topology.full(host))?)))
             .collect::<Result<BTreeMap<_, _>, NetnsError>>()?;
-        let testbed = Self { topology, hosts, tools };
+        let testbed = Self { topology, hosts, tools, interrupt: Interrupt::default() };
         let alike = |a: &Step, b: &Step| batch(a).is_some() && batch(a) == batch(b);
         for steps in testbed.topology.steps.chunk_by(alike) {
             match &steps[0] {
@@ -112,6 +113,17 @@ impl<'a> Testbed<'a> {
             }
         }
         Ok(testbed)
+    }
+
+    /// The same, each wait in it ended by that signal too.
+    #[must_use]
+    pub fn under(self, interrupt: &Interrupt) -> Self {
+        Self { interrupt: interrupt.clone(), ..self }
+    }
+
+    /// What ends each wait.
+    pub(crate) const fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
     }
 
     /// The tools that it uses.
@@ -153,7 +165,7 @@ impl<'a> Testbed<'a> {
         log: &Path,
         ready: Ready,
     ) -> Result<Process, TestbedError> {
-        Ok(self.host(host)?.run(move || call.start(log, ready))??)
+        Ok(self.host(host)?.run(move || call.start(log, ready))??.under(&self.interrupt))
     }
 
     /// Runs a program in a host to its end.
@@ -216,15 +228,10 @@ impl<'a> Testbed<'a> {
 
     /// Connects to `target` until the refusal of the still closed port comes back: then
     /// links, routes, neighbours and rules work. False when it never does.
-    pub fn warm_up(
-        &self,
-        target: SocketAddr,
-        within: Duration,
-        interrupt: &Interrupt,
-    ) -> Result<bool, TestbedError> {
+    pub fn warm_up(&self, target: SocketAddr, within: Duration) -> Result<bool, TestbedError> {
         let end = Instant::now() + within;
         loop {
-            interrupt.check()?;
+            self.interrupt.check()?;
             let refused = self.within(self.topology.client(), move || {
                 let attempt = TcpStream::connect_timeout(&target, Duration::from_millis(250));
                 Ok(attempt.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused))
@@ -235,7 +242,7 @@ impl<'a> Testbed<'a> {
             if Instant::now() >= end {
                 return Ok(false);
             }
-            interrupt.sleep(Duration::from_millis(20))?;
+            self.interrupt.sleep(Duration::from_millis(20))?;
         }
     }
 

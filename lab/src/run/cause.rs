@@ -51,7 +51,7 @@ pub(crate) fn run(
     prefix: &str,
 ) -> Result<Seen, TestbedError> {
     fs::create_dir_all(dir).map_err(io_error("create", dir))?;
-    let testbed = Testbed::build(hosts(case, prefix), &setting.tools)?;
+    let testbed = Testbed::build(hosts(case, prefix), &setting.tools)?.under(&setting.interrupt);
     let run = Run {
         testbed: &testbed,
         setting,
@@ -129,7 +129,7 @@ impl Run<'_> {
         // The pod beside too, whose link may take longer than a connection has patience.
         let beside = SocketAddr::new(self.second(), POD_PORT);
         for target in [testbed.topology.target(case.family), beside] {
-            testbed.warm_up(target, setting.scaled(READY), interrupt)?;
+            testbed.warm_up(target, setting.scaled(READY))?;
         }
         if case.second_link {
             let near = SECOND_LINK[0].of(case.family).to_string();
@@ -194,7 +194,7 @@ impl Run<'_> {
             fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
             let (at, one) = ((*host, case.listen), ["--min-forged=1"]);
             let mut boom = setting.boom_server(self.testbed, at, &dir, &forge.join(","), &one)?;
-            boom.wait_ready(setting.scaled(READY), &setting.interrupt)?;
+            boom.wait_ready(setting.scaled(READY))?;
             self.servers.push(boom);
         }
         Ok(())
@@ -287,7 +287,7 @@ impl Run<'_> {
         let (client, at) = (testbed.topology.client(), (self.dir, "forge"));
         let load = setting.load_client(testbed, client, at, options, Ready::Event)?;
         let patience = setting.scaled(JUDGED_WHOLLY * 2) + READY;
-        let result: LoadResult = load.result(patience, &setting.interrupt)?;
+        let result: LoadResult = load.result(patience)?;
         match result.forge {
             Some(ForgeRecord { untried: None, outcomes, .. }) => Ok(outcomes),
             Some(ForgeRecord { untried, .. }) => {

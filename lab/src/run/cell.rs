@@ -90,7 +90,6 @@ impl Cell<'_> {
         let begun = Instant::now();
         let (testbed, setting, dir) = (self.testbed, self.setting, &self.dir());
         let (proxy_mode, family) = (self.key.proxy_mode, self.key.family);
-        let interrupt = &setting.interrupt;
         fs::create_dir_all(dir).map_err(io_error("create", dir))?;
         let rules = testbed.load(proxy_mode, family, &self.plan.protections)?;
         // The cells before used the same ports, and an entry of theirs would be taken up again.
@@ -103,35 +102,35 @@ impl Cell<'_> {
         setting::set(testbed, client, "net/ipv4/ip_local_port_range", PORTS)?;
         let none_expected = self.plan.expect.profile() == Some(Profile::NoConnection);
         let patience = if none_expected { Duration::ZERO } else { setting.scaled(READY) };
-        let warm = testbed.warm_up(testbed.topology.target(family), patience, interrupt)?;
+        let warm = testbed.warm_up(testbed.topology.target(family), patience)?;
 
         let mut notes = Vec::new();
         let witnesses = setting::witnesses(testbed, both, dir, setting, &mut notes)?;
         let captures = self.start_captures()?;
         let mut boom = self.start_boom()?;
-        boom.wait_ready(setting.scaled(READY), interrupt)?;
+        boom.wait_ready(setting.scaled(READY))?;
         let before = testbed.counters(proxy_mode, family)?;
         before.iter().zip(&rules).try_for_each(|(held, rules)| held.has(rules))?;
         let mut load = self.start_load()?;
         let load_line = load.line().to_owned();
         // Where no connection comes to be, load-client ends first. Who forges itself knows the end.
         while !self.upload()
-            && !load.ends_within(Duration::ZERO, interrupt)?
-            && !boom.ends_within(Duration::ZERO, interrupt)?
+            && !load.ends_within(Duration::ZERO)?
+            && !boom.ends_within(Duration::ZERO)?
         {
             if boom.says_again(Duration::from_millis(10)) {
                 load.signal(Signal::SIGUSR1);
                 break;
             }
         }
-        let load = load.result(self.load_patience(), interrupt);
+        let load = load.result(self.load_patience());
         let load: LoadResult = load.map_err(|e| with_line(e, &load_line))?;
         // It ends by itself once every connection is judged; where some never came it is asked to
         // end and says so in its result.
-        if !boom.ends_within(setting.scaled(JUDGED), interrupt)? {
+        if !boom.ends_within(setting.scaled(JUDGED))? {
             boom.signal(Signal::SIGTERM);
         }
-        let boom: BoomResult = boom.result(setting.scaled(READY), interrupt)?;
+        let boom: BoomResult = boom.result(setting.scaled(READY))?;
         let after = testbed.counters(proxy_mode, family)?;
         let witnesses = setting::end_witnesses(witnesses, setting)?;
         if !warm && !none_expected {
@@ -211,7 +210,7 @@ impl Cell<'_> {
             running.push(Tap::start(self.testbed, host, link, "tcp", &file)?);
         }
         for tap in &mut running {
-            tap.wait_ready(setting.scaled(READY), &setting.interrupt)?;
+            tap.wait_ready(setting.scaled(READY))?;
         }
         Ok(running)
     }
@@ -225,7 +224,7 @@ impl Cell<'_> {
         let (mut files, mut complete) = (Vec::new(), true);
         captures.iter().for_each(Tap::end);
         for tap in captures {
-            let (pcap, loss) = tap.stop(self.setting.scaled(READY), &self.setting.interrupt)?;
+            let (pcap, loss) = tap.stop(self.setting.scaled(READY))?;
             if let Some(loss) = loss {
                 notes.push(format!("the capture is not whole: {loss}"));
                 complete = false;

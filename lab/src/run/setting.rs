@@ -146,13 +146,9 @@ impl DerefMut for Running {
 
 impl Running {
     /// Waits for its end, and reads its result.
-    pub(crate) fn result<T: DeserializeOwned>(
-        self,
-        within: Duration,
-        interrupt: &Interrupt,
-    ) -> Result<T, TestbedError> {
+    pub(crate) fn result<T: DeserializeOwned>(self, within: Duration) -> Result<T, TestbedError> {
         let (program, path) = (self.program, self.file);
-        let status = self.process.wait(within, interrupt)?;
+        let status = self.process.wait(within)?;
         let wrong = |why: String| TestbedError::Result { program, status: status.to_string(), why };
         let text = fs::read(&path).map_err(|e| {
             let log = path.with_extension("stderr");
@@ -165,7 +161,7 @@ impl Running {
     /// Asks it to end, and waits for that; `within` is scaled.
     pub(crate) fn end(self, within: Duration, setting: &Setting) -> Result<(), TestbedError> {
         self.signal(Signal::SIGTERM);
-        self.process.wait(setting.scaled(within), &setting.interrupt)?;
+        self.process.wait(setting.scaled(within))?;
         Ok(())
     }
 
@@ -176,7 +172,7 @@ impl Running {
         setting: &Setting,
     ) -> Result<T, TestbedError> {
         self.signal(Signal::SIGTERM);
-        self.result(setting.scaled(within), &setting.interrupt)
+        self.result(setting.scaled(within))
     }
 }
 
@@ -198,7 +194,7 @@ pub(crate) fn witnesses(
     };
     let mut running = hosts.iter().map(start).collect::<Result<Vec<_>, TestbedError>>()?;
     running.retain_mut(|(host, process)| {
-        let ready = process.wait_ready(setting.scaled(WITNESS), &setting.interrupt);
+        let ready = process.wait_ready(setting.scaled(WITNESS));
         let silent = |e| notes.push(format!("no witness on {host}: {e}: {}", process.said()));
         ready.map_err(silent).is_ok()
     });
@@ -217,7 +213,7 @@ pub(crate) fn end_witnesses(
         }
     }
     let end = |(host, process): (&str, Running)| {
-        let said = process.result(setting.scaled(WITNESS), &setting.interrupt)?;
+        let said = process.result(setting.scaled(WITNESS))?;
         Ok((host.to_owned(), said))
     };
     running.into_iter().map(end).collect()

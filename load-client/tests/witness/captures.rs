@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use canary_record::names::Verdict;
 use canary_record::result::witness::{Cause, Direction, WitnessResult};
-use canary_testbed::exec::{Call, Interrupt};
+use canary_testbed::exec::Call;
 use canary_testbed::model::Path;
 use canary_testbed::programs::built;
 use canary_testbed::tap::Tap;
@@ -18,13 +18,13 @@ fn captured<T>(bed: &Bed, taps: &[(&str, &str)], job: impl FnOnce() -> T) -> (T,
     for (host, link) in taps {
         let file = bed.file(&format!("{host}-{link}.pcap"));
         let mut tap = Tap::start(bed.testbed(), host, link, "tcp", &file).unwrap();
-        tap.wait_ready(SOON, &Interrupt::default()).unwrap();
+        tap.wait_ready(SOON).unwrap();
         running.push(tap);
         files.push(file);
     }
     let done = job();
     for tap in running {
-        tap.stop(SOON, &Interrupt::default()).unwrap();
+        tap.stop(SOON).unwrap();
     }
     (done, files)
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use canary_record::result::witness::{Cause, Direction};
-use canary_testbed::exec::{Call, Interrupt, Process, Ready};
+use canary_testbed::exec::{Call, Process, Ready};
 use canary_testbed::model::Path;
 use canary_testbed::test::{Bed, SOON, wait_for};
 
@@ -42,7 +42,7 @@ pub(super) fn rules_of_others_work_as_before() {
 fn beside(bed: &Bed, line: &str, log: &str, ready: &'static str) -> Process {
     let ready = Ready::Text(ready);
     let mut process = bed.testbed().start("node1", Call::sh(line), &bed.file(log), ready).unwrap();
-    process.wait_ready(SOON, &Interrupt::default()).unwrap();
+    process.wait_ready(SOON).unwrap();
     process
 }
 

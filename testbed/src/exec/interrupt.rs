@@ -15,7 +15,7 @@ use super::process::Guard;
 
 /// A request to end, by SIGINT or SIGTERM. Every wait looks at it.
 #[derive(Clone, Debug, Default)]
-pub struct Interrupt(Arc<OnceLock<EndedBy>>);
+pub struct Interrupt(pub(super) Arc<OnceLock<EndedBy>>);
 
 impl Interrupt {
     /// Catches SIGINT and SIGTERM from here on. The outer process starts this

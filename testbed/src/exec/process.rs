@@ -221,6 +221,7 @@ impl Call {
         Ok(Process {
             line: self.line(),
             guard: Guard(child),
+            interrupt: Interrupt::default(),
             ready: is_ready,
             readers,
             out_path: log.to_owned(),
@@ -322,6 +323,7 @@ impl Drop for Guard {
 pub struct Process {
     line: String,
     guard: Guard,
+    interrupt: Interrupt,
     ready: Receiver<()>,
     readers: Vec<JoinHandle<()>>,
     out_path: PathBuf,
@@ -331,11 +333,17 @@ pub struct Process {
 }
 
 impl Process {
+    /// The same, each wait for it ended by that signal too.
+    #[must_use]
+    pub fn under(self, interrupt: &Interrupt) -> Self {
+        Self { interrupt: interrupt.clone(), ..self }
+    }
+
     /// Waits until it says that it is ready.
-    pub fn wait_ready(&mut self, within: Duration, interrupt: &Interrupt) -> Result<(), ExecError> {
+    pub fn wait_ready(&mut self, within: Duration) -> Result<(), ExecError> {
         let end = Instant::now() + within;
         loop {
-            interrupt.check()?;
+            self.interrupt.check()?;
             match self.ready.recv_timeout(Duration::from_millis(20)) {
                 Ok(()) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) if Instant::now() < end => {}
@@ -364,16 +372,11 @@ impl Process {
     }
 
     /// Waits for the next event with this message, beyond the one found before.
-    pub fn wait_for(
-        &mut self,
-        message: &str,
-        within: Duration,
-        interrupt: &Interrupt,
-    ) -> Result<(), ExecError> {
+    pub fn wait_for(&mut self, message: &str, within: Duration) -> Result<(), ExecError> {
         let wanted = format!("\"message\":\"{message}\"");
         let (end, mut line) = (Instant::now() + within, String::new());
         loop {
-            let ended = self.guard.wait(Duration::ZERO, interrupt)?.is_some();
+            let ended = self.guard.wait(Duration::ZERO, &self.interrupt)?.is_some();
             if ended {
                 self.join();
             }
@@ -399,17 +402,13 @@ impl Process {
                     said: format!("{} {}", tail(&self.printed()), self.said()),
                 });
             }
-            interrupt.sleep(Duration::from_millis(5))?;
+            self.interrupt.sleep(Duration::from_millis(5))?;
         }
     }
 
     /// Waits for its end. Running out of time kills it and is an error.
-    pub fn wait(
-        mut self,
-        within: Duration,
-        interrupt: &Interrupt,
-    ) -> Result<ExitStatus, ExecError> {
-        let status = self.guard.wait(within, interrupt)?;
+    pub fn wait(mut self, within: Duration) -> Result<ExitStatus, ExecError> {
+        let status = self.guard.wait(within, &self.interrupt)?;
         if status.is_none() {
             self.guard.end();
         }
@@ -427,12 +426,8 @@ impl Process {
     }
 
     /// Waits for its end, at most so long. False when it still runs.
-    pub fn ends_within(
-        &mut self,
-        within: Duration,
-        interrupt: &Interrupt,
-    ) -> Result<bool, ExecError> {
-        Ok(self.guard.wait(within, interrupt)?.is_some())
+    pub fn ends_within(&mut self, within: Duration) -> Result<bool, ExecError> {
+        Ok(self.guard.wait(within, &self.interrupt)?.is_some())
     }
 
     /// The file that its stderr goes to.
@@ -522,8 +517,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("x.log");
         let mut p = sh("echo no luck >&2").start(&log, Ready::Event).unwrap();
-        let e = p.wait_ready(Duration::from_secs(10), &Interrupt::default()).unwrap_err();
+        let e = p.wait_ready(Duration::from_secs(10)).unwrap_err();
         assert!(e.to_string().contains("no luck"), "{e}");
+    }
+
+    /// A signal ends every wait, whatever time is left.
+    #[test]
+    fn a_signal_ends_a_wait() {
+        use canary_record::names::EndedBy;
+        let (dir, interrupt) = (tempfile::tempdir().unwrap(), Interrupt::default());
+        let log = dir.path().join("x.log");
+        let mut p = sh("exec sleep 60").start(&log, Ready::Event).unwrap().under(&interrupt);
+        assert!(!p.ends_within(Duration::from_millis(1)).unwrap());
+        interrupt.0.set(EndedBy::Sigint).unwrap();
+        let (hour, by) = (Duration::from_secs(3600), |e| matches!(e, ExecError::Interrupted(_)));
+        assert!(p.wait_ready(hour).is_err_and(by));
+        assert!(p.wait_for("ready", hour).is_err_and(by));
+        assert!(p.ends_within(hour).is_err_and(by));
+        assert!(p.wait(hour).is_err_and(by));
     }
 
     /// Only the event itself means ready, not a line that mentions it.

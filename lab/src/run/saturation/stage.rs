@@ -108,7 +108,7 @@ impl<'a> Stage<'a> {
         fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
         // Client and server on one node, so that its table is the only one.
         let hosts = Topology::new(NetPath::SameNode, &format!("{}{name}-", x.prefix));
-        let testbed = Testbed::build(topology(hosts), &setting.tools)?;
+        let testbed = Testbed::build(topology(hosts), &setting.tools)?.under(&setting.interrupt);
         let protections = if protected { &PROTECTIONS[..] } else { &[] };
         testbed.protect(ProxyMode::Nftables, Family::Ipv4, protections)?;
         let service = &testbed.topology.service;
@@ -121,12 +121,12 @@ impl<'a> Stage<'a> {
         nft(&testbed, "node1", &rules)?;
         set(&testbed, "client", "net/ipv4/ip_local_port_range", "2000\t65000")?;
         let target = testbed.topology.target(Family::Ipv4);
-        testbed.warm_up(target, setting.scaled(READY), &setting.interrupt)?;
+        testbed.warm_up(target, setting.scaled(READY))?;
         let start = |host: &str, name: &str, option: String| {
             let options = vec![name.to_owned(), option];
             let mut started =
                 setting.load_client(&testbed, host, (&dir, name), options, Ready::Event)?;
-            started.wait_ready(setting.scaled(READY), &setting.interrupt)?;
+            started.wait_ready(setting.scaled(READY))?;
             Ok::<_, TestbedError>(started)
         };
         let serve = start("server", "serve", format!("--listen=[::]:{LOAD_PORT}"))?;
@@ -255,7 +255,7 @@ impl<'a> Stage<'a> {
         ];
         let all = Ready::Text("all are open");
         let mut hold = self.load_client("hold", options, dir, all)?;
-        hold.wait_ready(self.setting.scaled(READY * 2), &self.setting.interrupt)?;
+        hold.wait_ready(self.setting.scaled(READY * 2))?;
         Ok(hold)
     }
 
@@ -314,7 +314,7 @@ impl<'a> Stage<'a> {
         let start = |host: &str, filter: &str| {
             let file = self.dir.join(format!("{host}.pcap"));
             let mut tap = Tap::start(&self.testbed, host, "eth0", filter, &file)?;
-            tap.wait_ready(self.setting.scaled(READY), &self.setting.interrupt)?;
+            tap.wait_ready(self.setting.scaled(READY))?;
             Ok::<_, TestbedError>(tap)
         };
         Ok(Captures {
@@ -330,7 +330,7 @@ impl<'a> Stage<'a> {
     pub(crate) fn captured(&self, captures: Captures) -> Result<Captured, TestbedError> {
         let mut losses = None;
         let mut packets = |host: &str, tap: Tap| {
-            let (pcap, loss) = tap.stop(self.setting.scaled(READY), &self.setting.interrupt)?;
+            let (pcap, loss) = tap.stop(self.setting.scaled(READY))?;
             losses = losses.take().or(loss.map(|loss| format!("{host}: {loss}")));
             capture::packets(&pcap).map_err(|e| io_error("read", &self.dir)(io::Error::other(e)))
         };

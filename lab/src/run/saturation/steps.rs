@@ -281,7 +281,6 @@ impl<'a> Sequence<'a> {
     /// One step: boom-server and its canary connections, and the load.
     fn step(&mut self, stage: &Stage<'_>, plan: Plan<'_>) -> Result<(), TestbedError> {
         let (setting, filled) = (self.x.setting, &mut *self.filled);
-        let interrupt = &setting.interrupt;
         let t = self.x.seconds();
         self.x.say(&plan.title);
         let dir = self.x.dir.join(format!("step-{:02}", filled.timeline.steps.len() + 1));
@@ -290,7 +289,7 @@ impl<'a> Sequence<'a> {
         let witness = stage.listen_to_the_kernel(&dir)?;
         let (at, forge) = (("server", POD_PORT), "control,above-window");
         let mut boom = setting.boom_server(&stage.testbed, at, &dir, forge, &["--min-forged=1"])?;
-        boom.wait_ready(setting.scaled(READY), interrupt)?;
+        boom.wait_ready(setting.scaled(READY))?;
         let time = plan.load.map_or(Duration::from_secs(u64::from(self.x.s.seconds)), |l| l.time);
         let churn = plan.load.map(|load| stage.churn(load, &dir)).transpose()?;
         // A step that ends by its count ends its canary too.
@@ -301,14 +300,13 @@ impl<'a> Sequence<'a> {
         let mut load: Option<LoadResult> = None;
         if let Some(mut churn) = churn {
             let end = Instant::now() + time + TIMEOUT + READY;
-            while !churn.ends_within(Duration::from_millis(100), interrupt)? && Instant::now() < end
-            {
+            while !churn.ends_within(Duration::from_millis(100))? && Instant::now() < end {
                 peak = peak.max(stage.entries()?);
             }
-            load = Some(churn.result(READY, interrupt)?);
+            load = Some(churn.result(READY)?);
             probe.signal(Signal::SIGTERM);
         }
-        let probe: LoadResult = probe.result(time + TIMEOUT * 4 + READY, interrupt)?;
+        let probe: LoadResult = probe.result(time + TIMEOUT * 4 + READY)?;
         let boom: BoomResult = boom.stop(READY, setting)?;
         peak = peak.max(stage.entries()?);
         let group = plan.streams.map_or_else(BTreeMap::new, |s| s.ends(Talk::Both));
