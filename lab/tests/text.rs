@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use canary_record::names::ProbeEnd;
 use conntrack_lab::document::lab::Judgement;
 use conntrack_lab::document::timeline::{CaseSaid, Step, Timeline};
 use conntrack_lab::report::{folder, text};
@@ -76,7 +77,7 @@ fn what_was_skipped_is_said_loudly() {
 }
 
 /// A reason stands whole in one place, with its case or else with its scenario; the summary has its
-/// beginning. What stands nowhere else is whole there.
+/// beginning. What stands nowhere else is whole there. A case has connections of one kind.
 #[test]
 fn reasons_are_whole_once() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/report");
@@ -90,6 +91,7 @@ fn reasons_are_whole_once() {
     let step = Step {
         title: "one: two".to_owned(),
         case: Some(case),
+        established: [(ProbeEnd::Hung, 20)].into(),
         notes: vec![format!("{ran}.")],
         ..Step::default()
     };
@@ -102,7 +104,9 @@ fn reasons_are_whole_once() {
     for whole in [&ran, &broke, &control] {
         assert_eq!(shown.matches(whole).count(), 1, "{whole}: {shown}");
     }
-    for says in ["  ! three: ", "  - mine: one: two: expected one", "  - mine: three: expected one"]
+    let case = format!("          ! {ran}.");
+    for says in
+        ["  ! three: ", &*case, "  - mine: one: two: expected one", "  - mine: three: expected one"]
     {
         assert!(shown.contains(says), "{says}: {shown}");
     }

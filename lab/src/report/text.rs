@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use crate::document::lab::{
     ForgeryResult, Judgement, LabResult, Mend, Mended, ScenarioResult, Seen,
 };
-use crate::document::timeline::Timeline;
+use crate::document::timeline::{Step, Timeline};
 use canary_record::names::{Forgery, OldSegments};
 
 use super::words::{self, counts};
@@ -249,16 +249,19 @@ fn stages(out: &mut String, s: &ScenarioResult, timeline: &Timeline, width: usiz
     out.push('\n');
     paragraph(out, "", &format!("{}: {} ({})", s.name, s.title, s.judgement), width);
     // A case that ran says itself why it is not as expected.
-    let said = |reason: &str| {
-        timeline.steps.iter().any(|step| {
-            let why = reason.strip_prefix(&*step.title).and_then(|rest| rest.strip_prefix(": "));
-            why.is_some_and(|why| step.notes.iter().any(|note| note.strip_suffix('.') == Some(why)))
-        })
+    let why = |step: &Step, note: &str| {
+        let reason = note.strip_suffix('.').map(|why| format!("{}: {why}", step.title));
+        reason.filter(|reason| s.reasons.contains(reason))
     };
-    for reason in s.reasons.iter().filter(|reason| !said(reason)) {
+    let mut said = BTreeSet::new();
+    for step in &timeline.steps {
+        said.extend(step.notes.iter().filter_map(|note| why(step, note)));
+    }
+    for reason in s.reasons.iter().filter(|reason| !said.contains(*reason)) {
         paragraph(out, "  ! ", reason, width);
     }
     let inner = " ".repeat(12);
+    let marked = format!("{:>10}! ", "");
     for (n, step) in timeline.steps.iter().enumerate() {
         match &step.case {
             Some(case) => {
@@ -270,17 +273,22 @@ fn stages(out: &mut String, s: &ScenarioResult, timeline: &Timeline, width: usiz
         for c in &step.changes {
             paragraph(out, &inner, &format!("{}: {} -> {}", c.what, c.from, c.to), width);
         }
-        let counts = format!(
-            "new: {} of {} succeeded, failed: {}; established: {}; boom-server: {}",
-            step.new_ok,
-            step.new_attempts,
-            counts(step.new_failures.iter().map(|(c, n)| (c.as_str(), *n))),
-            counts(step.established.iter().map(|(c, n)| (c.as_str(), *n))),
-            counts(step.boom.iter().map(|(c, n)| (c.as_str(), *n))),
-        );
+        let established = counts(step.established.iter().map(|(c, n)| (c.as_str(), *n)));
+        let boom = counts(step.boom.iter().map(|(c, n)| (c.as_str(), *n)));
+        let failed = counts(step.new_failures.iter().map(|(c, n)| (c.as_str(), *n)));
+        let (new_ok, new) = (step.new_ok, step.new_attempts);
+        let counts = match &step.case {
+            // Its connections are all of one kind.
+            Some(_) => format!("connections: {established}; boom-server: {boom}"),
+            None => format!(
+                "new: {new_ok} of {new} succeeded, failed: {failed}; established: {established}; \
+                 boom-server: {boom}"
+            ),
+        };
         paragraph(out, &inner, &counts, width);
         for note in &step.notes {
-            paragraph(out, &inner, note, width);
+            let mark = if why(step, note).is_some() { &marked } else { &inner };
+            paragraph(out, mark, note, width);
         }
     }
     mended(out, &s.mended, width);
