@@ -215,6 +215,37 @@ fn the_documented_situations_are_as_told() {
     }
 }
 
+/// The load balancer of the documents, which has forgotten a connection: it resets who speaks.
+#[test]
+fn a_balancer_that_forgets_resets_who_speaks() {
+    let dir = scratch();
+    let text = include_str!("../../docs/situations.md");
+    let change = text.split("```text\n{ change").nth(1).unwrap().split("```").next().unwrap();
+    let change = format!("{{ change{}", change.trim_end());
+    let other = change.replace("hook output", "hook input").replace("dport", "sport");
+    let case = |title: &str, steps: &str, expect: &str| {
+        format!(
+            "[[case]]\ntitle = \"{title}\"\npath = \"node-port-local\"\nsteps = [\"connect\", {steps}]\n\
+             expect = {{ {expect} }}\n"
+        )
+    };
+    let cases = [
+        "kind = \"cause\"\nname = \"balancer\"\ntitle = \"t\"\nwhy = \"w\"\nsource = \"s\"\n"
+            .to_owned(),
+        case("client", &format!("{change}, {{ transfer = \"up\" }}"), "client = \"reset\""),
+        case(
+            "server",
+            &format!("{{ ask = \"2s\" }}, {other}, \"answer\""),
+            "client = \"hung\", server-reset = true",
+        ),
+        case("nothing", "{ transfer = \"up\" }", "client = \"survived\""),
+    ];
+    let file = dir.path().join("balancer.toml");
+    fs::write(&file, cases.concat()).unwrap();
+    let out = output(lab(&dir).arg("run").arg(&file).arg("--output").arg(dir.path().join("r")));
+    assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
+}
+
 /// Rules that the kernel's tool refuses, and a setting that is none: inconclusive with one reason
 /// that says where and what, and nothing is left.
 #[test]
