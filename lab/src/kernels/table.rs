@@ -41,7 +41,7 @@ fn cases(inputs: &[Input]) -> Vec<KernelCase> {
     let mut names: Vec<(&str, &str)> = Vec::new();
     let all = inputs.iter().filter_map(|i| i.lab.as_ref()).flat_map(|lab| &lab.scenarios);
     for s in all.filter(|s| s.cells.is_empty()) {
-        for step in s.timeline.iter().flat_map(|t| &t.steps) {
+        for step in s.timeline.iter().flat_map(|t| &t.steps).filter(|step| step.case.is_some()) {
             let name = (s.name.as_str(), step.title.as_str());
             if !names.contains(&name) {
                 names.push(name);
@@ -56,30 +56,25 @@ fn cases(inputs: &[Input]) -> Vec<KernelCase> {
     names.into_iter().map(case).collect()
 }
 
-/// All repetitions of a case together.
+/// All repetitions of a case together; the worst judgement of it alone.
 fn case_cell(input: &Input, scenario: &str, case: &str) -> KernelCaseCell {
-    let mut cell = KernelCaseCell {
-        client: BTreeMap::new(),
-        judgement: Judgement::Inconclusive,
-        reasons: Vec::new(),
-    };
+    let (mut client, mut reasons, mut judgement) = (BTreeMap::new(), Vec::new(), None);
     let all = input.lab.iter().flat_map(|lab| &lab.scenarios).filter(|s| s.name == scenario);
     for s in all {
-        let steps = s.timeline.iter().flat_map(|t| &t.steps).filter(|step| step.title == case);
-        let before = cell.client.len();
-        for (end, n) in steps.flat_map(|step| &step.established) {
-            *cell.client.entry(*end).or_default() += n;
+        let step = s.timeline.iter().flat_map(|t| &t.steps).find(|step| step.title == case);
+        let here = match (step.and_then(|step| step.case.as_ref()), s.judgement) {
+            (Some(said), _) => said.judgement,
+            (None, Judgement::Skipped) => Judgement::Skipped,
+            (None, _) => Judgement::Inconclusive,
+        };
+        judgement = Some(judgement.map_or(here, |before| here.worse(before)));
+        for (end, n) in step.iter().flat_map(|step| &step.established) {
+            *client.entry(*end).or_default() += n;
         }
         let of_case = format!("{case}: ");
-        let own: Vec<_> = s.reasons.iter().filter(|r| r.starts_with(&of_case)).cloned().collect();
-        cell.judgement = match (own.is_empty(), cell.client.len() > before) {
-            (true, true) => Judgement::AsExpected,
-            // The scenario's other cases do not speak for this one.
-            _ => s.judgement,
-        };
-        cell.reasons.extend(own);
+        reasons.extend(s.reasons.iter().filter(|r| r.starts_with(&of_case)).cloned());
     }
-    cell
+    KernelCaseCell { client, judgement: judgement.unwrap_or(Judgement::Inconclusive), reasons }
 }
 
 /// Every row that any kernel has, in the order that the lab ran them.

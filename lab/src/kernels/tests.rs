@@ -7,7 +7,8 @@ use crate::document::lab::{
     CellResult, Environment, ForgeryResult, Judgement, LabResult, Path, PositiveControl,
     Protection, ProxyMode, ScenarioResult, Seen,
 };
-use canary_record::names::{EndedBy, Forgery, OldSegments, UnknownReason};
+use crate::document::timeline::{CaseSaid, Step, Timeline};
+use canary_record::names::{EndedBy, Forgery, OldSegments, ProbeEnd, UnknownReason};
 use canary_record::result::{Run, SCHEMA_VERSION};
 use canary_wire::segment::Family;
 
@@ -137,6 +138,41 @@ fn both(old: LabResult, new: LabResult) -> KernelsResult {
 fn agreement(result: &KernelsResult, forgery: Forgery, protections: usize) -> Agreement {
     let mut rows = result.rows.iter();
     rows.find(|r| r.forgery == forgery && r.protections.len() == protections).unwrap().agreement
+}
+
+/// A repetition of a situation whose cases were judged so, and another that was not run.
+fn situation(cases: &[(&str, Judgement)]) -> ScenarioResult {
+    let step = |&(title, judgement): &(&str, Judgement)| Step {
+        title: title.to_owned(),
+        case: Some(CaseSaid { setting: String::new(), judgement }),
+        established: [(ProbeEnd::Survived, 1)].into(),
+        ..Step::default()
+    };
+    ScenarioResult {
+        name: "idle".to_owned(),
+        judgement: Judgement::Differs,
+        reasons: vec!["away: it was not run".to_owned(), "bad: it hung".to_owned()],
+        timeline: Some(Timeline { steps: cases.iter().map(step).collect(), ..Timeline::default() }),
+        cells: Vec::new(),
+        ..lab(OldSegments::Ignored).scenarios.remove(0)
+    }
+}
+
+/// A case has its own judgement, the worst of its repetitions, and no other case's.
+#[test]
+fn a_case_has_its_own_judgement() {
+    let (good, bad) = (Judgement::AsExpected, Judgement::Differs);
+    let mut lab = lab(OldSegments::Ignored);
+    lab.scenarios = vec![
+        situation(&[("good", good), ("bad", bad), ("away", good)]),
+        situation(&[("good", good), ("bad", good)]),
+    ];
+    let result = compare(vec![input("one", Some(lab))], ended());
+    let told = result.cases.iter().map(|c| (&*c.case, &c.cells[0]));
+    let judged: Vec<_> = told.map(|(case, c)| (case, c.judgement, c.reasons.len())).collect();
+    let want = [("good", good, 0), ("bad", bad, 2), ("away", Judgement::Inconclusive, 2)];
+    assert_eq!(judged, want);
+    assert_eq!(result.cases[0].cells[0].client, [(ProbeEnd::Survived, 2)].into());
 }
 
 /// Two generations that each do what their treatment of old segments says are
