@@ -1,8 +1,8 @@
 //! The commands that documents show, in blocks and in prose.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use canary_testbed::exec::Call;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::{documents, files, read, root};
@@ -83,14 +83,10 @@ fn the_commands_run() {
             at = Some((line.document.clone(), dir));
         }
         let (_, dir) = at.as_ref().unwrap();
-        let out = Command::new("sh")
-            .args(["-c", &line.text])
-            .env("PATH", &path)
-            .current_dir(dir.path())
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&out.stderr);
-        assert!(out.status.success(), "{}: {}: {}\n{said}", line.document, line.text, out.status);
+        let there = format!("cd '{}'\n{}", dir.path().display(), line.text);
+        let out = Call::sh(&there).env("PATH", &path).output().unwrap();
+        let (status, said) = (out.status, out.stderr);
+        assert!(status.success(), "{}: {}: {status}\n{said}", line.document, line.text);
         ran += 1;
     }
     assert!(ran >= 8, "{ran}");
@@ -161,7 +157,7 @@ fn assigns(word: &str) -> bool {
 }
 
 fn target(name: &str) -> Result<(), String> {
-    let out = Command::new("make").args(["-n", name]).current_dir(root()).output();
+    let out = Call::new(Path::new("make"), &["-C", root().to_str().unwrap(), "-n", name]).output();
     let there = out.map_err(|e| e.to_string())?.status.success();
     there.then_some(()).ok_or(format!("no target {name}"))
 }

@@ -6,7 +6,8 @@ mod commands;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+
+use canary_testbed::exec::Call;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
@@ -18,13 +19,9 @@ fn read(name: &str) -> String {
 
 /// What git knows of the repository, by its path; a new file too.
 fn files(pattern: &str) -> Vec<PathBuf> {
-    let out = Command::new("git")
-        .args(["ls-files", "-co", "--exclude-standard", "--", pattern])
-        .current_dir(root())
-        .output()
-        .unwrap();
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    let names = String::from_utf8(out.stdout).unwrap();
+    let root_dir = root().to_str().unwrap();
+    let words = ["-C", root_dir, "ls-files", "-co", "--exclude-standard", "--", pattern];
+    let names = Call::new(Path::new("git"), &words).run().unwrap();
     names.lines().map(PathBuf::from).filter(|p| root().join(p).exists()).collect()
 }
 
