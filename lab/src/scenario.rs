@@ -288,6 +288,13 @@ impl Loader<'_> {
             two if two.starts_with("wanted exactly 1 element") => {
                 "one step a table: write `{ ... }, { ... }`".to_owned()
             }
+            one if one == "invalid type: map, expected a sequence" => {
+                "there can be several of these: write `[[...]]`, with two brackets".to_owned()
+            }
+            one if one.starts_with("invalid type: ") && one.ends_with("expected a sequence") => {
+                one.replace("expected a sequence", "write a list, `[...]`")
+            }
+            value if value == "wanted string or table" => "write a name, in quotes".to_owned(),
             what => with_nearest(&what),
         };
         self.wrong(Some(at), what)

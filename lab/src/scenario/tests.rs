@@ -194,6 +194,15 @@ fn senseless_fields_have_lines() {
         ),
         (format!("{about}{case}{expect}").replace("cause", "moon"), "line 1: kind: use matrix"),
         (
+            format!("{about}{case}{expect}").replace("[[case]]", "[case]"),
+            "line 6: there can be several of these: write `[[...]]`",
+        ),
+        (
+            format!("{about}{case}protections = \"none\"\n{expect}"),
+            "line 10: invalid type: string \"none\", write a list, `[...]`",
+        ),
+        (format!("{about}{case}family = 6\n{expect}"), "line 10: write a name, in quotes"),
+        (
             format!("{about}{case}{expect}")
                 .replace("[\"connect\"]", "[{ ask = \"1s\", transfer = \"up\" }]"),
             "line 9: one step a table: write `{ ... }, { ... }`",
