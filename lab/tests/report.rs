@@ -133,10 +133,25 @@ fn a_scenario_with_stages_that_differs_is_in_the_verdict() {
     let page = page(&r);
     let doc = parse(&page);
     let verdict = text(by_id(&doc, "verdict"));
-    assert!(
-        verdict.starts_with("0 of 3 cells and 1 of 1 scenario with stages did not"),
-        "{verdict}"
+    assert!(verdict.starts_with("1 of 1 scenario with stages did not behave"), "{verdict}");
+}
+
+/// What gave no answer is counted by its kind, beside what behaved as expected.
+#[test]
+fn what_gave_no_answer_is_in_the_verdict() {
+    let mut r = fixture::with_timeline();
+    r.judgement = Judgement::Inconclusive;
+    let timeline = Some(Timeline::default());
+    let broken = ScenarioResult { name: "broken-off".into(), timeline, ..fixture::skipped() };
+    r.scenarios.push(ScenarioResult { judgement: Judgement::Inconclusive, ..broken });
+    let verdict = report::html::verdict(&r);
+    assert_eq!(
+        verdict,
+        "Not all is proved: 3 of 3 cells and 1 of 1 scenario with stages behaved as expected, \
+         1 of 1 situation gave no answer."
     );
+    r.scenarios.pop();
+    assert!(report::html::verdict(&r).ends_with(", and not all was run."));
 }
 
 /// The page and the terminal call situations the same: one whose cases all broke off is one too.

@@ -8,7 +8,7 @@ use std::iter;
 use canary_runtime::page;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::document::lab::{CellResult, Judgement, LabResult, ScenarioResult};
+use crate::document::lab::{CellResult, Judgement, LabResult};
 
 use super::ladder::Packet;
 use super::words::{self, count, grouped};
@@ -68,7 +68,6 @@ pub(super) fn cells(result: &LabResult) -> impl Iterator<Item = &CellResult> {
 /// The run in one sentence.
 #[must_use]
 pub fn verdict(result: &LabResult) -> String {
-    let of = |j: Judgement| cells(result).filter(|c| c.judgement == j).count() as u64;
     let all = cells(result).count() as u64;
     if all == 0 {
         // A run over time alone, such as that of kubectl conntrack experiment.
@@ -80,15 +79,21 @@ pub fn verdict(result: &LabResult) -> String {
         }
         .to_owned();
     }
-    let differs = |s: &ScenarioResult| s.judgement == Judgement::Differs;
-    let beside = words::beside_cells(result, differs);
+    let beside = |judgement| words::beside_cells(result, move |s| s.judgement == judgement);
+    // Those of a judgement, and of how many; what has none is left out.
+    let which = |judgement| {
+        let cells = cells(result).filter(|c| c.judgement == judgement).count() as u64;
+        let all = iter::once((cells, count(all, "cell", "cells"))).chain(beside(judgement));
+        let all = all.filter(|(n, _)| *n > 0).map(|(n, of)| format!("{} of {of}", grouped(n)));
+        all.collect::<Vec<_>>().join(" and ")
+    };
     match result.judgement {
         Judgement::AsExpected if result.positive_control.held => {
             let cells = match all {
                 1 => "the one cell".to_owned(),
                 all => format!("all {} cells", grouped(all)),
             };
-            let beside = beside.into_iter().map(|(_, all)| all);
+            let beside = beside(Judgement::AsExpected).into_iter().map(|(_, all)| all);
             format!(
                 "Reproduced: without protection conntrack lets connections be reset on this kernel, and \
                  {} behaved as expected.{}",
@@ -101,24 +106,23 @@ pub fn verdict(result: &LabResult) -> String {
                 .to_owned()
         }
         Judgement::Differs => {
-            let cells = format!("{} of {} cells", grouped(of(Judgement::Differs)), grouped(all));
-            let beside = beside.into_iter().filter(|(n, _)| *n > 0);
-            let beside = beside.map(|(n, all)| format!("{n} of {all}"));
-            let all = iter::once(cells).chain(beside).collect::<Vec<_>>().join(" and ");
-            format!("{all} did not behave as expected on this kernel.")
+            let differ = which(Judgement::Differs);
+            format!("{differ} did not behave as expected on this kernel.")
         }
         Judgement::Inconclusive if !result.positive_control.held => {
             "Nothing is proved: the unprotected path did not reset, so this run could not have \
              seen the fault."
                 .to_owned()
         }
-        Judgement::Inconclusive => format!(
-            "Not all is proved: {} of {} cells behaved as expected, {} gave no answer{}.",
-            grouped(of(Judgement::AsExpected)),
-            grouped(all),
-            grouped(of(Judgement::Inconclusive)),
-            if of(Judgement::Inconclusive) == 0 { ", and a scenario was not finished" } else { "" }
-        ),
+        Judgement::Inconclusive => {
+            let unproved = match which(Judgement::Inconclusive) {
+                none if none.is_empty() => "and not all was run".to_owned(),
+                some => format!("{some} gave no answer"),
+            };
+            let expected = which(Judgement::AsExpected);
+            let expected = if expected.is_empty() { "nothing" } else { &expected };
+            format!("Not all is proved: {expected} behaved as expected, {unproved}.")
+        }
         Judgement::Skipped => {
             "Not everything could be run here; what ran behaved as expected.".to_owned()
         }
