@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use canary_record::names::EndedBy;
+use canary_record::result::{self, ReadError};
 use canary_runtime::output::ResultFile;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::NamespaceResourceScope;
@@ -50,8 +51,10 @@ pub type Refused = BTreeMap<usize, String>;
 /// A result document: the last line of a log.
 pub fn document<T: DeserializeOwned>(log: &str) -> Result<T, String> {
     let line = log.lines().rfind(|l| !l.trim().is_empty()).unwrap_or_default();
-    serde_json::from_str(line)
-        .map_err(|_| format!("no result: {}", line.chars().take(200).collect::<String>()))
+    result::read(line.as_bytes()).map_err(|e| match e {
+        ReadError::Json(_) => format!("no result: {}", line.chars().take(200).collect::<String>()),
+        other => format!("a result of another release's image: {other}"),
+    })
 }
 
 /// Keeps a document.
@@ -451,4 +454,19 @@ fn unconfirmed(node: &str) -> String {
         "node {node} is not ready: its pods were removed without its kubelet's word, which ends them, and so \
          puts back what they changed, when it is back"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Another release may mean something else by a field of the same name: its document is none.
+    #[test]
+    fn another_releases_document_is_refused() {
+        let log = |version: u32| format!("an event\n{{\"schema_version\":{version}}}\n\n");
+        let read = |version| document::<serde_json::Value>(&log(version));
+        assert!(read(result::SCHEMA_VERSION).is_ok());
+        let e = read(9).unwrap_err();
+        assert!(e.starts_with("a result of another release's image: schema_version 9"), "{e}");
+    }
 }

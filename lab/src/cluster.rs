@@ -49,21 +49,13 @@ fn results(dir: &Path, doubts: &mut Vec<String>) -> Vec<LoadResult> {
     let mut results = Vec::new();
     for file in files {
         let name = file.display();
-        match fs::read(&file).map_err(|e| e.to_string()).and_then(|bytes| document(&bytes)) {
+        let document = |bytes: Vec<u8>| LoadResult::read(&bytes).map_err(|e| e.to_string());
+        match fs::read(&file).map_err(|e| e.to_string()).and_then(document) {
             Ok(result) => results.push(result),
             Err(why) => doubts.push(format!("{name} is no result of load-client: {why}")),
         }
     }
     results
-}
-
-fn document(bytes: &[u8]) -> Result<LoadResult, String> {
-    let result: LoadResult = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-    match result.schema_version {
-        SCHEMA_VERSION if result.adds_up() => Ok(result),
-        SCHEMA_VERSION => Err("its classes do not add up to its attempts".to_owned()),
-        other => Err(format!("schema_version {other}, this program reads {SCHEMA_VERSION}")),
-    }
 }
 
 /// One step with everything that belongs to it.

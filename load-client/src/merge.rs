@@ -6,7 +6,7 @@ use std::path::Path;
 
 use canary_record::names::{EndedBy, LoadVerdict};
 use canary_record::result::load::{HoldRecord, LoadResult};
-use canary_record::result::{Run, SCHEMA_VERSION, seconds_between};
+use canary_record::result::{ReadError, Run, SCHEMA_VERSION, seconds_between};
 
 use crate::tally::{Clock, Tally};
 use crate::{forge, report};
@@ -43,16 +43,15 @@ pub fn read(path: &Path) -> Result<LoadResult, MergeError> {
     // A pod's log is a file too: its last line is the result.
     let text = bytes.trim_ascii_end();
     let last = text.rsplit(|b| *b == b'\n').next().unwrap_or_default();
-    let result: LoadResult = serde_json::from_slice(text)
-        .or_else(|whole| serde_json::from_slice(last).map_err(|_| whole))
-        .map_err(|e| MergeError::Parse(name.clone(), e))?;
-    if result.schema_version != SCHEMA_VERSION {
-        return Err(MergeError::Version(name, result.schema_version));
-    }
-    if !result.adds_up() {
-        return Err(MergeError::Sum(name, result.attempts));
-    }
-    Ok(result)
+    let read = LoadResult::read(text).or_else(|whole| match LoadResult::read(last) {
+        Err(ReadError::Json(_)) => Err(whole),
+        read => read,
+    });
+    read.map_err(|e| match e {
+        ReadError::Json(e) => MergeError::Parse(name, e),
+        ReadError::Version(other) => MergeError::Version(name, other),
+        ReadError::Sum(attempts) => MergeError::Sum(name, attempts),
+    })
 }
 
 /// The whole of at least one result: the sums of their counts, from the first begin to the last

@@ -7,8 +7,8 @@ use std::ops::AddAssign;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Run;
 use super::boom::{OutcomeCount, PathDiagnosis, Resets, Sniffer};
+use super::{ReadError, Run};
 use crate::hist::LatencySummary;
 use crate::names::{Direction, Errno, FailureClass, LoadVerdict, Phase, ProbeEnd, Verdict};
 
@@ -230,6 +230,12 @@ impl FailureClass {
 }
 
 impl LoadResult {
+    /// Reads a document, and holds its counts against one another.
+    pub fn read(json: &[u8]) -> Result<Self, ReadError> {
+        let result: Self = super::read(json)?;
+        if result.adds_up() { Ok(result) } else { Err(ReadError::Sum(result.attempts)) }
+    }
+
     /// The law of the accounts: every attempt ended in exactly one class. A document for
     /// which it does not hold was damaged.
     #[must_use]

@@ -21,6 +21,32 @@ use crate::names::EndedBy;
 /// meaning or goes; new fields alone do not change it.
 pub const SCHEMA_VERSION: u32 = 2;
 
+/// A text that is no document of this version.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It is no such document at all.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// Another version's, whose fields may mean something else.
+    #[error("schema_version {0}, this program reads {SCHEMA_VERSION}")]
+    Version(u32),
+    /// Its own sum, of so many attempts, is wrong.
+    #[error("its classes do not add up to its attempts")]
+    Sum(u64),
+}
+
+/// Reads a document of this version.
+pub fn read<T: serde::de::DeserializeOwned>(json: &[u8]) -> Result<T, ReadError> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        schema_version: u32,
+    }
+    match serde_json::from_slice::<Versioned>(json)?.schema_version {
+        SCHEMA_VERSION => Ok(serde_json::from_slice(json)?),
+        other => Err(ReadError::Version(other)),
+    }
+}
+
 /// The options of a run by name, those that are not set included.
 pub type Config = BTreeMap<String, Setting>;
 
