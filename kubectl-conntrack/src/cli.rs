@@ -98,7 +98,7 @@ pub struct DiagnoseArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub sample: Option<u32>,
     /// Families to try (default: all that the cluster's Services have)
-    #[arg(long, value_name = "FAMILY", value_delimiter = ',', value_parser = family)]
+    #[arg(long, value_name = "FAMILY", value_delimiter = ',')]
     pub family: Vec<Family>,
     /// Nodes tried at once: each takes 6 node ports meanwhile, 10 where Services have two families
     #[arg(long, value_name = "N", default_value_t = 170, value_parser = clap::value_parser!(u32).range(2..=250))]
@@ -229,13 +229,5 @@ fn rate(s: &str) -> Result<f64, String> {
     match s.parse::<f64>() {
         Ok(r) if r.is_finite() && r > 0.0 && r <= 1_000_000.0 => Ok(r),
         _ => Err("write connections a second, above 0 and at most 1000000".to_owned()),
-    }
-}
-
-fn family(s: &str) -> Result<Family, String> {
-    match s {
-        "ipv4" => Ok(Family::Ipv4),
-        "ipv6" => Ok(Family::Ipv6),
-        _ => Err("write ipv4 or ipv6".to_owned()),
     }
 }

@@ -148,18 +148,11 @@ pub struct ShellArgs {
     #[arg(long, value_name = "NAME", env = "LAB_PROXY_MODE")]
     pub proxy_mode: Option<ProxyMode>,
     /// IP family of the rules: ipv4 or ipv6 (default: the scenario's first)
-    #[arg(long, value_name = "FAMILY", env = "LAB_FAMILY", value_parser = family)]
+    #[arg(long, value_name = "FAMILY", env = "LAB_FAMILY")]
     pub family: Option<Family>,
     /// Where the programs are.
     #[command(flatten)]
     pub bin: BinArgs,
-}
-
-fn family(s: &str) -> Result<Family, String> {
-    [Family::Ipv4, Family::Ipv6]
-        .into_iter()
-        .find(|f| f.as_str() == s)
-        .ok_or_else(|| format!("'{s}' is neither ipv4 nor ipv6"))
 }
 
 fn time_scale(s: &str) -> Result<f64, String> {
