@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use canary_record::names::{Diagnosis, EndedBy, Forgery, LoadVerdict, Verdict};
+use canary_record::prometheus::{self, Sample};
 use canary_record::result::Config;
 use canary_runtime::shutdown::Shutdown;
 use clap::Parser;
@@ -405,14 +406,12 @@ impl Test<'_> {
     /// True once ten above-window segments had this outcome in boom-server's present life.
     async fn counts(&self, outcome: &str) -> anyhow::Result<bool> {
         let Some(pod) = self.boom().await? else { return Ok(false) };
-        let text = self.ground.metrics(&pod.name_any(), 9100).await;
-        let outcome = format!("outcome=\"{outcome}\"");
-        let counted = |l: &&str| {
-            let of = ["forgery=\"above-window\"", &outcome].iter().all(|label| l.contains(label));
-            l.starts_with("boom_outcomes_total") && of
+        let text = self.ground.metrics(&pod.name_any(), 9100).await.unwrap_or_default();
+        let counted = |s: &Sample<'_>| {
+            s.name == "boom_outcomes_total"
+                && (s.label("forgery"), s.label("outcome")) == ("above-window", outcome)
         };
-        let value = |l: &str| l.rsplit(' ').next().and_then(|n| n.parse::<f64>().ok());
-        let sum: f64 = text.unwrap_or_default().lines().filter(counted).filter_map(value).sum();
+        let sum: f64 = prometheus::samples(&text).filter(counted).map(|s| s.value).sum();
         Ok(sum >= 10.0)
     }
 

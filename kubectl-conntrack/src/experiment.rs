@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use canary_record::names::EndedBy;
+use canary_record::prometheus;
 use conntrack_lab::cluster::journal::{Event, Purpose};
 use conntrack_lab::document::timeline::Change;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -231,10 +232,10 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
     }
 
     /// The limit of each node's table.
-    async fn limits(&self) -> Vec<Option<String>> {
+    async fn limits(&self) -> Vec<Option<f64>> {
         let of = |n: usize| async move {
             let text = self.metrics(&format!("observe-{n}"), 9174).await;
-            text.lines().find(|l| l.starts_with("load_conntrack_limit")).map(str::to_owned)
+            prometheus::value(&text, "load_conntrack_limit")
         };
         futures_util::future::join_all((0..self.nodes.len()).map(of)).await
     }

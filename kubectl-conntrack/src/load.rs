@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use canary_record::names::{LoadVerdict, Verdict};
+use canary_record::prometheus;
 use canary_record::result::Run as Record;
 use canary_record::result::load::{FailureCount, LoadResult, ThresholdRecord};
 use futures_util::{StreamExt, stream};
@@ -153,8 +154,7 @@ impl<'a> Load<'a> {
         // What the target's metrics lag behind.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let text = self.ground.metrics(&name, 9100).await?;
-        let line = text.lines().find_map(|l| l.strip_prefix("load_accepted_total "))?;
-        line.trim().parse::<f64>().ok().map(|n| n as u64)
+        prometheus::value(&text, "load_accepted_total").map(|n| n as u64)
     }
 }
 

@@ -13,7 +13,7 @@ use canary_record::result::serve::ServeResult;
 use canary_testbed::evidence;
 use canary_testbed::exec::{Call, Ready};
 use canary_testbed::model::Path as NetPath;
-use canary_testbed::programs::built;
+use canary_testbed::programs::{built, document};
 use canary_testbed::testbed::Testbed;
 use serde_json::{Value, json};
 
@@ -142,7 +142,7 @@ fn number(text: &str, _: f64) -> Option<f64> {
 }
 
 fn load_client(text: &str, _: f64) -> Option<f64> {
-    let v: Value = serde_json::from_str(text.trim_end().lines().last()?).ok()?;
+    let v: Value = document(text).ok()?;
     (v["ok"] == v["attempts"]).then_some(v["ok"].as_f64()? / v["run"]["seconds"].as_f64()?)
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use canary_record::prometheus;
 use canary_record::result::observe::{ObserveResult, SourceState};
 use canary_testbed::programs::{Running, load_client};
 use canary_testbed::test::{Bed, wait_for};
@@ -27,8 +28,7 @@ pub(crate) fn sees_entries_come() {
     let mut page = String::new();
     wait_for("300 entries in the metrics", || {
         page = bed.sh("host", "curl -s http://127.0.0.1:9100/metrics");
-        let line = page.lines().find_map(|l| l.strip_prefix("load_conntrack_entries "));
-        line.is_some_and(|n| n.parse::<f64>().unwrap() >= 300.0)
+        prometheus::value(&page, "load_conntrack_entries").is_some_and(|n| n >= 300.0)
     });
     for name in ["limit", "drop_total", "early_drop_total", "insert_failed_total", "invalid_total"]
     {

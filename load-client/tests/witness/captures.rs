@@ -6,7 +6,7 @@ use canary_record::names::Verdict;
 use canary_record::result::witness::{Cause, Direction, WitnessResult};
 use canary_testbed::exec::Call;
 use canary_testbed::model::Path;
-use canary_testbed::programs::built;
+use canary_testbed::programs::{built, document};
 use canary_testbed::tap::Tap;
 use canary_testbed::test::{Bed, SOON};
 
@@ -34,7 +34,7 @@ fn read(bed: &Bed, files: &[PathBuf]) -> WitnessResult {
     let args = [&["witness", "--log=json", "--pcap"].map(str::to_owned)[..], &files].concat();
     let out = bed.run("client", &Call::new(&built("load-client").unwrap(), &args));
     assert_eq!(out.stderr, "");
-    serde_json::from_str(out.stdout.trim_end().lines().last().unwrap()).unwrap()
+    document(&out.stdout).unwrap()
 }
 
 /// A capture at the client, at its node, at the server, and all together name the connections that

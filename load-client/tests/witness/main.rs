@@ -17,7 +17,7 @@ use canary_record::result::witness::{
 use canary_testbed::exec::Call;
 use canary_testbed::model::Path;
 use canary_testbed::network::KINDS;
-use canary_testbed::programs::{Ended, Program, Running, built};
+use canary_testbed::programs::{Ended, Program, Running, built, document};
 use canary_testbed::test::{Bed, SOON, exchange, needs_root, wait_for};
 use nix::sys::signal::Signal;
 
@@ -416,8 +416,7 @@ fn the_next_one_puts_back_what_a_killed_one_left() {
 fn refused(bed: &Bed, call: &Call) -> String {
     let out = bed.run("node1", call);
     assert_eq!(out.status.code(), Some(11), "{out:?}");
-    let last = out.stdout.trim_end().lines().last().unwrap().to_owned();
-    let result: WitnessResult = serde_json::from_str(&last).unwrap();
+    let result: WitnessResult = document(&out.stdout).unwrap();
     assert_eq!((result.verdict, result.reasons.len()), (Verdict::Inconclusive, 1));
     let line = out.stderr.trim_end().to_owned();
     assert_eq!(line.lines().count(), 1, "{line}");
@@ -479,8 +478,7 @@ fn an_ordinary_users_namespace_can_be_watched() {
          witness --duration=500ms --state-dir={dir} --log=json; {VALUES}'"
     );
     let out = bed.run("client", &Call::new(std::path::Path::new("sh"), &["-c", &line]));
-    let result: WitnessResult =
-        serde_json::from_str(out.stdout.trim_end().lines().last().unwrap()).unwrap();
+    let result: WitnessResult = document(&out.stdout).unwrap();
     assert_eq!(out.status.code(), Some(11), "{out:?}");
     complete(&result);
     assert_eq!(result.changed.len(), 3);
@@ -512,8 +510,7 @@ fn one_mount_and_one_capability_are_enough() {
     );
     let call = Call::new(std::path::Path::new("unshare"), &["-m", "sh", "-ec", &shell]);
     let out = bed.run("node1", &call);
-    let result: WitnessResult =
-        serde_json::from_str(out.stdout.trim_end().lines().last().unwrap()).unwrap();
+    let result: WitnessResult = document(&out.stdout).unwrap();
     complete(&result);
     assert_eq!(result.reasons, ["conntrack tracked nothing in this network namespace"], "{out:?}");
     assert_eq!(result.changed.len(), 3);
@@ -548,7 +545,7 @@ fn real_output_obeys_the_schema() {
     let witness = watch(&bed, "node1");
     forged(&bed, &both(&bed)[..1], 2, "--forge=above-window");
     let text = end(witness).text;
-    let document = serde_json::from_str(text.trim_end().lines().last().unwrap()).unwrap();
+    let document = document(&text).unwrap();
     let validator = jsonschema::validator_for(&serde_json::to_value(schema).unwrap()).unwrap();
     let errors: Vec<_> = validator.iter_errors(&document).map(|e| e.to_string()).collect();
     assert_eq!(errors, Vec::<String>::new());
