@@ -192,15 +192,17 @@ fn judge(e: &Evidence<'_>, expect: &Expectation, kernel: Option<OldSegments>) ->
         doubts(e, &forgeries)
     };
     let differences: Vec<_> = forgeries.iter().filter_map(difference).collect();
-    let judgement = match (doubts.is_empty(), differences.is_empty()) {
-        (false, _) => Judgement::Inconclusive,
-        (true, false) => Judgement::Differs,
-        (true, true) => Judgement::AsExpected,
+    let lacking = lacking(&forgeries, expect, kernel);
+    // What is lacking of one forgery takes nothing from what another one showed.
+    let judgement = match (doubts.is_empty(), differences.is_empty(), lacking.is_empty()) {
+        (false, ..) | (true, true, false) => Judgement::Inconclusive,
+        (true, false, _) => Judgement::Differs,
+        (true, true, true) => Judgement::AsExpected,
     };
     let profile = profile(&forgeries, expect.profile(), kernel);
     Judged {
         judgement,
-        reasons: doubts.into_iter().chain(differences).collect(),
+        reasons: doubts.into_iter().chain(differences).chain(lacking).collect(),
         profile,
         forgeries,
     }
@@ -288,6 +290,22 @@ fn difference(r: &ForgeryResult) -> Option<String> {
             r.counts.dropped
         )
     })
+}
+
+/// Forgeries of which the run does not show whether they are as expected.
+fn lacking(
+    forgeries: &[ForgeryResult],
+    expect: &Expectation,
+    kernel: Option<OldSegments>,
+) -> Vec<String> {
+    let unjudged = |r: &&ForgeryResult| kernel.is_none() && expect.depends_on_generation(r.forgery);
+    let say = |r: &ForgeryResult| {
+        format!(
+            "{}: saw {}; what to expect depends on the kernel's generation, which this run did not show",
+            r.forgery, r.seen
+        )
+    };
+    forgeries.iter().filter(unjudged).map(say).collect()
 }
 
 /// What keeps a cell with connections from being proof.

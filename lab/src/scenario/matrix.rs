@@ -105,6 +105,12 @@ impl Expectation {
         }
     }
 
+    /// Whether what should be seen of `forgery` depends on the kernel's generation.
+    pub(crate) fn depends_on_generation(&self, forgery: Forgery) -> bool {
+        [OldSegments::Ignored, OldSegments::Invalid].map(|k| self.of(forgery, Some(k)))
+            != [self.of(forgery, None); 2]
+    }
+
     /// The row that is expected, where it is one.
     pub(crate) fn profile(&self) -> Option<Profile> {
         match self {
@@ -180,10 +186,7 @@ impl Matrix {
 
     /// Whether the expectation of a cell depends on that.
     pub(crate) fn depends_on_generation(&self, cell: &CellPlan) -> bool {
-        self.forgeries.iter().any(|f| {
-            [OldSegments::Ignored, OldSegments::Invalid].map(|k| cell.expect.of(*f, Some(k)))
-                != [cell.expect.of(*f, None); 2]
-        })
+        self.forgeries.iter().any(|f| cell.expect.depends_on_generation(*f))
     }
 }
 

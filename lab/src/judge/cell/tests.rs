@@ -300,6 +300,32 @@ fn an_older_kernel_shows_itself() {
     assert_eq!(judged.judgement, Judgement::AsExpected, "{:?}", judged.reasons);
 }
 
+/// Where no cell showed the kernel's generation, what depends on it was not judged, and the cell is
+/// not as expected; what another forgery contradicts is a difference all the same.
+#[test]
+fn an_unknown_generation_leaves_a_doubt() {
+    let made = Made::row(Profile::Dropped, &["forward-drop"]);
+    let expect = Expectation::Profile(Profile::Dropped);
+    let forgeries: Vec<_> = FORGERIES.into_iter().filter(|f| *f != Forgery::AboveWindow).collect();
+    let matrix = Matrix { forgeries, ..made.matrix.clone() };
+    let mut nodes = made.nodes.clone();
+    nodes[0].dnat -= N;
+    let mut load = made.load.clone();
+    load.probe.insert(ProbeEnd::Survived, N * 5);
+    let evidence = Evidence { matrix: &matrix, nodes: &nodes, load: &load, ..made.evidence() };
+    let judged = |expect: &Expectation, kernel| {
+        let judged = judge(&evidence, expect, kernel);
+        (judged.judgement, judged.reasons)
+    };
+    let known = judged(&expect, Some(OldSegments::Ignored));
+    assert_eq!(known, (Judgement::AsExpected, Vec::new()));
+    let (judgement, why) = judged(&expect, None);
+    assert_eq!((judgement, why.len()), (Judgement::Inconclusive, 1), "{why:?}");
+    assert!(why[0].contains("below-window") && why[0].contains("generation"), "{why:?}");
+    let (judgement, why) = judged(&Expectation::Profile(Profile::Unprotected), None);
+    assert_eq!(judgement, Judgement::Differs, "{why:?}");
+}
+
 /// Nothing forged because nothing connected is proof only of that, and only when
 /// every connect timed out.
 #[test]
