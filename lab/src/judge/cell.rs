@@ -191,8 +191,12 @@ fn judge(e: &Evidence<'_>, expect: &Expectation, kernel: Option<OldSegments>) ->
     } else {
         doubts(e, &forgeries)
     };
-    let differences: Vec<_> = forgeries.iter().filter_map(difference).collect();
-    let lacking = lacking(&forgeries, expect, kernel);
+    let differing = forgeries.iter().filter_map(|r| Some((r, difference(r)?)));
+    let (unproved, differing): (Vec<_>, Vec<_>) = differing.partition(|(r, _)| known_agree(e, r));
+    let told = |all: Vec<(_, String)>| all.into_iter().map(|(_, why)| why);
+    let differences: Vec<_> = told(differing).collect();
+    let lacking: Vec<_> =
+        told(unproved).chain(without_generation(&forgeries, expect, kernel)).collect();
     // What is lacking of one forgery takes nothing from what another one showed.
     let judgement = match (doubts.is_empty(), differences.is_empty(), lacking.is_empty()) {
         (false, ..) | (true, true, false) => Judgement::Inconclusive,
@@ -225,16 +229,20 @@ fn count(e: &Evidence<'_>, forgery: Forgery) -> ForgeryResult {
         r.forged += o.forged;
         r.counts += &o.counts;
     }
-    let later = later(e, forgery, r.forged);
     r.seen = if e.boom.connections.handshakes == 0 && r.forged == 0 {
         Seen::NoConnection
     } else {
-        match seen_of(r.forged, &r.counts) {
-            Seen::Delivered => later.unwrap_or(Seen::Delivered),
-            other => other,
-        }
+        in_the_end(e, forgery, r.forged, &r.counts)
     };
     r
+}
+
+/// What became of so many segments, and later of their connections.
+fn in_the_end(e: &Evidence<'_>, forgery: Forgery, forged: u64, counts: &Counts) -> Seen {
+    match seen_of(forged, counts) {
+        Seen::Delivered => later(e, forgery, forged).unwrap_or(Seen::Delivered),
+        other => other,
+    }
 }
 
 /// What became of every segment of a kind, if it is the same of all.
@@ -292,8 +300,17 @@ fn difference(r: &ForgeryResult) -> Option<String> {
     })
 }
 
-/// Forgeries of which the run does not show whether they are as expected.
-fn lacking(
+/// Whether every outcome that is known is the expected one: the others prove nothing.
+fn known_agree(e: &Evidence<'_>, r: &ForgeryResult) -> bool {
+    let known = r.counts.known();
+    let agrees = |expected| in_the_end(e, r.forgery, known, &r.counts) == expected;
+    // No segment is forged without a connection, whatever became of it.
+    let connected = r.expected.filter(|expected| *expected != Seen::NoConnection);
+    known < r.forged && connected.is_some_and(|expected| known == 0 || agrees(expected))
+}
+
+/// Forgeries that were not judged because the run does not show the kernel's generation.
+fn without_generation(
     forgeries: &[ForgeryResult],
     expect: &Expectation,
     kernel: Option<OldSegments>,

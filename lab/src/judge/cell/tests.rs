@@ -200,16 +200,48 @@ fn uploads_are_judged_by_the_clients_record() {
     assert_eq!(lost.reasons, ["load-client's raw socket lost 1 segments"]);
 }
 
-/// One connection that was not judged is no tolerance: the cell differs.
+/// What was not judged proves nothing: where all that is known is as expected, the cell is
+/// inconclusive, and it differs where one outcome contradicts, of this forgery or another.
 #[test]
-fn one_unknown_is_a_difference() {
+fn unknown_is_neither_as_expected_nor_a_difference() {
+    let judged = |unknown: u64, change: fn(&mut Made)| {
+        let mut made = Made::row(Profile::Dropped, &["forward-drop"]);
+        let o = made.outcome(Forgery::SynFin);
+        o.counts.dropped -= unknown;
+        o.counts.unknown.insert(UnknownReason::NoProofOfLife, unknown);
+        change(&mut made);
+        let judged = made.judge(Profile::Dropped);
+        let why = format!("no-proof-of-life {unknown}");
+        assert!(judged.reasons.iter().any(|r| r.contains(&why)), "{:?}", judged.reasons);
+        judged.judgement
+    };
+    assert_eq!(judged(1, |_| ()), Judgement::Inconclusive);
+    assert_eq!(judged(N, |_| ()), Judgement::Inconclusive);
+    let same = |m: &mut Made| {
+        let counts = &mut m.outcome(Forgery::SynFin).counts;
+        (counts.dropped, counts.delivered) = (N - 2, 1);
+    };
+    assert_eq!(judged(1, same), Judgement::Differs);
+    let other =
+        |m: &mut Made| *m.outcome(Forgery::AckAhead) = outcome(Forgery::AckAhead, Seen::Delivered);
+    assert_eq!(judged(1, other), Judgement::Differs);
+}
+
+/// Connections that hang after an overshoot, and one whose segment was not judged.
+#[test]
+fn an_unknown_overshoot_is_no_difference() {
     let mut made = Made::row(Profile::Dropped, &["forward-drop"]);
-    let o = made.outcome(Forgery::SynFin);
-    o.counts.dropped -= 1;
-    o.counts.unknown.insert(UnknownReason::NoProofOfLife, 1);
-    let judged = made.judge(Profile::Dropped);
-    assert_eq!(judged.judgement, Judgement::Differs);
-    assert!(judged.reasons[0].contains("no-proof-of-life 1"), "{:?}", judged.reasons);
+    made.matrix.forgeries = vec![Forgery::Overshoot];
+    let mut o = outcome(Forgery::Overshoot, Seen::Delivered);
+    o.counts.delivered -= 1;
+    o.counts.unknown.insert(UnknownReason::Busy, 1);
+    made.boom.outcomes = vec![o];
+    made.load.probe = [(ProbeEnd::Hung, N - 1), (ProbeEnd::Survived, 1)].into();
+    let e = made.evidence();
+    let r = ForgeryResult { expected: Some(Seen::Hangs), ..count(&e, Forgery::Overshoot) };
+    assert!(known_agree(&e, &r), "{r:?}");
+    made.load.probe = [(ProbeEnd::Survived, N)].into();
+    assert!(!known_agree(&made.evidence(), &r));
 }
 
 /// Evidence that contradicts itself is inconclusive, whatever it seems to show.
