@@ -2,7 +2,7 @@
 //! what boom-server and load-client saw. A disagreement makes the cell inconclusive. Pure.
 
 use canary_record::names::{self, Forgery};
-use canary_record::result::witness::{Direction, Ended, InTable, Reason, WitnessResult};
+use canary_record::result::witness::{Cause, Direction, Ended, InTable, Reason, WitnessResult};
 use canary_testbed::capture::Reset;
 
 use crate::document::lab::WitnessSaid;
@@ -93,8 +93,11 @@ pub(crate) fn in_a_table(heard: &Heard, w: &WitnessResult) -> Vec<String> {
     if w.resets_logged {
         let said = said("the node", w);
         let named: u64 = w.connections.iter().filter(|c| c.cause.ended()).map(|c| c.count).sum();
+        // Who sends FIN after its entry has gone has closed: no program misses that connection.
+        let closed = |e: &&Ended| e.cause == Cause::NoEntry && e.flags.contains("FIN");
+        let closed = w.examples.iter().filter(closed).count() as u64;
         // boom-server may not know what became of some, in a table without room.
-        let ended = named.clamp(heard.killed, heard.killed + heard.unknown);
+        let ended = named.clamp(heard.killed, heard.killed + heard.unknown + closed);
         let direction = names::Direction::ServerToClient;
         differs.extend(said.weak.iter().cloned());
         differs.extend(doubts(&[said], 1, ended, direction, &heard.target, false));
@@ -169,6 +172,28 @@ pub(in crate::judge) mod tests {
             "servers": [], "conntrack": null, "examples": [], "changed": []
         }))
         .unwrap()
+    }
+
+    fn ended(ack: u32, text: &str) -> Ended {
+        Ended {
+            t: 0.0,
+            cause: Cause::AnsweredByClient,
+            direction: S2C,
+            client: None,
+            service: None,
+            server: None,
+            from: String::new(),
+            to: String::new(),
+            seq: 1,
+            ack,
+            flags: String::new(),
+            reason: Reason::SeqOver,
+            text: text.to_owned(),
+            answered_us: 1,
+            states: [None, None],
+            entry_outlived: None,
+            facts: Vec::new(),
+        }
     }
 
     const FORGED: names::Direction = names::Direction::ServerToClient;
@@ -278,6 +303,17 @@ pub(in crate::judge) mod tests {
         assert_eq!(of(&|_, w| w.table = [(InTable::EarlyDrop, 2)].into()), 2);
         assert_eq!(of(&|_, w| w.table = [(InTable::Full, 8), (InTable::Clash, 2)].into()), 2);
         assert_eq!(of(&|h, _| h.shows.push(InTable::Clash)), 1);
+        let gone = |flags: &str| {
+            let flags = flags.to_owned();
+            let example = Ended { cause: Cause::NoEntry, flags, ..ended(1, "invalid new") };
+            move |_: &mut Heard, w: &mut WitnessResult| {
+                let direction = Direction::Unknown;
+                w.connections.push(CauseCount { cause: Cause::NoEntry, direction, count: 1 });
+                w.examples.push(example.clone());
+            }
+        };
+        assert_eq!(of(&gone("FIN ACK")), 0);
+        assert_eq!(of(&gone("PSH ACK")), 1);
         assert_eq!(of(&|h, _| h.resets = Some(1)), 1);
         assert_eq!(of(&|h, _| h.resets = Some(0)), 1);
         assert_eq!(of(&|h, _| h.resets = None), 0);
@@ -287,25 +323,6 @@ pub(in crate::judge) mod tests {
     /// never those of another forgery.
     #[test]
     fn the_words_are_of_the_segment() {
-        let ended = |ack, text: &str| Ended {
-            t: 0.0,
-            cause: Cause::AnsweredByClient,
-            direction: S2C,
-            client: None,
-            service: None,
-            server: None,
-            from: String::new(),
-            to: String::new(),
-            seq: 1,
-            ack,
-            flags: String::new(),
-            reason: Reason::SeqOver,
-            text: text.to_owned(),
-            answered_us: 1,
-            states: [None, None],
-            entry_outlived: None,
-            facts: Vec::new(),
-        };
         let texts = ["SEQ is over upper bound N", "ACK is over upper bound N"];
         let w = WitnessResult {
             texts: [(texts[0].to_owned(), 2), (texts[1].to_owned(), 1)].into(),
