@@ -94,6 +94,11 @@ fn start(
     ready: Ready,
 ) -> Result<Running, TestbedError> {
     let file = dir.join(format!("{name}.json"));
+    // Of one before: who ends without a result must not be taken for it.
+    match fs::remove_file(&file) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("remove", &file)(e)),
+        _ => {}
+    }
     options.extend(["--log=json".to_owned(), format!("--output={}", file.display())]);
     let log = dir.join(format!("{name}.log"));
     let process = testbed.start(host, Call::new(path, &options), &log, ready)?;
