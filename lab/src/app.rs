@@ -15,7 +15,9 @@ use canary_runtime::cli::derive;
 use canary_runtime::exit::Exit;
 
 use canary_testbed::exec::{Call, Interrupt, TOOLS, Tools};
+use canary_testbed::os::os;
 use canary_testbed::{evidence, netns};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::cli::{BinArgs, Cli, Command, RunArgs};
 use crate::cluster;
@@ -264,6 +266,10 @@ fn inner(args: &RunArgs, mut config: Config, pipe: i32) -> Ending {
     let clock = Clock::start();
     let outside = netns::outside_pid();
     let interrupt = settled(pipe)?;
+    // Of every case and cell at once this process has the programs' output, and the connections.
+    let files = Resource::RLIMIT_NOFILE;
+    let limit = || getrlimit(files).and_then(|(_, most)| setrlimit(files, most, most));
+    limit().map_err(os("raise the limit of open files")).map_err(failed)?;
     let control = host_table::Control::inherited().map_err(failed)?;
     let dir = results_dir(args)?;
     let tools = Tools::find();

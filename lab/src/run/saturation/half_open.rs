@@ -25,7 +25,6 @@ use canary_testbed::os::{os, wrong};
 use canary_testbed::testbed::TestbedError;
 use canary_testbed::topology::Addr;
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
 
 use super::super::connections::end;
@@ -68,10 +67,6 @@ pub(crate) fn run(
     control: &Control,
     filled: &mut Filled,
 ) -> Result<(), TestbedError> {
-    // Every connection has both of its ends in this process.
-    let (_, most) =
-        getrlimit(Resource::RLIMIT_NOFILE).map_err(os("read the limit of open files"))?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(os("raise the limit of open files"))?;
     OnItsWay::ALL.iter().try_for_each(|case| run_steps(*case, x, control, filled))
 }
 
