@@ -92,28 +92,40 @@ fn statistics<T>(read: fn(&str) -> Result<T, stat::ReadError>) -> Result<T, Evid
     Ok(read(&text).map_err(wrong(what()))?)
 }
 
-/// The local ports of this thread's network namespace that TCP sockets have, but those in TIME_WAIT,
-/// which no program has open.
-pub fn tcp_ports() -> Result<Vec<u16>, EvidenceError> {
-    let mut ports = Vec::new();
+/// A TCP socket, as the kernel lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Socket {
+    /// Its own port.
+    pub port: u16,
+    /// Octets, SYN and FIN among them, that no acknowledgment has come for.
+    pub unacknowledged: u32,
+}
+
+/// The TCP sockets of this thread's network namespace, but those in TIME_WAIT, which no program has
+/// open.
+pub fn sockets() -> Result<Vec<Socket>, EvidenceError> {
+    let mut sockets = Vec::new();
     for file in ["tcp", "tcp6"] {
         let path = format!("/proc/thread-self/net/{file}");
         match fs::read_to_string(&path) {
-            Ok(text) => ports.extend(text.lines().skip(1).filter_map(tcp_port)),
+            Ok(text) => sockets.extend(text.lines().skip(1).filter_map(socket)),
             // A kernel without IPv6.
             Err(e) if file == "tcp6" && e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(os(format!("read {path}"))(e).into()),
+            Err(source) => return Err(os(format!("read {path}"))(source).into()),
         }
     }
-    Ok(ports)
+    Ok(sockets)
 }
 
-/// As `get_tcp4_sock()` and `get_timewait4_sock()` write it: number, local and remote address, state.
-fn tcp_port(line: &str) -> Option<u16> {
+/// As `get_tcp4_sock()` writes it: number, local and remote address, state, both queues.
+fn socket(line: &str) -> Option<Socket> {
+    const TIME_WAIT: &str = "06";
     let mut words = line.split_ascii_whitespace().skip(1);
     let (local, state) = (words.next()?, words.nth(1)?);
+    let sent = words.next()?.split(':').next()?;
     let port = u16::from_str_radix(local.rsplit(':').next()?, 16).ok()?;
-    (state != "06").then_some(port)
+    let unacknowledged = u32::from_str_radix(sent, 16).ok()?;
+    (state != TIME_WAIT).then_some(Socket { port, unacknowledged })
 }
 
 /// Makes conntrack forget every entry of this thread's network namespace.
@@ -244,7 +256,7 @@ mod tests {
         let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (server, _) = listener.accept().unwrap();
         let port = client.local_addr().unwrap().port();
-        let taken = || tcp_ports().unwrap().contains(&port);
+        let taken = || sockets().unwrap().iter().any(|socket| socket.port == port);
         drop(server);
         let copy = client.try_clone().unwrap();
         drop(client);
@@ -257,17 +269,16 @@ mod tests {
         }
     }
 
-    /// A socket is told by its port, of either family; TIME_WAIT is none, nor is a line cut off.
+    /// A socket is told by its port and what it waits for, of either family; TIME_WAIT is none, nor
+    /// is a line cut off.
     #[test]
-    fn a_port_is_taken_until_time_wait() {
-        let v4 = "   0: 0A4112C6:9C41 0A0012C6:1F90 01 00000000:00000000 00:00000000 0 0 0 1 0";
-        assert_eq!(tcp_port(v4), Some(0x9c41));
-        assert_eq!(
-            tcp_port(&v4.replace("0A4112C6", "000000FD0000000000000000000000FE")),
-            Some(0x9c41)
-        );
-        assert_eq!(tcp_port(&v4.replace(" 01 ", " 06 ")), None);
-        assert_eq!(tcp_port("   0: 0A4112C6:9C41 0A0012C6:1F90"), None);
+    fn a_socket_is_one_until_time_wait() {
+        let v4 = "   0: 0A4112C6:9C41 0A0012C6:1F90 01 0000001A:00000000 00:00000000 0 0 0 1 0";
+        let here = Some(Socket { port: 0x9c41, unacknowledged: 0x1a });
+        assert_eq!(socket(v4), here);
+        assert_eq!(socket(&v4.replace("0A4112C6", "000000FD0000000000000000000000FE")), here);
+        assert_eq!(socket(&v4.replace(" 01 ", " 06 ")), None);
+        assert_eq!(socket("   0: 0A4112C6:9C41 0A0012C6:1F90 01"), None);
     }
 
     /// Growth is of counters; the number of entries is none.

@@ -175,6 +175,13 @@ fn judge(case: &Case, seen: &Shown) -> (Judgement, Vec<String>) {
             differs.push("boom-server calls this path unprotected".to_owned());
         }
     }
+    doubts.extend(seen.doubts.iter().cloned());
+    let failed = seen.boom.iter().filter_map(|b| b.sniffer.failed.as_ref());
+    doubts.extend(failed.map(|why| format!("boom-server's raw socket failed: {why}")));
+    let timed_out = seen.client.get(&ProbeEnd::TimedOut).is_some_and(|n| *n > 0);
+    if case.steps.contains(&Done::FillTable) && timed_out && seen.conntrack.drop == 0 {
+        doubts.push("connections timed out, and the full table refused nothing".to_owned());
+    }
     let lost = seen.sum(|b| b.sniffer.dropped);
     if lost > 0 {
         doubts.push(format!("boom-server's raw sockets lost {lost} segments"));

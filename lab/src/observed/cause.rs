@@ -42,6 +42,8 @@ pub(crate) struct Seen {
     /// What load-client's witness said of the kernel's words on each node, where one listened.
     pub(crate) witnesses: Vec<(String, WitnessResult)>,
     pub(crate) changes: Vec<Change>,
+    /// What was not measured as a whole.
+    pub(crate) doubts: Vec<String>,
     /// What conntrack counted on the client's node.
     pub(crate) conntrack: ConntrackCounters,
 }

@@ -15,12 +15,12 @@ use crate::document::lab::{CommandList, Seen as Became};
 use crate::document::timeline::Change;
 use canary_record::names::Forgery;
 use canary_record::result::boom::{BoomResult, OutcomeCount};
-use canary_record::result::load::{ForgeRecord, LoadResult};
+use canary_record::result::load::LoadResult;
 use canary_testbed::evidence;
 use canary_testbed::exec::Ready;
 use canary_testbed::model::At;
 use canary_testbed::network::wire::Network;
-use canary_testbed::os::wrong;
+use canary_testbed::os::{os, wrong};
 use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::{self, POD_PORT};
 
@@ -30,7 +30,7 @@ use self::rules::Rule;
 use super::connections::Connections;
 use super::setting::{self, Running, Setting, io_error, tool, write};
 use crate::observed::cause::{After, Seen};
-use crate::scenario::cause::{Case, Cause, Step, Wait};
+use crate::scenario::cause::{Case, Cause, Step, TWO_ENDPOINTS, Wait};
 
 /// Time for boom-server to judge what it forged, and for RSTs on their way.
 const JUDGED: Duration = Duration::from_millis(700);
@@ -67,6 +67,7 @@ pub(crate) fn run(
         boom: Vec::new(),
         deleted: 0,
         changes: Vec::new(),
+        doubts: Vec::new(),
         full: None,
         service: BTreeMap::new(),
         equipped: BTreeSet::new(),
@@ -103,6 +104,8 @@ struct Run<'a> {
     /// Entries that a deletion took.
     deleted: u64,
     changes: Vec<Change>,
+    /// What was not measured as a whole.
+    doubts: Vec<String>,
     full: Option<Full<'a>>,
     /// The Service's rules on each node.
     service: BTreeMap<&'static str, Vec<Rule>>,
@@ -124,12 +127,20 @@ impl Run<'_> {
         }
         if case.steps.contains(&Step::Reconnect) {
             // The client's own ports are free as soon as both ends have closed.
-            setting::set(testbed, "client", "net/ipv4/tcp_max_tw_buckets", "0")?;
+            setting::set(testbed, testbed.topology.client(), "net/ipv4/tcp_max_tw_buckets", "0")?;
         }
         // The pod beside too, whose link may take longer than a connection has patience.
-        let beside = SocketAddr::new(self.second(), POD_PORT);
-        for target in [testbed.topology.target(case.family), beside] {
-            testbed.warm_up(target, setting.scaled(READY))?;
+        let beside = Some(SocketAddr::new(self.second(), POD_PORT));
+        let beside = beside.filter(|_| TWO_ENDPOINTS.contains(&case.path));
+        for target in [Some(testbed.topology.target(case.family)), beside].into_iter().flatten() {
+            let warm = testbed.warm_up(target, setting.scaled(READY))?;
+            // What a dead path does would pass for what the cause does. A bad network tells itself
+            // what it let through.
+            if !warm && case.network.is_none() {
+                let never =
+                    format!("reach {target} before the case: its closed port never answered");
+                return Err(os(never)(std::io::ErrorKind::TimedOut).into());
+            }
         }
         if case.second_link {
             let near = SECOND_LINK[0].of(case.family).to_string();
@@ -167,6 +178,10 @@ impl Run<'_> {
             let [into, out] = [sides.map(|t| t.packets), sides.map(|t| t.sent)];
             let [into, out] = [into, out].map(|n| n.iter().sum::<u64>().to_string());
             self.changed("packets into and out of the bad network", into, out);
+            if report.missed > 0 {
+                let missed = report.missed;
+                self.doubts.push(format!("the bad network missed {missed} packets, by no design"));
+            }
             write(&self.dir.join("network.txt"), report.to_string())?;
         }
         Ok(Seen {
@@ -181,6 +196,7 @@ impl Run<'_> {
             deleted: self.deleted,
             witnesses,
             changes: self.changes,
+            doubts: self.doubts,
             conntrack,
         })
     }
@@ -231,9 +247,15 @@ impl Run<'_> {
                 setting.interrupt.sleep(setting.scaled(self.judged()))?;
             }
             Step::Transfer(way) => self.connections.transfer(*way),
-            Step::Ask(delay) => self.connections.ask(setting.scaled(delay.0)),
+            Step::Ask(delay) => {
+                self.connections.ask(setting.scaled(delay.0));
+                self.acknowledged()?;
+            }
             Step::Answer => self.connections.answer(),
-            Step::HalfClose => self.connections.half_close(),
+            Step::HalfClose => {
+                self.connections.half_close();
+                self.acknowledged()?;
+            }
             Step::Close => {
                 self.connections.close();
                 self.let_go(CLOSE)?;
@@ -272,7 +294,10 @@ impl Run<'_> {
     }
 
     /// load-client forges, and judges at its own end.
-    fn forge(&self, each: &BTreeMap<Forgery, Became>) -> Result<Vec<OutcomeCount>, TestbedError> {
+    fn forge(
+        &mut self,
+        each: &BTreeMap<Forgery, Became>,
+    ) -> Result<Vec<OutcomeCount>, TestbedError> {
         let (testbed, setting) = (self.testbed, self.setting);
         let names: Vec<_> = each.keys().map(|f| f.as_str()).collect();
         let options = vec![
@@ -288,13 +313,22 @@ impl Run<'_> {
         let load = setting.load_client(testbed, client, at, options, Ready::Event)?;
         let patience = setting.scaled(JUDGED_WHOLLY * 2) + READY;
         let result: LoadResult = load.result(patience)?;
-        match result.forge {
-            Some(ForgeRecord { untried: None, outcomes, .. }) => Ok(outcomes),
-            Some(ForgeRecord { untried, .. }) => {
-                Err(wrong("forge with load-client")(untried.unwrap_or_default()).into())
-            }
-            None => Ok(Vec::new()),
+        let Some(forge) = result.forge else { return Ok(Vec::new()) };
+        if let Some(why) = forge.untried {
+            return Err(wrong("forge with load-client")(why).into());
         }
+        let (forged, n) = (forge.outcomes.iter().map(|o| o.forged).sum::<u64>(), u64::from(self.n));
+        let lost = forge.sniffer.dropped;
+        self.doubts.extend(
+            [
+                (forged < n).then(|| format!("load-client forged on {forged} of {n} connections")),
+                (lost > 0).then(|| format!("load-client's raw socket lost {lost} segments")),
+                forge.sniffer.failed.map(|e| format!("load-client's raw socket failed: {e}")),
+            ]
+            .into_iter()
+            .flatten(),
+        );
+        Ok(forge.outcomes)
     }
 
     /// How long boom-server takes for the slowest of what should become of its segments.

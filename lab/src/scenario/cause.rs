@@ -126,7 +126,7 @@ pub struct Case {
 
 /// The paths on which the pod beside the server pod can be an endpoint of the Service: what goes there
 /// is routed, and enters node1 from a link.
-const TWO_ENDPOINTS: [Path; 6] = [
+pub(crate) const TWO_ENDPOINTS: [Path; 6] = [
     Path::ClusterIp,
     Path::Snat,
     Path::SameNode,

@@ -52,6 +52,7 @@ fn seen() -> Shown {
         errors: BTreeMap::new(),
         rules: Vec::new(),
         changes: Vec::new(),
+        doubts: Vec::new(),
         conntrack: canary_record::result::observe::ConntrackCounters::default(),
         connections: 5,
         client: [(ProbeEnd::Hung, 5)].into(),
@@ -115,9 +116,11 @@ fn every_part_can_fail() {
 /// Where boom-server could not have been wrong, nothing is proved.
 #[test]
 fn without_forged_segments_nothing_is_proved() {
-    let changes: [fn(&mut Shown); 3] = [
+    let changes: [fn(&mut Shown); 5] = [
         |s| s.boom[0].outcomes[0].counts.delivered = 4,
         |s| s.boom[0].sniffer.dropped = 1,
+        |s| s.boom[0].sniffer.failed = Some("ENETDOWN".to_owned()),
+        |s| s.doubts = vec!["load-client forged on 3 of 5 connections".to_owned()],
         |s| s.boom[0].outcomes.clear(),
     ];
     for (n, change) in changes.iter().enumerate() {
@@ -125,6 +128,19 @@ fn without_forged_segments_nothing_is_proved() {
         change(&mut s);
         assert_eq!(judge(&case(), &s).0, Judgement::Inconclusive, "{n}");
     }
+}
+
+/// That connections time out shows a full table only where it refused something.
+#[test]
+fn a_table_that_refused_nothing_proves_nothing() {
+    let mut case = case();
+    case.steps.insert(1, Done::FillTable);
+    let mut s = seen();
+    s.client = [(ProbeEnd::TimedOut, 5)].into();
+    let silent = "connections timed out, and the full table refused nothing";
+    assert!(judge(&case, &s).1.iter().any(|why| why == silent));
+    s.conntrack.drop = 1;
+    assert!(judge(&case, &s).1.iter().all(|why| why != silent));
 }
 
 /// Where no connection came to be, the client's expectation is contradicted by that alone; where it is

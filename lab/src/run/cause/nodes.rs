@@ -20,7 +20,7 @@ use nix::errno::Errno;
 
 use super::hosts::beside;
 use super::rules::{self, Rule};
-use super::{READY, Run};
+use super::{CLOSE, READY, Run};
 use crate::run::saturation::tables::destination;
 use crate::run::setting::{count, nft, set, tool, write};
 use crate::scenario::cause::{Host, Masquerade, Rules};
@@ -114,13 +114,25 @@ impl Run<'_> {
     /// still has some. A program that is being started has a copy of every open file until execve():
     /// as long as that is there, no segment of a close() goes out.
     pub(super) fn let_go(&self, within: Duration) -> Result<bool, TestbedError> {
-        let end = Instant::now() + self.setting.scaled(within);
         let ports = self.connections.closed();
-        let left = || {
-            let held = self.testbed.within(self.testbed.topology.client(), evidence::tcp_ports)?;
-            Ok::<_, TestbedError>(held.iter().any(|port| ports.contains(port)))
-        };
-        while left()? {
+        self.until(within, |sockets| !sockets.iter().any(|s| ports.contains(&s.port)))
+    }
+
+    /// Until all that the client sent is acknowledged, and so has passed every node; where nobody
+    /// acknowledges that takes its time. A segment may wait for a processor after the call that sent
+    /// it (`ksoftirqd_running()`), and what the next step does to a node would come first.
+    pub(super) fn acknowledged(&self) -> Result<(), TestbedError> {
+        self.until(CLOSE, |sockets| sockets.iter().all(|s| s.unacknowledged == 0)).map(drop)
+    }
+
+    /// Until the sockets of the client's host are as they should be; false where they are not in time.
+    fn until(
+        &self,
+        within: Duration,
+        done: impl Fn(&[evidence::Socket]) -> bool,
+    ) -> Result<bool, TestbedError> {
+        let end = Instant::now() + self.setting.scaled(within);
+        while !done(&self.testbed.within(self.testbed.topology.client(), evidence::sockets)?) {
             if Instant::now() >= end {
                 return Ok(false);
             }
