@@ -139,7 +139,7 @@ names! {
         DoesNothing = "does-nothing",
         /// More are lost.
         Harms = "harms",
-        /// It could not be tried.
+        /// It could not be tried, or its run proves nothing.
         NotShown = "not-shown",
     }
 }
@@ -179,7 +179,7 @@ pub struct MendResult {
     pub lost: u64,
     /// Against the situation as it is.
     pub effect: Effect,
-    /// Why it could not be tried.
+    /// Why it could not be tried, or proves nothing.
     pub why: Option<String>,
 }
 

@@ -117,10 +117,46 @@ fn reserved(node: &str, w: &WitnessResult) -> Option<String> {
     (!parts.is_empty()).then(|| format!("Not in these words, on {node}: {}.", parts.join("; ")))
 }
 
+/// What a case shows of its expectation.
+struct Compared {
+    /// Against it.
+    differs: Vec<String>,
+    /// What keeps it from being proof, either way.
+    doubts: Vec<String>,
+    /// The same of boom-server's segments: what they would have done is not known.
+    unforged: Vec<String>,
+    /// Witnesses that could not hear.
+    deaf: Vec<String>,
+}
+
+fn judge(case: &Case, seen: &Shown) -> (Judgement, Vec<String>) {
+    let Compared { differs, doubts, unforged, deaf } = compare(case, seen);
+    let judgement = if !(doubts.is_empty() && unforged.is_empty()) {
+        Judgement::Inconclusive
+    } else if differs.is_empty() {
+        Judgement::AsExpected
+    } else {
+        Judgement::Differs
+    };
+    (judgement, [differs, doubts, unforged, deaf].concat())
+}
+
+/// What keeps a case in which so many connections were lost from being proof of that, whatever is
+/// expected of it.
+pub(super) fn doubts(case: &Case, seen: &Shown, lost: u64) -> Vec<String> {
+    let Compared { mut doubts, unforged, .. } = compare(case, seen);
+    // Where all are lost, no segment could have ended one more.
+    if lost < seen.connections {
+        doubts.extend(unforged);
+    }
+    doubts
+}
+
 /// Compares a case with its expectation. boom-server's word comes first: it
 /// forged on every one of these connections, so that it could have been wrong.
-fn judge(case: &Case, seen: &Shown) -> (Judgement, Vec<String>) {
-    let (mut differs, mut doubts, mut unforged) = (Vec::new(), Vec::new(), Vec::new());
+fn compare(case: &Case, seen: &Shown) -> Compared {
+    let (mut differs, mut doubts) = (Vec::new(), Vec::new());
+    let (mut missing, mut unforged) = (Vec::new(), Vec::new());
     let (expect, n) = (&case.expect, seen.connections);
     let unconnected = expect.forged.values().all(|s| *s == Seen::NoConnection);
     let never = never(case, seen, &mut doubts);
@@ -141,12 +177,12 @@ fn judge(case: &Case, seen: &Shown) -> (Judgement, Vec<String>) {
             match seen_of(forged, &counts) {
                 as_expected if as_expected == *expected => {}
                 Seen::Mixed if none && *expected == Seen::NoConnection => {}
-                Seen::Mixed if none => unforged.push(format!("{forgery}: expected {expected}")),
-                Seen::Mixed if forged == 0 => doubts.push(format!(
+                Seen::Mixed if none => missing.push(format!("{forgery}: expected {expected}")),
+                Seen::Mixed if forged == 0 => unforged.push(format!(
                     "{forgery}: expected {expected}, and {who} forged none: it takes turns, so use more \
                      connections or fewer forgeries, and let it see a connection that is at rest",
                 )),
-                Seen::Mixed => doubts.push(format!(
+                Seen::Mixed => unforged.push(format!(
                     "{forgery}: expected {expected}, saw {saw} of {forged}: what is not the same of all \
                      proves nothing",
                 )),
@@ -184,16 +220,16 @@ fn judge(case: &Case, seen: &Shown) -> (Judgement, Vec<String>) {
     }
     let lost = seen.sum(|b| b.sniffer.dropped);
     if lost > 0 {
-        doubts.push(format!("boom-server's raw sockets lost {lost} segments"));
+        unforged.push(format!("boom-server's raw sockets lost {lost} segments"));
     }
     let (forged, could) = (seen.sum(|b| b.connections.forged), n.saturating_sub(never));
     if forged < could && !unconnected {
-        doubts.push(format!("boom-server forged on {forged} of {could} connections"));
+        unforged.push(format!("boom-server forged on {forged} of {could} connections"));
     }
     let client = client(case, seen);
     // Where the client's connections were expected, forged segments on them were not.
-    if client.is_empty() && !unforged.is_empty() {
-        let all = unforged.join(", ");
+    if client.is_empty() && !missing.is_empty() {
+        let all = missing.join(", ");
         differs.push(format!("{all}: no connection came to be, which is no-connection"));
     }
     differs.extend(client);
@@ -215,15 +251,7 @@ fn judge(case: &Case, seen: &Shown) -> (Judgement, Vec<String>) {
         differs.push(format!("entries deleted: {} for {n} connections", seen.deleted));
     }
     let deaf = words(expect, seen, &mut differs, &mut doubts);
-    let judgement = if !doubts.is_empty() {
-        Judgement::Inconclusive
-    } else if differs.is_empty() {
-        Judgement::AsExpected
-    } else {
-        Judgement::Differs
-    };
-    differs.extend(doubts.into_iter().chain(deaf));
-    (judgement, differs)
+    Compared { differs, doubts, unforged, deaf }
 }
 
 /// The kernel's own words against what is expected of them; gives who could not hear them.
@@ -298,4 +326,4 @@ fn or_nothing(names: &[String]) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -3,6 +3,7 @@
 
 use canary_record::names::ProbeEnd;
 
+use super::cause::doubts;
 use crate::document::lab::{Effect, Mend, MendResult, Mended};
 use crate::observed::cause::Seen;
 use crate::scenario::cause::{Case, Cause, Host};
@@ -11,10 +12,9 @@ use crate::scenario::cause::{Case, Cause, Host};
 pub(crate) fn table(cause: &Cause, seen: &[Result<Seen, String>]) -> Vec<Mended> {
     let mut seen = seen.iter();
     let row = |case: &Case| {
-        let mends: Vec<_> =
-            case.under_mends(cause.mends_at).into_iter().map(|(mend, _)| mend).collect();
+        let under = case.under_mends(cause.mends_at);
         let own = cause.hosts.iter().chain(&case.hosts).any(Host::drops);
-        let untried = (own && !mends.contains(&Mend::NoDrop)).then(|| MendResult {
+        let untried = (own && under.iter().all(|(mend, _)| *mend != Mend::NoDrop)).then(|| MendResult {
             mend: Mend::NoDrop,
             lost: 0,
             effect: Effect::NotShown,
@@ -23,8 +23,8 @@ pub(crate) fn table(cause: &Cause, seen: &[Result<Seen, String>]) -> Vec<Mended>
                     .to_owned(),
             ),
         });
-        let results: Vec<_> = mends.into_iter().zip(seen.by_ref()).collect();
-        let mut mends = compared(&results, cause.connections(case).into());
+        let tried: Vec<_> = under.iter().zip(seen.by_ref()).map(tried).collect();
+        let mut mends = compared(tried, cause.connections(case).into());
         mends.extend(untried);
         mends.sort_by_key(|m| m.mend);
         Mended { case: case.title.clone(), connections: cause.connections(case).into(), mends }
@@ -32,21 +32,32 @@ pub(crate) fn table(cause: &Cause, seen: &[Result<Seen, String>]) -> Vec<Mended>
     cause.cases.iter().map(row).collect()
 }
 
+/// What was lost under a mend, and why that proves nothing, where it does not: a connection that a
+/// limit of this host kept from being was not lost to the situation.
+fn tried(
+    ((mend, case), seen): (&(Mend, Case), &Result<Seen, String>),
+) -> (Mend, u64, Option<String>) {
+    match seen {
+        Ok(seen) => {
+            let lost = lost(seen);
+            let doubts = doubts(case, seen, lost);
+            (*mend, lost, (!doubts.is_empty()).then(|| doubts.join("; ")))
+        }
+        Err(why) => (*mend, 0, Some(why.clone())),
+    }
+}
+
 /// Each against the first, the situation as it is.
-fn compared(results: &[(Mend, &Result<Seen, String>)], all: u64) -> Vec<MendResult> {
-    let base = results.first().and_then(|(_, seen)| seen.as_ref().ok()).map(lost);
-    let one = |(mend, seen): &(Mend, &Result<Seen, String>)| {
-        let (lost, why) = match seen {
-            Ok(seen) => (lost(seen), None),
-            Err(why) => (0, Some(why.clone())),
-        };
+fn compared(tried: Vec<(Mend, u64, Option<String>)>, all: u64) -> Vec<MendResult> {
+    let base = tried.first().and_then(|(_, lost, why)| why.is_none().then_some(*lost));
+    let one = |(mend, lost, why): (Mend, u64, Option<String>)| {
         let effect = match base {
             Some(base) if why.is_none() => effect(base, lost, all),
             _ => Effect::NotShown,
         };
-        MendResult { mend: *mend, lost, effect, why }
+        MendResult { mend, lost, effect, why }
     };
-    results.iter().map(one).collect()
+    tried.into_iter().map(one).collect()
 }
 
 /// Of `all`. Where some are lost and some are not, with the mend as without it, chance chooses which (an
@@ -79,6 +90,7 @@ fn lost(seen: &Seen) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::judge::cause::tests::{case, seen};
     use crate::scenario::{Body, parse};
 
     /// Fewer helps, none helps wholly, more harms.
@@ -125,8 +137,47 @@ mod tests {
     /// What could not be tried is no mend, and where the situation itself could not be, nothing is.
     #[test]
     fn what_was_not_tried_is_not_shown() {
-        let failed: Result<Seen, String> = Err("no host".to_owned());
-        let rows = compared(&[(Mend::AsItIs, &failed), (Mend::Liberal, &failed)], 20);
-        assert!(rows.iter().all(|r| r.effect == Effect::NotShown && r.why.is_some()));
+        let failed = Some("no host".to_owned());
+        let rows = compared(vec![(Mend::AsItIs, 0, failed), (Mend::Liberal, 0, None)], 20);
+        assert!(rows.iter().all(|r| r.effect == Effect::NotShown), "{rows:?}");
+    }
+
+    /// Connections that this host's limits kept from being, and segments that a raw socket lost, are no
+    /// loss of the situation's: that column shows nothing, and says why.
+    #[test]
+    fn a_doubtful_run_shows_nothing() {
+        let case = &case();
+        let effects = |spoil: fn(&mut Seen)| {
+            let column = |mend, end| {
+                let mut s = seen();
+                s.client = [(end, 5)].into();
+                s.boom[0].connections.reset_seen_by_application = 0;
+                (mend, s)
+            };
+            let base = column(Mend::AsItIs, ProbeEnd::Hung);
+            let mut mended = column(Mend::Liberal, ProbeEnd::Survived);
+            spoil(&mut mended.1);
+            let tried = [base, mended].map(|(mend, s)| tried((&(mend, case.clone()), &Ok(s))));
+            let mut rows = compared(tried.into(), 5);
+            let liberal = rows.pop().unwrap();
+            (liberal.effect, liberal.why.unwrap_or_default())
+        };
+        assert_eq!(effects(|_| ()), (Effect::Helps, String::new()));
+        let (effect, why) = effects(|s| {
+            s.client = [(ProbeEnd::LocalLimit, 2), (ProbeEnd::Survived, 3)].into();
+        });
+        assert_eq!(effect, Effect::NotShown);
+        assert!(why.contains("2 of 5 connections never came to be: local-limit"), "{why}");
+        let (effect, why) = effects(|s| s.boom[0].sniffer.dropped = 1);
+        assert_eq!(effect, Effect::NotShown);
+        assert!(why.contains("lost 1 segments"), "{why}");
+        // Where every connection is lost, it does not matter what was not forged on them.
+        let hung = |s: &mut Seen| {
+            s.client = [(ProbeEnd::Hung, 5)].into();
+            s.boom[0].outcomes.clear();
+        };
+        assert_eq!(effects(hung), (Effect::DoesNothing, String::new()));
+        let none = |s: &mut Seen| s.boom[0].outcomes.clear();
+        assert_eq!(effects(none).0, Effect::NotShown);
     }
 }

@@ -45,7 +45,7 @@ fn boom(n: u64) -> BoomResult {
     }
 }
 
-fn seen() -> Shown {
+pub(in crate::judge) fn seen() -> Shown {
     Shown {
         t: 0.0,
         failures: BTreeMap::new(),
@@ -71,7 +71,7 @@ fn seen() -> Shown {
     }
 }
 
-fn case() -> Case {
+pub(in crate::judge) fn case() -> Case {
     let text = r#"
         kind = "cause"
         name = "x"
