@@ -59,6 +59,12 @@ impl Shown {
         number(&self.step.new_failures, class)
     }
 
+    /// Packets of the client's that conntrack refused, whatever for.
+    pub(crate) fn refused(&self) -> u64 {
+        let c = &self.step.conntrack;
+        c.drop + c.insert_failed + c.chain_too_long
+    }
+
     /// Full enough that connections failed for it. A table hovers at its limit.
     pub(crate) fn full(&self) -> bool {
         self.peak * 100 >= self.limit * 99
@@ -303,7 +309,7 @@ impl Facts {
     }
 
     /// Those in which the load filled the table, and it was full.
-    pub(crate) fn full(&self) -> impl Iterator<Item = &Shown> {
+    pub(crate) fn full(&self) -> impl Iterator<Item = &Shown> + Clone {
         let load = |s: &&Shown| matches!(s.kind, Kind::Load | Kind::Full | Kind::FullLiberal);
         self.steps.iter().filter(load).filter(|s| s.full())
     }

@@ -45,23 +45,45 @@ fn sum<'a>(steps: impl Iterator<Item = &'a Shown>, of: impl Fn(&Shown) -> u64) -
     steps.map(of).sum()
 }
 
+/// Connects that timed out.
+fn timeouts<'a>(steps: impl Iterator<Item = &'a Shown>) -> u64 {
+    sum(steps, |s| s.failed(FailureClass::ConnectTimeout))
+}
+
+/// A finding on connects that timed out in each of these groups of steps. Where conntrack refused
+/// nothing meanwhile, they had another cause: a processor too slow, a segment that was lost.
+fn of_timeouts<'a, I>(groups: impl IntoIterator<Item = I>, (finding, text): Told) -> Told
+where
+    I: Iterator<Item = &'a Shown> + Clone,
+{
+    let had_no_part = |steps: I| timeouts(steps.clone()) > 0 && sum(steps, Shown::refused) == 0;
+    if groups.into_iter().any(had_no_part) {
+        let why = "Conntrack refused no packet where connects timed out (drop, insert_failed, \
+                   chain_too_long): they had another cause.";
+        return (Finding::NotShown, format!("{text}\n{why}"));
+    }
+    (finding, text)
+}
+
 pub(super) fn new_connections_time_out(facts: &Facts) -> Told {
-    let timeouts = sum(facts.full(), |s| s.failed(FailureClass::ConnectTimeout));
+    let timeouts = timeouts(facts.full());
     let drop = sum(facts.full(), |s| s.step.conntrack.drop);
     let attempts = sum(facts.full(), |s| s.step.new_attempts);
     let text = format!(
         "Full table: {timeouts} of {attempts} connects timed out; conntrack's drop count grew by {drop}."
     );
-    (holds(timeouts > 0 && drop > 0), text)
+    of_timeouts([facts.full()], (holds(timeouts > 0 && drop > 0), text))
 }
 
 pub(super) fn new_connections_are_reset(facts: &Facts) -> Told {
-    let timeouts = sum(facts.full(), |s| s.failed(FailureClass::ConnectTimeout));
+    let timeouts = timeouts(facts.full());
     let resets = sum(facts.full(), |s| s.failed(FailureClass::Reset));
     let attempts = sum(facts.full(), |s| s.step.new_attempts);
     let text =
         format!("Full table: {resets} of {attempts} new connections reset, {timeouts} timed out.");
-    (seen(resets > 0, timeouts > 0), text)
+    let told = (seen(resets > 0, timeouts > 0), text);
+    // A reset shows it, whatever timed out beside it.
+    if resets > 0 { told } else { of_timeouts([facts.full()], told) }
 }
 
 pub(super) fn established_are_lost(facts: &Facts) -> Option<Told> {
@@ -182,8 +204,9 @@ pub(super) fn faster(facts: &Facts) -> Option<Told> {
 /// The same clients in smaller and smaller tables.
 pub(super) fn smaller(facts: &Facts) -> Told {
     let steps = || facts.steps.iter().filter(|s| s.kind == Kind::Smaller);
-    let sum = |class| sum(steps().filter(|s| s.full()), |s| s.failed(class));
-    let finding = match (sum(FailureClass::Reset), sum(FailureClass::ConnectTimeout)) {
+    let full = || steps().filter(|s| s.full());
+    let resets = sum(full(), |s| s.failed(FailureClass::Reset));
+    let finding = match (resets, timeouts(full())) {
         (1.., _) => Finding::Holds,
         (0, 1..) => Finding::DoesNotHold,
         (0, 0) => Finding::NotShown,
@@ -201,7 +224,8 @@ pub(super) fn smaller(facts: &Facts) -> Told {
             s.forged
         )
     };
-    (finding, steps().map(one).collect::<Vec<_>>().join("\n"))
+    let told = (finding, steps().map(one).collect::<Vec<_>>().join("\n"));
+    if resets > 0 { told } else { of_timeouts([full()], told) }
 }
 
 /// A loss that is worth a word.
@@ -280,7 +304,8 @@ pub(super) fn liberal_full(facts: &Facts) -> Option<Told> {
         n(a),
         a.step.new_attempts
     );
-    Some((seen(n(a) == 0 && n(b) > 0, n(a) > 0), text))
+    let finding = seen(n(a) == 0 && n(b) > 0, n(a) > 0);
+    Some(of_timeouts([b, a].map(std::iter::once), (finding, text)))
 }
 
 /// The witness' words on each step and place against what else is known of it.
@@ -379,6 +404,12 @@ pub(super) fn same_load(facts: &Facts, kind: Kind) -> Option<Told> {
         a.peak,
         a.limit
     );
+    if !b.full() {
+        return Some((
+            Finding::NotShown,
+            format!("{text}\nThat load did not fill the first table."),
+        ));
+    }
     let finding = match (failed(b), failed(a)) {
         (0, _) => Finding::NotShown,
         // As many connections as the table has room for must have been tried.
@@ -386,7 +417,7 @@ pub(super) fn same_load(facts: &Facts, kind: Kind) -> Option<Told> {
         (_, 0) => Finding::NotShown,
         _ => Finding::DoesNotHold,
     };
-    Some((finding, text))
+    Some(of_timeouts([b, a].map(std::iter::once), (finding, text)))
 }
 
 const fn holds(it: bool) -> Finding {

@@ -222,6 +222,55 @@ fn every_finding_can_be_otherwise() {
     }
 }
 
+/// Connects that time out while conntrack refuses nothing had another cause: they decide no claim. A
+/// reset does, whatever timed out beside it.
+#[test]
+fn a_timeout_that_conntrack_had_no_part_in_decides_nothing() {
+    let cases: [(Claim, &[Kind]); 7] = [
+        (Claim::NewConnectionsTimeOut, &[Kind::Load, Kind::Full, Kind::FullLiberal]),
+        (Claim::NewConnectionsAreReset, &[Kind::Load, Kind::Full, Kind::FullLiberal]),
+        (Claim::LiberalFreesAFullTable, &[Kind::FullLiberal]),
+        (Claim::SmallerTableResets, &[Kind::Smaller]),
+        (Claim::BiggerTableCures, &[Kind::Bigger]),
+        (Claim::ShorterTimeoutsCure, &[Kind::Shorter]),
+        (Claim::ShorterTimeoutsCure, &[Kind::Load]),
+    ];
+    for (claim, kinds) in cases {
+        let mut facts = facts();
+        for s in facts.steps.iter_mut().filter(|s| kinds.contains(&s.kind)) {
+            s.step.new_failures.insert(FailureClass::ConnectTimeout, 1);
+        }
+        let decided = finding(&facts, claim);
+        assert_ne!(decided, Finding::NotShown, "{claim}");
+        for s in facts.steps.iter_mut().filter(|s| kinds.contains(&s.kind)) {
+            s.step.conntrack.drop = 0;
+        }
+        let (_, said) = find(&facts).into_iter().find(|(c, _)| *c == claim).unwrap();
+        assert_eq!(said.finding, Finding::NotShown, "{claim}");
+        assert!(said.evidence.iter().any(|e| e.contains("another cause")), "{:?}", said.evidence);
+    }
+    let mut facts = facts();
+    let bigger = facts.steps.iter_mut().find(|s| s.kind == Kind::Bigger).unwrap();
+    bigger.step.new_failures.insert(FailureClass::ConnectTimeout, 1);
+    (bigger.step.conntrack.drop, bigger.step.conntrack.chain_too_long) = (0, 1);
+    assert_eq!(finding(&facts, Claim::BiggerTableCures), Finding::DoesNotHold);
+    let smaller = facts.steps.iter_mut().find(|s| s.kind == Kind::Smaller).unwrap();
+    smaller.step.conntrack.drop = 0;
+    smaller.step.new_failures.insert(FailureClass::Reset, 1);
+    assert_eq!(finding(&facts, Claim::SmallerTableResets), Finding::Holds);
+}
+
+/// What takes the load that filled the table is told by a table that the load did fill.
+#[test]
+fn a_cure_needs_a_table_that_was_full() {
+    for claim in [Claim::BiggerTableCures, Claim::ShorterTimeoutsCure] {
+        let mut facts = facts();
+        assert_eq!(finding(&facts, claim), Finding::Holds, "{claim}");
+        facts.steps.iter_mut().find(|s| s.kind == Kind::Load).unwrap().peak = 900;
+        assert_eq!(finding(&facts, claim), Finding::NotShown, "{claim}");
+    }
+}
+
 /// A table that was never full shows nothing of a full table.
 #[test]
 fn no_full_table_no_finding() {
