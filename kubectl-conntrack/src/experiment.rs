@@ -87,11 +87,12 @@ pub struct Experiment<'a, S> {
 const BOOM: &str = "boom-server";
 const CANARY: &str = "canary-client";
 /// Metrics that the timeline is made of.
-const SAMPLED: [&str; 8] = [
+const SAMPLED: [&str; 9] = [
     "boom_outcomes",
     "boom_forged",
     "boom_killed",
     "boom_handshakes",
+    "boom_sniffer_dropped",
     "load_attempts",
     "load_ok",
     "load_failures",

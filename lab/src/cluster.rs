@@ -200,7 +200,9 @@ fn step(
     for result in results {
         add(&mut step.new_failures, &result.classes());
     }
-    for Reading { sample, .. } in &grown {
+    let mut became = BTreeMap::new();
+    for Reading { sample, above, .. } in &grown {
+        add(&mut became, above);
         add(&mut step.boom, &sample.boom);
         step.conntrack = step.conntrack.plus(sample.conntrack);
     }
@@ -237,7 +239,9 @@ fn step(
         limit,
         peak: tables().filter(|(l, _)| *l == limit).map(|(_, n)| n).max().unwrap_or(0),
         forged,
+        above: became,
         attributed: killed,
+        lost: sum(|r| r.lost),
         step,
     };
     Judged { clients: record.clients, shown }

@@ -216,6 +216,10 @@ pub(crate) struct Reading {
     pub(crate) forged: u64,
     /// Of those, that reset their connection.
     pub(crate) killed: u64,
+    /// What became of them.
+    pub(crate) above: BTreeMap<Outcome, u64>,
+    /// Segments that boom-server's raw sockets lost.
+    pub(crate) lost: u64,
 }
 
 /// Reads the samples. A set that was cut at the end of the file counts as it is: each line by itself is whole.
@@ -252,9 +256,13 @@ impl Reading {
             "boom_outcomes_total" => {
                 let outcome = m.label("outcome").parse().unwrap_or(Outcome::Unknown);
                 *s.boom.entry(outcome).or_default() += n;
+                if m.label("forgery") == "above-window" {
+                    *self.above.entry(outcome).or_default() += n;
+                }
             }
             "boom_forged_total" if m.label("forgery") == "above-window" => self.forged += n,
             "boom_killed_total" if m.label("forgery") == "above-window" => self.killed += n,
+            "boom_sniffer_dropped_total" => self.lost = n,
             _ => {}
         }
     }
@@ -276,6 +284,8 @@ impl Reading {
             },
             forged: less(self.forged, earlier.forged),
             killed: less(self.killed, earlier.killed),
+            above: each(&self.above, &earlier.above, less),
+            lost: less(self.lost, earlier.lost),
         }
     }
 }

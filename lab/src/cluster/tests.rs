@@ -6,6 +6,7 @@ use super::*;
 /// What boom-server, canary-client and observe export, as kubectl conntrack experiment keeps it.
 fn set(t: u32, counts: [u64; 6]) -> String {
     let [forged, killed, attempts, ok, entries, drop] = counts;
+    let arrived = forged - killed;
     format!(
         "sample {t}\n\
          boom_handshakes_total {attempts}\n\
@@ -13,6 +14,7 @@ fn set(t: u32, counts: [u64; 6]) -> String {
          boom_forged_total{{forgery=\"control\",family=\"ipv4\",class=\"unclassified\"}} {forged}\n\
          boom_killed_total{{forgery=\"above-window\",family=\"ipv4\",class=\"unclassified\"}} {killed}\n\
          boom_outcomes_total{{forgery=\"above-window\",family=\"ipv4\",class=\"unclassified\",outcome=\"leaked\"}} {killed}\n\
+         boom_outcomes_total{{forgery=\"above-window\",family=\"ipv4\",class=\"unclassified\",outcome=\"delivered\"}} {arrived}\n\
          boom_outcomes_total{{forgery=\"control\",family=\"ipv4\",class=\"unclassified\",outcome=\"delivered\"}} {forged}\n\
          load_attempts_total {attempts}\n\
          load_ok_total {ok}\n\
@@ -145,6 +147,17 @@ fn a_whole_run_is_judged() {
     assert_eq!(t.samples[0].failures, [(FailureClass::Reset, 10)].into());
 }
 
+/// Where the raw sockets lost segments under be_liberal, an RST may have been among them: that no reset
+/// was seen is no cure.
+#[test]
+fn a_lost_segment_may_have_been_a_reset() {
+    let lossy = samples() + "boom_sniffer_dropped_total 1\n";
+    let result = judged(JOURNAL, &lossy, &results());
+    let cure = &timeline(&result).statements[3];
+    assert_eq!(cure.finding, Finding::NotShown, "{cure:?}");
+    assert!(cure.evidence[1].contains("lost 1 segments"), "{cure:?}");
+}
+
 /// A result that is missing, a sum that does not fit and a count that could not be read each
 /// make the run inconclusive, by name.
 #[test]
@@ -237,7 +250,7 @@ fn a_restarted_program_is_counted_on() {
         Journal::read("0 run clients 0\n5 step load 0\n10 from\n20 to\n21 end completed\n")
             .unwrap();
     let result = judge(&journal, &journal::samples(&again).unwrap(), &[vec![]], vec![]);
-    assert_eq!(timeline(&result).steps[0].boom[&Outcome::Delivered], 5);
+    assert_eq!(timeline(&result).steps[0].boom[&Outcome::Delivered], 2 * 5);
     assert_eq!(timeline(&result).samples.iter().map(|s| s.attempts).collect::<Vec<_>>(), [7, 2]);
 }
 

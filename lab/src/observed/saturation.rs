@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::document::timeline::{FailureClass, Step, TableSpeed, Timeline};
 use canary_record::names;
-use canary_record::names::ProbeEnd;
+use canary_record::names::{Outcome, ProbeEnd};
 use canary_record::result::observe::ConntrackCounters;
 use canary_record::result::witness::{InTable, WitnessResult};
 
@@ -46,8 +46,12 @@ pub(crate) struct Shown {
     /// The most entries seen.
     pub(crate) peak: u64,
     pub(crate) forged: u64,
+    /// What became of the segments above the window.
+    pub(crate) above: BTreeMap<Outcome, u64>,
     /// RSTs that boom-server attributed to what it forged.
     pub(crate) attributed: u64,
+    /// Segments that its raw sockets lost.
+    pub(crate) lost: u64,
     /// As the timeline has it. Its established connections are those that it is about: held, or half
     /// closed.
     pub(crate) step: Step,

@@ -1,7 +1,7 @@
 //! What a run's facts make of what has been claimed: pure.
 
 use crate::document::timeline::{FailureClass, Finding, Statement, TableSeries, TableSpeed};
-use canary_record::names::ProbeEnd;
+use canary_record::names::{Outcome, ProbeEnd};
 
 use super::super::witness;
 use super::claims;
@@ -105,16 +105,29 @@ pub(super) fn without_load(facts: &Facts) -> Option<Told> {
 
 pub(super) fn liberal_cures(facts: &Facts) -> Option<Told> {
     let (b, a) = (facts.step(Kind::NoLoad)?, facts.step(Kind::Liberal)?);
-    let finding = match (b.attributed, a.forged, a.attributed) {
-        (0, _, _) | (_, 0, _) => Finding::NotShown,
-        (_, _, 0) => Finding::Holds,
-        _ => Finding::DoesNotHold,
-    };
+    let above = |outcome| number(&a.above, outcome);
+    let saw = listed(&a.above);
     let text = format!(
-        "RSTs attributed: {} of {} forged before, {} of {} with be_liberal=1.",
+        "RSTs attributed: {} of {} forged before, {} of {} with be_liberal=1. Above the window then: {saw}.",
         b.attributed, b.forged, a.attributed, a.forged
     );
-    Some((finding, text))
+    let (finding, why) = match (b.attributed, a.attributed) {
+        (0, _) => (Finding::NotShown, "Without be_liberal nothing was reset either.".to_owned()),
+        (_, 1..) => return Some((Finding::DoesNotHold, text)),
+        // No RST is silence: the client's answers say that it was not lost on the way.
+        (_, 0) if above(Outcome::Delivered) == 0 || above(Outcome::Unknown) > 0 => {
+            (Finding::NotShown, "Silence proves nothing: all of these have to be known.".to_owned())
+        }
+        (_, 0) if a.lost > 0 => (
+            Finding::NotShown,
+            format!(
+                "boom-server's raw sockets lost {} segments, which may have been RSTs.",
+                a.lost
+            ),
+        ),
+        (_, 0) => return Some((Finding::Holds, text)),
+    };
+    Some((finding, format!("{text}\n{why}")))
 }
 
 /// The transfers in a full table against those in one with room.

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use crate::document::timeline::{Change, FailureClass, Step};
-use canary_record::names::ProbeEnd;
+use canary_record::names::{Forgery, ProbeEnd};
 use canary_record::result::boom::BoomResult;
 use canary_record::result::load::LoadResult;
 use canary_record::result::observe::ObserveResult;
@@ -22,7 +22,7 @@ use super::stage::{Load, READY, Stage, TIMEOUT};
 use super::streams::{Streams, Talk};
 use super::{Experiment, eviction, half_open, pace, table_error, tables};
 use crate::observed::saturation::{Filled, Kind, MOST_HELD, Shown};
-use crate::observed::{listed, outcomes, series};
+use crate::observed::{cause, listed, outcomes, series};
 use crate::scenario::saturation::MOST_CLIENTS;
 
 /// How long the step that fills the table may take.
@@ -312,7 +312,8 @@ impl<'a> Sequence<'a> {
         let group = plan.streams.map_or_else(BTreeMap::new, |s| s.ends(Talk::Both));
         let mut heard = stage.heard(witness, &plan.title)?;
         let forged: u64 = boom.outcomes.iter().map(|o| o.forged).sum();
-        let attributed = boom.resets.attributed;
+        let (_, above) = cause::forged(boom.outcomes.iter(), Forgery::AboveWindow);
+        let (attributed, lost) = (boom.resets.attributed, boom.sniffer.dropped);
         let cut = series::cut_off(&probe);
         let cut =
             if cut > 0 { format!(", {cut} cut off by the step's end") } else { String::new() };
@@ -321,9 +322,8 @@ impl<'a> Sequence<'a> {
              {forged} segments and attributed {attributed} RSTs to them.",
             listed(&ended(&probe)),
         )];
-        if boom.sniffer.dropped > 0 {
-            notes
-                .push(format!("boom-server's raw sockets lost {} segments.", boom.sniffer.dropped));
+        if lost > 0 {
+            notes.push(format!("boom-server's raw sockets lost {lost} segments."));
         }
         let counts = || boom.outcomes.iter().map(|o| &o.counts);
         heard.killed = counts().map(|c| c.killed).sum();
@@ -333,7 +333,9 @@ impl<'a> Sequence<'a> {
             limit,
             peak,
             forged,
+            above: above.each().collect(),
             attributed,
+            lost,
             step: Step {
                 case: None,
                 t,

@@ -14,7 +14,9 @@ fn step(kind: Kind) -> Shown {
         limit: 1000,
         peak: 1000,
         forged: 10,
+        above: [(Outcome::Leaked, 5)].into(),
         attributed: 5,
+        lost: 0,
         step: Step {
             new_attempts: 1100,
             new_failures: [(FailureClass::ConnectTimeout, 100)].into(),
@@ -109,7 +111,11 @@ fn facts() -> Facts {
             step(Kind::Load),
             step(Kind::Full),
             step(Kind::FullLiberal),
-            Shown { attributed: 0, ..fine(Kind::Liberal, 10) },
+            Shown {
+                attributed: 0,
+                above: [(Outcome::Delivered, 5)].into(),
+                ..fine(Kind::Liberal, 10)
+            },
             Shown { limit: 600, peak: 600, ..step(Kind::Smaller) },
             Shown { limit: 4000, ..fine(Kind::Bigger, 1100) },
             fine(Kind::Shorter, 300),
@@ -258,6 +264,28 @@ fn a_timeout_that_conntrack_had_no_part_in_decides_nothing() {
     smaller.step.conntrack.drop = 0;
     smaller.step.new_failures.insert(FailureClass::Reset, 1);
     assert_eq!(finding(&facts, Claim::SmallerTableResets), Finding::Holds);
+}
+
+/// be_liberal cures where segments above the window arrive, every one is known, and no RST can have
+/// been lost; silence is no cure.
+#[test]
+fn silence_is_no_cure() {
+    let of = |change: fn(&mut Shown)| {
+        let mut facts = facts();
+        change(facts.steps.iter_mut().find(|s| s.kind == Kind::Liberal).unwrap());
+        finding(&facts, Claim::LiberalCuresTheResets)
+    };
+    assert_eq!(of(|_| ()), Finding::Holds);
+    assert_eq!(of(|s| s.above.clear()), Finding::NotShown);
+    let dropped = |s: &mut Shown| s.above = [(Outcome::Dropped, 5)].into();
+    assert_eq!(of(dropped), Finding::NotShown);
+    let unknown = |s: &mut Shown| {
+        s.above.insert(Outcome::Unknown, 1);
+    };
+    assert_eq!(of(unknown), Finding::NotShown);
+    assert_eq!(of(|s| s.lost = 1), Finding::NotShown);
+    // An RST is no silence.
+    assert_eq!(of(|s| (s.lost, s.attributed) = (1, 1)), Finding::DoesNotHold);
 }
 
 /// What takes the load that filled the table is told by a table that the load did fill.
