@@ -171,7 +171,8 @@ fn compare(case: &Case, seen: &Shown) -> Compared {
         let mut killed = 0;
         for (forgery, expected) in each {
             let (mut forged, counts): (u64, Counts) = count(*forgery);
-            forged -= counts.unknown.values().sum::<u64>().min(disturbed);
+            // What could not be sent is unknown, and was never forged.
+            forged -= forged.saturating_sub(counts.known()).min(disturbed);
             killed += counts.killed;
             let saw = listed(&counts.each().collect());
             match seen_of(forged, &counts) {

@@ -143,6 +143,29 @@ fn a_table_that_refused_nothing_proves_nothing() {
     assert!(judge(&case, &s).1.iter().all(|why| why != silent));
 }
 
+/// A segment that could not be sent is unknown and was not forged: of those that were, nothing is
+/// missing.
+#[test]
+fn what_could_not_be_sent_was_not_forged() {
+    let mut case = case();
+    case.steps[2] = Done::Forge([(Forgery::AboveWindow, Seen::Delivered)].into());
+    let judged = |sent: u64, unknown: u64| {
+        let mut s = seen();
+        s.steps[2].forged = s.boom[0].outcomes.clone();
+        let boom = &mut s.boom[0];
+        boom.connections.forged = sent + unknown;
+        boom.outcomes[0].forged = sent;
+        boom.outcomes[0].counts.delivered = sent;
+        boom.outcomes[0].counts.unknown =
+            [(canary_record::names::UnknownReason::SendFailed, unknown)].into();
+        judge(&case, &s)
+    };
+    assert_eq!(judged(4, 1), (Judgement::AsExpected, Vec::new()));
+    let (judgement, why) = judged(0, 5);
+    assert_eq!(judgement, Judgement::Inconclusive);
+    assert!(why[0].contains("forged none"), "{why:?}");
+}
+
 /// Where no connection came to be, the client's expectation is contradicted by that alone; where it is
 /// what was expected, segments that should have been delivered on them were not. A limit of this host
 /// contradicts nothing.
