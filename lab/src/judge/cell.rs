@@ -451,10 +451,15 @@ fn counter_doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> 
 /// What keeps "no connection came to be" from being proof.
 fn doubts_without(e: &Evidence<'_>) -> Vec<String> {
     let timed_out = e.load.probe.get(&ProbeEnd::TimedOut).copied().unwrap_or(0);
-    if timed_out == e.load.attempts && e.load.attempts > 0 {
-        return Vec::new();
+    let mut doubts = Vec::new();
+    if timed_out != e.load.attempts || timed_out == 0 {
+        doubts.push(format!("{timed_out} of {} connects timed out", e.load.attempts));
     }
-    vec![format!("{timed_out} of {} connects timed out", e.load.attempts)]
+    // On a dead path nothing comes to be either.
+    if e.boom.handshakes.syns == 0 {
+        doubts.push("no SYN reached the server".to_owned());
+    }
+    doubts
 }
 
 /// The row that the observations make: the expected one where it fits.

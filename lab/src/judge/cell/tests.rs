@@ -359,7 +359,7 @@ fn an_unknown_generation_leaves_a_doubt() {
 }
 
 /// Nothing forged because nothing connected is proof only of that, and only when
-/// every connect timed out.
+/// every connect timed out, and its SYNs reached the server.
 #[test]
 fn no_connection_is_proved_by_timeouts() {
     let mut made = Made::row(Profile::NoConnection, &[]);
@@ -368,6 +368,8 @@ fn no_connection_is_proved_by_timeouts() {
     }
     made.boom.connections = Connections::default();
     made.load.probe = [(ProbeEnd::TimedOut, made.load.attempts)].into();
+    assert_eq!(made.judge(Profile::NoConnection).judgement, Judgement::Inconclusive);
+    made.boom.handshakes.syns = 1;
     let judged = made.judge(Profile::NoConnection);
     assert_eq!(judged.judgement, Judgement::AsExpected, "{:?}", judged.reasons);
     made.load.probe = [(ProbeEnd::Refused, made.load.attempts)].into();
