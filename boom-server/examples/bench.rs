@@ -184,7 +184,6 @@ fn run(kind: Kind, rate: u64, seconds: u64) -> Result<Score> {
     let memory_kib = memory(server.pid(), "VmHWM")?;
     server.signal(Signal::SIGTERM);
     server.wait(SOON)?;
-    testbed.remove()?;
     if failed > 0 {
         return Err(format!("{failed} connects failed at once").into());
     }

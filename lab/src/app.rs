@@ -287,6 +287,7 @@ fn inner(args: &RunArgs, mut config: Config, pipe: i32) -> Ending {
             time_scale: args.time_scale,
             capture: args.capture,
             interrupt: interrupt.clone(),
+            keep: args.keep,
         },
         dir: dir.clone(),
     };

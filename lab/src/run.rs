@@ -19,7 +19,6 @@ use std::time::Instant;
 use crate::document::lab::{CommandList, Path};
 use canary_testbed::evidence;
 use canary_testbed::exec::Tools;
-use canary_testbed::testbed::Testbed;
 use canary_testbed::topology::{Step, Topology};
 
 use self::host_table::Control;
@@ -184,7 +183,7 @@ fn run_batch(plan: &Plan, batch: &Batch<'_>, kept: &cell::Kept, tell: &Sender<Ev
         return;
     }
     let hosts = Topology::new(matrix.path, &batch.prefix);
-    let testbed = guarded(|| Ok(Testbed::build(hosts, &setting.tools)?.under(&setting.interrupt)));
+    let testbed = guarded(|| setting.testbed(hosts));
     for (n, cell_plan) in matrix.cells.iter().enumerate() {
         let (key, id) = (Key { plan: n, ..batch.key }, batch.id(cell_plan, plan.repeat));
         let mut captures = Vec::new();

@@ -346,11 +346,3 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
-
-impl Drop for Bed {
-    fn drop(&mut self) {
-        if let Err(e) = self.testbed.remove() {
-            eprintln!("{e}");
-        }
-    }
-}

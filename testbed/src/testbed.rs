@@ -65,6 +65,7 @@ pub struct Testbed<'a> {
     hosts: BTreeMap<&'static str, Host>,
     tools: &'a Tools,
     interrupt: Interrupt,
+    keep: bool,
 }
 
 /// What makes an `ip` command IPv6's.
@@ -92,7 +93,7 @@ impl<'a> Testbed<'a> {
             .iter()
             .map(|host| Ok((*host, Host::open(&topology.full(host))?)))
             .collect::<Result<BTreeMap<_, _>, NetnsError>>()?;
-        let testbed = Self { topology, hosts, tools, interrupt: Interrupt::default() };
+        let testbed = Self { topology, hosts, tools, interrupt: Interrupt::default(), keep: false };
         let alike = |a: &Step, b: &Step| batch(a).is_some() && batch(a) == batch(b);
         for steps in testbed.topology.steps.chunk_by(alike) {
             match &steps[0] {
@@ -117,8 +118,16 @@ impl<'a> Testbed<'a> {
 
     /// The same, each wait in it ended by that signal too.
     #[must_use]
-    pub fn under(self, interrupt: &Interrupt) -> Self {
-        Self { interrupt: interrupt.clone(), ..self }
+    pub fn under(mut self, interrupt: &Interrupt) -> Self {
+        self.interrupt = interrupt.clone();
+        self
+    }
+
+    /// The same, its hosts there until this process ends if `keep`.
+    #[must_use]
+    pub fn kept(mut self, keep: bool) -> Self {
+        self.keep = keep;
+        self
     }
 
     /// What ends each wait.
@@ -130,11 +139,6 @@ impl<'a> Testbed<'a> {
     #[must_use]
     pub fn tools(&self) -> &Tools {
         self.tools
-    }
-
-    /// Lets the hosts go; each ends with the last process and socket in it.
-    pub fn remove(&self) -> Result<(), TestbedError> {
-        Ok(self.hosts.values().try_for_each(Host::remove)?)
     }
 
     fn full_host(&self, full: &str) -> Result<&Host, TestbedError> {
@@ -265,6 +269,18 @@ impl<'a> Testbed<'a> {
             })
         };
         self.topology.nodes(At::Both).iter().map(read).collect()
+    }
+}
+
+/// The hosts go with it, each with the last process and socket in it. What all namespaces share, the
+/// kernel's table of neighbours (`neigh_alloc()`, gc_thresh3), would fill up in a long run.
+impl Drop for Testbed<'_> {
+    fn drop(&mut self) {
+        for host in self.hosts.values().filter(|_| !self.keep) {
+            if let Err(e) = host.remove() {
+                eprintln!("{e}");
+            }
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use canary_wire::segment::Family;
 canary_testbed::tests![
     a_service_is_translated,
     hosts_are_apart,
+    hosts_go_with_their_testbed,
     a_clean_network_carries_all,
     a_bad_network_does_what_it_says,
 ];
@@ -38,6 +39,16 @@ fn hosts_are_apart() {
         bed.sh("host", "ls /sys/class/net | wc -l; ip -o link | wc -l").lines().last(),
         Some("1")
     );
+}
+
+/// No host outlives its testbed: what all namespaces share would fill up.
+fn hosts_go_with_their_testbed() {
+    let bed = Bed::new(Topology::single);
+    let name = bed.testbed().topology.full("host");
+    let named = || canary_testbed::netns::names().contains(&name);
+    assert!(named());
+    drop(bed);
+    assert!(!named());
 }
 
 /// Sends `n` octets each way, over IPv4 and IPv6; they arrive as they were.

@@ -51,7 +51,7 @@ pub(crate) fn run(
     prefix: &str,
 ) -> Result<Seen, TestbedError> {
     fs::create_dir_all(dir).map_err(io_error("create", dir))?;
-    let testbed = Testbed::build(hosts(case, prefix), &setting.tools)?.under(&setting.interrupt);
+    let testbed = setting.testbed(hosts(case, prefix))?;
     let run = Run {
         testbed: &testbed,
         setting,

@@ -15,6 +15,7 @@ use canary_testbed::evidence::{self, EvidenceError};
 use canary_testbed::exec::{Call, Interrupt, Process, Ready, Tools};
 use canary_testbed::os::{os, wrong};
 use canary_testbed::testbed::{Testbed, TestbedError};
+use canary_testbed::topology::Topology;
 use clap::ValueEnum;
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
@@ -40,9 +41,16 @@ pub(crate) struct Setting {
     pub(crate) time_scale: f64,
     pub(crate) capture: CaptureMode,
     pub(crate) interrupt: Interrupt,
+    /// Whether hosts stay up after the run.
+    pub(crate) keep: bool,
 }
 
 impl Setting {
+    /// Builds hosts.
+    pub(crate) fn testbed(&self, topology: Topology) -> Result<Testbed<'_>, TestbedError> {
+        Ok(Testbed::build(topology, &self.tools)?.under(&self.interrupt).kept(self.keep))
+    }
+
     /// A wait on this machine.
     pub(crate) fn scaled(&self, time: Duration) -> Duration {
         time.mul_f64(self.time_scale)

@@ -108,7 +108,7 @@ impl<'a> Stage<'a> {
         fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
         // Client and server on one node, so that its table is the only one.
         let hosts = Topology::new(NetPath::SameNode, &format!("{}{name}-", x.prefix));
-        let testbed = Testbed::build(topology(hosts), &setting.tools)?.under(&setting.interrupt);
+        let testbed = setting.testbed(topology(hosts))?;
         let protections = if protected { &PROTECTIONS[..] } else { &[] };
         testbed.protect(ProxyMode::Nftables, Family::Ipv4, protections)?;
         let service = &testbed.topology.service;
