@@ -360,6 +360,10 @@ pub struct WitnessSaid {
     pub connections: Vec<CauseCount>,
     /// Resets that were provoked and ended nothing.
     pub harmless: u64,
+    /// Resets on connections that were closing when the witness looked, and those that belong to no
+    /// segment that it knows: where it looked late, any of what was ended.
+    #[serde(default)]
+    pub uncertain: u64,
     /// Where the client had connected to: each address of a connection that was ended.
     pub services: Vec<String>,
     /// The kernel's texts, each number in them written N, and how often each came.

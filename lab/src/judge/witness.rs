@@ -26,6 +26,7 @@ pub(crate) fn said(node: &str, w: &WitnessResult) -> WitnessSaid {
         node: node.to_owned(),
         connections: w.connections.clone(),
         harmless: w.harmless,
+        uncertain: w.already_closing + w.stray_resets,
         services: w.services.iter().map(|hit| hit.address.clone()).collect(),
         texts: w.texts.clone(),
         weak,
@@ -59,11 +60,12 @@ pub(crate) fn doubts(
     let all = || witnesses.iter().flat_map(|w| &w.connections);
     let named: u64 = all().filter(|c| c.cause.ended()).map(|c| c.count).sum();
     let unexplained: u64 = all().filter(|c| !c.cause.ended()).map(|c| c.count).sum();
+    let uncertain: u64 = witnesses.iter().map(|w| w.uncertain).sum();
     if named > ended {
         doubts.push(format!(
             "the kernel's words name {named} connections as ended, boom-server and load-client {ended}"
         ));
-    } else if named + unexplained < ended && !unheard {
+    } else if named + unexplained + uncertain < ended && !unheard {
         doubts.push(format!(
             "{ended} connections were ended, the kernel's words name {named} and leave {unexplained} \
              unexplained"
@@ -209,6 +211,10 @@ pub(in crate::judge) mod tests {
             doubts(&[ten.clone(), none.clone()], 2, 10, FORGED, TARGET, false),
             Vec::<String>::new()
         );
+        let late = WitnessSaid { uncertain: 1, ..ten.clone() };
+        let late =
+            |ended| doubts(&[late.clone(), none.clone()], 2, ended, FORGED, TARGET, false).len();
+        assert_eq!([9, 10, 11, 12].map(late), [1, 0, 0, 1]);
         for ended in [9, 11] {
             assert_eq!(
                 doubts(&[ten.clone(), none.clone()], 2, ended, FORGED, TARGET, false).len(),
