@@ -234,12 +234,12 @@ fn compare(case: &Case, seen: &Shown) -> Compared {
         differs.push(format!("{all}: no connection came to be, which is no-connection"));
     }
     differs.extend(client);
-    let resets = seen.sum(|b| b.connections.reset_seen_by_application);
+    let resets = seen.reset_at_servers();
     let wanted = if expect.server_reset { n } else { killed };
     // The server of a connection that ended at its client hears of it when it sends.
     let also = ended_by_own.min(resets.saturating_sub(wanted));
     if resets != wanted + also {
-        differs.push(format!("the server's application: expected {wanted} resets, saw {resets}"));
+        differs.push(format!("the server: expected {wanted} resets, saw {resets}"));
     }
     // An RST that ends a connection is on the wire too.
     let others = seen.sum(|b| b.resets.unattributed);

@@ -81,7 +81,7 @@ const fn effect(base: u64, lost: u64, all: u64) -> Effect {
 /// for one connection can be lost at both ends.
 fn lost(seen: &Seen) -> u64 {
     let survived = seen.client.get(&ProbeEnd::Survived).copied().unwrap_or(0);
-    let server = seen.sum(|b| b.connections.reset_seen_by_application);
+    let server = seen.reset_at_servers();
     let client = seen.connections.saturating_sub(survived);
     let forged = seen.steps.iter().flat_map(|s| &s.forged).map(|o| o.counts.killed).sum();
     client.max(server).max(forged)

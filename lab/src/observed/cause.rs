@@ -54,6 +54,12 @@ impl Seen {
         self.boom.iter().map(of).sum()
     }
 
+    /// Connections that were reset for a server, those among them that its application never had: an
+    /// RST may come before accept().
+    pub(crate) fn reset_at_servers(&self) -> u64 {
+        self.sum(|b| b.connections.reset_seen_by_application + b.connections.reset_before_accept)
+    }
+
     /// How many of a forgery were forged, and what became of them.
     pub(crate) fn forged(&self, forgery: Forgery) -> (u64, Counts) {
         forged(self.boom.iter().flat_map(|b| &b.outcomes), forgery)

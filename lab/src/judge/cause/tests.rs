@@ -93,6 +93,17 @@ fn as_expected() {
     assert_eq!(judge(&case(), &seen()), (Judgement::AsExpected, Vec::new()));
 }
 
+/// A connection that is reset before the server's application has it is reset as well.
+#[test]
+fn a_reset_before_accept_is_one() {
+    let mut s = seen();
+    let connections = &mut s.boom[0].connections;
+    (connections.reset_seen_by_application, connections.reset_before_accept) = (4, 1);
+    assert_eq!(judge(&case(), &s), (Judgement::AsExpected, Vec::new()));
+    s.boom[0].connections.reset_before_accept = 2;
+    assert_eq!(judge(&case(), &s).0, Judgement::Differs);
+}
+
 /// Each part of an expectation can fail alone.
 #[test]
 fn every_part_can_fail() {
