@@ -361,7 +361,8 @@ pub struct WitnessSaid {
     /// Resets that were provoked and ended nothing.
     pub harmless: u64,
     /// Resets on connections that were closing when the witness looked, and those that belong to no
-    /// segment that it knows: where it looked late, any of what was ended.
+    /// segment that it knows: where it looked late, any of what was ended. And what conntrack ignored,
+    /// as a SYN from the port of a connection that was ended: two on one port count as one.
     #[serde(default)]
     pub uncertain: u64,
     /// Where the client had connected to: each address of a connection that was ended.

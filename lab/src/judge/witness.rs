@@ -26,7 +26,9 @@ pub(crate) fn said(node: &str, w: &WitnessResult) -> WitnessSaid {
         node: node.to_owned(),
         connections: w.connections.clone(),
         harmless: w.harmless,
-        uncertain: w.already_closing + w.stray_resets,
+        uncertain: w.already_closing
+            + w.stray_resets
+            + w.segments.get(&Reason::Ignored).unwrap_or(&0),
         services: w.services.iter().map(|hit| hit.address.clone()).collect(),
         texts: w.texts.clone(),
         weak,
@@ -160,6 +162,16 @@ pub(in crate::judge) mod tests {
             services: vec!["198.19.0.10:80".to_owned()],
             ..WitnessSaid::default()
         }
+    }
+
+    /// What a witness may have taken for less than it was: late looks, and ports used again.
+    #[test]
+    fn what_it_may_have_missed_is_told() {
+        let mut w = silent();
+        assert_eq!(said("node1", &w).uncertain, 0);
+        (w.already_closing, w.stray_resets) = (1, 2);
+        w.segments.insert(Reason::Ignored, 4);
+        assert_eq!(said("node1", &w).uncertain, 7);
     }
 
     /// The result of a witness that heard nothing.
