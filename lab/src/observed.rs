@@ -10,7 +10,7 @@ use std::fmt::Display;
 
 use canary_record::names::Outcome;
 use canary_record::outcome::Counts;
-use canary_record::result::boom::BoomResult;
+use canary_record::result::boom::{BoomResult, Sniffer};
 
 /// Counts in words.
 pub(crate) fn listed<K: Display>(counts: &BTreeMap<K, u64>) -> String {
@@ -30,6 +30,14 @@ pub(crate) fn counted<K: Ord>(of: impl Iterator<Item = K>) -> BTreeMap<K, u64> {
 /// How many there are of one.
 pub(crate) fn number<K: Ord + Copy>(counts: &BTreeMap<K, u64>, of: K) -> u64 {
     counts.get(&of).copied().unwrap_or(0)
+}
+
+/// What keeps a raw socket of `who` from having heard everything.
+pub(crate) fn unheard(who: &str, sniffer: &Sniffer) -> impl Iterator<Item = String> {
+    let lost = sniffer.dropped;
+    let lost = (lost > 0).then(|| format!("{who}'s raw socket lost {lost} segments"));
+    let failed = sniffer.failed.as_ref();
+    lost.into_iter().chain(failed.map(|why| format!("{who}'s raw socket failed: {why}")))
 }
 
 /// What became of the forged segments, whatever kind.

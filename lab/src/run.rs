@@ -79,14 +79,15 @@ impl Batch<'_> {
 pub(crate) fn run(plan: &Plan, control: Option<&Control>, tell: &Sender<Event>) {
     let kept = &cell::Kept::default();
     let batch = |batch| Box::new(move || run_batch(plan, &batch, kept, tell)) as Work<'_>;
+    let mut batches = batches(plan).into_iter().peekable();
     for repetition in 1..=plan.repeat {
         if plan.setting.interrupt.signalled().is_some() {
             return;
         }
         // Cases mostly wait, so they begin first.
         let mut queue = VecDeque::from(causes(plan, repetition, tell));
-        let these = |b: &Batch<'_>| b.key.repetition == repetition;
-        queue.extend(batches(plan).into_iter().filter(these).map(batch));
+        let these = || batches.next_if(|b| b.key.repetition == repetition);
+        queue.extend(std::iter::from_fn(these).map(batch));
         work_off(queue, plan.jobs);
         saturations(plan, repetition, control, tell);
     }

@@ -12,7 +12,7 @@ use canary_record::result::witness::WitnessResult;
 use super::cell::seen_of;
 use super::witness;
 use crate::observed::cause::{Seen as Shown, forged as outcome};
-use crate::observed::{listed, outcomes};
+use crate::observed::{listed, outcomes, unheard};
 use crate::scenario::cause::{Case, Cause, Ends, Expect, Step as Done};
 
 /// Judges what every case showed, or why it could not be run, into `result`.
@@ -213,16 +213,11 @@ fn compare(case: &Case, seen: &Shown) -> Compared {
         }
     }
     doubts.extend(seen.doubts.iter().cloned());
-    let failed = seen.boom.iter().filter_map(|b| b.sniffer.failed.as_ref());
-    doubts.extend(failed.map(|why| format!("boom-server's raw socket failed: {why}")));
     let timed_out = seen.client.get(&ProbeEnd::TimedOut).is_some_and(|n| *n > 0);
     if case.steps.contains(&Done::FillTable) && timed_out && seen.conntrack.drop == 0 {
         doubts.push("connections timed out, and the full table refused nothing".to_owned());
     }
-    let lost = seen.sum(|b| b.sniffer.dropped);
-    if lost > 0 {
-        unforged.push(format!("boom-server's raw sockets lost {lost} segments"));
-    }
+    unforged.extend(seen.boom.iter().flat_map(|b| unheard("boom-server", &b.sniffer)));
     let (forged, could) = (seen.sum(|b| b.connections.forged), n.saturating_sub(never));
     if forged < could && !unconnected {
         unforged.push(format!("boom-server forged on {forged} of {could} connections"));

@@ -17,6 +17,7 @@ use canary_testbed::topology::Topology;
 
 use super::witness;
 use crate::observed::cell::{Done, Key, Shown};
+use crate::observed::unheard;
 use crate::scenario::matrix::{CellPlan, Expectation, Matrix, row};
 
 /// Everything that a cell is judged by.
@@ -340,12 +341,7 @@ fn doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> {
         ));
     }
     let (who, sniffer, _) = e.seen();
-    if sniffer.dropped > 0 {
-        doubts.push(format!("{who}'s raw socket lost {} segments", sniffer.dropped));
-    }
-    if let Some(why) = &sniffer.failed {
-        doubts.push(format!("{who}'s raw socket failed: {why}"));
-    }
+    doubts.extend(unheard(who, sniffer));
     let killed: u64 = forgeries.iter().map(|r| r.counts.killed).sum();
     let of = |end| e.load.probe.get(&end).copied().unwrap_or(0);
     let with =

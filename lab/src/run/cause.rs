@@ -30,6 +30,7 @@ use self::rules::Rule;
 use super::connections::Connections;
 use super::setting::{self, Running, Setting, io_error, tool, write};
 use crate::observed::cause::{After, Seen};
+use crate::observed::unheard;
 use crate::scenario::cause::{Case, Cause, Step, TWO_ENDPOINTS, Wait};
 
 /// Time for boom-server to judge what it forged, and for RSTs on their way.
@@ -318,16 +319,10 @@ impl Run<'_> {
             return Err(wrong("forge with load-client")(why).into());
         }
         let (forged, n) = (forge.outcomes.iter().map(|o| o.forged).sum::<u64>(), u64::from(self.n));
-        let lost = forge.sniffer.dropped;
-        self.doubts.extend(
-            [
-                (forged < n).then(|| format!("load-client forged on {forged} of {n} connections")),
-                (lost > 0).then(|| format!("load-client's raw socket lost {lost} segments")),
-                forge.sniffer.failed.map(|e| format!("load-client's raw socket failed: {e}")),
-            ]
-            .into_iter()
-            .flatten(),
-        );
+        if forged < n {
+            self.doubts.push(format!("load-client forged on {forged} of {n} connections"));
+        }
+        self.doubts.extend(unheard("load-client", &forge.sniffer));
         Ok(forge.outcomes)
     }
 
