@@ -12,6 +12,7 @@ mod over_time;
 mod overview;
 mod paths;
 pub(crate) mod progress;
+mod situations;
 mod svg;
 pub mod text;
 pub mod words;

@@ -42,8 +42,7 @@ fn step(case: &Case, seen: &Shown, judgement: Judgement, why: &[String]) -> Step
             seen.sum(|b| b.connections.reset_seen_by_application)
         ),
         format!(
-            "boom-server forged on {} of {} connections that it accepted and attributed {} RSTs to that; {} \
-             were others.",
+            "boom-server forged on {} of {} accepted connections; RSTs: {} attributed, {} others.",
             seen.sum(|b| b.connections.forged),
             seen.sum(|b| b.connections.accepted),
             seen.sum(|b| b.resets.attributed),
@@ -70,14 +69,20 @@ fn step(case: &Case, seen: &Shown, judgement: Judgement, why: &[String]) -> Step
         notes.push(format!("Errors: {}.", listed(&seen.errors)));
     }
     notes.extend(seen.rules.iter().cloned());
+    let mut said: Vec<(String, Vec<&str>)> = Vec::new();
     for (node, w) in &seen.witnesses {
         let ends = w.connections.iter().map(|c| format!("{} {} {}", c.count, c.cause, c.direction));
-        notes.push(format!(
-            "The kernel's words on {node}: {}.",
-            or_nothing(&ends.collect::<Vec<_>>())
-        ));
-        notes.extend(reserved(node, w));
+        let ends = or_nothing(&ends.collect::<Vec<_>>());
+        match said.iter_mut().find(|(other, _)| *other == ends) {
+            Some((_, nodes)) => nodes.push(node),
+            None => said.push((ends, vec![node])),
+        }
     }
+    let said = said
+        .iter()
+        .map(|(ends, on)| format!("The kernel's words on {}: {ends}.", on.join(" and ")));
+    notes.extend(said);
+    notes.extend(seen.witnesses.iter().filter_map(|(node, w)| reserved(node, w)));
     notes.extend(why.iter().map(|w| format!("{w}.")));
     Step {
         t: seen.t,

@@ -8,11 +8,11 @@ use std::iter;
 use canary_runtime::page;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::document::lab::{CellResult, Judgement, LabResult};
+use crate::document::lab::{CellResult, Judgement, LabResult, ScenarioResult};
 
 use super::ladder::Packet;
 use super::words::{self, count, grouped};
-use super::{ladder_view, machine, over_time, overview, paths};
+use super::{ladder_view, machine, over_time, overview, paths, situations};
 
 /// What the report has besides the look of every page.
 const STYLE: &str = include_str!("page.css");
@@ -24,8 +24,23 @@ pub(crate) type Captures = BTreeMap<String, Vec<Packet>>;
 /// The whole page.
 pub(crate) fn render(result: &LabResult, captures: &Captures) -> String {
     let verdict = verdict(result);
-    let timed = result.scenarios.iter().any(|s| s.timeline.is_some());
     let forged = result.scenarios.iter().any(|s| s.timeline.is_none());
+    let has = |cases| {
+        move |s: &ScenarioResult| s.timeline.as_ref().is_some_and(|t| t.of_cases() == cases)
+    };
+    let any = |cases| result.scenarios.iter().any(has(cases));
+    let sections: Vec<_> = [
+        Some(("overview", "At a glance", overview::section(result))),
+        forged.then(|| ("matrix", "Every forgery", paths::section(result))),
+        Some(("ladder", "How a connection dies", ladder_view::section(result, captures))),
+        any(true).then(|| ("situations", "Situations", situations::section(result))),
+        any(false).then(|| ("time", "Over time", over_time::section(result))),
+        Some(("environment", "Machine and command", machine::section(result))),
+        Some(("reading", "How to read this", reading())),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -40,14 +55,11 @@ pub(crate) fn render(result: &LabResult, captures: &Captures) -> String {
             }
             body {
                 a.skip href="#main" { "Skip to the report" }
-                (head(result, &verdict, forged, timed))
+                (head(result, &verdict, &sections))
                 main #main {
-                    (overview::section(result))
-                    @if forged { (paths::section(result)) }
-                    (ladder_view::section(result, captures))
-                    @if timed { (over_time::section(result)) }
-                    (machine::section(result))
-                    (reading())
+                    @for (id, title, of) in &sections {
+                        section aria-labelledby=(id) { h2 id=(id) { (title) } (of) }
+                    }
                 }
                 footer { p {
                     "Written by " (result.run.program) " " (result.run.version) " from results.json, which holds every "
@@ -142,7 +154,7 @@ fn skipped(result: &LabResult) -> String {
 }
 
 /// The first screen: the verdict, what it rests on, what to do, what weakens it.
-fn head(result: &LabResult, verdict: &str, forged: bool, timed: bool) -> Markup {
+fn head(result: &LabResult, verdict: &str, sections: &[(&str, &str, Markup)]) -> Markup {
     let (symbol, word) = words::judgement(result.judgement);
     html! {
         header {
@@ -159,12 +171,7 @@ fn head(result: &LabResult, verdict: &str, forged: bool, timed: bool) -> Markup 
                 section aria-labelledby="doubts" { h2 #doubts { "What weakens it" } (weaknesses(result)) }
             }
             nav aria-label="On this page" { ul {
-                li { a href="#overview" { "At a glance" } }
-                @if forged { li { a href="#matrix" { "Every forgery" } } }
-                li { a href="#ladder" { "How a connection dies" } }
-                @if timed { li { a href="#time" { "Over time" } } }
-                li { a href="#environment" { "Machine and command" } }
-                li { a href="#reading" { "How to read this" } }
+                @for (id, title, _) in sections { li { a href={ "#" (id) } { (title) } } }
             } }
         }
     }
@@ -297,33 +304,30 @@ fn weaknesses(result: &LabResult) -> Markup {
 
 fn reading() -> Markup {
     html! {
-        section aria-labelledby="reading" {
-            h2 #reading { "How to read this" }
-            p {
-                "boom-server accepts ordinary connections and sends one forged segment on each, as if the server had "
-                "sent it. What comes back tells what the client’s node did with it:"
-            }
-            dl { @for (class, symbol, name, text) in [
-                ("kills", "✕", "kills", "It reached the client untranslated. The client’s kernel answered RST with \
-                  exactly the sequence number that the server expects, and that ended the connection."),
-                ("leaked", "△", "leaks", "It reached the client untranslated and drew an RST that the server ignores. \
-                  Harmless, and the same fault."),
-                ("delivered", "✓", "delivered", "It was translated and reached the client’s own socket, which \
-                  answered with a duplicate or challenge ACK. Harmless."),
-                ("dropped", "⊘", "dropped", "Silence, and the connection was alive afterwards; the drop rule’s \
-                  counter moved by as much."),
-                ("mixed", "≈", "mixed", "Not all did the same, or not all were proved; the counts say what."),
-                ("no-connection", "–", "no connection", "No connection could be made, so nothing was forged."),
-            ] {
-                dt.(class) { span.sym aria-hidden="true" { (symbol) } " " strong { (name) } }
-                dd { (text) }
-            } }
-            p {
-                "A reset counts only if its addresses and numbers match a segment that was forged on that very "
-                "connection. A cell is as expected only if boom-server, load-client, the rules’ counters and, where "
-                "there is one, the capture agree with each other; otherwise it is inconclusive, whatever it seems to "
-                "show."
-            }
+        p {
+            "boom-server accepts ordinary connections and sends one forged segment on each, as if the server had "
+            "sent it. What comes back tells what the client’s node did with it:"
+        }
+        dl { @for (class, symbol, name, text) in [
+            ("kills", "✕", "kills", "It reached the client untranslated. The client’s kernel answered RST with \
+              exactly the sequence number that the server expects, and that ended the connection."),
+            ("leaked", "△", "leaks", "It reached the client untranslated and drew an RST that the server ignores. \
+              Harmless, and the same fault."),
+            ("delivered", "✓", "delivered", "It was translated and reached the client’s own socket, which \
+              answered with a duplicate or challenge ACK. Harmless."),
+            ("dropped", "⊘", "dropped", "Silence, and the connection was alive afterwards; the drop rule’s \
+              counter moved by as much."),
+            ("mixed", "≈", "mixed", "Not all did the same, or not all were proved; the counts say what."),
+            ("no-connection", "–", "no connection", "No connection could be made, so nothing was forged."),
+        ] {
+            dt.(class) { span.sym aria-hidden="true" { (symbol) } " " strong { (name) } }
+            dd { (text) }
+        } }
+        p {
+            "A reset counts only if its addresses and numbers match a segment that was forged on that very "
+            "connection. A cell is as expected only if boom-server, load-client, the rules’ counters and, where "
+            "there is one, the capture agree with each other; otherwise it is inconclusive, whatever it seems to "
+            "show."
         }
     }
 }

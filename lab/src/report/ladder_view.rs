@@ -31,22 +31,19 @@ struct Drawn {
 pub(super) fn section(result: &LabResult, captures: &Captures) -> Markup {
     let ways = ways(ladders(result, captures));
     html! {
-        section aria-labelledby="ladder" {
-            h2 #ladder { "How a connection dies" }
-            @if ways.is_empty() { (nothing(result)) } @else {
-                p {
-                    "Real connections of this run, from captures taken in both places at once. NAT changes addresses "
-                    "and ports, never sequence numbers: that is how a segment on the left is known on the right. "
-                    "Numbers count from each side’s first."
-                }
+        @if ways.is_empty() { (nothing(result)) } @else {
+            p {
+                "Real connections of this run, from captures taken in both places at once. NAT changes addresses "
+                "and ports, never sequence numbers: that is how a segment on the left is known on the right. "
+                "Numbers count from each side’s first."
             }
-            @for (n, way) in ways.iter().enumerate() {
-                @if let Some(first) = way.first() {
-                    details.way open=[(n == 0).then_some("")] {
-                        summary { (title(first)) }
-                        (figure(first))
-                        (others(way))
-                    }
+        }
+        @for (n, way) in ways.iter().enumerate() {
+            @if let Some(first) = way.first() {
+                details.way open=[(n == 0).then_some("")] {
+                    summary { (title(first)) }
+                    (figure(first))
+                    (others(way))
                 }
             }
         }

@@ -15,22 +15,19 @@ fn of_this_machine(result: &LabResult) -> bool {
 /// The machine, the options, how to repeat it.
 pub(super) fn section(result: &LabResult) -> Markup {
     html! {
-        section aria-labelledby="environment" {
-            h2 #environment { "Machine and command" }
-            @if of_this_machine(result) {
-                p #repeat { "The whole run, as it was asked for:" }
-                pre tabindex="0" { code { (again(&result.run.config)) } }
-            }
-            details {
-                summary { "As the machine and its tools say themselves" }
-                div.wide tabindex="0" role="region" aria-label="Environment" { table {
-                    caption { "Environment" }
-                    thead { tr { th.first scope="col" { "What" } th scope="col" { "Value" } } }
-                    tbody { @for (name, value) in facts(result) {
-                        tr { th.first scope="row" { (name) } td { (value) } }
-                    } }
+        @if of_this_machine(result) {
+            p #repeat { "The whole run, as it was asked for:" }
+            pre tabindex="0" { code { (again(&result.run.config)) } }
+        }
+        details {
+            summary { "As the machine and its tools say themselves" }
+            div.wide tabindex="0" role="region" aria-label="Environment" { table {
+                caption { "Environment" }
+                thead { tr { th.first scope="col" { "What" } th scope="col" { "Value" } } }
+                tbody { @for (name, value) in facts(result) {
+                    tr { th.first scope="row" { (name) } td { (value) } }
                 } }
-            }
+            } }
         }
     }
 }

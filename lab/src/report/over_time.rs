@@ -1,22 +1,20 @@
-//! Scenarios that go through steps: their chart, their steps, their claims.
+//! Scenarios with stages: their chart, their steps, their claims.
 
 use maud::{Markup, html};
 
-use crate::document::lab::{Judgement, LabResult, Mend, Mended, ScenarioResult};
+use crate::document::lab::{Judgement, LabResult, ScenarioResult};
 use crate::document::timeline::{Statement, Step, TableSeries, Timeline};
 
 use super::paths::{commands, spaceless};
+use super::situations::changes;
 use super::svg;
 use super::words::{self, counts, grouped};
 
 /// Every scenario that changes over time.
 pub(super) fn section(result: &LabResult) -> Markup {
     html! {
-        section aria-labelledby="time" {
-            h2 #time { "Over time" }
-            @for (n, s) in result.scenarios.iter().enumerate() {
-                @if let Some(t) = &s.timeline { (scenario(result, s, t, n)) }
-            }
+        @for (n, s) in result.scenarios.iter().enumerate() {
+            @if let Some(t) = s.timeline.as_ref().filter(|t| !t.of_cases()) { (scenario(result, s, t, n)) }
         }
     }
 }
@@ -37,7 +35,6 @@ fn scenario(result: &LabResult, s: &ScenarioResult, t: &Timeline, n: usize) -> M
                 (steps(t))
             }
         }
-        (mended(&s.mended))
         @for series in TableSeries::ALL {
             @if let Some(drawing) = svg::tables(t, *series, &format!("tables{n}-{series}")) {
                 figure { div.wide tabindex="0" role="region" aria-label="Chart" { (drawing) } }
@@ -99,12 +96,9 @@ fn step(n: usize, s: &Step) -> Markup {
         tr.row {
             th.first scope="row" {
                 (n) ". " (s.title)
-                @match &s.case {
-                    Some(case) => small { (case.setting) },
-                    None => small { "from " (format!("{:.1}", s.t)) " s" },
-                }
+                small { "from " (format!("{:.1}", s.t)) " s" }
             }
-            td { @for c in &s.changes { code { (c.what) } small { (c.from) " → " (c.to) } } }
+            td { (changes(s)) }
             td.num { (grouped(s.new_attempts)) }
             td.num { (grouped(s.new_ok)) }
             td { (counts(s.new_failures.iter().map(|(c, n)| (words::failure(*c), *n)))) }
@@ -115,38 +109,6 @@ fn step(n: usize, s: &Step) -> Markup {
             td.num { (grouped(s.conntrack.invalid)) }
         }
         @if !s.notes.is_empty() { tr.meaning { td colspan="10" { div { (s.notes.join(" ")) } } } }
-    }
-}
-
-/// What each mend does to each case: a column for each mend that any case was tried under.
-fn mended(mended: &[Mended]) -> Markup {
-    let tried = |mend: &&Mend| mended.iter().any(|c| c.mends.iter().any(|m| m.mend == **mend));
-    let columns: Vec<_> = Mend::ALL.iter().filter(tried).collect();
-    html! {
-        @if !mended.is_empty() {
-            div.wide tabindex="0" role="region" aria-label="Mends" { table.claims {
-                caption { "Connections lost under each mend, and what it does against the situation as it is" }
-                thead { tr {
-                    th.first scope="col" { "Situation" }
-                    @for mend in &columns { th scope="col" { (mend) } }
-                } }
-                tbody { @for c in mended { tr {
-                    th.first scope="row" { (c.case) small { (c.connections) " connections" } }
-                    @for mend in &columns { td {
-                        @if let Some(m) = c.mends.iter().find(|m| m.mend == **mend) {
-                            @let (symbol, word) = words::effect(m.effect);
-                            @match (&m.why, m.mend) {
-                                (Some(why), _) => (why),
-                                (None, Mend::AsItIs) => b { (m.lost) " lost" },
-                                (None, _) => {
-                                    span.sym aria-hidden="true" { (symbol) } " " b { (word) } small { (m.lost) " lost" }
-                                }
-                            }
-                        }
-                    } }
-                } } }
-            } }
-        }
     }
 }
 

@@ -15,19 +15,16 @@ pub(super) fn section(result: &LabResult) -> Markup {
     let everywhere = fold::overview(result, true);
     let one_node = fold::overview(result, false);
     html! {
-        section aria-labelledby="overview" {
-            h2 #overview { "At a glance" }
-            @if everywhere.paths.is_empty() && one_node.paths.is_empty() {
-                p { "No cell was run." }
-            } @else {
-                p {
-                    "What each path’s connections are exposed to under each set of protections: the worst over rules, "
-                    "IP families and repetitions. Each field leads to its row."
-                }
-                (grid(&everywhere, "Protections that every node has"))
-                (grid(&one_node, "Protections that differ from node to node"))
-                (key(&everywhere, &one_node))
+        @if everywhere.paths.is_empty() && one_node.paths.is_empty() {
+            p { "No cell was run." }
+        } @else {
+            p {
+                "What each path’s connections are exposed to under each set of protections: the worst over rules, "
+                "IP families and repetitions. Each field leads to its row."
             }
+            (grid(&everywhere, "Protections that every node has"))
+            (grid(&one_node, "Protections that differ from node to node"))
+            (key(&everywhere, &one_node))
         }
     }
 }

@@ -5,8 +5,14 @@ const shown = document.getElementById("shown");
 
 // What a row is known by: not its evidence, where every word stands somewhere.
 function told(row) {
-  const cells = [...row.querySelectorAll("[id]")].map((e) => e.id);
-  return [row.id, row.rows[0].textContent, ...cells].join(" ").toLowerCase();
+  return (row.id + " " + row.rows[0].textContent).toLowerCase();
+}
+
+// Each row has a link to itself.
+for (const row of document.querySelectorAll("tbody.found")) {
+  const link = document.createElement("a");
+  Object.assign(link, { className: "link", href: "#" + row.id, textContent: "#", ariaLabel: "link to this row" });
+  row.querySelector("th small:last-of-type").append(" ", link);
 }
 
 const scenarios = [...document.querySelectorAll("details.scenario")].map((details) => ({
@@ -17,7 +23,8 @@ const scenarios = [...document.querySelectorAll("details.scenario")].map((detail
 }));
 
 function filter() {
-  const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
+  // The id of a cell, as a script prints it, is words too.
+  const wanted = words.value.toLowerCase().split(/[\s/+-]+/).filter(Boolean);
   const kind = shown.value;
   const idle = !wanted.length && !kind;
   let found = 0, all = 0;

@@ -25,26 +25,23 @@ pub(super) fn spaceless(text: &str) -> String {
 pub(super) fn section(result: &LabResult) -> Markup {
     let scenarios = || result.scenarios.iter().filter(|s| s.timeline.is_none());
     html! {
-        section aria-labelledby="matrix" {
-            h2 #matrix { "Every forgery" }
-            p {
-                "What became of each kind of forged segment. A row says how many of each were forged; a field gives "
-                "numbers where they differ from that. Rules and IP families that saw the same share a row."
-            }
-            // The script shows it: without one there is nothing that filters.
-            div #filter hidden="" {
-                label for="words" { "Filter" }
-                input #words type="search" placeholder="hairpin kills, be_liberal, ipv6 …" autocomplete="off";
-                label for="shown" { "Show" }
-                select #shown {
-                    option value="" { "all rows" }
-                    option value="resets" { "what resets connections" }
-                    option value="doubt" { "what is not as expected" }
-                }
-                output #matches for="words shown" aria-live="polite" {}
-            }
-            @for s in scenarios() { (scenario(result, s)) }
+        p {
+            "What became of each kind of forged segment. A row says how many of each were forged; a field gives "
+            "numbers where they differ from that. Rules and IP families that saw the same share a row."
         }
+        // The script shows it: without one there is nothing that filters.
+        div #filter hidden="" {
+            label for="words" { "Filter" }
+            input #words type="search" placeholder="hairpin kills, be_liberal, ipv6 …" autocomplete="off";
+            label for="shown" { "Show" }
+            select #shown {
+                option value="" { "all rows" }
+                option value="resets" { "what resets connections" }
+                option value="doubt" { "what is not as expected" }
+            }
+            output #matches for="words shown" aria-live="polite" {}
+        }
+        @for s in scenarios() { (scenario(result, s)) }
     }
 }
 
@@ -103,8 +100,7 @@ fn row(s: &ScenarioResult, row: &Row<'_>, forgeries: &BTreeSet<Forgery>, several
                     (words::protections(&row.protections))
                     @if several { small { (words::route(row.route)) } }
                     small {
-                        (variants(row)) " · " (grouped(most)) " each "
-                        a.link href={ "#" (id) } aria-label="link to this row" { "#" }
+                        (variants(row)) " · " (grouped(most)) " each"
                     }
                     @if !row.unanimous { span.tag.differ { "≠ others differ" } }
                 }
@@ -221,7 +217,9 @@ fn evidence(row: &Row<'_>) -> Markup {
             ul { @for (own, cells) in alike { li {
                 @for (n, c) in cells.iter().enumerate() {
                     @if n > 0 { ", " }
-                    b id=(spaceless(&c.id)) {
+                    // What something leads to: a list of doubts, a drawing of its captures.
+                    @let led = c.judgement != Judgement::AsExpected || !c.captures.is_empty();
+                    b id=[led.then(|| spaceless(&c.id))] {
                         (words::proxy_mode(c.proxy_mode)) " " (words::family(c.family))
                         @if c.repetition > 1 { ", repetition " (c.repetition) }
                     }
