@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use toml::de::{DeTable, Deserializer};
 
-use cause::Cause;
+use cause::{Cause, Need};
 use matrix::Matrix;
 use saturation::Saturation;
 
@@ -111,12 +111,12 @@ pub enum Body {
 
 impl Scenario {
     /// Whether a run that names no scenario has it: saturation takes minutes and the whole
-    /// machine, not every kernel has IPVS, and what is extra says so itself.
+    /// machine, and few kernels have the modules that some need.
     #[must_use]
     pub fn by_default(&self) -> bool {
         match &self.body {
             Body::Matrix(matrix) => !matrix.extra(),
-            Body::Cause(cause) => !cause.extra,
+            Body::Cause(cause) => cause.needed().all(|need| need == Need::IgnoreInvalidRst),
             Body::Saturation(_) => false,
         }
     }

@@ -204,7 +204,7 @@ fn the_matrix_shows_every_outcome() {
     let page = page(&result());
     let doc = parse(&page);
     for (row, column, expected) in [
-        ("No protection", "Protection", "No protection nftables · IPv4 · 20 each #"),
+        ("No protection", "Protection", "No protection nftables · IPv4 · 20 each"),
         ("No protection", "control", "✓ delivered"),
         ("No protection", "above-window", "✕ kills"),
         ("No protection", "below-window", "✕ kills"),

@@ -32,9 +32,6 @@ pub struct Cause {
     #[serde(default = "twenty")]
     #[schemars(range(min = 1, max = 200))]
     pub connections: u32,
-    /// Left to `run all`, or to who names it.
-    #[serde(default)]
-    pub extra: bool,
     /// What not every kernel has: without it the scenario is skipped.
     pub needs: Option<Need>,
     /// On which nodes a mend is tried: those of whom the situation is.

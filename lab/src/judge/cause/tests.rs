@@ -232,7 +232,7 @@ fn a_case_says_what_it_is_made_of() {
         "'drop' in ip filter FORWARD: 20 packets",
         "on node1: INVALID segments that no reset answered: seq-over-window 5; rules that could not be read: inet fw forward.",
         "Its diagnosis: inconclusive (too few).",
-        "forged on 5 of 5 connections that it accepted",
+        "forged on 5 of 5 accepted connections; RSTs: 0 attributed, 5 others",
     ] {
         assert!(notes.contains(says), "{says}: {notes}");
     }
