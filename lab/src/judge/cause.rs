@@ -74,7 +74,7 @@ fn step(case: &Case, seen: &Shown, judgement: Judgement, why: &[String]) -> Step
         let ends = w.connections.iter().map(|c| format!("{} {} {}", c.count, c.cause, c.direction));
         let ends = or_nothing(&ends.collect::<Vec<_>>());
         match said.iter_mut().find(|(other, _)| *other == ends) {
-            Some((_, nodes)) => nodes.push(node),
+            Some((_, on)) => on.push(node),
             None => said.push((ends, vec![node])),
         }
     }
