@@ -252,30 +252,38 @@ fn a_balancer_that_forgets_resets_who_speaks() {
 fn what_the_kernel_refuses_is_told_with_its_place() {
     let (dir, own) = (scratch(), text("own-rules"));
     let before = Left::now(dir.path());
-    for (from, to, says) in [
-        ("chain input_alone", "chian input_alone", "syntax error"),
+    let setting = |value: &str| {
+        let value = format!("sysctls = {{ {value} }}");
+        format!("[[case.host]]\nname = \"client\"\n{value}\nnft")
+    };
+    let (nft, host) = ("nft refuses 'chian input_alone", "[[case.host]]\nname = \"node1\"\nnft");
+    for (from, to, after, says) in [
+        ("chain input_alone", "chian input_alone".to_owned(), 0, nft),
         (
-            "[[case.host]]\nname = \"node1\"\nnft",
-            "[[case.host]]\nname = \"client\"\nsysctls = { \"net.ipv4.moon\" = \"1\" }\nnft",
-            "net.ipv4.moon: this kernel has no such setting",
+            host,
+            setting("\"net.ipv4.moon\" = \"1\""),
+            2,
+            "cannot read sysctl net.ipv4.moon: this kernel has no such setting",
+        ),
+        (
+            host,
+            setting("\"net.ipv4.tcp_syn_retries\" = \"many\""),
+            2,
+            "cannot set to 'many' sysctl net.ipv4.tcp_syn_retries: ",
         ),
     ] {
         let file = dir.path().join("refused.toml");
         assert!(own.contains(from), "{from}");
-        fs::write(&file, own.replace(from, to)).unwrap();
-        let results = dir.path().join(says.split(':').next().unwrap().replace(' ', "-"));
+        fs::write(&file, own.replace(from, &to)).unwrap();
+        let results = dir.path().join(says.replace([' ', '\''], "-"));
         let out = output(lab(&dir).arg("run").arg(&file).arg("--output").arg(&results));
         assert_eq!(out.code, 11, "{}{}", out.stdout, out.stderr);
         let (judgement, reasons) = judged(&result(&results), "own-rules");
         assert_eq!((judgement, reasons.len()), (Judgement::Inconclusive, 1), "{reasons:?}");
         assert!(reasons[0].starts_with("a drop in INPUT alone"), "{reasons:?}");
-        assert!(reasons[0].contains(says), "{reasons:?}");
-        if says == "syntax error" {
-            let line = own[..own.find(from).unwrap()].matches('\n').count() + 1;
-            let place =
-                format!("the rules of line {line} of the file: nft refuses 'chian input_alone");
-            assert!(reasons[0].contains(&place), "{reasons:?}");
-        }
+        let line = own[..own.find(from).unwrap()].matches('\n').count() + 1 + after;
+        let place = format!(" of line {line} of the file: {says}");
+        assert!(reasons[0].contains(&place), "{place}: {reasons:?}");
         assert!(
             !reasons[0].contains(['\n', '^']) && !reasons[0].contains("/dev/stdin"),
             "{reasons:?}"

@@ -21,7 +21,7 @@ use serde::de::{self, IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::Checked;
-pub use host::{BadNetwork, HOSTS, Host, Link, Need, Rules};
+pub use host::{BadNetwork, HOSTS, Host, Link, Need, Text};
 pub use step::{Step, Wait, Way};
 
 /// Situations, each in hosts of its own.

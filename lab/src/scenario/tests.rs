@@ -241,7 +241,7 @@ fn lines_of_rules_are_lines_of_the_file() {
     ] {
         let Body::Cause(of) = parse("x", &whole(text)).unwrap().body else { panic!("its kind") };
         let rules = of.hosts[0].nft.as_ref().unwrap();
-        assert_eq!(rules.line(n), line, "{text}");
+        assert_eq!(rules.line(n), Some(line), "{text}");
     }
     let own = "[[case.host]]\nname = \"node1\"\niptables = '''\na\n'''\n";
     let change = "steps = [\"connect\", { change = { name = \"node1\", nft = '''\na\n''' } }]\n";
@@ -249,7 +249,7 @@ fn lines_of_rules_are_lines_of_the_file() {
     let Body::Cause(of) = parse("x", &text).unwrap().body else { panic!("its kind") };
     let Step::Change(host) = &of.cases[0].steps[1] else { panic!("its step") };
     let lines = [&host.nft, &of.cases[0].hosts[0].iptables];
-    assert_eq!(lines.map(|r| r.as_ref().unwrap().line(Some(1))), [10, 15]);
+    assert_eq!(lines.map(|r| r.as_ref().unwrap().line(Some(1))), [10, 15].map(Some));
 }
 
 /// A file with nothing in it is answered with how to begin.

@@ -23,7 +23,7 @@ use super::rules::{self, Rule};
 use super::{CLOSE, READY, Run};
 use crate::run::saturation::tables::destination;
 use crate::run::setting::{count, nft, set, tool, write};
-use crate::scenario::cause::{Host, Masquerade, Rules};
+use crate::scenario::cause::{Host, Masquerade, Text};
 use crate::scenario::saturation::MOST_ENTRIES;
 
 /// How long entries may take to expire, beyond what is written in the case.
@@ -60,8 +60,9 @@ impl Drop for Full<'_> {
 }
 
 /// What a host has of its own cannot be as the file says.
-fn refused(host: &str, line: usize, why: String) -> TestbedError {
-    wrong(format!("give {host} the rules of line {line} of the file"))(why).into()
+fn refused(host: &str, what: &str, line: Option<usize>, why: String) -> TestbedError {
+    let place = line.map_or_else(String::new, |n| format!(" of line {n} of the file"));
+    wrong(format!("give {host} the {what}{place}"))(why).into()
 }
 
 /// The first of them, and how many others there are.
@@ -284,11 +285,12 @@ impl Run<'_> {
         if lost.is_empty() {
             return Ok(());
         }
-        let found = |rules: &Rules| Some(rules.line(Some(rules::takes(&rules.text, &lost)?)));
-        let whole = host.rules().next().map_or(0, |rules| rules.line(None));
+        let found = |rules: &Text| rules.line(Some(rules::takes(&rules.text, &lost)?));
+        let whole = || host.rules().next()?.line(None);
         Err(refused(
             &host.name,
-            host.rules().find_map(found).unwrap_or(whole),
+            "rules",
+            host.rules().find_map(found).or_else(whole),
             format!(
                 "they take away the Service's: {}. Leave out of them what flushes or deletes \
                  these (of iptables-save a line ':CHAIN - [0:0]' of a chain of kube-proxy's, `flush` of \
@@ -302,7 +304,7 @@ impl Run<'_> {
     fn load(
         &self,
         host: &str,
-        rules: &Rules,
+        rules: &Text,
         (name, options): (&str, &[&str]),
         hint: &str,
     ) -> Result<(), TestbedError> {
@@ -315,14 +317,20 @@ impl Run<'_> {
         let (line, why) = rules::refusal(&out.stderr);
         let text = line.and_then(|n| rules.text.lines().nth(n.saturating_sub(1)));
         let text = text.map_or_else(String::new, |text| format!(" '{}'", text.trim()));
-        Err(refused(host, rules.line(line), format!("{name} refuses{text}: {why}{hint}")))
+        Err(refused(host, "rules", rules.line(line), format!("{name} refuses{text}: {why}{hint}")))
     }
 
     /// Gives a host what it should have, and tells which of the Service's rules that took away.
     pub(super) fn change(&mut self, host: &Host) -> Result<Vec<String>, TestbedError> {
         let (testbed, at) = (self.testbed, &*host.name);
         for (name, value) in &host.sysctls {
-            let change = set(testbed, at, &name.replace('.', "/"), value)?;
+            let change = set(testbed, at, &name.replace('.', "/"), &value.text);
+            let change = change.map_err(|e| match e {
+                TestbedError::Evidence { source, .. } => {
+                    refused(at, "sysctl", value.line(None), source.to_string())
+                }
+                other => other,
+            })?;
             self.changes.push(Change { what: format!("{name} in {at}"), ..change });
         }
         if let Some(rules) = &host.nft {

@@ -107,50 +107,52 @@ pub struct Host {
     pub name: String,
     /// Settings below `net.`, each read back after it is set.
     #[serde(default)]
-    pub sysctls: BTreeMap<String, String>,
+    #[schemars(with = "BTreeMap<String, String>", extend("default" = {}))]
+    pub sysctls: BTreeMap<String, Text>,
     /// Rules for `nft -f -`, beside those of the Service.
     #[serde(default)]
     #[schemars(with = "Option<String>")]
-    pub nft: Option<Rules>,
+    pub nft: Option<Text>,
     /// Rules for `iptables-restore --noflush`, beside those of the Service.
     #[serde(default)]
     #[schemars(with = "Option<String>")]
-    pub iptables: Option<Rules>,
+    pub iptables: Option<Text>,
 }
 
-/// Rules of a host's own, and where they stand in the file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rules {
-    /// What the tool gets.
+/// A text that the kernel or a tool gets, and where it stands in the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Text {
+    /// What is given.
     pub text: String,
     /// The value, in octets of the file.
     span: Range<usize>,
-    /// The file's line where the value begins, from 1.
-    begins: usize,
+    /// The file's line where the value begins, from 1; none of what no file says.
+    begins: Option<usize>,
     /// That of the text's first line, where each line of the text is one of the file.
     first: Option<usize>,
 }
 
-impl<'de> Deserialize<'de> for Rules {
+impl<'de> Deserialize<'de> for Text {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let read = Spanned::<String>::deserialize(from)?;
-        Ok(Self { span: read.span(), text: read.into_inner(), begins: 1, first: None })
+        Ok(Self { span: read.span(), text: read.into_inner(), ..Self::default() })
     }
 }
 
-impl Rules {
+impl Text {
     /// The file's line of a line of the text, both from 1; of the whole text without one.
     #[must_use]
-    pub fn line(&self, of_text: Option<usize>) -> usize {
+    pub fn line(&self, of_text: Option<usize>) -> Option<usize> {
         let last = self.text.lines().count().max(1);
         let line = |first| Some(first + of_text?.clamp(1, last) - 1);
-        self.first.and_then(line).unwrap_or(self.begins)
+        self.first.and_then(line).or(self.begins)
     }
 
     /// Finds the lines in the file that it was read from.
     pub(super) fn find(&mut self, file: &str) {
         let before = file.get(..self.span.start).unwrap_or_default();
-        self.begins = before.matches('\n').count() + 1;
+        let begins = before.matches('\n').count() + 1;
+        self.begins = Some(begins);
         let value = file.get(self.span.clone()).unwrap_or_default();
         let inner =
             ["\"\"\"", "'''"].into_iter().find_map(|q| value.strip_prefix(q)?.strip_suffix(q));
@@ -159,7 +161,7 @@ impl Rules {
             let trimmed = inner.strip_prefix("\r\n").or_else(|| inner.strip_prefix('\n'));
             // Escapes, and a backslash at a line's end, make other lines.
             let same = trimmed.unwrap_or(inner).lines().count() == self.text.lines().count();
-            same.then_some(self.begins + usize::from(trimmed.is_some()))
+            same.then_some(begins + usize::from(trimmed.is_some()))
         });
     }
 }
@@ -238,8 +240,10 @@ impl BadNetwork {
 impl Host {
     /// The kernel's defaults, and kube-proxy's for half-closed connections.
     pub(super) fn longer_timeouts(node: &str) -> Self {
-        let set =
-            |(state, seconds): (&str, &str)| (format!("{TIMEOUT}{state}"), seconds.to_owned());
+        let set = |(state, seconds): (&str, &str)| {
+            let text = seconds.to_owned();
+            (format!("{TIMEOUT}{state}"), Text { text, ..Text::default() })
+        };
         let sysctls = TIMEOUTS.map(set).into();
         Self { name: node.to_owned(), sysctls, nft: None, iptables: None }
     }
@@ -254,7 +258,7 @@ impl Host {
     /// Whether a rule of its own drops or rejects.
     #[must_use]
     pub fn drops(&self) -> bool {
-        let words = |rules: &Rules| {
+        let words = |rules: &Text| {
             let mut words = rules.text.split(|c: char| !c.is_ascii_alphanumeric());
             words.any(|w| ["drop", "reject"].contains(&&*w.to_ascii_lowercase()))
         };
@@ -262,12 +266,13 @@ impl Host {
     }
 
     /// Its rules, for either tool.
-    pub(crate) fn rules(&self) -> impl Iterator<Item = &Rules> {
+    pub(crate) fn rules(&self) -> impl Iterator<Item = &Text> {
         self.nft.iter().chain(&self.iptables)
     }
 
     pub(super) fn find(&mut self, file: &str) {
-        self.nft.iter_mut().chain(&mut self.iptables).for_each(|rules| rules.find(file));
+        let rules = self.nft.iter_mut().chain(&mut self.iptables);
+        self.sysctls.values_mut().chain(rules).for_each(|text| text.find(file));
     }
 
     pub(super) fn check(&self, path: Path) -> Result<(), String> {
