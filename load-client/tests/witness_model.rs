@@ -430,3 +430,89 @@ fn half_of_a_connection_leaves_nothing_forgotten() {
     assert_eq!(witness.found().messages.forgotten, 0);
     assert_eq!(witness.found().unanswered, [(Reason::InvalidState, 1000)].into());
 }
+
+/// What is told where a connection is killed at 7, then, if so, a SYN comes on its entry, and 2 s after
+/// the first a reset with the number `second` answers another segment with the same ports. With
+/// `traffic` the entry is fresh at that time, as a new connection's.
+fn told_of_two(syn: Option<u32>, second: u32, traffic: bool) -> Vec<(u32, Cause)> {
+    struct Around(Entry);
+    impl Surroundings for Around {
+        fn look(&mut self, _: Tuple) -> Look {
+            Look::Found(self.0)
+        }
+        fn here(&mut self, _: IpAddr) -> bool {
+            false
+        }
+    }
+    let c = connection(0, Story::Killed, Duration::ZERO);
+    let flags = Flags::SYN.with(Flags::FIN).with(Flags::ACK);
+    let kill = |at: u64, number| {
+        let segment = packet(c.reply, (5, number), flags, b"");
+        let reset = packet(c.reply.reversed(), (number, 0), Flags::RST, b"");
+        [(at, "invalid tcp flag combination", segment), (at, "invalid new", reset)]
+    };
+    let ignored = "packet (index 0) in dir 0 ignored, state ESTABLISHED";
+    let opens = syn.map(|n| (1900, ignored, packet(c.original, (n, 0), Flags::SYN, b"")));
+    let heard = kill(0, 7).into_iter().chain(opens).chain(kill(2000, second));
+    let (mut witness, mut told) = (Witness::default(), Vec::new());
+    let mut around = Around(entry_in(TcpState::Established));
+    let timeout = |at: u64| {
+        let last = if traffic { at.min(2000) } else { 0 };
+        Some(Duration::from_secs(20 - (at - last) / 1000))
+    };
+    for (n, (at, text, bytes)) in (0..).zip(heard) {
+        around.0.timeout = timeout(at);
+        let text = format!("nf_ct_proto_6: {text} ");
+        let message = (Some(n), text.as_str(), bytes.as_slice());
+        witness.message(Duration::from_millis(at), message, &mut around, &mut |e| told.push(e));
+    }
+    for at in [3000, 9000] {
+        around.0.timeout = timeout(at);
+        witness.tick(Duration::from_millis(at), at == 9000, &mut around, &mut |e| told.push(e));
+    }
+    told.iter().map(|e| (e.ack, e.cause)).collect()
+}
+
+/// Two connections with the same ports, both killed within three seconds, are two where something
+/// shows it: the SYN that came between, or numbers that no window holds together. The new one's traffic
+/// is no sign that the old one lived.
+#[test]
+fn two_killed_with_the_same_ports_are_two() {
+    let killed = Cause::AnsweredByClient;
+    for (syn, second) in [(Some(5000), 6000), (None, 1 << 31)] {
+        for traffic in [false, true] {
+            let told = told_of_two(syn, second, traffic);
+            assert_eq!(told, [(7, killed), (second, killed)], "{syn:?}, {traffic}");
+        }
+    }
+}
+
+/// Where nothing shows it, the second may be the same connection's, whose first reset came when more had
+/// been acknowledged: one is told as ended, and the other is not. Nor does a late copy of the first SYN
+/// show it. Traffic after the first reset shows that this ended nothing.
+#[test]
+fn two_resets_that_may_be_of_one_connection_are_not_two() {
+    let killed = Cause::AnsweredByClient;
+    for syn in [None, Some(1)] {
+        assert_eq!(told_of_two(syn, 6000, false), [(7, killed), (6000, Cause::Unexplained)]);
+        assert_eq!(told_of_two(syn, 6000, true), [(6000, killed)]);
+    }
+}
+
+/// A side that had sent FIN and was killed answers the other's FIN by a reset: an entry that was in
+/// LAST_ACK and is closed then is not called closing, nor is anybody accused. One that a reset has closed
+/// before the first look was ended all the same: this reset has no entry, and closes none.
+#[test]
+fn the_entry_may_move_on_before_it_is_looked_up() {
+    let says = |first, later| {
+        let over = "SEQ is over upper bound 1 (over the window of the receiver)";
+        let entry = |state| Some(entry_in(state));
+        let (told, _) = told(Flags::ACK, [over, "invalid new"], entry(first), entry(later));
+        told.first().map(|e| e.cause)
+    };
+    let (last_ack, wait, close) = (TcpState::LastAck, TcpState::TimeWait, TcpState::Close);
+    assert_eq!(says(last_ack, wait), None);
+    assert_eq!(says(wait, close), None);
+    assert_eq!(says(last_ack, close), Some(Cause::Unexplained));
+    assert_eq!(says(close, close), Some(Cause::AnsweredByClient));
+}

@@ -28,8 +28,8 @@ const SUSPECTS: usize = 1 << 15;
 const ON_ONE: usize = 8;
 /// Pairs that wait for the second look at most.
 const PAIRS: usize = 1 << 12;
-/// Ended connections that are remembered, so that none counts twice.
-const ENDED: usize = 1 << 12;
+/// Tuples of which is remembered what was judged, so that no connection counts twice.
+const JUDGED: usize = 1 << 12;
 /// The largest window there is (RFC 7323, section 2.3). An acknowledgment further ahead than
 /// that of all that was sent gives a reset that lies outside of every window.
 const MAX_WINDOW: u32 = 65_535 << 14;
@@ -131,9 +131,17 @@ pub struct Pair {
     pub reset_reason: Reason,
     /// The entry just after the reset, and when it was looked up.
     pub first: (Duration, Look),
+    /// Another connection has these ports since, by its SYN or by a number that no window of this one
+    /// holds: what is found later is of that.
+    pub reopened: bool,
 }
 
 impl Pair {
+    /// The reset's number.
+    const fn number(&self) -> Seq {
+        self.suspect.numbers.ack
+    }
+
     /// The connection's entry, of the two looks. Where conntrack had none for the segment, or none was
     /// there after it, what is found later is another connection's, which took the port.
     #[must_use]
@@ -152,14 +160,24 @@ pub struct Matcher {
     suspects: AHashMap<Tuple, Vec<Suspect>>,
     /// When which tuple's oldest suspect was heard, oldest first.
     order: VecDeque<(Duration, Tuple)>,
-    pairs: AHashMap<Tuple, Pair>,
+    /// Oldest first.
+    pairs: AHashMap<Tuple, Vec<Pair>>,
     settling: VecDeque<(Duration, Tuple)>,
-    ended: AHashMap<Tuple, Seq>,
-    ended_order: VecDeque<Tuple>,
+    judged: AHashMap<Tuple, Judged>,
+    judged_order: VecDeque<Tuple>,
     /// What was counted.
     pub found: Found,
     /// Pairs judged without a second look for want of room.
     pub hurried: u64,
+}
+
+/// What was judged of a tuple's last pair.
+#[derive(Clone, Copy, Debug)]
+struct Judged {
+    number: Seq,
+    reset_at: Duration,
+    /// A connection counts as ended by it, and it may be the one of the next pair.
+    ended: bool,
 }
 
 /// What to do after a segment.
@@ -168,8 +186,8 @@ pub struct Matcher {
 pub enum Next {
     /// Nothing.
     Nothing,
-    /// Look up the entry of this tuple, and tell [`Matcher::looked`].
-    Look(Tuple),
+    /// Look up the entry of this tuple, and tell [`Matcher::looked`], with the reset's number.
+    Look(Tuple, Seq),
     /// No room to wait: look up the entry and judge now.
     Judge(Box<Pair>),
 }
@@ -265,30 +283,50 @@ impl Matcher {
             reset_at: now,
             reset_reason: heard.reason,
             first: (now, Look::NotMade),
+            reopened: false,
         };
         if pair.suspect.harmless() {
             self.found.harmless += 1;
             return Next::Nothing;
         }
-        // A connection's first reset that can end it is what ended it.
-        let known = self.ended.get(&tuple) == Some(&pair.suspect.numbers.ack);
-        if known || self.pairs.contains_key(&tuple) {
+        // A dead connection's server acknowledges no more than it had: the same number again is
+        // the same connection.
+        let number = pair.number();
+        if self.judged.get(&tuple).is_some_and(|j| j.number == number)
+            || self.waiting(tuple, number).is_some()
+        {
             return Next::Nothing;
         }
-        if self.pairs.len() >= PAIRS {
+        if self.settling.len() >= PAIRS {
             self.hurried += 1;
-            self.remember(&pair);
             return Next::Judge(Box::new(pair));
         }
-        self.pairs.insert(tuple, pair);
+        let list = self.pairs.entry(tuple).or_insert_with(|| Vec::with_capacity(1));
+        for before in &mut *list {
+            let apart = |a: Seq, b: Seq| a.since(b) > MAX_WINDOW;
+            before.reopened |= apart(number, before.number()) && apart(before.number(), number);
+        }
+        list.push(pair);
         self.settling.push_back((now + SETTLE, tuple));
-        Next::Look(tuple)
+        Next::Look(tuple, number)
+    }
+
+    fn waiting(&mut self, tuple: Tuple, number: Seq) -> Option<&mut Pair> {
+        self.pairs.get_mut(&tuple)?.iter_mut().find(|pair| pair.number() == number)
     }
 
     /// What the first look gave.
-    pub fn looked(&mut self, now: Duration, tuple: Tuple, look: Look) {
-        if let Some(pair) = self.pairs.get_mut(&tuple) {
+    pub fn looked(&mut self, now: Duration, tuple: Tuple, number: Seq, look: Look) {
+        if let Some(pair) = self.waiting(tuple, number) {
             pair.first = (now, look);
+        }
+    }
+
+    /// A client's SYN with this number came on an entry that is open: it opens another connection. A
+    /// late copy of the first one's SYN has a number before all that its server acknowledged.
+    pub fn reopened(&mut self, entry: &Entry, syn: Seq) {
+        for pair in self.pairs.get_mut(&entry.reply).into_iter().flatten() {
+            pair.reopened |= syn.after(pair.number());
         }
     }
 
@@ -300,22 +338,30 @@ impl Matcher {
             return None;
         }
         self.settling.pop_front();
-        let pair = self.pairs.remove(&tuple)?;
-        self.remember(&pair);
+        let list = self.pairs.get_mut(&tuple)?;
+        let pair = list.remove(0);
+        if list.is_empty() {
+            self.pairs.remove(&tuple);
+        }
         Some(pair)
     }
 
-    /// A dead connection's server acknowledges no more than it had: the same acknowledgment again
-    /// is the same connection.
-    fn remember(&mut self, pair: &Pair) {
-        if self.ended.insert(pair.tuple, pair.suspect.numbers.ack).is_none() {
-            self.ended_order.push_back(pair.tuple);
+    /// Takes note of what was judged of a pair. True where the one before it on this tuple may be of
+    /// the same connection, and that counts as ended already: a reset is refused whose number was
+    /// passed on its way, and the next one ends the connection.
+    pub fn judged(&mut self, pair: &Pair, ended: bool) -> bool {
+        let (number, reset_at) = (pair.number(), pair.reset_at);
+        let judged = Judged { number, reset_at, ended: ended && !pair.reopened };
+        let before = self.judged.insert(pair.tuple, judged);
+        if before.is_none() {
+            self.judged_order.push_back(pair.tuple);
         }
-        if self.ended_order.len() > ENDED
-            && let Some(old) = self.ended_order.pop_front()
+        if self.judged_order.len() > JUDGED
+            && let Some(old) = self.judged_order.pop_front()
         {
-            self.ended.remove(&old);
+            self.judged.remove(&old);
         }
+        ended && before.is_some_and(|b| b.ended && reset_at < b.reset_at + SETTLE)
     }
 
     /// At the end, what still waits is unanswered.
@@ -361,8 +407,11 @@ pub fn judge(
     let Some(entry) = pair.entry(second) else {
         return without_entry(pair);
     };
-    // Both sides have sent FIN: the reset finds nothing to end.
-    if matches!(first.state(), Some(TcpState::TimeWait | TcpState::LastAck)) {
+    let closed = second.state() == Some(TcpState::Close);
+    // Both sides have sent FIN: the reset finds nothing to end. Had it ended one before the entry was
+    // looked up, that side would answer the other's FIN by a reset, not by the last ACK.
+    let last_ack = first.state() == Some(TcpState::LastAck);
+    if first.state() == Some(TcpState::TimeWait) || (last_ack && !closed) {
         return Judgement::AlreadyClosing;
     }
     if lived_on(pair, later) {
@@ -394,7 +443,12 @@ pub fn judge(
     if *second == Look::NotMade {
         return unexplained("too many at once to see what became of it");
     }
-    let closed = second.state() == Some(TcpState::Close);
+    if last_ack {
+        return unexplained(
+            "both sides had sent FIN when the entry was first looked up, and the last FIN was answered \
+             by a reset: this reset came before that FIN or after it",
+        );
+    }
     if suspect.doubtful() && !closed {
         return unexplained(
             "the reset's number is as far off as conntrack found the acknowledgment, unless \

@@ -7,6 +7,7 @@ use std::time::Duration;
 use canary_conntrack::table::{TcpState, Tuple};
 use canary_record::result::witness::{Cause, Direction, Ended, Reason};
 use canary_wire::segment::Flags;
+use canary_wire::seq::Seq;
 
 use super::attribute::{Heard, Judgement, Look, Matcher, Next, Pair, judge};
 use super::found::Found;
@@ -27,7 +28,7 @@ const LOOKS: usize = 250;
 #[derive(Debug, Default)]
 pub struct Witness {
     matcher: Matcher,
-    to_look: std::collections::VecDeque<Tuple>,
+    to_look: std::collections::VecDeque<(Tuple, Seq)>,
     /// Looks made since the last tick.
     looked: usize,
     /// A rule here answers INVALID segments with a reset of its own, as the client's host would.
@@ -69,17 +70,29 @@ impl Witness {
             *found.unanswered.entry(words.reason).or_default() += 1;
             return;
         }
+        if words.reason == Reason::Ignored
+            && segment.flags.has(Flags::SYN)
+            && !segment.flags.has(Flags::ACK)
+            && !self.matcher.settled()
+            && self.looked < LOOKS
+        {
+            self.looked += 1;
+            let tuple = Tuple { source: segment.src, destination: segment.dst };
+            if let Look::Found(entry) = around.look(tuple) {
+                self.matcher.reopened(&entry, segment.seq);
+            }
+        }
         let heard = Heard { segment, reason: words.reason, bound: words.bound, text };
         match self.matcher.hear(now, &heard) {
             Next::Nothing => {}
             // At once while there are few: a client may take the port for a new connection, and
             // then the entry is another.
-            Next::Look(tuple) if self.looked < LOOKS => {
+            Next::Look(tuple, number) if self.looked < LOOKS => {
                 self.looked += 1;
                 let look = around.look(tuple);
-                self.matcher.looked(now, tuple, look);
+                self.matcher.looked(now, tuple, number, look);
             }
-            Next::Look(tuple) => self.to_look.push_back(tuple),
+            Next::Look(tuple, number) => self.to_look.push_back((tuple, number)),
             Next::Judge(mut pair) => {
                 pair.first = (now, around.look(pair.tuple));
                 self.judge(&pair, &(now, Look::NotMade), around, tell);
@@ -98,14 +111,14 @@ impl Witness {
         self.looked = 0;
         let room = if end { usize::MAX } else { LOOKS };
         for _ in 0..room {
-            let Some(tuple) = self.to_look.pop_front() else { break };
+            let Some((tuple, number)) = self.to_look.pop_front() else { break };
             let look = around.look(tuple);
-            self.matcher.looked(now, tuple, look);
+            self.matcher.looked(now, tuple, number, look);
         }
         for _ in 0..room {
             let Some(pair) = self.matcher.due(now, end) else { break };
-            let look = around.look(pair.tuple);
-            self.judge(&pair, &(now, look), around, tell);
+            let later = if pair.reopened { pair.first } else { (now, around.look(pair.tuple)) };
+            self.judge(&pair, &later, around, tell);
         }
         if end {
             self.matcher.finish();
@@ -119,8 +132,11 @@ impl Witness {
         around: &mut impl Surroundings,
         tell: &mut impl FnMut(Ended),
     ) {
+        let judgement = judge(pair, later, |ip| around.here(ip));
+        let ended = matches!(&judgement, Judgement::Counted(cause, ..) if cause.ended());
+        let one_before = self.matcher.judged(pair, ended);
         let found = &mut self.matcher.found;
-        match judge(pair, later, |ip| around.here(ip)) {
+        match judgement {
             Judgement::LivedOn => found.harmless += 1,
             Judgement::AlreadyClosing => found.already_closing += 1,
             Judgement::Unrelated => {
@@ -137,6 +153,13 @@ impl Witness {
                     facts.push(
                         "ended by a reset of the client's host or of this one: a rule here answers \
                          INVALID segments with resets",
+                    );
+                }
+                if one_before {
+                    cause = Cause::Unexplained;
+                    facts.push(
+                        "a reset with another number ended a connection with these ports just before: \
+                         this one, or another",
                     );
                 }
                 let ended = self.record(pair, &later.1, (cause, direction), &facts);
