@@ -8,7 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::error::Error;
 use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,7 +26,7 @@ use canary_testbed::topology::{POD_PORT, Topology};
 use canary_wire::segment::{Emit, Family, Flags, Segment};
 use canary_wire::seq::Seq;
 use nix::sys::signal::Signal;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -258,8 +258,8 @@ fn client(server: SocketAddr, rate: u64, seconds: u64) -> Result<()> {
 /// The simple kind: one raw socket as it comes, one packet a read, flows keyed by
 /// the client's address and port, and an accept loop.
 fn simple() -> Result<()> {
-    let listener = boom_server::listener::bind(SocketAddr::from(([0, 0, 0, 0], POD_PORT)))?;
-    listener.set_nonblocking(false)?;
+    let listener = TcpListener::bind(("0.0.0.0", POD_PORT))?;
+    SockRef::from(&listener).listen(65_535)?;
     let accepted = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&accepted);
     std::thread::spawn(move || {

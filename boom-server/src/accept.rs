@@ -27,7 +27,7 @@ const BACK_OFF: Duration = Duration::from_millis(50);
 
 /// Counts of the accept queue's side.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub(crate) struct Counters {
     /// Connections accepted.
     pub accepted: AtomicU64,
     /// accept() errors.
@@ -44,7 +44,7 @@ pub struct Counters {
 
 impl Counters {
     /// A client says which address it called, on a connection that arrived at `here`.
-    pub fn called(&self, called: SocketAddr, here: SocketAddr) {
+    pub(crate) fn called(&self, called: SocketAddr, here: SocketAddr) {
         let same =
             (called.ip().to_canonical(), called.port()) == (here.ip().to_canonical(), here.port());
         let count = if same { &self.called_here } else { &self.called_elsewhere };
@@ -63,7 +63,7 @@ impl Counters {
 /// Listeners, and the connections that have said nothing yet. Its descriptor is readable
 /// when there is something to do.
 #[derive(Debug)]
-pub struct Acceptor {
+pub(crate) struct Acceptor {
     poller: Epoll,
     listeners: Vec<TcpListener>,
     /// When the listeners are looked at again, after a failure.
@@ -76,7 +76,7 @@ pub struct Acceptor {
 impl Acceptor {
     /// An acceptor for listeners that do not block. What connections say is answered on
     /// `runtime`. An error is epoll's.
-    pub fn new(
+    pub(crate) fn new(
         listeners: Vec<TcpListener>,
         counters: Arc<Counters>,
         runtime: Handle,
@@ -89,20 +89,18 @@ impl Acceptor {
     }
 
     /// When [`Self::turn`] has something to do that the descriptor does not tell.
-    #[must_use]
-    pub const fn next_deadline(&self) -> Option<Duration> {
+    pub(crate) const fn next_deadline(&self) -> Option<Duration> {
         self.resume
     }
 
     /// Connections accepted.
-    #[must_use]
-    pub fn accepted(&self) -> u64 {
+    pub(crate) fn accepted(&self) -> u64 {
         self.counters.accepted.load(Ordering::Relaxed)
     }
 
     /// Does what there is to do now, or a part of it where that is much. An error is epoll's:
     /// those of accept() are counted.
-    pub fn turn(&mut self, now: Duration) -> io::Result<()> {
+    pub(crate) fn turn(&mut self, now: Duration) -> io::Result<()> {
         if self.resume.take_if(|at| *at <= now).is_some() {
             self.listen(EpollFlags::EPOLLIN)?;
         }

@@ -11,7 +11,7 @@ use crate::accept::Counters;
 const CHUNK: usize = 16 * 1024;
 
 /// One connection, to the client's FIN. An error is that of reading or writing it.
-pub async fn serve(mut stream: TcpStream, counters: &Counters) -> io::Result<()> {
+pub(crate) async fn serve(mut stream: TcpStream, counters: &Counters) -> io::Result<()> {
     let mut told = false;
     let mut buf = Vec::new();
     loop {

@@ -23,13 +23,13 @@ use canary_forge::flow::Action;
 use canary_forge::tally::Tally;
 
 /// How long the raw sockets and accept() may lag behind one another at the end of a run.
-pub const PARITY: Duration = Duration::from_millis(500);
+pub(crate) const PARITY: Duration = Duration::from_millis(500);
 /// A handshake that seems to have waited longer was measured across a clock step.
 const CLOCK_STEP: Duration = Duration::from_secs(10);
 
 /// Which class a peer's address belongs to.
 #[derive(Clone, Debug, Default)]
-pub struct Classes {
+pub(crate) struct Classes {
     /// Pod networks.
     pub pods: Vec<IpNet>,
     /// Nodes.
@@ -38,8 +38,7 @@ pub struct Classes {
 
 impl Classes {
     /// The class of `ip`; a node's address inside a pod network is a node's.
-    #[must_use]
-    pub fn of(&self, ip: IpAddr) -> ClientClass {
+    pub(crate) fn of(&self, ip: IpAddr) -> ClientClass {
         if self.nodes.iter().any(|n| n.contains(&ip)) {
             ClientClass::Node
         } else if self.pods.iter().any(|n| n.contains(&ip)) {
@@ -54,7 +53,7 @@ impl Classes {
 
 /// What the engine tells while it runs.
 #[derive(Clone, Debug, Default)]
-pub struct State {
+pub(crate) struct State {
     /// Counts.
     pub tally: Tally,
     /// The raw sockets.
@@ -71,7 +70,7 @@ pub struct State {
 
 /// What the engine and the rest of the program share.
 #[derive(Debug, Default)]
-pub struct Shared {
+pub(crate) struct Shared {
     state: Mutex<State>,
     /// Wakes whoever waits for the first leak or for the engine's end.
     pub changed: Notify,
@@ -80,26 +79,25 @@ pub struct Shared {
 
 impl Shared {
     /// The state as it is now.
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere does not make counts wrong.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A copy to work on: whoever computes with the state itself holds up the engine.
-    #[must_use]
-    pub fn snapshot(&self) -> State {
+    pub(crate) fn snapshot(&self) -> State {
         self.state().clone()
     }
 
     /// Asks the engine to end.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::Release);
     }
 }
 
 /// Raw sockets on one side, connections on the other, and the counts.
 #[derive(Debug)]
-pub struct Engine {
+pub(crate) struct Engine {
     driver: Driver,
     acceptor: Acceptor,
     classes: Classes,
@@ -112,8 +110,12 @@ pub struct Engine {
 
 impl Engine {
     /// An engine over open sockets.
-    #[must_use]
-    pub fn new(driver: Driver, acceptor: Acceptor, config: &Config, shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(
+        driver: Driver,
+        acceptor: Acceptor,
+        config: &Config,
+        shared: Arc<Shared>,
+    ) -> Self {
         Self {
             driver,
             acceptor,
@@ -126,7 +128,7 @@ impl Engine {
     }
 
     /// Works until asked to stop, or until a socket fails, which the state says.
-    pub fn run(mut self) {
+    pub(crate) fn run(mut self) {
         let mut failed = None;
         while !self.shared.stop.load(Ordering::Acquire) && failed.is_none() {
             failed = self.work().err();

@@ -31,15 +31,14 @@ const KINDS: [&str; 5] = ["connection established", "judged", "ERROR", "reset", 
 
 /// Writes events.
 #[derive(Debug)]
-pub struct Log {
+pub(crate) struct Log {
     leaks: u64,
     limits: [Limit; KINDS.len()],
 }
 
 impl Log {
     /// Nothing written yet.
-    #[must_use]
-    pub fn new(events: Events) -> Self {
+    pub(crate) fn new(events: Events) -> Self {
         let limit = match events {
             Events::All => Limit::none(),
             Events::Some => Limit::new(PER_SECOND),
@@ -54,21 +53,27 @@ impl Log {
     }
 
     /// Tells what was held back in seconds gone by.
-    pub fn flush(&mut self, now: Duration) {
+    pub(crate) fn flush(&mut self, now: Duration) {
         for (name, limit) in KINDS.iter().zip(&mut self.limits) {
             tell(name, limit.due(now));
         }
     }
 
     /// Tells what was held back and is not told yet: the end.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         for (name, limit) in KINDS.iter().zip(&mut self.limits) {
             tell(name, limit.finish());
         }
     }
 
     /// A segment was forged. Kubernetes' end-to-end test looks for these words.
-    pub fn forged(&mut self, now: Duration, tuple: &FourTuple, forgery: Forgery, spec: &Spec) {
+    pub(crate) fn forged(
+        &mut self,
+        now: Duration,
+        tuple: &FourTuple,
+        forgery: Forgery,
+        spec: &Spec,
+    ) {
         if self.allow(Kind::Forged, now) {
             tracing::info!(
                 client = %tuple.remote, server = %tuple.local, %forgery,
@@ -79,7 +84,7 @@ impl Log {
     }
 
     /// A forged segment was judged.
-    pub fn judged(&mut self, now: Duration, j: &Judgement) {
+    pub(crate) fn judged(&mut self, now: Duration, j: &Judgement) {
         if j.fate.reset() {
             self.leaks += 1;
             if self.leaks <= FIRST_LEAKS || self.allow(Kind::Leaked, now) {
@@ -101,7 +106,7 @@ impl Log {
     }
 
     /// An RST that belongs to no forged segment.
-    pub fn reset(&mut self, now: Duration, r: &Reset) {
+    pub(crate) fn reset(&mut self, now: Duration, r: &Reset) {
         let expected = match r.cause {
             ResetCause::Forged(_) => return,
             ResetCause::Poisoned if !self.allow(Kind::Reset, now) => return,
@@ -125,7 +130,7 @@ impl Log {
     }
 
     /// A segment could not be sent.
-    pub fn send_failed(&mut self, now: Duration, tuple: &FourTuple, error: &io::Error) {
+    pub(crate) fn send_failed(&mut self, now: Duration, tuple: &FourTuple, error: &io::Error) {
         if self.allow(Kind::SendFailed, now) {
             tracing::warn!(client = %tuple.remote, %error, "cannot send a segment");
         }

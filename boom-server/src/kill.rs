@@ -15,7 +15,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// How one connection died.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kill {
+pub(crate) struct Kill {
     /// On which connection.
     pub tuple: FourTuple,
     /// What was forged.
@@ -30,7 +30,7 @@ pub struct Kill {
 
 /// Watches what the engine does and is told.
 #[derive(Debug, Default)]
-pub struct LastKill {
+pub(crate) struct LastKill {
     recent: VecDeque<(FourTuple, Spec)>,
     answered: Option<(Forgery, Spec, Reset)>,
     found: Option<Kill>,
@@ -39,7 +39,7 @@ pub struct LastKill {
 
 impl LastKill {
     /// A segment was forged.
-    pub fn sent(&mut self, tuple: FourTuple, spec: Spec) {
+    pub(crate) fn sent(&mut self, tuple: FourTuple, spec: Spec) {
         if self.recent.len() == RECENT {
             self.recent.pop_front();
         }
@@ -47,7 +47,7 @@ impl LastKill {
     }
 
     /// An RST came.
-    pub fn reset(&mut self, now: Duration, reset: &Reset) {
+    pub(crate) fn reset(&mut self, now: Duration, reset: &Reset) {
         let ResetCause::Forged(forgery) = reset.cause else { return };
         if now < self.not_before {
             return;
@@ -59,7 +59,7 @@ impl LastKill {
     }
 
     /// A forged segment was judged.
-    pub fn judged(&mut self, now: Duration, j: &Judgement) {
+    pub(crate) fn judged(&mut self, now: Duration, j: &Judgement) {
         let mine = self.answered.take_if(|(_, _, reset)| reset.tuple == j.tuple);
         if let Some((forgery, forged, reset)) = mine.filter(|_| j.fate.killed()) {
             self.found = Some(Kill { tuple: j.tuple, forgery, forged, reset, after: j.after });
@@ -68,7 +68,7 @@ impl LastKill {
     }
 
     /// The last one, once.
-    pub fn take(&mut self) -> Option<Kill> {
+    pub(crate) fn take(&mut self) -> Option<Kill> {
         self.found.take()
     }
 }

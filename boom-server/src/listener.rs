@@ -15,15 +15,8 @@ const IDLE: Duration = Duration::from_secs(180);
 const MAX_IDLE: Duration = Duration::from_secs(32_767);
 const INTERVAL: Duration = Duration::from_secs(30);
 
-/// A listener. `[::]` takes IPv4 too.
-pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
-    let listener = bound(addr)?;
-    SockRef::from(&listener).listen(BACKLOG)?;
-    Ok(listener)
-}
-
-/// The same, which takes no connection before [`listen`].
-pub fn bound(addr: SocketAddr) -> io::Result<TcpListener> {
+/// A socket that takes no connection before [`listen`]. `[::]` takes IPv4 too.
+pub(crate) fn bound(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(false)?;
@@ -37,7 +30,7 @@ pub fn bound(addr: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Begins to take connections, which are judged within `judged` of their last segment.
-pub fn listen(listener: &TcpListener, judged: Duration) -> io::Result<()> {
+pub(crate) fn listen(listener: &TcpListener, judged: Duration) -> io::Result<()> {
     let idle = judged.saturating_add(IDLE).min(MAX_IDLE);
     let socket = SockRef::from(listener);
     // What is accepted inherits it (tcp_create_openreq_child()).

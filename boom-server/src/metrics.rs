@@ -9,14 +9,14 @@ use crate::engine::State;
 use crate::report::Accepted;
 
 /// From the kernel's receipt of the handshake to the forged segment's departure.
-pub const HANDSHAKE_TO_FORGE: &str = "boom_handshake_to_forge_seconds";
+pub(crate) const HANDSHAKE_TO_FORGE: &str = "boom_handshake_to_forge_seconds";
 const BOUNDS: &[f64] = &[
     0.00001, 0.000_025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1,
     1.0,
 ];
 
 /// Sets up the process's metrics and their descriptions.
-pub fn init() -> Result<PrometheusHandle, MetricsError> {
+pub(crate) fn init() -> Result<PrometheusHandle, MetricsError> {
     let handle = admin::init_metrics(&[(HANDSHAKE_TO_FORGE, BOUNDS)])?;
     describe_histogram!(
         HANDSHAKE_TO_FORGE,
@@ -54,7 +54,7 @@ pub fn init() -> Result<PrometheusHandle, MetricsError> {
 }
 
 /// Brings every number up to date.
-pub fn publish(state: &State, accepted: Accepted) {
+pub(crate) fn publish(state: &State, accepted: Accepted) {
     let set = |name: &'static str, value: u64| counter!(name).absolute(value);
     set("boom_connections_accepted_total", accepted.connections.accepted);
     set("boom_accept_errors_total", accepted.connections.accept_errors);

@@ -7,20 +7,17 @@
 /// A raw socket sees the handshake's last segment before TCP does
 /// (ip_protocol_deliver_rcu()), so that the answer to a segment forged upon it can be there
 /// first.
-#[must_use]
-pub fn embryonic_resets() -> u64 {
+pub(crate) fn embryonic_resets() -> u64 {
     tcp_ext("EmbryonicRsts").unwrap_or_default()
 }
 
 /// SYNs and SYN-ACKs that were sent again (`LINUX_MIB_TCPSYNRETRANS`, tcp_rtx_synack()).
-#[must_use]
-pub fn syn_retransmissions() -> u64 {
+pub(crate) fn syn_retransmissions() -> u64 {
     tcp_ext("TCPSynRetrans").unwrap_or_default()
 }
 
 /// Retransmission timers that ran out (`LINUX_MIB_TCPTIMEOUTS`, tcp_retransmit_timer()).
-#[must_use]
-pub fn timeouts() -> Option<u64> {
+pub(crate) fn timeouts() -> Option<u64> {
     tcp_ext("TCPTimeouts")
 }
 

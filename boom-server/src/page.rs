@@ -9,8 +9,7 @@ use maud::{Markup, html};
 use crate::kill::Kill;
 
 /// The page of a run that goes on.
-#[must_use]
-pub fn render(result: &BoomResult, kill: Option<&Kill>) -> String {
+pub(crate) fn render(result: &BoomResult, kill: Option<&Kill>) -> String {
     let run = &result.run;
     let main = html! {
         h1 { "So far: " strong.(class(result.verdict)) { (result.verdict) } }

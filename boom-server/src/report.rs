@@ -12,7 +12,7 @@ use canary_forge::diagnose::{self, Context};
 
 /// The accept queue's side of the counts.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Accepted {
+pub(crate) struct Accepted {
     /// Connections, without what the raw sockets saw of them.
     pub connections: Connections,
     /// Resets of handshakes that TCP had not completed, in this network namespace.
@@ -22,8 +22,7 @@ pub struct Accepted {
 }
 
 /// The result so far, or at the end. `families` are those that clients are expected from.
-#[must_use]
-pub fn result(
+pub(crate) fn result(
     min_forged: u64,
     run: Run,
     state: &State,
@@ -176,8 +175,7 @@ fn doubts(state: &State, c: &Connections) -> Vec<String> {
 }
 
 /// The verdict in one line.
-#[must_use]
-pub fn one_line(result: &BoomResult, state: &State) -> String {
+pub(crate) fn one_line(result: &BoomResult, state: &State) -> String {
     let mut line = format!("{} ({}): ", result.verdict, result.direction);
     if let Some(leak) = state.tally.first_leak {
         let _ = write!(
@@ -193,8 +191,7 @@ pub fn one_line(result: &BoomResult, state: &State) -> String {
 }
 
 /// A short table for a terminal.
-#[must_use]
-pub fn human(result: &BoomResult, state: &State) -> String {
+pub(crate) fn human(result: &BoomResult, state: &State) -> String {
     let mut text = format!(
         "{:<13} {:<6} {:<13} {:>8} {:>8} {:>8} {:>10} {:>8} {:>8}\n",
         "forgery",

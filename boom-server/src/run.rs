@@ -1,15 +1,16 @@
 //! The order of steps: sockets, privileges away, engine and listeners, the end.
 
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use canary_record::names::EndedBy;
 use canary_record::result::boom::{BoomResult, Connections};
-use canary_record::result::{self, Clock};
+use canary_record::result::{self, Clock, seconds_between};
 use canary_runtime::admin::{self, Admin, MetricsError};
 use canary_runtime::exit::Exit;
 use canary_runtime::listen;
@@ -47,7 +48,7 @@ const PUBLISH: Duration = Duration::from_millis(500);
 
 /// Why the program could not begin.
 #[derive(Debug, thiserror::Error)]
-pub enum RunError {
+pub(crate) enum RunError {
     /// `--output` cannot be written.
     #[error("--output: {0}; name a file in a directory that can be written")]
     Output(OutputError),
@@ -85,19 +86,17 @@ fn start(operation: &'static str) -> impl FnOnce(io::Error) -> RunError {
 }
 
 /// Runs to the end and says how to exit.
-pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
+pub(crate) fn run(config: Config, options: result::Config) -> Result<Exit, RunError> {
     let clock = Clock::start();
     privilege::check()?;
-    let listeners = config
-        .listen
-        .iter()
-        .map(|addr| bind("--listen", *addr, listener::bound))
-        .collect::<Result<Vec<_>, _>>()?;
-    let admin = config.admin.0.map(|addr| bind("--admin", addr, listener::bind)).transpose()?;
+    let bind = |option, addr| listen::bind(addr, listener::bound).map_err(not_bound(option, addr));
+    let listeners = config.listen.iter().map(|addr| bind("--listen", *addr));
+    let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
+    let admin = config.admin.0.map(|addr| bind("--admin", addr)).transpose()?;
 
     let addresses: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
     let ports: Vec<u16> = addresses.iter().map(SocketAddr::port).collect();
-    let families = families(&addresses);
+    let families = families(addresses.iter().map(SocketAddr::ip));
     let sniffers = families
         .iter()
         .map(|f| Sniffer::open(*f, Side::Destination, &ports, config.receive_buffer))
@@ -110,33 +109,31 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
     let output = output.map_err(RunError::Output)?;
     logs::init_logs(config.log);
 
-    let shared = Arc::new(Shared::default());
-    let notes: Vec<_> =
-        foreign_address(&config.local_ips(), &listen::own_addresses()).into_iter().collect();
-    for note in &notes {
-        tracing::warn!("{note}");
+    let foreign = foreign_address(&config.local_ips(), &listen::own_addresses());
+    if let Some(foreign) = &foreign {
+        tracing::warn!("{foreign}");
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(start("start the runtime"))?;
     let program = Program {
-        config: config.clone(),
+        config,
         options,
         clock,
-        wall: SystemTime::now(),
-        monotonic: Instant::now(),
-        shared,
-        counters: Arc::new(Counters::default()),
+        foreign,
+        shared: Arc::default(),
+        counters: Arc::default(),
         embryonic: netstat::embryonic_resets(),
         repeated: netstat::syn_retransmissions(),
-        ports: ports.clone(),
+        ports,
         stalled: Mutex::new((Stalled::since(netstat::timeouts()), Instant::now())),
     };
     runtime.block_on(async {
         // Signals are caught before anything can be lost.
         let shutdown = Shutdown::catch().map_err(start("catch signals"))?;
         let program = Arc::new(program);
+        let config = &program.config;
         let (shown, told) = (Arc::clone(&program), Arc::clone(&program));
         let page = move || page::render(&shown.so_far(), shown.shared.state().last_kill.as_ref());
         let verdict = move || serde_json::to_string(&told.so_far()).unwrap_or_default();
@@ -147,20 +144,15 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
         admin_content.set_verdict(verdict);
         admin_content.set_page(page);
         if let Some(listener) = admin {
-            let listener =
-                tokio::net::TcpListener::from_std(listener).map_err(start("serve --admin"))?;
+            let listener = listener::listen(&listener, Duration::ZERO)
+                .and_then(|()| tokio::net::TcpListener::from_std(listener))
+                .map_err(start("serve --admin"))?;
             tokio::spawn(admin::serve(listener, Arc::clone(&admin_content)));
         }
         // Last: no handshake is complete before the raw sockets can see it.
+        let judged = config.outcome_timeout.saturating_mul(2).saturating_add(config.forge_delay);
         for (listener, addr) in listeners.iter().zip(&addresses) {
-            let option = "--listen";
-            let judged =
-                config.outcome_timeout.saturating_mul(2).saturating_add(config.forge_delay);
-            listener::listen(listener, judged).map_err(|source| RunError::Bind {
-                option,
-                addr: *addr,
-                source,
-            })?;
+            listener::listen(listener, judged).map_err(not_bound("--listen", *addr))?;
         }
         let counters = Arc::clone(&program.counters);
         let acceptor = Acceptor::new(listeners, counters, Handle::current())
@@ -187,7 +179,7 @@ pub fn run(config: &Config, options: result::Config) -> Result<Exit, RunError> {
             bounding_set_empty = bounding_empty,
             "ready"
         );
-        Ok(program.to_the_end(shutdown, thread, output, notes).await)
+        Ok(program.to_the_end(shutdown, thread, output).await)
     })
 }
 
@@ -197,23 +189,12 @@ fn list(all: &[impl ToString]) -> String {
 }
 
 /// Both, for an address that stands for both.
-fn families(addresses: &[SocketAddr]) -> Vec<Family> {
-    let mut families = Vec::new();
-    for addr in addresses {
-        let mut add = |f| {
-            if !families.contains(&f) {
-                families.push(f);
-            }
-        };
-        match addr.ip() {
-            ip if ip.is_ipv6() && ip.is_unspecified() => {
-                add(Family::Ipv4);
-                add(Family::Ipv6);
-            }
-            ip => add(Family::of(ip.to_canonical())),
-        }
-    }
-    families
+fn families(addresses: impl IntoIterator<Item = IpAddr>) -> Vec<Family> {
+    let of = |ip: IpAddr| match ip {
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => vec![Family::Ipv4, Family::Ipv6],
+        ip => vec![Family::of(ip.to_canonical())],
+    };
+    addresses.into_iter().flat_map(of).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// Says so when none of the addresses that POD_IP and POD_IPS name is here:
@@ -228,12 +209,8 @@ fn foreign_address(named: &[IpAddr], own: &[IpAddr]) -> Option<String> {
     })
 }
 
-fn bind(
-    option: &'static str,
-    addr: SocketAddr,
-    how: fn(SocketAddr) -> io::Result<std::net::TcpListener>,
-) -> Result<std::net::TcpListener, RunError> {
-    listen::bind(addr, how).map_err(|source| RunError::Bind { option, addr, source })
+fn not_bound(option: &'static str, addr: SocketAddr) -> impl FnOnce(io::Error) -> RunError {
+    move |source| RunError::Bind { option, addr, source }
 }
 
 /// Waits until `done`, `most` at most, or for a signal.
@@ -277,6 +254,15 @@ async fn publish(program: Arc<Program>, handle: PrometheusHandle) {
     }
 }
 
+/// Whether something could not be written, which the result then says.
+fn is_lost(written: Result<(), OutputError>, result: &mut BoomResult) -> bool {
+    let Err(e) = written else { return false };
+    tracing::warn!("{e}");
+    result.reasons.push(e.to_string());
+    true
+}
+
+/// Only the times of the handshakes' receipt depend on the wall clock.
 fn step_note(wall: f64, monotonic: f64) -> Option<String> {
     let step = wall - monotonic;
     (step.abs() > 1.0).then(|| {
@@ -288,8 +274,8 @@ struct Program {
     config: Config,
     options: result::Config,
     clock: Clock,
-    wall: SystemTime,
-    monotonic: Instant,
+    /// What is wrong with POD_IP and POD_IPS.
+    foreign: Option<String>,
     shared: Arc<Shared>,
     counters: Arc<Counters>,
     /// The kernel's counts when the program began.
@@ -335,28 +321,19 @@ impl Program {
     }
 
     fn so_far(&self) -> BoomResult {
-        self.result(EndedBy::Running, self.accepted(), &[])
+        self.result(EndedBy::Running, self.accepted())
     }
 
-    fn result(&self, ended_by: EndedBy, accepted: Accepted, notes: &[String]) -> BoomResult {
+    fn result(&self, ended_by: EndedBy, accepted: Accepted) -> BoomResult {
         let state = self.shared.snapshot();
-        let mut notes = notes.to_vec();
-        notes.extend(self.clock_step());
-        notes.extend(logs::lost_lines());
         let version = env!("CARGO_PKG_VERSION");
         let run = self.clock.run("boom-server", version, ended_by, self.options.clone());
-        let mut families: Vec<_> = self.config.local_ips().into_iter().map(Family::of).collect();
-        families.sort_unstable();
-        families.dedup();
+        let wall = seconds_between(&run.started, &run.ended);
+        let stepped = wall.and_then(|wall| step_note(wall, run.seconds));
+        let notes: Vec<_> =
+            self.foreign.clone().into_iter().chain(stepped).chain(logs::lost_lines()).collect();
+        let families = families(self.config.local_ips());
         report::result(self.config.min_forged, run, &state, accepted, &families, &notes)
-    }
-
-    /// Says so when the wall clock moved otherwise than time does: only the
-    /// times of the handshakes' receipt depend on it.
-    fn clock_step(&self) -> Option<String> {
-        let wall =
-            self.wall.elapsed().map_or_else(|e| -e.duration().as_secs_f64(), |d| d.as_secs_f64());
-        step_note(wall, self.monotonic.elapsed().as_secs_f64())
     }
 
     /// Waits for the first of the ends that the options name.
@@ -386,7 +363,6 @@ impl Program {
         mut shutdown: Shutdown,
         thread: JoinHandle<()>,
         output: Option<ResultFile>,
-        mut notes: Vec<String>,
     ) -> Exit {
         let by = self.end(&mut shutdown).await;
         let handshakes = || self.shared.state().tally.handshakes.finished;
@@ -414,22 +390,13 @@ impl Program {
         let mut accepted = self.accepted();
         let connections = &mut accepted.connections;
         connections.accepted = of_this_run(known, connections.accepted, handshakes());
-        let mut result = self.result(by, accepted, &notes);
+        let mut result = self.result(by, accepted);
         let line = report::one_line(&result, &self.shared.state());
-        let before = notes.len();
-        let note = |notes: &mut Vec<String>, e: &OutputError| {
-            tracing::warn!("{e}");
-            notes.push(e.to_string());
-        };
-        if let Err(e) = termination_message(self.config.termination_log.as_deref(), &line) {
-            note(&mut notes, &e);
-            result = self.result(by, accepted, &notes);
+        let message = termination_message(self.config.termination_log.as_deref(), &line);
+        let mut lost = is_lost(message, &mut result);
+        if let Some(output) = output {
+            lost |= is_lost(output.write(&result), &mut result);
         }
-        if let Some(Err(e)) = output.map(|o| o.write(&result)) {
-            note(&mut notes, &e);
-            result = self.result(by, accepted, &notes);
-        }
-        let mut lost = notes.len() > before;
         let printed = if io::stdout().is_terminal() {
             let text = report::human(&result, &self.shared.state());
             print_text(&text)

@@ -13,7 +13,7 @@ const MOST: usize = 100_000;
 
 /// The connections that were seen hung so far.
 #[derive(Debug, Default)]
-pub struct Stalled {
+pub(crate) struct Stalled {
     hung: HashSet<String>,
     /// Those that looked like it when last looked at.
     before: HashSet<String>,
@@ -23,26 +23,24 @@ pub struct Stalled {
 
 impl Stalled {
     /// None so far, after so many retransmission timers that ran out.
-    #[must_use]
-    pub fn since(timeouts: Option<u64>) -> Self {
+    pub(crate) fn since(timeouts: Option<u64>) -> Self {
         Self { timeouts, ..Self::default() }
     }
 
     /// Whether the list of sockets, which the kernel walks for long, can say something new: a
     /// connection hangs once its retransmission timer has run out (tcp_retransmit_timer()).
-    pub fn worth_a_look(&mut self, timeouts: Option<u64>) -> bool {
+    pub(crate) fn worth_a_look(&mut self, timeouts: Option<u64>) -> bool {
         let before = std::mem::replace(&mut self.timeouts, timeouts);
         timeouts.is_none() || before != timeouts || !self.before.is_empty()
     }
 
     /// How many.
-    #[must_use]
-    pub fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.hung.len() as u64
     }
 
     /// Takes note of those that wait now.
-    pub fn note(&mut self, waiting: Vec<(String, Waits)>) {
+    pub(crate) fn note(&mut self, waiting: Vec<(String, Waits)>) {
         let mut slow = HashSet::new();
         for (id, waits) in waiting {
             let hung = waits == Waits::InVain || self.before.contains(&id);
@@ -57,8 +55,7 @@ impl Stalled {
 
 /// The connections of this network namespace on `ports` that wait. What the kernel does not
 /// tell is left out.
-#[must_use]
-pub fn look(ports: &[u16]) -> Vec<(String, Waits)> {
+pub(crate) fn look(ports: &[u16]) -> Vec<(String, Waits)> {
     let files = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
     let text = files.map(|f| std::fs::read_to_string(f).unwrap_or_default());
     text.iter().flat_map(|t| t.lines().skip(1).filter_map(|l| waiting(l, ports))).collect()
@@ -66,7 +63,7 @@ pub fn look(ports: &[u16]) -> Vec<(String, Waits)> {
 
 /// How a connection waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Waits {
+pub(crate) enum Waits {
     /// For an acknowledgment of what was sent again and again.
     InVain,
     /// Longer and longer.

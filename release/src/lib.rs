@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 #[must_use]
 pub fn programs() -> Vec<Command> {
     vec![
-        boom_server::config::Config::command(),
+        boom_server::Config::command(),
         load_client::cli::Cli::command(),
         conntrack_lab::cli::Cli::command(),
         kubectl_conntrack::cli::Cli::command(),
