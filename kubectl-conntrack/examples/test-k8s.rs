@@ -13,17 +13,16 @@ use anyhow::Context as _;
 use canary_record::names::{Diagnosis, EndedBy, Forgery, LoadVerdict, Verdict};
 use canary_record::prometheus::{self, Sample};
 use canary_record::result::Config;
-use canary_runtime::shutdown::Shutdown;
 use clap::Parser;
+use futures_util::{StreamExt as _, stream};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ContainerStatus, Namespace, Pod, Service};
 use kube::api::{DeleteParams, LogParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
-use kubectl_conntrack::app;
+use kubectl_conntrack::app::{self, Job, Session};
 use kubectl_conntrack::cli::{Cli, ClusterArgs, Command, ConfirmArgs};
 use kubectl_conntrack::each_node::EachNode;
 use kubectl_conntrack::manifests::{self, Set};
-use kubectl_conntrack::objects::Run;
 use kubectl_conntrack::output::Shown as _;
 use kubectl_conntrack::plan::{Node, Path};
 use kubectl_conntrack::report::{Cluster, DiagnoseResult};
@@ -53,6 +52,7 @@ type RowKey = (String, String, Path);
 struct Test<'a> {
     ground: &'a Ground,
     cluster: Cluster,
+    config: &'a Config,
     nodes: Vec<Node>,
     args: &'a Args,
     failed: usize,
@@ -76,27 +76,21 @@ async fn main() -> ExitCode {
 }
 
 async fn test(args: &Args) -> anyhow::Result<usize> {
-    let mut shutdown = Shutdown::catch()?;
+    let signals = app::signals()?;
     let (client, cluster) = app::connect(&args.cluster, "conntrack-test").await?;
     app::confirmed(Some(&args.confirm), &cluster.context)?;
-    let run = Run {
-        id: app::run_id(),
-        namespace: cluster.namespace.clone(),
-        images: app::images(&args.cluster.images),
-    };
     let (nodes, _) = app::usable(&client, None).await?;
-    let foreign = args.cluster.namespace.is_some();
-    let ground = Ground::take(&client, &run, foreign, args.cluster.replace).await?;
-    let mut test = Test { ground: &ground, cluster, nodes, args, failed: 0, skipped: 0 };
-    let done = tokio::select! {
-        done = Box::pin(test.all()) => done,
-        by = shutdown.signalled() => Err(anyhow::anyhow!("ended by {by}")),
-    };
-    let mut signalled = async || shutdown.signalled().await;
-    for left in ground.end(args.cluster.keep, &mut signalled, &quiet).await {
+    let (config, say) = (Config::new(), &quiet);
+    let job = Job { client: &client, cluster: cluster.clone(), config: &config, signals, say };
+    let mut session = Session::begin(job, &args.cluster, app::needs).await?;
+    let ground = session.ground().await?;
+    let mut test =
+        Test { ground: &ground, cluster, config: &config, nodes, args, failed: 0, skipped: 0 };
+    let done = session.or(Box::pin(test.all())).await;
+    for left in session.end(&ground).await {
         test.fail(&left);
     }
-    done?;
+    done.with_context(|| format!("ended by {}", session.by.map_or("?", EndedBy::as_str)))??;
     println!(
         "{} claims did not hold, {} skipped, on context {}",
         test.failed, test.skipped, test.cluster.context
@@ -124,19 +118,22 @@ impl Test<'_> {
     }
 
     /// A subcommand as a user writes it, on this cluster, in a namespace of its own.
-    fn command(&self, line: &str) -> anyhow::Result<(Command, Cluster)> {
+    fn command(&self, line: &str) -> anyhow::Result<(Command, Job<'_>)> {
         let images = &self.args.cluster.images;
         let tail = ["--registry", &images.registry, "--tag", &images.tag];
         let words = ["conntrack"].into_iter().chain(line.split(' ')).chain(tail);
         let cli = Cli::try_parse_from(words)?;
         let word = line.split(' ').next().unwrap_or_default();
         let namespace = format!("conntrack-{word}");
-        Ok((cli.command, Cluster { namespace, ..self.cluster.clone() }))
+        let cluster = Cluster { namespace, ..self.cluster.clone() };
+        let (signals, client) = (stream::pending().boxed_local(), &self.ground.client);
+        let job = Job { client, cluster, config: self.config, signals, say: &quiet };
+        Ok((cli.command, job))
     }
 
     async fn diagnose(&self) -> anyhow::Result<DiagnoseResult> {
-        let (Command::Diagnose(args), cluster) = self.command("diagnose")? else { unreachable!() };
-        app::diagnosis(&self.ground.client, cluster, &args, &Config::new(), never, &quiet).await
+        let (Command::Diagnose(args), job) = self.command("diagnose")? else { unreachable!() };
+        app::diagnosis(job, &args).await
     }
 
     async fn all(&mut self) -> anyhow::Result<()> {
@@ -366,11 +363,10 @@ impl Test<'_> {
 
     async fn witness(&mut self) -> anyhow::Result<()> {
         until(SOON, "a connection to be killed", async || self.counts("leaked").await).await?;
-        let (Command::Witness(args), cluster) = self.command("witness --for 15s")? else {
+        let (Command::Witness(args), job) = self.command("witness --for 15s")? else {
             unreachable!()
         };
-        let client = &self.ground.client;
-        let seen = match app::watch(client, cluster, &args, &Config::new(), never, &quiet).await {
+        let seen = match app::watch(job, &args).await {
             Ok(seen) => seen,
             Err(e) => {
                 self.skip(&format!("witness cannot run here: {e:#}"));
@@ -419,9 +415,8 @@ impl Test<'_> {
     async fn load(&mut self) -> anyhow::Result<()> {
         let clients = self.args.clients;
         let line = format!("load --clients {clients} --duration 20s");
-        let (Command::Load(args), cluster) = self.command(&line)? else { unreachable!() };
-        let client = &self.ground.client;
-        let result = app::load(client, cluster, &args, &Config::new(), never, &quiet).await?;
+        let (Command::Load(args), job) = self.command(&line)? else { unreachable!() };
+        let result = app::load(job, &args).await?;
         let (merged, ok, all) = (result.merged, result.ok, result.attempts);
         let what = format!(
             "load: {merged} of {clients} results, {ok} of {all} connections succeeded; {}",
@@ -457,10 +452,6 @@ impl Test<'_> {
 }
 
 fn quiet(_: &str) {}
-
-async fn never() -> EndedBy {
-    std::future::pending().await
-}
 
 /// Asks each second until it is so; an error of one answer may pass.
 async fn until(

@@ -6,8 +6,7 @@ use crate::plan::Path;
 use crate::verdict::{NodeRow, PathRow};
 
 /// Sentences for the nodes of a result, the most urgent first.
-#[must_use]
-pub fn advice(nodes: &[NodeRow]) -> Vec<String> {
+pub(crate) fn advice(nodes: &[NodeRow]) -> Vec<String> {
     let exposed: Vec<_> = nodes.iter().filter(|n| n.verdict == Verdict::Vulnerable).collect();
     let mut said = Vec::new();
     if exposed.is_empty() {

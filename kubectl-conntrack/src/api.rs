@@ -20,11 +20,11 @@ use tokio::time::Instant;
 use crate::pods::{self, Seen, Trouble};
 
 /// How long the API server may be away before a call is given up.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The longest single call.
 const CALL: Duration = Duration::from_secs(20);
 /// Calls in flight at once.
-pub const PARALLEL: usize = 32;
+pub(crate) const PARALLEL: usize = 32;
 /// How often a [`Pulse`] asks, and how long it waits for the answer.
 const BEAT: Duration = Duration::from_secs(2);
 /// The shortest absence that weakens a result: a connection that is made anew is none.
@@ -111,7 +111,7 @@ fn passes(e: &kube::Error) -> bool {
 
 /// Calls until there is an answer that will not change by itself, [`PATIENCE`] at most. `what`
 /// completes "cannot ...". The call must be safe to repeat.
-pub async fn call<T>(
+pub(crate) async fn call<T>(
     what: impl fmt::Display,
     mut once: impl AsyncFnMut() -> kube::Result<T>,
 ) -> Result<T, ApiError> {
@@ -137,7 +137,7 @@ pub async fn call<T>(
 }
 
 /// Takes every object that `params` choose. In pages, which bound the memory.
-pub async fn each<K>(
+pub(crate) async fn each<K>(
     api: &Api<K>,
     mut params: ListParams,
     what: &str,
@@ -159,7 +159,7 @@ where
 /// Whether the API server is there while a run lasts, asked at intervals: a watch alone is as silent
 /// when nothing happens as when nobody is there.
 #[derive(Debug)]
-pub struct Pulse {
+pub(crate) struct Pulse {
     absence: Arc<Mutex<Absence>>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -192,8 +192,7 @@ impl Absence {
 
 impl Pulse {
     /// Asks until it is dropped.
-    #[must_use]
-    pub fn begin(client: &Client) -> Self {
+    pub(crate) fn begin(client: &Client) -> Self {
         let (absence, client) = (Arc::<Mutex<Absence>>::default(), client.clone());
         let seen = Arc::clone(&absence);
         let task = tokio::spawn(async move {
@@ -213,8 +212,7 @@ impl Pulse {
     }
 
     /// What is not known because the API server was away; none where it was not.
-    #[must_use]
-    pub fn missed(&self) -> Option<String> {
+    pub(crate) fn missed(&self) -> Option<String> {
         let absence = self.absence.lock().unwrap_or_else(PoisonError::into_inner);
         let longest = absence.longest(Instant::now());
         (longest >= AWAY).then(|| {
@@ -246,7 +244,6 @@ pub struct Watch {
 
 impl Watch {
     /// Watches the pods with `labels` in `namespace`.
-    #[must_use]
     pub fn begin(client: &Client, namespace: &str, labels: &str) -> Self {
         let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
         // An any-version list is served from the API server's cache; 500 pods a page bound the memory.

@@ -15,13 +15,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use canary_record::result::Config;
 use canary_runtime::exit::Exit;
-use canary_runtime::shutdown::Shutdown;
 use indicatif::{ProgressBar, ProgressStyle};
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Serialize;
 
 use crate::cli::{Cli, ClusterArgs, Command, ConfirmArgs, ImageArgs};
+pub use crate::experiment::needs;
 use crate::objects::Images;
 use crate::output::{self, Shown as _};
 use crate::report::Cluster;
@@ -29,6 +29,7 @@ use crate::{manifests, plan, preflight, run};
 pub use diagnose::diagnosis;
 pub use experiment::experiment;
 pub use load::load;
+pub use session::{Job, Session, signals};
 pub use tune::tune;
 pub use witness::watch;
 
@@ -43,19 +44,16 @@ pub async fn main(cli: Cli, config: Config) -> ExitCode {
     }
 }
 
-/// Does `$work` in the cluster that `$args` name, where the user means it if it changes nodes, with
-/// progress and signals; keeps the result and shows it. Its verdict is the exit code.
+/// Does `$work` in the cluster that `$args` name, where the user means it if it changes nodes; keeps the
+/// result and shows it. Its verdict is the exit code.
 macro_rules! done {
     ($word:literal, $work:path, $args:ident, $config:expr, $confirm:expr) => {{
         let of = &$args.cluster;
-        let (client, cluster) = connect(of, concat!("conntrack-", $word)).await?;
-        confirmed($confirm, &cluster.context)?;
-        let (save, file) = (of.save.as_deref(), concat!($word, ".json"));
-        let result = kept(save, file, async |shutdown, say| {
-            let signalled = async || shutdown.signalled().await;
-            Box::pin($work(&client, cluster, &$args, $config, signalled, say)).await
-        })
-        .await?;
+        let place = connect(of, concat!("conntrack-", $word)).await?;
+        confirmed($confirm, &place.1.context)?;
+        let file = of.save.as_deref().map(|dir| (dir, concat!($word, ".json")));
+        let work = async |job: Job<'_>| Box::pin($work(job, &$args)).await;
+        let result = kept(place, $config, file, work).await?;
         print(&output::text(&result, $args.output, std::io::stdout().is_terminal())?)?;
         Ok(result.exit())
     }};
@@ -130,16 +128,9 @@ pub fn confirmed(args: Option<&ConfirmArgs>, context: &str) -> anyhow::Result<()
 }
 
 /// The images' whole names.
-#[must_use]
-pub fn images(args: &ImageArgs) -> Images {
+fn images(args: &ImageArgs) -> Images {
     let of = |name| format!("{}/{name}:{}", args.registry.trim_end_matches('/'), args.tag);
     Images { boom_server: of("boom-server"), load_client: of("load-client") }
-}
-
-/// A run's identifier: unique, and a label's value.
-#[must_use]
-pub fn run_id() -> String {
-    format!("{}-{}", jiff::Timestamp::now().as_millisecond(), std::process::id())
 }
 
 /// How far a run is: one live line on a terminal, a line each elsewhere.
@@ -188,22 +179,24 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Does `work` with progress and signals, and keeps its result as `file`, where there is a folder.
+/// Does `work` with progress and signals, and keeps its result as a file of a folder, where one is named.
 async fn kept<T: Serialize>(
-    save: Option<&Path>,
-    file: &str,
-    work: impl AsyncFnOnce(&mut Shutdown, &dyn Fn(&str)) -> anyhow::Result<T>,
+    (client, cluster): (Client, Cluster),
+    config: &Config,
+    file: Option<(&Path, &str)>,
+    work: impl AsyncFnOnce(Job<'_>) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let mut shutdown = Shutdown::catch()?;
-    if let Some(dir) = save {
+    let signals = signals()?;
+    if let Some((dir, _)) = file {
         std::fs::create_dir_all(dir).with_context(|| format!("--save {}", dir.display()))?;
     }
     let progress = Progress::new();
-    let done = work(&mut shutdown, &|s| progress.say(s)).await;
+    let say = |s: &str| progress.say(s);
+    let done = work(Job { client: &client, cluster, config, signals, say: &say }).await;
     progress.end();
     let result = done?;
-    if let Some(dir) = save {
-        run::save(dir, file, &result)?;
+    if let Some((dir, name)) = file {
+        run::save(dir, name, &result)?;
     }
     Ok(result)
 }
@@ -223,8 +216,8 @@ pub async fn usable(
     client: &Client,
     selector: Option<&str>,
 ) -> anyhow::Result<(Vec<plan::Node>, Vec<String>)> {
-    let nodes = nodes(client, selector).await?;
-    let why = |n: &plan::Node| Some(format!("{}: {}", n.name, n.unusable.as_ref()?));
-    let unusable = nodes.iter().filter_map(why).collect();
-    Ok((nodes.into_iter().filter(|n| n.unusable.is_none()).collect(), unusable))
+    let nodes = nodes(client, selector).await?.into_iter();
+    let (usable, other): (Vec<_>, Vec<_>) = nodes.partition(|n| n.unusable.is_none());
+    let why = |n: plan::Node| Some(format!("{}: {}", n.name, n.unusable?));
+    Ok((usable, other.into_iter().filter_map(why).collect()))
 }

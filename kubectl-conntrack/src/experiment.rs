@@ -1,13 +1,12 @@
 //! `experiment`: load from none to many clients, a table smaller than the load, be_liberal, and
 //! everything back. What it saw goes to `raw/` as it comes; `conntrack_lab::cluster` judges it.
 
-pub mod journal;
+pub(crate) mod journal;
 
 use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
-use canary_record::names::EndedBy;
 use canary_record::prometheus;
 use conntrack_lab::cluster::journal::{Event, Purpose};
 use conntrack_lab::document::timeline::Change;
@@ -19,6 +18,7 @@ use tokio::time::Instant;
 
 use self::journal::Journal;
 use crate::api::Stop;
+use crate::app::Session;
 use crate::cli::{ExperimentArgs, LoadArgs};
 use crate::each_node::EachNode;
 use crate::load::{self, Load};
@@ -40,43 +40,13 @@ pub fn needs(own_namespace: bool) -> Vec<Right> {
     needs
 }
 
-/// A signal, which ends waiting and not what follows from it.
-pub struct Signal<S> {
-    signalled: S,
-    /// What came.
-    pub by: Option<EndedBy>,
-}
-
-impl<S: AsyncFnMut() -> EndedBy> Signal<S> {
-    /// None has come.
-    pub const fn new(signalled: S) -> Self {
-        Self { signalled, by: None }
-    }
-
-    /// The next one.
-    pub async fn next(&mut self) -> EndedBy {
-        (self.signalled)().await
-    }
-
-    /// Does `work`, until its end or a signal.
-    pub async fn or<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
-        tokio::select! {
-            done = work => Some(done),
-            by = (self.signalled)() => {
-                self.by.get_or_insert(by);
-                None
-            }
-        }
-    }
-}
-
 /// An experiment in a run's namespace.
-pub struct Experiment<'a, S> {
+pub(crate) struct Experiment<'a, 's> {
     ground: &'a Ground,
     nodes: &'a [Node],
     args: &'a ExperimentArgs,
     journal: &'a mut Journal,
-    signal: &'a mut Signal<S>,
+    session: &'a mut Session<'s>,
     /// Pods whose metrics make the samples: boom-server's, the canary client's, and the observer's
     /// on its node.
     boom: String,
@@ -99,21 +69,21 @@ const SAMPLED: [&str; 9] = [
     "load_conntrack",
 ];
 
-impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
+impl<'a, 's> Experiment<'a, 's> {
     /// Nothing is there yet. `nodes` has one at least.
-    pub fn new(
+    pub(crate) fn new(
         ground: &'a Ground,
         nodes: &'a [Node],
         args: &'a ExperimentArgs,
         journal: &'a mut Journal,
-        signal: &'a mut Signal<S>,
+        session: &'a mut Session<'s>,
     ) -> Self {
         let (boom, canary) = (String::new(), String::new());
-        Self { ground, nodes, args, journal, signal, boom, canary, observer: None }
+        Self { ground, nodes, args, journal, session, boom, canary, observer: None }
     }
 
     /// Every step, whatever each of them comes to; a signal leaves out those that are left.
-    pub async fn go(&mut self, say: &dyn Fn(&str)) -> Result<(), Stop> {
+    pub(crate) async fn go(&mut self, say: &dyn Fn(&str)) -> Result<(), Stop> {
         let Some(ready) = Box::pin(self.prepare(say)).await else { return Ok(()) };
         ready?;
         let limits = self.limits().await;
@@ -127,7 +97,7 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
             say("no --table-size: the step with a small table is left out");
         }
         self.step(Purpose::Liberal, most, say).await?;
-        if self.signal.by.is_none() && self.limits().await != limits {
+        if self.session.by.is_none() && self.limits().await != limits {
             self.journal.doubt("the nodes' limits of conntrack differ from before")?;
         }
         Ok(())
@@ -170,7 +140,7 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
             }
             Load::new(ground, &none, "load-client").target(true).await
         };
-        match self.signal.or(work).await? {
+        match self.session.or(Box::pin(work)).await? {
             Ok(()) => Some(self.find_pods(say).await),
             Err(e) => Some(Err(e)),
         }
@@ -225,7 +195,7 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
     async fn samples(&mut self, until: Instant) -> Result<(), Stop> {
         while Instant::now() < until {
             self.sample().await?;
-            if self.signal.or(tokio::time::sleep(Duration::from_secs(1))).await.is_none() {
+            if self.session.or(tokio::time::sleep(Duration::from_secs(1))).await.is_none() {
                 break;
             }
         }
@@ -256,7 +226,7 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
         clients: u32,
         say: &dyn Fn(&str),
     ) -> Result<(), Stop> {
-        if self.signal.by.is_some() {
+        if self.session.by.is_some() {
             return Ok(());
         }
         let title = format!("{purpose} {clients}");
@@ -271,11 +241,11 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
             self.set(&mut liberal, "nf_conntrack_tcp_be_liberal", 1).await?;
         }
         let had = if clients > 0 { load.accepted().await } else { None };
-        if clients > 0 && self.signal.by.is_none() {
+        if clients > 0 && self.session.by.is_none() {
             load.start().await?;
             let deadline = Instant::now() + self.args.cluster.timeout;
             let ready =
-                self.signal.or(load.watch.each(&load.names, deadline, &quiet, |p| p.ready)).await;
+                self.session.or(load.watch.each(&load.names, deadline, &quiet, |p| p.ready)).await;
             if let Some(ready) = ready {
                 let ready = ready?;
                 if ready < clients as usize {
@@ -337,7 +307,7 @@ impl<'a, S: AsyncFnMut() -> EndedBy> Experiment<'a, S> {
     async fn set(&mut self, tune: &mut Tune<'_>, name: &str, value: u64) -> Result<(), Stop> {
         let sysctls = [Sysctl { name: name.to_owned(), value }];
         let set = tune.set(&sysctls, self.args.cluster.timeout, false, &quiet);
-        let nodes = match self.signal.or(set).await {
+        let nodes = match self.session.or(set).await {
             None => return Ok(()),
             Some(Err(e)) => return self.journal.doubt(&format!("not set on every node: {e}")),
             Some(Ok(nodes)) => nodes,

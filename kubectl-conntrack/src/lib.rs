@@ -3,21 +3,21 @@
 //! `plan`, `objects`, `pods`, `names`, `manifests`, `verdict`, `advice`, `report` and `output` are pure. `api`, `preflight`, `run`
 //! and `each_node` talk to the API server for the subcommands, each of which is a module of its name.
 
-pub mod advice;
-pub mod api;
+mod advice;
+mod api;
 pub mod app;
 pub mod cli;
 pub mod diagnose;
 pub mod each_node;
-pub mod experiment;
-pub mod load;
+mod experiment;
+mod load;
 pub mod manifests;
 pub mod names;
-pub mod objects;
+mod objects;
 pub mod output;
 pub mod plan;
-pub mod pods;
-pub mod preflight;
+mod pods;
+mod preflight;
 pub mod report;
 pub mod run;
 pub mod tune;

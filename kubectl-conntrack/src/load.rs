@@ -22,8 +22,7 @@ use crate::preflight::{Right, rights};
 use crate::run::{self, Ground};
 
 /// What a load needs.
-#[must_use]
-pub fn needs(own_namespace: bool) -> Vec<Right> {
+pub(crate) fn needs(own_namespace: bool) -> Vec<Right> {
     const VERBS: &[&str] = &["create", "patch", "get", "list", "watch", "delete"];
     let mut needs = crate::diagnose::needs(own_namespace);
     needs.extend(rights("apps", "deployments", true, VERBS));
@@ -37,7 +36,7 @@ const CLIENT: &str = "load-client";
 const LINGER: Duration = Duration::from_secs(60);
 
 /// A load in a run's namespace.
-pub struct Load<'a> {
+pub(crate) struct Load<'a> {
     ground: &'a Ground,
     args: &'a LoadArgs,
     /// Its pods' names.
@@ -48,7 +47,7 @@ pub struct Load<'a> {
 
 /// What came of it.
 #[derive(Debug, Default)]
-pub struct Collected {
+pub(crate) struct Collected {
     /// Each client's result, by its pod.
     pub results: Vec<(String, LoadResult)>,
     /// Why others are missing.
@@ -59,8 +58,7 @@ pub struct Collected {
 
 impl<'a> Load<'a> {
     /// A load that was not begun, whose pods are called `prefix-N`.
-    #[must_use]
-    pub fn new(ground: &'a Ground, args: &'a LoadArgs, prefix: &str) -> Self {
+    pub(crate) fn new(ground: &'a Ground, args: &'a LoadArgs, prefix: &str) -> Self {
         let names = (0..args.clients).map(|n| format!("{prefix}-{n}")).collect();
         Self { ground, args, names, watch: ground.watch(None) }
     }
@@ -87,7 +85,7 @@ impl<'a> Load<'a> {
 
     /// Starts the target, and waits until it is ready. In the base it is on boom-server's node, which
     /// not every run has.
-    pub async fn target(&self, beside_boom_server: bool) -> Result<(), Stop> {
+    pub(crate) async fn target(&self, beside_boom_server: bool) -> Result<(), Stop> {
         let of = |kind| manifests::own(Set::Base, &self.ground.run, kind, TARGET);
         let mut target = of("Deployment");
         if !beside_boom_server {
@@ -102,7 +100,7 @@ impl<'a> Load<'a> {
     }
 
     /// Starts every client.
-    pub async fn start(&self) -> Result<(), Stop> {
+    pub(crate) async fn start(&self) -> Result<(), Stop> {
         let pod = self.pod();
         let pods = self.names.iter().map(|name| called(pod.clone(), name)).enumerate();
         let applied = self.ground.apply_all(pods).await;
@@ -110,7 +108,7 @@ impl<'a> Load<'a> {
     }
 
     /// Starts the target and the clients, and waits until each has ended.
-    pub async fn go(&mut self, say: &dyn Fn(&str)) -> Result<(), Stop> {
+    pub(crate) async fn go(&mut self, say: &dyn Fn(&str)) -> Result<(), Stop> {
         say("the target");
         Box::pin(self.target(false)).await?;
         say(&format!("{} clients", self.args.clients));
@@ -121,7 +119,7 @@ impl<'a> Load<'a> {
 
     /// Every client's result. `early` ends those that are at work first: with their result written
     /// they linger until it is read.
-    pub async fn collect(&self, early: bool) -> Collected {
+    pub(crate) async fn collect(&self, early: bool) -> Collected {
         let one = |name: &String| {
             let name = name.clone();
             async move {
@@ -149,7 +147,7 @@ impl<'a> Load<'a> {
     }
 
     /// Connections that the target has accepted, by its own metrics through the API server.
-    pub async fn accepted(&self) -> Option<u64> {
+    pub(crate) async fn accepted(&self) -> Option<u64> {
         let name = self.ground.named(TARGET).await.ok()?.into_iter().next()?.metadata.name?;
         // What the target's metrics lag behind.
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -170,7 +168,7 @@ fn result(log: &str) -> Result<LoadResult, String> {
 }
 
 /// One result of all, judged. None where there is none.
-pub fn judged(
+pub(crate) fn judged(
     collected: Collected,
     args: &LoadArgs,
     reasons: Vec<String>,

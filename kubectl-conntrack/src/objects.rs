@@ -9,21 +9,21 @@ use serde_json::{Value, json};
 use crate::plan::{From, Front, Path};
 
 /// The label whose value is the run's identifier: who made an object, and may delete it.
-pub const RUN: &str = "conntrack-canary/run";
+pub(crate) const RUN: &str = "conntrack-canary/run";
 /// The label that ties a server's pod to its Services: its node's index in the wave.
 const SERVER: &str = "conntrack-canary/server";
 /// The field manager of every object, and the value of `managed-by`.
-pub const MANAGER: &str = "kubectl-conntrack";
+pub(crate) const MANAGER: &str = "kubectl-conntrack";
 /// The label that says who manages an object.
-pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+pub(crate) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// What every object of every run bears.
-pub const OURS: &str = "app.kubernetes.io/managed-by=kubectl-conntrack";
+pub(crate) const OURS: &str = "app.kubernetes.io/managed-by=kubectl-conntrack";
 /// Pod Security's level of a namespace.
-pub const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
+pub(crate) const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
 /// The container of a server that forges nothing, for clients that do.
-pub const SINK: &str = "sink";
+pub(crate) const SINK: &str = "sink";
 /// The container that reads what a node shows of itself.
-pub const FACTS: &str = "node";
+pub(crate) const FACTS: &str = "node";
 
 /// Images of the two programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,14 +58,12 @@ const SECONDS: u32 = 8;
 const AWAIT: &str = "30s";
 
 /// The container's name of a path in a family.
-#[must_use]
-pub fn container(path: Path, family: Family) -> String {
+pub(crate) fn container(path: Path, family: Family) -> String {
     format!("{path}-{family}")
 }
 
 /// The container's name of a path's client that forges.
-#[must_use]
-pub fn to_server(path: Path, family: Family) -> String {
+pub(crate) fn to_server(path: Path, family: Family) -> String {
     format!("up-{path}-{family}")
 }
 
@@ -81,7 +79,6 @@ impl Run {
     }
 
     /// The namespace, where the run makes its own.
-    #[must_use]
     pub fn namespace(&self) -> Namespace {
         typed(
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace, "labels": {
@@ -96,7 +93,6 @@ impl Run {
 
     /// The Service of `front` before the server `index`, with a port for each path that goes there in
     /// each of `families`: a cluster's node ports are few.
-    #[must_use]
     pub fn service(
         &self,
         front: Front,
@@ -134,7 +130,6 @@ impl Run {
 
     /// The pod with a boom-server for each path and family that ends at this node, and the hairpin's
     /// clients: one for each family, with its target and sink; with `forge` one more that forges.
-    #[must_use]
     pub fn server(
         &self,
         node: &str,
@@ -162,7 +157,6 @@ impl Run {
 
     /// The pod with a boom-server for each of the node's own `addresses`, on its network. It tells
     /// connections from `clients`, the client's node's addresses: those were masqueraded.
-    #[must_use]
     pub fn host_server(
         &self,
         node: &str,
@@ -225,7 +219,6 @@ impl Run {
 
     /// A pod of clients, one for each target, on the pod network or the host's. There it reads the
     /// node's facts too, with `rules` those that take NET_ADMIN.
-    #[must_use]
     pub fn clients(
         &self,
         node: &str,
@@ -247,7 +240,6 @@ impl Run {
     }
 
     /// A pod of clients that forge, one for each sink.
-    #[must_use]
     pub fn forging_clients(
         &self,
         node: &str,
@@ -330,27 +322,23 @@ fn user_0_with(capability: &str) -> Value {
 }
 
 /// Binds a pod to a node as the DaemonSet controller does: by the scheduler, which looks at the room.
-#[must_use]
-pub fn on(node: &str) -> Value {
+pub(crate) fn on(node: &str) -> Value {
     json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
         {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}]}}})
 }
 
 /// A server's pod.
-#[must_use]
-pub fn server_name(index: usize) -> String {
+pub(crate) fn server_name(index: usize) -> String {
     format!("server-{index}")
 }
 
 /// A server's pod on the node's network.
-#[must_use]
-pub fn host_server_name(index: usize) -> String {
+pub(crate) fn host_server_name(index: usize) -> String {
     format!("host-server-{index}")
 }
 
 /// The pod of a path's server.
-#[must_use]
-pub fn server_of(path: Path, index: usize) -> String {
+pub(crate) fn server_of(path: Path, index: usize) -> String {
     match path.front() {
         Front::Node => host_server_name(index),
         _ => server_name(index),
@@ -358,8 +346,7 @@ pub fn server_of(path: Path, index: usize) -> String {
 }
 
 /// A client's pod.
-#[must_use]
-pub fn client_name(from: From, index: usize) -> String {
+pub(crate) fn client_name(from: From, index: usize) -> String {
     match from {
         From::Pod => format!("client-{index}"),
         From::ServerPod => server_name(index),
@@ -368,8 +355,7 @@ pub fn client_name(from: From, index: usize) -> String {
 }
 
 /// The pod of clients that forge.
-#[must_use]
-pub fn forging_client_name(from: From, index: usize) -> String {
+pub(crate) fn forging_client_name(from: From, index: usize) -> String {
     match from {
         From::ServerPod => server_name(index),
         _ => format!("up-{}", client_name(from, index)),
@@ -377,8 +363,7 @@ pub fn forging_client_name(from: From, index: usize) -> String {
 }
 
 /// A Service.
-#[must_use]
-pub fn service_name(front: Front, index: usize) -> String {
+pub(crate) fn service_name(front: Front, index: usize) -> String {
     let kind = match front {
         Front::ClusterIp | Front::Pod | Front::Node => "cluster-ip",
         Front::NodePort => "node-port",
@@ -389,7 +374,7 @@ pub fn service_name(front: Front, index: usize) -> String {
 
 /// Where a client of `path` in `family` goes for a server's `port`: the Service's address and port, a node's or the
 /// pod's own. None where one of them has no address of the family, with what is missing.
-pub fn target(
+pub(crate) fn target(
     path: Path,
     family: Family,
     port: u16,
@@ -419,7 +404,7 @@ pub fn target(
 }
 
 /// A Service's own addresses.
-pub fn cluster_ips(spec: &ServiceSpec) -> impl Iterator<Item = IpAddr> {
+pub(crate) fn cluster_ips(spec: &ServiceSpec) -> impl Iterator<Item = IpAddr> {
     let all = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
     all.filter_map(|a| a.parse().ok())
 }

@@ -48,8 +48,7 @@ pub enum Trouble {
 }
 
 /// The pod's addresses, each once.
-#[must_use]
-pub fn addresses(pod: &Pod) -> Vec<IpAddr> {
+pub(crate) fn addresses(pod: &Pod) -> Vec<IpAddr> {
     let Some(status) = &pod.status else { return Vec::new() };
     let ips = status.pod_ips.iter().flatten().map(|p| p.ip.as_str());
     let mut all = Vec::new();
@@ -62,8 +61,7 @@ pub fn addresses(pod: &Pod) -> Vec<IpAddr> {
 }
 
 /// What `pod`'s status says.
-#[must_use]
-pub fn look(pod: &Pod) -> Seen {
+pub(crate) fn look(pod: &Pod) -> Seen {
     let mut seen = Seen { addresses: addresses(pod), ..Seen::default() };
     let Some(status) = &pod.status else { return seen };
     let mut containers = status.container_statuses.iter().flatten().peekable();
@@ -161,4 +159,20 @@ fn state(c: &ContainerStatus) -> (Container, Option<Trouble>) {
         _ => None,
     };
     (Container::Waiting, trouble)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// A proxy that a mesh injects is measured in the node's place: nothing is proved.
+    #[test]
+    fn an_injected_container_is_trouble() {
+        let containers = json!([{"name": "server-hairpin-ipv4"}, {"name": "istio-proxy"}]);
+        let pod = json!({"spec": {"containers": containers}, "status": {"phase": "Running"}});
+        let seen = look(&crate::objects::typed(pod));
+        let trouble = seen.trouble.unwrap().to_string();
+        assert!(trouble.contains("istio-proxy was injected"), "{trouble}");
+    }
 }

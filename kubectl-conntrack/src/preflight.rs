@@ -30,7 +30,7 @@ pub struct Right {
 }
 
 /// The rights of each verb in `verbs` on a resource.
-pub fn rights(
+pub(crate) fn rights(
     group: &'static str,
     resource: &'static str,
     namespaced: bool,
@@ -41,7 +41,11 @@ pub fn rights(
 
 /// Ends unless this user has every right in `wanted`; the missing ones are printed as the role
 /// that grants them.
-pub async fn permitted(client: &Client, namespace: &str, wanted: &[Right]) -> Result<(), Stop> {
+pub(crate) async fn permitted(
+    client: &Client,
+    namespace: &str,
+    wanted: &[Right],
+) -> Result<(), Stop> {
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     let ask = |right: Right| {
         let reviews = reviews.clone();
@@ -96,7 +100,7 @@ fn role(missing: &[Right]) -> String {
 
 /// The namespaces other than `own` that runs made, with their identifiers; none where this user may
 /// not list namespaces.
-pub async fn left_elsewhere(client: &Client, own: &str) -> Vec<(String, String)> {
+pub(crate) async fn left_elsewhere(client: &Client, own: &str) -> Vec<(String, String)> {
     let api: Api<Namespace> = Api::all(client.clone());
     let params = ListParams::default().labels(OURS);
     let Ok(Ok(found)) = tokio::time::timeout(SOON, api.list(&params)).await else {
@@ -111,7 +115,7 @@ const CONFIGURED: [&str; 2] = ["kube-proxy", "kube-proxy-config"];
 
 /// kube-proxy's mode by the ConfigMap that configures it; none where there is none such that this
 /// user may read, or where it names no mode.
-pub async fn proxy_mode(client: &Client) -> Option<String> {
+pub(crate) async fn proxy_mode(client: &Client) -> Option<String> {
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-system");
     for name in CONFIGURED {
         // Not worth waiting for.
@@ -130,7 +134,7 @@ fn configured_mode(text: &str) -> Option<String> {
 }
 
 /// The Linux nodes that `selector` chooses, by name; those that are not ready are unusable.
-pub async fn nodes(client: &Client, selector: Option<&str>) -> Result<Vec<Node>, ApiError> {
+pub(crate) async fn nodes(client: &Client, selector: Option<&str>) -> Result<Vec<Node>, ApiError> {
     let api: Api<ApiNode> = Api::all(client.clone());
     let mut params = ListParams::default().limit(250);
     params.label_selector = selector.map(str::to_owned);

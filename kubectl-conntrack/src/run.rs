@@ -9,6 +9,7 @@ use std::time::Duration;
 use canary_record::names::EndedBy;
 use canary_record::result::{self, ReadError};
 use canary_runtime::output::ResultFile;
+use futures_util::stream::LocalBoxStream;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -337,7 +338,7 @@ impl Ground {
     pub async fn end(
         &self,
         keep: bool,
-        signalled: &mut impl AsyncFnMut() -> EndedBy,
+        signals: &mut LocalBoxStream<'_, EndedBy>,
         say: &dyn Fn(&str),
     ) -> Vec<String> {
         if keep {
@@ -346,16 +347,16 @@ impl Ground {
         }
         say("removing what this run made");
         let twice = async {
-            let first = signalled().await;
+            let first = signals.next().await?;
             say(&format!("{first}: still removing; once more leaves it behind"));
-            signalled().await
+            signals.next().await
         };
         let why = tokio::select! {
             left = self.leave() => match left {
                 Ok(silent) => return silent.iter().map(|n| unconfirmed(n)).collect(),
                 Err(e) => e.to_string(),
             },
-            signal = twice => signal.to_string(),
+            Some(signal) = twice => signal.to_string(),
         };
         vec![format!("LEFT BEHIND ({why}): {}", self.by_hand())]
     }

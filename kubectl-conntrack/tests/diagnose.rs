@@ -10,12 +10,12 @@ use canary_record::result::Config;
 use canary_wire::segment::Family;
 use clap::Parser;
 use common::documents::{boom, client, forging, observed};
-use common::{Fake, Life};
-use kubectl_conntrack::app::diagnosis;
+use common::{Fake, Life, job, never};
+use kubectl_conntrack::app::{Job, diagnosis};
 use kubectl_conntrack::cli::{Cli, Command, DiagnoseArgs};
 use kubectl_conntrack::output::Shown as _;
 use kubectl_conntrack::plan::Path;
-use kubectl_conntrack::report::{Cluster, DiagnoseResult};
+use kubectl_conntrack::report::DiagnoseResult;
 use serde_json::{Value, json};
 
 const NS: &str = "conntrack-diagnose";
@@ -65,24 +65,11 @@ fn dropped(_: &str, path: &str) -> Diagnosis {
     if path.starts_with("pod-ip") { Diagnosis::NotTranslated } else { Diagnosis::Dropped }
 }
 
-fn cluster(namespace: Option<&str>) -> Cluster {
-    Cluster {
-        context: "test".to_owned(),
-        version: "v1.36.2".to_owned(),
-        namespace: namespace.unwrap_or(NS).to_owned(),
-    }
-}
-
-async fn never() -> EndedBy {
-    std::future::pending().await
-}
-
 async fn run(fake: &Fake, line: &str) -> Result<DiagnoseResult, String> {
-    let args = args(line);
-    let cluster = cluster(args.cluster.namespace.as_deref());
-    diagnosis(&fake.client(), cluster, &args, &Config::new(), never, &|_| {})
-        .await
-        .map_err(|e| format!("{e:#}"))
+    let (args, client, config) = (args(line), fake.client(), Config::new());
+    let ns = args.cluster.namespace.as_deref().unwrap_or(NS);
+    let done = diagnosis(job(&client, &config, ns, never), &args).await;
+    done.map_err(|e| format!("{e:#}"))
 }
 
 /// Every node is tried on every path, each row names its nodes, and nothing is left.
@@ -398,14 +385,6 @@ async fn a_dead_node_is_said() {
     assert!(said(&with_first_server(Life::Runs).await, "it did not end in time"));
 }
 
-/// A proxy that a mesh injects is measured in the node's place: nothing is proved.
-#[test]
-fn an_injected_container_is_trouble() {
-    let pod = serde_json::from_value(json!({"spec": {"containers": [{"name": "server-hairpin-ipv4"}, {"name": "istio-proxy"}]}, "status": {"phase": "Running"}})).unwrap();
-    let seen = kubectl_conntrack::pods::look(&pod);
-    assert!(format!("{:?}", seen.trouble).contains("istio-proxy was injected"), "{seen:?}");
-}
-
 /// The API server away for 20 s in the middle: every document is read afterwards, and the absence is said.
 #[tokio::test(start_paused = true)]
 async fn a_short_absence_is_outlasted() {
@@ -457,10 +436,8 @@ async fn a_signal_puts_everything_back() {
         tokio::time::sleep(Duration::from_secs(5)).await;
         EndedBy::Sigint
     };
-    let result =
-        diagnosis(&fake.client(), cluster(None), &args(""), &Config::new(), signal, &|_| {})
-            .await
-            .unwrap();
+    let (client, config) = (fake.client(), Config::new());
+    let result = diagnosis(job(&client, &config, NS, signal), &args("")).await.unwrap();
     assert_eq!((result.verdict, result.run.ended_by), (Verdict::Inconclusive, EndedBy::Sigint));
     assert_eq!(fake.namespaces(), [] as [&str; 0]);
 }
@@ -545,7 +522,9 @@ async fn progress_is_told() {
     let fake = Fake::new(2, ends, log(dropped));
     let keep = Arc::clone(&said);
     let say = move |s: &str| keep.lock().unwrap().push(s.to_owned());
-    diagnosis(&fake.client(), cluster(None), &args(""), &Config::new(), never, &say).await.unwrap();
+    let (client, config) = (fake.client(), Config::new());
+    let job = Job { say: &say, ..job(&client, &config, NS, never) };
+    diagnosis(job, &args("")).await.unwrap();
     let said = said.lock().unwrap();
     let at = |what: &str| {
         said.iter().position(|s| s.contains(what)).unwrap_or_else(|| panic!("{what}: {said:?}"))

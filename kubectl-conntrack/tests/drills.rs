@@ -7,13 +7,9 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use canary_record::names::EndedBy;
-use common::Fake;
 use common::world::{Done, LINES, deployed, run, world};
+use common::{Fake, never};
 use tokio::sync::Notify;
-
-async fn never() -> EndedBy {
-    std::future::pending().await
-}
 
 /// Runs `line` on `fake`, while `harm` comes over it after `seconds`.
 async fn harmed(fake: &Fake, line: &str, seconds: u64, harm: impl FnOnce(&Fake) + 'static) -> Done {

@@ -7,13 +7,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use canary_record::names::EndedBy;
+use canary_record::result::Config;
 use clap::Parser;
-use common::Fake;
 use common::world::{deployed, world};
+use common::{Fake, job, never};
 use conntrack_lab::document::lab::{Judgement, LabResult};
 use kubectl_conntrack::app::experiment;
 use kubectl_conntrack::cli::{Cli, Command};
-use kubectl_conntrack::report::Cluster;
 use tokio::time::Instant;
 
 const NS: &str = "conntrack-experiment";
@@ -28,14 +28,10 @@ async fn run(
     let Command::Experiment(args) = Cli::try_parse_from(words).unwrap().command else {
         panic!("another subcommand")
     };
-    let cluster = Cluster { namespace: NS.to_owned(), ..Cluster::default() };
-    let client = fake.client();
-    let done = Box::pin(experiment(&client, cluster, &args, dir, signalled, &|_| {})).await;
+    let ns = NS;
+    let (client, config) = (fake.client(), Config::new());
+    let done = Box::pin(experiment(job(&client, &config, ns, signalled), &args, dir)).await;
     done.map_err(|e| format!("{e:#}"))
-}
-
-async fn never() -> EndedBy {
-    std::future::pending().await
 }
 
 fn fake() -> Fake {

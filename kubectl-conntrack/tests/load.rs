@@ -9,10 +9,9 @@ use canary_record::result::Config;
 use canary_record::result::load::LoadResult;
 use clap::Parser;
 use common::documents::client;
-use common::{Fake, Life};
+use common::{Fake, Life, job, never};
 use kubectl_conntrack::app::load;
 use kubectl_conntrack::cli::{Cli, Command, LoadArgs};
-use kubectl_conntrack::report::Cluster;
 use serde_json::{Value, json};
 
 fn args(line: &str) -> LoadArgs {
@@ -28,14 +27,10 @@ async fn run(
     line: &str,
     signalled: impl AsyncFnMut() -> EndedBy,
 ) -> Result<LoadResult, String> {
-    let cluster = Cluster { namespace: "conntrack-load".to_owned(), ..Cluster::default() };
+    let ns = "conntrack-load";
     let (client, args, config) = (fake.client(), args(line), Config::new());
-    let done = Box::pin(load(&client, cluster, &args, &config, signalled, &|_| {})).await;
+    let done = Box::pin(load(job(&client, &config, ns, signalled), &args)).await;
     done.map_err(|e| format!("{e:#}"))
-}
-
-async fn never() -> EndedBy {
-    std::future::pending().await
 }
 
 fn life(pod: &Value) -> Life {

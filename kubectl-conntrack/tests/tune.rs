@@ -7,11 +7,10 @@ use std::time::Duration;
 use canary_record::names::{EndedBy, Verdict};
 use canary_record::result::Config;
 use clap::Parser;
-use common::{Fake, Life};
+use common::{Fake, Life, job, never};
 use kubectl_conntrack::app::tune;
 use kubectl_conntrack::cli::{Cli, Command};
 use kubectl_conntrack::output::Shown as _;
-use kubectl_conntrack::report::Cluster;
 use kubectl_conntrack::tune::TuneResult;
 use serde_json::{Value, json};
 
@@ -23,14 +22,10 @@ async fn run(
     let words = ["kubectl-conntrack", "tune", "nf_conntrack_tcp_be_liberal=1"];
     let cli = Cli::try_parse_from(words.into_iter().chain(line.split_whitespace())).unwrap();
     let Command::Tune(args) = cli.command else { panic!("another subcommand") };
-    let cluster = Cluster { namespace: "conntrack-tune".to_owned(), ..Cluster::default() };
+    let ns = "conntrack-tune";
     let (client, config) = (fake.client(), Config::new());
-    let done = Box::pin(tune(&client, cluster, &args, &config, signalled, &|_| {})).await;
+    let done = Box::pin(tune(job(&client, &config, ns, signalled), &args)).await;
     done.map_err(|e| format!("{e:#}"))
-}
-
-async fn never() -> EndedBy {
-    std::future::pending().await
 }
 
 const SET: &str = "T nf_conntrack_tcp_be_liberal set from 0 to 1\nT ready: x\n";

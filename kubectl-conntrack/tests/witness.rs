@@ -8,11 +8,10 @@ use canary_record::names::{EndedBy, Verdict};
 use canary_record::result::Config;
 use clap::Parser;
 use common::documents::witness as result;
-use common::{Fake, Life};
+use common::{Fake, Life, job, never};
 use kubectl_conntrack::app::watch;
 use kubectl_conntrack::cli::{Cli, Command};
 use kubectl_conntrack::output::Shown as _;
-use kubectl_conntrack::report::Cluster;
 use kubectl_conntrack::witness::ClusterWitness;
 use serde_json::{Value, json};
 
@@ -25,14 +24,10 @@ async fn run(
     let Command::Witness(args) = Cli::try_parse_from(words).unwrap().command else {
         panic!("another subcommand")
     };
-    let cluster = Cluster { namespace: "conntrack-witness".to_owned(), ..Cluster::default() };
+    let ns = "conntrack-witness";
     let (client, config) = (fake.client(), Config::new());
-    let done = Box::pin(watch(&client, cluster, &args, &config, signalled, &|_| {})).await;
+    let done = Box::pin(watch(job(&client, &config, ns, signalled), &args)).await;
     done.map_err(|e| format!("{e:#}"))
-}
-
-async fn never() -> EndedBy {
-    std::future::pending().await
 }
 
 fn life(_: &Value) -> Life {

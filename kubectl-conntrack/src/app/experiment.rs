@@ -4,34 +4,30 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use canary_record::names::EndedBy;
+use canary_record::result::Config;
 use canary_runtime::exit::Exit;
 use conntrack_lab::cluster::journal::{Event, Fact};
 use conntrack_lab::document::lab::LabResult;
-use kube::Client;
 
-use super::session::Session;
+use super::session::{Job, Session};
 use super::{confirmed, connect, kept, print, usable};
 use crate::api::Stop;
 use crate::cli::ExperimentArgs;
 use crate::experiment::journal::Journal;
-use crate::experiment::{self, Experiment, Signal};
+use crate::experiment::{self, Experiment};
 use crate::output::Format;
 use crate::plan;
-use crate::report::Cluster;
 
 /// The whole subcommand.
 pub(super) async fn experimented(args: ExperimentArgs) -> anyhow::Result<Exit> {
-    let (client, cluster) = connect(&args.cluster, "conntrack-experiment").await?;
-    confirmed(Some(&args.confirm), &cluster.context)?;
+    let place = connect(&args.cluster, "conntrack-experiment").await?;
+    confirmed(Some(&args.confirm), &place.1.context)?;
     let dir = args.cluster.save.clone().unwrap_or_else(|| {
         let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
         format!("results/cluster-{now}").into()
     });
-    let result = kept(None, "", async |shutdown, say| {
-        let signalled = async || shutdown.signalled().await;
-        Box::pin(experiment(&client, cluster, &args, &dir, signalled, say)).await
-    })
-    .await?;
+    let work = async |job: Job<'_>| Box::pin(experiment(job, &args, &dir)).await;
+    let result = kept(place, &Config::new(), None, work).await?;
     print(&shown(&result, &dir, args.output)?)?;
     Ok(conntrack_lab::app::exit(&result))
 }
@@ -49,21 +45,19 @@ fn shown(result: &LabResult, dir: &Path, format: Format) -> anyhow::Result<Strin
     })
 }
 
-/// The experiment on the cluster behind `client`, judged from what it left in `dir`.
+/// The experiment on a cluster, judged from what it left in `dir`.
 pub async fn experiment(
-    client: &Client,
-    cluster: Cluster,
+    job: Job<'_>,
     args: &ExperimentArgs,
     dir: &Path,
-    signalled: impl AsyncFnMut() -> EndedBy,
-    say: &dyn Fn(&str),
 ) -> anyhow::Result<LabResult> {
-    let session = Session::begin(client, &cluster, &args.cluster, experiment::needs, say).await?;
+    let (client, say) = (job.client, job.say);
+    let mut session = Session::begin(job, &args.cluster, experiment::needs).await?;
     let (nodes, unusable) = usable(client, None).await?;
     let mut journal = Journal::begin(dir)?;
     let clients: Vec<_> = args.clients.iter().map(u32::to_string).collect();
     let kernel = |n: &plan::Node| format!("{} on {}, kubelet {}", n.kernel, n.name, n.kubelet);
-    journal.record(Fact::Context, &cluster.context)?;
+    journal.record(Fact::Context, &session.job.cluster.context)?;
     journal.record(Fact::Started, &jiff::Timestamp::now())?;
     journal.record(Fact::Clients, &clients.join(" "))?;
     journal.record(Fact::Seconds, &args.step.as_secs())?;
@@ -71,29 +65,26 @@ pub async fn experiment(
         .record(Fact::TableSize, &args.table_size.map_or("none".to_owned(), |n| n.to_string()))?;
     journal.record(Fact::HoldOffDrop, &u8::from(args.hold_off_drop))?;
     journal.record(Fact::Kernel, &nodes.iter().map(kernel).collect::<Vec<_>>().join("; "))?;
-    journal.record(Fact::Kubernetes, &cluster.version)?;
+    journal.record(Fact::Kubernetes, &session.job.cluster.version)?;
     for why in unusable {
         journal.doubt(&why)?;
     }
-    let ground = session.ground(client, say).await?;
-    let mut signal = Signal::new(signalled);
-    let mut experiment = Experiment::new(&ground, &nodes, args, &mut journal, &mut signal);
+    let ground = session.ground().await?;
+    let mut experiment = Experiment::new(&ground, &nodes, args, &mut journal, &mut session);
     let done = Box::pin(experiment.go(say)).await;
     // Nothing was measured, and the mend is the user's.
     let refused = matches!(done, Err(Stop::Image { .. } | Stop::Refused(_)));
     let ended_by = match &done {
-        Ok(()) => signal.by.unwrap_or(EndedBy::Completed),
+        Ok(()) => session.by.unwrap_or(EndedBy::Completed),
         Err(e) => {
             journal.doubt(&format!("the run ended before its end: {e}"))?;
             EndedBy::Error
         }
     };
-    if let Some(by) = signal.by {
+    if let Some(by) = session.by {
         journal.doubt(&format!("the run was ended by {by}"))?;
     }
-    // One signal has ended the run; the next one ends the waiting for what it made.
-    let mut again = async || signal.next().await;
-    for left in session.end(&ground, args.cluster.keep, &mut again, say).await {
+    for left in session.end(&ground).await {
         journal.doubt(&left)?;
     }
     journal.record(Fact::Ended, &jiff::Timestamp::now())?;

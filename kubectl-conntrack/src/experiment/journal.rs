@@ -15,7 +15,7 @@ use crate::run;
 
 /// A run's own folder.
 #[derive(Debug)]
-pub struct Journal {
+pub(crate) struct Journal {
     raw: PathBuf,
     events: File,
     samples: File,
@@ -27,7 +27,7 @@ pub struct Journal {
 
 impl Journal {
     /// Begins one in `dir`, which must not hold another.
-    pub fn begin(dir: &Path) -> Result<Self, Stop> {
+    pub(crate) fn begin(dir: &Path) -> Result<Self, Stop> {
         let raw = dir.join("raw");
         let failed = |path: &Path| {
             let path = path.display().to_string();
@@ -48,13 +48,12 @@ impl Journal {
     }
 
     /// How many steps have begun, less one: the number of the last one.
-    #[must_use]
-    pub const fn steps(&self) -> usize {
+    pub(crate) const fn steps(&self) -> usize {
         self.steps.saturating_sub(1)
     }
 
     /// An event.
-    pub fn wrote(&mut self, event: &Event) -> Result<(), Stop> {
+    pub(crate) fn wrote(&mut self, event: &Event) -> Result<(), Stop> {
         self.steps += usize::from(matches!(event, Event::Step(..)));
         let line = format!("{} {}\n", self.seconds(), event.to_string().replace('\n', " "));
         let path = self.raw.join("journal").display().to_string();
@@ -62,18 +61,18 @@ impl Journal {
     }
 
     /// About the whole run.
-    pub fn record(&mut self, fact: Fact, value: &dyn Display) -> Result<(), Stop> {
+    pub(crate) fn record(&mut self, fact: Fact, value: &dyn Display) -> Result<(), Stop> {
         self.wrote(&Event::Run(fact, value.to_string()))
     }
 
     /// What makes the run inconclusive.
-    pub fn doubt(&mut self, why: &str) -> Result<(), Stop> {
+    pub(crate) fn doubt(&mut self, why: &str) -> Result<(), Stop> {
         eprintln!("doubt: {why}");
         self.wrote(&Event::Doubt(why.to_owned()))
     }
 
     /// The programs' metrics at this moment; none where they could not be read.
-    pub fn sample(&mut self, metrics: Option<String>) -> Result<(), Stop> {
+    pub(crate) fn sample(&mut self, metrics: Option<String>) -> Result<(), Stop> {
         let Some(metrics) = metrics else {
             self.gap += 1;
             return Ok(());
@@ -92,7 +91,7 @@ impl Journal {
     }
 
     /// A client's result in a step.
-    pub fn result(&self, step: usize, pod: &str, result: &LoadResult) -> Result<(), Stop> {
+    pub(crate) fn result(&self, step: usize, pod: &str, result: &LoadResult) -> Result<(), Stop> {
         run::save(&self.raw.join(format!("step-{step}")), &format!("{pod}.json"), result)
     }
 }

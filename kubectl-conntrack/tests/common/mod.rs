@@ -10,8 +10,37 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use canary_record::names::EndedBy;
+use canary_record::result::Config;
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, LocalBoxStream};
+use kubectl_conntrack::app::Job;
+use kubectl_conntrack::report::Cluster;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
+
+/// Signals as a closure gives them.
+pub fn signals<'a, S: AsyncFnMut() -> EndedBy + 'a>(signalled: S) -> LocalBoxStream<'a, EndedBy> {
+    let next = async |mut signalled: S| Some((signalled().await, signalled));
+    stream::unfold(signalled, next).boxed_local()
+}
+
+/// No signal.
+pub async fn never() -> EndedBy {
+    std::future::pending().await
+}
+
+/// A subcommand's job in a namespace of its own, of which nobody hears.
+pub fn job<'a>(
+    client: &'a kube::Client,
+    config: &'a Config,
+    namespace: &str,
+    signalled: impl AsyncFnMut() -> EndedBy + 'a,
+) -> Job<'a> {
+    let namespace = namespace.to_owned();
+    let cluster = Cluster { context: "test".to_owned(), version: "v1.36.2".to_owned(), namespace };
+    Job { client, cluster, config, signals: signals(signalled), say: &|_| {} }
+}
 
 /// What a pod's containers do.
 pub type Script = dyn Fn(&Value) -> Life + Send + Sync;

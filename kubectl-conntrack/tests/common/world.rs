@@ -8,9 +8,8 @@ use canary_record::result::Config;
 use canary_wire::segment::Family;
 use clap::Parser;
 use conntrack_lab::document::lab::Judgement;
-use kubectl_conntrack::app;
+use kubectl_conntrack::app::{self, Job};
 use kubectl_conntrack::cli::{Cli, Command};
-use kubectl_conntrack::report::Cluster;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -137,8 +136,8 @@ pub async fn run(
         Cli::try_parse_from(["conntrack"].into_iter().chain(line.split_whitespace())).unwrap();
     let word = line.split(' ').next().unwrap();
     let namespace = format!("conntrack-{word}");
-    let cluster = Cluster { namespace, context: "test".to_owned(), version: "v1.36.2".to_owned() };
     let (c, config) = (fake.client(), Config::new());
+    let job = Job { say, ..super::job(&c, &config, &namespace, signalled) };
     let code = |v: Verdict| match v {
         Verdict::Protected => 0,
         Verdict::Vulnerable => 10,
@@ -152,11 +151,11 @@ pub async fn run(
     let done = async {
         Ok::<_, anyhow::Error>(match cli.command {
             Command::Diagnose(args) => {
-                let r = app::diagnosis(&c, cluster, &args, &config, signalled, say).await?;
+                let r = app::diagnosis(job, &args).await?;
                 done!(r, code(r.verdict))
             }
             Command::Load(args) => {
-                let r = app::load(&c, cluster, &args, &config, signalled, say).await?;
+                let r = app::load(job, &args).await?;
                 let verdict = match r.verdict {
                     LoadVerdict::WithinThresholds => Verdict::Protected,
                     LoadVerdict::ThresholdCrossed => Verdict::Vulnerable,
@@ -165,15 +164,15 @@ pub async fn run(
                 done!(r, code(verdict))
             }
             Command::Witness(args) => {
-                let r = app::watch(&c, cluster, &args, &config, signalled, say).await?;
+                let r = app::watch(job, &args).await?;
                 done!(r, code(r.verdict))
             }
             Command::Tune(args) => {
-                let r = app::tune(&c, cluster, &args, &config, signalled, say).await?;
+                let r = app::tune(job, &args).await?;
                 done!(r, code(r.verdict()))
             }
             Command::Experiment(args) => {
-                let r = app::experiment(&c, cluster, &args, dir, signalled, say).await?;
+                let r = app::experiment(job, &args, dir).await?;
                 let verdict = match r.judgement {
                     Judgement::AsExpected => 0,
                     Judgement::Inconclusive => 11,
