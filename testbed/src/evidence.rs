@@ -15,7 +15,7 @@ use crate::exec::{ExecError, Tools};
 use crate::os::{OsError, os, wrong};
 use crate::ruleset::family_name;
 use crate::ruleset::ipvs;
-use crate::ruleset::readback::{self, Loaded, ReadbackError};
+use crate::ruleset::readback::{self, Loaded};
 
 /// A kernel value could not be read, or is not what was set.
 #[derive(Debug, thiserror::Error)]
@@ -36,9 +36,6 @@ pub enum EvidenceError {
     /// A tool failed.
     #[error(transparent)]
     Exec(#[from] ExecError),
-    /// Its output could not be understood.
-    #[error(transparent)]
-    Rules(#[from] ReadbackError),
 }
 
 /// be_liberal's key below /proc/sys.
@@ -74,7 +71,7 @@ pub fn set_sysctl(key: &str, value: &str) -> Result<(), EvidenceError> {
 
 /// The conntrack statistics of this thread's network namespace, summed over the
 /// processors.
-pub fn conntrack_stat() -> Result<BTreeMap<String, u64>, EvidenceError> {
+pub(crate) fn conntrack_stat() -> Result<BTreeMap<String, u64>, EvidenceError> {
     statistics(stat::columns).map(|cpus| stat::sum(&cpus))
 }
 
@@ -148,7 +145,7 @@ pub fn grown(
 }
 
 /// Loads rules in this thread's network namespace.
-pub fn load_rules(
+pub(crate) fn load_rules(
     tools: &Tools,
     proxy_mode: ProxyMode,
     family: Family,
@@ -163,7 +160,7 @@ pub fn load_rules(
 }
 
 /// Makes IPVS translate in this thread's network namespace, and reads its table back.
-pub fn balance(
+pub(crate) fn balance(
     tools: &Tools,
     host: &str,
     vip: IpAddr,
@@ -213,7 +210,7 @@ fn begun(text: &str) -> Option<u64> {
 
 /// Reads the rules of this thread's network namespace back: what is loaded,
 /// and the text as the tool gives it.
-pub fn read_rules(
+pub(crate) fn read_rules(
     tools: &Tools,
     proxy_mode: ProxyMode,
     family: Family,

@@ -25,42 +25,14 @@ pub enum ExecError {
         /// Where Debian keeps it.
         package: &'static str,
     },
-    /// It ended with a failure.
-    #[error("{command} failed ({status}): {stderr}")]
-    Failed {
+    /// It ended with a failure, took too long and was killed, or did not say what it should.
+    #[error("{command} {how}: {said}")]
+    Program {
         /// The whole command line.
         command: String,
-        /// How it ended.
-        status: String,
-        /// What it said.
-        stderr: String,
-    },
-    /// It took too long and was killed.
-    #[error("{command} did not end within {seconds} s and was killed: {stderr}")]
-    Deadline {
-        /// The whole command line.
-        command: String,
-        /// The time that it had.
-        seconds: f64,
+        /// How it went wrong.
+        how: String,
         /// What it said until then.
-        stderr: String,
-    },
-    /// It ended, or was silent, before it was ready.
-    #[error("{command} did not become ready: {stderr}")]
-    NotReady {
-        /// The whole command line.
-        command: String,
-        /// What it said.
-        stderr: String,
-    },
-    /// It ended, or was silent, before it had said something.
-    #[error("{command} did not say '{message}': {said}")]
-    NotSaid {
-        /// The whole command line.
-        command: String,
-        /// The message of the event.
-        message: String,
-        /// What it said.
         said: String,
     },
     /// A signal asked the lab to end.

@@ -4,49 +4,17 @@
 //! Every rule that drops, and the one that translates, carries a counter, which
 //! kube-proxy's nftables mode leaves out.
 
-pub mod iptables;
+mod iptables;
 pub mod ipvs;
-pub mod nftables;
-pub mod readback;
+mod nftables;
+pub(crate) mod readback;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::{Protection, ProtectionKind, ProxyMode};
+use crate::model::{ProtectionKind, ProxyMode};
 use canary_wire::segment::Family;
 
 use crate::topology::Service;
-
-/// Where a node drops what is INVALID, and whether it is liberal.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "four independent switches")]
-pub struct NodeProtection {
-    /// In FORWARD.
-    pub forward: bool,
-    /// In INPUT.
-    pub input: bool,
-    /// In PREROUTING, mangle.
-    pub prerouting: bool,
-    /// nf_conntrack_tcp_be_liberal=1.
-    pub liberal: bool,
-}
-
-impl NodeProtection {
-    /// What `protections` mean for a node; `carries` tells whether a protection
-    /// is set on it.
-    #[must_use]
-    pub fn of(protections: &[Protection], carries: impl Fn(Protection) -> bool) -> Self {
-        let mut this = Self::default();
-        for p in protections.iter().copied().filter(|p| carries(*p)) {
-            match p.kind {
-                ProtectionKind::ForwardDrop => this.forward = true,
-                ProtectionKind::InputDrop => this.input = true,
-                ProtectionKind::PreroutingDrop => this.prerouting = true,
-                ProtectionKind::Liberal => this.liberal = true,
-            }
-        }
-        this
-    }
-}
 
 /// A rule set as text and what must be found when it is read back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,17 +31,16 @@ pub struct Ruleset {
 
 impl Ruleset {
     /// The rules of one node.
-    #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         proxy_mode: ProxyMode,
         service: &Service,
         family: Family,
-        protection: NodeProtection,
+        set: &BTreeSet<ProtectionKind>,
     ) -> Self {
         match proxy_mode {
-            ProxyMode::Nftables => nftables::ruleset(service, family, protection, false),
-            ProxyMode::Ipvs => nftables::ruleset(service, family, protection, true),
-            ProxyMode::Iptables => iptables::ruleset(service, family, protection),
+            ProxyMode::Nftables => nftables::ruleset(service, family, set, false),
+            ProxyMode::Ipvs => nftables::ruleset(service, family, set, true),
+            ProxyMode::Iptables => iptables::ruleset(service, family, set),
         }
     }
 
@@ -120,8 +87,7 @@ impl Chain {
 }
 
 /// `ip` or `ip6`.
-#[must_use]
-pub const fn family_name(family: Family) -> &'static str {
+pub(crate) const fn family_name(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "ip",
         Family::Ipv6 => "ip6",
@@ -131,21 +97,19 @@ pub const fn family_name(family: Family) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{At, Path};
+    use crate::model::{Path, Protection};
     use crate::topology::Topology;
-
-    const ALL: NodeProtection =
-        NodeProtection { forward: true, input: true, prerouting: true, liberal: true };
 
     /// The text of every shape of rule set is as committed.
     #[test]
     fn text_is_as_committed() {
+        let all: BTreeSet<_> = ProtectionKind::ALL.iter().copied().collect();
         for path in [Path::ClusterIp, Path::Snat, Path::NodePortLocal] {
             let service = Topology::new(path, "").service;
             for proxy_mode in ProxyMode::ALL {
                 for family in [Family::Ipv4, Family::Ipv6] {
-                    for (name, p) in [("none", NodeProtection::default()), ("all", ALL)] {
-                        let rules = Ruleset::new(*proxy_mode, &service, family, p);
+                    for (name, set) in [("none", &BTreeSet::new()), ("all", &all)] {
+                        let rules = Ruleset::new(*proxy_mode, &service, family, set);
                         crate::golden::check(
                             env!("CARGO_MANIFEST_DIR"),
                             &format!("ruleset/{proxy_mode}-{family}-{path}-{name}.txt"),
@@ -160,21 +124,20 @@ mod tests {
     /// A protection on the other node does nothing here.
     #[test]
     fn a_protection_stays_on_its_node() {
-        let protections = ["forward-drop@server", "liberal"].map(|p| p.parse().unwrap());
-        let here = |node| NodeProtection::of(&protections, |p| p.at == At::Both || p.at == node);
-        assert_eq!(here(At::Client), NodeProtection { liberal: true, ..Default::default() });
-        assert_eq!(
-            here(At::Server),
-            NodeProtection { liberal: true, forward: true, ..Default::default() }
-        );
+        let protections =
+            ["forward-drop@server", "liberal"].map(|p| p.parse::<Protection>().unwrap());
+        let topology = Topology::new(Path::ClusterIp, "");
+        let (liberal, drop) = (ProtectionKind::Liberal, ProtectionKind::ForwardDrop);
+        assert_eq!(topology.protections("node1", &protections), [liberal].into());
+        assert_eq!(topology.protections("node2", &protections), [liberal, drop].into());
     }
 
     /// Reading back names the chain that differs, and a drop in the wrong place.
     #[test]
     fn a_difference_is_named() {
         let service = Topology::new(Path::ClusterIp, "").service;
-        let p = NodeProtection { forward: true, ..Default::default() };
-        let rules = Ruleset::new(ProxyMode::Iptables, &service, Family::Ipv4, p);
+        let set = BTreeSet::from([ProtectionKind::ForwardDrop]);
+        let rules = Ruleset::new(ProxyMode::Iptables, &service, Family::Ipv4, &set);
         let mut loaded = readback::Loaded {
             rules: rules.rules.clone(),
             drops: rules.drops.iter().map(|c| (c.clone(), 0)).collect(),

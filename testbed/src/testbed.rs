@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use crate::model::{At, NodeEvidence, Protection, ProxyMode};
+use crate::model::{At, NodeEvidence, Protection, ProtectionKind, ProxyMode};
 use canary_wire::segment::Family;
 
 use crate::evidence::{self, EvidenceError};
 use crate::exec::{self, Call, ExecError, Interrupt, Output, Process, Ready, Tools};
 use crate::netns::{Host, NetnsError};
 use crate::os::{OsError, os};
+use crate::ruleset::Ruleset;
 use crate::ruleset::readback::Loaded;
-use crate::ruleset::{NodeProtection, Ruleset};
 use crate::topology::{Step, Topology};
 
 /// A cell could not be run.
@@ -213,13 +213,12 @@ impl<'a> Testbed<'a> {
         protections: &[Protection],
     ) -> Result<Vec<Ruleset>, TestbedError> {
         let load = |node: &&'static str| {
-            let here =
-                NodeProtection::of(protections, |p| self.topology.nodes(p.at).contains(node));
-            let rules = Ruleset::new(proxy_mode, &self.topology.service, family, here);
+            let set = self.topology.protections(node, protections);
+            let rules = Ruleset::new(proxy_mode, &self.topology.service, family, &set);
             self.within(node, || {
                 evidence::load_rules(self.tools, proxy_mode, family, &rules.text)?;
-                let liberal = if here.liberal { "1" } else { "0" };
-                evidence::set_sysctl(evidence::BE_LIBERAL, liberal)
+                let liberal = u8::from(set.contains(&ProtectionKind::Liberal)).to_string();
+                evidence::set_sysctl(evidence::BE_LIBERAL, &liberal)
             })?;
             if !rules.ipvs.is_empty() {
                 let (host, vip) = (self.topology.full(node), self.topology.service.vip.of(family));

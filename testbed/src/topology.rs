@@ -5,9 +5,10 @@
 //!                  └── outside, or a server pod on node1, as the path needs
 //! ```
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::model::{At, Path};
+use crate::model::{At, Path, Protection, ProtectionKind};
 use canary_wire::segment::Family;
 
 /// The port that the Service has.
@@ -311,6 +312,11 @@ impl Topology {
         self.translated
     }
 
+    /// What `protections` set on a node.
+    pub(crate) fn protections(&self, node: &str, of: &[Protection]) -> BTreeSet<ProtectionKind> {
+        of.iter().filter(|p| self.nodes(p.at).contains(&node)).map(|p| p.kind).collect()
+    }
+
     /// The nodes on the path that carry a protection set `at`.
     #[must_use]
     pub fn nodes(&self, at: At) -> &'static [&'static str] {
@@ -329,8 +335,7 @@ pub const fn node(n: u8) -> Addr {
 }
 
 /// The range of all pods, which Service rules do not masquerade.
-#[must_use]
-pub const fn cluster_cidr(family: Family) -> &'static str {
+pub(crate) const fn cluster_cidr(family: Family) -> &'static str {
     match family {
         Family::Ipv4 => "198.18.64.0/18",
         Family::Ipv6 => "fd00:60::/28",

@@ -133,11 +133,8 @@ impl Call {
         if out.status.success() {
             return Ok(out.stdout);
         }
-        Err(ExecError::Failed {
-            command: self.line(),
-            status: out.status.to_string(),
-            stderr: tail(&out.stderr),
-        })
+        let how = format!("failed ({})", out.status);
+        Err(ExecError::Program { command: self.line(), how, said: tail(&out.stderr) })
     }
 
     fn spawn(&self, stdin: Stdio, stdout: impl Into<Stdio>) -> Result<Child, ExecError> {
@@ -174,9 +171,8 @@ impl Call {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let (stdout, stderr) = (text(&out.stdout), text(&out.stderr));
         if late {
-            let seconds = self.deadline.as_secs_f64();
-            let (command, stderr) = (self.line(), tail(&stderr));
-            return Err(ExecError::Deadline { command, seconds, stderr });
+            let (command, said) = (self.line(), tail(&stderr));
+            return Err(ExecError::Program { command, how: killed(self.deadline), said });
         }
         Ok(Output { status: out.status, stdout, stderr })
     }
@@ -241,6 +237,10 @@ fn copy_lines(pipe: Option<Box<dyn Read + Send>>, mut file: File, mut see: impl 
         let _ = file.write_all(&line);
         line.clear();
     }
+}
+
+fn killed(deadline: Duration) -> String {
+    format!("did not end within {} s and was killed", deadline.as_secs_f64())
 }
 
 fn tail(text: &str) -> String {
@@ -350,10 +350,7 @@ impl Process {
                 // Both readers are at the end, or the time is over.
                 Err(_) => {
                     self.guard.end();
-                    return Err(ExecError::NotReady {
-                        command: self.line.clone(),
-                        stderr: self.said(),
-                    });
+                    return Err(self.error("did not become ready".to_owned(), self.said()));
                 }
             }
         }
@@ -396,11 +393,8 @@ impl Process {
                 line.clear();
             }
             if ended || Instant::now() >= end {
-                return Err(ExecError::NotSaid {
-                    command: self.line.clone(),
-                    message: message.to_owned(),
-                    said: format!("{} {}", tail(&self.printed()), self.said()),
-                });
+                let said = format!("{} {}", tail(&self.printed()), self.said());
+                return Err(self.error(format!("did not say '{message}'"), said));
             }
             self.interrupt.sleep(Duration::from_millis(5))?;
         }
@@ -413,11 +407,11 @@ impl Process {
             self.guard.end();
         }
         self.join();
-        status.ok_or_else(|| ExecError::Deadline {
-            command: self.line.clone(),
-            seconds: within.as_secs_f64(),
-            stderr: self.said(),
-        })
+        status.ok_or_else(|| self.error(killed(within), self.said()))
+    }
+
+    fn error(&self, how: String, said: String) -> ExecError {
+        ExecError::Program { command: self.line.clone(), how, said }
     }
 
     /// Sends a signal.
@@ -507,7 +501,7 @@ mod tests {
         call.deadline = Duration::from_millis(50);
         let begun = Instant::now();
         let e = call.run().unwrap_err();
-        assert!(matches!(e, ExecError::Deadline { .. }), "{e}");
+        assert!(e.to_string().contains("within 0.05 s and was killed"), "{e}");
         assert!(begun.elapsed() < Duration::from_secs(10));
     }
 

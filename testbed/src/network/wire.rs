@@ -29,7 +29,6 @@ const ETHERNET: usize = 14;
 
 /// A network that runs.
 pub struct Network {
-    conditions: Conditions,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<io::Result<Report>>>,
 }
@@ -80,21 +79,14 @@ impl Network {
         let thread = testbed
             .host("network")?
             .run(|| {
-                let sides = [Port::open("left", Side::Left, conditions)?, {
-                    Port::open("right", Side::Right, conditions)?
-                }];
+                let left = Port::open("left", Side::Left, conditions)?;
+                let sides = [left, Port::open("right", Side::Right, conditions)?];
                 std::thread::Builder::new()
                     .name("network".to_owned())
                     .spawn(move || carry(sides, conditions, &told))
             })?
             .map_err(os("start the network"))?;
-        Ok(Self { conditions, stop, thread: Some(thread) })
-    }
-
-    /// What it does.
-    #[must_use]
-    pub fn conditions(&self) -> Conditions {
-        self.conditions
+        Ok(Self { stop, thread: Some(thread) })
     }
 
     /// Ends it; packets that still wait are lost.

@@ -1,12 +1,12 @@
 //! kube-proxy's iptables mode, for iptables-restore.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use canary_wire::segment::Family;
 
-use super::{Chain, NodeProtection, Ruleset, family_name};
+use super::{Chain, ProtectionKind, Ruleset, family_name};
 use crate::topology::{NODE_PORT, POD_PORT, SERVICE_PORT, Service, cluster_cidr};
 
 const SVC: &str = "KUBE-SVC-BOOMSERVERCANARY";
@@ -17,10 +17,18 @@ const SEP: &str = "KUBE-SEP-BOOMSERVERPODONE";
 pub(super) const DROP: &str = "-m conntrack --ctstate INVALID -j DROP";
 
 /// The three tables that hold rules, whole.
-pub(super) fn ruleset(service: &Service, family: Family, protection: NodeProtection) -> Ruleset {
+pub(super) fn ruleset(
+    service: &Service,
+    family: Family,
+    set: &BTreeSet<ProtectionKind>,
+) -> Ruleset {
+    let drop_if = |kind| if set.contains(&kind) { vec![DROP.to_owned()] } else { Vec::new() };
+    let prerouting = drop_if(ProtectionKind::PreroutingDrop);
+    let (input, forward) =
+        (drop_if(ProtectionKind::InputDrop), drop_if(ProtectionKind::ForwardDrop));
     let tables = [
-        ("mangle", mangle(protection)),
-        ("filter", filter(protection)),
+        ("mangle", vec![Chain::base("PREROUTING", "PREROUTING", prerouting)]),
+        ("filter", filter(input, forward)),
         ("nat", nat(service, family)),
     ];
     let (mut text, mut rules, mut drops) = (String::new(), BTreeMap::new(), Vec::new());
@@ -45,22 +53,13 @@ pub(super) fn ruleset(service: &Service, family: Family, protection: NodeProtect
     Ruleset { text, rules, drops, ipvs: Vec::new() }
 }
 
-fn drop_if(set: bool) -> Vec<String> {
-    if set { vec![DROP.to_owned()] } else { Vec::new() }
-}
-
-fn mangle(p: NodeProtection) -> Vec<Chain> {
-    vec![Chain::base("PREROUTING", "PREROUTING", drop_if(p.prerouting))]
-}
-
-fn filter(p: NodeProtection) -> Vec<Chain> {
-    let mut forward = drop_if(p.forward);
+fn filter(input: Vec<String>, mut forward: Vec<String>) -> Vec<Chain> {
     forward.extend([
         r#"-m comment --comment "kubernetes forwarding rules" -m mark --mark 0x4000/0x4000 -j ACCEPT"#.to_owned(),
         r#"-m comment --comment "kubernetes forwarding conntrack rule" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"#.to_owned(),
     ]);
     vec![
-        Chain::base("INPUT", "INPUT", drop_if(p.input)),
+        Chain::base("INPUT", "INPUT", input),
         Chain::base(
             "FORWARD",
             "FORWARD",

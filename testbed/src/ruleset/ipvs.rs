@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use canary_wire::segment::Family;
 
-use super::{Chain, NodeProtection, nftables};
+use super::{Chain, nftables};
 use crate::topology::{NODE_PORT, POD_PORT, SERVICE_PORT, Service, cluster_cidr, node};
 
 /// The link that has every ClusterIP, so that a node takes what is sent there for its own.
@@ -30,7 +30,7 @@ pub(super) fn table(s: &Service, family: Family) -> Vec<String> {
 }
 
 /// Nothing is translated by rules but sources.
-pub(super) fn chains(s: &Service, family: Family, p: NodeProtection) -> Vec<Chain> {
+pub(super) fn chains(s: &Service, family: Family, forward: Vec<String>) -> Vec<Chain> {
     let ip = super::family_name(family);
     let (vip, pod, cidr) = (s.vip.of(family), s.pod.of(family), cluster_cidr(family));
     let from = if s.masquerade_all { String::new() } else { format!("{ip} saddr != {cidr} ") };
@@ -43,7 +43,7 @@ pub(super) fn chains(s: &Service, family: Family, p: NodeProtection) -> Vec<Chai
     }
     let [hairpin, masquerading] =
         [format!("{ip} saddr {pod} {ip} daddr {pod} masquerade"), "jump masquerading".into()];
-    let mut chains = nftables::base_chains(p, vec![hairpin, masquerading]);
+    let mut chains = nftables::base_chains(forward, vec![hairpin, masquerading]);
     chains.push(Chain::new("services", services));
     chains.extend(nftables::masquerading());
     chains

@@ -1,11 +1,11 @@
 //! kube-proxy's nftables mode, for `nft -f -`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use canary_wire::segment::Family;
 
-use super::{Chain, NodeProtection, Ruleset, family_name, ipvs};
+use super::{Chain, ProtectionKind, Ruleset, family_name, ipvs};
 use crate::topology::{NODE_PORT, POD_PORT, SERVICE_PORT, Service, cluster_cidr, node};
 
 const SERVICE: &str = "service-BOOMSRVR-default/boom/tcp/tcp";
@@ -20,24 +20,27 @@ const EXTRA: &str = "extra";
 pub(super) fn ruleset(
     service: &Service,
     family: Family,
-    protection: NodeProtection,
+    set: &BTreeSet<ProtectionKind>,
     ipvs: bool,
 ) -> Ruleset {
     let ip = family_name(family);
+    let drop_if = |kind| if set.contains(&kind) { vec![DROP.to_owned()] } else { Vec::new() };
+    let forward = drop_if(ProtectionKind::ForwardDrop);
     let (maps, chains) = if ipvs {
-        (node_ports(family), ipvs::chains(service, family, protection))
+        (node_ports(family), ipvs::chains(service, family, forward))
     } else {
-        (maps(service, family), chains(service, family, protection))
+        (maps(service, family), chains(service, family, forward))
     };
-    let mut extra = Vec::new();
-    if protection.prerouting {
-        let hook = "type filter hook prerouting priority mangle; policy accept;";
-        extra.push(Chain::base("prerouting", hook, vec![DROP.into()]));
-    }
-    if protection.input {
-        let hook = "type filter hook input priority filter; policy accept;";
-        extra.push(Chain::base("input", hook, vec![DROP.into()]));
-    }
+    let hooks = [
+        ("prerouting", "type filter hook prerouting priority mangle; policy accept;"),
+        ("input", "type filter hook input priority filter; policy accept;"),
+    ];
+    let extra = [ProtectionKind::PreroutingDrop, ProtectionKind::InputDrop]
+        .into_iter()
+        .zip(hooks)
+        .filter(|(kind, _)| set.contains(kind))
+        .map(|(_, (name, hook))| Chain::base(name, hook, vec![DROP.into()]))
+        .collect();
     let tables = [(KUBE_PROXY, maps, chains), (EXTRA, String::new(), extra)];
     let (mut text, mut rules, mut drops) = (String::new(), BTreeMap::new(), Vec::new());
     for (table, maps, chains) in &tables {
@@ -87,7 +90,7 @@ fn maps(s: &Service, family: Family) -> String {
     )
 }
 
-fn chains(s: &Service, family: Family, p: NodeProtection) -> Vec<Chain> {
+fn chains(s: &Service, family: Family, forward: Vec<String>) -> Vec<Chain> {
     let ip = family_name(family);
     let (vip, pod, cidr) = (s.vip.of(family), s.pod.of(family), cluster_cidr(family));
     let endpoint =
@@ -108,7 +111,7 @@ fn chains(s: &Service, family: Family, p: NodeProtection) -> Vec<Chain> {
         Family::Ipv4 => format!("{pod}:{POD_PORT}"),
         Family::Ipv6 => format!("[{pod}]:{POD_PORT}"),
     };
-    let mut all = base_chains(p, vec!["jump masquerading".into()]);
+    let mut all = base_chains(forward, vec!["jump masquerading".into()]);
     all.push(Chain::new(
         "services",
         vec![
@@ -138,13 +141,13 @@ fn chains(s: &Service, family: Family, p: NodeProtection) -> Vec<Chain> {
 }
 
 /// The chains with hooks, and what is done with sources.
-pub(super) fn base_chains(p: NodeProtection, postrouting: Vec<String>) -> Vec<Chain> {
+pub(super) fn base_chains(forward: Vec<String>, postrouting: Vec<String>) -> Vec<Chain> {
     let dispatch = || vec!["jump services".to_owned()];
     vec![
         Chain::base(
             "filter-forward",
             "type filter hook forward priority -110; policy accept;",
-            if p.forward { vec![DROP.into()] } else { Vec::new() },
+            forward,
         ),
         Chain::base(
             "nat-prerouting",

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::iptables::DROP;
+use crate::os::{OsError, wrong};
 
 /// Rules and counters of one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,17 +18,9 @@ pub struct Loaded {
     pub dnat: u64,
 }
 
-/// The output could not be understood.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot read {what} back: {why}")]
-pub struct ReadbackError {
-    what: &'static str,
-    why: String,
-}
-
 /// Reads `nft -j list ruleset`, one family's tables.
-pub fn nftables(json: &str, family: &str) -> Result<Loaded, ReadbackError> {
-    let wrong = |why: String| ReadbackError { what: "nftables rules", why };
+pub(crate) fn nftables(json: &str, family: &str) -> Result<Loaded, OsError> {
+    let wrong = |why: String| wrong("read nftables rules back")(why);
     let all: Value = serde_json::from_str(json).map_err(|e| wrong(e.to_string()))?;
     let items = all["nftables"].as_array().ok_or_else(|| wrong("no list".into()))?;
     let mut loaded = Loaded::default();
@@ -61,8 +54,8 @@ fn mentions(value: &Value, name: &str) -> bool {
 }
 
 /// Reads `iptables-save -c` or `ip6tables-save -c`.
-pub fn iptables(text: &str, family: &str) -> Result<Loaded, ReadbackError> {
-    let wrong = |why: String| ReadbackError { what: "iptables rules", why };
+pub(crate) fn iptables(text: &str, family: &str) -> Result<Loaded, OsError> {
+    let wrong = |why: String| wrong("read iptables rules back")(why);
     let (mut loaded, mut table) = (Loaded::default(), "?");
     for line in text.lines() {
         if let Some(name) = line.strip_prefix('*') {
