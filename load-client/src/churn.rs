@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use canary_record::names::EndedBy;
+use canary_record::result::Clock;
 use canary_runtime::admin::Admin;
 use canary_runtime::shutdown::Shutdown;
 use rustix::event::epoll;
@@ -15,7 +16,7 @@ use crate::cli::ChurnArgs;
 use crate::fill::{Allowance, Follower};
 use crate::live::Live;
 use crate::plan::{plan, workers};
-use crate::tally::{Clock, Shown, Tally};
+use crate::tally::{Shown, Tally};
 use crate::worker::{Stop, Worker};
 
 /// How long connections in progress may go on after a signal.
@@ -30,7 +31,7 @@ pub async fn run(
     admin: Option<&Arc<Admin>>,
 ) -> anyhow::Result<(Tally, EndedBy)> {
     let n = workers(args);
-    let clock = Clock::now();
+    let clock = Clock::start();
     let stop = Arc::new(Stop::default());
     let (done, mut all_done) = tokio::sync::mpsc::channel::<()>(1);
     let mut threads = Vec::new();
@@ -45,7 +46,7 @@ pub async fn run(
     for ((w, plan, epoll), shown) in plans.into_iter().zip(&shown) {
         let (stop, done, shown) = (Arc::clone(&stop), done.clone(), shown.clone());
         let thread = std::thread::Builder::new().name(format!("churn-{w}")).spawn(move || {
-            let tally = Worker::new(&plan, epoll, clock).run(&stop, &shown);
+            let tally = Worker::new(&plan, epoll, clock, &shown).run(&stop);
             drop(done);
             tally
         });
@@ -55,7 +56,7 @@ pub async fn run(
     let live = Live::begin(&shown, admin);
     let follow = async {
         match fill {
-            Some((follower, allowance)) => follower.follow(allowance, clock.start()).await,
+            Some((follower, allowance)) => follower.follow(allowance, clock.began()).await,
             None => std::future::pending().await,
         }
     };
@@ -86,7 +87,7 @@ pub async fn run(
 /// Why the workers came to their end by themselves.
 fn planned(args: &ChurnArgs, clock: Clock) -> EndedBy {
     match (args.duration, args.connections) {
-        (Some(d), Some(_)) if clock.start().elapsed() >= d => EndedBy::Duration,
+        (Some(d), Some(_)) if clock.began().elapsed() >= d => EndedBy::Duration,
         (_, Some(_)) => EndedBy::Connections,
         _ => EndedBy::Duration,
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use canary_record::names::{EndedBy, Phase};
+use canary_record::result::Clock;
 use canary_record::result::load::{Cause, HoldRecord};
 use canary_runtime::admin::Admin;
 use canary_runtime::shutdown::Shutdown;
@@ -19,9 +20,8 @@ use tokio::task::LocalSet;
 
 use crate::cli::{Close, HoldArgs};
 use crate::live::Live;
-use crate::log::FailureLog;
 use crate::probe::{connect, within};
-use crate::tally::{Clock, Failure, Shown, Tally};
+use crate::tally::{Accounts, Failure, Shown, Tally};
 
 /// Handshakes at once: more would overflow the queue of most listeners.
 const HANDSHAKES: usize = 512;
@@ -39,10 +39,9 @@ const LINE: &[u8] = b"alive\n";
 struct Shared {
     args: HoldArgs,
     target: SocketAddr,
-    tally: RefCell<Tally>,
+    accounts: RefCell<Accounts>,
     record: Cell<HoldRecord>,
     open: Cell<u64>,
-    log: RefCell<FailureLog>,
     handshakes: Semaphore,
     /// No handshake before this time: a limit of this host is one for every place.
     paused_until: Cell<Instant>,
@@ -56,12 +55,6 @@ impl Shared {
         f(&mut record);
         self.record.set(record);
     }
-
-    fn failed(&self, failure: Failure) {
-        let now = Instant::now();
-        self.tally.borrow_mut().fail(now, failure);
-        self.log.borrow_mut().failure(now, failure);
-    }
 }
 
 /// Holds until the end of the duration or a signal.
@@ -73,33 +66,25 @@ pub async fn run(
 ) -> (Tally, HoldRecord, EndedBy) {
     LocalSet::new()
         .run_until(async {
-            let clock = Clock::now();
+            let (clock, shown) = (Clock::start(), Shown::default());
             let (stop, stopped) = watch::channel(false);
             let shared = Rc::new(Shared {
                 args: args.clone(),
                 target,
-                tally: RefCell::new(Tally::new(clock)),
+                accounts: RefCell::new(Accounts::new(clock, &shown)),
                 record: Cell::new(HoldRecord {
                     wanted: u64::from(args.connections),
                     ..HoldRecord::default()
                 }),
                 open: Cell::new(0),
-                log: RefCell::new(FailureLog::new(clock.start())),
                 handshakes: Semaphore::new(HANDSHAKES),
-                paused_until: Cell::new(clock.start()),
+                paused_until: Cell::new(clock.began()),
                 stop: stopped,
             });
             let places: Vec<_> = (0..u64::from(args.connections))
                 .map(|n| tokio::task::spawn_local(place(Rc::clone(&shared), n)))
                 .collect();
-            let shown = Shown::default();
             let live = Live::begin(std::slice::from_ref(&shown), admin);
-            let show = || {
-                let mut counts = shared.tally.borrow().counts;
-                counts.open = shared.open.get();
-                shown.send_replace(counts);
-                shared.log.borrow_mut().tick(Instant::now());
-            };
             let mut ticks = tokio::time::interval(SHOW);
             let end = args.duration.and_then(|d| Instant::now().checked_add(d));
             let mut filled = false;
@@ -108,10 +93,10 @@ pub async fn run(
                     biased;
                     by = shutdown.ended(end) => break by,
                     _ = ticks.tick() => {
-                        show();
+                        shared.accounts.borrow_mut().show(shared.open.get());
                         if !filled && shared.open.get() == u64::from(args.connections) {
                             filled = true;
-                            let seconds = clock.start().elapsed().as_secs_f64();
+                            let seconds = clock.began().elapsed().as_secs_f64();
                             tracing::info!(connections = args.connections, seconds, "all are open");
                         }
                     }
@@ -126,11 +111,9 @@ pub async fn run(
                     break;
                 }
             }
-            let mut tally = shared.tally.borrow().clone();
             // What is left is in an exchange, which proves neither life nor loss.
-            tally.interrupt(Instant::now());
+            let tally = shared.accounts.borrow_mut().end();
             drop(live);
-            shared.log.borrow_mut().finish();
             (tally, shared.record.get(), ended_by)
         })
         .await
@@ -168,14 +151,14 @@ async fn place(shared: Rc<Shared>, n: u64) {
             if shared.args.close == Close::Rst
                 && socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).is_ok()
             {
-                shared.tally.borrow_mut().counts.own_resets += 1;
+                shared.accounts.borrow_mut().tally.counts.own_resets += 1;
             }
-            shared.tally.borrow_mut().ok_untimed(Instant::now());
+            shared.accounts.borrow_mut().tally.ok_untimed(Instant::now());
             return;
         };
         lost = true;
         shared.update(|r| r.lost += 1);
-        shared.failed(failure);
+        shared.accounts.borrow_mut().failed(failure);
         // One that was lost at once must not become a busy loop either.
         if pause(opened + PAUSE, &mut stop).await.is_none() {
             return;
@@ -200,7 +183,7 @@ async fn open(
             pause(shared.paused_until.get(), stop).await?;
         }
         let began = Instant::now();
-        shared.tally.borrow_mut().begin(began);
+        shared.accounts.borrow_mut().tally.begin(began);
         let source = crate::pick(&shared.args.source_ip, *turn);
         *turn += u64::from(shared.args.connections);
         let connecting =
@@ -211,11 +194,11 @@ async fn open(
         };
         match opened {
             Ok(stream) => {
-                shared.tally.borrow_mut().connected(began.elapsed());
+                shared.accounts.borrow_mut().tally.connected(began.elapsed());
                 return Some(stream);
             }
             Err(failure) => {
-                shared.failed(failure);
+                shared.accounts.borrow_mut().failed(failure);
                 let until = Instant::now() + PAUSE;
                 if failure.1.is_local() {
                     shared.paused_until.set(until);
@@ -262,7 +245,7 @@ async fn keep(
             let intended = next;
             next += shared.args.interval;
             exchange(stream, shared.args.timeout).await?;
-            shared.tally.borrow_mut().exchange(Instant::now(), intended.elapsed());
+            shared.accounts.borrow_mut().tally.exchange(Instant::now(), intended.elapsed());
             shared.update(|r| r.exchanges += 1);
         }
     }

@@ -142,18 +142,19 @@ fn line(before: &Counts, now: &Counts, elapsed: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tally::{Clock, Tally};
+    use crate::tally::Tally;
     use canary_record::names::{Errno, Phase};
+    use canary_record::result::Clock;
 
     /// The line has the rate since the last one, and the failures by class.
     #[test]
     fn the_line_shows_rate_classes_and_latency() {
         let t = Instant::now();
-        let mut tally = Tally::new(Clock::now());
+        let mut tally = Tally::new(Clock::start());
         for _ in 0..10 {
             tally.begin(t);
         }
-        let before = tally.counts;
+        let before = tally.counts.clone();
         for _ in 0..99 {
             tally.begin(t);
             tally.ok(t, Duration::from_millis(2));

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use canary_record::names::{EndedBy, LoadVerdict};
 use canary_record::result::load::{HoldRecord, LoadResult};
-use canary_record::result::{ReadError, Run, SCHEMA_VERSION, seconds_between};
+use canary_record::result::{Clock, ReadError, Run, SCHEMA_VERSION, seconds_between};
 
-use crate::tally::{Clock, Tally};
+use crate::tally::Tally;
 use crate::{forge, report};
 
 /// A file that cannot be merged.
@@ -74,7 +74,7 @@ pub fn join(
             return Err(MergeError::Twice(other.clone(), name.clone()));
         }
     }
-    let mut tally = Tally::new(Clock::now());
+    let mut tally = Tally::new(Clock::start());
     let mut hold: Option<HoldRecord> = None;
     let mut reasons = Vec::new();
     for (_, part) in parts {

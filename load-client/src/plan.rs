@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
+use canary_record::result::Clock;
 use http_body_util::Empty;
 use hyper::Request;
 use hyper::header::{CONNECTION, HOST, HeaderValue};
@@ -14,7 +15,6 @@ use crate::cli::{ChurnArgs, Close};
 use crate::fill::Allowance;
 use crate::pacer::{self, Pacer};
 use crate::preflight::Load;
-use crate::tally::Clock;
 use crate::target::Protocol;
 
 /// Connections in progress at once unless the command line says otherwise.
@@ -118,7 +118,7 @@ pub fn plan(
         let shift = w as usize % sources.len();
         sources.rotate_left(shift);
     }
-    let start = clock.start();
+    let start = clock.began();
     let concurrency = share(u64::from(concurrency(args))) as u32;
     let pacer = match args.rate {
         None => Pacer::closed(start, concurrency, args.ramp),
@@ -165,7 +165,7 @@ mod tests {
     fn a_duration_beyond_any_clock_never_ends() {
         let line = "load-client churn --target tcp://127.0.0.1:1 --duration 18000000000000000000s";
         let target = SocketAddr::from(([127, 0, 0, 1], 1));
-        assert_eq!(plan(&churn(line), target, Clock::now(), (0, 1), None).unwrap().until, None);
+        assert_eq!(plan(&churn(line), target, Clock::start(), (0, 1), None).unwrap().until, None);
     }
 
     /// However many workers share a rate, their schedules together are even: one at 0.5 a second
@@ -173,8 +173,8 @@ mod tests {
     #[test]
     fn the_workers_turns_lie_evenly() {
         let args = churn("load-client churn --target tcp://127.0.0.1:1 --rate 0.5 --workers 4");
-        let (clock, target) = (Clock::now(), SocketAddr::from(([127, 0, 0, 1], 1)));
-        let end = clock.start() + Duration::from_secs(16);
+        let (clock, target) = (Clock::start(), SocketAddr::from(([127, 0, 0, 1], 1)));
+        let end = clock.began() + Duration::from_secs(16);
         let mut turns: Vec<Instant> = Vec::new();
         for w in 0..4 {
             let mut pacer = plan(&args, target, clock, (w, 4), None).unwrap().pacer;
@@ -183,7 +183,7 @@ mod tests {
             }
         }
         turns.sort();
-        let after: Vec<_> = turns.iter().map(|t| (*t - clock.start()).as_secs()).collect();
+        let after: Vec<_> = turns.iter().map(|t| (*t - clock.began()).as_secs()).collect();
         assert_eq!(after, [0, 2, 4, 6, 8, 10, 12, 14, 16]);
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use canary_record::names::{EndedBy, Errno, Phase, ProbeEnd};
 use canary_record::probe::{Body, BodyHash, Line, Request};
+use canary_record::result::Clock;
 use canary_record::result::load::Cause;
 use canary_runtime::admin::Admin;
 use canary_runtime::shutdown::Shutdown;
@@ -22,9 +23,8 @@ use tokio::task::{JoinSet, LocalSet};
 use crate::cli::{Pattern, ProbeArgs};
 use crate::forge::Forging;
 use crate::live::Live;
-use crate::log::FailureLog;
 use crate::socket;
-use crate::tally::{Clock, Failure, Shown, Tally};
+use crate::tally::{Accounts, Failure, Shown, Tally};
 
 /// Octets of the answers of `idle` and of the others.
 const TINY: u64 = 16;
@@ -44,23 +44,14 @@ struct Shared {
     /// From the connect to the exchange, at most.
     delay: Duration,
     connected: Cell<u64>,
-    tally: RefCell<Tally>,
-    log: RefCell<FailureLog>,
-    shown: Shown,
+    accounts: RefCell<Accounts>,
 }
 
 impl Shared {
-    /// Shows the counts, of which `open` have not ended.
-    fn show(&self, open: usize) {
-        let mut tally = self.tally.borrow_mut();
-        tally.counts.open = open as u64;
-        self.shown.send_replace(tally.counts);
-        self.log.borrow_mut().tick(Instant::now());
-    }
-
     /// True when every connection is made or has failed, and what was forged is judged.
     fn settled(&self, forging: &Forging) -> bool {
-        let (counts, connected) = (self.tally.borrow().counts, self.connected.get());
+        let (accounts, connected) = (self.accounts.borrow(), self.connected.get());
+        let counts = &accounts.tally.counts;
         counts.attempts == u64::from(self.args.connections)
             && connected + counts.failed() >= counts.attempts
             && forging.progress.settled(connected)
@@ -108,22 +99,18 @@ pub async fn run(
     shutdown: &mut Shutdown,
     admin: Option<&Arc<Admin>>,
 ) -> (Tally, EndedBy) {
-    let clock = Clock::now();
+    let (clock, shown) = (Clock::start(), Shown::default());
     let shared = Rc::new(Shared {
         args: args.clone(),
         targets,
         delay: args.delay.max(forging.map_or(Duration::ZERO, |f| f.patience(&args.forge))),
         connected: Cell::default(),
-        tally: RefCell::new(Tally::new(clock)),
-        log: RefCell::new(FailureLog::new(clock.start())),
-        shown: Shown::default(),
+        accounts: RefCell::new(Accounts::new(clock, &shown)),
     });
-    let live = Live::begin(std::slice::from_ref(&shared.shown), admin);
-    let ended_by = LocalSet::new().run_until(all(&shared, forging, clock.start(), shutdown)).await;
+    let live = Live::begin(std::slice::from_ref(&shown), admin);
+    let ended_by = LocalSet::new().run_until(all(&shared, forging, clock.began(), shutdown)).await;
     drop(live);
-    let mut tally = shared.tally.borrow().clone();
-    tally.interrupt(Instant::now());
-    shared.log.borrow_mut().finish();
+    let tally = shared.accounts.borrow_mut().end();
     (tally, ended_by)
 }
 
@@ -170,7 +157,7 @@ async fn all(
             () = tokio::time::sleep_until(next.unwrap_or(began).into()), if next.is_some() => {}
             // An error would be a task that panicked: its connection is counted as cut short.
             joined = tasks.join_next(), if next.is_none() || !tasks.is_empty() => match joined {
-                Some(_) => shared.show(tasks.len()),
+                Some(_) => shared.accounts.borrow_mut().show(tasks.len() as u64),
                 None => break,
             },
             () = usr1(&mut told) => {
@@ -254,19 +241,16 @@ async fn usr1(signal: &mut Option<tokio::signal::unix::Signal>) {
 /// One connection, from its begin to its record.
 async fn one(shared: Rc<Shared>, go: watch::Receiver<bool>) {
     let started = Instant::now();
-    let n = shared.tally.borrow().counts.attempts;
-    shared.tally.borrow_mut().begin(started);
+    let n = shared.accounts.borrow().tally.counts.attempts;
+    shared.accounts.borrow_mut().tally.begin(started);
     let end = exchange(&shared, n, started, go).await;
-    let (now, mut tally) = (Instant::now(), shared.tally.borrow_mut());
+    let mut accounts = shared.accounts.borrow_mut();
     match end {
         Ok(bytes) => {
-            tally.ok(now, now - started);
-            tally.counts.bytes += bytes;
+            accounts.tally.ok(Instant::now(), started.elapsed());
+            accounts.tally.counts.bytes += bytes;
         }
-        Err(failure) => {
-            tally.fail(now, failure);
-            shared.log.borrow_mut().failure(now, failure);
-        }
+        Err(failure) => accounts.failed(failure),
     }
 }
 
@@ -280,7 +264,7 @@ async fn exchange(
     let args = &shared.args;
     let target = shared.targets[(n % shared.targets.len() as u64) as usize];
     let mut stream = open(args, target, n).await?;
-    shared.tally.borrow_mut().connected(started.elapsed());
+    shared.accounts.borrow_mut().tally.connected(started.elapsed());
     shared.connected.set(shared.connected.get() + 1);
     // The end of the delay, or whoever knows that there is nothing to wait for.
     let _ = tokio::time::timeout(shared.delay, go.wait_for(|go| *go)).await;

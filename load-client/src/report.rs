@@ -173,13 +173,12 @@ mod tests {
     use canary_record::result::load::Cause;
 
     use super::*;
-    use crate::tally::Clock as TallyClock;
 
     /// The termination message alone has every count, for a result whose log is lost.
     #[test]
     fn the_termination_message_carries_every_count() {
         let now = std::time::Instant::now();
-        let mut tally = Tally::new(TallyClock::now());
+        let mut tally = Tally::new(Clock::start());
         for cause in Cause::all() {
             tally.begin(now);
             tally.fail(now, (Phase::Receive, cause));

@@ -6,32 +6,19 @@ use std::time::{Duration, Instant};
 
 use canary_record::add_each;
 use canary_record::hist::Latency;
-use canary_record::names::{Errno, Phase, ProbeEnd};
+use canary_record::names::{Phase, ProbeEnd};
+use canary_record::result::Clock;
 use canary_record::result::load::{Cause, FailureCount, LoadResult};
 use tokio::sync::watch;
 
+use crate::log::FailureLog;
 use crate::series::{self, BUCKETS, Point, TimeSeries};
-
-const PHASES: usize = Phase::ALL.len();
-const ERRNOS: usize = Errno::ALL.len();
-const CAUSES: usize = ERRNOS + 4;
-
-/// Where a cause is counted: its place in [`Cause::all`].
-const fn index(cause: Cause) -> usize {
-    match cause {
-        Cause::Errno(e) => e as usize,
-        Cause::EarlyEof => ERRNOS,
-        Cause::Stall => ERRNOS + 1,
-        Cause::BadAnswer => ERRNOS + 2,
-        Cause::Interrupted => ERRNOS + 3,
-    }
-}
 
 /// A failure: where and how.
 pub type Failure = (Phase, Cause);
 
 /// Counts of one worker: small enough to be copied while the run goes on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Counts {
     /// Connections begun.
     pub attempts: u64,
@@ -49,7 +36,7 @@ pub struct Counts {
     pub connect: [u64; BUCKETS],
     /// Total latencies by [`series::bucket`].
     pub total: [u64; BUCKETS],
-    failures: [[u64; CAUSES]; PHASES],
+    failures: BTreeMap<Failure, u64>,
 }
 
 impl Default for Counts {
@@ -63,7 +50,7 @@ impl Default for Counts {
             open: 0,
             connect: [0; BUCKETS],
             total: [0; BUCKETS],
-            failures: [[0; CAUSES]; PHASES],
+            failures: BTreeMap::new(),
         }
     }
 }
@@ -76,7 +63,9 @@ impl AddAssign<&Self> for Counts {
         add_each!(self += other: attempts, never_begun, ok, bytes, own_resets, open);
         add(&mut self.connect, &other.connect);
         add(&mut self.total, &other.total);
-        add(self.failures.as_flattened_mut(), other.failures.as_flattened());
+        for (failure, n) in &other.failures {
+            *self.failures.entry(*failure).or_default() += n;
+        }
     }
 }
 
@@ -84,18 +73,14 @@ impl Counts {
     /// Every kind of failure that occurred.
     #[must_use]
     pub fn failures(&self) -> Vec<FailureCount> {
-        let all = Phase::ALL.iter().flat_map(|phase| Cause::all().map(|cause| (*phase, cause)));
-        all.map(|(phase, cause)| {
-            FailureCount::new(phase, cause, self.failures[phase as usize][index(cause)])
-        })
-        .filter(|f| f.count > 0)
-        .collect()
+        let count = |(&(phase, cause), &n): (_, _)| FailureCount::new(phase, cause, n);
+        self.failures.iter().map(count).collect()
     }
 
     /// Connections that failed, in all ways together.
     #[must_use]
     pub fn failed(&self) -> u64 {
-        self.failures.as_flattened().iter().sum()
+        self.failures.values().sum()
     }
 
     /// The same as ends of probed connections.
@@ -127,36 +112,46 @@ pub struct Tally {
     clock: Clock,
 }
 
-/// The second since 1970 of a monotonic time.
-#[derive(Clone, Copy, Debug)]
-pub struct Clock {
-    start: Instant,
-    /// Since 1970, at `start`.
-    unix: Duration,
+/// A tally, its failures in the log, and what is shown of it while it grows.
+#[derive(Debug)]
+pub struct Accounts {
+    /// The tally.
+    pub tally: Tally,
+    log: FailureLog,
+    shown: Shown,
 }
 
-impl Clock {
-    /// `start`, which is `unix` since 1970.
+impl Accounts {
+    /// Nothing counted.
     #[must_use]
-    pub const fn new(start: Instant, unix: Duration) -> Self {
-        Self { start, unix }
+    pub fn new(clock: Clock, shown: &Shown) -> Self {
+        let log = FailureLog::new(clock.began());
+        Self { tally: Tally::new(clock), log, shown: shown.clone() }
     }
 
-    /// Reads both clocks.
-    #[must_use]
-    pub fn now() -> Self {
-        let unix = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-        Self::new(Instant::now(), unix)
+    /// Counts a connection that failed, and logs it.
+    pub fn failed(&mut self, failure: Failure) {
+        let now = Instant::now();
+        self.tally.fail(now, failure);
+        self.log.failure(now, failure);
     }
 
-    /// When the run began.
-    #[must_use]
-    pub const fn start(&self) -> Instant {
-        self.start
+    /// Shows the counts, of which `open` have not ended.
+    pub fn show(&mut self, open: u64) {
+        self.tally.counts.open = open;
+        self.shown.send_replace(self.tally.counts.clone());
+        self.log.tick(Instant::now());
     }
 
-    fn second(&self, now: Instant) -> u64 {
-        (self.unix + now.saturating_duration_since(self.start)).as_secs()
+    /// The whole: what has not ended is cut short by the end of the run.
+    #[must_use]
+    pub fn end(&mut self) -> Tally {
+        let (counts, now) = (&self.tally.counts, Instant::now());
+        for _ in counts.ok + counts.failed()..counts.attempts {
+            self.tally.fail(now, (Phase::Receive, Cause::Interrupted));
+        }
+        self.log.finish();
+        self.tally.clone()
     }
 }
 
@@ -185,14 +180,14 @@ impl Tally {
             ..Counts::default()
         };
         for f in &result.failures {
-            counts.failures[f.phase as usize][index(f.cause)] += f.count;
+            *counts.failures.entry((f.phase, f.cause)).or_default() += f.count;
         }
         Self {
             counts,
             connect: result.connect_latency.to_histogram(),
             total: result.total_latency.to_histogram(),
             series: TimeSeries::from_record(&result.series),
-            clock: Clock::now(),
+            clock: Clock::start(),
         }
     }
 
@@ -230,7 +225,7 @@ impl Tally {
 
     /// Counts a connection that failed.
     pub fn fail(&mut self, now: Instant, (phase, cause): Failure) {
-        self.counts.failures[phase as usize][index(cause)] += 1;
+        *self.counts.failures.entry((phase, cause)).or_default() += 1;
         let counts = &mut self.point(now).counts;
         counts.failed += 1;
         counts.local += u64::from(cause.is_local());
@@ -239,13 +234,6 @@ impl Tally {
     /// The interval of the series.
     fn point(&mut self, now: Instant) -> &mut Point {
         self.series.point(self.clock.second(now))
-    }
-
-    /// Counts what has not ended as cut short by the end of the run.
-    pub fn interrupt(&mut self, now: Instant) {
-        for _ in self.counts.ok + self.counts.failed()..self.counts.attempts {
-            self.fail(now, (Phase::Receive, Cause::Interrupted));
-        }
     }
 
     /// Adds all that `other` has counted.
@@ -259,13 +247,15 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
+    use canary_record::names::Errno;
+
     use super::*;
 
     /// Every class has a place of its own and is read back as itself.
     #[test]
     fn every_class_has_its_own_place() {
         let t = Instant::now();
-        let mut tally = Tally::new(Clock::now());
+        let mut tally = Tally::new(Clock::start());
         for &phase in Phase::ALL {
             for (n, cause) in Cause::all().enumerate() {
                 for _ in 0..=n {
@@ -274,7 +264,7 @@ mod tests {
             }
         }
         let list = tally.counts.failures();
-        assert_eq!(list.len(), PHASES * CAUSES);
+        assert_eq!(list.len(), Phase::ALL.len() * Cause::all().count());
         for f in &list {
             let n = Cause::all().position(|c| c == f.cause).unwrap();
             assert_eq!(f.count, n as u64 + 1, "{:?} {:?}", f.phase, f.cause);
@@ -286,7 +276,8 @@ mod tests {
     #[test]
     fn ends_add_up() {
         let t = Instant::now();
-        let mut tally = Tally::new(Clock::now());
+        let mut accounts = Accounts::new(Clock::start(), &Shown::default());
+        let tally = &mut accounts.tally;
         for _ in 0..6 {
             tally.begin(t);
         }
@@ -294,31 +285,31 @@ mod tests {
         tally.fail(t, (Phase::Receive, Cause::Stall));
         tally.fail(t, (Phase::Send, Cause::Errno(Errno::Epipe)));
         tally.fail(t, (Phase::Receive, Cause::Errno(Errno::Econnreset)));
-        tally.interrupt(t);
         let ends = [
             (ProbeEnd::Survived, 1),
             (ProbeEnd::Reset, 2),
             (ProbeEnd::Hung, 1),
             (ProbeEnd::Failed, 2),
         ];
-        assert_eq!(tally.counts.ends(), ends.into());
+        assert_eq!(accounts.end().counts.ends(), ends.into());
     }
 
     /// Merging adds every class.
     #[test]
     fn merging_adds_every_class() {
         let t = Instant::now();
-        let mut a = Tally::new(Clock::new(t, Duration::from_secs(1_000_000)));
+        let clock = Clock::start();
+        let mut a = Tally::new(clock);
         a.begin(t);
         a.begin(t);
         a.ok(t, Duration::from_millis(1));
         a.fail(t + Duration::from_secs(3), (Phase::Receive, Cause::Stall));
         a.merge(a.clone());
-        let c = a.counts;
+        let c = &a.counts;
         assert_eq!((c.attempts, c.ok, c.failed(), a.total.len()), (4, 2, 2, 2));
         assert_eq!(c.failures(), [FailureCount::new(Phase::Receive, Cause::Stall, 2)]);
         let points = a.series.record().points;
-        assert_eq!((points[0].at, points[0].attempts, points[0].ok), (1_000_000, 4, 2));
-        assert_eq!((points[1].at, points[1].failed), (1_000_003, 2));
+        assert_eq!((points[0].at, points[0].attempts, points[0].ok), (clock.second(t), 4, 2));
+        assert_eq!((points[1].at, points[1].failed), (points[0].at + 3, 2));
     }
 }

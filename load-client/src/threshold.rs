@@ -137,8 +137,8 @@ mod tests {
 
     use super::*;
     use crate::report::Report;
-    use crate::tally::{Clock, Tally};
-    use canary_record::result::Config;
+    use crate::tally::Tally;
+    use canary_record::result::{Clock, Config};
 
     /// Each form is read; latencies need a unit, the others must not have one.
     #[test]
@@ -175,7 +175,7 @@ mod tests {
 
     /// A run of `attempts` that failed in every way that `failures` names, once in each.
     fn result(attempts: u64, failures: &[Cause]) -> LoadResult {
-        let (now, mut tally) = (Instant::now(), Tally::new(Clock::now()));
+        let (now, mut tally) = (Instant::now(), Tally::new(Clock::start()));
         for &cause in failures {
             tally.fail(now, (Phase::Connect, cause));
         }

@@ -66,12 +66,12 @@ mod tests {
 
     use super::*;
     use crate::report::Report;
-    use crate::tally::{Clock, Tally};
-    use canary_record::result::Config;
+    use crate::tally::Tally;
+    use canary_record::result::{Clock, Config};
 
     /// A run with ten connections that ended well, and `hold` as its record.
     fn good(hold: Option<HoldRecord>) -> LoadResult {
-        let (now, mut tally) = (Instant::now(), Tally::new(Clock::now()));
+        let (now, mut tally) = (Instant::now(), Tally::new(Clock::start()));
         for _ in 0..10 {
             tally.begin(now);
             tally.ok(now, Duration::from_millis(1));
@@ -92,7 +92,7 @@ mod tests {
         let held = HoldRecord { wanted: 10, most_open: 10, exchanges: 1, ..HoldRecord::default() };
         assert_eq!(judged(good(Some(held))).0, LoadVerdict::WithinThresholds);
         let mut cut = good(Some(held));
-        let mut tally = Tally::new(Clock::now());
+        let mut tally = Tally::new(Clock::start());
         tally.fail(Instant::now(), (Phase::Receive, Cause::Interrupted));
         (cut.attempts, cut.failures) = (11, tally.counts.failures());
         assert_eq!(judged(cut).0, LoadVerdict::WithinThresholds);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use canary_record::names::{Errno, Phase};
+use canary_record::result::Clock;
 use canary_record::result::load::Cause;
 use rustix::event::epoll;
 use rustix::io::Errno as Raw;
@@ -14,11 +15,10 @@ use slab::Slab;
 
 use crate::cli::Close;
 use crate::http::{Driver, Exchange, Step};
-use crate::log::FailureLog;
 use crate::pacer::{Pacer, Turn};
 use crate::plan::Plan;
 use crate::socket;
-use crate::tally::{Clock, Failure, Shown, Tally};
+use crate::tally::{Accounts, Failure, Shown, Tally};
 
 /// Connections begun between two looks at the sockets that wait.
 const BATCH: u32 = 64;
@@ -72,8 +72,7 @@ pub struct Worker<'a> {
     plan: &'a Plan,
     epoll: OwnedFd,
     slots: Slab<Slot>,
-    tally: Tally,
-    log: FailureLog,
+    accounts: Accounts,
     pacer: Pacer,
     driver: Driver,
     /// A socket that was connected and reset, ready for another connection.
@@ -85,13 +84,12 @@ pub struct Worker<'a> {
 impl<'a> Worker<'a> {
     /// A worker that waits with `epoll`.
     #[must_use]
-    pub fn new(plan: &'a Plan, epoll: OwnedFd, clock: Clock) -> Self {
+    pub fn new(plan: &'a Plan, epoll: OwnedFd, clock: Clock, shown: &Shown) -> Self {
         Self {
             plan,
             epoll,
             slots: Slab::new(),
-            tally: Tally::new(clock),
-            log: FailureLog::new(clock.start()),
+            accounts: Accounts::new(clock, shown),
             pacer: plan.pacer.clone(),
             driver: Driver::default(),
             spare: None,
@@ -101,7 +99,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Runs until the plan is done or `stop` says so.
-    pub fn run(mut self, stop: &Stop, shown: &Shown) -> std::io::Result<Tally> {
+    pub fn run(mut self, stop: &Stop) -> std::io::Result<Tally> {
         let mut events = Vec::with_capacity(256);
         let mut scan_at = Instant::now();
         let mut done = false;
@@ -109,7 +107,7 @@ impl<'a> Worker<'a> {
             let now = Instant::now();
             if !done && (stop.begin.load(Ordering::Relaxed) || self.plan_is_done(now)) {
                 done = true;
-                self.tally.counts.never_begun = self.never_begun(now);
+                self.accounts.tally.counts.never_begun = self.never_begun(now);
             }
             let wait = if done { SCAN } else { self.begin_some(now) };
             if done && (self.in_progress() == 0 || stop.now.load(Ordering::Relaxed)) {
@@ -122,24 +120,17 @@ impl<'a> Worker<'a> {
             let now = Instant::now();
             if now >= scan_at {
                 self.expire(now);
-                self.log.tick(now);
-                self.show(shown);
+                self.accounts.show(self.in_progress().into());
                 scan_at = now + SCAN;
             }
         }
         self.interrupt();
-        self.log.finish();
-        self.show(shown);
-        Ok(self.tally)
+        self.accounts.show(0);
+        Ok(self.accounts.end())
     }
 
     fn in_progress(&self) -> u32 {
         self.slots.len() as u32
-    }
-
-    fn show(&mut self, shown: &Shown) {
-        self.tally.counts.open = u64::from(self.in_progress());
-        shown.send_replace(self.tally.counts);
     }
 
     fn wait(&mut self, wait: Duration, events: &mut Vec<epoll::Event>) -> std::io::Result<()> {
@@ -162,7 +153,7 @@ impl<'a> Worker<'a> {
 
     fn plan_is_done(&self, now: Instant) -> bool {
         self.plan.until.is_some_and(|t| now >= t)
-            || self.plan.connections.is_some_and(|n| self.tally.counts.attempts >= n)
+            || self.plan.connections.is_some_and(|n| self.accounts.tally.counts.attempts >= n)
     }
 
     /// Turns that were due and not taken when no more may begin.
@@ -172,7 +163,8 @@ impl<'a> Worker<'a> {
         if end.checked_sub(SCAN).is_none_or(|t| self.pacer.untaken(t) == 0) {
             return 0;
         }
-        let wanted = self.plan.connections.map_or(u64::MAX, |n| n - self.tally.counts.attempts);
+        let wanted =
+            self.plan.connections.map_or(u64::MAX, |n| n - self.accounts.tally.counts.attempts);
         self.pacer.untaken(end).min(wanted)
     }
 
@@ -185,7 +177,7 @@ impl<'a> Worker<'a> {
             self.paused_until = None;
         }
         for _ in 0..BATCH {
-            if self.plan.connections.is_some_and(|n| self.tally.counts.attempts >= n)
+            if self.plan.connections.is_some_and(|n| self.accounts.tally.counts.attempts >= n)
                 || self.in_progress() >= self.plan.concurrency
             {
                 return SCAN;
@@ -211,8 +203,8 @@ impl<'a> Worker<'a> {
     }
 
     fn begin(&mut self, intended: Instant, began: Instant) {
-        let n = self.tally.counts.attempts;
-        self.tally.begin(began);
+        let n = self.accounts.tally.counts.attempts;
+        self.accounts.tally.begin(began);
         let fd = match self.open(n) {
             Ok(fd) => fd,
             Err(e) => return self.failed((Phase::Connect, Cause::Errno(Errno::of(&e)))),
@@ -273,7 +265,7 @@ impl<'a> Worker<'a> {
     fn release(&mut self, index: usize) {
         let state = self.slots.remove(index).state;
         if matches!(state, Some(State::Exchanging(_))) && self.plan.close == Close::Rst {
-            self.tally.counts.own_resets += 1;
+            self.accounts.tally.counts.own_resets += 1;
         }
     }
 
@@ -292,9 +284,9 @@ impl<'a> Worker<'a> {
 
     fn connected_tcp(&mut self, fd: OwnedFd, slot: &Slot) {
         let now = Instant::now();
-        self.tally.connected(now - slot.began);
+        self.accounts.tally.connected(now - slot.began);
         if self.plan.close == Close::Rst {
-            self.tally.counts.own_resets += 1;
+            self.accounts.tally.counts.own_resets += 1;
             // tcp_disconnect() sends the RST and makes the socket new again: no linger, no
             // close and no socket() for the next.
             if rustix::net::connect_unspec(&fd).is_ok() && !slot.registered {
@@ -303,7 +295,7 @@ impl<'a> Worker<'a> {
         } else {
             drop(fd);
         }
-        self.tally.ok(now, now - slot.intended);
+        self.accounts.tally.ok(now, now - slot.intended);
         self.failed_in_a_row = 0;
     }
 
@@ -311,7 +303,7 @@ impl<'a> Worker<'a> {
         let now = Instant::now();
         let slot = &mut self.slots[index];
         slot.deadline = now + self.plan.timeout;
-        self.tally.connected(now - slot.began);
+        self.accounts.tally.connected(now - slot.began);
         let Some(request) = &self.plan.request else { return };
         let request = request.build();
         let registered = self.wait_for(index, &fd, epoll::EventFlags::empty());
@@ -367,10 +359,10 @@ impl<'a> Worker<'a> {
             Step::Waiting => slot.deadline = now + self.plan.timeout,
             Step::Done(bytes) => {
                 let intended = slot.intended;
-                self.tally.counts.bytes += bytes;
+                self.accounts.tally.counts.bytes += bytes;
                 self.release(index);
                 let now = Instant::now();
-                self.tally.ok(now, now - intended);
+                self.accounts.tally.ok(now, now - intended);
                 self.failed_in_a_row = 0;
             }
             Step::Failed(failure) => {
@@ -385,13 +377,11 @@ impl<'a> Worker<'a> {
     }
 
     fn failed(&mut self, failure: Failure) {
-        let now = Instant::now();
-        self.tally.fail(now, failure);
-        self.log.failure(now, failure);
+        self.accounts.failed(failure);
         self.failed_in_a_row += 1;
         let busy = self.pacer.is_closed() && self.failed_in_a_row >= FAILURES_IN_A_ROW;
         if failure.1.is_local() || busy {
-            self.paused_until = Some(now + PAUSE);
+            self.paused_until = Some(Instant::now() + PAUSE);
         }
     }
 
@@ -415,9 +405,8 @@ impl<'a> Worker<'a> {
 
     /// Ends what is still in progress at the end of the run.
     fn interrupt(&mut self) {
-        let now = Instant::now();
         for phase in self.end(|_| true) {
-            self.tally.fail(now, (phase, Cause::Interrupted));
+            self.accounts.tally.fail(Instant::now(), (phase, Cause::Interrupted));
         }
     }
 }
@@ -458,9 +447,10 @@ mod tests {
             allowance: None,
         };
         // Not an epoll instance: EINVAL.
-        let mut worker = Worker::new(&plan, OwnedFd::from(listener), Clock::now());
+        let mut worker =
+            Worker::new(&plan, OwnedFd::from(listener), Clock::start(), &Shown::default());
         worker.begin(now, now);
-        let failures = worker.tally.counts.failures();
+        let failures = worker.accounts.tally.counts.failures();
         assert_eq!(failures, [FailureCount::new(Phase::Send, Cause::Errno(Errno::Einval), 1)]);
         assert_eq!(worker.in_progress(), 0);
     }

@@ -4,7 +4,7 @@
 
 use std::io;
 
-use canary_record::result::witness::RuleAction;
+use canary_record::result::witness::{RuleAction, RuleCount};
 use netlink_packet_core::{DefaultNla, NLA_TYPE_MASK, Nla as _};
 use netlink_packet_netfilter::nftables::{
     Bitwise, ChainAttribute, ChainMessage, DataAttribute, ExpressionAttribute, Expressions,
@@ -30,26 +30,11 @@ const INVALID: u32 = 1;
 /// The tables that legacy iptables has in a network namespace, one a line, by family.
 const LEGACY: [(&str, &str); 2] = [("ip", "ip_tables_names"), ("ip6", "ip6_tables_names")];
 
-/// A rule that acts on INVALID segments.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rule {
-    /// The family of its table, as nft calls it: two families may have tables of one name.
-    pub family: &'static str,
-    /// Table and chain.
-    pub chain: (String, String),
-    /// Its handle, which names it within its table.
-    pub handle: u64,
-    /// What it does.
-    pub action: RuleAction,
-    /// Packets counted so far, where it has a counter.
-    pub packets: Option<u64>,
-}
-
 /// What acts on INVALID segments in one network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// Rules that were understood.
-    pub acting: Vec<Rule>,
+    /// Rules that were understood, with what they counted so far.
+    pub acting: Vec<RuleCount>,
     /// Rules and tables that may act on INVALID too, but could not be read, in words.
     pub unread: Vec<String>,
     /// One of those that could not be read answers with resets.
@@ -147,8 +132,8 @@ impl Rules {
         let Seen { takes, elsewhere, action, packets, .. } = seen;
         let how = match (takes, action) {
             (Takes::Invalid, Some(action)) => {
-                let chain = (table, chain);
-                self.acting.push(Rule { family, chain, handle, action, packets });
+                let family = family.to_owned();
+                self.acting.push(RuleCount { family, table, chain, handle, action, packets });
                 return;
             }
             (Takes::Invalid, None) if elsewhere => "jumps",

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use canary_record::result::observe::{ConntrackCounters, CpuCounters};
+use serde::Deserialize as _;
+use serde::de::value::{self, MapDeserializer};
 
 /// Entries of this network namespace, below /proc/sys.
 pub const COUNT: &str = "net/netfilter/nf_conntrack_count";
@@ -59,24 +61,15 @@ pub fn sum(cpus: &[Columns]) -> Columns {
 
 /// [`columns`] as counters.
 pub fn counters(text: &str) -> Result<Vec<CpuCounters>, ReadError> {
-    let counters = |(cpu, columns): (usize, Columns)| {
-        let get = |name| columns.get(name).copied();
-        let must = |name| get(name).ok_or(ReadError);
-        Ok(CpuCounters {
-            cpu: cpu as u32,
-            counters: ConntrackCounters {
-                found: must("found")?,
-                invalid: must("invalid")?,
-                insert: must("insert")?,
-                insert_failed: must("insert_failed")?,
-                drop: must("drop")?,
-                early_drop: must("early_drop")?,
-                icmp_error: must("icmp_error")?,
-                search_restart: must("search_restart")?,
-                clash_resolve: get("clashres").unwrap_or(0),
-                chain_too_long: get("chainlength").unwrap_or(0),
-            },
-        })
+    let counters = |(cpu, mut columns): (usize, Columns)| {
+        // Older kernels have neither.
+        for (field, column) in [("clash_resolve", "clashres"), ("chain_too_long", "chainlength")] {
+            let n = columns.get(column).copied().unwrap_or(0);
+            columns.insert(field.to_owned(), n);
+        }
+        let columns = MapDeserializer::<_, value::Error>::new(columns.into_iter());
+        let counters = ConntrackCounters::deserialize(columns).map_err(|_| ReadError)?;
+        Ok(CpuCounters { cpu: cpu as u32, counters })
     };
     columns(text)?.into_iter().enumerate().map(counters).collect()
 }

@@ -136,7 +136,7 @@ fn rules_of_invalid_are_read() {
     let mut found: Vec<_> = rules
         .acting
         .iter()
-        .map(|r| (r.family, &*r.chain.0, &*r.chain.1, r.action, r.packets))
+        .map(|r| (&*r.family, &*r.table, &*r.chain, r.action, r.packets))
         .collect();
     found.sort_by_key(|f| (f.0, f.1, f.4.is_none()));
     let expected = [

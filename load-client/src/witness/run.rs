@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use canary_conntrack::netlink::NetlinkError;
-use canary_conntrack::rules::{self, Rule, Rules};
+use canary_conntrack::rules::{self, Rules};
 use canary_conntrack::table::{Table, Tuple};
 use canary_record::names::EndedBy;
 use canary_record::result::witness::{Changed, Ended, RuleAction, RuleCount};
@@ -331,14 +331,11 @@ impl Listener {
 }
 
 /// What a rule counted since it was as `before` has it.
-fn counted(rule: Rule, before: &[Rule]) -> RuleCount {
-    let same = |old: &&Rule| {
-        (old.family, &old.chain, old.handle) == (rule.family, &rule.chain, rule.handle)
-    };
-    let old = before.iter().find(same).and_then(|old| old.packets);
-    let packets = rule.packets.zip(old).and_then(|(now, then)| now.checked_sub(then));
-    let ((table, chain), handle, action) = (rule.chain, rule.handle, rule.action);
-    RuleCount { family: rule.family.to_owned(), table, chain, handle, action, packets }
+fn counted(mut rule: RuleCount, before: &[RuleCount]) -> RuleCount {
+    let name = |r: &RuleCount| (r.family.clone(), r.table.clone(), r.chain.clone(), r.handle);
+    let old = before.iter().find(|old| name(old) == name(&rule)).and_then(|old| old.packets);
+    rule.packets = rule.packets.zip(old).and_then(|(now, then)| now.checked_sub(then));
+    rule
 }
 
 fn event(e: &Ended, held_back: u64) {

@@ -49,9 +49,7 @@ impl Flows {
             State::Doubted => match answer {
                 // It arrived; then the peer closed, and met a copy of it.
                 Some(Answer::ToForged) => {
-                    let reset = trial.reset.take();
-                    let cause = flow.doubted();
-                    out.extend(reset.map(|(r, _)| Action::Reset(super::Reset { cause, ..r })));
+                    flow.disown(flow.doubted(), out);
                     flow.state = State::Settled;
                     self.settle_as(now, key, Fate::Delivered, out);
                 }
@@ -275,10 +273,7 @@ impl Flows {
     ) {
         let flow = self.table.get_mut(key);
         if flow.state == State::Doubted {
-            let cause = flow.doubted();
-            if let Some((reset, _)) = flow.trial.as_mut().and_then(|t| t.reset.take()) {
-                out.push(Action::Reset(super::Reset { cause, ..reset }));
-            }
+            flow.disown(flow.doubted(), out);
         }
         if self.table.get_mut(key).fate.is_none() {
             self.settle(now, key, Fate::Unknown(why), out);

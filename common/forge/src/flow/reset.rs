@@ -134,9 +134,7 @@ impl Flows {
     /// A reset came, and nothing shows that the peer was there.
     fn undecided(&mut self, now: Duration, key: Key, cause: ResetCause, out: &mut Vec<Action>) {
         let flow = self.table.get_mut(key);
-        if let Some((reset, _)) = flow.trial.as_mut().and_then(|t| t.reset.take()) {
-            out.push(Action::Reset(super::Reset { cause, ..reset }));
-        }
+        flow.disown(cause, out);
         if flow.fate.is_none() {
             return self.settle(now, key, Fate::Unknown(UnknownReason::AmbiguousReset), out);
         }
@@ -198,7 +196,13 @@ impl Flow {
         ResetCause::Other { expected: self.rcv, closed: self.fin || self.dead }
     }
 
-    /// The same of the reset that put the peer's life in doubt.
+    /// The reset that put the peer's life in doubt is not the forged segment's.
+    pub(super) fn disown(&mut self, cause: ResetCause, out: &mut Vec<Action>) {
+        let reset = self.trial.as_mut().and_then(|t| t.reset.take());
+        out.extend(reset.map(|(reset, _)| Action::Reset(super::Reset { cause, ..reset })));
+    }
+
+    /// The cause of the reset that put the peer's life in doubt, where it is not the forged segment's.
     pub(super) const fn doubted(&self) -> ResetCause {
         ResetCause::Other { expected: self.rcv, closed: self.fin }
     }

@@ -104,7 +104,7 @@ pub struct Run {
 }
 
 /// Measures one run, from its start to its [`Run`] record.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Clock {
     started: jiff::Timestamp,
     monotonic: std::time::Instant,
@@ -115,6 +115,19 @@ impl Clock {
     #[must_use]
     pub fn start() -> Self {
         Self { started: jiff::Timestamp::now(), monotonic: std::time::Instant::now() }
+    }
+
+    /// When it was started.
+    #[must_use]
+    pub const fn began(&self) -> std::time::Instant {
+        self.monotonic
+    }
+
+    /// The second since 1970 at `now`.
+    #[must_use]
+    pub fn second(&self, now: std::time::Instant) -> u64 {
+        let since = now.saturating_duration_since(self.monotonic).as_millis() as u64;
+        (self.started.as_millisecond().cast_unsigned() + since) / 1000
     }
 
     /// The record of a run that ends now.
