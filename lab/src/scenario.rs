@@ -10,10 +10,9 @@ mod tests;
 
 use std::path::Path;
 
-use schemars::{JsonSchema, SchemaGenerator};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
 use toml::de::{DeTable, Deserializer};
 
 use cause::{Cause, Need};
@@ -194,46 +193,6 @@ pub fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
 
 /// The fields of [`About`].
 const ABOUT: [&str; 4] = ["name", "title", "why", "source"];
-
-/// The JSON Schema of a scenario file, for editors.
-#[must_use]
-pub fn schema() -> Value {
-    let mut generator = SchemaGenerator::default();
-    let about = generator.root_schema_for::<About>();
-    let kinds = [
-        ("matrix", generator.root_schema_for::<Matrix>()),
-        ("cause", generator.root_schema_for::<Cause>()),
-        ("saturation", generator.root_schema_for::<Saturation>()),
-    ];
-    // A file has the fields of both, side by side.
-    let both = |(kind, body): (&str, schemars::Schema)| {
-        let mut body = body.to_value();
-        for (key, value) in
-            [("properties", about.get("properties")), ("required", about.get("required"))]
-        {
-            match (body.get_mut(key), value) {
-                (Some(Value::Object(to)), Some(Value::Object(from))) => to.extend(from.clone()),
-                (Some(Value::Array(to)), Some(Value::Array(from))) => to.extend(from.clone()),
-                _ => {}
-            }
-        }
-        body["properties"]["kind"] = json!({ "const": kind });
-        if let (true, Some(required)) = (kind != "matrix", body["required"].as_array_mut()) {
-            required.push("kind".into());
-        }
-        for field in ["$schema", "$defs"] {
-            body.as_object_mut().map(|o| o.remove(field));
-        }
-        body
-    };
-    let kinds = kinds.map(both);
-    json!({
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "conntrack-lab scenario",
-        "anyOf": kinds,
-        "$defs": generator.definitions(),
-    })
-}
 
 /// A table's fields, and where in the text each stands.
 type Places = Vec<(String, usize)>;

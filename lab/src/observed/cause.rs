@@ -23,7 +23,7 @@ pub(crate) struct After {
 }
 
 /// What a case showed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     /// When it began, in seconds since the scenario did.
     pub(crate) t: f64,

@@ -328,3 +328,12 @@ pub(crate) struct Filled {
     /// Why it broke off, where it did.
     pub(crate) broken: Option<String>,
 }
+
+impl Filled {
+    /// Adds a step or a place, and what was heard there.
+    pub(crate) fn add(&mut self, mut step: Step, heard: Heard) {
+        step.notes.push(heard.words());
+        self.timeline.steps.push(step);
+        self.facts.heard.push(heard);
+    }
+}

@@ -12,9 +12,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::document::lab::{CommandList, Seen as Became};
-use crate::document::timeline::Change;
 use canary_record::names::Forgery;
-use canary_record::result::boom::{BoomResult, OutcomeCount};
+use canary_record::result::boom::OutcomeCount;
 use canary_record::result::load::LoadResult;
 use canary_testbed::evidence;
 use canary_testbed::exec::Ready;
@@ -53,11 +52,12 @@ pub(crate) fn run(
 ) -> Result<Seen, TestbedError> {
     fs::create_dir_all(dir).map_err(io_error("create", dir))?;
     let testbed = setting.testbed(hosts(case, prefix))?;
+    let n = of.connections(case);
     let run = Run {
         testbed: &testbed,
         setting,
         case,
-        n: of.connections(case),
+        n,
         dir,
         connections: Connections::none(
             testbed.topology.target(case.family),
@@ -65,10 +65,7 @@ pub(crate) fn run(
             case.keepalive,
         ),
         servers: Vec::new(),
-        boom: Vec::new(),
-        deleted: 0,
-        changes: Vec::new(),
-        doubts: Vec::new(),
+        seen: Seen { connections: n.into(), ..Seen::default() },
         full: None,
         service: BTreeMap::new(),
         equipped: BTreeSet::new(),
@@ -100,13 +97,7 @@ struct Run<'a> {
     connections: Connections,
     /// boom-server at each endpoint.
     servers: Vec<Running>,
-    /// What those that have ended saw.
-    boom: Vec<BoomResult>,
-    /// Entries that a deletion took.
-    deleted: u64,
-    changes: Vec<Change>,
-    /// What was not measured as a whole.
-    doubts: Vec<String>,
+    seen: Seen,
     full: Option<Full<'a>>,
     /// The Service's rules on each node.
     service: BTreeMap<&'static str, Vec<Rule>>,
@@ -160,46 +151,36 @@ impl Run<'_> {
         let listening = if listening { self.listen()? } else { Vec::new() };
         self.serve("")?;
         let before = testbed.within("node1", evidence::conntrack_counters)?;
-        let mut steps = Vec::new();
         for step in &case.steps {
             interrupt.check()?;
             let forged = self.step(step)?;
-            steps.push(After { what: step.to_string(), client: self.connections.ends(), forged });
+            let after = After { what: step.to_string(), client: self.connections.ends(), forged };
+            self.seen.steps.push(after);
         }
         self.connections.end(setting.scaled(CLOSE));
         // RSTs on their way, and a server whose answer is due.
         interrupt.sleep(setting.scaled(JUDGED))?;
         self.end_servers()?;
-        let rules = self.counted()?;
-        let conntrack = testbed.within("node1", evidence::conntrack_counters)?.since(before);
-        let witnesses = setting::end_witnesses(listening, setting)?;
+        self.seen.rules = self.counted()?;
+        self.seen.conntrack = testbed.within("node1", evidence::conntrack_counters)?.since(before);
+        self.seen.witnesses = setting::end_witnesses(listening, setting)?;
         if let Some(network) = network {
             let report = network.stop()?;
             let sides = [&report.left, &report.right];
             let [into, out] = [sides.map(|t| t.packets), sides.map(|t| t.sent)];
-            let [into, out] = [into, out].map(|n| n.iter().sum::<u64>().to_string());
+            let [into, out] = [into, out].map(|n| n.iter().sum::<u64>());
             self.changed("packets into and out of the bad network", into, out);
             if report.missed > 0 {
                 let missed = report.missed;
-                self.doubts.push(format!("the bad network missed {missed} packets, by no design"));
+                let doubt = format!("the bad network missed {missed} packets, by no design");
+                self.seen.doubts.push(doubt);
             }
             write(&self.dir.join("network.txt"), report.to_string())?;
         }
-        Ok(Seen {
-            t: 0.0,
-            connections: u64::from(self.n),
-            client: self.connections.ends(),
-            failures: self.connections.failures(),
-            errors: self.connections.errors(),
-            rules,
-            boom: self.boom,
-            steps,
-            deleted: self.deleted,
-            witnesses,
-            changes: self.changes,
-            doubts: self.doubts,
-            conntrack,
-        })
+        self.seen.client = self.connections.ends();
+        self.seen.failures = self.connections.failures();
+        self.seen.errors = self.connections.errors();
+        Ok(self.seen)
     }
 
     /// boom-server at each endpoint; `what` tells several of one case apart.
@@ -220,7 +201,7 @@ impl Run<'_> {
     /// Ends them, and with them their connections.
     fn end_servers(&mut self) -> Result<(), TestbedError> {
         for server in std::mem::take(&mut self.servers) {
-            self.boom.push(server.stop(READY, self.setting)?);
+            self.seen.boom.push(server.stop(READY, self.setting)?);
         }
         Ok(())
     }
@@ -320,9 +301,9 @@ impl Run<'_> {
         }
         let (forged, n) = (forge.outcomes.iter().map(|o| o.forged).sum::<u64>(), u64::from(self.n));
         if forged < n {
-            self.doubts.push(format!("load-client forged on {forged} of {n} connections"));
+            self.seen.doubts.push(format!("load-client forged on {forged} of {n} connections"));
         }
-        self.doubts.extend(unheard("load-client", &forge.sniffer));
+        self.seen.doubts.extend(unheard("load-client", &forge.sniffer));
         Ok(forge.outcomes)
     }
 

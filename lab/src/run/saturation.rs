@@ -11,21 +11,18 @@ pub(crate) mod streams;
 pub(crate) mod tables;
 
 use std::io::{self, Write as _};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Instant;
 
 use crate::document::lab::{CommandList, Path as NetPath};
-use canary_testbed::exec::ExecError;
 use canary_testbed::os::os;
 use canary_testbed::testbed::TestbedError;
 use canary_testbed::topology::{Step, Topology};
 
 use super::host_table::{self, Control};
-use super::setting::{Setting, broken_off};
+use super::setting::{Setting, guarded};
 use crate::observed::saturation::Filled;
 use crate::scenario::saturation::Saturation;
-use steps::Sequence;
 
 /// What all places of one experiment have in common.
 #[derive(Clone, Copy)]
@@ -66,26 +63,19 @@ pub(crate) fn run(
     prefix: &str,
     control: Option<&Control>,
 ) -> Filled {
-    let begun = Instant::now();
-    let dir = &dir.join("cells").join(name);
     let mut filled = Filled::default();
-    // What was seen before a panic is kept, as it is before an error.
-    let ended = catch_unwind(AssertUnwindSafe(|| {
+    let (begun, dir) = (Instant::now(), &dir.join("cells").join(name));
+    // What was seen before an error is kept.
+    let ended = guarded(|| {
         let limit = host_table::max().map_err(table_error)?;
-        let experiment = Experiment { name, s, setting, dir, prefix, begun, limit };
-        Sequence::new(experiment, control, &mut filled).run()
-    }));
-    let told = match ended {
-        Ok(Err(e)) if matches!(e, TestbedError::Exec(ExecError::Interrupted(_))) => {
-            filled.broken = Some(e.to_string());
-            return filled;
-        }
-        Ok(ended) => ended.map_err(|e| e.to_string()),
-        Err(_) => broken_off(),
-    };
-    if let Err(why) = told {
+        let x = Experiment { name, s, setting, dir, prefix, begun, limit };
+        steps::run(x, control, &mut filled)
+    });
+    if let Err(why) = ended {
         filled.broken = Some(why);
-        filled.timeline.reasons.push("the run broke off".to_owned());
+        if setting.interrupt.signalled().is_none() {
+            filled.timeline.reasons.push("the run broke off".to_owned());
+        }
     }
     filled
 }

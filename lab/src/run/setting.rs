@@ -120,13 +120,9 @@ pub(crate) fn guarded<T>(part: impl FnOnce() -> Result<T, TestbedError>) -> Resu
         Ok(done) => {
             done.map_err(|e| e.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" "))
         }
-        Err(_) => broken_off(),
+        // The panic itself is on stderr.
+        Err(_) => Err("its thread broke off".to_owned()),
     }
-}
-
-/// The end of a part that panicked; the panic itself is on stderr.
-pub(crate) fn broken_off<T>() -> Result<T, String> {
-    Err("its thread broke off".to_owned())
 }
 
 /// An error that names the file.

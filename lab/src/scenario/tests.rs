@@ -1,3 +1,6 @@
+use schemars::SchemaGenerator;
+use serde_json::{Value, json};
+
 use super::*;
 use crate::document::lab::{Path, Profile, ProxyMode};
 use crate::document::timeline::Finding;
@@ -278,6 +281,45 @@ fn a_new_scenario_is_legal() {
         assert!(text.contains(&field), "{field}");
     }
     assert!(begun("My node").unwrap_err().to_string().contains("lower-case"));
+}
+
+/// The JSON Schema of a scenario file, for editors.
+fn schema() -> Value {
+    let mut generator = SchemaGenerator::default();
+    let about = generator.root_schema_for::<About>();
+    let kinds = [
+        ("matrix", generator.root_schema_for::<Matrix>()),
+        ("cause", generator.root_schema_for::<Cause>()),
+        ("saturation", generator.root_schema_for::<Saturation>()),
+    ];
+    // A file has the fields of both, side by side.
+    let both = |(kind, body): (&str, schemars::Schema)| {
+        let mut body = body.to_value();
+        for (key, value) in
+            [("properties", about.get("properties")), ("required", about.get("required"))]
+        {
+            match (body.get_mut(key), value) {
+                (Some(Value::Object(to)), Some(Value::Object(from))) => to.extend(from.clone()),
+                (Some(Value::Array(to)), Some(Value::Array(from))) => to.extend(from.clone()),
+                _ => {}
+            }
+        }
+        body["properties"]["kind"] = json!({ "const": kind });
+        if let (true, Some(required)) = (kind != "matrix", body["required"].as_array_mut()) {
+            required.push("kind".into());
+        }
+        for field in ["$schema", "$defs"] {
+            body.as_object_mut().map(|o| o.remove(field));
+        }
+        body
+    };
+    let kinds = kinds.map(both);
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "conntrack-lab scenario",
+        "anyOf": kinds,
+        "$defs": generator.definitions(),
+    })
 }
 
 /// The schema for editors is as committed; every shipped file is legal

@@ -93,7 +93,7 @@ impl Run<'_> {
         to: impl Display,
     ) {
         let (from, to) = (from.to_string(), to.to_string());
-        self.changes.push(Change { what: what.into(), from, to });
+        self.seen.changes.push(Change { what: what.into(), from, to });
     }
 
     /// The client's connections end, and no segment says so.
@@ -148,7 +148,7 @@ impl Run<'_> {
             evidence::forget_all()?;
             Ok((from, count()?))
         })?;
-        self.deleted += from.saturating_sub(to);
+        self.seen.deleted += from.saturating_sub(to);
         self.changed("entries on the client's node", from, to);
         Ok(())
     }
@@ -331,7 +331,7 @@ impl Run<'_> {
                 }
                 other => other,
             })?;
-            self.changes.push(Change { what: format!("{name} in {at}"), ..change });
+            self.seen.changes.push(Change { what: format!("{name} in {at}"), ..change });
         }
         if let Some(rules) = &host.nft {
             if rules::of_the_other_family(&rules.text, self.case.family) {

@@ -10,6 +10,7 @@
 //! taken the room it is dropped, and the transfer hangs. So the room is left
 //! alone in all places but one, where new connections wait for it.
 
+use std::collections::BTreeMap;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -23,10 +24,10 @@ use canary_testbed::testbed::TestbedError;
 
 use super::super::setting::Running;
 use super::Experiment;
-use super::stage::{Captures, Load, READY, Stage, Witness, protected};
+use super::stage::{Captures, Load, READY, Stage, Witness};
 use super::streams::{SILENCE, Streams, Talk};
-use crate::observed::saturation::{Case, Evicted, Filled};
-use crate::observed::series;
+use crate::observed::saturation::{Captured, Case, Evicted, Filled};
+use crate::observed::{number, series};
 use crate::scenario::saturation::MOST_CLIENTS;
 
 /// How long a SYN may wait for its answer, where the table is full or nearly so.
@@ -38,7 +39,7 @@ const WAITING: f64 = 500.0;
 
 /// One place.
 struct Run<'a> {
-    case: Case,
+    found: Evicted,
     stage: Stage<'a>,
     streams: Streams,
     hold: Running,
@@ -46,14 +47,9 @@ struct Run<'a> {
     captures: Captures,
     witness: Witness,
     filling: Vec<TcpStream>,
-    refused: u64,
-    limit: u64,
     /// Fewer by so many: the garbage collector was here. Well below what it takes of the
     /// half-closed at once (a third, seen here), for the room would be filled before it is noticed.
     loss: u64,
-    most: u64,
-    least: u64,
-    first_end: Option<Duration>,
 }
 
 /// Runs all cases side by side: the garbage collector is one for all namespaces. What they showed goes
@@ -122,7 +118,17 @@ impl<'a> Run<'a> {
         let waiting = contested.then(|| stage.churn(load, &stage.dir)).transpose()?;
         let now = stage.entries()?;
         Ok(Self {
-            case,
+            found: Evicted {
+                case,
+                limit: x.limit,
+                most: now,
+                least: now,
+                refused: 0,
+                half_closed: BTreeMap::new(),
+                established: BTreeMap::new(),
+                captured: Captured::default(),
+                after_s: None,
+            },
             stage,
             streams,
             hold,
@@ -130,31 +136,26 @@ impl<'a> Run<'a> {
             captures,
             witness,
             filling: Vec::new(),
-            refused: 0,
-            limit: x.limit,
             loss: u64::from(x.s.half_closed / 20).max(2),
-            most: now,
-            least: now,
-            first_end: None,
         })
     }
 
     /// Whether it has shown what it can: the others wait for those that are full.
     fn over(&self) -> bool {
-        self.case == Case::NearlyFull || self.first_end.is_some()
+        self.found.case == Case::NearlyFull || self.found.after_s.is_some()
     }
 
     /// Sees what became of the transfers, and fills what room there is until a SYN finds none.
     fn look(&mut self, full: Instant) -> Result<(), TestbedError> {
         let ends = self.streams.ends(Talk::HalfClosed);
-        if self.first_end.is_none() && ends.keys().any(|end| *end != ProbeEnd::Survived) {
-            self.first_end = Some(full.elapsed());
+        if ends.keys().any(|end| *end != ProbeEnd::Survived) {
+            self.found.after_s.get_or_insert(full.elapsed().as_secs_f64());
         }
         while self.room_is_ours()? {
             if let Some(stream) = self.stage.one_more(ANSWER)? {
                 self.filling.push(stream);
             } else {
-                self.refused += 1;
+                self.found.refused += 1;
                 break;
             }
         }
@@ -164,61 +165,51 @@ impl<'a> Run<'a> {
     /// Whether there may be room that is to be filled. Once entries have gone, it is left to
     /// the transfers.
     fn room_is_ours(&mut self) -> Result<bool, TestbedError> {
-        let now = self.stage.entries()?;
-        self.most = self.most.max(now);
-        self.least = if self.most < self.limit { now } else { self.least.min(now) };
-        let fills = matches!(self.case, Case::Full | Case::Protected);
-        Ok(fills && self.first_end.is_none() && self.least + self.loss > self.most)
+        let (now, found) = (self.stage.entries()?, &mut self.found);
+        found.most = found.most.max(now);
+        found.least = if found.most < found.limit { now } else { found.least.min(now) };
+        let fills = matches!(found.case, Case::Full | Case::Protected);
+        Ok(fills && found.after_s.is_none() && found.least + self.loss > found.most)
     }
 
     /// Ends it; what it showed goes to `filled`.
     fn end(self, t: f64, filled: &mut Filled) -> Result<ObserveResult, TestbedError> {
-        let setting = self.stage.setting;
-        let half_closed = self.streams.ends(Talk::HalfClosed);
-        let established = self.streams.ends(Talk::Both);
-        let captured = self.stage.captured(self.captures)?;
-        let mut heard = self.stage.heard(self.witness, self.case.title())?;
+        let (setting, mut found) = (self.stage.setting, self.found);
+        found.half_closed = self.streams.ends(Talk::HalfClosed);
+        found.established = self.streams.ends(Talk::Both);
+        found.captured = self.stage.captured(self.captures)?;
+        let title = found.case.title();
+        let mut heard = self.stage.heard(self.witness, title)?;
         let end = |waiting: Running| waiting.stop::<LoadResult>(READY, setting);
         let load = self.waiting.map(end).transpose()?;
         drop(self.streams);
         drop(self.filling);
         self.hold.end(READY, setting)?;
-        let found = Evicted {
-            case: self.case,
-            limit: self.limit,
-            most: self.most,
-            least: self.least,
-            refused: self.refused,
-            half_closed,
-            established,
-            captured,
-            after_s: self.first_end.map(|d| d.as_secs_f64()),
-        };
         let failures = load.as_ref().map_or_else(
-            || [(FailureClass::ConnectTimeout, self.refused)].into(),
+            || [(FailureClass::ConnectTimeout, found.refused)].into(),
             LoadResult::classes,
         );
-        if failures.get(&FailureClass::ConnectTimeout).is_some_and(|n| *n > 0) {
+        if number(&failures, FailureClass::ConnectTimeout) > 0 {
             heard.shows.push(InTable::Full);
         }
-        let mut notes = vec![found.words(), heard.words()];
+        let mut notes = vec![found.words()];
         if let Some(cut @ 1..) = load.as_ref().map(series::cut_off) {
             notes.push(format!("{cut} of the new connections were cut off by the step's end."));
         }
-        filled.timeline.steps.push(Step {
+        let step = Step {
             t,
-            title: self.case.title().to_owned(),
-            changes: if self.case == Case::Protected { protected() } else { Vec::new() },
-            new_attempts: load.as_ref().map_or(self.refused, |l| l.attempts),
+            title: title.to_owned(),
+            changes: self.stage.changes(),
+            new_attempts: load.as_ref().map_or(found.refused, |l| l.attempts),
             new_ok: load.as_ref().map_or(0, |l| l.ok),
             new_failures: failures,
             established: found.half_closed.clone(),
             conntrack: heard.conntrack,
             notes,
             ..Step::default()
-        });
+        };
+        filled.add(step, heard);
         filled.facts.evicted.push(found);
-        filled.facts.heard.push(heard);
         self.stage.close()
     }
 }

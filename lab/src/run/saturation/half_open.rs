@@ -30,7 +30,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, conne
 use super::super::connections::end;
 use super::super::host_table::{Control, Resized, Size};
 use super::super::setting::{nft, set};
-use super::stage::{HELD_PORT, READY, Stage, protected};
+use super::stage::{HELD_PORT, READY, Stage};
 use super::{Experiment, table_error};
 use crate::observed::counted;
 use crate::observed::saturation::{Filled, HalfOpen, OnItsWay};
@@ -125,18 +125,18 @@ fn run_steps(
         (FailureClass::Reset, of(ProbeEnd::Reset)),
         (FailureClass::Hung, of(ProbeEnd::Hung)),
     ];
-    filled.timeline.steps.push(Step {
+    let step = Step {
         t,
         title: case.title().to_owned(),
-        changes: if case == OnItsWay::AckProtected { protected() } else { Vec::new() },
+        changes: stage.changes(),
         new_attempts: n,
         new_ok: of(ProbeEnd::Survived),
         new_failures: failures.into_iter().filter(|(_, n)| *n > 0).collect(),
         conntrack: heard.conntrack,
-        notes: vec![half_open.words(), heard.words()],
+        notes: vec![half_open.words()],
         ..Step::default()
-    });
-    filled.facts.heard.push(heard);
+    };
+    filled.add(step, heard);
     filled.facts.half_open.push(half_open);
     stage.close().map(drop)
 }

@@ -75,24 +75,12 @@ const PROTECTIONS: [Protection; 2] = [
     Protection { kind: ProtectionKind::PreroutingDrop, at: At::Both },
 ];
 
-/// The same as changes.
-pub(crate) fn protected() -> Vec<Change> {
-    let change = |what: &str, from: &str, to: &str| Change {
-        what: what.to_owned(),
-        from: from.to_owned(),
-        to: to.to_owned(),
-    };
-    vec![
-        change(&evidence::BE_LIBERAL.replace('/', "."), "0", "1"),
-        change("INVALID in mangle PREROUTING", "accepted", "dropped"),
-    ]
-}
-
 /// A place with what runs beside the steps.
 pub(crate) struct Stage<'a> {
     pub(crate) testbed: Testbed<'a>,
     pub(crate) dir: PathBuf,
     pub(crate) setting: &'a Setting,
+    protected: bool,
     serve: Running,
     observer: Running,
 }
@@ -131,7 +119,7 @@ impl<'a> Stage<'a> {
         };
         let serve = start("server", "serve", format!("--listen=[::]:{LOAD_PORT}"))?;
         let observer = start("node1", "observe", "--interval=500ms".to_owned())?;
-        Ok(Self { testbed, dir, setting, serve, observer })
+        Ok(Self { testbed, dir, setting, protected, serve, observer })
     }
 
     /// Ends what runs beside. Gives what the observer saw.
@@ -140,6 +128,20 @@ impl<'a> Stage<'a> {
         let observed = self.observer.stop(READY, self.setting)?;
         self.serve.end(READY, self.setting)?;
         Ok(observed)
+    }
+
+    /// What its protection changed.
+    pub(crate) fn changes(&self) -> Vec<Change> {
+        let change = |what: &str, from: &str, to: &str| Change {
+            what: what.to_owned(),
+            from: from.to_owned(),
+            to: to.to_owned(),
+        };
+        let all = [
+            change(&evidence::BE_LIBERAL.replace('/', "."), "0", "1"),
+            change("INVALID in mangle PREROUTING", "accepted", "dropped"),
+        ];
+        all.into_iter().filter(|_| self.protected).collect()
     }
 
     /// Where connections to one of its ports go.

@@ -55,8 +55,18 @@ impl Plan<'_> {
     }
 }
 
+/// Runs everything. What is seen goes to `filled` at once.
+pub(super) fn run<'a>(
+    x: Experiment<'a>,
+    control: Option<&'a Control>,
+    filled: &'a mut Filled,
+) -> Result<(), TestbedError> {
+    let now = jiff::Timestamp::now().as_microsecond() as f64 / 1e6;
+    Sequence { x, control, filled, wall: now - x.seconds(), loads: Vec::new() }.run()
+}
+
 /// The order of steps.
-pub(crate) struct Sequence<'a> {
+struct Sequence<'a> {
     x: Experiment<'a>,
     control: Option<&'a Control>,
     filled: &'a mut Filled,
@@ -66,18 +76,7 @@ pub(crate) struct Sequence<'a> {
 }
 
 impl<'a> Sequence<'a> {
-    /// Nothing is started yet. What is seen goes to `filled` at once.
-    pub(crate) fn new(
-        x: Experiment<'a>,
-        control: Option<&'a Control>,
-        filled: &'a mut Filled,
-    ) -> Self {
-        let now = jiff::Timestamp::now().as_microsecond() as f64 / 1e6;
-        Self { x, control, filled, wall: now - x.seconds(), loads: Vec::new() }
-    }
-
-    /// Runs everything.
-    pub(crate) fn run(&mut self) -> Result<(), TestbedError> {
+    fn run(&mut self) -> Result<(), TestbedError> {
         let (x, limit) = (self.x, self.x.limit);
         self.filled.facts.can_resize = self.control.is_some();
         self.filled.facts.can_hold = self.control.is_some() && limit <= MOST_HELD;
@@ -328,7 +327,7 @@ impl<'a> Sequence<'a> {
         let counts = || boom.outcomes.iter().map(|o| &o.counts);
         heard.killed = counts().map(|c| c.killed).sum();
         heard.unknown = counts().flat_map(|c| c.unknown.values()).sum();
-        let mut shown = Shown {
+        let shown = Shown {
             kind: plan.kind,
             limit,
             peak,
@@ -353,9 +352,7 @@ impl<'a> Sequence<'a> {
         if shown.full() && shown.failed(FailureClass::ConnectTimeout) > 0 {
             heard.shows.push(InTable::Full);
         }
-        shown.step.notes.push(heard.words());
-        filled.facts.heard.push(heard);
-        filled.timeline.steps.push(shown.step.clone());
+        filled.add(shown.step.clone(), heard);
         if shown.kind == Kind::Load && !shown.full() {
             filled.timeline.reasons.push(format!(
                 "The table was not full after the step that should fill it: {peak} of {limit} entries. \

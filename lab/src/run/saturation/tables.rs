@@ -228,8 +228,12 @@ fn received() -> Result<u64, EvidenceError> {
 
 /// The second number of a link: octets, packets, errors.
 fn packets(text: &str, link: &str) -> Option<u64> {
-    let of = |line: &str| Some(line.trim().strip_prefix(link)?.strip_prefix(':')?.to_owned());
-    text.lines().find_map(of)?.split_whitespace().nth(1)?.parse().ok()
+    named(text, link)?.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// What stands after `NAME:`.
+fn named<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'))
 }
 
 /// What /proc/meminfo says, in octets.
@@ -258,9 +262,8 @@ impl Memory {
 }
 
 fn field(text: &str, name: &str) -> Option<u64> {
-    let of = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(':')?.to_owned());
-    let value = text.lines().find_map(of)?;
-    value.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+    let value = named(text, name)?.trim();
+    value.strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 #[cfg(test)]
