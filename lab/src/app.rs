@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 use std::sync::mpsc::channel;
 
 use crate::document::lab::{Environment, Judgement, LabResult};
@@ -52,7 +52,7 @@ pub fn main() -> ExitCode {
             None => hands_on::check(args).map_err(usage).and_then(|()| enter(None)),
             Some(pipe) => settled(pipe).and_then(|_| hands_on::shell(args).map_err(failed)),
         },
-        (Command::HostTable(args), _) => Ok(host_table::guard(args)),
+        (Command::HostTable(args), _) => host_table::guard(args).map_err(Wrong::from),
         (Command::Run(args), None) => outer(args),
         (Command::Run(args), Some(pipe)) => inner(args, config, pipe),
     };
@@ -209,7 +209,10 @@ fn outer(args: &RunArgs) -> Ending {
     }
     let Some(size) = args.host_table_size else { return enter(None) };
     // Here, because the initial network namespace alone has this setting.
-    let guard = host_table::Guard::start(size)?;
+    let guard = match host_table::Guard::start(size)? {
+        Ok(guard) => guard,
+        Err(status) => return ended(status),
+    };
     let share = guard.share().map_err(Wrong::from);
     let ending = share.and_then(|pipe| enter(Some((host_table::PIPE, pipe.to_string()))));
     guard.restore()?;
@@ -225,7 +228,11 @@ fn usable(dir: &Path) -> bool {
 }
 
 fn enter(env: Option<(&str, String)>) -> Ending {
-    let status = netns::isolate(env).map_err(failed)?;
+    ended(netns::isolate(env).map_err(failed)?)
+}
+
+/// As another process of the lab's did.
+fn ended(status: ExitStatus) -> Ending {
     Ok(match status.code() {
         Some(0) => Exit::Ok,
         Some(2) => Exit::Usage,

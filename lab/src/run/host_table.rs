@@ -13,7 +13,7 @@ use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::SigSet;
 
 use canary_testbed::evidence;
+use canary_testbed::os::{OsError, os};
 
 /// Where the lab's inner process finds the number of the pipe to that process.
 pub(crate) const PIPE: &str = "LAB_HOST_TABLE_PIPE";
@@ -60,16 +61,11 @@ pub(crate) enum TableError {
     #[error("--host-table-size: another run holds this host's table: wait for its end")]
     Held,
     /// A system call failed.
-    #[error("--host-table-size: cannot {what}: {source}")]
-    Os {
-        /// The operation.
-        what: &'static str,
-        /// Why.
-        source: io::Error,
-    },
-    /// The guarding process said no, or ended badly.
-    #[error("{1}")]
-    Refused(Exit, String),
+    #[error("--host-table-size: {0}")]
+    Os(#[from] OsError),
+    /// The guarding process ended badly.
+    #[error("the host's conntrack table was not restored; see above")]
+    NotRestored,
 }
 
 impl TableError {
@@ -77,29 +73,9 @@ impl TableError {
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::InUse { .. } | Self::NotHere(_) => Exit::Usage,
-            Self::Held | Self::Os { .. } => Exit::Failed,
-            Self::Refused(exit, _) => *exit,
+            Self::Held | Self::Os(_) | Self::NotRestored => Exit::Failed,
         }
     }
-
-    /// As a line for the lab's outer process.
-    fn line(&self) -> String {
-        let word = if self.exit() == Exit::Usage { "usage" } else { "failed" };
-        format!("{word} {self}")
-    }
-
-    /// What the guarding process said instead of `set`.
-    fn of(line: &str) -> Self {
-        match line.split_once(' ') {
-            Some(("usage", why)) => Self::Refused(Exit::Usage, why.to_owned()),
-            Some(("failed", why)) => Self::Refused(Exit::Failed, why.to_owned()),
-            _ => Self::Refused(Exit::Failed, format!("--host-table-size: {line}")),
-        }
-    }
-}
-
-fn os(what: &'static str) -> impl FnOnce(io::Error) -> TableError {
-    move |source| TableError::Os { what, source }
 }
 
 /// Options of the hidden subcommand.
@@ -110,52 +86,40 @@ pub struct TableArgs {
 }
 
 /// The guarding process, seen from the lab's outer process.
-pub(crate) struct Guard {
-    child: Child,
-    pipe: Option<ChildStdin>,
-}
+pub(crate) struct Guard(Child);
 
 impl Guard {
-    /// Starts it; when this returns, the limit is set. No thread is started.
-    pub(crate) fn start(size: u64) -> Result<Self, TableError> {
+    /// Starts it; when this returns, the limit is set, or the process has said why not and has
+    /// ended. No thread is started.
+    pub(crate) fn start(size: u64) -> Result<Result<Self, ExitStatus>, TableError> {
         let mut child = Command::new("/proc/self/exe")
             .args([SUBCOMMAND, &size.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
             .spawn()
             .map_err(os("start the process that restores the table"))?;
-        let pipe = child.stdin.take();
         let mut line = String::new();
         if let Some(out) = child.stdout.take() {
             BufReader::new(out).read_line(&mut line).map_err(os("hear from that process"))?;
         }
-        if line.trim() != "set" {
-            drop(pipe);
-            let _ = child.wait();
-            return Err(TableError::of(line.trim()));
+        if line.trim() == "set" {
+            return Ok(Ok(Self(child)));
         }
-        Ok(Self { child, pipe })
+        Ok(Err(child.wait().map_err(os("wait for that process"))?))
     }
 
     /// Lets the inner process inherit the pipe, and gives its number.
     pub(crate) fn share(&self) -> Result<i32, TableError> {
-        let none = || os("keep a pipe open")(io::ErrorKind::BrokenPipe.into());
-        let pipe = self.pipe.as_ref().ok_or_else(none)?;
-        fcntl(pipe, FcntlArg::F_SETFD(FdFlag::empty()))
-            .map_err(|e| os("keep a pipe open")(e.into()))?;
+        let pipe = self.0.stdin.as_ref().ok_or(io::ErrorKind::BrokenPipe);
+        let pipe = pipe.map_err(os("keep a pipe open"))?;
+        fcntl(pipe, FcntlArg::F_SETFD(FdFlag::empty())).map_err(os("keep a pipe open"))?;
         Ok(pipe.as_raw_fd())
     }
 
-    /// Ends it and tells whether everything is as it was.
+    /// Ends it, whose stdin is closed, and tells whether everything is as it was.
     pub(crate) fn restore(mut self) -> Result<(), TableError> {
-        drop(self.pipe.take());
-        let status = self.child.wait().map_err(os("wait for the table to be restored"))?;
-        if status.success() {
-            return Ok(());
-        }
-        let why = "the host's conntrack table was not restored; see above";
-        Err(TableError::Refused(Exit::Failed, why.to_owned()))
+        let status = self.0.wait().map_err(os("wait for the table to be restored"))?;
+        if status.success() { Ok(()) } else { Err(TableError::NotRestored) }
     }
 }
 
@@ -287,19 +251,11 @@ fn set(key: &str, value: u64) -> io::Result<()> {
 }
 
 /// The process itself: sets the limit, waits, restores.
-pub(crate) fn guard(args: &TableArgs) -> Exit {
+pub(crate) fn guard(args: &TableArgs) -> Result<Exit, TableError> {
     // Out of reach of the terminal and of signals to the lab's group.
-    let alone = nix::unistd::setsid().map_err(io::Error::from).and_then(|_| {
-        SigSet::all().thread_block()?;
-        Ok(())
-    });
-    match alone.map_err(os("leave the session")).and_then(|()| hold(args.size)) {
-        Ok(held) => held.until_the_end(),
-        Err(e) => {
-            tell(&mut io::stdout(), &e.line());
-            Exit::Failed
-        }
-    }
+    nix::unistd::setsid().map_err(os("leave the session"))?;
+    SigSet::all().thread_block().map_err(os("block signals"))?;
+    Ok(hold(args.size)?.until_the_end())
 }
 
 /// One line. Whoever should read it may be gone, which must not keep the values
@@ -327,19 +283,16 @@ fn hold(size: u64) -> Result<Held, TableError> {
         SocketAddr::from_abstract_name("conntrack-canary host table").map_err(os("name a lock"))?;
     let lock = UnixListener::bind_addr(&name).map_err(|e| match e.kind() {
         io::ErrorKind::AddrInUse => TableError::Held,
-        _ => os("take a lock")(e),
+        _ => os("take a lock")(e).into(),
     })?;
-    let before = Size {
-        limit: max().map_err(TableError::NotHere)?,
-        buckets: number(BUCKETS).map_err(os("read the buckets"))?,
-    };
+    let before = Size::read().map_err(TableError::NotHere)?;
     // Writing what it already is changes nothing, and shows whether we may.
     set(MAX, before.limit).map_err(TableError::NotHere)?;
     room(size)?;
     let mut held = Held { before, ours: before, begun: size, _lock: lock };
     if let Err(e) = held.apply(Size::of(size)) {
         held.restore();
-        return Err(os("set the table's size")(e));
+        return Err(os("set the table's size")(e).into());
     }
     Ok(held)
 }
@@ -448,20 +401,14 @@ fn entries(text: &str) -> io::Result<u64> {
 mod tests {
     use super::*;
 
-    /// A refusal crosses the pipe as the error that it was, with its exit code.
+    /// What another command line mends is wrong usage, and names it.
     #[test]
-    fn refusals_cross_the_pipe() {
+    fn refusals_name_the_mend() {
         let in_use = TableError::InUse { size: 1000, entries: 700 };
         assert!(in_use.to_string().contains("name at least 2800"), "{in_use}");
-        assert_eq!(in_use.exit(), Exit::Usage);
         let not_here = TableError::NotHere(io::Error::other("no"));
         assert!(not_here.to_string().contains("leave the option out"));
-        let os = os("take a lock")(io::Error::other("no"));
-        for e in [TableError::Held, in_use, not_here, os] {
-            let heard = TableError::of(&e.line());
-            assert_eq!((heard.to_string(), heard.exit()), (e.to_string(), e.exit()));
-        }
-        assert_eq!(TableError::of("").exit(), Exit::Failed);
+        assert_eq!([in_use.exit(), not_here.exit()], [Exit::Usage; 2]);
     }
 
     /// A part that fails, or panics, in a bigger table leaves the limit as it was.
