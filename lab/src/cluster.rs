@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use crate::document::add;
 use crate::document::lab::{Environment, Judgement, LabResult, PositiveControl, ScenarioResult};
 use crate::document::timeline::{FailureClass, Finding, Statement, Step, Timeline};
 use canary_record::names::{EndedBy, Outcome};
@@ -247,12 +248,6 @@ fn step(
     Judged { clients: record.clients, shown }
 }
 
-fn add<K: Ord + Copy>(to: &mut BTreeMap<K, u64>, more: &BTreeMap<K, u64>) {
-    for (k, n) in more {
-        *to.entry(*k).or_default() += n;
-    }
-}
-
 /// The claims that such a run can say something about, by the lab's own rules.
 fn statements(steps: &[Judged]) -> Vec<Statement> {
     const OURS: [Claim; 4] = [
@@ -270,7 +265,7 @@ fn statements(steps: &[Judged]) -> Vec<Statement> {
         .collect();
     let loads = || steps.iter().filter(|s| s.shown.kind == Kind::Clients);
     if let Some(most) = loads().max_by_key(|s| s.clients) {
-        let resets = most.shown.step.new_failures.get(&FailureClass::Reset).copied().unwrap_or(0);
+        let resets = most.shown.failed(FailureClass::Reset);
         all.push(Statement {
             claim: format!("Scaling the load to {} clients resets connections.", most.clients),
             source: "the blog post that this suite grew from".to_owned(),

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::add;
 use super::lab::Judgement;
 use canary_record::names;
 use canary_record::names::{Outcome, ProbeEnd};
@@ -68,13 +69,9 @@ impl TimelineSample {
     }
 
     /// Adds the interval that follows.
-    fn join(&mut self, later: Self) {
-        for (class, n) in later.failures {
-            *self.failures.entry(class).or_default() += n;
-        }
-        for (outcome, n) in later.boom {
-            *self.boom.entry(outcome).or_default() += n;
-        }
+    fn join(&mut self, later: &Self) {
+        add(&mut self.failures, &later.failures);
+        add(&mut self.boom, &later.boom);
         (self.t, self.limit) = (later.t, later.limit);
         self.interval_s += later.interval_s;
         self.entries = self.entries.max(later.entries);
@@ -95,7 +92,7 @@ impl Timeline {
     /// Adds the next sample; joins neighbours when the series is full.
     pub fn push(&mut self, sample: TimelineSample) {
         let n = self.samples_taken;
-        series::push(&mut self.samples, n, MAX_SAMPLES, sample, TimelineSample::join);
+        series::push(&mut self.samples, n, MAX_SAMPLES, sample, |a, b| a.join(&b));
         self.samples_taken += 1;
     }
 }

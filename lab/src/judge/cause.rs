@@ -12,7 +12,7 @@ use canary_record::result::witness::WitnessResult;
 use super::cell::seen_of;
 use super::witness;
 use crate::observed::cause::{Seen as Shown, forged as outcome};
-use crate::observed::{listed, outcomes, unheard};
+use crate::observed::{listed, number, outcomes, unheard};
 use crate::scenario::cause::{Case, Cause, Ends, Expect, Step as Done};
 
 /// Judges what every case showed, or why it could not be run, into `result`.
@@ -90,7 +90,7 @@ fn step(case: &Case, seen: &Shown, judgement: Judgement, why: &[String]) -> Step
         case: Some(CaseSaid { setting: case.setting(), judgement }),
         changes: seen.changes.clone(),
         new_attempts: seen.connections,
-        new_ok: seen.client.get(&ProbeEnd::Survived).copied().unwrap_or(0),
+        new_ok: number(&seen.client, ProbeEnd::Survived),
         new_failures: seen.failures.clone(),
         established: seen.client.clone(),
         boom: outcomes(&seen.boom),
@@ -101,7 +101,7 @@ fn step(case: &Case, seen: &Shown, judgement: Judgement, why: &[String]) -> Step
 
 /// How connections stand; with how long was waited, where some hung.
 fn ends(case: &Case, client: &BTreeMap<ProbeEnd, u64>) -> String {
-    let hung = client.get(&ProbeEnd::Hung).is_some_and(|n| *n > 0);
+    let hung = number(client, ProbeEnd::Hung) > 0;
     let nothing = if hung {
         format!(" (nothing for {} s)", case.patience.0.as_secs_f64())
     } else {
@@ -218,7 +218,7 @@ fn compare(case: &Case, seen: &Shown) -> Compared {
         }
     }
     doubts.extend(seen.doubts.iter().cloned());
-    let timed_out = seen.client.get(&ProbeEnd::TimedOut).is_some_and(|n| *n > 0);
+    let timed_out = number(&seen.client, ProbeEnd::TimedOut) > 0;
     if case.steps.contains(&Done::FillTable) && timed_out && seen.conntrack.drop == 0 {
         doubts.push("connections timed out, and the full table refused nothing".to_owned());
     }
@@ -288,11 +288,11 @@ fn never(case: &Case, seen: &Shown, doubts: &mut Vec<String>) -> u64 {
     let expected: Vec<_> = case.expect.client.iter().chain(in_steps).collect();
     let connect = case.steps.iter().position(|step| *step == Done::Connect);
     let after = connect.and_then(|at| seen.steps.get(at));
-    let of = |end| after.and_then(|a| a.client.get(&end)).copied().unwrap_or(0);
+    let of = |end| after.map_or(0, |a| number(&a.client, end));
     let never = [ProbeEnd::Refused, ProbeEnd::TimedOut, ProbeEnd::LocalLimit, ProbeEnd::Failed];
     let never = never.map(of).iter().sum();
     let limit = ProbeEnd::LocalLimit;
-    let limited = seen.client.get(&limit).copied().unwrap_or(0);
+    let limited = number(&seen.client, limit);
     if limited > 0 && !expected.iter().any(|ends| ends.0.contains(&limit)) {
         doubts.push(format!(
             "{limited} of {} connections never came to be: {limit}",
@@ -306,7 +306,7 @@ fn never(case: &Case, seen: &Shown, doubts: &mut Vec<String>) -> u64 {
 fn client(case: &Case, seen: &Shown) -> Vec<String> {
     let n = seen.connections;
     let differs = |when: String, ends: &Ends, client: &BTreeMap<ProbeEnd, u64>| {
-        let there = |end: &ProbeEnd| client.get(end).copied().unwrap_or(0);
+        let there = |end: &ProbeEnd| number(client, *end);
         let all: u64 = ends.0.iter().map(there).sum();
         let differs = all != n || ends.0.iter().any(|end| there(end) == 0);
         let saw = self::ends(case, client);

@@ -17,23 +17,17 @@ use canary_testbed::topology::Topology;
 
 use super::witness;
 use crate::observed::cell::{Done, Key, Shown};
-use crate::observed::unheard;
+use crate::observed::{listed, number, unheard};
 use crate::scenario::matrix::{CellPlan, Expectation, Matrix, row};
 
 /// Everything that a cell is judged by.
 #[derive(Clone, Debug)]
 struct Evidence<'a> {
-    /// The cell's scenario.
     matrix: &'a Matrix,
-    /// Which cell.
     key: Key,
-    /// What was set.
     protections: &'a Protections,
-    /// boom-server's result.
     boom: &'a BoomResult,
-    /// load-client's result.
     load: &'a LoadResult,
-    /// What the nodes counted.
     nodes: &'a [NodeEvidence],
     /// RSTs in the capture that answer a forged segment, where one was taken.
     captured: Option<&'a BTreeMap<Forgery, u64>>,
@@ -97,13 +91,9 @@ impl<'a> Evidence<'a> {
 /// A judged cell.
 #[derive(Clone, Debug, PartialEq)]
 struct Judged {
-    /// Against the expectation.
     judgement: Judgement,
-    /// Why, where it is not as expected.
     reasons: Vec<String>,
-    /// The row that it makes.
     profile: Option<Profile>,
-    /// By forgery.
     forgeries: Vec<ForgeryResult>,
 }
 
@@ -151,30 +141,35 @@ pub(crate) fn result(
             return cell;
         }
     };
-    cell.captured_resets = shown.resets.as_ref().map(|r| capture::by_forgery(r));
-    cell.witnesses = shown.witnesses.iter().map(|(node, w)| witness::said(node, w)).collect();
+    let captured_resets = shown.resets.as_ref().map(|r| capture::by_forgery(r));
+    let witnesses: Vec<_> = shown.witnesses.iter().map(|(n, w)| witness::said(n, w)).collect();
     let evidence = Evidence {
-        captured: cell.captured_resets.as_ref(),
-        witnesses: &cell.witnesses,
+        captured: captured_resets.as_ref(),
+        witnesses: &witnesses,
         ..Evidence::of(matrix, plan, key, &shown)
     };
-    let judged = judge(&evidence, &plan.expect, kernel);
-    cell.judgement = judged.judgement;
-    cell.reasons = judged.reasons;
-    meaning(judged.profile, &evidence, &judged.forgeries).clone_into(&mut cell.meaning);
-    advice(judged.profile, matrix.path, &plan.protections, &judged.forgeries)
-        .clone_into(&mut cell.advice);
-    cell.profile = judged.profile;
-    cell.forgeries = judged.forgeries;
-    cell.boom_diagnosis =
-        shown.boom.paths.iter().find(|p| p.family == key.family).map(|p| p.diagnosis);
-    cell.client = shown.load.probe.iter().filter(|(_, n)| **n > 0).map(|(k, n)| (*k, *n)).collect();
-    cell.sniffer_dropped = shown.boom.sniffer.dropped;
-    cell.reasons.extend(shown.notes);
-    cell.reasons.extend(cell.witnesses.iter().flat_map(|w| w.weak.iter().cloned()));
-    cell.nodes = shown.nodes;
-    cell.seconds = shown.seconds;
-    cell
+    let Judged { judgement, mut reasons, profile, forgeries } =
+        judge(&evidence, &plan.expect, kernel);
+    let meaning = meaning(profile, &evidence, &forgeries).to_owned();
+    reasons.extend(shown.notes);
+    reasons.extend(witnesses.iter().flat_map(|w| w.weak.iter().cloned()));
+    let path = shown.boom.paths.iter().find(|p| p.family == key.family);
+    CellResult {
+        judgement,
+        reasons,
+        profile,
+        meaning,
+        advice: advice(profile, matrix.path, &plan.protections, &forgeries).to_owned(),
+        forgeries,
+        boom_diagnosis: path.map(|p| p.diagnosis),
+        client: shown.load.probe.into_iter().filter(|(_, n)| *n > 0).collect(),
+        sniffer_dropped: shown.boom.sniffer.dropped,
+        nodes: shown.nodes,
+        captured_resets,
+        witnesses,
+        seconds: shown.seconds,
+        ..cell
+    }
 }
 
 /// Judges a cell on a kernel of a generation that is known or, in the cell that
@@ -271,7 +266,7 @@ fn later(e: &Evidence<'_>, forgery: Forgery, forged: u64) -> Option<Seen> {
     if forgery != Forgery::Overshoot {
         return None;
     }
-    let of = |end| e.load.probe.get(&end).copied().unwrap_or(0);
+    let of = |end| number(&e.load.probe, end);
     let killed: u64 = e.outcomes().map(|o| o.counts.killed).sum();
     match (of(ProbeEnd::Reset).checked_sub(killed)?, of(ProbeEnd::Hung)) {
         (0, 0) => None,
@@ -285,8 +280,8 @@ fn difference(r: &ForgeryResult) -> Option<String> {
     let expected = r.expected?;
     (expected != r.seen).then(|| {
         let unknown: u64 = r.counts.unknown.values().sum();
-        let why: Vec<_> = r.counts.unknown.iter().map(|(k, n)| format!("{k} {n}")).collect();
-        let why = if why.is_empty() { String::new() } else { format!(" ({})", why.join(", ")) };
+        let why =
+            if unknown > 0 { format!(" ({})", listed(&r.counts.unknown)) } else { String::new() };
         format!(
             "{}: expected {expected}, saw {}: of {} forged, {} leaked ({} killed), {} delivered, \
              {} dropped, {unknown} unknown{why}",
@@ -343,7 +338,7 @@ fn doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> {
     let (who, sniffer, _) = e.seen();
     doubts.extend(unheard(who, sniffer));
     let killed: u64 = forgeries.iter().map(|r| r.counts.killed).sum();
-    let of = |end| e.load.probe.get(&end).copied().unwrap_or(0);
+    let of = |end| number(&e.load.probe, end);
     let with =
         |seen| -> u64 { forgeries.iter().filter(|r| r.seen == seen).map(|r| r.forged).sum() };
     let (reset, hung) = (of(ProbeEnd::Reset), of(ProbeEnd::Hung));
@@ -446,7 +441,7 @@ fn counter_doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> 
 
 /// What keeps "no connection came to be" from being proof.
 fn doubts_without(e: &Evidence<'_>) -> Vec<String> {
-    let timed_out = e.load.probe.get(&ProbeEnd::TimedOut).copied().unwrap_or(0);
+    let timed_out = number(&e.load.probe, ProbeEnd::TimedOut);
     let mut doubts = Vec::new();
     if timed_out != e.load.attempts || timed_out == 0 {
         doubts.push(format!("{timed_out} of {} connects timed out", e.load.attempts));

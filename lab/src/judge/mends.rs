@@ -6,6 +6,7 @@ use canary_record::names::ProbeEnd;
 use super::cause::doubts;
 use crate::document::lab::{Effect, Mend, MendResult, Mended};
 use crate::observed::cause::Seen;
+use crate::observed::number;
 use crate::scenario::cause::{Case, Cause, Host};
 
 /// The table of a scenario's cases. `seen` is in the order of [`Case::under_mends`].
@@ -80,7 +81,7 @@ const fn effect(base: u64, lost: u64, all: u64) -> Effect {
 /// Connections that did not survive for the client, or that the server saw reset: the more of both,
 /// for one connection can be lost at both ends.
 fn lost(seen: &Seen) -> u64 {
-    let survived = seen.client.get(&ProbeEnd::Survived).copied().unwrap_or(0);
+    let survived = number(&seen.client, ProbeEnd::Survived);
     let server = seen.reset_at_servers();
     let client = seen.connections.saturating_sub(survived);
     let forged = seen.steps.iter().flat_map(|s| &s.forged).map(|o| o.counts.killed).sum();

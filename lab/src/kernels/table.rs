@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::document::add;
 use crate::document::kernels::{
     Agreement, GuestState, KernelCase, KernelCaseCell, KernelCell, KernelRow, KernelRun,
     KernelsResult,
@@ -68,8 +69,8 @@ fn case_cell(input: &Input, scenario: &str, case: &str) -> KernelCaseCell {
             (None, _) => Judgement::Inconclusive,
         };
         judgement = Some(judgement.map_or(here, |before| here.worse(before)));
-        for (end, n) in step.iter().flat_map(|step| &step.established) {
-            *client.entry(*end).or_default() += n;
+        if let Some(step) = step {
+            add(&mut client, &step.established);
         }
         let of_case = format!("{case}: ");
         reasons.extend(s.reasons.iter().filter(|r| r.starts_with(&of_case)).cloned());

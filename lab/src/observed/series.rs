@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::number;
 use crate::document::timeline::{FailureClass, Timeline, TimelineSample};
 use canary_record::result::load::LoadResult;
 use canary_record::result::observe::ObserveResult;
@@ -77,7 +78,7 @@ fn parts(samples: &[TimelineSample], from: f64, end: f64) -> Vec<(usize, Range<f
 
 /// How many of a load had not ended when their step did.
 pub(crate) fn cut_off(load: &LoadResult) -> u64 {
-    load.classes().get(&FailureClass::Interrupted).copied().unwrap_or(0)
+    number(&load.classes(), FailureClass::Interrupted)
 }
 
 /// Gives each class its share of the failures so far, less what it was given:
