@@ -184,15 +184,14 @@ fn run_batch(plan: &Plan, batch: &Batch<'_>, kept: &cell::Kept, tell: &Sender<Ev
         return;
     }
     let hosts = Topology::new(matrix.path, &batch.prefix);
-    let testbed = guarded(|| setting.testbed(hosts));
+    let place = guarded(|| setting.place(hosts));
     for (n, cell_plan) in matrix.cells.iter().enumerate() {
         let (key, id) = (Key { plan: n, ..batch.key }, batch.id(cell_plan, plan.repeat));
         let mut captures = Vec::new();
-        let shown = match &testbed {
-            Ok(testbed) => guarded(|| {
+        let shown = match &place {
+            Ok(place) => guarded(|| {
                 let cell = cell::Cell {
-                    testbed,
-                    setting,
+                    place,
                     results: &plan.dir,
                     scenario: &batch.scenario.about.name,
                     id: &id,

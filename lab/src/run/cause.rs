@@ -20,14 +20,14 @@ use canary_testbed::exec::Ready;
 use canary_testbed::model::At;
 use canary_testbed::network::wire::Network;
 use canary_testbed::os::{os, wrong};
-use canary_testbed::testbed::{Testbed, TestbedError};
+use canary_testbed::testbed::TestbedError;
 use canary_testbed::topology::{self, POD_PORT};
 
 use self::hosts::{CLIENT, SECOND_LINK, home, host_route, hosts};
 use self::nodes::Full;
 use self::rules::Rule;
 use super::connections::Connections;
-use super::setting::{self, Running, Setting, io_error, tool, write};
+use super::setting::{self, Place, READY, Running, Setting, io_error, write};
 use crate::observed::cause::{After, Seen};
 use crate::observed::unheard;
 use crate::scenario::cause::{Case, Cause, Step, TWO_ENDPOINTS, Wait};
@@ -39,8 +39,6 @@ const JUDGED: Duration = Duration::from_millis(700);
 const JUDGED_WHOLLY: Duration = Duration::from_secs(5);
 /// How long the client waits for the server's FIN.
 const CLOSE: Duration = Duration::from_secs(1);
-/// How long anything may take to become ready or to end.
-const READY: Duration = Duration::from_secs(10);
 
 /// Runs one case, in hosts of its own; what is kept goes to `dir`.
 pub(crate) fn run(
@@ -51,16 +49,15 @@ pub(crate) fn run(
     prefix: &str,
 ) -> Result<Seen, TestbedError> {
     fs::create_dir_all(dir).map_err(io_error("create", dir))?;
-    let testbed = setting.testbed(hosts(case, prefix))?;
+    let place = setting.place(hosts(case, prefix))?;
     let n = of.connections(case);
     let run = Run {
-        testbed: &testbed,
-        setting,
+        place: &place,
         case,
         n,
         dir,
         connections: Connections::none(
-            testbed.topology.target(case.family),
+            place.topology.target(case.family),
             setting.scaled(case.patience.0),
             case.keepalive,
         ),
@@ -88,8 +85,7 @@ pub(crate) fn commands(cause: &Cause) -> CommandList {
 }
 
 struct Run<'a> {
-    testbed: &'a Testbed<'a>,
-    setting: &'a Setting,
+    place: &'a Place<'a>,
     case: &'a Case,
     /// Connections of the case.
     n: u32,
@@ -107,25 +103,25 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn all(mut self, of: &Cause) -> Result<Seen, TestbedError> {
-        let (testbed, setting, case) = (self.testbed, self.setting, self.case);
-        let interrupt = &setting.interrupt;
-        let network = case.network.map(|n| Network::start(testbed, n.conditions())).transpose()?;
-        testbed.protect(case.proxy_mode, case.family, &case.protections)?;
+        let (place, case) = (self.place, self.case);
+        let interrupt = &place.setting.interrupt;
+        let network = case.network.map(|n| Network::start(place, n.conditions())).transpose()?;
+        place.protect(case.proxy_mode, case.family, &case.protections)?;
         self.choose_endpoints(false)?;
         if let Some(Wait(time)) = case.ipvs_timeout {
             // Nought leaves the other timeouts as they are.
-            let seconds = setting.scaled(time).as_secs().to_string();
-            tool(testbed, "node1", "ipvsadm", &["--set", &seconds, "0", "0"], "")?;
+            let seconds = place.scaled(time).as_secs().to_string();
+            place.tool("node1", "ipvsadm", &["--set", &seconds, "0", "0"], "")?;
         }
         if case.steps.contains(&Step::Reconnect) {
             // The client's own ports are free as soon as both ends have closed.
-            setting::set(testbed, testbed.topology.client(), "net/ipv4/tcp_max_tw_buckets", "0")?;
+            place.set(place.topology.client(), "net/ipv4/tcp_max_tw_buckets", "0")?;
         }
         // The pod beside too, whose link may take longer than a connection has patience.
         let beside = Some(SocketAddr::new(self.second(), POD_PORT));
         let beside = beside.filter(|_| TWO_ENDPOINTS.contains(&case.path));
-        for target in [Some(testbed.topology.target(case.family)), beside].into_iter().flatten() {
-            let warm = testbed.warm_up(target, setting.scaled(READY))?;
+        for target in [Some(place.topology.target(case.family)), beside].into_iter().flatten() {
+            let warm = place.warm_up(target, place.scaled(READY))?;
             // What a dead path does would pass for what the cause does. A bad network tells itself
             // what it let through.
             if !warm && case.network.is_none() {
@@ -144,26 +140,26 @@ impl Run<'_> {
             self.equip(host)?;
         }
         // Of the attempts before: what is counted is the case's own.
-        for node in testbed.topology.nodes(At::Both) {
-            testbed.within(node, evidence::forget_all)?;
+        for node in place.topology.nodes(At::Both) {
+            place.within(node, evidence::forget_all)?;
         }
         let listening = case.expect.witness.is_some();
         let listening = if listening { self.listen()? } else { Vec::new() };
         self.serve("")?;
-        let before = testbed.within("node1", evidence::conntrack_counters)?;
+        let before = place.within("node1", evidence::conntrack_counters)?;
         for step in &case.steps {
             interrupt.check()?;
             let forged = self.step(step)?;
             let after = After { what: step.to_string(), client: self.connections.ends(), forged };
             self.seen.steps.push(after);
         }
-        self.connections.end(setting.scaled(CLOSE));
+        self.connections.end(place.scaled(CLOSE));
         // RSTs on their way, and a server whose answer is due.
-        interrupt.sleep(setting.scaled(JUDGED))?;
+        interrupt.sleep(place.scaled(JUDGED))?;
         self.end_servers()?;
         self.seen.rules = self.counted()?;
-        self.seen.conntrack = testbed.within("node1", evidence::conntrack_counters)?.since(before);
-        self.seen.witnesses = setting::end_witnesses(listening, setting)?;
+        self.seen.conntrack = place.within("node1", evidence::conntrack_counters)?.since(before);
+        self.seen.witnesses = setting::end_witnesses(listening)?;
         if let Some(network) = network {
             let report = network.stop()?;
             let sides = [&report.left, &report.right];
@@ -185,15 +181,13 @@ impl Run<'_> {
 
     /// boom-server at each endpoint; `what` tells several of one case apart.
     fn serve(&mut self, what: &str) -> Result<(), TestbedError> {
-        let (setting, case) = (self.setting, self.case);
+        let (place, case) = (self.place, self.case);
         let forge: Vec<_> = case.expect.forged.keys().map(|f| f.as_str()).collect();
         for host in case.servers() {
             let dir = self.dir.join(host).join(what);
             fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
             let (at, one) = ((*host, case.listen), ["--min-forged=1"]);
-            let mut boom = setting.boom_server(self.testbed, at, &dir, &forge.join(","), &one)?;
-            boom.wait_ready(setting.scaled(READY))?;
-            self.servers.push(boom);
+            self.servers.push(place.boom_server(at, &dir, &forge.join(","), &one)?);
         }
         Ok(())
     }
@@ -201,15 +195,15 @@ impl Run<'_> {
     /// Ends them, and with them their connections.
     fn end_servers(&mut self) -> Result<(), TestbedError> {
         for server in std::mem::take(&mut self.servers) {
-            self.seen.boom.push(server.stop(READY, self.setting)?);
+            self.seen.boom.push(server.stop()?);
         }
         Ok(())
     }
 
     /// load-client's witness on every node: what a case expects of it nobody else can say.
     fn listen(&self) -> Result<Vec<(&'static str, Running)>, TestbedError> {
-        let (on, mut notes) = (self.testbed.topology.nodes(At::Both), Vec::new());
-        let witnesses = setting::witnesses(self.testbed, on, self.dir, self.setting, &mut notes)?;
+        let (on, mut notes) = (self.place.topology.nodes(At::Both), Vec::new());
+        let witnesses = self.place.witnesses(on, self.dir, &mut notes)?;
         match notes.pop() {
             None => Ok(witnesses),
             Some(why) => Err(wrong("listen to the kernel")(why).into()),
@@ -218,19 +212,19 @@ impl Run<'_> {
 
     /// Gives what became of the segments that the client forged in it.
     fn step(&mut self, step: &Step) -> Result<Vec<OutcomeCount>, TestbedError> {
-        let (testbed, setting) = (self.testbed, self.setting);
+        let place = self.place;
         match step {
             Step::Connect | Step::Reconnect => {
                 let (all, n) = (&mut self.connections, self.n);
-                testbed.within(testbed.topology.client(), || {
+                place.within(place.topology.client(), || {
                     all.connect(n);
                     Ok(())
                 })?;
-                setting.interrupt.sleep(setting.scaled(self.judged()))?;
+                place.setting.interrupt.sleep(place.scaled(self.judged()))?;
             }
             Step::Transfer(way) => self.connections.transfer(*way),
             Step::Ask(delay) => {
-                self.connections.ask(setting.scaled(delay.0));
+                self.connections.ask(place.scaled(delay.0));
                 self.acknowledged()?;
             }
             Step::Answer => self.connections.answer(),
@@ -249,7 +243,7 @@ impl Run<'_> {
                 self.let_go(CLOSE)?;
                 self.serve("again")?;
             }
-            Step::Idle(time) => setting.interrupt.sleep(setting.scaled(time.0))?,
+            Step::Idle(time) => place.setting.interrupt.sleep(place.scaled(time.0))?,
             Step::DeleteEntries => self.delete_entries()?,
             Step::FillTable => self.fill_table()?,
             Step::LetExpire => self.let_expire()?,
@@ -260,11 +254,11 @@ impl Run<'_> {
             }
             Step::ReplaceEndpoint => {
                 let pod = host_route(self.pod());
-                self.route(home(&testbed.topology), &[&pod, "dev", "to-server2"])?;
+                self.route(home(&place.topology), &[&pod, "dev", "to-server2"])?;
             }
             Step::RemoveEndpoint => {
                 let pod = host_route(self.pod());
-                self.route(home(&testbed.topology), &["unreachable", &pod])?;
+                self.route(home(&place.topology), &["unreachable", &pod])?;
             }
             Step::BlackHole => self.black_hole()?,
             Step::Forge(each) => return self.forge(each),
@@ -280,20 +274,20 @@ impl Run<'_> {
         &mut self,
         each: &BTreeMap<Forgery, Became>,
     ) -> Result<Vec<OutcomeCount>, TestbedError> {
-        let (testbed, setting) = (self.testbed, self.setting);
+        let place = self.place;
         let names: Vec<_> = each.keys().map(|f| f.as_str()).collect();
         let options = vec![
             "probe".to_owned(),
-            format!("--target=tcp://{}", testbed.topology.target(self.case.family)),
+            format!("--target=tcp://{}", place.topology.target(self.case.family)),
             format!("--connections={}", self.n),
             "--pattern=idle".into(),
-            format!("--delay={}ms", setting.scaled(JUDGED_WHOLLY).as_millis()),
+            format!("--delay={}ms", place.scaled(JUDGED_WHOLLY).as_millis()),
             format!("--forge={}", names.join(",")),
             "--min-forged=1".into(),
         ];
-        let (client, at) = (testbed.topology.client(), (self.dir, "forge"));
-        let load = setting.load_client(testbed, client, at, options, Ready::Event)?;
-        let patience = setting.scaled(JUDGED_WHOLLY * 2) + READY;
+        let (client, at) = (place.topology.client(), (self.dir, "forge"));
+        let load = place.load_client(client, at, options, Ready::Event)?;
+        let patience = place.scaled(JUDGED_WHOLLY * 2) + READY;
         let result: LoadResult = load.result(patience)?;
         let Some(forge) = result.forge else { return Ok(Vec::new()) };
         if let Some(why) = forge.untried {

@@ -18,11 +18,11 @@ use canary_testbed::exec::Ready;
 use canary_testbed::model::At;
 use canary_testbed::os::wrong;
 use canary_testbed::tap::Tap;
-use canary_testbed::testbed::{Testbed, TestbedError};
+use canary_testbed::testbed::TestbedError;
 use canary_testbed::topology::POD_PORT;
 use nix::sys::signal::Signal;
 
-use super::setting::{self, CaptureMode, Running, Setting, io_error, write};
+use super::setting::{self, CaptureMode, Place, READY, Running, io_error, write};
 use crate::judge::witness;
 use crate::observed::cell::{Key, Shown};
 use crate::scenario::matrix::{CellPlan, Matrix};
@@ -38,8 +38,6 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 const OUTCOME: Duration = Duration::from_secs(1);
 /// Octets of an upload: few beside the distances of forged segments, and more than a request.
 const UPLOAD: u32 = 4096;
-/// How long anything may take to become ready.
-const READY: Duration = Duration::from_secs(10);
 
 /// The client's local ports: so many that none is taken twice in a cell, though a port is free
 /// again when its connection was reset. `__inet_hash_connect()` moves on by up to 16 ports for
@@ -49,8 +47,7 @@ const PORTS: &str = "2000\t65000";
 /// A cell in hosts that are up.
 #[derive(Clone, Copy)]
 pub(crate) struct Cell<'a> {
-    pub(crate) testbed: &'a Testbed<'a>,
-    pub(crate) setting: &'a Setting,
+    pub(crate) place: &'a Place<'a>,
     /// The directory of the run's results.
     pub(crate) results: &'a Path,
     /// Its scenario's name.
@@ -83,33 +80,32 @@ impl Cell<'_> {
 
     /// How long load-client may take.
     fn load_patience(&self) -> Duration {
-        self.setting.scaled(DELAY + TIMEOUT * 3) + READY
+        self.place.scaled(DELAY + TIMEOUT * 3) + READY
     }
 
     pub(crate) fn run(&self) -> Result<Shown, TestbedError> {
         let begun = Instant::now();
-        let (testbed, setting, dir) = (self.testbed, self.setting, &self.dir());
+        let (place, dir) = (self.place, &self.dir());
         let (proxy_mode, family) = (self.key.proxy_mode, self.key.family);
         fs::create_dir_all(dir).map_err(io_error("create", dir))?;
-        let rules = testbed.load(proxy_mode, family, &self.plan.protections)?;
+        let rules = place.load(proxy_mode, family, &self.plan.protections)?;
         // The cells before used the same ports, and an entry of theirs would be taken up again.
-        let both = testbed.topology.nodes(At::Both);
+        let both = place.topology.nodes(At::Both);
         for (node, rules) in both.iter().zip(&rules) {
             write(&dir.join(format!("rules-{node}.txt")), &rules.text)?;
-            testbed.within(node, evidence::forget_all)?;
+            place.within(node, evidence::forget_all)?;
         }
-        let client = testbed.topology.client();
-        setting::set(testbed, client, "net/ipv4/ip_local_port_range", PORTS)?;
+        let client = place.topology.client();
+        place.set(client, "net/ipv4/ip_local_port_range", PORTS)?;
         let none_expected = self.plan.expect.profile() == Some(Profile::NoConnection);
-        let patience = if none_expected { Duration::ZERO } else { setting.scaled(READY) };
-        let warm = testbed.warm_up(testbed.topology.target(family), patience)?;
+        let patience = if none_expected { Duration::ZERO } else { place.scaled(READY) };
+        let warm = place.warm_up(place.topology.target(family), patience)?;
 
         let mut notes = Vec::new();
-        let witnesses = setting::witnesses(testbed, both, dir, setting, &mut notes)?;
+        let witnesses = place.witnesses(both, dir, &mut notes)?;
         let captures = self.start_captures()?;
         let mut boom = self.start_boom()?;
-        boom.wait_ready(setting.scaled(READY))?;
-        let before = testbed.counters(proxy_mode, family)?;
+        let before = place.counters(proxy_mode, family)?;
         before.iter().zip(&rules).try_for_each(|(held, rules)| held.has(rules))?;
         let mut load = self.start_load()?;
         let load_line = load.line().to_owned();
@@ -127,12 +123,12 @@ impl Cell<'_> {
         let load: LoadResult = load.map_err(|e| with_line(e, &load_line))?;
         // It ends by itself once every connection is judged; where some never came it is asked to
         // end and says so in its result.
-        if !boom.ends_within(setting.scaled(JUDGED))? {
+        if !boom.ends_within(place.scaled(JUDGED))? {
             boom.signal(Signal::SIGTERM);
         }
-        let boom: BoomResult = boom.result(setting.scaled(READY))?;
-        let after = testbed.counters(proxy_mode, family)?;
-        let witnesses = setting::end_witnesses(witnesses, setting)?;
+        let boom: BoomResult = boom.result(place.scaled(READY))?;
+        let after = place.counters(proxy_mode, family)?;
+        let witnesses = setting::end_witnesses(witnesses)?;
         if !warm && !none_expected {
             notes.push("the target's port never answered before the cell".to_owned());
         }
@@ -160,18 +156,18 @@ impl Cell<'_> {
             // A server that ends first resets what a slow machine's client has still open.
             format!("--hold={}ms", self.load_patience().as_millis()),
         ];
-        let at = (self.testbed.topology.server(), POD_PORT);
-        self.setting.boom_server(self.testbed, at, &self.dir(), &forge, &options)
+        let at = (self.place.topology.server(), POD_PORT);
+        self.place.boom_server(at, &self.dir(), &forge, &options)
     }
 
     fn start_load(&self) -> Result<Running, TestbedError> {
-        let (setting, topology) = (self.setting, &self.testbed.topology);
+        let (place, topology) = (self.place, &self.place.topology);
         let connections = self.matrix.connections;
         let mut options = vec![
             "probe".to_owned(),
             format!("--target=tcp://{}", topology.target(self.key.family)),
             format!("--connections={}", connections as usize * self.matrix.forgeries.len()),
-            format!("--timeout={}ms", setting.scaled(TIMEOUT).as_millis()),
+            format!("--timeout={}ms", place.scaled(TIMEOUT).as_millis()),
         ];
         options.extend(if self.upload() {
             vec![
@@ -179,38 +175,38 @@ impl Cell<'_> {
                 format!("--body-size={UPLOAD}"),
                 format!("--forge={}", self.list()),
                 format!("--min-forged={}", connections.min(20)),
-                format!("--outcome-timeout={}ms", setting.scaled(OUTCOME).as_millis()),
+                format!("--outcome-timeout={}ms", place.scaled(OUTCOME).as_millis()),
             ]
         } else {
             vec![
                 "--pattern=request".to_owned(),
-                format!("--delay={}ms", setting.scaled(DELAY).as_millis()),
+                format!("--delay={}ms", place.scaled(DELAY).as_millis()),
             ]
         });
         let at = (&*self.dir(), "load");
-        setting.load_client(self.testbed, topology.client(), at, options, Ready::Event)
+        place.load_client(topology.client(), at, options, Ready::Event)
     }
 
     /// Where captures are taken: the server first.
     fn hosts(&self) -> Vec<&'static str> {
-        let mut hosts = vec![self.testbed.topology.server(), self.testbed.topology.client()];
+        let mut hosts = vec![self.place.topology.server(), self.place.topology.client()];
         hosts.dedup();
         hosts
     }
 
     fn start_captures(&self) -> Result<Vec<Tap>, TestbedError> {
-        let (setting, mut running) = (self.setting, Vec::new());
-        if setting.capture == CaptureMode::None {
+        let (place, mut running) = (self.place, Vec::new());
+        if place.setting.capture == CaptureMode::None {
             return Ok(running);
         }
         for host in self.hosts() {
             // A node has several links, a pod one.
             let link = if host.starts_with("node") { "any" } else { "eth0" };
             let file = self.dir().join(capture_file(host));
-            running.push(Tap::start(self.testbed, host, link, "tcp", &file)?);
+            running.push(Tap::start(place, host, link, "tcp", &file)?);
         }
         for tap in &mut running {
-            tap.wait_ready(setting.scaled(READY))?;
+            tap.wait_ready(place.scaled(READY))?;
         }
         Ok(running)
     }
@@ -224,14 +220,14 @@ impl Cell<'_> {
         let (mut files, mut complete) = (Vec::new(), true);
         captures.iter().for_each(Tap::end);
         for tap in captures {
-            let (pcap, loss) = tap.stop(self.setting.scaled(READY))?;
+            let (pcap, loss) = tap.stop(self.place.scaled(READY))?;
             if let Some(loss) = loss {
                 notes.push(format!("the capture is not whole: {loss}"));
                 complete = false;
             }
             files.push(pcap);
         }
-        let (topology, family) = (&self.testbed.topology, self.key.family);
+        let (topology, family) = (&self.place.topology, self.key.family);
         // Where the segments are forged: the server's capture is the first, the client's the last.
         let (pcap, server) = if self.upload() {
             (files.last(), topology.target(family))
@@ -246,7 +242,7 @@ impl Cell<'_> {
     /// Keeps one connection of every kind that was reset, or everything.
     pub(crate) fn keep(&self, shown: &Shown, kept: &Kept) -> Result<Vec<Capture>, TestbedError> {
         let mut captures = Vec::new();
-        if self.setting.capture == CaptureMode::None {
+        if self.place.setting.capture == CaptureMode::None {
             return Ok(captures);
         }
         let (id, scenario) = (self.id, self.scenario);
@@ -281,7 +277,7 @@ impl Cell<'_> {
         }
         for host in &hosts {
             let path = self.dir().join(capture_file(host));
-            if self.setting.capture == CaptureMode::All {
+            if self.place.setting.capture == CaptureMode::All {
                 let packets = capture::packets(&read(host)?).map_err(failed())?;
                 let file = format!("cells/{id}/{}", capture_file(host));
                 let host = (*host).to_owned();

@@ -47,19 +47,41 @@ pub(crate) struct Setting {
 
 impl Setting {
     /// Builds hosts.
-    pub(crate) fn testbed(&self, topology: Topology) -> Result<Testbed<'_>, TestbedError> {
-        Ok(Testbed::build(topology, &self.tools)?.under(&self.interrupt).kept(self.keep))
+    pub(crate) fn place(&self, topology: Topology) -> Result<Place<'_>, TestbedError> {
+        let testbed = Testbed::build(topology, &self.tools)?;
+        Ok(Place { testbed: testbed.under(&self.interrupt).kept(self.keep), setting: self })
     }
 
     /// A wait on this machine.
     pub(crate) fn scaled(&self, time: Duration) -> Duration {
         time.mul_f64(self.time_scale)
     }
+}
 
-    /// boom-server on a port of a host; its result goes to `dir`/boom.json.
+/// How long anything may take to become ready or to end.
+pub(crate) const READY: Duration = Duration::from_secs(15);
+
+/// Hosts that are up, and what runs in them.
+pub(crate) struct Place<'a> {
+    testbed: Testbed<'a>,
+    pub(crate) setting: &'a Setting,
+}
+
+impl<'a> Deref for Place<'a> {
+    type Target = Testbed<'a>;
+    fn deref(&self) -> &Testbed<'a> {
+        &self.testbed
+    }
+}
+
+impl Place<'_> {
+    pub(crate) fn scaled(&self, time: Duration) -> Duration {
+        self.setting.scaled(time)
+    }
+
+    /// boom-server on a port of a host, ready; its result goes to `dir`/boom.json.
     pub(crate) fn boom_server(
         &self,
-        testbed: &Testbed<'_>,
         (host, port): (&str, u16),
         dir: &Path,
         forge: &str,
@@ -76,41 +98,89 @@ impl Setting {
             format!("--outcome-timeout={}ms", timeout.as_millis()),
         ];
         options.extend(more.iter().map(|o| o.as_ref().to_owned()));
-        let program = ("boom-server", &*self.boom_server);
-        start(testbed, host, program, (dir, "boom"), options, Ready::Event)
+        let program = ("boom-server", &*self.setting.boom_server);
+        self.start(host, program, (dir, "boom"), options, Ready::Event)?.ready()
     }
 
     /// load-client in a host; its result goes to `dir`/NAME.json.
     pub(crate) fn load_client(
         &self,
-        testbed: &Testbed<'_>,
         host: &str,
         at: (&Path, &str),
         options: Vec<String>,
         ready: Ready,
     ) -> Result<Running, TestbedError> {
-        start(testbed, host, ("load-client", &self.load_client), at, options, ready)
+        self.start(host, ("load-client", &self.setting.load_client), at, options, ready)
     }
-}
 
-fn start(
-    testbed: &Testbed<'_>,
-    host: &str,
-    (program, path): (&'static str, &Path),
-    (dir, name): (&Path, &str),
-    mut options: Vec<String>,
-    ready: Ready,
-) -> Result<Running, TestbedError> {
-    let file = dir.join(format!("{name}.json"));
-    // Of one before: who ends without a result must not be taken for it.
-    match fs::remove_file(&file) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("remove", &file)(e)),
-        _ => {}
+    fn start(
+        &self,
+        host: &str,
+        (program, path): (&'static str, &Path),
+        (dir, name): (&Path, &str),
+        mut options: Vec<String>,
+        ready: Ready,
+    ) -> Result<Running, TestbedError> {
+        let file = dir.join(format!("{name}.json"));
+        // Of one before: who ends without a result must not be taken for it.
+        match fs::remove_file(&file) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error("remove", &file)(e));
+            }
+            _ => {}
+        }
+        options.extend(["--log=json".to_owned(), format!("--output={}", file.display())]);
+        let log = dir.join(format!("{name}.log"));
+        let process = self.testbed.start(host, Call::new(path, &options), &log, ready)?;
+        Ok(Running { program, process, file, patience: self.scaled(READY) })
     }
-    options.extend(["--log=json".to_owned(), format!("--output={}", file.display())]);
-    let log = dir.join(format!("{name}.log"));
-    let process = testbed.start(host, Call::new(path, &options), &log, ready)?;
-    Ok(Running { program, process, file })
+
+    /// load-client's witness, in hosts. Where one cannot watch there is one judge less, and `notes`
+    /// says so.
+    pub(crate) fn witnesses(
+        &self,
+        hosts: &[&'static str],
+        dir: &Path,
+        notes: &mut Vec<String>,
+    ) -> Result<Vec<(&'static str, Running)>, TestbedError> {
+        let start = |host: &&'static str| {
+            let options = vec!["witness".to_owned(), format!("--state-dir={}", dir.display())];
+            let at = (dir, &*format!("witness-{host}"));
+            Ok((*host, self.load_client(host, at, options, Ready::Event)?))
+        };
+        let mut running = hosts.iter().map(start).collect::<Result<Vec<_>, TestbedError>>()?;
+        running.retain_mut(|(host, process)| {
+            let ready = process.process.wait_ready(process.patience);
+            let silent = |e| notes.push(format!("no witness on {host}: {e}: {}", process.said()));
+            ready.map_err(silent).is_ok()
+        });
+        Ok(running)
+    }
+
+    /// A tool in a host; gives what it prints.
+    pub(crate) fn tool(
+        &self,
+        host: &str,
+        tool: &str,
+        options: &[&str],
+        input: &str,
+    ) -> Result<String, TestbedError> {
+        self.within(host, || Ok(self.tools().call(tool, options)?.stdin(input).run()?))
+    }
+
+    /// Loads rules in a host, beside those that are there.
+    pub(crate) fn nft(&self, host: &str, rules: &str) -> Result<(), TestbedError> {
+        self.tool(host, "nft", &["-f", "-"], rules).map(drop)
+    }
+
+    /// Sets a value in a host and tells what it was.
+    pub(crate) fn set(&self, host: &str, key: &str, value: &str) -> Result<Change, TestbedError> {
+        self.within(host, || {
+            let from = evidence::sysctl(key)?;
+            evidence::set_sysctl(key, value)?;
+            Ok(Change { what: key.replace('/', "."), from, to: value.to_owned() })
+        })
+    }
 }
 
 /// Runs a part. What breaks off, by an error or a panic, is that part's alone.
@@ -138,6 +208,8 @@ pub(crate) struct Running {
     program: &'static str,
     process: Process,
     file: PathBuf,
+    /// How long it may take to become ready or to end.
+    patience: Duration,
 }
 
 impl Deref for Running {
@@ -167,53 +239,30 @@ impl Running {
         serde_json::from_slice(&text).map_err(|e| wrong(format!("{}: {e}", path.display())))
     }
 
-    /// Asks it to end, and waits for that; `within` is scaled.
-    pub(crate) fn end(self, within: Duration, setting: &Setting) -> Result<(), TestbedError> {
+    /// Waits until it is ready.
+    pub(crate) fn ready(mut self) -> Result<Self, TestbedError> {
+        self.process.wait_ready(self.patience)?;
+        Ok(self)
+    }
+
+    /// Asks it to end, and waits for that.
+    pub(crate) fn end(self) -> Result<(), TestbedError> {
         self.signal(Signal::SIGTERM);
-        self.process.wait(setting.scaled(within))?;
+        self.process.wait(self.patience)?;
         Ok(())
     }
 
     /// The same, its result read.
-    pub(crate) fn stop<T: DeserializeOwned>(
-        self,
-        within: Duration,
-        setting: &Setting,
-    ) -> Result<T, TestbedError> {
+    pub(crate) fn stop<T: DeserializeOwned>(self) -> Result<T, TestbedError> {
         self.signal(Signal::SIGTERM);
-        self.result(setting.scaled(within))
+        let patience = self.patience;
+        self.result(patience)
     }
-}
-
-/// How long a witness may take to begin or to end.
-const WITNESS: Duration = Duration::from_secs(10);
-
-/// load-client's witness, in hosts. Where one cannot watch there is one judge less, and `notes` says so.
-pub(crate) fn witnesses(
-    testbed: &Testbed<'_>,
-    hosts: &[&'static str],
-    dir: &Path,
-    setting: &Setting,
-    notes: &mut Vec<String>,
-) -> Result<Vec<(&'static str, Running)>, TestbedError> {
-    let start = |host: &&'static str| {
-        let options = vec!["witness".to_owned(), format!("--state-dir={}", dir.display())];
-        let at = (dir, &*format!("witness-{host}"));
-        Ok((*host, setting.load_client(testbed, host, at, options, Ready::Event)?))
-    };
-    let mut running = hosts.iter().map(start).collect::<Result<Vec<_>, TestbedError>>()?;
-    running.retain_mut(|(host, process)| {
-        let ready = process.wait_ready(setting.scaled(WITNESS));
-        let silent = |e| notes.push(format!("no witness on {host}: {e}: {}", process.said()));
-        ready.map_err(silent).is_ok()
-    });
-    Ok(running)
 }
 
 /// Ends them, and gives what each said.
 pub(crate) fn end_witnesses(
     running: Vec<(&'static str, Running)>,
-    setting: &Setting,
 ) -> Result<Vec<(String, WitnessResult)>, TestbedError> {
     // The second signal: it need not wait to see what becomes of the connections.
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
@@ -222,45 +271,15 @@ pub(crate) fn end_witnesses(
         }
     }
     let end = |(host, process): (&str, Running)| {
-        let said = process.result(setting.scaled(WITNESS))?;
-        Ok((host.to_owned(), said))
+        let patience = process.patience;
+        Ok((host.to_owned(), process.result(patience)?))
     };
     running.into_iter().map(end).collect()
-}
-
-/// A tool in a host; gives what it prints.
-pub(crate) fn tool(
-    testbed: &Testbed<'_>,
-    host: &str,
-    tool: &str,
-    options: &[&str],
-    input: &str,
-) -> Result<String, TestbedError> {
-    testbed.within(host, || Ok(testbed.tools().call(tool, options)?.stdin(input).run()?))
-}
-
-/// Loads rules in a host, beside those that are there.
-pub(crate) fn nft(testbed: &Testbed<'_>, host: &str, rules: &str) -> Result<(), TestbedError> {
-    tool(testbed, host, "nft", &["-f", "-"], rules).map(drop)
 }
 
 /// Writes a file of the run's.
 pub(crate) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<(), TestbedError> {
     write_file(path, bytes.as_ref()).map_err(|e| io_error("write", path)(e.into()))
-}
-
-/// Sets a value in a host and tells what it was.
-pub(crate) fn set(
-    testbed: &Testbed<'_>,
-    host: &str,
-    key: &str,
-    value: &str,
-) -> Result<Change, TestbedError> {
-    testbed.within(host, || {
-        let from = evidence::sysctl(key)?;
-        evidence::set_sysctl(key, value)?;
-        Ok(Change { what: key.replace('/', "."), from, to: value.to_owned() })
-    })
 }
 
 /// Entries in this namespace.

@@ -13,16 +13,16 @@ use canary_conntrack::table::{Table, TcpState, Tuple};
 use canary_testbed::evidence;
 use canary_testbed::model::At;
 use canary_testbed::os::{os, wrong};
-use canary_testbed::testbed::{Testbed, TestbedError};
+use canary_testbed::testbed::TestbedError;
 use canary_testbed::topology::POD_PORT;
 use canary_wire::segment::Family;
 use nix::errno::Errno;
 
 use super::hosts::beside;
 use super::rules::{self, Rule};
-use super::{CLOSE, READY, Run};
+use super::{CLOSE, Run};
 use crate::run::saturation::tables::destination;
-use crate::run::setting::{count, nft, set, tool, write};
+use crate::run::setting::{Place, READY, count, write};
 use crate::scenario::cause::{Host, Masquerade, Text};
 use crate::scenario::saturation::MOST_ENTRIES;
 
@@ -41,21 +41,21 @@ const STAYS: Duration = Duration::from_secs(3600);
 /// A node whose table is full, one at a time: all namespaces of the machine share the buckets, and
 /// chains that are too long (`chaintoolong`) would cost every one of them connections.
 pub(super) struct Full<'a> {
-    testbed: &'a Testbed<'a>,
+    place: &'a Place<'a>,
     _turn: MutexGuard<'static, ()>,
 }
 
 impl<'a> Full<'a> {
-    fn of(testbed: &'a Testbed<'a>) -> Self {
+    fn of(place: &'a Place<'a>) -> Self {
         static TURN: Mutex<()> = Mutex::new(());
-        Self { testbed, _turn: TURN.lock().unwrap_or_else(PoisonError::into_inner) }
+        Self { place, _turn: TURN.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 }
 
 impl Drop for Full<'_> {
     fn drop(&mut self) {
         // The namespace and its entries go with the lab at the latest.
-        let _ = self.testbed.within("node1", evidence::forget_all);
+        let _ = self.place.within("node1", evidence::forget_all);
     }
 }
 
@@ -78,12 +78,12 @@ fn some(chains: &[String]) -> String {
 impl Run<'_> {
     /// The server pod's address.
     pub(super) fn pod(&self) -> IpAddr {
-        self.testbed.topology.service.pod.of(self.case.family)
+        self.place.topology.service.pod.of(self.case.family)
     }
 
     /// That of the pod beside it.
     pub(super) fn second(&self) -> IpAddr {
-        beside(&self.testbed.topology)[0].of(self.case.family)
+        beside(&self.place.topology)[0].of(self.case.family)
     }
 
     pub(super) fn changed(
@@ -98,17 +98,17 @@ impl Run<'_> {
 
     /// The client's connections end, and no segment says so.
     pub(super) fn vanish(&mut self) -> Result<(), TestbedError> {
-        let (client, table) = (self.testbed.topology.client(), "table inet lab-vanish");
+        let (client, table) = (self.place.topology.client(), "table inet lab-vanish");
         let rules = format!(
             "{table} {{ chain output {{ type filter hook output priority 0; meta l4proto tcp drop; }}; }}"
         );
-        nft(self.testbed, client, &rules)?;
+        self.place.nft(client, &rules)?;
         self.connections.vanish();
         if !self.let_go(READY)? {
             let failed = os("vanish: close the client's connections");
             return Err(failed(std::io::ErrorKind::TimedOut).into());
         }
-        nft(self.testbed, client, &format!("delete {table}"))
+        self.place.nft(client, &format!("delete {table}"))
     }
 
     /// Until the client's kernel has no socket of the connections that are closed; false where it
@@ -132,18 +132,18 @@ impl Run<'_> {
         within: Duration,
         done: impl Fn(&[evidence::Socket]) -> bool,
     ) -> Result<bool, TestbedError> {
-        let end = Instant::now() + self.setting.scaled(within);
-        while !done(&self.testbed.within(self.testbed.topology.client(), evidence::sockets)?) {
+        let end = Instant::now() + self.place.scaled(within);
+        while !done(&self.place.within(self.place.topology.client(), evidence::sockets)?) {
             if Instant::now() >= end {
                 return Ok(false);
             }
-            self.setting.interrupt.sleep(Duration::from_millis(5))?;
+            self.place.setting.interrupt.sleep(Duration::from_millis(5))?;
         }
         Ok(true)
     }
 
     pub(super) fn delete_entries(&mut self) -> Result<(), TestbedError> {
-        let (from, to) = self.testbed.within("node1", || {
+        let (from, to) = self.place.within("node1", || {
             let from = count()?;
             evidence::forget_all()?;
             Ok((from, count()?))
@@ -155,10 +155,10 @@ impl Run<'_> {
 
     /// Established connections of others, as many as there is room for.
     pub(super) fn fill_table(&mut self) -> Result<(), TestbedError> {
-        let testbed = self.testbed;
-        self.full.get_or_insert_with(|| Full::of(testbed));
-        let interrupt = &self.setting.interrupt;
-        let filled = self.testbed.within("node1", || {
+        let place = self.place;
+        self.full.get_or_insert_with(|| Full::of(place));
+        let interrupt = &self.place.setting.interrupt;
+        let filled = self.place.within("node1", || {
             let failed = || wrong("add conntrack entries");
             let (from, mut table) = (count()?, Table::open().map_err(failed())?);
             for flow in 0..MOST_ENTRIES {
@@ -189,7 +189,7 @@ impl Run<'_> {
     /// and IPVS has none.
     pub(super) fn let_expire(&mut self) -> Result<(), TestbedError> {
         let entries = || {
-            self.testbed.within("node1", || {
+            self.place.within("node1", || {
                 let all = Table::open().and_then(|mut t| t.dump());
                 let all = all.map_err(wrong("list conntrack entries"))?;
                 // Absent where there is no IPVS; one line of heads.
@@ -203,7 +203,7 @@ impl Run<'_> {
         // What IPVS knows goes with IPVS' own entry, whatever its time (ip_vs_conn_drop_conntrack()).
         let (from, _, ipvs) = left;
         while left.0 > 0 {
-            let (waited, whole) = (begun.elapsed(), self.setting.scaled(EXPIRY));
+            let (waited, whole) = (begun.elapsed(), self.place.scaled(EXPIRY));
             let stays = left.1.and_then(|e| e.timeout).unwrap_or_default();
             // What is on its way may still change the state of an entry, and with it its time.
             let never = !ipvs && waited > SETTLED && waited + stays > whole;
@@ -217,7 +217,7 @@ impl Run<'_> {
                 );
                 return Err(wrong(what)(why).into());
             }
-            self.setting.interrupt.sleep(Duration::from_millis(50))?;
+            self.place.setting.interrupt.sleep(Duration::from_millis(50))?;
             left = entries()?;
         }
         self.changed("entries on the client's node", from, 0);
@@ -228,15 +228,14 @@ impl Run<'_> {
     /// `moved`, the other pod is the Service's one endpoint.
     pub(super) fn choose_endpoints(&self, moved: bool) -> Result<(), TestbedError> {
         let family = self.case.family;
-        let (target, pod, second) =
-            (self.testbed.topology.target(family), self.pod(), self.second());
+        let (target, pod, second) = (self.place.topology.target(family), self.pod(), self.second());
         let ip = if family == Family::Ipv4 { "ip" } else { "ip6" };
         let ipvs = self.case.proxy_mode == ProxyMode::Ipvs;
         if ipvs && (moved || self.case.endpoints == 2) {
             let [service, at, other] =
                 [target, SocketAddr::new(pod, POD_PORT), SocketAddr::new(second, POD_PORT)]
                     .map(|at| at.to_string());
-            let ipvsadm = |options: &[&str]| tool(self.testbed, "node1", "ipvsadm", options, "");
+            let ipvsadm = |options: &[&str]| self.place.tool("node1", "ipvsadm", options, "");
             ipvsadm(&["-a", "-t", &service, "-r", &other, "-m"])?;
             if moved {
                 // What an endpoint that ends has until its last connection is gone.
@@ -248,8 +247,8 @@ impl Run<'_> {
             (false, 1) => None,
             (false, _) => Some(format!("numgen random mod 2 map {{ 0 : {pod}, 1 : {second} }}")),
         };
-        let service = &self.testbed.topology.service;
-        let from_outside = self.testbed.topology.client() == "outside";
+        let service = &self.place.topology.service;
+        let from_outside = self.place.topology.client() == "outside";
         let masquerades = service.masquerade_all || (from_outside && !service.local_only);
         // kube-proxy's mark, by which its own chain masquerades.
         let mark = if masquerades { "meta mark set meta mark or 0x4000 " } else { "" };
@@ -275,7 +274,7 @@ impl Run<'_> {
         }
         let table = format!("table {ip} {ENDPOINTS}");
         let rules = format!("add {table}\ndelete {table}\n{table} {{\n{choose}{masquerade}}}\n");
-        nft(self.testbed, "node1", &rules)
+        self.place.nft("node1", &rules)
     }
 
     /// Gives a host what it has of its own from the beginning. The Service's rules stay as they are:
@@ -308,9 +307,9 @@ impl Run<'_> {
         (name, options): (&str, &[&str]),
         hint: &str,
     ) -> Result<(), TestbedError> {
-        let tools = self.testbed.tools();
+        let tools = self.place.tools();
         let call = || Ok(tools.call(name, options)?.stdin(&rules.text).output()?);
-        let out = self.testbed.within(host, call)?;
+        let out = self.place.within(host, call)?;
         if out.status.success() {
             return Ok(());
         }
@@ -322,9 +321,9 @@ impl Run<'_> {
 
     /// Gives a host what it should have, and tells which of the Service's rules that took away.
     pub(super) fn change(&mut self, host: &Host) -> Result<Vec<String>, TestbedError> {
-        let (testbed, at) = (self.testbed, &*host.name);
+        let (place, at) = (self.place, &*host.name);
         for (name, value) in &host.sysctls {
-            let change = set(testbed, at, &name.replace('.', "/"), &value.text);
+            let change = place.set(at, &name.replace('.', "/"), &value.text);
             let change = change.map_err(|e| match e {
                 TestbedError::Evidence { source, .. } => {
                     refused(at, "sysctl", value.line(None), source.to_string())
@@ -376,7 +375,7 @@ impl Run<'_> {
 
     /// What the host's kernel holds, which is kept in rules-HOST.txt.
     fn held(&self, host: &str) -> Result<Vec<(Rule, Option<u64>)>, TestbedError> {
-        let held = tool(self.testbed, host, "nft", &["list", "ruleset"], "")?;
+        let held = self.place.tool(host, "nft", &["list", "ruleset"], "")?;
         write(&self.dir.join(format!("rules-{host}.txt")), &held)?;
         Ok(rules::read(&held))
     }
@@ -385,8 +384,8 @@ impl Run<'_> {
     /// alone that choose endpoints.
     pub(super) fn note_service(&mut self) -> Result<(), TestbedError> {
         let chooses = |rule: &Rule| rule.table.ends_with(ENDPOINTS);
-        for node in self.testbed.topology.nodes(At::Both) {
-            let held = tool(self.testbed, node, "nft", &["list", "ruleset"], "")?;
+        for node in self.place.topology.nodes(At::Both) {
+            let held = self.place.tool(node, "nft", &["list", "ruleset"], "")?;
             let held = rules::read(&held).into_iter().map(|(rule, _)| rule);
             let rules = match self.service.remove(node) {
                 None => held.collect(),
@@ -420,8 +419,8 @@ impl Run<'_> {
                      icmpv6 type packet-too-big counter drop; }\n}\n";
         for node in ["node1", "node2"] {
             let smaller = ["link", "set", "eth0", "mtu", BLACK_HOLE_MTU];
-            tool(self.testbed, node, "ip", &smaller, "")?;
-            nft(self.testbed, node, rules)?;
+            self.place.tool(node, "ip", &smaller, "")?;
+            self.place.nft(node, rules)?;
         }
         self.changed("MTU between the nodes", "1500", BLACK_HOLE_MTU);
         self.changed("ICMP destination-unreachable of the nodes", "sent", "dropped");
@@ -432,9 +431,8 @@ impl Run<'_> {
     pub(super) fn route(&mut self, node: &str, route: &[&str]) -> Result<(), TestbedError> {
         let to = route.iter().find(|word| word.contains('/')).copied().unwrap_or_default();
         let family = if to.contains(':') { "-6" } else { "-4" };
-        let ip = |args: &[&str]| {
-            tool(self.testbed, node, "ip", &[&[family, "route"], args].concat(), "")
-        };
+        let ip =
+            |args: &[&str]| self.place.tool(node, "ip", &[&[family, "route"], args].concat(), "");
         let from = ip(&["show", to])?;
         ip(&[&["replace"], route].concat())?;
         let now = ip(&["show", to])?;

@@ -24,7 +24,7 @@ use canary_testbed::testbed::TestbedError;
 
 use super::super::setting::Running;
 use super::Experiment;
-use super::stage::{Captures, Load, READY, Stage, Witness};
+use super::stage::{Captures, Load, Stage, Witness};
 use super::streams::{SILENCE, Streams, Talk};
 use crate::observed::saturation::{Captured, Case, Evicted, Filled};
 use crate::observed::{number, series};
@@ -174,17 +174,17 @@ impl<'a> Run<'a> {
 
     /// Ends it; what it showed goes to `filled`.
     fn end(self, t: f64, filled: &mut Filled) -> Result<ObserveResult, TestbedError> {
-        let (setting, mut found) = (self.stage.setting, self.found);
+        let mut found = self.found;
         found.half_closed = self.streams.ends(Talk::HalfClosed);
         found.established = self.streams.ends(Talk::Both);
         found.captured = self.stage.captured(self.captures)?;
         let title = found.case.title();
         let mut heard = self.stage.heard(self.witness, title)?;
-        let end = |waiting: Running| waiting.stop::<LoadResult>(READY, setting);
+        let end = |waiting: Running| waiting.stop::<LoadResult>();
         let load = self.waiting.map(end).transpose()?;
         drop(self.streams);
         drop(self.filling);
-        self.hold.end(READY, setting)?;
+        self.hold.end()?;
         let failures = load.as_ref().map_or_else(
             || [(FailureClass::ConnectTimeout, found.refused)].into(),
             LoadResult::classes,

@@ -29,8 +29,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, conne
 
 use super::super::connections::end;
 use super::super::host_table::{Control, Resized, Size};
-use super::super::setting::{nft, set};
-use super::stage::{HELD_PORT, READY, Stage};
+use super::super::setting::READY;
+use super::stage::{HELD_PORT, Stage};
 use super::{Experiment, table_error};
 use crate::observed::counted;
 use crate::observed::saturation::{Filled, HalfOpen, OnItsWay};
@@ -118,7 +118,7 @@ fn run_steps(
     };
     drop((alone, crowded));
     crowd.end()?;
-    hold.end(READY, x.setting)?;
+    hold.end()?;
     let of = |end| half_open.ended(end);
     let failures = [
         (FailureClass::ConnectTimeout, of(ProbeEnd::TimedOut)),
@@ -151,7 +151,7 @@ impl<'a, 's> Gates<'a, 's> {
     fn new(stage: &'a Stage<'s>) -> Result<Self, TestbedError> {
         let client = Addr::new(65, 10).v4.into();
         for ((pod, device, _), ip) in [(CLIENT, client), (SERVER, stage.local(HELD_PORT).ip())] {
-            set(&stage.testbed, pod, QUEUE, QUEUED)?;
+            stage.place.set(pod, QUEUE, QUEUED)?;
             // The node must not ask: its ARP request would tell the pod what it waits for.
             let (ip, own) = (ip.to_string(), link_address(stage, pod, "eth0")?);
             stage.ip(
@@ -165,7 +165,7 @@ impl<'a, 's> Gates<'a, 's> {
             "table inet lab-silent {{\n chain input {{ type filter hook input priority 0; \
              tcp dport {SILENT_PORT} drop;\n }}\n}}\n"
         );
-        nft(&stage.testbed, "server", &rules)?;
+        stage.place.nft("server", &rules)?;
         let gates = Self { stage, gateway };
         gates.open(CLIENT)?;
         gates.open(SERVER)?;
@@ -295,7 +295,7 @@ fn handshakes(
     mut crowd: Option<&mut Crowd<'_>>,
 ) -> Result<Handshakes, TestbedError> {
     let stage = gates.stage;
-    let interrupt = &stage.setting.interrupt;
+    let interrupt = &stage.place.setting.interrupt;
     gates.close(SERVER)?;
     let clients = begin(stage, "client", stage.target(HELD_PORT), n)?;
     let clients = clients.into_iter().map(|c| (c, State::Connecting)).collect();
@@ -305,7 +305,7 @@ fn handshakes(
         gates.close(CLIENT)?;
         gates.open(SERVER)?;
         closed = CLIENT;
-        let deadline = Instant::now() + stage.setting.scaled(READY);
+        let deadline = Instant::now() + stage.place.setting.scaled(READY);
         while all.clients.iter().any(|(_, s)| *s == State::Connecting) && Instant::now() < deadline
         {
             all.step(listener, Duration::ZERO);
@@ -369,7 +369,7 @@ fn begin(
     target: SocketAddr,
     n: u64,
 ) -> Result<Vec<TcpStream>, TestbedError> {
-    stage.testbed.within(host, move || {
+    stage.place.within(host, move || {
         let one = || -> io::Result<TcpStream> {
             let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
             let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;

@@ -63,7 +63,7 @@ fn round(stage: &Stage<'_>) -> Result<Pace, TestbedError> {
     let connects = connected / begun.elapsed().as_secs_f64();
     let connect_cpu = self::used().saturating_sub(used).as_nanos() as f64 / connected;
     // Of the next round, whose table is as empty as this one's was.
-    stage.testbed.within("node1", evidence::forget_all)?;
+    stage.place.within("node1", evidence::forget_all)?;
     Ok(Pace { octets, cpu, connects, connect_cpu })
 }
 

@@ -15,13 +15,13 @@ use canary_testbed::evidence;
 use canary_testbed::exec::Ready;
 use canary_testbed::os::os;
 use canary_testbed::tap::Tap;
-use canary_testbed::testbed::{Testbed, TestbedError};
+use canary_testbed::testbed::TestbedError;
 use canary_testbed::topology::{Step as Build, Topology};
 use canary_wire::segment::Family;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{Backlog, listen};
 
-use super::super::setting::{self, Running, Setting, count, io_error, nft, set, tool};
+use super::super::setting::{self, Place, READY, Running, count, io_error};
 use super::Experiment;
 use super::streams::{self, Streams};
 use crate::observed::saturation::{Captured, Heard};
@@ -33,8 +33,6 @@ const LOAD_PORT: u16 = 8080;
 pub(crate) const HELD_PORT: u16 = 8081;
 /// How long a connect may take: longer than one retransmission of a SYN.
 pub(crate) const TIMEOUT: Duration = Duration::from_millis(1500);
-/// How long anything may take to become ready or to end.
-pub(crate) const READY: Duration = Duration::from_secs(15);
 
 /// The client pod's addresses, one for each client.
 fn sources(n: u32) -> String {
@@ -77,9 +75,8 @@ const PROTECTIONS: [Protection; 2] = [
 
 /// A place with what runs beside the steps.
 pub(crate) struct Stage<'a> {
-    pub(crate) testbed: Testbed<'a>,
+    pub(crate) place: Place<'a>,
     pub(crate) dir: PathBuf,
-    pub(crate) setting: &'a Setting,
     protected: bool,
     serve: Running,
     observer: Running,
@@ -96,37 +93,34 @@ impl<'a> Stage<'a> {
         fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
         // Client and server on one node, so that its table is the only one.
         let hosts = Topology::new(NetPath::SameNode, &format!("{}{name}-", x.prefix));
-        let testbed = setting.testbed(topology(hosts))?;
+        let place = setting.place(topology(hosts))?;
         let protections = if protected { &PROTECTIONS[..] } else { &[] };
-        testbed.protect(ProxyMode::Nftables, Family::Ipv4, protections)?;
-        let service = &testbed.topology.service;
+        place.protect(ProxyMode::Nftables, Family::Ipv4, protections)?;
+        let service = &place.topology.service;
         let rules = format!(
             "table ip lab-load {{\n chain prerouting {{ type nat hook prerouting priority dstnat; \
              ip daddr {} tcp dport {{ {LOAD_PORT}, {HELD_PORT} }} dnat to {}\n }}\n}}\n",
             service.vip.v4, service.pod.v4
         );
         setting::write(&dir.join("rules-load.txt"), &rules)?;
-        nft(&testbed, "node1", &rules)?;
-        set(&testbed, "client", "net/ipv4/ip_local_port_range", "2000\t65000")?;
-        let target = testbed.topology.target(Family::Ipv4);
-        testbed.warm_up(target, setting.scaled(READY))?;
+        place.nft("node1", &rules)?;
+        place.set("client", "net/ipv4/ip_local_port_range", "2000\t65000")?;
+        let target = place.topology.target(Family::Ipv4);
+        place.warm_up(target, setting.scaled(READY))?;
         let start = |host: &str, name: &str, option: String| {
             let options = vec![name.to_owned(), option];
-            let mut started =
-                setting.load_client(&testbed, host, (&dir, name), options, Ready::Event)?;
-            started.wait_ready(setting.scaled(READY))?;
-            Ok::<_, TestbedError>(started)
+            place.load_client(host, (&dir, name), options, Ready::Event)?.ready()
         };
         let serve = start("server", "serve", format!("--listen=[::]:{LOAD_PORT}"))?;
         let observer = start("node1", "observe", "--interval=500ms".to_owned())?;
-        Ok(Self { testbed, dir, setting, protected, serve, observer })
+        Ok(Self { place, dir, protected, serve, observer })
     }
 
     /// Ends what runs beside. Gives what the observer saw.
     pub(crate) fn close(self) -> Result<ObserveResult, TestbedError> {
         self.serve.signal(Signal::SIGTERM);
-        let observed = self.observer.stop(READY, self.setting)?;
-        self.serve.end(READY, self.setting)?;
+        let observed = self.observer.stop()?;
+        self.serve.end()?;
         Ok(observed)
     }
 
@@ -146,37 +140,37 @@ impl<'a> Stage<'a> {
 
     /// Where connections to one of its ports go.
     pub(crate) fn target(&self, port: u16) -> SocketAddr {
-        SocketAddr::new(self.testbed.topology.service.vip.v4.into(), port)
+        SocketAddr::new(self.place.topology.service.vip.v4.into(), port)
     }
 
     /// The same in the server pod.
     pub(crate) fn local(&self, port: u16) -> SocketAddr {
-        SocketAddr::new(self.testbed.topology.service.pod.v4.into(), port)
+        SocketAddr::new(self.place.topology.service.pod.v4.into(), port)
     }
 
     pub(crate) fn ip(&self, host: &str, args: &[&str]) -> Result<String, TestbedError> {
-        tool(&self.testbed, host, "ip", args, "")
+        self.place.tool(host, "ip", args, "")
     }
 
     /// Sets a value on the node.
     pub(crate) fn set(&self, key: &str, value: &str) -> Result<Change, TestbedError> {
-        set(&self.testbed, "node1", key, value)
+        self.place.set("node1", key, value)
     }
 
     /// Entries on the node.
     pub(crate) fn entries(&self) -> Result<u64, TestbedError> {
-        self.testbed.within("node1", count)
+        self.place.within("node1", count)
     }
 
     /// What conntrack has counted on the node.
     pub(crate) fn counters(&self) -> Result<ConntrackCounters, TestbedError> {
-        self.testbed.within("node1", evidence::conntrack_counters)
+        self.place.within("node1", evidence::conntrack_counters)
     }
 
     /// A listener in the server pod that takes what comes without waiting.
     pub(crate) fn listen(&self, port: u16, backlog: u64) -> Result<TcpListener, TestbedError> {
         let local = self.local(port);
-        self.testbed.within("server", move || {
+        self.place.within("server", move || {
             let listening = || -> io::Result<TcpListener> {
                 let listener = TcpListener::bind(local)?;
                 // More than the standard library's: a full queue answers with SYN cookies.
@@ -191,9 +185,9 @@ impl<'a> Stage<'a> {
 
     /// Connections to the held port, both ends in our hands.
     pub(crate) fn connect(&self, n: u32) -> Result<Vec<(TcpStream, TcpStream)>, TestbedError> {
-        let (target, deadline) = (self.target(HELD_PORT), self.setting.scaled(READY));
+        let (target, deadline) = (self.target(HELD_PORT), self.place.scaled(READY));
         let listener = self.listen(HELD_PORT, n.into())?;
-        let clients = self.testbed.within("client", move || {
+        let clients = self.place.within("client", move || {
             let connected: io::Result<Vec<_>> =
                 (0..n).map(|_| TcpStream::connect_timeout(&target, deadline)).collect();
             Ok(connected.map_err(os(format!("connect to {target}")))?)
@@ -223,7 +217,7 @@ impl<'a> Stage<'a> {
     /// One connection to the load's target, or None where its SYN had no answer in time.
     pub(crate) fn one_more(&self, within: Duration) -> Result<Option<TcpStream>, TestbedError> {
         let target = self.target(LOAD_PORT);
-        self.testbed.within("client", move || match TcpStream::connect_timeout(&target, within) {
+        self.place.within("client", move || match TcpStream::connect_timeout(&target, within) {
             Ok(stream) => Ok(Some(stream)),
             Err(e) if e.kind() == io::ErrorKind::TimedOut => Ok(None),
             Err(e) => Err(os(format!("connect to {target}"))(e).into()),
@@ -257,7 +251,7 @@ impl<'a> Stage<'a> {
         ];
         let all = Ready::Text("all are open");
         let mut hold = self.load_client("hold", options, dir, all)?;
-        hold.wait_ready(self.setting.scaled(READY * 2))?;
+        hold.wait_ready(self.place.scaled(READY * 2))?;
         Ok(hold)
     }
 
@@ -265,7 +259,7 @@ impl<'a> Stage<'a> {
     pub(crate) fn probe(&self, time: Duration, dir: &Path) -> Result<Running, TestbedError> {
         let options = vec![
             "probe".to_owned(),
-            format!("--target=tcp://{}", self.testbed.topology.target(Family::Ipv4)),
+            format!("--target=tcp://{}", self.place.topology.target(Family::Ipv4)),
             "--connections=5".into(),
             "--every=1s".into(),
             format!("--duration={}ms", time.max(Duration::from_millis(500)).as_millis()),
@@ -283,13 +277,13 @@ impl<'a> Stage<'a> {
         dir: &Path,
         ready: Ready,
     ) -> Result<Running, TestbedError> {
-        self.setting.load_client(&self.testbed, "client", (dir, name), options, ready)
+        self.place.load_client("client", (dir, name), options, ready)
     }
 
     /// load-client's witness on the node, beside the kernel's counters; its files go to `dir`.
     pub(crate) fn listen_to_the_kernel(&self, dir: &Path) -> Result<Witness, TestbedError> {
         let (hosts, mut notes) = (&["node1"], Vec::new());
-        let running = setting::witnesses(&self.testbed, hosts, dir, self.setting, &mut notes)?;
+        let running = self.place.witnesses(hosts, dir, &mut notes)?;
         Ok(Witness { running, notes, before: self.counters()? })
     }
 
@@ -297,10 +291,10 @@ impl<'a> Stage<'a> {
     pub(crate) fn heard(&self, witness: Witness, place: &str) -> Result<Heard, TestbedError> {
         let Witness { running, notes, before } = witness;
         let conntrack = self.counters()?.since(before);
-        let mut said = setting::end_witnesses(running, self.setting)?;
+        let mut said = setting::end_witnesses(running)?;
         Ok(Heard {
             place: place.to_owned(),
-            target: self.testbed.topology.target(Family::Ipv4).to_string(),
+            target: self.place.topology.target(Family::Ipv4).to_string(),
             witness: said.pop().map(|(_, w)| w).ok_or_else(|| notes.join("; ")),
             conntrack,
             killed: 0,
@@ -312,11 +306,11 @@ impl<'a> Stage<'a> {
 
     /// Captures what only a lost entry can cause on the held port.
     pub(crate) fn capture(&self) -> Result<Captures, TestbedError> {
-        let pod = self.testbed.topology.service.pod.v4;
+        let pod = self.place.topology.service.pod.v4;
         let start = |host: &str, filter: &str| {
             let file = self.dir.join(format!("{host}.pcap"));
-            let mut tap = Tap::start(&self.testbed, host, "eth0", filter, &file)?;
-            tap.wait_ready(self.setting.scaled(READY))?;
+            let mut tap = Tap::start(&self.place, host, "eth0", filter, &file)?;
+            tap.wait_ready(self.place.scaled(READY))?;
             Ok::<_, TestbedError>(tap)
         };
         Ok(Captures {
@@ -332,7 +326,7 @@ impl<'a> Stage<'a> {
     pub(crate) fn captured(&self, captures: Captures) -> Result<Captured, TestbedError> {
         let mut losses = None;
         let mut packets = |host: &str, tap: Tap| {
-            let (pcap, loss) = tap.stop(self.setting.scaled(READY))?;
+            let (pcap, loss) = tap.stop(self.place.scaled(READY))?;
             losses = losses.take().or(loss.map(|loss| format!("{host}: {loss}")));
             capture::packets(&pcap).map_err(|e| io_error("read", &self.dir)(io::Error::other(e)))
         };

@@ -17,8 +17,8 @@ use canary_testbed::topology::POD_PORT;
 use nix::sys::signal::Signal;
 
 use super::super::host_table::{self, Control, Size};
-use super::super::setting::io_error;
-use super::stage::{Load, READY, Stage, TIMEOUT};
+use super::super::setting::{READY, io_error};
+use super::stage::{Load, Stage, TIMEOUT};
 use super::streams::{Streams, Talk};
 use super::{Experiment, eviction, half_open, pace, table_error, tables};
 use crate::observed::saturation::{Filled, Kind, MOST_HELD, Shown};
@@ -279,7 +279,7 @@ impl<'a> Sequence<'a> {
 
     /// One step: boom-server and its canary connections, and the load.
     fn step(&mut self, stage: &Stage<'_>, plan: Plan<'_>) -> Result<(), TestbedError> {
-        let (setting, filled) = (self.x.setting, &mut *self.filled);
+        let filled = &mut *self.filled;
         let t = self.x.seconds();
         self.x.say(&plan.title);
         let dir = self.x.dir.join(format!("step-{:02}", filled.timeline.steps.len() + 1));
@@ -287,8 +287,7 @@ impl<'a> Sequence<'a> {
         let limit = host_table::max().map_err(table_error)?;
         let witness = stage.listen_to_the_kernel(&dir)?;
         let (at, forge) = (("server", POD_PORT), "control,above-window");
-        let mut boom = setting.boom_server(&stage.testbed, at, &dir, forge, &["--min-forged=1"])?;
-        boom.wait_ready(setting.scaled(READY))?;
+        let boom = stage.place.boom_server(at, &dir, forge, &["--min-forged=1"])?;
         let time = plan.load.map_or(Duration::from_secs(u64::from(self.x.s.seconds)), |l| l.time);
         let churn = plan.load.map(|load| stage.churn(load, &dir)).transpose()?;
         // A step that ends by its count ends its canary too.
@@ -306,7 +305,7 @@ impl<'a> Sequence<'a> {
             probe.signal(Signal::SIGTERM);
         }
         let probe: LoadResult = probe.result(time + TIMEOUT * 4 + READY)?;
-        let boom: BoomResult = boom.stop(READY, setting)?;
+        let boom: BoomResult = boom.stop()?;
         peak = peak.max(stage.entries()?);
         let group = plan.streams.map_or_else(BTreeMap::new, |s| s.ends(Talk::Both));
         let mut heard = stage.heard(witness, &plan.title)?;

@@ -57,7 +57,7 @@ pub(super) fn run(
     let (Some(least), Some(most)) = (fits.first().copied(), fits.last().copied()) else {
         return Ok((Vec::new(), reasons));
     };
-    let (server, network) = (stage.testbed.topology.service.pod.v4, format!("{NETWORK}/17"));
+    let (server, network) = (stage.place.topology.service.pod.v4, format!("{NETWORK}/17"));
     // A pod that forwards would send them back.
     stage.ip("server", &["route", "add", "blackhole", &network])?;
     stage.ip(
@@ -87,7 +87,7 @@ pub(super) fn run(
             tables.push(bench.speed(TableSeries::FewerBuckets, n, buckets)?);
         }
     }
-    stage.testbed.within("node1", evidence::forget_all)?;
+    stage.place.within("node1", evidence::forget_all)?;
     bench.resized.restore().map_err(failed("restore the table after"))?;
     Ok((tables, reasons))
 }
@@ -133,7 +133,7 @@ impl Bench<'_> {
             .again(size(entries, buckets))
             .map_err(io_error("resize the table for", &stage.dir))?;
         if self.flows == 0 || self.flows > entries {
-            stage.testbed.within("node1", evidence::forget_all)?;
+            stage.place.within("node1", evidence::forget_all)?;
             self.flows = 0;
         }
         self.send(self.flows..entries)?;
@@ -168,9 +168,9 @@ impl Bench<'_> {
     /// A datagram of each flow; tells how many were forwarded in a second. A processor that sends
     /// forwards too, but for what a queue keeps for later, or has no room for.
     fn send(&self, flows: impl Iterator<Item = u64> + Send) -> Result<f64, TestbedError> {
-        let arrived = || self.stage.testbed.within("server", received);
+        let arrived = || self.stage.place.within("server", received);
         let (before, begun) = (arrived()?, Instant::now());
-        let sent = self.stage.testbed.within("client", move || {
+        let sent = self.stage.place.within("client", move || {
             let sending = || -> io::Result<u64> {
                 let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, FROM))?;
                 let mut sent = 0;
