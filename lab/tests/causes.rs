@@ -87,7 +87,7 @@ fn other_causes_are_not_taken_for_the_bug() {
             );
             if !step.boom.keys().any(|o| matches!(o, Outcome::Leaked | Outcome::Rejected)) {
                 assert!(
-                    step.notes.iter().any(|n| n.contains("attributed 0 RSTs")),
+                    step.notes.iter().any(|n| n.contains("RSTs: 0 attributed")),
                     "{:?}",
                     step.notes
                 );
