@@ -3,7 +3,7 @@
 
 use canary_record::names::Verdict;
 use canary_record::result::boom::{BoomResult, OutcomeCount};
-use canary_runtime::page::{self, Event, Role, Seen};
+use canary_runtime::page::{self, Event, Page, Role, Seen};
 use maud::{Markup, html};
 
 use crate::kill::Kill;
@@ -12,7 +12,7 @@ use crate::kill::Kill;
 pub(crate) fn render(result: &BoomResult, kill: Option<&Kill>) -> String {
     let run = &result.run;
     let main = html! {
-        h1 { "So far: " strong.(class(result.verdict)) { (result.verdict) } }
+        h1 { "So far: " strong.(page::class(result.verdict)) { (result.verdict) } }
         p { (meaning(result.verdict)) }
         @if !result.reasons.is_empty() {
             ul { @for reason in &result.reasons { li { (reason) } } }
@@ -37,16 +37,8 @@ pub(crate) fn render(result: &BoomResult, kill: Option<&Kill>) -> String {
             a href="/metrics" { "/metrics" } " for Prometheus."
         }
     };
-    page::live(&format!("{} · boom-server", result.verdict), &main)
-}
-
-/// How the look of pages names what a verdict is like.
-const fn class(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Vulnerable => "bad",
-        Verdict::Protected => "good",
-        Verdict::Inconclusive => "doubt",
-    }
+    let title = &format!("{} · boom-server", result.verdict);
+    Page { title, live: true, ..Page::default() }.render(&html! { main { (main) } })
 }
 
 const fn meaning(verdict: Verdict) -> &'static str {

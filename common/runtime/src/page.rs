@@ -1,32 +1,63 @@
 //! Pages for people: one look, and one way to draw a connection's segments as a ladder, alike on
 //! the admin endpoints and in the lab's report. Pure; a page needs nothing from elsewhere.
 
+use canary_record::names::Verdict;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 /// The palette, text, tables and ladders of every page.
-pub const STYLE: &str = include_str!("page.css");
+const STYLE: &str = include_str!("page.css");
 
 /// Seconds between two looks of a browser at a page that changes.
 const REFRESH: u32 = 2;
 
-/// A page of a run that goes on: it refreshes itself and has no script.
-#[must_use]
-pub fn live(title: &str, main: &Markup) -> String {
-    html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'";
-                meta http-equiv="refresh" content=(REFRESH);
-                title { (title) }
-                style { (PreEscaped(STYLE)) }
+/// What a page has besides its body.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Page<'a> {
+    /// The window's title.
+    pub title: &'a str,
+    /// Beside the look of every page.
+    pub style: &'a str,
+    /// The page reads whole without it.
+    pub script: &'a str,
+    /// Of a run that goes on: the browser looks again.
+    pub live: bool,
+}
+
+impl Page<'_> {
+    /// The whole page. Whatever its body says, nothing is loaded and no other script runs.
+    #[must_use]
+    pub fn render(self, body: &Markup) -> String {
+        let scripts = if self.script.is_empty() { "" } else { "; script-src 'unsafe-inline'" };
+        html! {
+            (DOCTYPE)
+            html lang="en" {
+                head {
+                    meta charset="utf-8";
+                    meta name="viewport" content="width=device-width, initial-scale=1";
+                    meta http-equiv="Content-Security-Policy"
+                        content={ "default-src 'none'; style-src 'unsafe-inline'" (scripts) };
+                    @if self.live { meta http-equiv="refresh" content=(REFRESH); }
+                    title { (self.title) }
+                    style { (PreEscaped(STYLE)) (PreEscaped(self.style)) }
+                }
+                body {
+                    (body)
+                    @if !self.script.is_empty() { script { (PreEscaped(self.script)) } }
+                }
             }
-            body { main { (main) } }
         }
+        .into_string()
     }
-    .into_string()
+}
+
+/// How the look of pages names what a verdict is like.
+#[must_use]
+pub const fn class(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Vulnerable => "bad",
+        Verdict::Protected => "good",
+        Verdict::Inconclusive => "doubt",
+    }
 }
 
 /// What a segment is to the story.
@@ -189,7 +220,8 @@ mod tests {
     /// The page asks nobody for anything, and comes again by itself.
     #[test]
     fn it_refreshes_itself() {
-        let page = live("a & b", &html! { p { "so far" } });
+        let page = Page { title: "a & b", live: true, ..Page::default() };
+        let page = page.render(&html! { p { "so far" } });
         assert!(page.contains("http-equiv=\"refresh\" content=\"2\""), "{page}");
         assert!(page.contains("<title>a &amp; b</title>"), "{page}");
         for foreign in ["<script", "http://", "https://", "@import", "url("] {

@@ -1,54 +1,39 @@
 //! The comparison as one page that needs nothing beside it.
 
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use canary_runtime::page::Page;
+use maud::{Markup, html};
 
 use crate::document::kernels::{Agreement, KernelCell, KernelRow, KernelRun, KernelsResult};
 use crate::document::lab::{Judgement, Seen};
+use crate::report;
 
 use super::table::{explanation, groups};
 use super::text::{behaviour, case_word, held, mark, segments, word};
 
+/// What the table has besides the look of the lab's report.
 const STYLE: &str = "
-:root{color-scheme:light dark;--line:#8886;--kills:#c62828;--leaked:#b26a00;--good:#2e7d32;--doubt:#6a5acd}
-@media(prefers-color-scheme:dark){:root{--kills:#ff7b72;--leaked:#e3a03a;--good:#6fcf7f;--doubt:#b3a6ff}}
-body{font:16px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}
-.wide{overflow-x:auto}table{border-collapse:collapse}
-th,td{border-bottom:1px solid var(--line);padding:.3rem .7rem;text-align:left;vertical-align:top}
-thead th{border-bottom:2px solid var(--line);vertical-align:bottom}.kernels td{min-width:9rem}td small{display:block;opacity:.75}
-.kills,.kills-later,.hangs{color:var(--kills);font-weight:700}.leaked,.mixed,.no-connection{color:var(--leaked)}
-.delivered,.dropped{color:var(--good)}.doubt{color:var(--doubt);font-style:italic}
-.differs td,.differs th{background:#fb02}.unexplained td,.unexplained th{background:#f002}
-.first th,.first td{border-top:2px solid var(--line)}
-code{font-size:.9em;overflow-wrap:anywhere}
+.kernels td{min-width:9rem}td.doubt{font-style:italic}
+tr.older>*{background:var(--warn-wash)}tr.unexplained>*{background:var(--bad-wash)}
 ";
 
 /// The whole page.
 pub(crate) fn render(result: &KernelsResult) -> String {
-    let page = html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width";
-                title { "conntrack-canary: kernel generations" }
-                style { (PreEscaped(STYLE)) }
+    let body = html! {
+        main {
+            h1 { "The same forged segments on " (result.kernels.len()) " kernels" }
+            p {
+                "Compared " (minute(&result.run.ended)) " by " (result.run.program) " " (result.run.version)
+                ". Judgement: " strong.(result.judgement) { (result.judgement) } ", " (held(&result.rows)) "."
             }
-            body {
-                h1 { "The same forged segments on " (result.kernels.len()) " kernels" }
-                p {
-                    "Compared " (minute(&result.run.ended)) " by " (result.run.program) " " (result.run.version)
-                    ". Judgement: " strong { (result.judgement) } ", " (held(&result.rows)) "."
-                }
-                @if !result.reasons.is_empty() { ul { @for reason in &result.reasons { li { (reason) } } } }
-                (kernels(&result.kernels))
-                @for group in groups(&result.rows) { (table(group, &result.kernels)) }
-                @if !result.cases.is_empty() { (cases(result)) }
-                (notes(result))
-            }
+            @if !result.reasons.is_empty() { ul { @for reason in &result.reasons { li { (reason) } } } }
+            (kernels(&result.kernels))
+            @for group in groups(&result.rows) { (table(group, &result.kernels)) }
+            @if !result.cases.is_empty() { (cases(result)) }
+            (notes(result))
         }
     };
-    page.into_string()
+    let style = &[report::html::STYLE, STYLE].concat();
+    Page { title: "conntrack-canary: kernel generations", style, ..Page::default() }.render(&body)
 }
 
 fn kernels(kernels: &[KernelRun]) -> Markup {
@@ -81,7 +66,7 @@ fn kernels(kernels: &[KernelRun]) -> Markup {
 fn table(rows: &[KernelRow], kernels: &[KernelRun]) -> Markup {
     let Some(first) = rows.first() else { return Markup::default() };
     let class = |row: &KernelRow| match row.agreement {
-        Agreement::OldSegments => "differs",
+        Agreement::OldSegments => "older",
         Agreement::Unexplained => "unexplained",
         Agreement::Alike | Agreement::NotCompared => "",
     };

@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
 
-use canary_runtime::page;
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use canary_runtime::page::Page;
+use maud::{Markup, html};
 
 use crate::document::lab::{CellResult, Judgement, LabResult, ScenarioResult};
 
@@ -15,7 +15,7 @@ use super::words::{self, count, grouped};
 use super::{ladder_view, machine, over_time, overview, paths, situations};
 
 /// What the report has besides the look of every page.
-const STYLE: &str = include_str!("page.css");
+pub(crate) const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
 /// The packets of each capture, by its file as results.json names it.
@@ -41,35 +41,21 @@ pub(crate) fn render(result: &LabResult, captures: &Captures) -> String {
     .into_iter()
     .flatten()
     .collect();
-    let page = html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                // Nothing is loaded, whatever a result says.
-                meta http-equiv="Content-Security-Policy"
-                    content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
-                title { "conntrack-lab: " (verdict) }
-                style { (PreEscaped(page::STYLE)) (PreEscaped(STYLE)) }
-            }
-            body {
-                a.skip href="#main" { "Skip to the report" }
-                (head(result, &verdict, &sections))
-                main #main {
-                    @for (id, title, of) in &sections {
-                        section aria-labelledby=(id) { h2 id=(id) { (title) } (of) }
-                    }
-                }
-                footer { p {
-                    "Written by " (result.run.program) " " (result.run.version) " from results.json, which holds every "
-                    "number on this page. Nothing here was loaded from elsewhere."
-                } }
-                script { (PreEscaped(SCRIPT)) }
+    let body = html! {
+        a.skip href="#main" { "Skip to the report" }
+        (head(result, &verdict, &sections))
+        main #main {
+            @for (id, title, of) in &sections {
+                section aria-labelledby=(id) { h2 id=(id) { (title) } (of) }
             }
         }
+        footer { p {
+            "Written by " (result.run.program) " " (result.run.version) " from results.json, which holds every "
+            "number on this page. Nothing here was loaded from elsewhere."
+        } }
     };
-    page.into_string()
+    let title = &format!("conntrack-lab: {verdict}");
+    Page { title, style: STYLE, script: SCRIPT, ..Page::default() }.render(&body)
 }
 
 /// All cells of a run.

@@ -3,7 +3,7 @@
 
 use canary_record::names::Verdict;
 use canary_record::result::witness::{CauseCount, Direction, Ended};
-use canary_runtime::page::{self, Event, Role, Seen};
+use canary_runtime::page::{self, Event, Page, Role, Seen};
 use maud::{Markup, html};
 
 use super::found::Found;
@@ -53,7 +53,8 @@ pub fn render(view: &View, host: &str) -> String {
         }
         p { a href="/metrics" { "/metrics" } " has the counts for Prometheus." }
     };
-    page::live(&format!("{verdict} · witness"), &main)
+    let title = &format!("{verdict} · witness");
+    Page { title, live: true, ..Page::default() }.render(&html! { main { (main) } })
 }
 
 fn causes(causes: &[CauseCount]) -> Markup {
