@@ -77,9 +77,8 @@ fn table(rows: &[KernelRow], kernels: &[KernelRun]) -> Markup {
                 th {} th { "protection" } th { "forgery" }
                 @for kernel in kernels { th { (kernel.name) } }
             } }
-            tbody { @for (n, row) in rows.iter().enumerate() {
-                @let new = n == 0 || rows[n - 1].protections != row.protections;
-                tr class={ (class(row)) @if new { " first" } } {
+            tbody { @for row in rows {
+                tr.(class(row)) {
                     td { (mark(row.agreement)) }
                     td { (row.protections.to_string()) }
                     th { (row.forgery) }

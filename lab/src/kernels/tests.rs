@@ -323,6 +323,6 @@ fn text_shows_versions_marks_and_the_commit() {
 fn the_page_escapes_and_marks() {
     let page = html::render(&both(lab(OldSegments::Invalid), lab(OldSegments::Ignored)));
     assert!(page.contains("5.10.0-test #1 &lt;SMP&gt;") && !page.contains("<SMP>"));
-    assert_eq!(page.matches("class=\"differs").count(), 2);
+    assert_eq!(page.matches("class=\"older").count(), 2);
     assert!(page.contains("6e250dcbff1d"));
 }
