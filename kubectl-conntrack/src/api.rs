@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
+use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -87,8 +89,16 @@ pub enum Stop {
         /// Which.
         path: String,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
+}
+
+impl Stop {
+    /// What a file of results that cannot be written ends with.
+    pub(crate) fn unsaved(path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.display().to_string();
+        move |source| Self::Save { path, source }
+    }
 }
 
 /// How an image gets to the nodes.

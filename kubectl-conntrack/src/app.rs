@@ -77,16 +77,16 @@ async fn command(command: Command, config: &Config) -> anyhow::Result<Exit> {
 /// The cluster of the kubeconfig's context, which answers, with `namespace` unless another is named.
 pub async fn connect(args: &ClusterArgs, namespace: &str) -> anyhow::Result<(Client, Cluster)> {
     let kubeconfig = Kubeconfig::read();
-    let context = match (&args.context, &kubeconfig) {
-        (Some(name), _) => name.clone(),
-        (None, Ok(k)) => k.current_context.clone().unwrap_or_default(),
-        (None, Err(_)) => "in-cluster".to_owned(),
-    };
-    let config = match (&args.context, kubeconfig) {
-        (None, Err(e)) => kube::Config::incluster().map_err(|_| e).context("no kubeconfig")?,
-        (_, read) => {
-            let options =
-                KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
+    let current = kubeconfig.as_ref().map(|k| k.current_context.clone());
+    let current = current.unwrap_or_else(|_| Some("in-cluster".to_owned()));
+    let context = args.context.clone().or(current).unwrap_or_default();
+    let options =
+        KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
+    let config = match kubeconfig {
+        Err(e) if args.context.is_none() => {
+            kube::Config::incluster().map_err(|_| e).context("no kubeconfig")?
+        }
+        read => {
             kube::Config::from_custom_kubeconfig(read?, &options).await.context("kubeconfig")?
         }
     };
@@ -156,8 +156,7 @@ impl Progress {
         match &self.bar {
             Some(bar) => bar.set_message(what.to_owned()),
             // Numbers that count down are for the live line.
-            None if self.last.borrow().split(" pods at work").count() > 1
-                && what.contains(" pods at work") => {}
+            None if [what, &self.last.borrow()].iter().all(|s| s.contains(" pods at work")) => {}
             None => eprintln!("{what}"),
         }
         what.clone_into(&mut self.last.borrow_mut());

@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::Service;
 use crate::api::Stop;
 use crate::cli::DiagnoseArgs;
 use crate::objects::cluster_ips;
-use crate::plan::{self, From, Front, Node, Path};
+use crate::plan::{self, From, Front, Member, Node, Path};
 use crate::preflight::{Right, rights};
 use crate::run::Ground;
 use crate::verdict::NodeRow;
@@ -38,13 +38,6 @@ pub struct Allowed {
     pub no_forge: Option<String>,
     /// Whether a node's rules may be read, which takes NET_ADMIN.
     pub rules: bool,
-}
-
-/// A node with its index in the whole run, which names its objects.
-#[derive(Debug)]
-struct Member {
-    index: usize,
-    node: Node,
 }
 
 /// Runs over `nodes`, adding each node's row to `rows` as soon as its wave is done. `configured` is
@@ -96,26 +89,26 @@ pub async fn run(
 async fn tried_dry(ground: &Ground, nodes: &[Node]) -> Result<Allowed, Stop> {
     let mut allowed = Allowed { no_forge: None, rules: true };
     let Some(node) = nodes.iter().find(|n| n.unusable.is_none()) else { return Ok(allowed) };
-    let (run, node) = (&ground.run, &node.name);
+    let (run, on) = (&ground.run, &Member { index: 0, node: node.clone() });
     for front in FRONTS {
         let service: Service = run.service(front, 0, Path::ALL, &[Family::Ipv4]);
         ground.dry(&service).await?;
     }
     let anywhere = (Path::HostNetwork, Family::Ipv4, SocketAddr::from(([127, 0, 0, 1], 9000)));
     for pod in [
-        run.server(node, 0, &[(Path::SameNode, Family::Ipv4)], &[], false),
-        run.clients(node, 0, From::Pod, &[anywhere], false),
-        run.clients(node, 0, From::Host, &[anywhere], false),
+        run.server(on, &[(Path::SameNode, Family::Ipv4)], &[], false),
+        run.clients(false, on, From::Pod, &[anywhere], false),
+        run.clients(false, on, From::Host, &[anywhere], false),
     ] {
         ground.try_dry(&pod).await?;
     }
     for from in [From::Pod, From::Host] {
         if allowed.no_forge.is_none() {
-            let pod = run.forging_clients(node, 0, from, &[anywhere]);
+            let pod = run.clients(true, on, from, &[anywhere], false);
             allowed.no_forge = ground.refusal(&pod).await?;
         }
     }
-    let pod = run.clients(node, 0, From::Host, &[anywhere], true);
+    let pod = run.clients(false, on, From::Host, &[anywhere], true);
     allowed.rules = ground.refusal(&pod).await?.is_none();
     Ok(allowed)
 }

@@ -58,14 +58,14 @@ impl<'a> EachNode<'a> {
         let run = &self.ground.run;
         let mut template = manifests::pod(self.set, run, "DaemonSet", self.set.name());
         change(&mut template["spec"]);
-        let pod = |n: usize| -> Pod {
+        let pod = |(name, node): (&String, &Node)| -> Pod {
             let mut pod = template.clone();
-            pod["metadata"]["name"] = self.names[n].clone().into();
-            pod["spec"]["affinity"] = objects::on(&self.nodes[n].name);
+            pod["metadata"]["name"] = name.as_str().into();
+            pod["spec"]["affinity"] = objects::on(&node.name);
             objects::typed(pod)
         };
-        self.ground.try_dry(&pod(0)).await?;
-        let pods = (0..self.nodes.len()).map(|n| (n, pod(n)));
+        let pods: Vec<_> = self.names.iter().zip(self.nodes).map(pod).collect();
+        self.ground.try_dry(&pods[0]).await?;
         self.refused = self.ground.apply_pods(pods).await?;
         Ok(())
     }
@@ -77,8 +77,8 @@ impl<'a> EachNode<'a> {
         say: &dyn Fn(&str),
         done: impl Fn(&Seen) -> bool,
     ) -> Result<(), Stop> {
-        let made = self.names.iter().enumerate().filter(|(n, _)| !self.refused.contains_key(n));
-        let made: Vec<_> = made.map(|(_, name)| name.clone()).collect();
+        let made = self.names.iter().filter(|name| !self.refused.contains_key(*name));
+        let made: Vec<_> = made.cloned().collect();
         self.watch.each(&made, deadline, say, done).await.map(drop)
     }
 
@@ -100,8 +100,8 @@ impl<'a> EachNode<'a> {
         read: impl Fn(&str) -> Result<T, String>,
     ) -> Vec<Result<T, String>> {
         let read = &read;
-        stream::iter(self.names.iter().enumerate().map(|(n, name)| async move {
-            if let Some(why) = self.refused.get(&n) {
+        stream::iter(self.names.iter().map(|name| async move {
+            if let Some(why) = self.refused.get(name) {
                 return Err(why.clone());
             }
             let seen = self.watch.pods.get(name);

@@ -102,9 +102,9 @@ impl<'a> Load<'a> {
     /// Starts every client.
     pub(crate) async fn start(&self) -> Result<(), Stop> {
         let pod = self.pod();
-        let pods = self.names.iter().map(|name| called(pod.clone(), name)).enumerate();
+        let pods = self.names.iter().map(|name| called(pod.clone(), name));
         let applied = self.ground.apply_all(pods).await;
-        applied.into_iter().try_for_each(|(_, pod)| pod.map(drop)).map_err(Stop::Api)
+        applied.into_values().try_for_each(|pod| pod.map(drop)).map_err(Stop::Api)
     }
 
     /// Starts the target and the clients, and waits until each has ended.
@@ -120,26 +120,20 @@ impl<'a> Load<'a> {
     /// Every client's result. `early` ends those that are at work first: with their result written
     /// they linger until it is read.
     pub(crate) async fn collect(&self, early: bool) -> Collected {
-        let one = |name: &String| {
-            let name = name.clone();
-            async move {
-                if early {
-                    let _ = self.ground.dismiss::<Pod>(std::iter::once(name.clone())).await;
-                }
-                let wait = if early { LINGER / 2 } else { Duration::from_secs(5) };
-                let found = self.ground.last_words(&name, CLIENT, wait, result).await;
-                (name, found)
+        let wait = if early { LINGER / 2 } else { Duration::from_secs(5) };
+        let each = self.names.iter().map(|name| async move {
+            if early {
+                let _ = self.ground.dismiss::<Pod>(std::iter::once(name.clone())).await;
             }
-        };
-        let each = stream::iter(self.names.iter().map(one)).buffer_unordered(PARALLEL);
+            (name.clone(), self.ground.last_words(name, CLIENT, wait, result).await)
+        });
         let mut collected = Collected::default();
-        for (name, found) in each.collect::<Vec<_>>().await {
+        for (name, found) in stream::iter(each).buffered(PARALLEL).collect::<Vec<_>>().await {
             match found {
                 Ok(result) => collected.results.push((name, result)),
                 Err(why) => drop(collected.missing.insert(name, why)),
             }
         }
-        collected.results.sort_by(|a, b| a.0.cmp(&b.0));
         collected.accepted = self.accepted().await;
         // Those that linger would hold the namespace up.
         let _ = self.ground.delete::<Pod>(self.names.iter().cloned()).await;

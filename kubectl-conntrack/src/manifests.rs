@@ -91,8 +91,7 @@ impl Set {
 ///
 /// # Panics
 /// Where a file of `k8s/` is no YAML: its tests would show.
-#[must_use]
-pub fn objects(set: Set, images: &Images, namespace: Option<&str>) -> Vec<Value> {
+pub(crate) fn objects(set: Set, images: &Images, namespace: Option<&str>) -> Vec<Value> {
     let (_, resources, config) = set.files();
     let namespace = namespace.map_or_else(|| set.namespace(), str::to_owned);
     let mut objects: Vec<Value> = resources
@@ -145,8 +144,7 @@ pub fn own(set: Set, run: &Run, kind: &str, name: &str) -> Value {
 }
 
 /// The ConfigMap of `set`, where it has one, as `run`'s own.
-#[must_use]
-pub fn config(set: Set, run: &Run) -> Option<Value> {
+pub(crate) fn config(set: Set, run: &Run) -> Option<Value> {
     let named = || own(set, run, "ConfigMap", set.name());
     let (.., files) = set.files();
     (!files.is_empty()).then(named)
@@ -154,8 +152,7 @@ pub fn config(set: Set, run: &Run) -> Option<Value> {
 
 /// A pod without a name, from the template of `set`'s object with that kind and name: `run`'s own, with
 /// an end that can be read.
-#[must_use]
-pub fn pod(set: Set, run: &Run, kind: &str, name: &str) -> Value {
+pub(crate) fn pod(set: Set, run: &Run, kind: &str, name: &str) -> Value {
     let mut pod = own(set, run, kind, name)["spec"]["template"].take();
     pod["apiVersion"] = "v1".into();
     pod["kind"] = "Pod".into();
@@ -165,7 +162,7 @@ pub fn pod(set: Set, run: &Run, kind: &str, name: &str) -> Value {
 }
 
 /// The objects of `set` as text for `kubectl apply -f -`.
-pub fn yaml(set: Set, images: &Images, namespace: Option<&str>) -> anyhow::Result<String> {
+pub(crate) fn yaml(set: Set, images: &Images, namespace: Option<&str>) -> anyhow::Result<String> {
     let objects = objects(set, images, namespace);
     let texts = objects.iter().map(serde_saphyr::to_string).collect::<Result<Vec<_>, _>>()?;
     Ok(texts.join("---\n"))

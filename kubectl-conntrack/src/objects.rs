@@ -6,7 +6,7 @@ use canary_wire::segment::Family;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceSpec};
 use serde_json::{Value, json};
 
-use crate::plan::{From, Front, Path};
+use crate::plan::{From, Front, Member, Path};
 
 /// The label whose value is the run's identifier: who made an object, and may delete it.
 pub(crate) const RUN: &str = "conntrack-canary/run";
@@ -57,14 +57,17 @@ const SECONDS: u32 = 8;
 /// answer for a node port.
 const AWAIT: &str = "30s";
 
-/// The container's name of a path in a family.
-pub(crate) fn container(path: Path, family: Family) -> String {
-    format!("{path}-{family}")
+/// Where one of a path's clients goes.
+pub(crate) type Target = (Path, Family, SocketAddr);
+
+/// The container's name of a path's client in a family.
+pub(crate) fn client(forges: bool, path: Path, family: Family) -> String {
+    format!("{}{path}-{family}", if forges { "up-" } else { "" })
 }
 
-/// The container's name of a path's client that forges.
-pub(crate) fn to_server(path: Path, family: Family) -> String {
-    format!("up-{path}-{family}")
+/// The container's name of a path's server in a family.
+pub(crate) fn server(path: Path, family: Family) -> String {
+    format!("server-{path}-{family}")
 }
 
 impl Run {
@@ -132,8 +135,7 @@ impl Run {
     /// clients: one for each family, with its target and sink; with `forge` one more that forges.
     pub fn server(
         &self,
-        node: &str,
-        index: usize,
+        on: &Member,
         paths: &[(Path, Family)],
         hairpin: &[(Family, SocketAddr, SocketAddr)],
         forge: bool,
@@ -142,28 +144,18 @@ impl Run {
         let sink = self.sink(&[any(Path::SameNode.sink_port())]);
         let servers = paths.iter().map(|(p, f)| self.forging_server(*p, *f, any(p.port(*f)), &[]));
         let path = Path::Hairpin;
-        let clients = hairpin.iter().map(|(family, to, _)| self.client(path, *family, *to));
+        let clients = hairpin.iter().map(|(family, to, _)| self.client(false, path, *family, *to));
         let forging = hairpin.iter().filter(|_| forge);
-        let forging = forging.map(|(family, _, sink)| self.forging_client(path, *family, *sink));
-        let mut pod = self.pod(
-            &server_name(index),
-            node,
-            "server",
-            &servers.chain([sink]).chain(clients).chain(forging).collect::<Vec<_>>(),
-        );
-        pod["metadata"]["labels"][SERVER] = index.to_string().into();
+        let forging = forging.map(|(family, _, sink)| self.client(true, path, *family, *sink));
+        let all: Vec<_> = servers.chain([sink]).chain(clients).chain(forging).collect();
+        let mut pod = self.pod(&server_name(Front::Pod, on.index), on, "server", &all);
+        pod["metadata"]["labels"][SERVER] = on.index.to_string().into();
         typed(pod)
     }
 
     /// The pod with a boom-server for each of the node's own `addresses`, on its network. It tells
     /// connections from `clients`, the client's node's addresses: those were masqueraded.
-    pub fn host_server(
-        &self,
-        node: &str,
-        index: usize,
-        addresses: &[IpAddr],
-        clients: &[IpAddr],
-    ) -> Pod {
+    pub fn host_server(&self, on: &Member, addresses: &[IpAddr], clients: &[IpAddr]) -> Pod {
         let path = Path::Egress;
         let clients: Vec<_> = clients.iter().map(IpAddr::to_string).collect();
         let env = [json!({"name": "BOOM_NODE_IP", "value": clients.join(",")})];
@@ -174,7 +166,7 @@ impl Run {
         let sinks: Vec<SocketAddr> =
             addresses.iter().map(|ip| (*ip, path.sink_port()).into()).collect();
         let all: Vec<_> = servers.chain([self.sink(&sinks)]).collect();
-        let mut pod = self.pod(&host_server_name(index), node, "server", &all);
+        let mut pod = self.pod(&server_name(path.front(), on.index), on, "server", &all);
         pod["spec"]["hostNetwork"] = true.into();
         typed(pod)
     }
@@ -190,7 +182,7 @@ impl Run {
             json!({"name": "BOOM_HOLD", "value": "30s"}),
         ];
         let env: Vec<_> = own.iter().chain(env).cloned().collect();
-        self.boom_server(&format!("server-{}", container(path, family)), &[at], &env)
+        self.boom_server(&server(path, family), &[at], &env)
     }
 
     /// One that forges nothing.
@@ -217,43 +209,26 @@ impl Run {
         })
     }
 
-    /// A pod of clients, one for each target, on the pod network or the host's. There it reads the
-    /// node's facts too, with `rules` those that take NET_ADMIN.
+    /// A pod of clients, one for each target, on the pod network or the host's, which forge or not. Those on
+    /// the host's that do not read the node's facts too, with `rules` what takes NET_ADMIN.
     pub fn clients(
         &self,
-        node: &str,
-        index: usize,
+        forge: bool,
+        on: &Member,
         from: From,
-        targets: &[(Path, Family, SocketAddr)],
+        targets: &[Target],
         rules: bool,
     ) -> Pod {
-        let mut containers: Vec<_> =
-            targets.iter().map(|(p, f, to)| self.client(*p, *f, *to)).collect();
-        if from == From::Host {
+        let client = |(path, family, to): &Target| self.client(forge, *path, *family, *to);
+        let mut containers: Vec<_> = targets.iter().map(client).collect();
+        if from == From::Host && !forge {
             let mut facts = self.load_client(FACTS, "observe --duration 1s --interval 1s");
             if rules {
                 facts["securityContext"] = user_0_with("NET_ADMIN");
             }
             containers.push(facts);
         }
-        self.client_pod(&client_name(from, index), node, from, &containers)
-    }
-
-    /// A pod of clients that forge, one for each sink.
-    pub fn forging_clients(
-        &self,
-        node: &str,
-        index: usize,
-        from: From,
-        sinks: &[(Path, Family, SocketAddr)],
-    ) -> Pod {
-        let each = sinks.iter().map(|(p, f, to)| self.forging_client(*p, *f, *to));
-        let name = forging_client_name(from, index);
-        self.client_pod(&name, node, from, &each.collect::<Vec<_>>())
-    }
-
-    fn client_pod(&self, name: &str, node: &str, from: From, containers: &[Value]) -> Pod {
-        let mut pod = self.pod(name, node, "client", containers);
+        let mut pod = self.pod(&client_name(forge, from, on.index), on, "client", &containers);
         if from == From::Host {
             pod["spec"]["hostNetwork"] = true.into();
             pod["spec"]["dnsPolicy"] = "ClusterFirstWithHostNet".into();
@@ -261,23 +236,21 @@ impl Run {
         typed(pod)
     }
 
-    fn client(&self, path: Path, family: Family, to: SocketAddr) -> Value {
-        let line = format!(
-            "probe --target tcp://{to} --connections {AT_ONCE} --every 1s --duration {SECONDS}s --delay 4s \
-             --timeout 5s --await-answer {AWAIT}"
-        );
-        self.load_client(&container(path, family), &line)
-    }
-
-    /// A client that forges towards the server what tells an exposed node, bad flags and none apart.
-    fn forging_client(&self, path: Path, family: Family, to: SocketAddr) -> Value {
-        let line = format!(
-            "probe --target tcp://{to} --connections {FORGED_UP} --forge control,above-window,syn-fin --timeout 3s \
-             --await-answer {AWAIT}"
-        );
-        let mut client = self.load_client(&to_server(path, family), &line);
-        client["securityContext"] = user_0_with("NET_RAW");
-        client
+    /// One client. What one forges towards the server tells an exposed node, bad flags and none apart.
+    fn client(&self, forge: bool, path: Path, family: Family, to: SocketAddr) -> Value {
+        let how = if forge {
+            format!("--connections {FORGED_UP} --forge control,above-window,syn-fin --timeout 3s")
+        } else {
+            format!(
+                "--connections {AT_ONCE} --every 1s --duration {SECONDS}s --delay 4s --timeout 5s"
+            )
+        };
+        let line = format!("probe --target tcp://{to} {how} --await-answer {AWAIT}");
+        let mut container = self.load_client(&client(forge, path, family), &line);
+        if forge {
+            container["securityContext"] = user_0_with("NET_RAW");
+        }
+        container
     }
 
     fn load_client(&self, name: &str, line: &str) -> Value {
@@ -292,7 +265,7 @@ impl Run {
         })
     }
 
-    fn pod(&self, name: &str, node: &str, component: &str, containers: &[Value]) -> Value {
+    fn pod(&self, name: &str, at: &Member, component: &str, containers: &[Value]) -> Value {
         let mut metadata = self.meta(name, component);
         // A proxy in the pod would be measured in the place of the node.
         metadata["annotations"] =
@@ -303,7 +276,7 @@ impl Run {
             "restartPolicy": "Never",
             "activeDeadlineSeconds": 300,
             "nodeSelector": {"kubernetes.io/os": "linux"},
-            "affinity": on(node),
+            "affinity": on(&at.node.name),
             // A cordoned or tainted node is exposed like any other.
             "tolerations": [{"operator": "Exists"}],
             "automountServiceAccountToken": false,
@@ -327,38 +300,21 @@ pub(crate) fn on(node: &str) -> Value {
         {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]}]}}})
 }
 
-/// A server's pod.
-pub(crate) fn server_name(index: usize) -> String {
-    format!("server-{index}")
-}
-
-/// A server's pod on the node's network.
-pub(crate) fn host_server_name(index: usize) -> String {
-    format!("host-server-{index}")
-}
-
-/// The pod of a path's server.
-pub(crate) fn server_of(path: Path, index: usize) -> String {
-    match path.front() {
-        Front::Node => host_server_name(index),
-        _ => server_name(index),
+/// The pod of a server behind `front`: of the node's own address it is on the node's network.
+pub(crate) fn server_name(front: Front, index: usize) -> String {
+    match front {
+        Front::Node => format!("host-server-{index}"),
+        _ => format!("server-{index}"),
     }
 }
 
-/// A client's pod.
-pub(crate) fn client_name(from: From, index: usize) -> String {
+/// The pod of clients.
+pub(crate) fn client_name(forge: bool, from: From, index: usize) -> String {
+    let up = if forge { "up-" } else { "" };
     match from {
-        From::Pod => format!("client-{index}"),
-        From::ServerPod => server_name(index),
-        From::Host => format!("host-client-{index}"),
-    }
-}
-
-/// The pod of clients that forge.
-pub(crate) fn forging_client_name(from: From, index: usize) -> String {
-    match from {
-        From::ServerPod => server_name(index),
-        _ => format!("up-{}", client_name(from, index)),
+        From::Pod => format!("{up}client-{index}"),
+        From::ServerPod => server_name(Front::Pod, index),
+        From::Host => format!("{up}host-client-{index}"),
     }
 }
 

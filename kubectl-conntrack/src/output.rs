@@ -1,8 +1,8 @@
 //! A result as bytes: one module is one format, and every subcommand's result goes through it.
 
-pub mod html;
-pub mod junit;
-pub mod table;
+mod html;
+mod junit;
+pub(crate) mod table;
 
 use canary_record::names::Verdict;
 use canary_runtime::exit::Exit;

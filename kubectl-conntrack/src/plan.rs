@@ -63,8 +63,7 @@ pub enum From {
 
 impl Path {
     /// Which Service it goes to.
-    #[must_use]
-    pub const fn front(self) -> Front {
+    pub(crate) const fn front(self) -> Front {
         match self {
             Self::NodePort | Self::NodePortFromOther => Front::NodePort,
             Self::NodePortLocal | Self::NodePortLocalFromOther => Front::NodePortLocal,
@@ -75,8 +74,7 @@ impl Path {
     }
 
     /// Where its client runs.
-    #[must_use]
-    pub const fn from(self) -> From {
+    pub(crate) const fn from(self) -> From {
         match self {
             Self::Hairpin => From::ServerPod,
             Self::HostNetwork | Self::HostNetworkToOther => From::Host,
@@ -100,21 +98,18 @@ impl Path {
 
     /// True when the node that translates, and so is judged, is the server's: the client's node
     /// sees a connection to a node's own address.
-    #[must_use]
-    pub const fn server_translates(self) -> bool {
+    pub(crate) const fn server_translates(self) -> bool {
         matches!(self, Self::NodePortFromOther | Self::NodePortLocalFromOther)
     }
 
     /// The port on which boom-server serves this path in this family: it tells the path
     /// wherever a masquerade hides the client's address.
-    #[must_use]
-    pub const fn port(self, family: Family) -> u16 {
+    pub(crate) const fn port(self, family: Family) -> u16 {
         self.ports() + 2 * self as u16 + matches!(family, Family::Ipv6) as u16
     }
 
     /// The port of the boom-server that forges nothing, for clients that forge.
-    #[must_use]
-    pub const fn sink_port(self) -> u16 {
+    pub(crate) const fn sink_port(self) -> u16 {
         self.ports() + 98
     }
 
@@ -148,16 +143,23 @@ pub struct Node {
 
 impl Node {
     /// Its internal address of a family.
-    #[must_use]
-    pub fn address(&self, family: Family) -> Option<IpAddr> {
+    pub(crate) fn address(&self, family: Family) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|a| Family::of(*a) == family)
     }
 }
 
+/// A node with its index in the whole run, which names its objects.
+#[derive(Debug)]
+pub struct Member {
+    /// The index.
+    pub index: usize,
+    /// The node.
+    pub node: Node,
+}
+
 /// At most `sample` nodes of each kernel, OS image and kubelet, in the order given; all without it. The
 /// names of those left out come second.
-#[must_use]
-pub fn sampled(nodes: Vec<Node>, sample: Option<usize>) -> (Vec<Node>, Vec<String>) {
+pub(crate) fn sampled(nodes: Vec<Node>, sample: Option<usize>) -> (Vec<Node>, Vec<String>) {
     let Some(most) = sample else { return (nodes, Vec::new()) };
     let mut taken = std::collections::BTreeMap::<_, usize>::new();
     let (kept, left): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|n| {
@@ -170,8 +172,7 @@ pub fn sampled(nodes: Vec<Node>, sample: Option<usize>) -> (Vec<Node>, Vec<Strin
 
 /// Nodes in waves of at most `most`, of sizes that differ by one at most: so no wave of a
 /// larger cluster holds one node alone, which would have no other.
-#[must_use]
-pub fn waves<T>(nodes: Vec<T>, most: usize) -> Vec<Vec<T>> {
+pub(crate) fn waves<T>(nodes: Vec<T>, most: usize) -> Vec<Vec<T>> {
     let (total, count) = (nodes.len(), nodes.len().div_ceil(most.max(2)));
     let mut nodes = nodes.into_iter();
     (0..count)
@@ -182,8 +183,7 @@ pub fn waves<T>(nodes: Vec<T>, most: usize) -> Vec<Vec<T>> {
 /// The node on which a client of `path` runs and the one on which its server runs, for a row of
 /// the node with index `node` in a wave of `size`; none where the path needs another node and
 /// there is none.
-#[must_use]
-pub const fn ends(path: Path, node: usize, size: usize) -> Option<(usize, usize)> {
+pub(crate) const fn ends(path: Path, node: usize, size: usize) -> Option<(usize, usize)> {
     if path.alone() {
         return Some((node, node));
     }
@@ -195,8 +195,7 @@ pub const fn ends(path: Path, node: usize, size: usize) -> Option<(usize, usize)
 }
 
 /// The families of `addresses`, each once.
-#[must_use]
-pub fn families(addresses: impl IntoIterator<Item = IpAddr>) -> Vec<Family> {
+pub(crate) fn families(addresses: impl IntoIterator<Item = IpAddr>) -> Vec<Family> {
     addresses.into_iter().map(Family::of).collect::<BTreeSet<_>>().into_iter().collect()
 }
 

@@ -134,15 +134,13 @@ fn paths(f: &FamilyRow) -> Table {
 
 impl Cluster {
     /// Which cluster, and when the run was.
-    #[must_use]
-    pub fn about(&self, run: &Run) -> String {
+    pub(crate) fn about(&self, run: &Run) -> String {
         format!("context {}, Kubernetes {}, {}", self.context, self.version, run.started)
     }
 }
 
 /// A verdict as a headline has it.
-#[must_use]
-pub const fn word(v: Verdict) -> &'static str {
+pub(crate) const fn word(v: Verdict) -> &'static str {
     match v {
         Verdict::Protected => "PROTECTED",
         Verdict::Vulnerable => "VULNERABLE",

@@ -46,8 +46,8 @@ impl<K> Kind for K where
 {
 }
 
-/// Why pods could not be made, by the index of each.
-pub type Refused = BTreeMap<usize, String>;
+/// Why pods could not be made, by the name of each.
+pub type Refused = BTreeMap<String, String>;
 
 /// A result document: the last line of a log.
 pub fn document<T: DeserializeOwned>(log: &str) -> Result<T, String> {
@@ -63,9 +63,9 @@ pub fn save<T: Serialize>(dir: &Path, name: &str, document: &T) -> Result<(), St
     let path = dir.join(name);
     let write = || {
         std::fs::create_dir_all(dir)?;
-        Ok::<_, std::io::Error>(ResultFile::prepare(&path)?.write(document)?)
+        Ok(ResultFile::prepare(&path)?.write(document)?)
     };
-    write().map_err(|source| Stop::Save { path: path.display().to_string(), source })
+    write().map_err(Stop::unsaved(&path))
 }
 
 /// A namespace with a run's objects: one that the run made, which goes whole, or somebody else's,
@@ -187,24 +187,21 @@ impl Ground {
         call(format!("{verb} {} {name}", K::kind(&())), once).await
     }
 
-    /// Applies each object at once, and gives what came of it with its index.
+    /// Applies each object at once, and gives what came of it by its name.
     pub async fn apply_all<K: Kind>(
         &self,
-        objects: impl IntoIterator<Item = (usize, K)>,
-    ) -> Vec<(usize, Result<K, ApiError>)> {
-        let one = |(n, object)| async move { (n, self.apply(&object).await) };
+        objects: impl IntoIterator<Item = K>,
+    ) -> BTreeMap<String, Result<K, ApiError>> {
+        let one = |object: K| async move { (object.name_any(), self.apply(&object).await) };
         stream::iter(objects).map(one).buffer_unordered(PARALLEL).collect().await
     }
 
     /// The same with pods of which each may be refused by itself.
-    pub async fn apply_pods(
-        &self,
-        pods: impl IntoIterator<Item = (usize, Pod)>,
-    ) -> Result<Refused, Stop> {
+    pub async fn apply_pods(&self, pods: impl IntoIterator<Item = Pod>) -> Result<Refused, Stop> {
         let mut refused = Refused::new();
-        for (n, done) in self.apply_all(pods).await {
+        for (name, done) in self.apply_all(pods).await {
             if let Err(e) = done {
-                refused.insert(n, e.refusal()?);
+                refused.insert(name, e.refusal()?);
             }
         }
         Ok(refused)
@@ -239,18 +236,14 @@ impl Ground {
 
     /// The objects of a kind with these labels.
     async fn list<K: Kind>(&self, labels: &str) -> Result<Vec<K>, ApiError> {
-        self.chosen(labels, format!("list {}", K::plural(&()))).await
+        let (api, params) = (self.api::<K>(), ListParams::default().labels(labels));
+        let what = format!("list {} with {labels}", K::plural(&()));
+        Ok(call(what, async || api.list(&params).await).await?.items)
     }
 
     /// The pods that bear this name as a label.
     pub async fn named(&self, name: &str) -> Result<Vec<Pod>, ApiError> {
-        let labels = format!("app.kubernetes.io/name={name}");
-        self.chosen(&labels, format!("list pods of {name}")).await
-    }
-
-    async fn chosen<K: Kind>(&self, labels: &str, what: String) -> Result<Vec<K>, ApiError> {
-        let (api, params) = (self.api::<K>(), ListParams::default().labels(labels));
-        Ok(call(what, async || api.list(&params).await).await?.items)
+        self.list(&format!("app.kubernetes.io/name={name}")).await
     }
 
     /// The run's pods, those that bear this name where one is given.

@@ -351,8 +351,7 @@ pub fn worst(verdicts: impl IntoIterator<Item = Verdict>) -> Verdict {
 }
 
 /// The worst of the verdicts on parts of a result, which is proved only where no `reasons` weaken it.
-#[must_use]
-pub fn whole(parts: impl IntoIterator<Item = Verdict>, reasons: &[String]) -> Verdict {
+pub(crate) fn whole(parts: impl IntoIterator<Item = Verdict>, reasons: &[String]) -> Verdict {
     let parts = worst(parts);
     if reasons.is_empty() { parts } else { worst([parts, Verdict::Inconclusive]) }
 }

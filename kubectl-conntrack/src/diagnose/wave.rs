@@ -10,15 +10,16 @@ use canary_record::result::observe::{NodeShown, ObserveResult, ProxySource};
 use canary_wire::segment::Family;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::ResourceExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::{Allowed, Member, unproved};
+use super::{Allowed, unproved};
 use crate::api::{PARALLEL, Stop, Watch};
 use crate::cli::DiagnoseArgs;
-use crate::objects::{self, service_name};
-use crate::plan::{self, From, Front, Path};
+use crate::objects::{self, Target, client_name, server_name, service_name};
+use crate::plan::{self, From, Front, Member, Path};
 use crate::pods::{Container, Seen};
 use crate::run::{self, Ground, Refused};
 use crate::verdict::{FamilyRow, Found, NodeRow, ToServer, family_row, path_row, worst};
@@ -46,17 +47,7 @@ pub(super) struct Wave<'a> {
     pub(super) members: &'a [Member],
 }
 
-/// Why pods of each kind could not be made, by their nodes' places.
-#[derive(Default)]
-struct Refusals {
-    servers: Refused,
-    hosts: Refused,
-    clients: Refused,
-    forging: Refused,
-}
-
 pub(super) const FRONTS: [Front; 3] = [Front::ClusterIp, Front::NodePort, Front::NodePortLocal];
-const SIDES: [From; 3] = [From::ServerPod, From::Pod, From::Host];
 const CLIENTS: [From; 2] = [From::Pod, From::Host];
 const NO_SERVER: &str = "cannot start its clients: no server that it could connect to was started";
 
@@ -70,40 +61,32 @@ impl Wave<'_> {
         say("Services");
         let services = self.services().await?;
         let tries = self.tries(&services);
-        let mut refused = Refusals::default();
+        let mut refused = Refused::new();
         say("servers");
-        self.each(&mut refused.servers, |place| Ok(self.server_pod(place, &tries))).await?;
-        self.each(&mut refused.hosts, |place| self.host_server_pod(place, &tries)).await?;
-        let servers: Vec<_> = self
-            .made(&refused.servers, objects::server_name)
-            .chain(self.made(&refused.hosts, objects::host_server_name))
-            .collect();
-        watch.each(&servers, deadline, &|_| {}, started).await?;
+        let pods = (0..self.members.len()).flat_map(|place| {
+            [Some(self.server_pod(place, &tries)), self.host_server_pod(place, &tries)]
+        });
+        let mut names = self.make(&mut refused, pods.flatten().collect()).await?;
+        watch.each(&names, deadline, &|_| {}, started).await?;
         say("clients");
-        let clients = self.clients(false, &mut refused.clients, &tries, &watch.pods).await?;
-        let names: Vec<_> = servers.into_iter().chain(clients).collect();
+        names.extend(self.clients(false, &mut refused, &tries, &watch.pods).await?);
         watch.each(&names, deadline, say, over).await?;
-        if let Some(why) = &self.allowed.no_forge {
-            let untried = (0..self.members.len()).map(|n| (n, format!("untried: {why}")));
-            refused.forging = untried.collect();
-        } else {
+        if self.allowed.no_forge.is_none() {
             // When the first direction is done: both at once would be too much for a small node.
             say("clients that forge");
-            let names = self.clients(true, &mut refused.forging, &tries, &watch.pods).await?;
+            let names = self.clients(true, &mut refused, &tries, &watch.pods).await?;
             watch.each(&names, deadline, say, over).await?;
         }
         say("results");
         self.collect(&tries, &refused, &watch.pods).await
     }
 
-    /// The names of the pods that were not refused.
-    fn made<'b>(
-        &'b self,
-        refused: &'b Refused,
-        name: impl Fn(usize) -> String + 'b,
-    ) -> impl Iterator<Item = String> + 'b {
-        let all = self.members.iter().enumerate();
-        all.filter(|(n, _)| !refused.contains_key(n)).map(move |(_, m)| name(m.index))
+    /// Makes pods; gives the names of those that were not refused. A refusal is the pod's own, an API
+    /// server that does not come back is the run's end.
+    async fn make(&self, refused: &mut Refused, pods: Vec<Pod>) -> Result<Vec<String>, Stop> {
+        let names: Vec<_> = pods.iter().map(ResourceExt::name_any).collect();
+        refused.extend(self.ground.apply_pods(pods).await?);
+        Ok(names.into_iter().filter(|name| !refused.contains_key(name)).collect())
     }
 
     /// Makes the clients at each place, those that forge or the others; gives their pods' names.
@@ -114,28 +97,23 @@ impl Wave<'_> {
         tries: &[Try],
         pods: &BTreeMap<String, Seen>,
     ) -> Result<Vec<String>, Stop> {
-        for side in CLIENTS {
-            self.each(refused, |place| {
-                let targets = self.targets(forge, place, side, tries, pods);
-                if targets.is_empty() && (forge || side == From::Pod) {
-                    return Err(NO_SERVER.to_owned());
-                }
-                let (run, m) = (&self.ground.run, &self.members[place]);
-                Ok(if forge {
-                    run.forging_clients(&m.node.name, m.index, side, &targets)
+        let mut all = Vec::new();
+        for (place, on) in self.members.iter().enumerate() {
+            for from in CLIENTS {
+                let targets = self.targets(forge, place, from, tries, pods);
+                if targets.is_empty() && (forge || from == From::Pod) {
+                    refused.insert(client_name(forge, from, on.index), NO_SERVER.to_owned());
                 } else {
-                    run.clients(&m.node.name, m.index, side, &targets, self.allowed.rules)
-                })
-            })
-            .await?;
+                    let rules = self.allowed.rules;
+                    all.push(self.ground.run.clients(forge, on, from, &targets, rules));
+                }
+            }
         }
-        let name = if forge { objects::forging_client_name } else { objects::client_name };
-        let made = |side| self.made(refused, move |index| name(side, index));
-        Ok(CLIENTS.into_iter().flat_map(made).collect())
+        self.make(refused, all).await
     }
 
-    /// The Services of every node, with the addresses that they were given.
-    async fn services(&self) -> Result<Vec<Vec<Service>>, Stop> {
+    /// The Services of every node by their names, with the addresses that they were given.
+    async fn services(&self) -> Result<BTreeMap<String, Service>, Stop> {
         let size = self.members.len();
         let service = |place: usize, front: Front| {
             let here = |path: &Path| {
@@ -144,15 +122,12 @@ impl Wave<'_> {
             let paths: Vec<_> = Path::ALL.iter().copied().filter(here).collect();
             self.ground.run.service(front, self.members[place].index, &paths, self.families)
         };
-        let all = (0..size).flat_map(|place| FRONTS.map(|front| (place, service(place, front))));
-        let mut services = vec![Vec::new(); size];
-        for (place, done) in self.ground.apply_all(all).await {
-            services[place].push(done?);
-        }
-        Ok(services)
+        let all = (0..size).flat_map(|place| FRONTS.map(|front| service(place, front)));
+        let made = self.ground.apply_all(all).await.into_iter();
+        made.map(|(name, service)| Ok((name, service?))).collect()
     }
 
-    fn tries(&self, services: &[Vec<Service>]) -> Vec<Try> {
+    fn tries(&self, services: &BTreeMap<String, Service>) -> Vec<Try> {
         let mut tries = Vec::new();
         for row in 0..self.members.len() {
             for path in Path::ALL {
@@ -161,9 +136,7 @@ impl Wave<'_> {
                 };
                 for family in self.families {
                     let member = &self.members[server];
-                    let name = service_name(path.front(), member.index);
-                    let service =
-                        services[server].iter().find(|s| s.metadata.name.as_ref() == Some(&name));
+                    let service = services.get(&service_name(path.front(), member.index));
                     let target = if path.front() == Front::Pod {
                         Ok(None)
                     } else {
@@ -187,21 +160,19 @@ impl Wave<'_> {
             .filter(|t| t.path.from() == From::ServerPod)
             .filter_map(|t| t.target.as_ref().ok()?.map(|(to, sink)| (t.family, to, sink)))
             .collect();
-        let m = &self.members[place];
         let forge = self.allowed.no_forge.is_none();
-        self.ground.run.server(&m.node.name, m.index, &paths, &hairpin, forge)
+        self.ground.run.server(&self.members[place], &paths, &hairpin, forge)
     }
 
     /// The pod of servers on the node's network at `place`, where a path ends there.
-    fn host_server_pod(&self, place: usize, tries: &[Try]) -> Result<Pod, String> {
+    fn host_server_pod(&self, place: usize, tries: &[Try]) -> Option<Pod> {
         let here = |t: &&Try| t.server == place && t.path.front() == Front::Node;
         let here: Vec<_> = tries.iter().filter(here).filter(|t| t.target.is_ok()).collect();
-        let first = here.first().ok_or("no path ends there")?;
-        let node = &self.members[place].node;
-        let addresses: Vec<_> = here.iter().filter_map(|t| node.address(t.family)).collect();
+        let first = here.first()?;
+        let on = &self.members[place];
+        let addresses: Vec<_> = here.iter().filter_map(|t| on.node.address(t.family)).collect();
         let clients = &self.members[first.client].node.addresses;
-        let index = self.members[place].index;
-        Ok(self.ground.run.host_server(&node.name, index, &addresses, clients))
+        Some(self.ground.run.host_server(on, &addresses, clients))
     }
 
     /// What the clients at `place` connect to: servers that run, or their sinks for those that forge.
@@ -212,10 +183,10 @@ impl Wave<'_> {
         side: From,
         tries: &[Try],
         pods: &BTreeMap<String, Seen>,
-    ) -> Vec<(Path, Family, SocketAddr)> {
+    ) -> Vec<Target> {
         let here = tries.iter().filter(|t| t.client == place && t.path.from() == side);
         here.filter_map(|t| {
-            let server = pods.get(&objects::server_of(t.path, self.members[t.server].index))?;
+            let server = pods.get(&server_name(t.path.front(), self.members[t.server].index))?;
             let own = server.addresses.iter().copied().find(|a| Family::of(*a) == t.family);
             let at = |port| objects::target(t.path, t.family, port, None, None, own).ok();
             let (to, sink) = match t.target.as_ref().ok()? {
@@ -227,57 +198,30 @@ impl Wave<'_> {
         .collect()
     }
 
-    /// Applies a pod for each place for which nothing was refused. A refusal is the node's own,
-    /// an API server that does not come back is the run's end.
-    async fn each(
-        &self,
-        refused: &mut Refused,
-        pod: impl Fn(usize) -> Result<Pod, String>,
-    ) -> Result<(), Stop> {
-        let mut pods = Vec::new();
-        for place in 0..self.members.len() {
-            if refused.contains_key(&place) {
-                continue;
-            }
-            match pod(place) {
-                Ok(pod) => pods.push((place, pod)),
-                Err(why) => drop(refused.insert(place, why)),
-            }
-        }
-        refused.extend(self.ground.apply_pods(pods).await?);
-        Ok(())
-    }
-
     /// The rows of every node, from the last line of each container's log.
     async fn collect(
         &self,
         tries: &[Try],
-        refused: &Refusals,
+        refused: &Refused,
         pods: &BTreeMap<String, Seen>,
     ) -> Result<Vec<NodeRow>, Stop> {
         let found = stream::iter(tries.iter().filter(|t| t.target.is_ok()).map(|t| async move {
             let (server, client) = (&self.members[t.server], &self.members[t.client]);
-            let (name, up_name) =
-                (objects::container(t.path, t.family), objects::to_server(t.path, t.family));
-            let server_refused = match t.path.front() {
-                Front::Node => refused.hosts.get(&t.server),
-                _ => refused.servers.get(&t.server),
-            };
-            let up_refused = match t.path.from() {
-                // It is in the server's pod.
-                From::ServerPod if self.allowed.no_forge.is_none() => None,
-                _ => refused.forging.get(&t.client),
-            };
-            let pod = objects::server_of(t.path, server.index);
-            let container = format!("server-{name}");
-            let boom = self.document::<BoomResult>(&pod, &container, server_refused, pods).await;
+            let (from, path, family) = (t.path.from(), t.path, t.family);
+            let name = objects::client(false, path, family);
+            let up_name = objects::client(true, path, family);
+            let (pod, container) =
+                (server_name(path.front(), server.index), objects::server(path, family));
+            let boom = self.document::<BoomResult>(&pod, &container, refused, pods).await;
             self.save(t, &format!("{name}.boom-server.json"), &boom)?;
-            let pod = objects::client_name(t.path.from(), client.index);
-            let plain_refused = refused.clients.get(&t.client);
-            let plain = self.document::<LoadResult>(&pod, &name, plain_refused, pods).await;
+            let pod = client_name(false, from, client.index);
+            let plain = self.document::<LoadResult>(&pod, &name, refused, pods).await;
             self.save(t, &format!("{name}.load-client.json"), &plain)?;
-            let pod = objects::forging_client_name(t.path.from(), client.index);
-            let up = self.document::<LoadResult>(&pod, &up_name, up_refused, pods).await;
+            let pod = client_name(true, from, client.index);
+            let up = match &self.allowed.no_forge {
+                Some(why) => Err(format!("untried: {why}")),
+                None => self.document::<LoadResult>(&pod, &up_name, refused, pods).await,
+            };
             self.save(t, &format!("{up_name}.load-client.json"), &up)?;
             let mut passed = vec![client.node.name.clone()];
             if t.client != t.server {
@@ -290,8 +234,8 @@ impl Wave<'_> {
         .try_collect::<Vec<_>>()
         .await?;
         let shown: Vec<NodeShown> = stream::iter(self.members.iter().map(|m| async move {
-            let pod = objects::client_name(From::Host, m.index);
-            let facts = self.document::<ObserveResult>(&pod, objects::FACTS, None, pods).await;
+            let pod = client_name(false, From::Host, m.index);
+            let facts = self.document::<ObserveResult>(&pod, objects::FACTS, refused, pods).await;
             let mut shown = facts.map(|f| f.node).unwrap_or_default();
             if let Some(mode) = self.configured {
                 shown.sign(ProxySource::ConfigMap, mode.to_owned());
@@ -318,7 +262,7 @@ impl Wave<'_> {
             node.verdict = worst(node.families.iter().map(|f| f.verdict));
             node.shown = shown;
             node.reasons.clear();
-            let own = pods.get(&objects::server_name(m.index)).into_iter();
+            let own = pods.get(&server_name(Front::Pod, m.index)).into_iter();
             let has = plan::families(own.flat_map(|p| p.addresses.iter().copied()));
             for family in has.iter().filter(|f| !families.contains(f)) {
                 node.reasons.push(format!("pods have {family} addresses; {family} was not tried"));
@@ -334,10 +278,10 @@ impl Wave<'_> {
         &self,
         pod: &str,
         container: &str,
-        refused: Option<&String>,
+        refused: &Refused,
         pods: &BTreeMap<String, Seen>,
     ) -> Found<T> {
-        if let Some(why) = refused {
+        if let Some(why) = refused.get(pod) {
             return Err(why.clone());
         }
         let seen = pods.get(pod).ok_or("its pod was never seen")?;
@@ -370,9 +314,10 @@ impl Wave<'_> {
     /// Deletes the wave's pods and Services, so that node ports and the watch stay bounded.
     pub(super) async fn clear(&self) -> Result<(), Stop> {
         let pods = self.members.iter().flat_map(|m| {
-            let plain = SIDES.map(|s| objects::client_name(s, m.index));
-            let forging = CLIENTS.map(|s| objects::forging_client_name(s, m.index));
-            plain.into_iter().chain(forging).chain([objects::host_server_name(m.index)])
+            let servers = [Front::Pod, Front::Node].map(|front| server_name(front, m.index));
+            let clients =
+                [false, true].map(|forge| CLIENTS.map(|from| client_name(forge, from, m.index)));
+            servers.into_iter().chain(clients.into_iter().flatten())
         });
         self.ground.delete::<Pod>(pods).await?;
         let services = self.members.iter().flat_map(|m| FRONTS.map(|f| service_name(f, m.index)));

@@ -29,15 +29,11 @@ impl Journal {
     /// Begins one in `dir`, which must not hold another.
     pub(crate) fn begin(dir: &Path) -> Result<Self, Stop> {
         let raw = dir.join("raw");
-        let failed = |path: &Path| {
-            let path = path.display().to_string();
-            move |source| Stop::Save { path, source }
-        };
-        std::fs::create_dir_all(&raw).map_err(failed(&raw))?;
+        std::fs::create_dir_all(&raw).map_err(Stop::unsaved(&raw))?;
         let open = |name: &str| {
             let path = raw.join(name);
             let file = OpenOptions::new().append(true).create_new(true).open(&path);
-            file.map_err(failed(&path))
+            file.map_err(Stop::unsaved(&path))
         };
         let (events, samples) = (open("journal")?, open("samples")?);
         Ok(Self { raw, events, samples, began: Instant::now(), steps: 0, gap: 0 })
@@ -56,8 +52,8 @@ impl Journal {
     pub(crate) fn wrote(&mut self, event: &Event) -> Result<(), Stop> {
         self.steps += usize::from(matches!(event, Event::Step(..)));
         let line = format!("{} {}\n", self.seconds(), event.to_string().replace('\n', " "));
-        let path = self.raw.join("journal").display().to_string();
-        self.events.write_all(line.as_bytes()).map_err(|source| Stop::Save { path, source })
+        let unsaved = Stop::unsaved(&self.raw.join("journal"));
+        self.events.write_all(line.as_bytes()).map_err(unsaved)
     }
 
     /// About the whole run.
@@ -86,8 +82,8 @@ impl Journal {
         }
         self.gap = 0;
         let text = format!("sample {}\n{metrics}", self.seconds());
-        let path = self.raw.join("samples").display().to_string();
-        self.samples.write_all(text.as_bytes()).map_err(|source| Stop::Save { path, source })
+        let unsaved = Stop::unsaved(&self.raw.join("samples"));
+        self.samples.write_all(text.as_bytes()).map_err(unsaved)
     }
 
     /// A client's result in a step.

@@ -10,8 +10,7 @@ const STYLE: &str =
     "h1,h2{border-left:.5rem solid;padding:0 0 0 .6rem;border-top:0}h1>*,h2>*{color:var(--ink)}";
 
 /// The page.
-#[must_use]
-pub fn page(sheet: &Sheet) -> String {
+pub(crate) fn page(sheet: &Sheet) -> String {
     let list =
         |all: &[String]| html! { @if !all.is_empty() { ul { @for r in all { li { (r) } } } } };
     let body = html! {

@@ -7,7 +7,7 @@ use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 use super::{Part, Sheet};
 
 /// The report's text.
-pub fn junit(sheet: &Sheet) -> anyhow::Result<String> {
+pub(crate) fn junit(sheet: &Sheet) -> anyhow::Result<String> {
     let mut report = Report::new(sheet.command);
     for part in &sheet.parts {
         report.add_test_suite(suite(part));

@@ -11,8 +11,7 @@ use crate::verdict::{FamilyRow, Group, Leak, NodeRow, PathRow, groups};
 const NAMES: usize = 8;
 
 /// The table, with the verdict's word in colour when `colour`.
-#[must_use]
-pub fn table(result: &DiagnoseResult, colour: bool) -> String {
+pub(crate) fn table(result: &DiagnoseResult, colour: bool) -> String {
     let mut text = String::new();
     let c = &result.cluster;
     let _ = writeln!(
@@ -58,8 +57,7 @@ fn group_text(text: &mut String, group: &Group<'_>, colour: bool) {
 }
 
 /// Names, the first few in full.
-#[must_use]
-pub fn names(all: &[&str]) -> String {
+pub(crate) fn names(all: &[&str]) -> String {
     let mut text = all.iter().take(NAMES).copied().collect::<Vec<_>>().join(", ");
     if all.len() > NAMES {
         let _ = write!(text, " and {} more", all.len() - NAMES);
@@ -68,8 +66,7 @@ pub fn names(all: &[&str]) -> String {
 }
 
 /// What a node is and shows of itself.
-#[must_use]
-pub fn facts(n: &NodeRow) -> String {
+pub(crate) fn facts(n: &NodeRow) -> String {
     let or = |v: Option<String>| v.unwrap_or_else(|| "not readable".to_owned());
     let signs: Vec<_> = n.shown.proxy_signs.iter().map(|(s, mode)| format!("{s} {mode}")).collect();
     let unknown = (!signs.is_empty()).then(|| format!("unknown ({})", signs.join(", ")));
@@ -114,8 +111,7 @@ pub(crate) fn own_reasons(f: &FamilyRow) -> impl Iterator<Item = &String> {
 }
 
 /// What leaked, or why nothing is proved.
-#[must_use]
-pub fn path_end(p: &PathRow) -> String {
+pub(crate) fn path_end(p: &PathRow) -> String {
     let leaks = |all: &[Leak]| {
         let one = |l: &Leak| format!("{} {}/{}", l.forgery, l.leaked, l.forged);
         all.iter().map(one).collect::<Vec<_>>().join(", ")
