@@ -8,11 +8,12 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use canary_record::names::Errno;
+use canary_record::result::boom::Connections;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tokio::runtime::Handle;
 
@@ -28,33 +29,29 @@ const BACK_OFF: Duration = Duration::from_millis(50);
 /// Counts of the accept queue's side.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    /// Connections accepted.
-    pub accepted: AtomicU64,
-    /// accept() errors.
-    pub errors: AtomicU64,
-    /// Connections that ended with ECONNRESET.
-    pub resets: AtomicU64,
+    so_far: Mutex<Connections>,
     /// Connections open now.
-    pub open: AtomicU64,
-    /// Connections whose client called the address that they arrived at.
-    pub called_here: AtomicU64,
-    /// Connections whose client called another.
-    pub called_elsewhere: AtomicU64,
+    pub(crate) open: AtomicU64,
 }
 
 impl Counters {
+    /// What was counted so far: not what the raw sockets saw.
+    pub(crate) fn so_far(&self) -> MutexGuard<'_, Connections> {
+        self.so_far.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A client says which address it called, on a connection that arrived at `here`.
     pub(crate) fn called(&self, called: SocketAddr, here: SocketAddr) {
         let same =
             (called.ip().to_canonical(), called.port()) == (here.ip().to_canonical(), here.port());
-        let count = if same { &self.called_here } else { &self.called_elsewhere };
-        count.fetch_add(1, Ordering::Relaxed);
+        let mut counts = self.so_far();
+        *if same { &mut counts.called_here } else { &mut counts.called_elsewhere } += 1;
     }
 
     /// A connection is over.
     fn ended(&self, how: io::Result<()>) {
         if how.is_err_and(|e| Errno::of(&e) == Errno::Econnreset) {
-            self.resets.fetch_add(1, Ordering::Relaxed);
+            self.so_far().reset_seen_by_application += 1;
         }
         self.open.fetch_sub(1, Ordering::Relaxed);
     }
@@ -95,7 +92,7 @@ impl Acceptor {
 
     /// Connections accepted.
     pub(crate) fn accepted(&self) -> u64 {
-        self.counters.accepted.load(Ordering::Relaxed)
+        self.counters.so_far().accepted
     }
 
     /// Does what there is to do now, or a part of it where that is much. An error is epoll's:
@@ -124,7 +121,7 @@ impl Acceptor {
         for _ in 0..ROUND {
             match self.listeners[at].accept() {
                 Ok((stream, _)) => {
-                    self.counters.accepted.fetch_add(1, Ordering::Relaxed);
+                    self.counters.so_far().accepted += 1;
                     self.counters.open.fetch_add(1, Ordering::Relaxed);
                     let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
                     match self.poller.add(&stream, interest(&stream, flags)) {
@@ -156,7 +153,9 @@ impl Acceptor {
 
     fn failed(&self, e: &io::Error) {
         // One line at the first and at every thousandth: it may go on for long.
-        if self.counters.errors.fetch_add(1, Ordering::Relaxed).is_multiple_of(1000) {
+        let mut counts = self.counters.so_far();
+        counts.accept_errors += 1;
+        if counts.accept_errors % 1000 == 1 {
             tracing::warn!(error = %e, "accept failed, going on");
         }
     }
@@ -245,7 +244,7 @@ mod tests {
         }
 
         fn resets(&self) -> u64 {
-            self.acceptor.counters.resets.load(Ordering::Relaxed)
+            self.acceptor.counters.so_far().reset_seen_by_application
         }
 
         fn until(&mut self, done: impl Fn(&Self) -> bool) {

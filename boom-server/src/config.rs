@@ -6,6 +6,7 @@ use std::str::FromStr as _;
 use std::time::Duration;
 
 use canary_forge::forgery::Forgeries;
+use canary_record::names::ClientClass;
 use canary_runtime::cli;
 use canary_runtime::logs::LogFormat;
 use clap::{Parser, ValueEnum};
@@ -158,9 +159,19 @@ fn network(s: &str) -> Result<IpNet, String> {
 }
 
 impl Config {
+    /// The class of a client; a node's address inside a pod network is a node's.
+    pub(crate) fn class(&self, ip: IpAddr) -> ClientClass {
+        let any = |nets: &[IpNet]| nets.iter().any(|n| n.contains(&ip));
+        match (any(&self.node_ip), any(&self.pod_cidr)) {
+            (true, _) => ClientClass::Node,
+            (_, true) => ClientClass::Pod,
+            _ if self.pod_cidr.is_empty() && self.node_ip.is_empty() => ClientClass::Unclassified,
+            _ => ClientClass::Outside,
+        }
+    }
+
     /// POD_IP and POD_IPS together.
-    #[must_use]
-    pub fn local_ips(&self) -> Vec<IpAddr> {
+    pub(crate) fn local_ips(&self) -> Vec<IpAddr> {
         let mut ips = Vec::new();
         for ip in self.pod_ip.0.iter().chain(&self.pod_ips.0).map(IpAddr::to_canonical) {
             if !ips.contains(&ip) {

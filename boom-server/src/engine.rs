@@ -1,16 +1,13 @@
 //! The thread that sniffs, forges, judges and accepts: sockets on one side, the
 //! state machine on the other.
 
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use canary_record::hist::Latency;
-use canary_record::names::ClientClass;
 use canary_record::result::boom::Sniffer as SnifferResult;
-use ipnet::IpNet;
 use nix::poll::{PollFd, PollFlags, poll};
 use tokio::sync::Notify;
 
@@ -26,30 +23,6 @@ use canary_forge::tally::Tally;
 pub(crate) const PARITY: Duration = Duration::from_millis(500);
 /// A handshake that seems to have waited longer was measured across a clock step.
 const CLOCK_STEP: Duration = Duration::from_secs(10);
-
-/// Which class a peer's address belongs to.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Classes {
-    /// Pod networks.
-    pub pods: Vec<IpNet>,
-    /// Nodes.
-    pub nodes: Vec<IpNet>,
-}
-
-impl Classes {
-    /// The class of `ip`; a node's address inside a pod network is a node's.
-    pub(crate) fn of(&self, ip: IpAddr) -> ClientClass {
-        if self.nodes.iter().any(|n| n.contains(&ip)) {
-            ClientClass::Node
-        } else if self.pods.iter().any(|n| n.contains(&ip)) {
-            ClientClass::Pod
-        } else if self.pods.is_empty() && self.nodes.is_empty() {
-            ClientClass::Unclassified
-        } else {
-            ClientClass::Outside
-        }
-    }
-}
 
 /// What the engine tells while it runs.
 #[derive(Clone, Debug, Default)]
@@ -100,7 +73,7 @@ impl Shared {
 pub(crate) struct Engine {
     driver: Driver,
     acceptor: Acceptor,
-    classes: Classes,
+    config: Config,
     shared: Arc<Shared>,
     log: Log,
     /// Not counted yet: whoever reads the state waits for no packet, and no packet for it.
@@ -113,15 +86,15 @@ impl Engine {
     pub(crate) fn new(
         driver: Driver,
         acceptor: Acceptor,
-        config: &Config,
+        config: Config,
         shared: Arc<Shared>,
     ) -> Self {
         Self {
             driver,
             acceptor,
-            classes: Classes { pods: config.pod_cidr.clone(), nodes: config.node_ip.clone() },
             shared,
             log: Log::new(config.events),
+            config,
             done: Vec::new(),
             last_kill: LastKill::default(),
         }
@@ -199,7 +172,7 @@ impl Engine {
                 state.latency.record(latency);
                 metrics::histogram!(crate::metrics::HANDSHAKE_TO_FORGE).record(latency);
             }
-            state.tally.done(done, |ip| self.classes.of(ip));
+            state.tally.done(done, |ip| self.config.class(ip));
         }
         all.clear();
         self.done = all;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, IsTerminal};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -167,7 +167,7 @@ pub(crate) fn run(config: Config, options: result::Config) -> Result<Exit, RunEr
         };
         let driver = Driver::new(sniffers, sender, settings);
         program.shared.state().sniffer = driver.record();
-        let engine = Engine::new(driver, acceptor, config, Arc::clone(&program.shared));
+        let engine = Engine::new(driver, acceptor, config.clone(), Arc::clone(&program.shared));
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || engine.run())
@@ -304,17 +304,9 @@ impl Program {
     }
 
     fn accepted(&self) -> Accepted {
-        let now = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        let stalled = self.stalled().0.count();
         Accepted {
-            connections: Connections {
-                accepted: now(&self.counters.accepted),
-                accept_errors: now(&self.counters.errors),
-                reset_seen_by_application: now(&self.counters.resets),
-                stalled: self.stalled().0.count(),
-                called_here: now(&self.counters.called_here),
-                called_elsewhere: now(&self.counters.called_elsewhere),
-                ..Connections::default()
-            },
+            connections: Connections { stalled, ..*self.counters.so_far() },
             embryonic: netstat::embryonic_resets().saturating_sub(self.embryonic),
             repeated: netstat::syn_retransmissions().saturating_sub(self.repeated),
         }
@@ -366,7 +358,7 @@ impl Program {
     ) -> Exit {
         let by = self.end(&mut shutdown).await;
         let handshakes = || self.shared.state().tally.handshakes.finished;
-        let accepted = || self.counters.accepted.load(Ordering::Relaxed);
+        let accepted = || self.counters.so_far().accepted;
         if by == EndedBy::Connections {
             // Whoever holds the connections may let them go.
             tracing::info!("settled");
