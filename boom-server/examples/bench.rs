@@ -18,7 +18,7 @@ use canary_forge::forgery::{self, Numbers};
 use canary_record::hist::Latency;
 use canary_record::names::Forgery;
 use canary_record::result::boom::BoomResult;
-use canary_testbed::exec::{Call, Interrupt, Ready, Tools, memory};
+use canary_testbed::exec::{Call, Interrupt, Ready, memory};
 use canary_testbed::netns;
 use canary_testbed::programs::{boom_server, document};
 use canary_testbed::testbed::Testbed;
@@ -161,8 +161,8 @@ fn reachable() -> Result<u64> {
 }
 
 fn run(kind: Kind, rate: u64, seconds: u64) -> Result<Score> {
-    let (tools, me) = (Tools::find(), std::env::current_exe()?);
-    let testbed = Testbed::build(Topology::pair("bench-"), &tools)?;
+    let me = std::env::current_exe()?;
+    let testbed = Testbed::build(Topology::pair("bench-"))?;
     testbed.sh("client", "sysctl -qw net.ipv4.ip_local_port_range='1024 65535'")?;
     let dir = tempfile::tempdir()?;
     let log = dir.path().join("server.log");

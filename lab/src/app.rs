@@ -14,7 +14,7 @@ use canary_record::result::{Clock, Config};
 use canary_runtime::cli::derive;
 use canary_runtime::exit::Exit;
 
-use canary_testbed::exec::{Call, Interrupt, TOOLS, Tools};
+use canary_testbed::exec::{self, Call, Interrupt, TOOLS};
 use canary_testbed::os::os;
 use canary_testbed::{evidence, netns};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -157,9 +157,8 @@ fn check(args: &BinArgs, inside: Option<i32>) -> Ending {
     };
     let kind = if in_user_namespace() { "in a user namespace" } else { "as root" };
     line("isolation", Ok(kind.to_owned()));
-    let tools = Tools::find();
     for (tool, _) in TOOLS {
-        let path = tools.path(tool).map(|p| p.display().to_string());
+        let path = exec::find(tool).map(|p| p.display().to_string());
         line(tool, path.map_err(|e| e.to_string()));
     }
     for program in ["boom-server", "load-client"] {
@@ -200,9 +199,8 @@ fn outer(args: &RunArgs) -> Ending {
             dir.display()
         )));
     }
-    let tools = Tools::find();
     for (tool, _) in TOOLS {
-        tools.path(tool).map_err(failed)?;
+        exec::find(tool).map_err(failed)?;
     }
     for program in ["boom-server", "load-client"] {
         args.bin.find(program).map_err(failed)?;
@@ -279,9 +277,8 @@ fn inner(args: &RunArgs, mut config: Config, pipe: i32) -> Ending {
     limit().map_err(os("raise the limit of open files")).map_err(failed)?;
     let control = host_table::Control::inherited().map_err(failed)?;
     let dir = results_dir(args)?;
-    let tools = Tools::find();
     derive(&mut config, "output", &dir.display());
-    let environment = environment(&tools);
+    let environment = environment();
     let plan = Plan {
         scenarios: scenarios(args)?,
         repeat: args.repeat,
@@ -290,7 +287,6 @@ fn inner(args: &RunArgs, mut config: Config, pipe: i32) -> Ending {
         setting: Setting {
             boom_server: args.bin.find("boom-server").map_err(failed)?,
             load_client: args.bin.find("load-client").map_err(failed)?,
-            tools,
             time_scale: args.time_scale,
             capture: args.capture,
             interrupt: interrupt.clone(),
@@ -298,7 +294,7 @@ fn inner(args: &RunArgs, mut config: Config, pipe: i32) -> Ending {
         },
         dir: dir.clone(),
     };
-    let entries: Vec<_> = plan.scenarios.iter().map(|s| entry(s, &plan.setting.tools)).collect();
+    let entries: Vec<_> = plan.scenarios.iter().map(entry).collect();
     let bodies = entries.iter().filter(|e| e.skipped.is_none()).map(|e| &e.scenario.body);
     let repeated = |n: usize| n * plan.repeat as usize;
     let (mut cells, mut cases) = (0, 0);
@@ -349,10 +345,10 @@ fn inner(args: &RunArgs, mut config: Config, pipe: i32) -> Ending {
     Ok(exit(result))
 }
 
-fn entry(scenario: &Scenario, tools: &Tools) -> Entry {
+fn entry(scenario: &Scenario) -> Entry {
     Entry {
         scenario: scenario.clone(),
-        skipped: run::skipped(scenario, tools).map(str::to_owned),
+        skipped: run::skipped(scenario).map(str::to_owned),
         commands: run::commands(scenario),
     }
 }
@@ -385,12 +381,12 @@ fn results_dir(args: &RunArgs) -> Result<PathBuf, Wrong> {
     dir.canonicalize().map_err(|e| failed(format!("cannot find {}: {e}", dir.display())))
 }
 
-fn environment(tools: &Tools) -> Environment {
+fn environment() -> Environment {
     let version = |tool: &str| {
         let flag = if tool == "ip" { "-V" } else { "--version" };
-        let path = tools.path(tool).ok()?;
+        let path = exec::find(tool).ok()?;
         // A tool that refuses the flag says so in its version's place.
-        let said = Call::new(path, &[flag]).run().unwrap_or_else(|e| e.to_string());
+        let said = Call::new(&path, &[flag]).run().unwrap_or_else(|e| e.to_string());
         Some((tool.to_owned(), said.lines().next()?.trim().to_owned()))
     };
     Environment {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use canary_runtime::exit::Exit;
 
-use canary_testbed::exec::{ExecError, Interrupt, Tools};
+use canary_testbed::exec::{ExecError, Interrupt};
 use canary_testbed::netns;
 use canary_testbed::os::wrong;
 use canary_testbed::testbed::{Testbed, TestbedError};
@@ -50,8 +50,7 @@ pub(crate) fn shell(args: &ShellArgs) -> Result<Exit, TestbedError> {
     let (about, matrix) = chosen(args).map_err(wrong("open a shell"))?;
     let proxy_mode = args.proxy_mode.unwrap_or(matrix.proxy_modes[0]);
     let family = args.family.unwrap_or(matrix.families[0]);
-    let tools = Tools::find();
-    let testbed = Testbed::build(Topology::new(matrix.path, ""), &tools)?;
+    let testbed = Testbed::build(Topology::new(matrix.path, ""))?;
     testbed.protect(proxy_mode, family, &args.protection)?;
     let protections: Protections = args.protection.iter().copied().collect();
     say(&format!(

@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use crate::document::lab::{CommandList, Path};
 use canary_testbed::evidence;
-use canary_testbed::exec::Tools;
+use canary_testbed::exec::Call;
 use canary_testbed::topology::{Step, Topology};
 
 use self::host_table::Control;
@@ -94,7 +94,7 @@ pub(crate) fn run(plan: &Plan, control: Option<&Control>, tell: &Sender<Event>) 
 }
 
 /// Why a scenario cannot be run on this kernel, and what would mend it.
-pub(crate) fn skipped(scenario: &Scenario, tools: &Tools) -> Option<&'static str> {
+pub(crate) fn skipped(scenario: &Scenario) -> Option<&'static str> {
     match &scenario.body {
         Body::Matrix(m) => {
             let bridge = matches!(m.path, Path::SameNodeBridge | Path::SameNodeBridgeNoNf);
@@ -102,17 +102,17 @@ pub(crate) fn skipped(scenario: &Scenario, tools: &Tools) -> Option<&'static str
                 return Some("this kernel has no br_netfilter: modprobe br_netfilter");
             }
             let ipvs = m.extra().then_some(Need::Ipvs);
-            ipvs.filter(|n| !takes(tools, *n)).map(Need::missing)
+            ipvs.filter(|n| !takes(*n)).map(Need::missing)
         }
-        Body::Cause(cause) => cause.needed().find(|n| !takes(tools, *n)).map(Need::missing),
+        Body::Cause(cause) => cause.needed().find(|n| !takes(*n)).map(Need::missing),
         Body::Saturation(_) => None,
     }
 }
 
 /// Whether the kernel has it, and gives it to this user.
-fn takes(tools: &Tools, need: Need) -> bool {
+fn takes(need: Need) -> bool {
     let taken = need.call().is_none_or(|(tool, options, input)| {
-        tools.call(tool, options).is_ok_and(|call| call.stdin(input).run().is_ok())
+        Call::tool(tool, options).is_ok_and(|call| call.stdin(input).run().is_ok())
     });
     taken && need.setting().is_none_or(|key| evidence::sysctl(key).is_ok())
 }
@@ -162,7 +162,7 @@ fn batches(plan: &Plan) -> Vec<Batch<'_>> {
     let mut batches = Vec::new();
     for repetition in 1..=plan.repeat {
         for (n, scenario) in plan.scenarios.iter().enumerate() {
-            let runs = |_: &&Matrix| skipped(scenario, &plan.setting.tools).is_none();
+            let runs = |_: &&Matrix| skipped(scenario).is_none();
             let Some(matrix) = scenario.matrix().filter(runs) else { continue };
             for proxy_mode in matrix.proxy_modes.iter().copied() {
                 for family in matrix.families.iter().copied() {
@@ -232,7 +232,7 @@ fn causes<'a>(plan: &'a Plan, repetition: u32, tell: &'a Sender<Event>) -> Vec<W
     let mut all = Vec::new();
     for (scenario, s) in plan.scenarios.iter().enumerate() {
         let Body::Cause(cause) = &s.body else { continue };
-        if skipped(s, &plan.setting.tools).is_some() {
+        if skipped(s).is_some() {
             continue;
         }
         let (dir, prefix) = apart(plan, scenario, repetition);

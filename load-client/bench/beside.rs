@@ -96,7 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// Churn for so long, with a witness on each node or without.
-fn one(testbed: &Testbed<'_>, seconds: f64, watched: bool) -> Result<Round> {
+fn one(testbed: &Testbed, seconds: f64, watched: bool) -> Result<Round> {
     for node in NODES {
         testbed.within(node, evidence::forget_all)?;
     }

@@ -182,7 +182,7 @@ fn peers(oha_path: Option<&Path>, seconds: u16) -> Result<Vec<Peer>> {
 
 /// nginx behind the Service's own port, load-client's server behind 9000, and no limit of a
 /// host's own on anybody.
-fn prepare(testbed: &Testbed<'_>) -> Result<()> {
+fn prepare(testbed: &Testbed) -> Result<()> {
     let dnat = "ip daddr 198.19.0.10 tcp dport 9000 dnat to 198.18.66.20:9001";
     let chain = format!("chain pre {{ type nat hook prerouting priority dstnat; {dnat}; }};");
     testbed.sh("node1", &format!("nft 'table ip bench {{ {chain} }}'"))?;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use canary_testbed::exec::{Call, Tools};
+use canary_testbed::exec::Call;
 use canary_testbed::model::{Path as NetPath, ProxyMode};
 use canary_testbed::programs::{Program, Running, load_client};
 use canary_testbed::testbed::Testbed;
@@ -27,10 +27,8 @@ pub(crate) const CLIENT: &str = "sysctl -qw net.ipv4.ip_local_port_range='1024 6
 pub(crate) const RUN: &str = "/run";
 
 /// The hosts of a path, with Service rules as kube-proxy writes them, and no protection.
-pub(crate) fn hosts(path: NetPath) -> Result<Testbed<'static>> {
-    // As long as this program.
-    let tools: &'static Tools = Box::leak(Box::new(Tools::find()));
-    let testbed = Testbed::build(Topology::new(path, ""), tools)?;
+pub(crate) fn hosts(path: NetPath) -> Result<Testbed> {
+    let testbed = Testbed::build(Topology::new(path, ""))?;
     testbed.protect(ProxyMode::Nftables, Family::Ipv4, &[])?;
     testbed.sh("server", SERVER)?;
     Ok(testbed)
@@ -38,7 +36,7 @@ pub(crate) fn hosts(path: NetPath) -> Result<Testbed<'static>> {
 
 /// A client pod with 32 addresses, one tracking node, a server pod: one table, so that what is
 /// filled is one table.
-pub(crate) fn one_node() -> Result<Testbed<'static>> {
+pub(crate) fn one_node() -> Result<Testbed> {
     let testbed = hosts(NetPath::SameNode)?;
     let add: Vec<_> = (32..64).map(|i| format!("ip addr add 198.18.65.{i}/32 dev eth0")).collect();
     testbed.sh("client", &add.join("; "))?;
@@ -63,7 +61,7 @@ pub(crate) fn client<R: DeserializeOwned>(words: &str) -> Result<Program<R>> {
 
 /// Starts load-client in a host and waits until it is ready.
 pub(crate) fn ready<R: DeserializeOwned>(
-    testbed: &Testbed<'_>,
+    testbed: &Testbed,
     host: &str,
     words: &str,
 ) -> Result<Running<R>> {

@@ -71,7 +71,7 @@ fn unix() -> f64 {
 }
 
 /// Failures so far, by class, as the metrics have them.
-fn classes(testbed: &Testbed<'_>) -> Result<Classes> {
+fn classes(testbed: &Testbed) -> Result<Classes> {
     let page = testbed.sh("client", &format!("curl -sf http://{ADMIN}/metrics"))?;
     let failures = prometheus::samples(&page).filter(|s| s.name == "load_failures_total");
     let class =
@@ -80,13 +80,13 @@ fn classes(testbed: &Testbed<'_>) -> Result<Classes> {
 }
 
 /// Packets that conntrack in the node dropped for want of room.
-fn drops(testbed: &Testbed<'_>) -> Result<u64> {
+fn drops(testbed: &Testbed) -> Result<u64> {
     let text = testbed.sh("node1", "cat /proc/net/stat/nf_conntrack")?;
     Ok(canary_conntrack::stat::counters(&text)?.iter().map(|c| c.counters.drop).sum())
 }
 
 struct Soak<'a> {
-    testbed: &'a Testbed<'a>,
+    testbed: &'a Testbed,
     serve: Option<Running<ServeResult>>,
     churn: Running<LoadResult>,
     began: Instant,
@@ -175,7 +175,7 @@ impl Soak<'_> {
     }
 }
 
-fn serve(testbed: &Testbed<'_>) -> Result<Running<ServeResult>> {
+fn serve(testbed: &Testbed) -> Result<Running<ServeResult>> {
     ready(testbed, "server", "serve --listen 0.0.0.0:9000")
 }
 

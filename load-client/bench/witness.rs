@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use canary_record::result::witness::WitnessResult;
-use canary_testbed::exec::{Call, Tools, memory};
+use canary_testbed::exec::{Call, memory};
 use canary_testbed::testbed::Testbed;
 use canary_testbed::topology::Topology;
 use canary_wire::segment::{Emit, Flags};
@@ -43,8 +43,7 @@ pub(crate) struct Stream {
 }
 
 pub(crate) fn run(args: Args) -> Result<()> {
-    let tools = Tools::find();
-    let testbed = Testbed::build(Topology::single(""), &tools)?;
+    let testbed = Testbed::build(Topology::single(""))?;
     testbed.sh(HOST, SWALLOW)?;
     println!(
         "{:<34} {:>9} {:>9} {:>8} {:>9} {:>10} {:>11}",
@@ -69,7 +68,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
 }
 
 /// One watch and one sender; true when it held what is asked for.
-fn watch(testbed: &Testbed<'_>, stream: Stream, lossless: bool) -> Result<bool> {
+fn watch(testbed: &Testbed, stream: Stream, lossless: bool) -> Result<bool> {
     let Stream { rate, seconds, answered } = stream;
     let words = format!("witness --log=json --state-dir={RUN}");
     let witness = host::ready::<WitnessResult>(testbed, HOST, &words)?;

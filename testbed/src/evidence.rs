@@ -11,7 +11,7 @@ use canary_conntrack::table::Table;
 use canary_record::result::observe::ConntrackCounters;
 use canary_wire::segment::Family;
 
-use crate::exec::{ExecError, Tools};
+use crate::exec::{Call, ExecError};
 use crate::os::{OsError, os, wrong};
 use crate::ruleset::family_name;
 use crate::ruleset::ipvs;
@@ -146,29 +146,23 @@ pub fn grown(
 
 /// Loads rules in this thread's network namespace.
 pub(crate) fn load_rules(
-    tools: &Tools,
     proxy_mode: ProxyMode,
     family: Family,
     text: &str,
 ) -> Result<(), EvidenceError> {
     let iptables = format!("{}tables-restore", family_name(family));
     let call = match proxy_mode {
-        ProxyMode::Nftables | ProxyMode::Ipvs => tools.call("nft", &["-f", "-"])?,
-        ProxyMode::Iptables => tools.call(&iptables, &["-w", "10"])?,
+        ProxyMode::Nftables | ProxyMode::Ipvs => Call::tool("nft", &["-f", "-"])?,
+        ProxyMode::Iptables => Call::tool(&iptables, &["-w", "10"])?,
     };
     Ok(call.stdin(text).run().map(drop)?)
 }
 
 /// Makes IPVS translate in this thread's network namespace, and reads its table back.
-pub(crate) fn balance(
-    tools: &Tools,
-    host: &str,
-    vip: IpAddr,
-    table: &[String],
-) -> Result<(), EvidenceError> {
+pub(crate) fn balance(host: &str, vip: IpAddr, table: &[String]) -> Result<(), EvidenceError> {
     let ip = |args: &str| -> Result<(), EvidenceError> {
         let args: Vec<_> = ["-n", host].into_iter().chain(args.split(' ')).collect();
-        Ok(tools.call("ip", &args)?.run().map(drop)?)
+        Ok(Call::tool("ip", &args)?.run().map(drop)?)
     };
     if sysctl(&format!("net/ipv4/conf/{}/forwarding", ipvs::LINK)).is_err() {
         ip(&format!("link add {} up type dummy", ipvs::LINK))?;
@@ -176,12 +170,12 @@ pub(crate) fn balance(
         ip(&format!("addr add {vip} dev {}{nodad}", ipvs::LINK))?;
     }
     let all = table.join("\n") + "\n";
-    tools.call("ipvsadm", &["--clear"])?.run()?;
-    tools.call("ipvsadm", &["--restore"])?.stdin(&all).run()?;
+    Call::tool("ipvsadm", &["--clear"])?.run()?;
+    Call::tool("ipvsadm", &["--restore"])?.stdin(&all).run()?;
     for key in ipvs::SETTINGS {
         set_sysctl(key, "1")?;
     }
-    let held = tools.call("ipvsadm", &["--save", "--numeric"])?.run()?;
+    let held = Call::tool("ipvsadm", &["--save", "--numeric"])?.run()?;
     let mut lines: Vec<_> = held.lines().map(str::trim_end).collect();
     lines.sort_unstable();
     if lines == table {
@@ -211,16 +205,15 @@ fn begun(text: &str) -> Option<u64> {
 /// Reads the rules of this thread's network namespace back: what is loaded,
 /// and the text as the tool gives it.
 pub(crate) fn read_rules(
-    tools: &Tools,
     proxy_mode: ProxyMode,
     family: Family,
 ) -> Result<(Loaded, String), EvidenceError> {
     let name = family_name(family);
     if proxy_mode == ProxyMode::Iptables {
-        let text = tools.call(&format!("{name}tables-save"), &["-c"])?.run()?;
+        let text = Call::tool(&format!("{name}tables-save"), &["-c"])?.run()?;
         return Ok((readback::iptables(&text, name)?, text));
     }
-    let text = tools.call("nft", &["-j", "list", "ruleset"])?.run()?;
+    let text = Call::tool("nft", &["-j", "list", "ruleset"])?.run()?;
     let mut loaded = readback::nftables(&text, name)?;
     if proxy_mode == ProxyMode::Ipvs {
         loaded.dnat = balanced()?;

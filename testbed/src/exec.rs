@@ -12,7 +12,7 @@ use crate::os::OsError;
 
 pub use interrupt::{Interrupt, supervise};
 pub use process::{Call, Output, Process, Ready, foreground, memory};
-pub use tools::{TOOLS, Tools};
+pub use tools::{TOOLS, find};
 
 /// What went wrong with a process.
 #[derive(Debug, thiserror::Error)]

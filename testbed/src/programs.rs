@@ -85,7 +85,7 @@ impl<R: DeserializeOwned> Program<R> {
     /// Starts it in a host and waits until it is ready; what it prints goes to `log`.
     pub fn ready(
         self,
-        testbed: &Testbed<'_>,
+        testbed: &Testbed,
         host: &str,
         log: &Path,
     ) -> Result<Running<R>, TestbedError> {
@@ -97,7 +97,7 @@ impl<R: DeserializeOwned> Program<R> {
     /// Starts it in a host.
     pub fn start(
         self,
-        testbed: &Testbed<'_>,
+        testbed: &Testbed,
         host: &str,
         log: &Path,
     ) -> Result<Running<R>, TestbedError> {
@@ -108,7 +108,7 @@ impl<R: DeserializeOwned> Program<R> {
     pub fn start_into(
         self,
         stdout: impl Into<Stdio> + Send,
-        testbed: &Testbed<'_>,
+        testbed: &Testbed,
         host: &str,
         log: &Path,
     ) -> Result<Running<R>, TestbedError> {

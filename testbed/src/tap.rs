@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::exec::{Process, Ready};
+use crate::exec::{Call, Process, Ready};
 use crate::os::os;
 use crate::testbed::{Testbed, TestbedError};
 
@@ -19,7 +19,7 @@ impl Tap {
     /// Starts capturing what `filter` says in a host, at `link` (`any` for all), into `file`.
     /// It is ready once [`Tap::wait_ready`] returns.
     pub fn start(
-        testbed: &Testbed<'_>,
+        testbed: &Testbed,
         host: &str,
         link: &str,
         filter: &str,
@@ -29,7 +29,7 @@ impl Tap {
         let options =
             ["-Z", "root", "-n", "-i", link, "--immediate-mode", "-s", "128", "-B", "8192"];
         let options = [&options[..], &["-w", &name, filter]].concat();
-        let call = testbed.tools().call("tcpdump", &options)?;
+        let call = Call::tool("tcpdump", &options)?;
         let log = file.with_file_name(format!("tcpdump-{host}.log"));
         let process = testbed.start(host, call, &log, Ready::Text("listening on"))?;
         Ok(Self { process, file: file.to_owned() })

@@ -23,7 +23,6 @@ use std::os::fd::AsFd as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -37,7 +36,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
-use crate::exec::{Call, Output, Tools};
+use crate::exec::{Call, Output};
 use crate::model::{Path, Protection, ProxyMode};
 use crate::netns::{self, NetnsError};
 use crate::network::Conditions;
@@ -137,7 +136,7 @@ fn message(panic: &(dyn Any + Send)) -> Failed {
 
 /// Hosts that are up, for one test. They go with it, and so does what runs in them.
 pub struct Bed {
-    testbed: Testbed<'static>,
+    testbed: Testbed,
     dir: TempDir,
     started: AtomicU32,
 }
@@ -152,10 +151,9 @@ impl Bed {
     #[track_caller]
     pub fn new(topology: impl FnOnce(&str) -> Topology) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        static TOOLS: LazyLock<Tools> = LazyLock::new(Tools::find);
         let prefix = format!("t{}-", NEXT.fetch_add(1, Ordering::Relaxed));
         Self {
-            testbed: ok(Testbed::build(topology(&prefix), &TOOLS)),
+            testbed: ok(Testbed::build(topology(&prefix))),
             dir: ok(tempfile::tempdir()),
             started: AtomicU32::new(0),
         }
@@ -182,7 +180,7 @@ impl Bed {
 
     /// The hosts.
     #[must_use]
-    pub fn testbed(&self) -> &Testbed<'static> {
+    pub fn testbed(&self) -> &Testbed {
         &self.testbed
     }
 

@@ -11,7 +11,7 @@ use crate::model::{At, NodeEvidence, Protection, ProtectionKind, ProxyMode};
 use canary_wire::segment::Family;
 
 use crate::evidence::{self, EvidenceError};
-use crate::exec::{self, Call, ExecError, Interrupt, Output, Process, Ready, Tools};
+use crate::exec::{self, Call, ExecError, Interrupt, Output, Process, Ready};
 use crate::netns::{Host, NetnsError};
 use crate::os::{OsError, os};
 use crate::ruleset::Ruleset;
@@ -59,11 +59,10 @@ pub enum TestbedError {
 }
 
 /// Hosts that exist.
-pub struct Testbed<'a> {
+pub struct Testbed {
     /// What was built.
     pub topology: Topology,
     hosts: BTreeMap<&'static str, Host>,
-    tools: &'a Tools,
     interrupt: Interrupt,
     keep: bool,
 }
@@ -80,12 +79,12 @@ fn batch(step: &Step) -> Option<(&str, bool)> {
     }
 }
 
-impl<'a> Testbed<'a> {
+impl Testbed {
     /// Builds a topology.
-    pub fn build(topology: Topology, tools: &'a Tools) -> Result<Self, TestbedError> {
+    pub fn build(topology: Topology) -> Result<Self, TestbedError> {
         for step in &topology.steps {
             if let Step::Add(host) = step {
-                tools.call("ip", &["netns", "add", host])?.run()?;
+                Call::tool("ip", &["netns", "add", host])?.run()?;
             }
         }
         let hosts = topology
@@ -93,7 +92,7 @@ impl<'a> Testbed<'a> {
             .iter()
             .map(|host| Ok((*host, Host::open(&topology.full(host))?)))
             .collect::<Result<BTreeMap<_, _>, NetnsError>>()?;
-        let testbed = Self { topology, hosts, tools, interrupt: Interrupt::default(), keep: false };
+        let testbed = Self { topology, hosts, interrupt: Interrupt::default(), keep: false };
         let alike = |a: &Step, b: &Step| batch(a).is_some() && batch(a) == batch(b);
         for steps in testbed.topology.steps.chunk_by(alike) {
             match &steps[0] {
@@ -109,7 +108,7 @@ impl<'a> Testbed<'a> {
                         Step::Add(_) | Step::Sysctl(..) => lines,
                     });
                     let args: &[&str] = &["-6", "-n", host, "-batch", "-"];
-                    tools.call("ip", &args[usize::from(!six)..])?.stdin(&lines).run()?;
+                    Call::tool("ip", &args[usize::from(!six)..])?.stdin(&lines).run()?;
                 }
             }
         }
@@ -133,12 +132,6 @@ impl<'a> Testbed<'a> {
     /// What ends each wait.
     pub(crate) const fn interrupt(&self) -> &Interrupt {
         &self.interrupt
-    }
-
-    /// The tools that it uses.
-    #[must_use]
-    pub fn tools(&self) -> &Tools {
-        self.tools
     }
 
     fn full_host(&self, full: &str) -> Result<&Host, TestbedError> {
@@ -216,13 +209,13 @@ impl<'a> Testbed<'a> {
             let set = self.topology.protections(node, protections);
             let rules = Ruleset::new(proxy_mode, &self.topology.service, family, &set);
             self.within(node, || {
-                evidence::load_rules(self.tools, proxy_mode, family, &rules.text)?;
+                evidence::load_rules(proxy_mode, family, &rules.text)?;
                 let liberal = u8::from(set.contains(&ProtectionKind::Liberal)).to_string();
                 evidence::set_sysctl(evidence::BE_LIBERAL, &liberal)
             })?;
             if !rules.ipvs.is_empty() {
                 let (host, vip) = (self.topology.full(node), self.topology.service.vip.of(family));
-                self.within(node, || evidence::balance(self.tools, &host, vip, &rules.ipvs))?;
+                self.within(node, || evidence::balance(&host, vip, &rules.ipvs))?;
             }
             Ok(rules)
         };
@@ -257,7 +250,7 @@ impl<'a> Testbed<'a> {
     ) -> Result<Vec<NodeCounters>, TestbedError> {
         let read = |node: &&'static str| {
             self.within(node, || {
-                let (loaded, text) = evidence::read_rules(self.tools, proxy_mode, family)?;
+                let (loaded, text) = evidence::read_rules(proxy_mode, family)?;
                 Ok(NodeCounters {
                     node: (*node).to_owned(),
                     be_liberal: evidence::sysctl(evidence::BE_LIBERAL)? == "1",
@@ -273,7 +266,7 @@ impl<'a> Testbed<'a> {
 
 /// The hosts go with it, each with the last process and socket in it. What all namespaces share, the
 /// kernel's table of neighbours (`neigh_alloc()`, gc_thresh3), would fill up in a long run.
-impl Drop for Testbed<'_> {
+impl Drop for Testbed {
     fn drop(&mut self) {
         for host in self.hosts.values().filter(|_| !self.keep) {
             if let Err(e) = host.remove() {

@@ -12,7 +12,7 @@ use canary_conntrack::stat;
 use canary_record::result::witness::WitnessResult;
 use canary_runtime::output::write_file;
 use canary_testbed::evidence::{self, EvidenceError};
-use canary_testbed::exec::{Call, Interrupt, Process, Ready, Tools};
+use canary_testbed::exec::{Call, Interrupt, Process, Ready};
 use canary_testbed::os::{os, wrong};
 use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::Topology;
@@ -34,7 +34,6 @@ pub enum CaptureMode {
 /// What a run's parts share.
 #[derive(Clone, Debug)]
 pub(crate) struct Setting {
-    pub(crate) tools: Tools,
     pub(crate) boom_server: PathBuf,
     pub(crate) load_client: PathBuf,
     /// Multiplies every wait.
@@ -48,7 +47,7 @@ pub(crate) struct Setting {
 impl Setting {
     /// Builds hosts.
     pub(crate) fn place(&self, topology: Topology) -> Result<Place<'_>, TestbedError> {
-        let testbed = Testbed::build(topology, &self.tools)?;
+        let testbed = Testbed::build(topology)?;
         Ok(Place { testbed: testbed.under(&self.interrupt).kept(self.keep), setting: self })
     }
 
@@ -63,13 +62,13 @@ pub(crate) const READY: Duration = Duration::from_secs(15);
 
 /// Hosts that are up, and what runs in them.
 pub(crate) struct Place<'a> {
-    testbed: Testbed<'a>,
+    testbed: Testbed,
     pub(crate) setting: &'a Setting,
 }
 
-impl<'a> Deref for Place<'a> {
-    type Target = Testbed<'a>;
-    fn deref(&self) -> &Testbed<'a> {
+impl Deref for Place<'_> {
+    type Target = Testbed;
+    fn deref(&self) -> &Testbed {
         &self.testbed
     }
 }
@@ -165,7 +164,7 @@ impl Place<'_> {
         options: &[&str],
         input: &str,
     ) -> Result<String, TestbedError> {
-        self.within(host, || Ok(self.tools().call(tool, options)?.stdin(input).run()?))
+        self.within(host, || Ok(Call::tool(tool, options)?.stdin(input).run()?))
     }
 
     /// Loads rules in a host, beside those that are there.

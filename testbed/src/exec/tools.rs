@@ -1,13 +1,8 @@
 //! The tools that the lab calls, and where this system keeps them.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::{Call, ExecError};
-
-/// Where every tool was found.
-#[derive(Clone, Debug, Default)]
-pub struct Tools(BTreeMap<&'static str, PathBuf>);
 
 /// Every tool that the lab needs, and its Debian package.
 pub const TOOLS: &[(&str, &str)] = &[
@@ -23,34 +18,24 @@ pub const TOOLS: &[(&str, &str)] = &[
 /// What a part of the lab alone calls, and its Debian package.
 const SPECIAL: &[(&str, &str)] = &[("ipvsadm", "ipvsadm")];
 
-impl Tools {
-    /// Looks for every tool on PATH and in the sbin directories, which an
-    /// ordinary user's PATH lacks.
-    #[must_use]
-    pub fn find() -> Self {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let dirs: Vec<PathBuf> = std::env::split_paths(&path)
-            .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
-            .filter(|d| d.is_absolute())
-            .collect();
-        let found = TOOLS.iter().chain(SPECIAL).filter_map(|(tool, _)| {
-            let file = dirs.iter().map(|d| d.join(tool)).find(|f| f.is_file())?;
-            Some((*tool, file))
-        });
-        Self(found.collect())
-    }
+/// Where a tool is: on PATH, or in the sbin directories, which an ordinary user's PATH lacks.
+pub fn find(tool: &str) -> Result<PathBuf, ExecError> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut dirs = std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
+        .filter(|d| d.is_absolute());
+    dirs.find_map(|d| Some(d.join(tool)).filter(|f| f.is_file())).ok_or_else(|| missing(tool))
+}
 
-    /// The path of a tool, or how to get it.
-    pub fn path(&self, tool: &str) -> Result<&Path, ExecError> {
-        self.0.get(tool).map(PathBuf::as_path).ok_or_else(|| ExecError::Missing {
-            tool: tool.to_owned(),
-            package: TOOLS.iter().chain(SPECIAL).find(|(t, _)| *t == tool).map_or("?", |(_, p)| p),
-        })
-    }
+fn missing(tool: &str) -> ExecError {
+    let known = TOOLS.iter().chain(SPECIAL).find(|(name, _)| *name == tool);
+    ExecError::Missing { tool: tool.to_owned(), package: known.map_or("?", |(_, package)| package) }
+}
 
+impl Call {
     /// A call of a tool.
-    pub fn call(&self, tool: &str, args: &[&str]) -> Result<Call, ExecError> {
-        Ok(Call::new(self.path(tool)?, args))
+    pub fn tool(name: &str, args: &[impl AsRef<str>]) -> Result<Self, ExecError> {
+        Ok(Self::new(&find(name)?, args))
     }
 }
 
@@ -58,12 +43,12 @@ impl Tools {
 mod tests {
     use super::*;
 
-    /// A missing tool is named with its package.
+    /// A missing tool is named with its package; one that is there is found.
     #[test]
     fn a_missing_tool_names_its_package() {
-        let e = Tools::default().path("nft").unwrap_err();
+        assert!(find("sh").is_ok() && find("moon").is_err());
         assert_eq!(
-            e.to_string(),
+            missing("nft").to_string(),
             "nft is missing: install the Debian package nftables (or put it on PATH)"
         );
     }

@@ -68,7 +68,7 @@ impl Network {
     /// Carries frames from here on, in the host `network` of a topology that goes
     /// [through one](crate::topology::Topology::through_a_network). The conditions are printed;
     /// `TESTBED_SEED` is a seed to take instead of theirs.
-    pub fn start(testbed: &Testbed<'_>, mut conditions: Conditions) -> Result<Self, TestbedError> {
+    pub fn start(testbed: &Testbed, mut conditions: Conditions) -> Result<Self, TestbedError> {
         if let Some(seed) = std::env::var("TESTBED_SEED").ok().and_then(|s| s.parse().ok()) {
             conditions.seed = seed;
         }

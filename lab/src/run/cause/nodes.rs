@@ -11,6 +11,7 @@ use crate::document::lab::ProxyMode;
 use crate::document::timeline::Change;
 use canary_conntrack::table::{Table, TcpState, Tuple};
 use canary_testbed::evidence;
+use canary_testbed::exec::Call;
 use canary_testbed::model::At;
 use canary_testbed::os::{os, wrong};
 use canary_testbed::testbed::TestbedError;
@@ -307,8 +308,7 @@ impl Run<'_> {
         (name, options): (&str, &[&str]),
         hint: &str,
     ) -> Result<(), TestbedError> {
-        let tools = self.place.tools();
-        let call = || Ok(tools.call(name, options)?.stdin(&rules.text).output()?);
+        let call = || Ok(Call::tool(name, options)?.stdin(&rules.text).output()?);
         let out = self.place.within(host, call)?;
         if out.status.success() {
             return Ok(());
