@@ -69,9 +69,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
         pairs.push((ratio, bare, beside));
     }
-    let mut ratios: Vec<_> = pairs.iter().map(|p| p.0).collect();
-    ratios.sort_by(f64::total_cmp);
-    let at = |part: f64| ratios[((ratios.len() - 1) as f64 * part).round() as usize];
+    let ratios: Vec<_> = pairs.iter().map(|p| p.0).collect();
+    let at = |part| host::quantile(&ratios, part);
     let cpu = pairs.iter().map(|p| p.2.cpu).sum::<f64>() / pairs.len() as f64;
     let (median, quarters) = (at(0.5), [at(0.25), at(0.75)]);
     println!(

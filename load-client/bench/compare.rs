@@ -197,13 +197,6 @@ fn prepare(testbed: &Testbed) -> Result<()> {
     Ok(std::fs::write(root.join("nginx.conf"), include_str!("nginx.conf"))?)
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let mid = sorted.len() / 2;
-    if sorted.len() % 2 == 1 { sorted[mid] } else { f64::midpoint(sorted[mid - 1], sorted[mid]) }
-}
-
 pub(crate) fn compare(args: &Args) -> Result<()> {
     let testbed = host::hosts(NetPath::ClusterIp)?;
     prepare(&testbed)?;
@@ -236,11 +229,10 @@ pub(crate) fn compare(args: &Args) -> Result<()> {
 }
 
 fn report(rates: &BTreeMap<&str, Vec<f64>>, args: &Args) -> Result<()> {
-    let medians: BTreeMap<_, _> = rates.iter().map(|(n, v)| (*n, median(v))).collect();
+    let medians: BTreeMap<_, _> = rates.iter().map(|(n, v)| (*n, host::quantile(v, 0.5))).collect();
     println!("{:<22} {:>10} {:>10} {:>10}", "requests a second", "median", "least", "most");
     for (name, values) in rates {
-        let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = values.iter().copied().fold(0.0, f64::max);
+        let [least, most] = [0.0, 1.0].map(|part| host::quantile(values, part));
         println!("{name:<22} {:>10.0} {least:>10.0} {most:>10.0}", medians[name]);
     }
     println!("\n{:<22} {:>10} {:>10}", "ratio of medians", "measured", "wanted");

@@ -78,6 +78,15 @@ pub(crate) fn processor(pid: u32) -> Result<Duration> {
     Ok(Duration::from_millis(10 * (times[0].parse::<u64>()? + times[1].parse::<u64>()?)))
 }
 
+/// What this part of the values does not exceed; between two of them as far as it lies.
+pub(crate) fn quantile(values: &[f64], part: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = (sorted.len() - 1) as f64 * part;
+    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+    low + (high - low) * at.fract()
+}
+
 /// Where and when the figures were taken.
 pub(crate) fn machine() -> Value {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();

@@ -40,8 +40,7 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_none_or(|first| first != netns::INSIDE) {
         match cli::effective() {
             Err(code) => return code,
-            Ok((Bench::Bare(args), _)) => return said(compare::bare(&args)),
-            Ok((Bench::Send(args), _)) => return said(witness::send(args)),
+            Ok((inside @ (Bench::Bare(_) | Bench::Send(_)), _)) => return said(run(inside)),
             Ok(_) => {}
         }
     }

@@ -53,7 +53,7 @@ pub async fn run(
         threads.push(thread.context("cannot start a worker thread")?);
     }
     drop(done);
-    let live = Live::begin(&shown, admin);
+    let live = Live::of(&shown, admin);
     let follow = async {
         match fill {
             Some((follower, allowance)) => follower.follow(allowance, clock.began()).await,

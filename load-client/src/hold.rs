@@ -84,7 +84,7 @@ pub async fn run(
             let places: Vec<_> = (0..u64::from(args.connections))
                 .map(|n| tokio::task::spawn_local(place(Rc::clone(&shared), n)))
                 .collect();
-            let live = Live::begin(std::slice::from_ref(&shown), admin);
+            let live = Live::of(std::slice::from_ref(&shown), admin);
             let mut ticks = tokio::time::interval(SHOW);
             let end = args.duration.and_then(|d| Instant::now().checked_add(d));
             let mut filled = false;

@@ -45,38 +45,50 @@ pub fn admin(addr: Option<SocketAddr>) -> anyhow::Result<Option<Arc<Admin>>> {
     Ok(Some(admin))
 }
 
-/// Shows the counts until dropped.
+/// Shows what goes on until dropped.
 #[derive(Debug)]
 pub struct Live(Option<JoinHandle<()>>, Option<Standing>);
 
 impl Live {
-    /// Begins, with metrics if there is an admin port, with a line if this is a terminal.
+    /// Calls `update` at once and at each interval, if there is an admin port or this is a terminal:
+    /// it brings the metrics up to date, and gives the text that stands on a terminal.
     #[must_use]
-    pub fn begin(shown: &[Shown], admin: Option<&Arc<Admin>>) -> Self {
+    pub fn begin(
+        interval: Duration,
+        admin: Option<&Arc<Admin>>,
+        mut update: impl FnMut() -> String + Send + 'static,
+    ) -> Self {
         let standing = Standing::begin();
         if admin.is_none() && standing.is_none() {
             return Self(None, None);
         }
-        let metrics = admin.is_some();
-        let shown: Vec<_> = shown.iter().map(Shown::subscribe).collect();
         let task = tokio::spawn(async move {
-            let (mut before, mut at) = (Counts::default(), Instant::now());
             loop {
-                tokio::time::sleep(INTERVAL).await;
-                let mut now = Counts::default();
-                for s in &shown {
-                    now += &s.borrow();
-                }
-                if metrics {
-                    publish(&before, &now);
-                }
+                let text = update();
                 if let Some(standing) = &standing {
-                    standing.show(&line(&before, &now, at.elapsed()));
+                    standing.show(&text);
                 }
-                (before, at) = (now, Instant::now());
+                tokio::time::sleep(interval).await;
             }
         });
         Self(Some(task), standing)
+    }
+
+    /// The counts of workers.
+    #[must_use]
+    pub fn of(shown: &[Shown], admin: Option<&Arc<Admin>>) -> Self {
+        let shown: Vec<_> = shown.iter().map(Shown::subscribe).collect();
+        let (mut before, mut at) = (Counts::default(), Instant::now());
+        Self::begin(INTERVAL, admin, move || {
+            let mut now = Counts::default();
+            for s in &shown {
+                now += &s.borrow();
+            }
+            publish(&before, &now);
+            let line = line(&before, &now, at.elapsed());
+            (before, at) = (now, Instant::now());
+            line
+        })
     }
 }
 

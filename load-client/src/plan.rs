@@ -9,7 +9,7 @@ use bytes::Bytes;
 use canary_record::result::Clock;
 use http_body_util::Empty;
 use hyper::Request;
-use hyper::header::{CONNECTION, HOST, HeaderValue};
+use hyper::header::{CONNECTION, HOST};
 
 use crate::cli::{ChurnArgs, Close};
 use crate::fill::Allowance;
@@ -28,7 +28,7 @@ pub struct Plan {
     /// Where to.
     pub target: SocketAddr,
     /// The request, if there is one.
-    pub request: Option<HttpRequest>,
+    pub request: Option<Request<Empty<Bytes>>>,
     /// How to close.
     pub close: Close,
     /// Local addresses, by turns.
@@ -45,28 +45,6 @@ pub struct Plan {
     pub until: Option<Instant>,
     /// Where a table is filled: how many may begin.
     pub allowance: Option<Arc<Allowance>>,
-}
-
-/// An HTTP request as data.
-#[derive(Clone, Debug)]
-pub struct HttpRequest {
-    /// Path and query.
-    pub uri: hyper::Uri,
-    /// The Host field.
-    pub host: HeaderValue,
-}
-
-impl HttpRequest {
-    /// As hyper sends it.
-    #[must_use]
-    pub fn build(&self) -> Request<Empty<Bytes>> {
-        let mut request = Request::new(Empty::new());
-        *request.uri_mut() = self.uri.clone();
-        let headers = request.headers_mut();
-        headers.insert(HOST, self.host.clone());
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        request
-    }
 }
 
 /// Connections in progress at once.
@@ -107,10 +85,13 @@ pub fn plan(
     let share = |total: u64| total / u64::from(n) + u64::from(u64::from(w) < total % u64::from(n));
     let request = match &args.target.protocol {
         Protocol::Tcp => None,
-        Protocol::Http(path) => Some(HttpRequest {
-            uri: path.parse().context("--target: the path is not legal")?,
-            host: HeaderValue::from_str(&args.target.authority())?,
-        }),
+        Protocol::Http(path) => {
+            let request = Request::get(path)
+                .header(HOST, args.target.authority())
+                .header(CONNECTION, "close")
+                .body(Empty::new());
+            Some(request.context("--target: the path is not legal")?)
+        }
     };
     // Each worker begins its turns through the addresses at another one.
     let mut sources = args.source_ip.clone();

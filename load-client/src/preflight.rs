@@ -15,7 +15,7 @@ const OWN_FILES: u64 = 64;
 
 /// The kernel's settings, as texts or numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+struct Limits {
     /// First and last local port.
     pub ports: (u64, u64),
     /// `tcp_tw_reuse`.
@@ -40,15 +40,14 @@ pub struct Load {
 }
 
 /// Raises the limit of open files as far as allowed. Where that is refused it stays as it was,
-/// and [`read`] says so.
+/// and [`begin`] says so.
 pub fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// Reads the limits. What cannot be read counts as the kernel's default.
-#[must_use]
-pub fn read() -> Limits {
+fn read() -> Limits {
     let setting = |name: &str| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).ok();
     let ports = setting("ip_local_port_range").and_then(|s| parse_range(&s));
     let tw_reuse = setting("tcp_tw_reuse").and_then(|s| s.trim().parse().ok());
@@ -66,8 +65,7 @@ fn parse_range(s: &str) -> Option<(u64, u64)> {
 }
 
 /// What `limits` allow, and where `load` goes beyond.
-#[must_use]
-pub fn check(limits: Limits, load: Load) -> Preflight {
+fn check(limits: Limits, load: Load) -> Preflight {
     let ports = limits.ports.1 - limits.ports.0 + 1;
     let reused = limits.tw_reuse == 1 || (limits.tw_reuse == 2 && load.loopback);
     let kept = if reused { REUSE_S } else { TIME_WAIT_S };
@@ -105,8 +103,11 @@ pub fn check(limits: Limits, load: Load) -> Preflight {
     }
 }
 
-/// Says what was found before the start.
-pub fn log(p: &Preflight) {
+/// Raises the limit of open files, and says before the start what the limits allow `load`.
+#[must_use]
+pub fn begin(load: Load) -> Preflight {
+    raise_open_files();
+    let p = check(read(), load);
     tracing::info!(
         ports = p.ports,
         sources = p.sources,
@@ -119,6 +120,7 @@ pub fn log(p: &Preflight) {
     for warning in &p.warnings {
         tracing::warn!("{warning}");
     }
+    p
 }
 
 #[cfg(test)]

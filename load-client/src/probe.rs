@@ -107,7 +107,7 @@ pub async fn run(
         connected: Cell::default(),
         accounts: RefCell::new(Accounts::new(clock, &shown)),
     });
-    let live = Live::begin(std::slice::from_ref(&shown), admin);
+    let live = Live::of(std::slice::from_ref(&shown), admin);
     let ended_by = LocalSet::new().run_until(all(&shared, forging, clock.began(), shutdown)).await;
     drop(live);
     let tally = shared.accounts.borrow_mut().end();

@@ -173,9 +173,7 @@ async fn run_churn(args: ChurnArgs, mut config: Config) -> Result<Exit> {
     derive(&mut config, "workers", &plan::workers(&args));
     let report = begin("load-client churn", config, &args.common)?;
     let admin = live::admin(args.common.admin)?;
-    preflight::raise_open_files();
-    let preflight = preflight::check(preflight::read(), plan::load(&args, target));
-    preflight::log(&preflight);
+    let preflight = preflight::begin(plan::load(&args, target));
     ready(admin.as_ref());
     let fill = follower.as_mut().map(|f| (f, &allowance));
     let (tally, ended_by) = churn::run(&args, target, fill, &mut shutdown, admin.as_ref()).await?;
@@ -209,9 +207,7 @@ async fn run_hold(args: HoldArgs, mut config: Config) -> Result<Exit> {
         leaves_time_wait: false,
         loopback: target.ip().is_loopback(),
     };
-    preflight::raise_open_files();
-    let preflight = preflight::check(preflight::read(), load);
-    preflight::log(&preflight);
+    let preflight = preflight::begin(load);
     ready(admin.as_ref());
     let (tally, hold, ended_by) = hold::run(&args, target, &mut shutdown, admin.as_ref()).await;
     let mut result = report.load_result(&tally, ended_by, args.duration);

@@ -305,7 +305,7 @@ impl<'a> Worker<'a> {
         slot.deadline = now + self.plan.timeout;
         self.accounts.tally.connected(now - slot.began);
         let Some(request) = &self.plan.request else { return };
-        let request = request.build();
+        let request = request.clone();
         let registered = self.wait_for(index, &fd, epoll::EventFlags::empty());
         let begun =
             registered.map_err(|e| raw(Phase::Send, e)).and_then(|()| Exchange::begin(fd, request));
@@ -420,10 +420,8 @@ mod tests {
     use std::net::TcpListener;
 
     use canary_record::result::load::FailureCount;
-    use hyper::header::HeaderValue;
 
     use super::*;
-    use crate::plan::HttpRequest;
 
     /// A socket that cannot be waited for is a failure at once, by the kernel's own word, and
     /// not the network's stall at the deadline.
@@ -433,10 +431,7 @@ mod tests {
         let now = Instant::now();
         let plan = Plan {
             target: listener.local_addr().unwrap(),
-            request: Some(HttpRequest {
-                uri: hyper::Uri::from_static("/"),
-                host: HeaderValue::from_static("x"),
-            }),
+            request: Some(hyper::Request::default()),
             close: Close::Fin,
             sources: Vec::new(),
             timeout: Duration::from_secs(10),

@@ -268,7 +268,6 @@ fn run(total: u32, one_in: u32, seed: u64) {
     }
     events.sort_by_key(|e| e.0);
     let mut witness = Witness::default();
-    let mut told: Vec<Ended> = Vec::new();
     let mut next_tick = Duration::ZERO;
     for (number, (at, n, text, bytes)) in events.iter().enumerate() {
         let (_, original, reply) = kernel.stories[*n];
@@ -278,19 +277,20 @@ fn run(total: u32, one_in: u32, seed: u64) {
         }
         while next_tick <= *at {
             kernel.now = next_tick;
-            witness.tick(next_tick, false, &mut kernel, &mut |e| told.push(e));
+            witness.tick(next_tick, false, &mut kernel);
             next_tick += Duration::from_millis(100);
         }
         kernel.now = *at;
         let message = (Some(number as u32), *text, bytes.as_slice());
-        witness.message(*at, message, &mut kernel, &mut |e| told.push(e));
+        witness.message(*at, message, &mut kernel);
     }
     let end = kernel.now + Duration::from_secs(5);
     while next_tick <= end {
         kernel.now = next_tick;
-        witness.tick(next_tick, false, &mut kernel, &mut |e| told.push(e));
+        witness.tick(next_tick, false, &mut kernel);
         next_tick += Duration::from_millis(100);
     }
+    let told = std::mem::take(&mut witness.told);
     let key = |e: &Ended| (e.from.clone(), e.to.clone(), e.ack);
     let found: BTreeMap<_, _> = told.iter().map(|e| (key(e), (e.cause, e.direction))).collect();
     assert_eq!(found.len(), told.len(), "a connection was told twice");
@@ -342,15 +342,16 @@ fn told(
     let c = connection(0, Story::Killed, Duration::ZERO);
     let back = Tuple { source: c.reply.destination, destination: c.reply.source };
     let heard = [packet(c.reply, (5, 7), flags, b""), packet(back, (7, 0), Flags::RST, b"")];
-    let (mut witness, mut told) = (Witness::default(), Vec::new());
+    let mut witness = Witness::default();
     for (n, bytes) in (0..).zip(&heard) {
         let text = format!("nf_ct_proto_6: {} ", texts[n as usize]);
         let message = (Some(n), text.as_str(), bytes.as_slice());
-        witness.message(Duration::ZERO, message, &mut Around(first), &mut |e| told.push(e));
+        witness.message(Duration::ZERO, message, &mut Around(first));
     }
-    witness.tick(Duration::ZERO, false, &mut Around(first), &mut |e| told.push(e));
-    witness.tick(Duration::from_secs(9), true, &mut Around(later), &mut |e| told.push(e));
-    (told, witness.found().stray_resets)
+    witness.tick(Duration::ZERO, false, &mut Around(first));
+    witness.tick(Duration::from_secs(9), true, &mut Around(later));
+    let stray = witness.found().stray_resets;
+    (witness.told, stray)
 }
 
 /// The entry of that connection's ports.
@@ -424,10 +425,10 @@ fn half_of_a_connection_leaves_nothing_forgotten() {
         let bytes = packet(c.original, (5, n), Flags::ACK, b"");
         let text = "nf_ct_proto_6: packet (index 2) in dir 0 invalid, state SYN_SENT ";
         let message = (Some(n), text, bytes.as_slice());
-        witness.message(Duration::ZERO, message, &mut kernel, &mut |e| panic!("{e:?}"));
+        witness.message(Duration::ZERO, message, &mut kernel);
     }
-    witness.tick(Duration::from_secs(9), true, &mut kernel, &mut |e| panic!("{e:?}"));
-    assert_eq!(witness.found().messages.forgotten, 0);
+    witness.tick(Duration::from_secs(9), true, &mut kernel);
+    assert_eq!((witness.found().messages.forgotten, witness.told.len()), (0, 0));
     assert_eq!(witness.found().unanswered, [(Reason::InvalidState, 1000)].into());
 }
 
@@ -454,7 +455,7 @@ fn told_of_two(syn: Option<u32>, second: u32, traffic: bool) -> Vec<(u32, Cause)
     let ignored = "packet (index 0) in dir 0 ignored, state ESTABLISHED";
     let opens = syn.map(|n| (1900, ignored, packet(c.original, (n, 0), Flags::SYN, b"")));
     let heard = kill(0, 7).into_iter().chain(opens).chain(kill(2000, second));
-    let (mut witness, mut told) = (Witness::default(), Vec::new());
+    let mut witness = Witness::default();
     let mut around = Around(entry_in(TcpState::Established));
     let timeout = |at: u64| {
         let last = if traffic { at.min(2000) } else { 0 };
@@ -464,13 +465,13 @@ fn told_of_two(syn: Option<u32>, second: u32, traffic: bool) -> Vec<(u32, Cause)
         around.0.timeout = timeout(at);
         let text = format!("nf_ct_proto_6: {text} ");
         let message = (Some(n), text.as_str(), bytes.as_slice());
-        witness.message(Duration::from_millis(at), message, &mut around, &mut |e| told.push(e));
+        witness.message(Duration::from_millis(at), message, &mut around);
     }
     for at in [3000, 9000] {
         around.0.timeout = timeout(at);
-        witness.tick(Duration::from_millis(at), at == 9000, &mut around, &mut |e| told.push(e));
+        witness.tick(Duration::from_millis(at), at == 9000, &mut around);
     }
-    told.iter().map(|e| (e.ack, e.cause)).collect()
+    witness.told.iter().map(|e| (e.ack, e.cause)).collect()
 }
 
 /// Two connections with the same ports, both killed within three seconds, are two where something

@@ -35,18 +35,18 @@ pub struct Witness {
     pub rejects: bool,
     /// The kernel's texts.
     pub texts: Texts,
+    /// What was found since somebody took it from here.
+    pub told: Vec<Ended>,
     next_number: Option<u32>,
 }
 
 impl Witness {
     /// One message: its number, the kernel's text, the packet. `now` is since the watch began.
-    /// What was ended for good goes to `tell`.
     pub fn message(
         &mut self,
         now: Duration,
         (number, prefix, bytes): (Option<u32>, &str, &[u8]),
         around: &mut impl Surroundings,
-        tell: &mut impl FnMut(Ended),
     ) {
         let found = &mut self.matcher.found;
         found.messages.received += 1;
@@ -95,19 +95,13 @@ impl Witness {
             Next::Look(tuple, number) => self.to_look.push_back((tuple, number)),
             Next::Judge(mut pair) => {
                 pair.first = (now, around.look(pair.tuple));
-                self.judge(&pair, &(now, Look::NotMade), around, tell);
+                self.judge(&pair, &(now, Look::NotMade), around);
             }
         }
     }
 
     /// Does what is due at `now`; to be called some times a second. At the `end`, everything.
-    pub fn tick(
-        &mut self,
-        now: Duration,
-        end: bool,
-        around: &mut impl Surroundings,
-        tell: &mut impl FnMut(Ended),
-    ) {
+    pub fn tick(&mut self, now: Duration, end: bool, around: &mut impl Surroundings) {
         self.looked = 0;
         let room = if end { usize::MAX } else { LOOKS };
         for _ in 0..room {
@@ -118,20 +112,14 @@ impl Witness {
         for _ in 0..room {
             let Some(pair) = self.matcher.due(now, end) else { break };
             let later = if pair.reopened { pair.first } else { (now, around.look(pair.tuple)) };
-            self.judge(&pair, &later, around, tell);
+            self.judge(&pair, &later, around);
         }
         if end {
             self.matcher.finish();
         }
     }
 
-    fn judge(
-        &mut self,
-        pair: &Pair,
-        later: &(Duration, Look),
-        around: &mut impl Surroundings,
-        tell: &mut impl FnMut(Ended),
-    ) {
+    fn judge(&mut self, pair: &Pair, later: &(Duration, Look), around: &mut impl Surroundings) {
         let judgement = judge(pair, later, |ip| around.here(ip));
         let ended = matches!(&judgement, Judgement::Counted(cause, ..) if cause.ended());
         let one_before = self.matcher.judged(pair, ended);
@@ -164,7 +152,7 @@ impl Witness {
                 }
                 let ended = self.record(pair, &later.1, (cause, direction), &facts);
                 self.matcher.found.add(&ended);
-                tell(ended);
+                self.told.push(ended);
             }
         }
     }

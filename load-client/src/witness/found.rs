@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use ahash::AHashMap;
+use canary_record::names::Verdict;
 use canary_record::result::witness::{
     Cause, CauseCount, Direction, EXAMPLES, Ended, Hit, MOST_HIT, Messages, Reason,
 };
@@ -82,6 +83,16 @@ impl Found {
         self.connections.iter().fold((0, 0), |(ended, open), ((cause, _), n)| {
             if cause.ended() { (ended + n, open) } else { (ended, open + n) }
         })
+    }
+
+    /// What can be said, where something is `weak` beside what was found or nothing is.
+    #[must_use]
+    pub fn verdict(&self, weak: bool) -> Verdict {
+        match self.totals() {
+            (1.., _) => Verdict::Vulnerable,
+            (0, 0) if !weak => Verdict::Protected,
+            _ => Verdict::Inconclusive,
+        }
     }
 
     /// As the result has it.

@@ -29,6 +29,7 @@ use canary_runtime::admin::Admin;
 use canary_runtime::shutdown::Shutdown;
 
 use crate::cli::WitnessArgs;
+use crate::live::Live;
 use crate::observe::Reader;
 use crate::report::Report;
 
@@ -54,13 +55,20 @@ pub async fn watch(
     let mut reader = Reader::default();
     let before = reader.look(0.0);
     if let Some(admin) = admin {
-        let (view, host) = (watch.view(), report.run(EndedBy::Running).host);
-        admin.set_page(move || page::render(&view(), &host));
+        let (view, host) = (watch.view.clone(), report.run(EndedBy::Running).host);
+        admin.set_page(move || page::render(&view.borrow(), &host));
         admin.set_ready(true);
     }
     tracing::info!("ready");
-    let show = show::Show::new(admin.is_some());
-    let watched = watch.until(args.duration, args.interval, shutdown, show).await;
+    let view = watch.view.clone();
+    let shown = watch.view.clone();
+    let live = Live::begin(args.interval, admin, move || {
+        show::publish(&shown.borrow());
+        show::table(&shown.borrow())
+    });
+    let watched = watch.until(args.duration, shutdown).await;
+    drop(live);
+    show::publish(&view.borrow());
     let conntrack = before.zip(reader.look(0.0)).map(|(before, after)| {
         let (before, after) = (before.sample, after.sample);
         self::report::Conntrack {

@@ -207,14 +207,10 @@ fn verdict(
     if unexplained > 0 {
         reasons.push(format!("{unexplained} connections met a reset that is unexplained"));
     }
-    let verdict = if ended > 0 {
-        Verdict::Vulnerable
-    } else if unexplained > 0 || !weak.is_empty() || ended_by == EndedBy::Error {
-        Verdict::Inconclusive
-    } else {
+    let verdict = found.verdict(!weak.is_empty() || ended_by == EndedBy::Error);
+    if verdict == Verdict::Protected {
         reasons.push(format!("no connection was ended by an INVALID segment in {seconds:.1} s"));
-        Verdict::Protected
-    };
+    }
     reasons.extend(weak);
     (verdict, reasons)
 }
@@ -303,13 +299,13 @@ mod tests {
         let mut witness = Witness::default();
         let mut say = |n, text: &str, bytes: &[u8]| {
             let text = format!("nf_ct_proto_6: {text} ");
-            witness.message(Duration::ZERO, (Some(n), &text, bytes), &mut Nobody, &mut |_| {});
+            witness.message(Duration::ZERO, (Some(n), &text, bytes), &mut Nobody);
         };
         say(0, text, &packet(server, client, 7, flags));
         if answered {
             say(1, "invalid new", &packet(client, server, 0, Flags::RST));
         }
-        witness.tick(Duration::from_secs(9), true, &mut Nobody, &mut |_| {});
+        witness.tick(Duration::from_secs(9), true, &mut Nobody);
         let watched = Watched {
             rules: Ok((Vec::new(), Vec::new())),
             witness,

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use super::attribute::{Look, SETTLE};
 use super::core::{Surroundings, Witness};
 use super::nflog::{Nflog, NflogError, Read};
-use super::show::{Show, View};
+use super::show::View;
 use super::sysctl::{SysctlError, Watching};
 
 /// Between two rounds of look-ups.
@@ -112,7 +112,8 @@ pub struct Watched {
 pub struct Watch {
     thread: JoinHandle<Watched>,
     orders: Arc<Orders>,
-    view: watch::Receiver<View>,
+    /// What is counted so far.
+    pub view: watch::Receiver<View>,
 }
 
 #[derive(Debug, Default)]
@@ -165,23 +166,9 @@ impl Watch {
         Ok(Self { thread, orders, view })
     }
 
-    /// What is counted so far, whenever it is asked for.
-    pub fn view(&self) -> impl Fn() -> View + Send + Sync + use<> {
-        let view = self.view.clone();
-        move || view.borrow().clone()
-    }
-
     /// Waits for the end of `duration`, a signal, or a failure; a second signal hurries.
-    pub async fn until(
-        self,
-        duration: Option<Duration>,
-        interval: Duration,
-        shutdown: &mut Shutdown,
-        show: Show,
-    ) -> Watched {
+    pub async fn until(self, duration: Option<Duration>, shutdown: &mut Shutdown) -> Watched {
         let deadline = duration.and_then(|d| Instant::now().checked_add(d));
-        let mut ticks = tokio::time::interval(interval);
-        let view = self.view();
         let mut ended_by = None;
         let mut poll = tokio::time::interval(TICK);
         while !self.thread.is_finished() {
@@ -192,12 +179,9 @@ impl Watch {
                     }
                     self.orders.stop.store(true, Ordering::Relaxed);
                 }
-                _ = ticks.tick() => show.now(&view()),
                 _ = poll.tick() => {}
             }
         }
-        show.now(&view());
-        drop(show);
         let mut watched =
             self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         if watched.error.is_none() {
@@ -247,9 +231,8 @@ impl Listener {
             next = self.tick(next);
         }
         let now = self.start.elapsed();
-        let mut told = Vec::new();
-        self.witness.tick(now, true, &mut self.node, &mut |e| told.push(e));
-        self.tell(now, told);
+        self.witness.tick(now, true, &mut self.node);
+        self.tell(now);
         if let Some(n) = self.limit.as_mut().and_then(Limit::finish) {
             tracing::warn!(events = n, "held back: more connections were ended than are told here");
         }
@@ -279,12 +262,11 @@ impl Listener {
             Read::Overrun => self.witness.overrun(),
             Read::Bytes(n) => {
                 let now = self.start.elapsed();
-                let mut told = Vec::new();
                 for m in self.nflog.messages(n) {
                     let message = (m.number, m.prefix, m.packet);
-                    self.witness.message(now, message, &mut self.node, &mut |e| told.push(e));
+                    self.witness.message(now, message, &mut self.node);
                 }
-                self.tell(now, told);
+                self.tell(now);
             }
         }
         Ok(true)
@@ -301,9 +283,8 @@ impl Listener {
         if now < next {
             return next;
         }
-        let mut told = Vec::new();
-        self.witness.tick(now, false, &mut self.node, &mut |e| told.push(e));
-        self.tell(now, told);
+        self.witness.tick(now, false, &mut self.node);
+        self.tell(now);
         if let Some(n) = self.limit.as_mut().and_then(|l| l.due(now)) {
             tracing::warn!(events = n, "held back: more connections were ended than are told here");
         }
@@ -311,8 +292,8 @@ impl Listener {
         now + TICK
     }
 
-    fn tell(&mut self, now: Duration, told: Vec<Ended>) {
-        for ended in told {
+    fn tell(&mut self, now: Duration) {
+        for ended in self.witness.told.drain(..) {
             if let Some(limit) = &mut self.limit
                 && let Some(held_back) = limit.admit(now)
             {

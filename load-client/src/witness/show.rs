@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use canary_record::names::Verdict;
 use canary_record::result::witness::{Cause, Direction, Ended, Reason};
-use canary_runtime::logs::Standing;
 
 use super::found::Found;
 
@@ -28,51 +27,12 @@ impl View {
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         let m = &self.found.messages;
-        if self.found.connections.keys().any(|(cause, _)| cause.ended()) {
-            Verdict::Vulnerable
-        } else if self.found.connections.is_empty() && m.lost + m.overruns + m.forgotten == 0 {
-            Verdict::Protected
-        } else {
-            Verdict::Inconclusive
-        }
-    }
-}
-
-/// Shows until dropped.
-#[derive(Debug)]
-pub struct Show {
-    metrics: bool,
-    table: Option<Standing>,
-}
-
-impl Show {
-    /// Metrics where there is an admin port, a table where this is a terminal.
-    #[must_use]
-    pub fn new(metrics: bool) -> Self {
-        Self { metrics, table: Standing::begin() }
-    }
-
-    /// Brings both to `view`.
-    pub fn now(&self, view: &View) {
-        if self.metrics {
-            publish(view);
-        }
-        if let Some(standing) = &self.table {
-            standing.show(&table(view).join("\n"));
-        }
-    }
-}
-
-impl Drop for Show {
-    fn drop(&mut self) {
-        if let Some(standing) = self.table {
-            standing.end();
-        }
+        self.found.verdict(m.lost + m.overruns + m.forgotten > 0)
     }
 }
 
 /// Every series is there from the begin, at 0: the first event is a growth too.
-fn publish(view: &View) {
+pub fn publish(view: &View) {
     let found = &view.found;
     for &cause in Cause::ALL {
         for &direction in Direction::ALL {
@@ -105,7 +65,9 @@ fn publish(view: &View) {
     metrics::gauge!("load_witness_watched_seconds").set(view.elapsed.as_secs_f64());
 }
 
-fn table(view: &View) -> Vec<String> {
+/// The table on a terminal.
+#[must_use]
+pub fn table(view: &View) -> String {
     let found = &view.found;
     let m = &found.messages;
     let mut lines = vec![format!(
@@ -152,10 +114,8 @@ fn table(view: &View) -> Vec<String> {
             e.text
         ));
     }
-    for line in &mut lines {
-        line.truncate(line.trim_end().len());
-    }
-    lines
+    let lines: Vec<_> = lines.iter().map(|line| line.trim_end()).collect();
+    lines.join("\n")
 }
 
 #[cfg(test)]
@@ -172,7 +132,8 @@ mod tests {
             found.add(&ended(Cause::AnsweredByClient, Direction::ServerToClient));
         }
         let view = View { elapsed: Duration::from_secs(75), found, ..View::default() };
-        let lines = table(&view);
+        let table_of = |view| table(view).lines().map(str::to_owned).collect::<Vec<_>>();
+        let lines = table_of(&view);
         assert!(
             lines[0].starts_with("watched 75 s   0 messages of the kernel, 0 lost"),
             "{lines:?}"
@@ -181,6 +142,6 @@ mod tests {
         assert!(lines[2].starts_with(row), "{lines:?}");
         assert!(lines[2].ends_with("3          1"), "{lines:?}");
         assert_eq!(lines[4], "        2  198.19.0.10:80");
-        assert!(table(&View::default()).iter().any(|l| l == "none ended so far"));
+        assert!(table_of(&View::default()).iter().any(|l| l == "none ended so far"));
     }
 }
