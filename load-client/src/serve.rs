@@ -16,6 +16,8 @@ use rustix::net::{SendFlags, SocketFlags};
 use slab::Slab;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
+use crate::socket;
+
 /// The longest head of a request.
 const MAX_HEAD: usize = 8 << 10;
 /// The data of a listener's event; connections count from zero.
@@ -106,11 +108,6 @@ struct Connection {
     close_after: bool,
 }
 
-enum Next {
-    Keep,
-    Close,
-}
-
 /// Serves until `stop`.
 pub fn run(
     listeners: &[OwnedFd],
@@ -130,18 +127,9 @@ pub fn run(
         let data = epoll::EventData::new_u64(LISTENER | n as u64);
         epoll::add(&worker.epoll, listener, data, epoll::EventFlags::IN)?;
     }
-    let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: i64::from(TICK.subsec_nanos()) };
     let mut events = Vec::with_capacity(512);
     while !stop.load(Ordering::Relaxed) {
-        events.clear();
-        match epoll::wait(
-            &worker.epoll,
-            rustix::buffer::spare_capacity(&mut events),
-            Some(&timeout),
-        ) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
+        socket::wait(&worker.epoll, TICK, &mut events)?;
         for event in &events {
             let data = event.data.u64();
             if data & LISTENER == 0 {
@@ -206,7 +194,7 @@ impl Worker {
                 close_after: false,
             };
             // Often all is here already: the request, or the end.
-            if matches!(self.go_on(&mut connection), Next::Keep) {
+            if self.go_on(&mut connection) {
                 self.keep(connection);
             }
         }
@@ -233,27 +221,26 @@ impl Worker {
         let Some(mut connection) = self.connections.get_mut(index).and_then(Option::take) else {
             return;
         };
-        match self.go_on(&mut connection) {
-            Next::Keep => self.connections[index] = Some(connection),
-            Next::Close => drop(self.connections.remove(index)),
+        if self.go_on(&mut connection) {
+            self.connections[index] = Some(connection);
+        } else {
+            self.connections.remove(index);
         }
     }
 
-    /// Reads and answers as far as the socket allows.
-    fn go_on(&mut self, c: &mut Connection) -> Next {
+    /// Reads and answers as far as the socket allows; false at the connection's end.
+    fn go_on(&mut self, c: &mut Connection) -> bool {
         loop {
             match c.flush() {
-                Ok(true) if c.close_after => return Next::Close,
-                Ok(true) => {}
-                Ok(false) => return Next::Keep,
-                Err(_) => return Next::Close,
+                Ok(true) if !c.close_after => {}
+                Ok(false) => return true,
+                Ok(true) | Err(_) => return false,
             }
             match rustix::io::read(&c.fd, &mut self.buffer[..]) {
-                Ok(0) => return Next::Close,
-                Ok(n) => self.take(c, n),
-                Err(Errno::AGAIN) => return Next::Keep,
+                Ok(n @ 1..) => self.take(c, n),
                 Err(Errno::INTR) => {}
-                Err(_) => return Next::Close,
+                Err(Errno::AGAIN) => return true,
+                Ok(0) | Err(_) => return false,
             }
         }
     }

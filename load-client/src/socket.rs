@@ -3,10 +3,12 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::time::Duration;
 
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
 };
+use rustix::event::epoll;
 
 /// Opens a non-blocking TCP socket towards `target`'s family, bound to `source`
 /// if there is one.
@@ -23,9 +25,22 @@ pub fn open(target: SocketAddr, source: Option<IpAddr>) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Waits for events, so long at most.
+pub fn wait(epoll: &OwnedFd, time: Duration, events: &mut Vec<epoll::Event>) -> io::Result<()> {
+    let timeout = rustix::event::Timespec {
+        tv_sec: time.as_secs().cast_signed(),
+        tv_nsec: i64::from(time.subsec_nanos()),
+    };
+    events.clear();
+    match epoll::wait(epoll, rustix::buffer::spare_capacity(events), Some(&timeout)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Makes close() send RST instead of FIN.
 pub fn close_with_reset(socket: &OwnedFd) -> io::Result<()> {
-    rustix::net::sockopt::set_socket_linger(socket, Some(std::time::Duration::ZERO))?;
+    rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO))?;
     Ok(())
 }
 

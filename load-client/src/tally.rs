@@ -306,7 +306,7 @@ mod tests {
         a.fail(t + Duration::from_secs(3), (Phase::Receive, Cause::Stall));
         a.merge(a.clone());
         let c = &a.counts;
-        assert_eq!((c.attempts, c.ok, c.failed(), a.total.len()), (4, 2, 2, 2));
+        assert_eq!((c.attempts, c.ok, c.failed(), a.total.summary().count), (4, 2, 2, 2));
         assert_eq!(c.failures(), [FailureCount::new(Phase::Receive, Cause::Stall, 2)]);
         let points = a.series.record().points;
         assert_eq!((points[0].at, points[0].attempts, points[0].ok), (clock.second(t), 4, 2));

@@ -134,16 +134,7 @@ impl<'a> Worker<'a> {
     }
 
     fn wait(&mut self, wait: Duration, events: &mut Vec<epoll::Event>) -> std::io::Result<()> {
-        let timeout = rustix::event::Timespec {
-            tv_sec: wait.as_secs().cast_signed(),
-            tv_nsec: i64::from(wait.subsec_nanos()),
-        };
-        events.clear();
-        let buffer = rustix::buffer::spare_capacity(events);
-        match epoll::wait(&self.epoll, buffer, Some(&timeout)) {
-            Ok(_) | Err(Raw::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
+        socket::wait(&self.epoll, wait, events)?;
         let now = Instant::now();
         for event in events {
             self.on_event(event.data.u64(), event.flags, now);

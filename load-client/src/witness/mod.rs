@@ -97,16 +97,15 @@ pub fn open(files: &[PathBuf]) -> Result<Option<Captures>, String> {
 #[must_use]
 pub fn read(mut captures: Captures, files: &[String], report: &Report) -> WitnessResult {
     let mut offline = offline::Offline::default();
-    let mut unknown = 0_u64;
     for packet in captures.by_ref() {
         offline.packet(&packet);
-        unknown += u64::from(!packet.known_link());
     }
     let mut weak: Vec<_> =
         captures.damaged().map(|(n, why)| format!("{} ends early: {why}", files[n])).collect();
-    if unknown > 0 {
+    if offline.unknown_links > 0 {
         weak.push(format!(
-            "{unknown} packets have a link layer that is not known here (Ethernet, SLL, SLL2, raw IP and loopback are)"
+            "{} packets have a link layer that is not known here (Ethernet, SLL, SLL2, raw IP and loopback are)",
+            offline.unknown_links
         ));
     }
     self::report::of_captures(offline, report.run(EndedBy::Completed), weak)

@@ -110,6 +110,8 @@ pub struct Offline {
     open: Vec<Open>,
     begin: Option<Duration>,
     end: Duration,
+    /// Packets of a link layer that is not known here.
+    pub unknown_links: u64,
     /// Of segments, those that no connection has, by what their numbers show.
     pub found: Found,
 }
@@ -133,11 +135,15 @@ impl Offline {
     pub fn packet(&mut self, packet: &Packet) {
         self.found.messages.received += 1;
         match packet.segment() {
-            Ok((segment, ttl)) => self.see(packet.at, &segment, ttl),
-            Err(SegmentError::Protocol(_) | SegmentError::Version(_)) => {
+            Some(Ok((segment, ttl))) => self.see(packet.at, &segment, ttl),
+            Some(Err(SegmentError::Protocol(_) | SegmentError::Version(_))) => {
                 self.found.messages.foreign += 1;
             }
-            Err(_) => self.found.messages.unreadable += 1,
+            Some(Err(_)) => self.found.messages.unreadable += 1,
+            None => {
+                self.found.messages.foreign += 1;
+                self.unknown_links += 1;
+            }
         }
     }
 

@@ -24,8 +24,9 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// Its TCP segment and its TTL or hop limit.
-    pub fn segment(&self) -> Result<(Segment<'_>, u8), SegmentError> {
+    /// Its TCP segment and its TTL or hop limit; none where the link layer is not known here.
+    #[must_use]
+    pub fn segment(&self) -> Option<Result<(Segment<'_>, u8), SegmentError>> {
         let bytes = self.data.as_slice();
         let truncated = SegmentError::Truncated { have: bytes.len(), need: 40 };
         let kind = |at: usize, begin: usize| {
@@ -44,25 +45,9 @@ impl Packet {
             DataLink::RAW | DataLink::IPV4 | DataLink::IPV6 => ip(0),
             // An address family in either byte order; the IP header tells as well.
             DataLink::NULL | DataLink::LOOP => ip(4),
-            _ => Err(SegmentError::Version(0)),
-        }?;
-        packet::of(packet.net.as_ref().ok_or(SegmentError::Protocol(0))?)
-    }
-
-    /// True when this link layer is one that [`Packet::segment`] knows.
-    #[must_use]
-    pub fn known_link(&self) -> bool {
-        matches!(
-            self.link,
-            DataLink::ETHERNET
-                | DataLink::LINUX_SLL
-                | DataLink::LINUX_SLL2
-                | DataLink::RAW
-                | DataLink::IPV4
-                | DataLink::IPV6
-                | DataLink::NULL
-                | DataLink::LOOP
-        )
+            _ => return None,
+        };
+        Some(packet.and_then(|p| packet::of(p.net.as_ref().ok_or(SegmentError::Protocol(0))?)))
     }
 }
 

@@ -1,7 +1,6 @@
 //! The kernel values without which conntrack's words go nowhere: set, read back, and put back
 //! however the program ends. A file remembers them over SIGKILL.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
@@ -89,8 +88,7 @@ struct Memory {
     boot: String,
     /// The network namespace's inode.
     namespace: u64,
-    /// Each key: what it was, and what it was set to.
-    values: BTreeMap<String, (String, String)>,
+    changed: Vec<Changed>,
 }
 
 /// The values while they are changed. Puts them back when dropped.
@@ -116,17 +114,12 @@ impl Watching {
         for key in [LOG_INVALID].iter().chain(&LOGGERS) {
             let from = read(&dir.join(key))?;
             if let Some(to) = wanted(key, &from) {
-                plan.push(Changed {
-                    key: (*key).to_owned(),
-                    from,
-                    to: to.to_owned(),
-                    restored: false,
-                });
+                let (key, to) = ((*key).to_owned(), to.to_owned());
+                plan.push(Changed { key, from, to, restored: false });
             }
         }
         if !plan.is_empty() {
-            let values = plan.iter().map(|c| (c.key.clone(), (c.from.clone(), c.to.clone())));
-            remember(&file, &Memory { boot, namespace, values: values.collect() })?;
+            remember(&file, &Memory { boot, namespace, changed: plan.clone() })?;
         }
         let mut watching = Self { dir: dir.to_owned(), file, changed: Vec::new(), left_behind };
         for change in plan {
@@ -201,7 +194,7 @@ fn put_back(dir: &Path, file: &Path, boot: &str, namespace: u64) -> Vec<String> 
         && memory.boot == boot
         && memory.namespace == namespace
     {
-        for (key, (from, to)) in &memory.values {
+        for Changed { key, from, to, .. } in &memory.changed {
             // The key is a file's content: only what this program changes is touched.
             let known = key == LOG_INVALID || LOGGERS.contains(&key.as_str());
             let path = dir.join(key);
@@ -295,9 +288,9 @@ mod tests {
     fn another_boots_file_changes_nothing() {
         let dir = kernel(["6", "NONE", "NONE"]);
         let file = dir.path().join("state");
-        for text in
-            [r#"{"boot":"x","namespace":1,"values":{"nf_conntrack_log_invalid":["0","6"]}}"#, "{"]
-        {
+        let other = r#"{"boot":"x","namespace":1,"changed":[{"key":"nf_conntrack_log_invalid","from":"0","to":"6","restored":false}]}"#;
+        assert!(serde_json::from_str::<Memory>(other).is_ok());
+        for text in [other, "{"] {
             fs::write(&file, text).unwrap();
             assert!(put_back(dir.path(), &file, "y", 1).is_empty());
             assert!(!file.exists());
