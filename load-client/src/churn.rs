@@ -23,7 +23,7 @@ use crate::worker::{Stop, Worker};
 const DRAIN: Duration = Duration::from_secs(1);
 
 /// Runs the workers to their end. `fill` is what follows the table, where one is filled.
-pub async fn run(
+pub(crate) async fn run(
     args: &ChurnArgs,
     target: SocketAddr,
     fill: Option<(&mut Follower, &Arc<Allowance>)>,

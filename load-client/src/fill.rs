@@ -30,14 +30,14 @@ const PART: u64 = 4;
 
 /// How many connections may still begin; the workers take from it.
 #[derive(Debug, Default)]
-pub struct Allowance {
+pub(crate) struct Allowance {
     begun: AtomicU64,
     allowed: AtomicU64,
 }
 
 impl Allowance {
     /// Takes the place of one connection, if there is one.
-    pub fn take(&self) -> bool {
+    pub(crate) fn take(&self) -> bool {
         let allowed = self.allowed.load(Ordering::Relaxed);
         let more = |begun| (begun < allowed).then_some(begun + 1);
         self.begun.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
@@ -57,9 +57,8 @@ fn parse(page: &str) -> Option<(u64, u64)> {
     Some((value(observe::ENTRIES)?, value(observe::LIMIT)?))
 }
 
-/// Follows the table.
 #[derive(Debug)]
-pub struct Follower {
+pub(crate) struct Follower {
     observe: Target,
     address: SocketAddr,
     part: f64,
@@ -71,7 +70,11 @@ pub struct Follower {
 
 impl Follower {
     /// Looks for the first time, before anything begins; says what is wrong with `observe`.
-    pub async fn new(observe: &Target, part: f64, allowance: &Allowance) -> Result<Self, String> {
+    pub(crate) async fn new(
+        observe: &Target,
+        part: f64,
+        allowance: &Allowance,
+    ) -> Result<Self, String> {
         let say = |e: String| {
             format!(
                 "--fill {observe}: {e}; write http://HOST:PORT, the admin port of load-client observe on the node"
@@ -95,7 +98,7 @@ impl Follower {
     }
 
     /// Looks until dropped.
-    pub async fn follow(&mut self, allowance: &Allowance, start: Instant) -> Infallible {
+    pub(crate) async fn follow(&mut self, allowance: &Allowance, start: Instant) -> Infallible {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut lost = false;
@@ -118,8 +121,7 @@ impl Follower {
     }
 
     /// How far it came, for the result.
-    #[must_use]
-    pub fn reason(&self) -> String {
+    pub(crate) fn reason(&self) -> String {
         let wanted = wanted(self.limit, self.part);
         match self.reached {
             Some(after) => format!(

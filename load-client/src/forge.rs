@@ -36,7 +36,7 @@ type Pair = Result<(Sniffer, Sender), String>;
 
 /// Raw sockets for IPv4 and IPv6.
 #[derive(Debug)]
-pub struct Sockets {
+pub(crate) struct Sockets {
     v4: Pair,
     v6: Pair,
 }
@@ -45,7 +45,7 @@ impl Sockets {
     /// Opens raw sockets for what comes from `port`, and gives up every capability: before any
     /// thread exists, which would inherit them. What cannot be opened leaves the direction
     /// untried; a capability that stays is an error.
-    pub fn open(port: u16, buffer: usize) -> anyhow::Result<Self> {
+    pub(crate) fn open(port: u16, buffer: usize) -> anyhow::Result<Self> {
         if let Err(e) = privilege::check() {
             return Ok(Self { v4: Err(e.to_string()), v6: Err(e.to_string()) });
         }
@@ -70,7 +70,7 @@ impl Sockets {
 
 /// How far the thread is; read by whoever waits for it.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub(crate) struct Progress {
     finished: AtomicU64,
     settled: AtomicU64,
     stop: AtomicBool,
@@ -78,8 +78,7 @@ pub struct Progress {
 
 impl Progress {
     /// True when `connections` handshakes were seen, and what was forged on them is judged.
-    #[must_use]
-    pub fn settled(&self, connections: u64) -> bool {
+    pub(crate) fn settled(&self, connections: u64) -> bool {
         let settled = self.settled.load(Ordering::Acquire);
         settled >= connections && settled >= self.finished.load(Ordering::Acquire)
     }
@@ -96,16 +95,16 @@ struct Seen {
 
 /// Forges and judges in a thread of its own, or says why not.
 #[derive(Debug)]
-pub struct Forging {
+pub(crate) struct Forging {
     min_forged: u64,
     /// How far it is.
-    pub progress: Arc<Progress>,
+    pub(crate) progress: Arc<Progress>,
     thread: Result<JoinHandle<Seen>, String>,
 }
 
 impl Forging {
     /// Begins to forge `args` on this program's connections to `target`.
-    pub fn start(
+    pub(crate) fn start(
         args: &ForgeArgs,
         forgeries: &Forgeries,
         sockets: Sockets,
@@ -139,14 +138,12 @@ impl Forging {
     }
 
     /// The longest time for which a connection is to be left quiet.
-    #[must_use]
-    pub fn patience(&self, args: &ForgeArgs) -> Duration {
+    pub(crate) fn patience(&self, args: &ForgeArgs) -> Duration {
         self.thread.as_ref().map_or(Duration::ZERO, |_| args.outcome_timeout * PATIENCE)
     }
 
     /// Ends it. `load` is what the application saw of the same connections.
-    #[must_use]
-    pub fn finish(self, load: &LoadResult) -> ForgeRecord {
+    pub(crate) fn finish(self, load: &LoadResult) -> ForgeRecord {
         self.progress.stop.store(true, Ordering::Release);
         let mut record = empty(self.min_forged);
         let seen = match self.thread.map(JoinHandle::join) {
@@ -236,8 +233,7 @@ fn judged(mut record: ForgeRecord) -> ForgeRecord {
 }
 
 /// The whole of several records of one direction; `parts` are their hosts and records.
-#[must_use]
-pub fn join<'a>(
+pub(crate) fn join<'a>(
     parts: impl IntoIterator<Item = (&'a str, &'a ForgeRecord)>,
 ) -> Option<ForgeRecord> {
     let mut whole: Option<ForgeRecord> = None;

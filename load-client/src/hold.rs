@@ -58,7 +58,7 @@ impl Shared {
 }
 
 /// Holds until the end of the duration or a signal.
-pub async fn run(
+pub(crate) async fn run(
     args: &HoldArgs,
     target: SocketAddr,
     shutdown: &mut Shutdown,

@@ -109,7 +109,7 @@ impl Write for Io {
 /// Notes that one of an exchange's parts has something for another: hyper's
 /// connection, answer and body wake one another, and all are polled together.
 #[derive(Debug)]
-pub struct Driver {
+pub(crate) struct Driver {
     woken: Arc<Woken>,
     waker: Waker,
 }
@@ -136,17 +136,16 @@ impl Default for Driver {
 
 /// Where an exchange stands.
 #[derive(Debug)]
-pub enum Step {
+pub(crate) enum Step {
     /// The socket must become ready first.
     Waiting,
     /// The whole answer is here: this many octets of body.
     Done(u64),
-    /// It failed.
     Failed(Failure),
 }
 
 /// A request and its answer, on one connection.
-pub struct Exchange {
+pub(crate) struct Exchange {
     connection: Option<Connection<Io, Empty<Bytes>>>,
     respond: Option<Respond>,
     body: Option<Incoming>,
@@ -159,8 +158,7 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Begins an exchange on a connected socket.
-    pub fn begin(fd: OwnedFd, request: Request<Empty<Bytes>>) -> Result<Self, Failure> {
+    pub(crate) fn begin(fd: OwnedFd, request: Request<Empty<Bytes>>) -> Result<Self, Failure> {
         let seen = Rc::new(Seen::default());
         let io = Io { fd, seen: Rc::clone(&seen) };
         let mut handshake = Box::pin(http1::Builder::new().handshake::<_, Empty<Bytes>>(io));
@@ -182,13 +180,12 @@ impl Exchange {
     }
 
     /// The phase that a deadline would end now.
-    #[must_use]
-    pub fn phase(&self) -> Phase {
+    pub(crate) fn phase(&self) -> Phase {
         if self.seen.sent.get() { Phase::Receive } else { Phase::Send }
     }
 
     /// The socket has something to read; `ended` when its end or an error is among it.
-    pub fn readable(&self, ended: bool) {
+    pub(crate) fn readable(&self, ended: bool) {
         self.seen.readable.set(true);
         if ended {
             self.seen.ended.set(true);
@@ -196,7 +193,7 @@ impl Exchange {
     }
 
     /// Goes as far as the socket allows.
-    pub fn advance(&mut self, driver: &Driver) -> Step {
+    pub(crate) fn advance(&mut self, driver: &Driver) -> Step {
         let mut cx = Context::from_waker(&driver.waker);
         // Each turn moves the request, the head or a piece of the body; a turn
         // that moves nothing and wakes nobody ends the loop.

@@ -1,32 +1,32 @@
 //! load-client: makes TCP connections at a rate, probes them, and accounts for
 //! every one. The binary is [`program::main`]; each module owns one thing.
 
-pub mod churn;
+mod churn;
 pub mod cli;
-pub mod fill;
-pub mod forge;
-pub mod hold;
-pub mod http;
-pub mod live;
-pub mod log;
+mod fill;
+mod forge;
+mod hold;
+mod http;
+mod live;
+mod log;
 pub mod merge;
-pub mod observe;
-pub mod pacer;
-pub mod plan;
-pub mod preflight;
-pub mod probe;
+mod observe;
+mod pacer;
+mod plan;
+mod preflight;
+mod probe;
 pub mod program;
-pub mod report;
-pub mod series;
-pub mod serve;
+mod report;
+mod series;
+mod serve;
 mod shown;
-pub mod socket;
-pub mod tally;
+mod socket;
+mod tally;
 pub mod target;
 pub mod threshold;
 pub mod verdict;
 pub mod witness;
-pub mod worker;
+mod worker;
 
 use std::net::IpAddr;
 

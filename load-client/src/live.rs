@@ -28,7 +28,7 @@ const BOUNDS: &[f64] = &[
 ];
 
 /// Opens the admin port, where one is asked for.
-pub fn admin(addr: Option<SocketAddr>) -> anyhow::Result<Option<Arc<Admin>>> {
+pub(crate) fn admin(addr: Option<SocketAddr>) -> anyhow::Result<Option<Arc<Admin>>> {
     let Some(addr) = addr else { return Ok(None) };
     let listener = listen::bind(addr, std::net::TcpListener::bind)
         .and_then(|l| l.set_nonblocking(true).and_then(|()| TcpListener::from_std(l)))
@@ -47,13 +47,12 @@ pub fn admin(addr: Option<SocketAddr>) -> anyhow::Result<Option<Arc<Admin>>> {
 
 /// Shows what goes on until dropped.
 #[derive(Debug)]
-pub struct Live(Option<JoinHandle<()>>, Option<Standing>);
+pub(crate) struct Live(Option<JoinHandle<()>>, Option<Standing>);
 
 impl Live {
     /// Calls `update` at once and at each interval, if there is an admin port or this is a terminal:
     /// it brings the metrics up to date, and gives the text that stands on a terminal.
-    #[must_use]
-    pub fn begin(
+    pub(crate) fn begin(
         interval: Duration,
         admin: Option<&Arc<Admin>>,
         mut update: impl FnMut() -> String + Send + 'static,
@@ -75,8 +74,7 @@ impl Live {
     }
 
     /// The counts of workers.
-    #[must_use]
-    pub fn of(shown: &[Shown], admin: Option<&Arc<Admin>>) -> Self {
+    pub(crate) fn of(shown: &[Shown], admin: Option<&Arc<Admin>>) -> Self {
         let shown: Vec<_> = shown.iter().map(Shown::subscribe).collect();
         let (mut before, mut at) = (Counts::default(), Instant::now());
         Self::begin(INTERVAL, admin, move || {

@@ -18,7 +18,7 @@ const REPEAT: u32 = 4;
 
 /// Writes failures to the log, at a bounded rate.
 #[derive(Debug)]
-pub struct FailureLog {
+pub(crate) struct FailureLog {
     began: Instant,
     limit: Limit,
     /// Connections that were reset.
@@ -28,14 +28,11 @@ pub struct FailureLog {
 }
 
 impl FailureLog {
-    /// A log that has written nothing yet.
-    #[must_use]
-    pub const fn new(began: Instant) -> Self {
+    pub(crate) const fn new(began: Instant) -> Self {
         Self { began, limit: Limit::new(PER_SECOND), resets: 0, since: 0 }
     }
 
-    /// Reports one failed connection.
-    pub fn failure(&mut self, now: Instant, (phase, cause): Failure) {
+    pub(crate) fn failure(&mut self, now: Instant, (phase, cause): Failure) {
         let reset = matches!(cause, Cause::Errno(Errno::Econnreset));
         self.resets += u64::from(reset);
         let Some(held_back) = self.limit.admit(now - self.began) else { return };
@@ -70,13 +67,13 @@ impl FailureLog {
     }
 
     /// Says how many of a second that is over were not written. To be called now and then.
-    pub fn tick(&mut self, now: Instant) {
+    pub(crate) fn tick(&mut self, now: Instant) {
         let held_back = self.limit.due(now - self.began);
         self.tell(held_back);
     }
 
     /// Says at the end how many were never written.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         let held_back = self.limit.finish();
         self.tell(held_back);
     }

@@ -41,19 +41,19 @@ const CTNETLINK: &str = "ctnetlink";
 
 /// One look at conntrack.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Look {
+pub(crate) struct Look {
     /// Sums.
-    pub sample: ConntrackSample,
+    pub(crate) sample: ConntrackSample,
     /// By CPU.
-    pub cpus: Vec<CpuCounters>,
+    pub(crate) cpus: Vec<CpuCounters>,
 }
 
 /// Reads conntrack, from whatever source can be read.
 #[derive(Debug)]
-pub struct Reader {
+pub(crate) struct Reader {
     netlink: Option<Table>,
     /// Which source could be read.
-    pub sources: BTreeMap<String, SourceState>,
+    pub(crate) sources: BTreeMap<String, SourceState>,
 }
 
 impl Default for Reader {
@@ -86,7 +86,7 @@ impl Reader {
     }
 
     /// One look at time `t`; none when no source gave both count and counters.
-    pub fn look(&mut self, t: f64) -> Option<Look> {
+    pub(crate) fn look(&mut self, t: f64) -> Option<Look> {
         let counts = number(stat::COUNT).and_then(|c| Ok((c, number(stat::LIMIT)?)));
         self.note(PROCFS, counts.as_ref().err().cloned());
         let procfs = read(&format!("/proc/net/{}", stat::STAT), stat::counters);
@@ -124,7 +124,7 @@ fn number(key: &str) -> Result<u64, String> {
 }
 
 /// Observes until the end; none when nothing can be read at all.
-pub async fn run(
+pub(crate) async fn run(
     args: &ObserveArgs,
     report: &Report,
     shutdown: &mut Shutdown,

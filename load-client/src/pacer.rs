@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 
 /// The schedule of one worker.
 #[derive(Clone, Debug)]
-pub struct Pacer {
+pub(crate) struct Pacer {
     start: Instant,
     mode: Mode,
     ramp: Duration,
@@ -23,10 +23,9 @@ enum Mode {
 
 /// Whether a connection may begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub(crate) enum Turn {
     /// Now; its intended start.
     Now(Instant),
-    /// Not before this time.
     At(Instant),
     /// Not before another has ended.
     Full,
@@ -34,22 +33,20 @@ pub enum Turn {
 
 impl Pacer {
     /// A closed loop: `concurrency` in progress, reached after `ramp`.
-    #[must_use]
-    pub fn closed(start: Instant, concurrency: u32, ramp: Duration) -> Self {
+    pub(crate) fn closed(start: Instant, concurrency: u32, ramp: Duration) -> Self {
         Self { start, ramp, mode: Mode::Closed { concurrency } }
     }
 
     /// An open loop: `rate` a second, reached after `ramp`. Each start is moved
     /// by up to `jitter` (0 to 1) of the interval to the next, drawn from `seed`.
-    #[must_use]
-    pub fn open(start: Instant, rate: f64, ramp: Duration, jitter: f64, seed: u64) -> Self {
+    pub(crate) fn open(start: Instant, rate: f64, ramp: Duration, jitter: f64, seed: u64) -> Self {
         let rng = SmallRng::seed_from_u64(seed);
         Self { start, ramp, mode: Mode::Open { rate, jitter, rng, next: None, n: 0 } }
     }
 
     /// Asks for the next turn at `now`, with `in_progress` connections begun and
     /// not ended. A turn given is a turn taken.
-    pub fn turn(&mut self, now: Instant, in_progress: u32) -> Turn {
+    pub(crate) fn turn(&mut self, now: Instant, in_progress: u32) -> Turn {
         let since = now.saturating_duration_since(self.start);
         match &mut self.mode {
             Mode::Closed { concurrency } => {
@@ -83,15 +80,13 @@ impl Pacer {
     }
 
     /// True when turns wait for connections to end, not for times of their own.
-    #[must_use]
-    pub const fn is_closed(&self) -> bool {
+    pub(crate) const fn is_closed(&self) -> bool {
         matches!(self.mode, Mode::Closed { .. })
     }
 
     /// How many turns were due before `end` and not taken, give or take one; those of a closed
     /// loop are due when they are taken.
-    #[must_use]
-    pub fn untaken(&self, end: Instant) -> u64 {
+    pub(crate) fn untaken(&self, end: Instant) -> u64 {
         let Mode::Open { rate, n, next, .. } = self.mode else { return 0 };
         if next.is_some_and(|at| at >= end) {
             return 0;
@@ -105,7 +100,7 @@ impl Pacer {
 
     /// Lets the turns until `now` go by, as if they had never been due. Of a closed loop
     /// none is due before it is asked for.
-    pub fn skip(&mut self, now: Instant) {
+    pub(crate) fn skip(&mut self, now: Instant) {
         while !self.is_closed() && matches!(self.turn(now, 0), Turn::Now(_)) {}
     }
 }

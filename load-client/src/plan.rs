@@ -24,46 +24,39 @@ const OPEN_LOOP_CONCURRENCY: u32 = 10_000;
 
 /// What one worker is to do.
 #[derive(Clone, Debug)]
-pub struct Plan {
-    /// Where to.
-    pub target: SocketAddr,
-    /// The request, if there is one.
-    pub request: Option<Request<Empty<Bytes>>>,
-    /// How to close.
-    pub close: Close,
+pub(crate) struct Plan {
+    pub(crate) target: SocketAddr,
+    pub(crate) request: Option<Request<Empty<Bytes>>>,
+    pub(crate) close: Close,
     /// Local addresses, by turns.
-    pub sources: Vec<IpAddr>,
+    pub(crate) sources: Vec<IpAddr>,
     /// Longest time without progress in a phase.
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
     /// The most connections in progress at once.
-    pub concurrency: u32,
-    /// When each begins.
-    pub pacer: Pacer,
+    pub(crate) concurrency: u32,
+    pub(crate) pacer: Pacer,
     /// How many to make; none means until stopped.
-    pub connections: Option<u64>,
+    pub(crate) connections: Option<u64>,
     /// When to begin the last one.
-    pub until: Option<Instant>,
+    pub(crate) until: Option<Instant>,
     /// Where a table is filled: how many may begin.
-    pub allowance: Option<Arc<Allowance>>,
+    pub(crate) allowance: Option<Arc<Allowance>>,
 }
 
 /// Connections in progress at once.
-#[must_use]
-pub fn concurrency(args: &ChurnArgs) -> u32 {
+pub(crate) fn concurrency(args: &ChurnArgs) -> u32 {
     let default = if args.rate.is_some() { OPEN_LOOP_CONCURRENCY } else { CONCURRENCY };
     args.concurrency.unwrap_or(default)
 }
 
 /// Worker threads: no more than there are connections in progress.
-#[must_use]
-pub fn workers(args: &ChurnArgs) -> u32 {
+pub(crate) fn workers(args: &ChurnArgs) -> u32 {
     let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
     args.workers.map_or(cpus, u32::from).min(concurrency(args))
 }
 
 /// What the limits of this host are held against.
-#[must_use]
-pub fn load(args: &ChurnArgs, target: SocketAddr) -> Load {
+pub(crate) fn load(args: &ChurnArgs, target: SocketAddr) -> Load {
     Load {
         sources: args.source_ip.len().max(1) as u64,
         at_once: u64::from(concurrency(args)),
@@ -75,7 +68,7 @@ pub fn load(args: &ChurnArgs, target: SocketAddr) -> Load {
 }
 
 /// The plan of worker `w` of `n`.
-pub fn plan(
+pub(crate) fn plan(
     args: &ChurnArgs,
     target: SocketAddr,
     clock: Clock,

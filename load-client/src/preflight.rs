@@ -17,31 +17,29 @@ const OWN_FILES: u64 = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Limits {
     /// First and last local port.
-    pub ports: (u64, u64),
-    /// `tcp_tw_reuse`.
-    pub tw_reuse: u64,
-    /// RLIMIT_NOFILE.
-    pub open_files: u64,
+    pub(crate) ports: (u64, u64),
+    pub(crate) tw_reuse: u64,
+    pub(crate) open_files: u64,
 }
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Load {
+pub(crate) struct Load {
     /// Local addresses, at least one.
-    pub sources: u64,
+    pub(crate) sources: u64,
     /// Connections in progress or held at once.
-    pub at_once: u64,
+    pub(crate) at_once: u64,
     /// Connections a second, where known.
-    pub rate: Option<f64>,
+    pub(crate) rate: Option<f64>,
     /// True when this side closes first, with FIN: the port stays in TIME_WAIT.
-    pub leaves_time_wait: bool,
+    pub(crate) leaves_time_wait: bool,
     /// True when the target is on loopback, where `tcp_tw_reuse=2` applies.
-    pub loopback: bool,
+    pub(crate) loopback: bool,
 }
 
 /// Raises the limit of open files as far as allowed. Where that is refused it stays as it was,
 /// and [`begin`] says so.
-pub fn raise_open_files() {
+pub(crate) fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
@@ -104,8 +102,7 @@ fn check(limits: Limits, load: Load) -> Preflight {
 }
 
 /// Raises the limit of open files, and says before the start what the limits allow `load`.
-#[must_use]
-pub fn begin(load: Load) -> Preflight {
+pub(crate) fn begin(load: Load) -> Preflight {
     raise_open_files();
     let p = check(read(), load);
     tracing::info!(

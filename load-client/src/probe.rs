@@ -66,7 +66,7 @@ const TRY_AGAIN: Duration = Duration::from_millis(200);
 /// Connects to each of `targets` until boom-server answers there, `args.await_answer` at most, or
 /// until a signal. Gives how many connections were not answered: whoever had them, it was not
 /// boom-server.
-pub async fn answered(
+pub(crate) async fn answered(
     args: &ProbeArgs,
     targets: &[SocketAddr],
     shutdown: &mut Shutdown,
@@ -92,7 +92,7 @@ pub async fn answered(
 
 /// Probes with `args` the addresses `targets`, and leaves the connections alone until what
 /// `forging` forges on them is judged: one record for each connection, and why it ended.
-pub async fn run(
+pub(crate) async fn run(
     args: &ProbeArgs,
     targets: Vec<SocketAddr>,
     forging: Option<&Forging>,
@@ -179,8 +179,7 @@ async fn all(
 }
 
 /// What the ends mean, in sentences.
-#[must_use]
-pub fn reasons(ends: &BTreeMap<ProbeEnd, u64>) -> Vec<String> {
+pub(crate) fn reasons(ends: &BTreeMap<ProbeEnd, u64>) -> Vec<String> {
     let say = |(end, n): (&ProbeEnd, &u64)| {
         let what = match end {
             ProbeEnd::Survived => return None,

@@ -17,7 +17,7 @@ use crate::tally::Tally;
 
 /// Where a run's result goes, opened before the run begins.
 #[derive(Debug)]
-pub struct Report {
+pub(crate) struct Report {
     clock: Clock,
     program: &'static str,
     config: Config,
@@ -26,7 +26,7 @@ pub struct Report {
 
 impl Report {
     /// Shows that `output` can be written, and starts the clock.
-    pub fn begin(
+    pub(crate) fn begin(
         program: &'static str,
         config: Config,
         output: Option<&Path>,
@@ -37,15 +37,12 @@ impl Report {
         Ok(Self { clock: Clock::start(), program, config, file })
     }
 
-    /// Who, where, when, how.
-    #[must_use]
-    pub fn run(&self, ended_by: EndedBy) -> Run {
+    pub(crate) fn run(&self, ended_by: EndedBy) -> Run {
         self.clock.run(self.program, env!("CARGO_PKG_VERSION"), ended_by, self.config.clone())
     }
 
     /// The document of churn, hold and probe. No connection begins after `duration`.
-    #[must_use]
-    pub fn load_result(
+    pub(crate) fn load_result(
         &self,
         tally: &Tally,
         ended_by: EndedBy,
@@ -59,7 +56,7 @@ impl Report {
     /// Writes the document to the file and as the last line of stdout; on a
     /// terminal `summary` stands there instead. What cannot be written keeps nothing
     /// else from being written.
-    pub fn finish(&self, result: &impl Serialize, summary: &str) -> anyhow::Result<()> {
+    pub(crate) fn finish(&self, result: &impl Serialize, summary: &str) -> anyhow::Result<()> {
         let filed = self.file.as_ref().map_or(Ok(()), |file| file.write(result));
         // In a pod, what `kubectl describe` shows.
         if let Err(e) = termination_message(None, &one_line(summary)) {
@@ -72,8 +69,7 @@ impl Report {
 }
 
 /// What was counted as a document, not judged yet.
-#[must_use]
-pub fn document(run: Run, begun_s: f64, tally: &Tally) -> LoadResult {
+pub(crate) fn document(run: Run, begun_s: f64, tally: &Tally) -> LoadResult {
     let counts = &tally.counts;
     LoadResult {
         schema_version: SCHEMA_VERSION,
@@ -106,8 +102,7 @@ fn one_line(summary: &str) -> String {
 
 /// The exit code of a result: what crossed a threshold or is vulnerable comes before what
 /// proved nothing.
-#[must_use]
-pub fn exit(r: &LoadResult) -> Exit {
+pub(crate) fn exit(r: &LoadResult) -> Exit {
     if r.run.ended_by == EndedBy::Error {
         return Exit::Failed;
     }
@@ -118,8 +113,7 @@ pub fn exit(r: &LoadResult) -> Exit {
 }
 
 /// A few lines for a person.
-#[must_use]
-pub fn summary(r: &LoadResult) -> String {
+pub(crate) fn summary(r: &LoadResult) -> String {
     use std::fmt::Write as _;
     let mut s = format!(
         "{}: {} ({} connections in {:.1} s, {:.0}/s; {} ok)",

@@ -7,11 +7,10 @@ use canary_record::result::load::{Series, SeriesPoint};
 /// The most points.
 const POINTS: usize = 1024;
 /// Steps of the coarse histogram: 4 an octave, from 1 µs to over an hour.
-pub const BUCKETS: usize = 132;
+pub(crate) const BUCKETS: usize = 132;
 
 /// The step of a latency.
-#[must_use]
-pub const fn bucket(us: u64) -> usize {
+pub(crate) const fn bucket(us: u64) -> usize {
     if us < 4 {
         return us as usize;
     }
@@ -23,8 +22,7 @@ pub const fn bucket(us: u64) -> usize {
 }
 
 /// The greatest latency of a step.
-#[must_use]
-pub const fn upper(bucket: usize) -> u64 {
+pub(crate) const fn upper(bucket: usize) -> u64 {
     if bucket < 4 {
         return bucket as u64;
     }
@@ -33,8 +31,7 @@ pub const fn upper(bucket: usize) -> u64 {
 }
 
 /// The latency below which this percentage of those in `steps` lies; none where there is none.
-#[must_use]
-pub fn quantile(steps: &[u64; BUCKETS], percent: u64) -> Option<u64> {
+pub(crate) fn quantile(steps: &[u64; BUCKETS], percent: u64) -> Option<u64> {
     let total: u64 = steps.iter().sum();
     let wanted = total - total * (100 - percent) / 100;
     let mut below = 0;
@@ -47,16 +44,15 @@ pub fn quantile(steps: &[u64; BUCKETS], percent: u64) -> Option<u64> {
 
 /// What is counted of one interval.
 #[derive(Clone, Debug)]
-pub struct Point {
-    /// Connections.
-    pub counts: SeriesPoint,
+pub(crate) struct Point {
+    pub(crate) counts: SeriesPoint,
     /// Total latencies by [`bucket`].
-    pub latency: [u32; BUCKETS],
+    pub(crate) latency: [u32; BUCKETS],
 }
 
 /// The series of one worker, or of several joined.
 #[derive(Clone, Debug)]
-pub struct TimeSeries {
+pub(crate) struct TimeSeries {
     width: u64,
     points: Vec<Point>,
 }
@@ -83,7 +79,7 @@ impl TimeSeries {
 
     /// The point of second `at`. Time does not go back by more than the last
     /// point's width; what comes late counts there.
-    pub fn point(&mut self, at: u64) -> &mut Point {
+    pub(crate) fn point(&mut self, at: u64) -> &mut Point {
         let mut begin = at - at % self.width;
         let is_new = |me: &Self, begin| me.points.last().is_none_or(|p| p.counts.at < begin);
         // Points that lie apart may stay apart at twice the width.
@@ -112,8 +108,7 @@ impl TimeSeries {
     }
 
     /// Both together.
-    #[must_use]
-    pub fn join(mut self, mut other: Self) -> Self {
+    pub(crate) fn join(mut self, mut other: Self) -> Self {
         while self.width < other.width {
             self.widen();
         }
@@ -130,8 +125,7 @@ impl TimeSeries {
     }
 
     /// As results carry it.
-    #[must_use]
-    pub fn record(&self) -> Series {
+    pub(crate) fn record(&self) -> Series {
         let points = self.points.iter().map(|p| {
             let p99_us = quantile(&p.latency.map(u64::from), 99);
             SeriesPoint { p99_us: p99_us.unwrap_or(p.counts.p99_us), ..p.counts }
@@ -140,8 +134,7 @@ impl TimeSeries {
     }
 
     /// From a result, so that results can be joined.
-    #[must_use]
-    pub fn from_record(series: &Series) -> Self {
+    pub(crate) fn from_record(series: &Series) -> Self {
         let point = |c: &SeriesPoint| Point { counts: *c, latency: [0; BUCKETS] };
         Self { width: series.width_s.max(1), points: series.points.iter().map(point).collect() }
     }

@@ -35,18 +35,16 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// What was served.
 #[derive(Debug, Default)]
-pub struct Served {
-    /// Connections.
-    pub accepted: AtomicU64,
+pub(crate) struct Served {
+    pub(crate) accepted: AtomicU64,
     /// HTTP answers.
-    pub answers: AtomicU64,
-    /// accept() errors.
-    pub accept_errors: AtomicU64,
+    pub(crate) answers: AtomicU64,
+    pub(crate) accept_errors: AtomicU64,
 }
 
 impl Served {
     /// Brings the metrics to the counts; costs nothing without an admin port.
-    pub fn publish(&self) {
+    pub(crate) fn publish(&self) {
         let now = |n: &AtomicU64| n.load(Ordering::Relaxed);
         metrics::counter!("load_accepted_total").absolute(now(&self.accepted));
         metrics::counter!("load_answers_total").absolute(now(&self.answers));
@@ -78,7 +76,7 @@ const BAD_REQUEST: &[u8] =
     b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
 /// Opens one listener of `addr`, shared by port with the other workers'.
-pub fn listen(addr: SocketAddr) -> io::Result<OwnedFd> {
+pub(crate) fn listen(addr: SocketAddr) -> io::Result<OwnedFd> {
     listen::bind(addr, bind)
 }
 
@@ -109,7 +107,7 @@ struct Connection {
 }
 
 /// Serves until `stop`.
-pub fn run(
+pub(crate) fn run(
     listeners: &[OwnedFd],
     body: usize,
     stop: &AtomicBool,

@@ -12,7 +12,7 @@ use rustix::event::epoll;
 
 /// Opens a non-blocking TCP socket towards `target`'s family, bound to `source`
 /// if there is one.
-pub fn open(target: SocketAddr, source: Option<IpAddr>) -> io::Result<OwnedFd> {
+pub(crate) fn open(target: SocketAddr, source: Option<IpAddr>) -> io::Result<OwnedFd> {
     let family = if target.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket(family, SockType::Stream, flags, None)?;
@@ -26,7 +26,11 @@ pub fn open(target: SocketAddr, source: Option<IpAddr>) -> io::Result<OwnedFd> {
 }
 
 /// Waits for events, so long at most.
-pub fn wait(epoll: &OwnedFd, time: Duration, events: &mut Vec<epoll::Event>) -> io::Result<()> {
+pub(crate) fn wait(
+    epoll: &OwnedFd,
+    time: Duration,
+    events: &mut Vec<epoll::Event>,
+) -> io::Result<()> {
     let timeout = rustix::event::Timespec {
         tv_sec: time.as_secs().cast_signed(),
         tv_nsec: i64::from(time.subsec_nanos()),
@@ -39,7 +43,7 @@ pub fn wait(epoll: &OwnedFd, time: Duration, events: &mut Vec<epoll::Event>) -> 
 }
 
 /// Makes close() send RST instead of FIN.
-pub fn close_with_reset(socket: &OwnedFd) -> io::Result<()> {
+pub(crate) fn close_with_reset(socket: &OwnedFd) -> io::Result<()> {
     rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO))?;
     Ok(())
 }
@@ -47,13 +51,13 @@ pub fn close_with_reset(socket: &OwnedFd) -> io::Result<()> {
 /// Lets the handshake's ACK travel with the request, and one ACK stand for the whole answer:
 /// fewer packets for the same connection (`tcp_rcv_synsent_state_process()`). Not for a connection without a request: conntrack
 /// makes an entry assured at an ACK without FIN (`nf_conntrack_tcp_packet()`).
-pub fn delay_acks(socket: &OwnedFd) -> io::Result<()> {
+pub(crate) fn delay_acks(socket: &OwnedFd) -> io::Result<()> {
     rustix::net::sockopt::set_tcp_quickack(socket, false)?;
     Ok(())
 }
 
 /// Checks that `ip` is this host's and of the target's family.
-pub fn check_source(ip: IpAddr, target: SocketAddr) -> Result<(), String> {
+pub(crate) fn check_source(ip: IpAddr, target: SocketAddr) -> Result<(), String> {
     if ip.is_ipv4() != target.is_ipv4() {
         return Err(format!("--source-ip {ip}: not of the target's family ({})", target.ip()));
     }

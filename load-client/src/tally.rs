@@ -15,27 +15,26 @@ use crate::log::FailureLog;
 use crate::series::{self, BUCKETS, Point, TimeSeries};
 
 /// A failure: where and how.
-pub type Failure = (Phase, Cause);
+pub(crate) type Failure = (Phase, Cause);
 
 /// Counts of one worker: small enough to be copied while the run goes on.
 #[derive(Clone, Debug)]
-pub struct Counts {
-    /// Connections begun.
-    pub attempts: u64,
+pub(crate) struct Counts {
+    pub(crate) attempts: u64,
     /// Due by the schedule and never begun.
-    pub never_begun: u64,
+    pub(crate) never_begun: u64,
     /// Ended as they should.
-    pub ok: u64,
+    pub(crate) ok: u64,
     /// Octets of answers.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Closed with RST by this program.
-    pub own_resets: u64,
+    pub(crate) own_resets: u64,
     /// In progress or held.
-    pub open: u64,
+    pub(crate) open: u64,
     /// Connect latencies by [`series::bucket`].
-    pub connect: [u64; BUCKETS],
+    pub(crate) connect: [u64; BUCKETS],
     /// Total latencies by [`series::bucket`].
-    pub total: [u64; BUCKETS],
+    pub(crate) total: [u64; BUCKETS],
     failures: BTreeMap<Failure, u64>,
 }
 
@@ -71,21 +70,18 @@ impl AddAssign<&Self> for Counts {
 
 impl Counts {
     /// Every kind of failure that occurred.
-    #[must_use]
-    pub fn failures(&self) -> Vec<FailureCount> {
+    pub(crate) fn failures(&self) -> Vec<FailureCount> {
         let count = |(&(phase, cause), &n): (_, _)| FailureCount::new(phase, cause, n);
         self.failures.iter().map(count).collect()
     }
 
     /// Connections that failed, in all ways together.
-    #[must_use]
-    pub fn failed(&self) -> u64 {
+    pub(crate) fn failed(&self) -> u64 {
         self.failures.values().sum()
     }
 
     /// The same as ends of probed connections.
-    #[must_use]
-    pub fn ends(&self) -> BTreeMap<ProbeEnd, u64> {
+    pub(crate) fn ends(&self) -> BTreeMap<ProbeEnd, u64> {
         let mut ends = BTreeMap::from([(ProbeEnd::Survived, self.ok)]);
         for f in self.failures() {
             *ends.entry(f.class().into()).or_default() += f.count;
@@ -96,56 +92,50 @@ impl Counts {
 }
 
 /// Where a worker shows its counts while it runs.
-pub type Shown = watch::Sender<Counts>;
+pub(crate) type Shown = watch::Sender<Counts>;
 
 /// All that one worker counts, merged at the end.
 #[derive(Clone, Debug)]
-pub struct Tally {
-    /// The counts.
-    pub counts: Counts,
+pub(crate) struct Tally {
+    pub(crate) counts: Counts,
     /// From the start of connect() to the handshake's end.
-    pub connect: Latency,
+    pub(crate) connect: Latency,
     /// From the intended start to the end of the exchange.
-    pub total: Latency,
-    /// The counts over time.
-    pub series: TimeSeries,
+    pub(crate) total: Latency,
+    pub(crate) series: TimeSeries,
     clock: Clock,
 }
 
 /// A tally, its failures in the log, and what is shown of it while it grows.
 #[derive(Debug)]
-pub struct Accounts {
-    /// The tally.
-    pub tally: Tally,
+pub(crate) struct Accounts {
+    pub(crate) tally: Tally,
     log: FailureLog,
     shown: Shown,
 }
 
 impl Accounts {
-    /// Nothing counted.
-    #[must_use]
-    pub fn new(clock: Clock, shown: &Shown) -> Self {
+    pub(crate) fn new(clock: Clock, shown: &Shown) -> Self {
         let log = FailureLog::new(clock.began());
         Self { tally: Tally::new(clock), log, shown: shown.clone() }
     }
 
     /// Counts a connection that failed, and logs it.
-    pub fn failed(&mut self, failure: Failure) {
+    pub(crate) fn failed(&mut self, failure: Failure) {
         let now = Instant::now();
         self.tally.fail(now, failure);
         self.log.failure(now, failure);
     }
 
     /// Shows the counts, of which `open` have not ended.
-    pub fn show(&mut self, open: u64) {
+    pub(crate) fn show(&mut self, open: u64) {
         self.tally.counts.open = open;
         self.shown.send_replace(self.tally.counts.clone());
         self.log.tick(Instant::now());
     }
 
     /// The whole: what has not ended is cut short by the end of the run.
-    #[must_use]
-    pub fn end(&mut self) -> Tally {
+    pub(crate) fn end(&mut self) -> Tally {
         let (counts, now) = (&self.tally.counts, Instant::now());
         for _ in counts.ok + counts.failed()..counts.attempts {
             self.tally.fail(now, (Phase::Receive, Cause::Interrupted));
@@ -156,9 +146,7 @@ impl Accounts {
 }
 
 impl Tally {
-    /// Nothing counted.
-    #[must_use]
-    pub fn new(clock: Clock) -> Self {
+    pub(crate) fn new(clock: Clock) -> Self {
         Self {
             counts: Counts::default(),
             connect: Latency::new(),
@@ -169,8 +157,7 @@ impl Tally {
     }
 
     /// What a result says was counted, so that results can be merged as workers are.
-    #[must_use]
-    pub fn of(result: &LoadResult) -> Self {
+    pub(crate) fn of(result: &LoadResult) -> Self {
         let mut counts = Counts {
             attempts: result.attempts,
             never_begun: result.never_begun,
@@ -191,53 +178,49 @@ impl Tally {
         }
     }
 
-    /// Counts a connection that is begun.
-    pub fn begin(&mut self, now: Instant) {
+    pub(crate) fn begin(&mut self, now: Instant) {
         self.counts.attempts += 1;
         self.point(now).counts.attempts += 1;
     }
 
     /// Counts a handshake's duration.
-    pub fn connected(&mut self, took: Duration) {
+    pub(crate) fn connected(&mut self, took: Duration) {
         self.connect.record(took);
         self.counts.connect[series::bucket(took.as_micros() as u64)] += 1;
     }
 
     /// Counts a connection that ended as it should, after `total`.
-    pub fn ok(&mut self, now: Instant, total: Duration) {
+    pub(crate) fn ok(&mut self, now: Instant, total: Duration) {
         self.exchange(now, total);
         self.ok_untimed(now);
     }
 
     /// Counts a connection that ended as it should and whose duration says nothing.
-    pub fn ok_untimed(&mut self, now: Instant) {
+    pub(crate) fn ok_untimed(&mut self, now: Instant) {
         self.counts.ok += 1;
         self.point(now).counts.ok += 1;
     }
 
     /// Counts an exchange on a connection that goes on.
-    pub fn exchange(&mut self, now: Instant, took: Duration) {
+    pub(crate) fn exchange(&mut self, now: Instant, took: Duration) {
         self.total.record(took);
         let bucket = series::bucket(took.as_micros() as u64);
         self.counts.total[bucket] += 1;
         self.point(now).latency[bucket] += 1;
     }
 
-    /// Counts a connection that failed.
-    pub fn fail(&mut self, now: Instant, (phase, cause): Failure) {
+    pub(crate) fn fail(&mut self, now: Instant, (phase, cause): Failure) {
         *self.counts.failures.entry((phase, cause)).or_default() += 1;
         let counts = &mut self.point(now).counts;
         counts.failed += 1;
         counts.local += u64::from(cause.is_local());
     }
 
-    /// The interval of the series.
     fn point(&mut self, now: Instant) -> &mut Point {
         self.series.point(self.clock.second(now))
     }
 
-    /// Adds all that `other` has counted.
-    pub fn merge(&mut self, other: Self) {
+    pub(crate) fn merge(&mut self, other: Self) {
         self.counts += &other.counts;
         self.connect.merge(&other.connect);
         self.total.merge(&other.total);

@@ -34,11 +34,11 @@ const FAILURES_IN_A_ROW: u32 = 64;
 
 /// How a run is ended from outside.
 #[derive(Debug, Default)]
-pub struct Stop {
+pub(crate) struct Stop {
     /// No new connections.
-    pub begin: AtomicBool,
+    pub(crate) begin: AtomicBool,
     /// Those in progress are given up.
-    pub now: AtomicBool,
+    pub(crate) now: AtomicBool,
 }
 
 enum State {
@@ -68,7 +68,7 @@ struct Slot {
 }
 
 /// What one thread does.
-pub struct Worker<'a> {
+pub(crate) struct Worker<'a> {
     plan: &'a Plan,
     epoll: OwnedFd,
     slots: Slab<Slot>,
@@ -83,8 +83,7 @@ pub struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     /// A worker that waits with `epoll`.
-    #[must_use]
-    pub fn new(plan: &'a Plan, epoll: OwnedFd, clock: Clock, shown: &Shown) -> Self {
+    pub(crate) fn new(plan: &'a Plan, epoll: OwnedFd, clock: Clock, shown: &Shown) -> Self {
         Self {
             plan,
             epoll,
@@ -99,7 +98,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Runs until the plan is done or `stop` says so.
-    pub fn run(mut self, stop: &Stop) -> std::io::Result<Tally> {
+    pub(crate) fn run(mut self, stop: &Stop) -> std::io::Result<Tally> {
         let mut events = Vec::with_capacity(256);
         let mut scan_at = Instant::now();
         let mut done = false;

@@ -1,22 +1,22 @@
 //! Which of this node's connections an INVALID segment ended: the kernel's own words on NFLOG,
 //! or captures, attributed segment by segment.
 //!
-//! [`reason`], [`packet`], [`attribute`], [`core`], [`found`], [`pcap`], [`offline`] and [`page`] are pure; [`nflog`] alone listens, [`sysctl`]
-//! alone changes the kernel.
+//! [`reason`], `packet`, [`attribute`], [`core`], [`found`], [`pcap`], [`offline`] and `page` are pure; [`nflog`] alone listens,
+//! `sysctl` alone changes the kernel.
 
 pub mod attribute;
 pub mod core;
 pub mod found;
 pub mod nflog;
 pub mod offline;
-pub mod packet;
-pub mod page;
+mod packet;
+mod page;
 pub mod pcap;
 pub mod reason;
-pub mod report;
-pub mod run;
-pub mod show;
-pub mod sysctl;
+pub(crate) mod report;
+mod run;
+mod show;
+mod sysctl;
 
 use std::fs::File;
 use std::io::IsTerminal as _;
@@ -36,7 +36,7 @@ use crate::report::Report;
 use self::found::Found;
 
 /// Watches this network namespace until the end of `--duration` or a signal.
-pub async fn watch(
+pub(crate) async fn watch(
     args: &WitnessArgs,
     report: &Report,
     shutdown: &mut Shutdown,
@@ -81,10 +81,10 @@ pub async fn watch(
 }
 
 /// Captures that are open and have a header.
-pub type Captures = pcap::Merged<File>;
+pub(crate) type Captures = pcap::Merged<File>;
 
 /// Opens captures, where there are any; an error names the file.
-pub fn open(files: &[PathBuf]) -> Result<Option<Captures>, String> {
+pub(crate) fn open(files: &[PathBuf]) -> Result<Option<Captures>, String> {
     let open = |path: &PathBuf| {
         let file = File::open(path).map_err(|e| format!("--pcap {}: {e}", path.display()))?;
         pcap::Reader::new(file).map_err(|e| format!("--pcap {}: {e}", path.display()))
@@ -94,8 +94,7 @@ pub fn open(files: &[PathBuf]) -> Result<Option<Captures>, String> {
 }
 
 /// Reads captures to their end.
-#[must_use]
-pub fn read(mut captures: Captures, files: &[String], report: &Report) -> WitnessResult {
+pub(crate) fn read(mut captures: Captures, files: &[String], report: &Report) -> WitnessResult {
     let mut offline = offline::Offline::default();
     for packet in captures.by_ref() {
         offline.packet(&packet);

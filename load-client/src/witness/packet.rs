@@ -4,14 +4,14 @@ use canary_wire::segment::{Segment, SegmentError};
 use etherparse::{LaxNetSlice, LaxSlicedPacket};
 
 /// Reads an IP packet of either family, IPv6 extension headers included.
-pub fn segment(bytes: &[u8]) -> Result<Segment<'_>, SegmentError> {
+pub(crate) fn segment(bytes: &[u8]) -> Result<Segment<'_>, SegmentError> {
     let truncated = SegmentError::Truncated { have: bytes.len(), need: 40 };
     let packet = LaxSlicedPacket::from_ip(bytes).map_err(|_| truncated)?;
     of(packet.net.as_ref().ok_or(truncated)?).map(|(segment, _)| segment)
 }
 
 /// Reads what follows the link layer: the segment, and the TTL or hop limit.
-pub fn of<'a>(net: &LaxNetSlice<'a>) -> Result<(Segment<'a>, u8), SegmentError> {
+pub(crate) fn of<'a>(net: &LaxNetSlice<'a>) -> Result<(Segment<'a>, u8), SegmentError> {
     match net {
         LaxNetSlice::Ipv4(ip) => {
             let header = ip.header();

@@ -10,8 +10,7 @@ use super::found::Found;
 use super::show::View;
 
 /// The page of a watch that goes on.
-#[must_use]
-pub fn render(view: &View, host: &str) -> String {
+pub(crate) fn render(view: &View, host: &str) -> String {
     let verdict = view.verdict();
     let (class, meaning) = match verdict {
         Verdict::Vulnerable => (

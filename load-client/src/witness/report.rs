@@ -15,16 +15,14 @@ use super::run::Watched;
 
 /// Conntrack's own counters over the watch, and whether it tracked anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Conntrack {
-    /// What the counters grew by.
-    pub grown: ConntrackCounters,
+pub(crate) struct Conntrack {
+    pub(crate) grown: ConntrackCounters,
     /// The entries at the begin and at the end.
-    pub entries: (u64, u64),
+    pub(crate) entries: (u64, u64),
 }
 
 /// The document of a watch.
-#[must_use]
-pub fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>) -> WitnessResult {
+pub(crate) fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>) -> WitnessResult {
     let mut weak = Vec::new();
     if let Some(e) = &watched.error {
         weak.push(format!("it could not go on: {e}"));
@@ -82,7 +80,7 @@ pub fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>) -> Wit
     }
     notes.extend(table.iter().map(|(what, n)| what.words(*n)));
     let (rules, unread_rules) = of_rules(watched.rules, unanswered, &mut notes);
-    let mut result = of(found, run, Source::Kernel, weak, watched.watched.as_secs_f64());
+    let mut result = of(found, run, Source::Kernel, weak, watched.time.as_secs_f64());
     result.reasons.extend(notes);
     WitnessResult {
         texts: w.texts.counts().map(|(t, n)| (t.to_owned(), n)).collect(),
@@ -128,8 +126,7 @@ fn of_rules(
 }
 
 /// The document of what was found. `weak` is what keeps it from saying that nothing happened.
-#[must_use]
-pub fn of(
+pub(crate) fn of(
     found: &Found,
     run: Run,
     source: Source,
@@ -168,8 +165,7 @@ pub fn of(
 }
 
 /// The document of captures. `weak` is what is wrong with them.
-#[must_use]
-pub fn of_captures(mut offline: Offline, run: Run, mut weak: Vec<String>) -> WitnessResult {
+pub(crate) fn of_captures(mut offline: Offline, run: Run, mut weak: Vec<String>) -> WitnessResult {
     offline.finish();
     let m = offline.found.messages;
     if m.forgotten > 0 {
@@ -216,8 +212,7 @@ fn verdict(
 }
 
 /// A few lines for a person.
-#[must_use]
-pub fn summary(r: &WitnessResult) -> String {
+pub(crate) fn summary(r: &WitnessResult) -> String {
     use std::fmt::Write as _;
     let mut s = format!("{}: {} ({:.1} s watched)", r.run.program, r.verdict, r.seconds_watched);
     for reason in &r.reasons {
@@ -312,7 +307,7 @@ mod tests {
             changed: Vec::new(),
             meddled: Vec::new(),
             look_failures: 0,
-            watched: Duration::from_secs(9),
+            time: Duration::from_secs(9),
             ended_by: EndedBy::Completed,
             error: None,
             left_behind: Vec::new(),

@@ -35,17 +35,13 @@ const ADDRESSES_LAST: Duration = Duration::from_secs(5);
 
 /// This namespace cannot be watched.
 #[derive(Debug, thiserror::Error)]
-pub enum WatchError {
-    /// No access to conntrack.
+pub(crate) enum WatchError {
     #[error("cannot ask conntrack: {0}{1}")]
     Conntrack(NetlinkError, &'static str),
-    /// No messages.
     #[error(transparent)]
     Nflog(#[from] NflogError),
-    /// No say over the kernel's values.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
-    /// No thread.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
 }
@@ -85,35 +81,33 @@ impl Surroundings for Node {
 
 /// What the watch found.
 #[derive(Debug)]
-pub struct Watched {
+pub(crate) struct Watched {
     /// Rules that act on INVALID segments, and what they counted, and those that were not read; or why
     /// none can be read.
-    pub rules: Result<(Vec<RuleCount>, Vec<String>), String>,
-    /// The core.
-    pub witness: Witness,
+    pub(crate) rules: Result<(Vec<RuleCount>, Vec<String>), String>,
+    pub(crate) witness: Witness,
     /// Kernel values, and whether they are as before.
-    pub changed: Vec<Changed>,
+    pub(crate) changed: Vec<Changed>,
     /// Those that somebody changed meanwhile.
-    pub meddled: Vec<String>,
+    pub(crate) meddled: Vec<String>,
     /// Entries that could not be looked up.
-    pub look_failures: u64,
+    pub(crate) look_failures: u64,
     /// How long it watched.
-    pub watched: Duration,
+    pub(crate) time: Duration,
     /// Why it ended.
-    pub ended_by: EndedBy,
+    pub(crate) ended_by: EndedBy,
     /// Why it could not go on.
-    pub error: Option<NetlinkError>,
+    pub(crate) error: Option<NetlinkError>,
     /// What an earlier witness had left.
-    pub left_behind: Vec<String>,
+    pub(crate) left_behind: Vec<String>,
 }
 
-/// A watch that has begun.
 #[derive(Debug)]
-pub struct Watch {
+pub(crate) struct Watch {
     thread: JoinHandle<Watched>,
     orders: Arc<Orders>,
     /// What is counted so far.
-    pub view: watch::Receiver<View>,
+    pub(crate) view: watch::Receiver<View>,
 }
 
 #[derive(Debug, Default)]
@@ -125,7 +119,7 @@ struct Orders {
 impl Watch {
     /// Binds, sets the kernel's values, begins. `quiet` leaves events of single connections to
     /// the live table.
-    pub fn begin(dir: &Path, state: &Path, quiet: bool) -> Result<Self, WatchError> {
+    pub(crate) fn begin(dir: &Path, state: &Path, quiet: bool) -> Result<Self, WatchError> {
         let mut table = Table::open().map_err(|e| WatchError::Conntrack(e, ""))?;
         table.usage().map_err(|e| {
             let refused = e.errno() == Some(Errno::EPERM as i32);
@@ -167,7 +161,11 @@ impl Watch {
     }
 
     /// Waits for the end of `duration`, a signal, or a failure; a second signal hurries.
-    pub async fn until(self, duration: Option<Duration>, shutdown: &mut Shutdown) -> Watched {
+    pub(crate) async fn until(
+        self,
+        duration: Option<Duration>,
+        shutdown: &mut Shutdown,
+    ) -> Watched {
         let deadline = duration.and_then(|d| Instant::now().checked_add(d));
         let mut ended_by = None;
         let mut poll = tokio::time::interval(TICK);
@@ -248,7 +246,7 @@ impl Listener {
             changed,
             meddled,
             look_failures: self.node.failed,
-            watched,
+            time: watched,
             ended_by: EndedBy::Error,
             error,
             left_behind,

@@ -10,29 +10,27 @@ use super::found::Found;
 
 /// A copy of the counts.
 #[derive(Clone, Debug, Default)]
-pub struct View {
+pub(crate) struct View {
     /// Since the watch began.
-    pub elapsed: Duration,
-    /// What was found so far.
-    pub found: Found,
+    pub(crate) elapsed: Duration,
+    pub(crate) found: Found,
     /// The last connections, the latest first.
-    pub latest: VecDeque<Ended>,
+    pub(crate) latest: VecDeque<Ended>,
 }
 
 impl View {
     /// Connections that the table shows one by one.
-    pub const LATEST: usize = 5;
+    pub(crate) const LATEST: usize = 5;
 
     /// What can be said so far.
-    #[must_use]
-    pub fn verdict(&self) -> Verdict {
+    pub(crate) fn verdict(&self) -> Verdict {
         let m = &self.found.messages;
         self.found.verdict(m.lost + m.overruns + m.forgotten > 0)
     }
 }
 
 /// Every series is there from the begin, at 0: the first event is a growth too.
-pub fn publish(view: &View) {
+pub(crate) fn publish(view: &View) {
     let found = &view.found;
     for &cause in Cause::ALL {
         for &direction in Direction::ALL {
@@ -66,8 +64,7 @@ pub fn publish(view: &View) {
 }
 
 /// The table on a terminal.
-#[must_use]
-pub fn table(view: &View) -> String {
+pub(crate) fn table(view: &View) -> String {
     let found = &view.found;
     let m = &found.messages;
     let mut lines = vec![format!(

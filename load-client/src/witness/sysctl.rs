@@ -20,29 +20,18 @@ const NFLOG: &str = "nfnetlink_log";
 
 /// A kernel value could not be read, set or remembered.
 #[derive(Debug, thiserror::Error)]
-pub enum SysctlError {
-    /// A file failed.
+pub(crate) enum SysctlError {
     #[error("cannot {operation} {path}: {source}{mend}")]
     Io {
-        /// What was tried.
         operation: &'static str,
-        /// On what.
         path: PathBuf,
-        /// Why it failed.
         source: io::Error,
         /// What to do about it.
         mend: &'static str,
     },
     /// The kernel did not take a value.
     #[error("{path} reads {now:?} after {wanted:?} was written")]
-    NotTaken {
-        /// Where.
-        path: PathBuf,
-        /// What it reads.
-        now: String,
-        /// What was written.
-        wanted: String,
-    },
+    NotTaken { path: PathBuf, now: String, wanted: String },
 }
 
 fn failed<'a>(
@@ -93,18 +82,18 @@ struct Memory {
 
 /// The values while they are changed. Puts them back when dropped.
 #[derive(Debug)]
-pub struct Watching {
+pub(crate) struct Watching {
     dir: PathBuf,
     file: PathBuf,
     changed: Vec<Changed>,
     /// What an earlier witness had left and this one put back.
-    pub left_behind: Vec<String>,
+    pub(crate) left_behind: Vec<String>,
 }
 
 impl Watching {
     /// Puts back what an earlier witness left, then sets what is needed. `dir` is
     /// /proc/sys/net/netfilter or where it is mounted, `state` the directory of the file.
-    pub fn begin(dir: &Path, state: &Path) -> Result<Self, SysctlError> {
+    pub(crate) fn begin(dir: &Path, state: &Path) -> Result<Self, SysctlError> {
         let net = Path::new("/proc/thread-self/ns/net");
         let namespace = fs::metadata(net).map(|m| m.ino()).map_err(failed("stat", net, ""))?;
         let boot = read(Path::new("/proc/sys/kernel/random/boot_id"))?;
@@ -130,8 +119,7 @@ impl Watching {
     }
 
     /// Values that are no longer what they were set to.
-    #[must_use]
-    pub fn meddled(&self) -> Vec<String> {
+    pub(crate) fn meddled(&self) -> Vec<String> {
         let other = |c: &Changed| {
             let now = read(&self.dir.join(&c.key)).ok().filter(|now| *now != c.to)?;
             Some(format!("{} was set to {now} by somebody else", c.key))
@@ -140,8 +128,7 @@ impl Watching {
     }
 
     /// Puts every value back and tells what was changed.
-    #[must_use]
-    pub fn end(mut self) -> Vec<Changed> {
+    pub(crate) fn end(mut self) -> Vec<Changed> {
         self.restore();
         std::mem::take(&mut self.changed)
     }
