@@ -156,6 +156,7 @@ fn judge(
             cells: Vec::new(),
             commands: Vec::new(),
             mended: Vec::new(),
+            of_cases: BTreeMap::new(),
             timeline: Some(timeline),
         }],
     }

@@ -187,10 +187,9 @@ fn run_batch(plan: &Plan, batch: &Batch<'_>, kept: &cell::Kept, tell: &Sender<Ev
     let place = guarded(|| setting.place(hosts));
     for (n, cell_plan) in matrix.cells.iter().enumerate() {
         let (key, id) = (Key { plan: n, ..batch.key }, batch.id(cell_plan, plan.repeat));
-        let mut captures = Vec::new();
         let shown = match &place {
             Ok(place) => guarded(|| {
-                let cell = cell::Cell {
+                cell::Cell {
                     place,
                     results: &plan.dir,
                     scenario: &batch.scenario.about.name,
@@ -198,10 +197,9 @@ fn run_batch(plan: &Plan, batch: &Batch<'_>, kept: &cell::Kept, tell: &Sender<Ev
                     matrix,
                     plan: cell_plan,
                     key,
-                };
-                let shown = cell.run()?;
-                captures = cell.keep(&shown, kept)?;
-                Ok(shown)
+                    kept,
+                }
+                .run()
             }),
             Err(why) => Err(format!("cannot build the topology: {why}")),
         };
@@ -209,7 +207,7 @@ fn run_batch(plan: &Plan, batch: &Batch<'_>, kept: &cell::Kept, tell: &Sender<Ev
         if interrupted() && shown.is_err() {
             return;
         }
-        let done = Done { key, id, shown, captures };
+        let done = Done { key, id, shown };
         // Nobody listens any more once the run is given up.
         if tell.send(Event::Cell(Box::new(done))).is_err() || interrupted() {
             return;

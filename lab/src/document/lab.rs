@@ -276,6 +276,9 @@ pub struct ScenarioResult {
     pub judgement: Judgement,
     /// Why it was skipped or could not be judged.
     pub reasons: Vec<String>,
+    /// Why a case of a situation is not as expected, or was not run, by its title.
+    #[serde(default)]
+    pub of_cases: BTreeMap<String, Vec<String>>,
     /// Its cells, each repetition by itself.
     pub cells: Vec<CellResult>,
     /// What to type as root to build the same by hand.
@@ -347,7 +350,7 @@ pub struct CellResult {
     pub seconds: f64,
 }
 
-const fn downloads() -> Direction {
+pub(crate) const fn downloads() -> Direction {
     Direction::ServerToClient
 }
 

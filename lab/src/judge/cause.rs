@@ -31,6 +31,7 @@ pub(crate) fn result(cause: &Cause, cases: &[Result<Shown, String>], result: &mu
         };
         result.judgement = result.judgement.worse(here);
         result.reasons.extend(why.iter().map(|r| format!("{}: {r}", case.title)));
+        result.of_cases.insert(case.title.clone(), why);
     }
     result.timeline = Some(timeline);
 }

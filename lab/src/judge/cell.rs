@@ -110,7 +110,7 @@ pub(crate) fn result(
     done: Done,
     kernel: Option<OldSegments>,
 ) -> CellResult {
-    let Done { key, id, shown, captures } = done;
+    let Done { key, id, shown } = done;
     let mut cell = CellResult {
         id,
         repetition: key.repetition,
@@ -131,7 +131,7 @@ pub(crate) fn result(
         nodes: Vec::new(),
         captured_resets: None,
         witnesses: Vec::new(),
-        captures,
+        captures: Vec::new(),
         seconds: 0.0,
     };
     let shown = match shown {
@@ -167,6 +167,7 @@ pub(crate) fn result(
         nodes: shown.nodes,
         captured_resets,
         witnesses,
+        captures: shown.captures,
         seconds: shown.seconds,
         ..cell
     }

@@ -1,6 +1,8 @@
 //! A run's account from its first cell to its end. Every part is judged once, when it ends; a
 //! cell whose expectation depends on the kernel's generation waits until a cell has shown that.
 
+use std::collections::BTreeMap;
+
 use crate::document::lab::{
     CellResult, CommandList, Environment, Judgement, LabResult, ScenarioResult,
 };
@@ -187,6 +189,7 @@ fn not_run(entry: &Entry, repeat: u32) -> ScenarioResult {
         commands: vec![entry.commands.clone()],
         timeline: None,
         mended: Vec::new(),
+        of_cases: BTreeMap::new(),
     }
 }
 

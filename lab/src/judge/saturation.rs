@@ -44,7 +44,7 @@ fn judge(
             continue;
         }
         let evidence = s.evidence.join(" ");
-        if s.finding == Finding::NotShown && claims::not_tried(*claim, facts) {
+        if s.finding == Finding::NotShown && claims::judged(*claim).0.not_tried(facts) {
             reasons.push(format!("{claim}: not tried: {evidence}"));
             continue;
         }

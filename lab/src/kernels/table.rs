@@ -72,8 +72,7 @@ fn case_cell(input: &Input, scenario: &str, case: &str) -> KernelCaseCell {
         if let Some(step) = step {
             add(&mut client, &step.established);
         }
-        let of_case = format!("{case}: ");
-        reasons.extend(s.reasons.iter().filter(|r| r.starts_with(&of_case)).cloned());
+        reasons.extend(s.of_cases.get(case).into_iter().flatten().cloned());
     }
     KernelCaseCell { client, judgement: judgement.unwrap_or(Judgement::Inconclusive), reasons }
 }

@@ -110,6 +110,7 @@ fn lab(old: OldSegments) -> LabResult {
             commands: Vec::new(),
             timeline: None,
             mended: Vec::new(),
+            of_cases: BTreeMap::new(),
         }],
     }
 }
@@ -151,7 +152,9 @@ fn situation(cases: &[(&str, Judgement)]) -> ScenarioResult {
     ScenarioResult {
         name: "idle".to_owned(),
         judgement: Judgement::Differs,
-        reasons: vec!["away: it was not run".to_owned(), "bad: it hung".to_owned()],
+        of_cases: [("away", "it was not run"), ("bad", "it hung")]
+            .map(|(case, why)| (case.to_owned(), vec![why.to_owned()]))
+            .into(),
         timeline: Some(Timeline { steps: cases.iter().map(step).collect(), ..Timeline::default() }),
         cells: Vec::new(),
         ..lab(OldSegments::Ignored).scenarios.remove(0)

@@ -27,7 +27,6 @@ pub(crate) struct Done {
     /// Its files are under `cells/ID/`.
     pub(crate) id: String,
     pub(crate) shown: Result<Shown, String>,
-    pub(crate) captures: Vec<Capture>,
 }
 
 /// What a cell showed.
@@ -40,6 +39,7 @@ pub(crate) struct Shown {
     pub(crate) resets: Option<Vec<Reset>>,
     /// What each node's witness made of the kernel's words; none where it could not watch.
     pub(crate) witnesses: Vec<(String, WitnessResult)>,
+    pub(crate) captures: Vec<Capture>,
     /// What weakens the cell without deciding it.
     pub(crate) notes: Vec<String>,
     pub(crate) seconds: f64,

@@ -12,6 +12,7 @@ use crate::document::lab::{Capture, Profile};
 use canary_record::names::{Direction, Forgery};
 use canary_record::result::boom::BoomResult;
 use canary_record::result::load::LoadResult;
+use canary_record::result::witness::WitnessResult;
 use canary_testbed::capture::{self, Reset};
 use canary_testbed::evidence;
 use canary_testbed::exec::Ready;
@@ -57,6 +58,7 @@ pub(crate) struct Cell<'a> {
     pub(crate) matrix: &'a Matrix,
     pub(crate) plan: &'a CellPlan,
     pub(crate) key: Key,
+    pub(crate) kept: &'a Kept,
 }
 
 /// Of which scenario and forgery a connection is kept already.
@@ -108,23 +110,21 @@ impl Cell<'_> {
         let before = place.counters(proxy_mode, family)?;
         before.iter().zip(&rules).try_for_each(|(held, rules)| held.has(rules))?;
         let mut load = self.start_load()?;
-        let load_line = load.line().to_owned();
         // Where no connection comes to be, load-client ends first. Who forges itself knows the end.
         while !self.upload()
-            && !load.ends_within(Duration::ZERO)?
-            && !boom.ends_within(Duration::ZERO)?
+            && !load.process.ends_within(Duration::ZERO)?
+            && !boom.process.ends_within(Duration::ZERO)?
         {
-            if boom.says_again(Duration::from_millis(10)) {
-                load.signal(Signal::SIGUSR1);
+            if boom.process.says_again(Duration::from_millis(10)) {
+                load.process.signal(Signal::SIGUSR1);
                 break;
             }
         }
-        let load = load.result(self.load_patience());
-        let load: LoadResult = load.map_err(|e| with_line(e, &load_line))?;
+        let load: LoadResult = load.result(self.load_patience())?;
         // It ends by itself once every connection is judged; where some never came it is asked to
         // end and says so in its result.
-        if !boom.ends_within(place.scaled(JUDGED))? {
-            boom.signal(Signal::SIGTERM);
+        if !boom.process.ends_within(place.scaled(JUDGED))? {
+            boom.process.signal(Signal::SIGTERM);
         }
         let boom: BoomResult = boom.result(place.scaled(READY))?;
         let after = place.counters(proxy_mode, family)?;
@@ -140,6 +140,7 @@ impl Cell<'_> {
             boom,
             load,
             nodes: after.iter().zip(&before).map(|(a, b)| a.since(b)).collect(),
+            captures: self.keep(resets.as_deref(), &witnesses)?,
             resets,
             witnesses,
             notes,
@@ -240,7 +241,11 @@ impl Cell<'_> {
     }
 
     /// Keeps one connection of every kind that was reset, or everything.
-    pub(crate) fn keep(&self, shown: &Shown, kept: &Kept) -> Result<Vec<Capture>, TestbedError> {
+    fn keep(
+        &self,
+        resets: Option<&[Reset]>,
+        witnesses: &[(String, WitnessResult)],
+    ) -> Result<Vec<Capture>, TestbedError> {
         let mut captures = Vec::new();
         if self.place.setting.capture == CaptureMode::None {
             return Ok(captures);
@@ -252,9 +257,9 @@ impl Cell<'_> {
             let path = self.dir().join(capture_file(host));
             fs::read(&path).map_err(io_error("read", &path))
         };
-        for reset in shown.resets.iter().flatten() {
+        for reset in resets.into_iter().flatten() {
             let kind = (scenario.to_owned(), reset.forgery);
-            let new = kept.lock().unwrap_or_else(PoisonError::into_inner).insert(kind);
+            let new = self.kept.lock().unwrap_or_else(PoisonError::into_inner).insert(kind);
             if !new {
                 continue;
             }
@@ -271,7 +276,7 @@ impl Cell<'_> {
                     host: (*host).to_owned(),
                     file,
                     packets,
-                    kernel: witness::words(&shown.witnesses, *reset),
+                    kernel: witness::words(witnesses, *reset),
                 });
             }
         }
@@ -293,13 +298,4 @@ impl Cell<'_> {
 /// The name of a host's whole capture inside the cell's directory.
 fn capture_file(host: &str) -> String {
     format!("{host}.pcap")
-}
-
-fn with_line(e: TestbedError, line: &str) -> TestbedError {
-    match e {
-        TestbedError::Result { program, status, why } => {
-            TestbedError::Result { program, status, why: format!("{why} ({line})") }
-        }
-        other => other,
-    }
 }

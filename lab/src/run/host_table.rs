@@ -142,8 +142,8 @@ impl Control {
     }
 
     /// Sets the size until the end of what it gives.
-    pub(crate) fn resize(&self, size: Size) -> io::Result<Resized<'_>> {
-        let before = (self.read)()?;
+    pub(crate) fn resize(&self, size: Size) -> Result<Resized<'_>, OsError> {
+        let before = (self.read)().map_err(using())?;
         // Here, so that a size which does not read back in time is put back too.
         let resized = Resized { control: self, before };
         self.set(size)?;
@@ -151,18 +151,23 @@ impl Control {
     }
 
     /// Sets the size and waits until it reads back.
-    fn set(&self, size: Size) -> io::Result<()> {
+    fn set(&self, size: Size) -> Result<(), OsError> {
         let mut pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
-        writeln!(pipe, "{size}")?;
+        writeln!(pipe, "{size}").map_err(using())?;
         let end = Instant::now() + Duration::from_secs(5);
-        while !(self.read)()?.is_rounded(size) {
+        while !(self.read)().map_err(using())?.is_rounded(size) {
             if Instant::now() > end {
-                return Err(io::Error::other(format!("{MAX} and {BUCKETS} did not become {size}")));
+                let why = format!("{MAX} and {BUCKETS} did not become {size}");
+                return Err(using()(io::Error::other(why)));
             }
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
     }
+}
+
+fn using() -> impl FnOnce(io::Error) -> OsError {
+    os(format!("use sysctl {MAX}"))
 }
 
 /// A table's size.
@@ -188,7 +193,7 @@ impl Size {
     }
 
     fn read() -> io::Result<Self> {
-        Ok(Self { limit: max()?, buckets: number(BUCKETS)? })
+        Ok(Self { limit: number(MAX)?, buckets: number(BUCKETS)? })
     }
 
     fn parse(line: &str) -> Option<Self> {
@@ -216,12 +221,12 @@ impl Resized<'_> {
     }
 
     /// Another size, until the same end.
-    pub(crate) fn again(&self, size: Size) -> io::Result<()> {
+    pub(crate) fn again(&self, size: Size) -> Result<(), OsError> {
         self.control.set(size)
     }
 
     /// Puts it back, and says whether that went well.
-    pub(crate) fn restore(self) -> io::Result<()> {
+    pub(crate) fn restore(self) -> Result<(), OsError> {
         let (control, before) = (self.control, self.before);
         std::mem::forget(self);
         control.set(before)
@@ -237,8 +242,8 @@ impl Drop for Resized<'_> {
 }
 
 /// The limit, which every namespace shows.
-pub(crate) fn max() -> io::Result<u64> {
-    number(MAX)
+pub(crate) fn max() -> Result<u64, OsError> {
+    number(MAX).map_err(using())
 }
 
 fn number(key: &str) -> io::Result<u64> {
@@ -426,12 +431,12 @@ mod tests {
             pipe: Mutex::new(File::from(std::os::fd::OwnedFd::from(ours))),
             read: || Ok(Size::of(LIMIT.load(Ordering::SeqCst))),
         };
-        let part = || -> io::Result<()> {
+        let part = || -> Result<(), OsError> {
             let bigger = control.resize(Size::of(16_000))?;
             assert_eq!((bigger.before().limit, LIMIT.load(Ordering::SeqCst)), (4000, 16_000));
             bigger.again(Size::of(32_000))?;
             assert_eq!(LIMIT.load(Ordering::SeqCst), 32_000);
-            Err(io::Error::other("no room"))
+            Err(using()(io::Error::other("no room")))
         };
         assert!(part().is_err());
         assert_eq!(LIMIT.load(Ordering::SeqCst), 4000);

@@ -15,8 +15,6 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::document::lab::{CommandList, Path as NetPath};
-use canary_testbed::os::os;
-use canary_testbed::testbed::TestbedError;
 use canary_testbed::topology::{Step, Topology};
 
 use super::host_table::{self, Control};
@@ -67,7 +65,7 @@ pub(crate) fn run(
     let (begun, dir) = (Instant::now(), &dir.join("cells").join(name));
     // What was seen before an error is kept.
     let ended = guarded(|| {
-        let limit = host_table::max().map_err(table_error)?;
+        let limit = host_table::max()?;
         let x = Experiment { name, s, setting, dir, prefix, begun, limit };
         steps::run(x, control, &mut filled)
     });
@@ -87,8 +85,4 @@ pub(crate) fn commands() -> CommandList {
         title: "hosts and links; the Service's further ports are in cells/saturation".to_owned(),
         lines: topology.steps.iter().map(Step::shell).collect(),
     }
-}
-
-fn table_error(source: io::Error) -> TestbedError {
-    os(format!("use sysctl {}", host_table::MAX))(source).into()
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::ops::{Deref, DerefMut};
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -150,7 +150,8 @@ impl Place<'_> {
         let mut running = hosts.iter().map(start).collect::<Result<Vec<_>, TestbedError>>()?;
         running.retain_mut(|(host, process)| {
             let ready = process.process.wait_ready(process.patience);
-            let silent = |e| notes.push(format!("no witness on {host}: {e}: {}", process.said()));
+            let silent =
+                |e| notes.push(format!("no witness on {host}: {e}: {}", process.process.said()));
             ready.map_err(silent).is_ok()
         });
         Ok(running)
@@ -205,31 +206,22 @@ pub(crate) fn io_error<'a>(
 /// A program of the suite that runs, and the file that it leaves its result in.
 pub(crate) struct Running {
     program: &'static str,
-    process: Process,
+    pub(crate) process: Process,
     file: PathBuf,
     /// How long it may take to become ready or to end.
     patience: Duration,
 }
 
-impl Deref for Running {
-    type Target = Process;
-    fn deref(&self) -> &Process {
-        &self.process
-    }
-}
-
-impl DerefMut for Running {
-    fn deref_mut(&mut self) -> &mut Process {
-        &mut self.process
-    }
-}
-
 impl Running {
     /// Waits for its end, and reads its result.
     pub(crate) fn result<T: DeserializeOwned>(self, within: Duration) -> Result<T, TestbedError> {
-        let (program, path) = (self.program, self.file);
-        let status = self.process.wait(within)?;
-        let wrong = |why: String| TestbedError::Result { program, status: status.to_string(), why };
+        let (program, path, line) = (self.program, self.file, self.process.line().to_owned());
+        let status = self.process.wait(within)?.to_string();
+        let wrong = |why: String| TestbedError::Result {
+            program,
+            status: status.clone(),
+            why: format!("{why} ({line})"),
+        };
         let text = fs::read(&path).map_err(|e| {
             let log = path.with_extension("stderr");
             let said = fs::read_to_string(log).unwrap_or_default();
@@ -246,14 +238,14 @@ impl Running {
 
     /// Asks it to end, and waits for that.
     pub(crate) fn end(self) -> Result<(), TestbedError> {
-        self.signal(Signal::SIGTERM);
+        self.process.signal(Signal::SIGTERM);
         self.process.wait(self.patience)?;
         Ok(())
     }
 
     /// The same, its result read.
     pub(crate) fn stop<T: DeserializeOwned>(self) -> Result<T, TestbedError> {
-        self.signal(Signal::SIGTERM);
+        self.process.signal(Signal::SIGTERM);
         let patience = self.patience;
         self.result(patience)
     }
@@ -266,7 +258,7 @@ pub(crate) fn end_witnesses(
     // The second signal: it need not wait to see what becomes of the connections.
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         for (_, process) in &running {
-            process.signal(signal);
+            process.process.signal(signal);
         }
     }
     let end = |(host, process): (&str, Running)| {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::document::lab::{Path, Profile, Protections, ProxyMode, Seen};
+use crate::document::lab::{Path, Profile, Protections, ProxyMode, Seen, downloads};
 use canary_record::names::{Direction, Forgery, OldSegments};
 use canary_wire::segment::Family;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -34,10 +34,6 @@ pub struct Matrix {
     /// The protections and what each should lead to.
     #[serde(rename = "cell")]
     pub cells: Vec<CellPlan>,
-}
-
-const fn downloads() -> Direction {
-    Direction::ServerToClient
 }
 
 const fn fifty() -> u32 {

@@ -36,6 +36,7 @@ fn done(scenario: usize, plan: usize, made: &Made) -> Done {
         plan,
     };
     let shown = Shown {
+        captures: Vec::new(),
         boom: made.boom.clone(),
         load: made.load.clone(),
         nodes: made.nodes.clone(),
@@ -44,7 +45,7 @@ fn done(scenario: usize, plan: usize, made: &Made) -> Done {
         notes: Vec::new(),
         seconds: 0.0,
     };
-    Done { key, id: format!("{scenario}/{plan}"), shown: Ok(shown), captures: Vec::new() }
+    Done { key, id: format!("{scenario}/{plan}"), shown: Ok(shown) }
 }
 
 /// A cell whose expectation needs the kernel's generation waits for the cell that shows it; one

@@ -118,7 +118,7 @@ impl Needs {
     }
 
     /// Whether a run cannot have had it, whatever it did: its limit is what it is.
-    fn not_tried(self, facts: &Facts) -> bool {
+    pub(super) fn not_tried(self, facts: &Facts) -> bool {
         match self {
             Self::Nothing | Self::FullTable => false,
             Self::Resize => !facts.can_resize,
@@ -162,9 +162,4 @@ pub(super) fn judged(claim: Claim) -> (Needs, fn(&Facts) -> Option<Told>) {
         Claim::DropsSaveHalfOpen => (Needs::Hold, find::saved_half_open),
         Claim::WitnessTellsApart => (Needs::Witness, find::told_apart),
     }
-}
-
-/// Whether a run cannot show it, whatever it does.
-pub(super) fn not_tried(claim: Claim, facts: &Facts) -> bool {
-    judged(claim).0.not_tried(facts)
 }

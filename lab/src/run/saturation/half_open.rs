@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use crate::document::timeline::{FailureClass, Step};
 use canary_record::names::{Phase, ProbeEnd};
 use canary_record::result::witness::InTable;
-use canary_testbed::os::{os, wrong};
+use canary_testbed::os::{OsError, os, wrong};
 use canary_testbed::testbed::TestbedError;
 use canary_testbed::topology::Addr;
 use nix::errno::Errno;
@@ -30,8 +30,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, conne
 use super::super::connections::end;
 use super::super::host_table::{Control, Resized, Size};
 use super::super::setting::READY;
+use super::Experiment;
 use super::stage::{HELD_PORT, Stage};
-use super::{Experiment, table_error};
 use crate::observed::counted;
 use crate::observed::saturation::{Filled, HalfOpen, OnItsWay};
 
@@ -346,18 +346,18 @@ struct Crowd<'a> {
 
 impl Crowd<'_> {
     /// The limit is again what it was.
-    fn end(self) -> Result<(), TestbedError> {
-        self.gone.map_or(Ok(()), Resized::restore).map_err(table_error)
+    fn end(self) -> Result<(), OsError> {
+        self.gone.map_or(Ok(()), Resized::restore)
     }
 }
 
 /// The crowd has gone. The table has room again, so that what comes next is decided by what was
 /// lost, and not by who else is lucky.
-fn make_room(crowd: &mut Option<&mut Crowd<'_>>) -> Result<(), TestbedError> {
+fn make_room(crowd: &mut Option<&mut Crowd<'_>>) -> Result<(), OsError> {
     if let Some(crowd) = crowd
         && crowd.gone.is_none()
     {
-        crowd.gone = Some(crowd.control.resize(Size::of(crowd.limit * 2)).map_err(table_error)?);
+        crowd.gone = Some(crowd.control.resize(Size::of(crowd.limit * 2))?);
     }
     Ok(())
 }

@@ -118,7 +118,7 @@ impl<'a> Stage<'a> {
 
     /// Ends what runs beside. Gives what the observer saw.
     pub(crate) fn close(self) -> Result<ObserveResult, TestbedError> {
-        self.serve.signal(Signal::SIGTERM);
+        self.serve.process.signal(Signal::SIGTERM);
         let observed = self.observer.stop()?;
         self.serve.end()?;
         Ok(observed)
@@ -251,7 +251,7 @@ impl<'a> Stage<'a> {
         ];
         let all = Ready::Text("all are open");
         let mut hold = self.load_client("hold", options, dir, all)?;
-        hold.wait_ready(self.place.scaled(READY * 2))?;
+        hold.process.wait_ready(self.place.scaled(READY * 2))?;
         Ok(hold)
     }
 

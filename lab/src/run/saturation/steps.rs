@@ -20,7 +20,7 @@ use super::super::host_table::{self, Control, Size};
 use super::super::setting::{READY, io_error};
 use super::stage::{Load, Stage, TIMEOUT};
 use super::streams::{Streams, Talk};
-use super::{Experiment, eviction, half_open, pace, table_error, tables};
+use super::{Experiment, eviction, half_open, pace, tables};
 use crate::observed::saturation::{Filled, Kind, MOST_HELD, Shown};
 use crate::observed::{cause, listed, outcomes, series};
 use crate::scenario::saturation::MOST_CLIENTS;
@@ -94,14 +94,14 @@ impl<'a> Sequence<'a> {
                     this.smaller(stage, control, *size)
                 })?;
             }
-            let bigger = control.resize(Size::of(limit * 4)).map_err(table_error)?;
+            let bigger = control.resize(Size::of(limit * 4))?;
             let plan = Plan {
                 load: Some(self.filling_load()),
                 changes: vec![limited(bigger.before().limit, limit * 4)],
                 ..Plan::new(Kind::Bigger, "a bigger table, the load that filled the smaller one")
             };
             let ended = self.within("bigger", |this, stage| this.step(stage, plan));
-            bigger.restore().map_err(table_error)?;
+            bigger.restore()?;
             ended?;
         }
         self.within("shorter", Self::shorter)?;
@@ -142,7 +142,7 @@ impl<'a> Sequence<'a> {
         size: u64,
     ) -> Result<(), TestbedError> {
         let streams = stage.streams(self.x.s.held, 0)?;
-        let smaller = control.resize(Size::of(size)).map_err(table_error)?;
+        let smaller = control.resize(Size::of(size))?;
         let title = format!("{} clients, a table of {size} entries", self.most());
         let plan = Plan {
             load: Some(self.load(self.most())),
@@ -152,7 +152,7 @@ impl<'a> Sequence<'a> {
         };
         let ended = self.step(stage, plan);
         drop(streams);
-        smaller.restore().map_err(table_error)?;
+        smaller.restore()?;
         ended
     }
 
@@ -284,7 +284,7 @@ impl<'a> Sequence<'a> {
         self.x.say(&plan.title);
         let dir = self.x.dir.join(format!("step-{:02}", filled.timeline.steps.len() + 1));
         fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
-        let limit = host_table::max().map_err(table_error)?;
+        let limit = host_table::max()?;
         let witness = stage.listen_to_the_kernel(&dir)?;
         let (at, forge) = (("server", POD_PORT), "control,above-window");
         let boom = stage.place.boom_server(at, &dir, forge, &["--min-forged=1"])?;
@@ -298,11 +298,11 @@ impl<'a> Sequence<'a> {
         let mut load: Option<LoadResult> = None;
         if let Some(mut churn) = churn {
             let end = Instant::now() + time + TIMEOUT + READY;
-            while !churn.ends_within(Duration::from_millis(100))? && Instant::now() < end {
+            while !churn.process.ends_within(Duration::from_millis(100))? && Instant::now() < end {
                 peak = peak.max(stage.entries()?);
             }
             load = Some(churn.result(READY)?);
-            probe.signal(Signal::SIGTERM);
+            probe.process.signal(Signal::SIGTERM);
         }
         let probe: LoadResult = probe.result(time + TIMEOUT * 4 + READY)?;
         let boom: BoomResult = boom.stop()?;

@@ -66,7 +66,7 @@ pub(super) fn run(
     )?;
     // Flows of one datagram live for half a minute else.
     stage.set("net/netfilter/nf_conntrack_udp_timeout", "3600")?;
-    let resized = control.resize(size(least, least)).map_err(failed("resize the table for"))?;
+    let resized = control.resize(size(least, least))?;
     let mut bench =
         Bench { stage, resized, begun: Memory::read().map_err(failed("read"))?, flows: 0 };
     let mut tables = Vec::new();
@@ -88,7 +88,7 @@ pub(super) fn run(
         }
     }
     stage.place.within("node1", evidence::forget_all)?;
-    bench.resized.restore().map_err(failed("restore the table after"))?;
+    bench.resized.restore()?;
     Ok((tables, reasons))
 }
 
@@ -129,9 +129,7 @@ impl Bench<'_> {
     /// So many flows have their entries, in so many buckets.
     fn table(&mut self, entries: u64, buckets: u64) -> Result<(), TestbedError> {
         let stage = self.stage;
-        self.resized
-            .again(size(entries, buckets))
-            .map_err(io_error("resize the table for", &stage.dir))?;
+        self.resized.again(size(entries, buckets))?;
         if self.flows == 0 || self.flows > entries {
             stage.place.within("node1", evidence::forget_all)?;
             self.flows = 0;

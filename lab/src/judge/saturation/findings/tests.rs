@@ -392,7 +392,7 @@ fn an_ordinary_user_is_told_why() {
         s.step.conntrack.early_drop = 0;
     }
     for claim in [claim, Claim::EarlyDropBeforeAckResets, Claim::DropsSaveHalfOpen] {
-        assert!(claims::not_tried(claim, &facts));
+        assert!(claims::judged(claim).0.not_tried(&facts));
         let (_, s) = find(&facts).into_iter().find(|(c, _)| *c == claim).unwrap();
         assert_eq!(s.finding, Finding::NotShown);
         assert!(s.evidence[0].contains("as root with --host-table-size"), "{:?}", s.evidence);
@@ -464,7 +464,7 @@ fn a_witness_that_contradicts_shows_nothing() {
         change(&mut facts.heard[0]);
         (
             finding(&facts, Claim::WitnessTellsApart),
-            claims::not_tried(Claim::WitnessTellsApart, &facts),
+            claims::judged(Claim::WitnessTellsApart).0.not_tried(&facts),
         )
     };
     assert_eq!(of(&|_| {}), (Finding::Holds, false));
