@@ -51,7 +51,7 @@ impl Journal {
     /// An event.
     pub(crate) fn wrote(&mut self, event: &Event) -> Result<(), Stop> {
         self.steps += usize::from(matches!(event, Event::Step(..)));
-        let line = format!("{} {}\n", self.seconds(), event.to_string().replace('\n', " "));
+        let line = format!("{}\n", serde_json::json!([self.seconds(), event]));
         let unsaved = Stop::unsaved(&self.raw.join("journal"));
         self.events.write_all(line.as_bytes()).map_err(unsaved)
     }

@@ -1,10 +1,9 @@
 //! What `kubectl conntrack experiment` writes down while it runs, and its reading: pure.
 //!
-//! The journal has one event a line, after the second in which it was written; the samples are the
+//! The journal has one event a line, `[SECONDS, EVENT]` in JSON; the samples are the
 //! programs' own metrics, each set after a line `sample SECONDS`.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use crate::document::timeline::{Change, FailureClass, Step, TimelineSample};
 use crate::observed::saturation::Kind;
@@ -12,6 +11,7 @@ use canary_record::names;
 use canary_record::names::{EndedBy, Outcome};
 use canary_record::prometheus::Sample;
 use canary_record::result::load::Cause;
+use serde::{Deserialize, Serialize};
 
 names! {
     /// What changes in a step.
@@ -49,8 +49,9 @@ names! {
     }
 }
 
-/// One line of the journal.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One line of the journal, after its time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Event {
     /// About the whole run.
     Run(Fact, String),
@@ -60,7 +61,7 @@ pub enum Event {
     From,
     /// ... to here.
     To,
-    /// Neither its name nor its values have blanks.
+    /// A setting was changed on entering the step.
     Change(Change),
     /// The target's count of accepted connections, before and after.
     Accepted(u64, u64),
@@ -70,50 +71,6 @@ pub enum Event {
     Doubt(String),
     /// When and why it ended.
     End(EndedBy),
-}
-
-impl fmt::Display for Event {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Run(fact, value) => write!(f, "run {fact} {value}"),
-            Self::Step(purpose, clients) => write!(f, "step {purpose} {clients}"),
-            Self::From => f.write_str("from"),
-            Self::To => f.write_str("to"),
-            Self::Change(Change { what, from, to }) => write!(f, "change {what} {from} {to}"),
-            Self::Accepted(before, after) => write!(f, "accepted {before} {after}"),
-            Self::Note(text) => write!(f, "note {text}"),
-            Self::Doubt(why) => write!(f, "doubt {why}"),
-            Self::End(by) => write!(f, "end {by}"),
-        }
-    }
-}
-
-impl Event {
-    pub(crate) fn read(text: &str) -> Option<Self> {
-        let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
-        let words: Vec<_> = rest.split(' ').collect();
-        Some(match (word, &words[..]) {
-            ("run", [fact, ..]) => {
-                Self::Run(fact.parse().ok()?, rest[fact.len()..].trim_start().to_owned())
-            }
-            ("step", [purpose, clients]) => {
-                Self::Step(purpose.parse().ok()?, clients.parse().ok()?)
-            }
-            ("from", _) => Self::From,
-            ("to", _) => Self::To,
-            ("change", [what, from, to]) => {
-                let [what, from, to] = [what, from, to].map(|&word| word.to_owned());
-                Self::Change(Change { what, from, to })
-            }
-            ("accepted", [before, after]) => {
-                Self::Accepted(before.parse().ok()?, after.parse().ok()?)
-            }
-            ("note", _) => Self::Note(rest.to_owned()),
-            ("doubt", _) => Self::Doubt(rest.to_owned()),
-            ("end", [by]) => Self::End(by.parse().ok()?),
-            _ => return None,
-        })
-    }
 }
 
 /// A line that nobody would have written.
@@ -178,11 +135,10 @@ impl Journal {
     }
 
     fn event(&mut self, line: &str) -> Option<()> {
-        let (t, event) = line.split_once(' ')?;
-        let t: f64 = t.parse().ok()?;
+        let (t, event): (f64, _) = serde_json::from_str(line).ok()?;
         self.last = self.last.max(t);
         let step = self.steps.last_mut();
-        match Event::read(event)? {
+        match event {
             Event::Run(fact, value) => _ = self.run.insert(fact, value),
             Event::Step(purpose, clients) => {
                 let kind = match (purpose, clients) {
@@ -199,8 +155,8 @@ impl Journal {
             Event::To => step?.to = Some(t),
             Event::Change(change) => step?.step.changes.push(change),
             Event::Accepted(before, after) => step?.accepted = Some((before, after)),
-            Event::Note(text) => step?.step.notes.push(text),
-            Event::Doubt(why) => self.doubts.push(why),
+            Event::Note(text) => step?.step.notes.push(text.replace('\n', " ")),
+            Event::Doubt(why) => self.doubts.push(why.replace('\n', " ")),
             Event::End(by) => self.end = Some((t, by)),
         }
         Some(())

@@ -26,31 +26,36 @@ fn set(t: u32, counts: [u64; 6]) -> String {
     )
 }
 
-const JOURNAL: &str = "\
-0 run context test
-0 run clients 0 2
-0 run hold-off-drop 1
-0 run kernel 6.18.0 on n1, kubelet v1.20.2; 6.18.0 on n2, kubelet v1.20.2
-0 run table-size 20000
-5 step load 0
-10 from
-20 to
-20 note boom-server undisturbed.
-21 step load 2
-25 from
-35 to
-36 accepted 1000 1200
-40 step small-table 2
-45 from
-45 change nf_conntrack_max 262144 20000
-55 to
-56 accepted 1200 1300
-60 step liberal 2
-65 from
-75 to
-76 accepted 1300 1500
-80 end completed
-";
+const JOURNAL: &str = r#"[0,{"run":["context","test"]}]
+[0,{"run":["clients","0 2"]}]
+[0,{"run":["hold-off-drop","1"]}]
+[0,{"run":["kernel","6.18.0 on n1, kubelet v1.20.2; 6.18.0 on n2, kubelet v1.20.2"]}]
+[0,{"run":["table-size","20000"]}]
+[5,{"step":["load",0]}]
+[10,"from"]
+[20,"to"]
+[20,{"note":"boom-server undisturbed."}]
+[21,{"step":["load",2]}]
+[25,"from"]
+[35,"to"]
+[36,{"accepted":[1000,1200]}]
+[40,{"step":["small-table",2]}]
+[45,"from"]
+[45,{"change":{"what":"nf_conntrack_max","from":"262144","to":"20000"}}]
+[55,"to"]
+[56,{"accepted":[1200,1300]}]
+[60,{"step":["liberal",2]}]
+[65,"from"]
+[75,"to"]
+[76,{"accepted":[1300,1500]}]
+[80,{"end":"completed"}]
+"#;
+
+/// The journal without the lines that begin so.
+fn without(begin: &[&str]) -> String {
+    let lines = JOURNAL.lines().filter(|line| !begin.iter().any(|b| line.starts_with(b)));
+    lines.map(|line| line.to_owned() + "\n").collect()
+}
 
 fn samples() -> String {
     [
@@ -170,17 +175,17 @@ fn what_is_missing_is_said() {
     let mut lost = results();
     lost[1].pop();
     assert!(said(JOURNAL, &lost).contains("2 clients: 1 of 2 results collected"));
-    let fewer = JOURNAL.replace("accepted 1000 1200", "accepted 1000 1199");
+    let fewer = JOURNAL.replace("[1000,1200]", "[1000,1199]");
     assert!(said(&fewer, &results()).contains(
         "2 clients: 200 begun and 200 succeeded by the clients' count, but the target accepted 199"
     ));
-    let unread = JOURNAL.replace("36 accepted 1000 1200\n", "");
+    let unread = without(&["[36,"]);
     assert!(said(&unread, &results()).contains("the target's own count could not be read"));
-    let doubt = JOURNAL.replace("80 end", "79 doubt node not ready: n2\n80 end");
+    let doubt = format!("[79,{{\"doubt\":\"node not ready: n2\"}}]\n{JOURNAL}");
     assert!(said(&doubt, &results()).contains("node not ready: n2"));
-    let cut = JOURNAL.replace("80 end completed\n", "");
+    let cut = without(&["[80,"]);
     assert!(said(&cut, &results()).contains("its journal has no end"));
-    let unsampled = JOURNAL.replace("25 from\n", "").replace("35 to\n", "");
+    let unsampled = without(&["[25,", "[35,"]);
     assert!(said(&unsampled, &results()).contains("2 clients: no sample of it could be read"));
 }
 
@@ -199,7 +204,7 @@ fn without_its_positive_control_nothing_is_proved() {
     assert!(!result.positive_control.held);
     assert!(result.reasons[0].contains("no above-window segment reset"), "{:?}", result.reasons);
     // With the drop in force that is as it should be.
-    let kept = judged(&JOURNAL.replace("hold-off-drop 1", "hold-off-drop 0"), &spared, &results());
+    let kept = judged(&JOURNAL.replace(r#"drop","1"#, r#"drop","0"#), &spared, &results());
     assert_eq!(kept.judgement, Judgement::AsExpected);
     assert_eq!(kept.positive_control, PositiveControl::default());
 }
@@ -207,8 +212,7 @@ fn without_its_positive_control_nothing_is_proved() {
 /// On a cluster where nothing drops, the first step is the control.
 #[test]
 fn an_unprotected_cluster_is_its_own_control() {
-    let result =
-        judged(&JOURNAL.replace("hold-off-drop 1", "hold-off-drop 0"), &samples(), &results());
+    let result = judged(&JOURNAL.replace(r#"drop","1"#, r#"drop","0"#), &samples(), &results());
     assert_eq!(result.positive_control, PositiveControl { held: true, forged: 10, killed: 10 });
     let text = crate::report::text::render(&result, 100);
     assert!(text.contains("Positive control: 10 of 10 above-window segments reset"), "{text}");
@@ -219,7 +223,7 @@ fn an_unprotected_cluster_is_its_own_control() {
 #[test]
 fn a_run_behind_the_drop_tells_no_control() {
     let spared = samples().replace("boom_killed_total", "boom_other_total");
-    let kept = judged(&JOURNAL.replace("hold-off-drop 1", "hold-off-drop 0"), &spared, &results());
+    let kept = judged(&JOURNAL.replace(r#"drop","1"#, r#"drop","0"#), &spared, &results());
     let text = crate::report::text::render(&kept, 100);
     assert!(text.contains("Positive control: not tried"), "{text}");
     assert!(crate::report::junit::render(&kept).contains("<skipped"));
@@ -231,8 +235,8 @@ fn a_run_behind_the_drop_tells_no_control() {
 /// A run that begins with clients has its control in its first step.
 #[test]
 fn the_control_needs_no_step_without_clients() {
-    let idle = "5 step load 0\n10 from\n20 to\n20 note boom-server undisturbed.\n";
-    let result = judged(&JOURNAL.replace(idle, ""), &samples(), &results()[1..]);
+    let clients = without(&["[5,", "[10,", "[20,"]);
+    let result = judged(&clients, &samples(), &results()[1..]);
     assert_eq!(result.reasons, Vec::<String>::new());
     assert_eq!(result.positive_control, PositiveControl { held: true, forged: 5, killed: 5 });
 }
@@ -247,42 +251,21 @@ fn a_restarted_program_is_counted_on() {
     ]
     .concat();
     let journal =
-        Journal::read("0 run clients 0\n5 step load 0\n10 from\n20 to\n21 end completed\n")
-            .unwrap();
+        "[5,{\"step\":[\"load\",0]}]\n[10,\"from\"]\n[20,\"to\"]\n[21,{\"end\":\"completed\"}]\n";
+    let journal = Journal::read(journal).unwrap();
     let result = judge(&journal, &journal::samples(&again).unwrap(), &[vec![]], vec![]);
     assert_eq!(timeline(&result).steps[0].boom[&Outcome::Delivered], 2 * 5);
     assert_eq!(timeline(&result).samples.iter().map(|s| s.attempts).collect::<Vec<_>>(), [7, 2]);
 }
 
-/// What is written is what is read, whatever its text.
-#[test]
-fn an_event_is_read_as_it_was_written() {
-    use crate::document::timeline::Change;
-    use journal::{Event, Purpose};
-    let (word, text) = (|| "a".to_owned(), || "be_liberal =  1: why".to_owned());
-    let mut all = vec![
-        Event::From,
-        Event::To,
-        Event::Change(Change { what: word(), from: word(), to: word() }),
-        Event::Accepted(0, u64::MAX),
-        Event::Note(text()),
-        Event::Doubt(text()),
-        Event::End(EndedBy::Sigint),
-    ];
-    all.extend(Purpose::ALL.iter().map(|p| Event::Step(*p, 3)));
-    all.extend(Fact::ALL.iter().map(|f| Event::Run(*f, text())));
-    for event in all {
-        assert_eq!(Event::read(&event.to_string()), Some(event));
-    }
-}
-
 /// A line that was cut by the run's end is no error, a line that nobody wrote is one.
 #[test]
 fn cut_lines_are_left_out_and_strange_ones_refused() {
-    let cut = Journal::read("0 run clients 0\n5 step load 0\n10 fr").unwrap();
+    let cut = Journal::read("[5,{\"step\":[\"load\",0]}]\n[10,\"fr").unwrap();
     assert_eq!(cut.steps[0].from, None);
-    let e = Journal::read("0 run clients 0\n5 step moon 0\n").unwrap_err().to_string();
-    assert_eq!(e, "journal, line 2: '5 step moon 0' is no event of kubectl conntrack experiment");
+    let e =
+        Journal::read("[0,{\"run\":[\"clients\",\"0\"]}]\n[5,\"moon\"]\n").unwrap_err().to_string();
+    assert_eq!(e, "journal, line 2: '[5,\"moon\"]' is no event of kubectl conntrack experiment");
     assert_eq!(journal::samples("sample 1\nload_ok_total 5\nload_fai").unwrap()[0].sample.ok, 5);
     for bad in
         ["load_ok_total 5\n", "sample soon\n", "sample 1\nload_ok_total\n", "sample 1\nx{y} 1\n"]
