@@ -184,7 +184,7 @@ fuzz-scenarios:
 fuzz-captures:
 	@WITNESS_CASES=$(or $(CASES),10000000) $(CARGO) test \
 	$(foreach p,load-client canary-record canary-wire etherparse netlink-packet-core pcap-file,--config profile.dev.package.$(p).opt-level=2) \
-	--quiet -p load-client --test witness_captures --test witness_messages garbage
+	--quiet -p load-client --lib garbage
 
 $(TOOLS)/bin/cargo-fuzz:
 	@echo '== installing cargo-fuzz $(FUZZ_VERSION) into target/tools'

@@ -274,7 +274,7 @@ fn simple() -> Result<()> {
     let sender = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
     let interrupt = Interrupt::catch()?;
     println!("ready");
-    let (mut flows, mut latency, mut forged) = (HashMap::new(), Latency::new(), 0u64);
+    let (mut flows, mut latency, mut forged) = (HashMap::new(), Latency::default(), 0u64);
     let (mut buf, mut packet) = (vec![0u8; 65535], Vec::new());
     while interrupt.signalled().is_none() {
         let Some((n, at)) = receive(&socket, &mut buf)? else { continue };

@@ -29,19 +29,30 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// A new connection for every request, in a closed loop or at a rate
-    Churn(ChurnArgs),
+    Churn(Sub<ChurnArgs>),
     /// Opens connections to boom-server and tells how each one ended
-    Probe(ProbeArgs),
+    Probe(Sub<ProbeArgs>),
     /// The HTTP and TCP target of churn and hold, on one port
-    Serve(ServeArgs),
+    Serve(Sub<ServeArgs>),
     /// Keeps connections open, with keep-alive traffic, and replaces those that are lost
-    Hold(HoldArgs),
+    Hold(Sub<HoldArgs>),
     /// Conntrack count, limit and statistics of this network namespace
-    Observe(ObserveArgs),
+    Observe(Sub<ObserveArgs>),
     /// Which connections of this network namespace an INVALID segment ended, in the kernel's own words
-    Witness(WitnessArgs),
+    Witness(Sub<WitnessArgs>),
     /// Joins the results of many churns, holds or probes into one
-    Merge(MergeArgs),
+    Merge(Sub<MergeArgs>),
+}
+
+/// The options of one subcommand, and those of every one.
+#[derive(Clone, Debug, Args)]
+pub struct Sub<A: Args> {
+    /// Its own.
+    #[command(flatten)]
+    pub own: A,
+    /// Those of every one.
+    #[command(flatten)]
+    pub common: CommonArgs,
 }
 
 /// Options of every subcommand.
@@ -121,9 +132,6 @@ pub struct ChurnArgs {
     /// Worker threads (default: one for each CPU)
     #[arg(long, value_name = "N", env = "LOAD_WORKERS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: Option<u16>,
-    /// Options of every subcommand.
-    #[command(flatten)]
-    pub common: CommonArgs,
 }
 
 /// Options of `hold`.
@@ -165,9 +173,6 @@ pub struct HoldArgs {
         default_value = "lost>0"
     )]
     pub fail_on: Vec<Threshold>,
-    /// Options of every subcommand.
-    #[command(flatten)]
-    pub common: CommonArgs,
 }
 
 /// Options of `merge`.
@@ -179,9 +184,6 @@ pub struct MergeArgs {
     /// Exit code 10 when this is true of the whole, e.g. reset>0
     #[arg(long, value_name = "EXPR", env = "LOAD_FAIL_ON", value_delimiter = ',')]
     pub fail_on: Vec<Threshold>,
-    /// Options of every subcommand.
-    #[command(flatten)]
-    pub common: CommonArgs,
 }
 
 /// What an application does with its connection.
@@ -273,9 +275,6 @@ pub struct ProbeArgs {
         default_value = "reset>0,stall>0,bad-answer>0,early-eof>0"
     )]
     pub fail_on: Vec<Threshold>,
-    /// Options of every subcommand.
-    #[command(flatten)]
-    pub common: CommonArgs,
 }
 
 /// Options of `serve`.
@@ -297,9 +296,6 @@ pub struct ServeArgs {
     /// Worker threads (default: one for each CPU)
     #[arg(long, value_name = "N", env = "LOAD_WORKERS", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: Option<u16>,
-    /// Options of every subcommand.
-    #[command(flatten)]
-    pub common: CommonArgs,
 }
 
 /// Options of `observe`.
@@ -311,9 +307,6 @@ pub struct ObserveArgs {
     /// Ends after this time (default: at SIGTERM or SIGINT)
     #[arg(long, value_name = "D", env = "LOAD_DURATION", value_parser = positive_duration)]
     pub duration: Option<Duration>,
-    /// Options of every subcommand.
-    #[command(flatten)]
-    pub common: CommonArgs,
 }
 
 /// Options of `witness`.
@@ -343,9 +336,6 @@ pub struct WitnessArgs {
     /// Another signal ends it at once
     #[arg(long, value_name = "D", env = "LOAD_LINGER", default_value = "0s", value_parser = duration)]
     pub linger: Duration,
-    /// Options of every subcommand.
-    #[command(flatten)]
-    pub common: CommonArgs,
 }
 
 /// A part of one.

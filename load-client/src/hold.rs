@@ -40,21 +40,13 @@ struct Shared {
     args: HoldArgs,
     target: SocketAddr,
     accounts: RefCell<Accounts>,
-    record: Cell<HoldRecord>,
+    record: RefCell<HoldRecord>,
     open: Cell<u64>,
     handshakes: Semaphore,
     /// No handshake before this time: a limit of this host is one for every place.
     paused_until: Cell<Instant>,
     /// Becomes true at the end.
     stop: watch::Receiver<bool>,
-}
-
-impl Shared {
-    fn update(&self, f: impl FnOnce(&mut HoldRecord)) {
-        let mut record = self.record.get();
-        f(&mut record);
-        self.record.set(record);
-    }
 }
 
 /// Holds until the end of the duration or a signal.
@@ -72,7 +64,7 @@ pub(crate) async fn run(
                 args: args.clone(),
                 target,
                 accounts: RefCell::new(Accounts::new(clock, &shown)),
-                record: Cell::new(HoldRecord {
+                record: RefCell::new(HoldRecord {
                     wanted: u64::from(args.connections),
                     ..HoldRecord::default()
                 }),
@@ -102,7 +94,7 @@ pub(crate) async fn run(
                     }
                 }
             };
-            shared.update(|r| r.open_at_end = shared.open.get());
+            shared.record.borrow_mut().open_at_end = shared.open.get();
             let _ = stop.send(true);
             let deadline = tokio::time::Instant::now() + DRAIN;
             for place in places {
@@ -114,7 +106,7 @@ pub(crate) async fn run(
             // What is left is in an exchange, which proves neither life nor loss.
             let tally = shared.accounts.borrow_mut().end();
             drop(live);
-            (tally, shared.record.get(), ended_by)
+            (tally, *shared.record.borrow(), ended_by)
         })
         .await
 }
@@ -140,10 +132,11 @@ async fn place(shared: Rc<Shared>, n: u64) {
     while let Some(mut stream) = open(&shared, &mut turn, &mut stop).await {
         let opened = Instant::now();
         shared.open.set(shared.open.get() + 1);
-        shared.update(|r| {
-            r.most_open = r.most_open.max(shared.open.get());
-            r.replaced += u64::from(lost);
-        });
+        {
+            let mut record = shared.record.borrow_mut();
+            record.most_open = record.most_open.max(shared.open.get());
+            record.replaced += u64::from(lost);
+        }
         let end = keep(&shared, &mut stream, phase, &mut stop).await;
         shared.open.set(shared.open.get() - 1);
         phase = Duration::ZERO;
@@ -157,7 +150,7 @@ async fn place(shared: Rc<Shared>, n: u64) {
             return;
         };
         lost = true;
-        shared.update(|r| r.lost += 1);
+        shared.record.borrow_mut().lost += 1;
         shared.accounts.borrow_mut().failed(failure);
         // One that was lost at once must not become a busy loop either.
         if pause(opened + PAUSE, &mut stop).await.is_none() {
@@ -246,7 +239,7 @@ async fn keep(
             next += shared.args.interval;
             exchange(stream, shared.args.timeout).await?;
             shared.accounts.borrow_mut().tally.exchange(Instant::now(), intended.elapsed());
-            shared.update(|r| r.exchanges += 1);
+            shared.record.borrow_mut().exchanges += 1;
         }
     }
 }

@@ -25,7 +25,7 @@ mod tally;
 pub mod target;
 pub mod threshold;
 pub mod verdict;
-pub mod witness;
+mod witness;
 mod worker;
 
 use std::net::IpAddr;

@@ -128,10 +128,10 @@ mod tests {
     use crate::pacer::Turn;
 
     fn churn(line: &str) -> ChurnArgs {
-        let Command::Churn(args) = Cli::parse_from(line.split(' ')).command else {
+        let Command::Churn(sub) = Cli::parse_from(line.split(' ')).command else {
             panic!("another subcommand")
         };
-        args
+        sub.own
     }
 
     /// A duration beyond any clock is a run without an end of its own.

@@ -229,12 +229,10 @@ pub(crate) async fn connect(target: SocketAddr, source: Option<IpAddr>) -> io::R
 
 /// The next SIGUSR1; never, where it cannot be caught.
 async fn usr1(signal: &mut Option<tokio::signal::unix::Signal>) {
-    if let Some(signal) = signal
-        && signal.recv().await.is_some()
-    {
-        return;
+    match signal {
+        Some(signal) => _ = signal.recv().await,
+        None => std::future::pending().await,
     }
-    std::future::pending::<()>().await;
 }
 
 /// One connection, from its begin to its record.

@@ -67,13 +67,13 @@ pub fn main() -> ExitCode {
 
 async fn run(command: Command, config: Config) -> Result<Exit> {
     match command {
-        Command::Churn(args) => run_churn(args, config).await,
-        Command::Probe(args) => run_probe(args, config).await,
-        Command::Serve(args) => run_serve(args, config).await,
-        Command::Hold(args) => run_hold(args, config).await,
-        Command::Observe(args) => run_observe(args, config).await,
-        Command::Witness(args) => run_witness(args, config).await,
-        Command::Merge(args) => run_merge(&args, config),
+        Command::Churn(sub) => run_churn(sub.own, &sub.common, config).await,
+        Command::Probe(sub) => run_probe(sub.own, &sub.common, config).await,
+        Command::Serve(sub) => run_serve(sub.own, &sub.common, config).await,
+        Command::Hold(sub) => run_hold(sub.own, &sub.common, config).await,
+        Command::Observe(sub) => run_observe(sub.own, &sub.common, config).await,
+        Command::Witness(sub) => run_witness(sub.own, &sub.common, config).await,
+        Command::Merge(sub) => run_merge(&sub.own, &sub.common, config),
     }
 }
 
@@ -152,7 +152,7 @@ fn told(report: &Report, mut result: LoadResult) -> Result<Exit> {
     Ok(report::exit(&result))
 }
 
-async fn run_churn(args: ChurnArgs, mut config: Config) -> Result<Exit> {
+async fn run_churn(args: ChurnArgs, common: &CommonArgs, mut config: Config) -> Result<Exit> {
     let mut shutdown = catch()?;
     let target =
         resolve(&args.target, &args.source_ip, args.resolve_timeout, &mut shutdown).await?;
@@ -171,8 +171,8 @@ async fn run_churn(args: ChurnArgs, mut config: Config) -> Result<Exit> {
     derive(&mut config, "address", &target);
     derive(&mut config, "concurrency", &plan::concurrency(&args));
     derive(&mut config, "workers", &plan::workers(&args));
-    let report = begin("load-client churn", config, &args.common)?;
-    let admin = live::admin(args.common.admin)?;
+    let report = begin("load-client churn", config, common)?;
+    let admin = live::admin(common.admin)?;
     let preflight = preflight::begin(plan::load(&args, target));
     ready(admin.as_ref());
     let fill = follower.as_mut().map(|f| (f, &allowance));
@@ -192,14 +192,14 @@ async fn linger(shutdown: &mut Shutdown, ended_by: EndedBy, time: Duration) {
     }
 }
 
-async fn run_hold(args: HoldArgs, mut config: Config) -> Result<Exit> {
+async fn run_hold(args: HoldArgs, common: &CommonArgs, mut config: Config) -> Result<Exit> {
     plain(&args.target, "hold speaks lines")?;
     let mut shutdown = catch()?;
     let target =
         resolve(&args.target, &args.source_ip, args.resolve_timeout, &mut shutdown).await?;
     derive(&mut config, "address", &target);
-    let report = begin("load-client hold", config, &args.common)?;
-    let admin = live::admin(args.common.admin)?;
+    let report = begin("load-client hold", config, common)?;
+    let admin = live::admin(common.admin)?;
     let load = Load {
         sources: args.source_ip.len().max(1) as u64,
         at_once: u64::from(args.connections),
@@ -225,7 +225,7 @@ fn plain(target: &Target, why: &str) -> Result<()> {
     }
 }
 
-async fn run_probe(args: ProbeArgs, mut config: Config) -> Result<Exit> {
+async fn run_probe(args: ProbeArgs, common: &CommonArgs, mut config: Config) -> Result<Exit> {
     plain(&args.target, "probe speaks to boom-server")?;
     if args.delay > canary_record::probe::MAX_DELAY
         || args.answer_delay > canary_record::probe::MAX_DELAY
@@ -250,7 +250,7 @@ async fn run_probe(args: ProbeArgs, mut config: Config) -> Result<Exit> {
     }
     let named: Vec<_> = targets.iter().map(ToString::to_string).collect();
     derive(&mut config, "address", &named.join(","));
-    let admin = live::admin(args.common.admin)?;
+    let admin = live::admin(common.admin)?;
     preflight::raise_open_files();
     ready(admin.as_ref());
     if !args.await_answer.is_zero() {
@@ -259,7 +259,7 @@ async fn run_probe(args: ProbeArgs, mut config: Config) -> Result<Exit> {
             .map_err(|by| anyhow!("{by} came before boom-server answered: nothing was measured"))?;
         derive(&mut config, "connections-before-an-answer", &unanswered);
     }
-    let report = begin("load-client probe", config, &args.common)?;
+    let report = begin("load-client probe", config, common)?;
     let forging = sockets
         .map(|(list, s)| Forging::start(&args.forge, &list, s, targets[0], args.connections));
     let forging = forging.transpose()?;
@@ -272,13 +272,13 @@ async fn run_probe(args: ProbeArgs, mut config: Config) -> Result<Exit> {
     finish(&report, result, &args.fail_on)
 }
 
-fn run_merge(args: &MergeArgs, config: Config) -> Result<Exit> {
+fn run_merge(args: &MergeArgs, common: &CommonArgs, config: Config) -> Result<Exit> {
     let usage = |e: merge::MergeError| Usage(e.to_string());
     let mut parts = Vec::new();
     for file in &args.files {
         parts.push((file.display().to_string(), merge::read(file).map_err(usage)?));
     }
-    let report = begin("load-client merge", config, &args.common)?;
+    let report = begin("load-client merge", config, common)?;
     let mut result = merge::join(&parts, |ended_by| report.run(ended_by)).map_err(usage)?;
     verdict::judge(&mut result, &args.fail_on);
     // What a part found stands, whatever the whole's thresholds say.
@@ -288,15 +288,15 @@ fn run_merge(args: &MergeArgs, config: Config) -> Result<Exit> {
     told(&report, result)
 }
 
-async fn run_serve(args: ServeArgs, mut config: Config) -> Result<Exit> {
+async fn run_serve(args: ServeArgs, common: &CommonArgs, mut config: Config) -> Result<Exit> {
     let mut shutdown = catch()?;
     let workers = args.workers.map_or_else(
         || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         usize::from,
     );
     derive(&mut config, "workers", &workers);
-    let report = begin("load-client serve", config, &args.common)?;
-    let admin = live::admin(args.common.admin)?;
+    let report = begin("load-client serve", config, common)?;
+    let admin = live::admin(common.admin)?;
     preflight::raise_open_files();
     let mut sets = Vec::new();
     for _ in 0..workers {
@@ -358,10 +358,10 @@ async fn run_serve(args: ServeArgs, mut config: Config) -> Result<Exit> {
     Ok(Exit::Ok)
 }
 
-async fn run_observe(args: ObserveArgs, config: Config) -> Result<Exit> {
+async fn run_observe(args: ObserveArgs, common: &CommonArgs, config: Config) -> Result<Exit> {
     let mut shutdown = catch()?;
-    let report = begin("load-client observe", config, &args.common)?;
-    let admin = live::admin(args.common.admin)?;
+    let report = begin("load-client observe", config, common)?;
+    let admin = live::admin(common.admin)?;
     let mut result =
         observe::run(&args, &report, &mut shutdown, admin.as_ref()).await.map_err(Error::msg)?;
     result.reasons.extend(lost_lines());
@@ -381,15 +381,15 @@ async fn run_observe(args: ObserveArgs, config: Config) -> Result<Exit> {
     Ok(Exit::Ok)
 }
 
-async fn run_witness(args: WitnessArgs, config: Config) -> Result<Exit> {
+async fn run_witness(args: WitnessArgs, common: &CommonArgs, config: Config) -> Result<Exit> {
     let mut shutdown = catch()?;
     let files: Vec<_> = args.pcap.iter().map(|f| f.display().to_string()).collect();
     let captures = witness::open(&args.pcap).map_err(Usage)?;
-    let report = begin("load-client witness", config, &args.common)?;
+    let report = begin("load-client witness", config, common)?;
     let mut result = if let Some(captures) = captures {
         witness::read(captures, &files, &report)
     } else {
-        let admin = live::admin(args.common.admin)?;
+        let admin = live::admin(common.admin)?;
         witness::watch(&args, &report, &mut shutdown, admin.as_ref()).await
     };
     result.reasons.extend(lost_lines());

@@ -149,8 +149,8 @@ impl Tally {
     pub(crate) fn new(clock: Clock) -> Self {
         Self {
             counts: Counts::default(),
-            connect: Latency::new(),
-            total: Latency::new(),
+            connect: Latency::default(),
+            total: Latency::default(),
             series: TimeSeries::default(),
             clock,
         }

@@ -8,7 +8,7 @@ use canary_record::result::boom::{OutcomeCount, PathDiagnosis};
 use canary_wire::segment::Family;
 
 /// What whoever follows the advice to drop has to know.
-pub const RISK: &str = "a drop also takes legal segments where conntrack sees only a part of a \
+const RISK: &str = "a drop also takes legal segments where conntrack sees only a part of a \
      connection (asymmetric routes, DSR, offload, notrack)";
 
 /// What is known beside the outcomes.
@@ -310,8 +310,7 @@ fn path(
 
 /// The one-sided 95% upper confidence bound of a rate of which `k` in `n` were
 /// seen: the exact binomial (Clopper and Pearson, 1934). 1 when nothing was seen.
-#[must_use]
-pub fn upper_95(k: u64, n: u64) -> f64 {
+fn upper_95(k: u64, n: u64) -> f64 {
     const ALPHA: f64 = 0.05;
     if k >= n {
         return 1.0;

@@ -10,28 +10,28 @@ use canary_wire::segment::{self, Emit, Flags, FourTuple, Segment};
 use canary_wire::seq::Seq;
 
 /// How far behind the window the original canary forges.
-pub const BELOW: u32 = 100_000;
+pub(crate) const BELOW: u32 = 100_000;
 /// How far ahead of the window: the one distance that conntrack calls INVALID
 /// for every window scale and every state (window fields reach 2^30).
-pub const ABOVE: u32 = 0x7FFF_C000;
+pub(crate) const ABOVE: u32 = 0x7FFF_C000;
 /// How far ahead of what the client sent a forged acknowledgment lies.
-pub const ACK_AHEAD: u32 = 0x4000_0000;
+pub(crate) const ACK_AHEAD: u32 = 0x4000_0000;
 /// How far beyond the window the overshoot begins at most. Twice the largest
 /// window (65535 << 14) and this stay below 2^31, where conntrack's comparisons
 /// turn; and from a window of 43 KiB on it lies further ahead than the 66,000
 /// octets (MAXACKWINDOW) by which an acknowledgment may lag behind: conntrack then
 /// takes no more note of what the client sends, and finds the server's next
 /// acknowledgment INVALID.
-pub const OVERSHOOT: u32 = 24 * 1024;
+pub(crate) const OVERSHOOT: u32 = 24 * 1024;
 /// The window that forged segments offer, as Linux does at the start of a
 /// connection; none of the answers depends on it.
 const WINDOW: u16 = 502;
 /// The class of forged segments, lower effort (RFC 8622), which a TCP repeats in its
 /// reset and a rule that rejects does not.
-pub const CLASS: u8 = 1 << 2;
+pub(crate) const CLASS: u8 = 1 << 2;
 /// The data of a forged segment: one octet suffices to make it a data segment,
 /// a word is easier to find in a capture.
-pub const PAYLOAD: &[u8] = b"boom!!!";
+pub(crate) const PAYLOAD: &[u8] = b"boom!!!";
 
 /// What to forge, by turns: each name once, in the order given. Empty, where only the other end
 /// forges.
@@ -107,14 +107,12 @@ impl Spec {
     }
 
     /// True when it ends below `snd`, so that a D-SACK names it.
-    #[must_use]
-    pub fn is_old(&self, snd: Seq) -> bool {
+    pub(crate) fn is_old(&self, snd: Seq) -> bool {
         self.seq.add(self.seg_len()).before(snd)
     }
 
     /// The octets that a D-SACK for this segment would name (RFC 2883).
-    #[must_use]
-    pub fn named_by(&self, sack: Option<(Seq, Seq)>) -> bool {
+    pub(crate) fn named_by(&self, sack: Option<(Seq, Seq)>) -> bool {
         !self.payload.is_empty()
             && sack == Some((self.seq, self.seq.add(self.payload.len() as u32)))
     }
@@ -167,8 +165,7 @@ pub fn spec(forgery: Forgery, n: Numbers) -> Spec {
 /// peer does not come to look at (RFC 9293, section 3.10.7.4: the sequence number
 /// is checked first; `tcp_validate_incoming()`): a reset that the probe provokes ends
 /// nothing, and is never the one that `forged` provokes.
-#[must_use]
-pub fn life_probe(n: Numbers, at: Seq, forged: Option<&Spec>) -> Spec {
+pub(crate) fn life_probe(n: Numbers, at: Seq, forged: Option<&Spec>) -> Spec {
     let old = n.rcv.sub(1);
     let ack = if forged.is_some_and(|f| f.ack == old) { old.sub(1) } else { old };
     Spec { seq: at, ack, flags: Flags::ACK, payload: b"\0" }

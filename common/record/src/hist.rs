@@ -14,20 +14,12 @@ pub struct Latency(Histogram<u64>);
 
 impl Default for Latency {
     fn default() -> Self {
-        Self::new()
+        let bounds = "never: constants that the library accepts";
+        Self(Histogram::new_with_bounds(1, MAX_MICROS, 3).expect(bounds))
     }
 }
 
 impl Latency {
-    /// An empty histogram.
-    ///
-    /// # Panics
-    /// Never: the bounds are constants that the library accepts.
-    #[must_use]
-    pub fn new() -> Self {
-        Self(Histogram::new_with_bounds(1, MAX_MICROS, 3).expect("constant bounds"))
-    }
-
     /// Counts one duration; below a microsecond counts as one, above an hour as an hour.
     pub fn record(&mut self, d: Duration) {
         self.0.saturating_record((d.as_micros() as u64).max(1));
@@ -90,7 +82,7 @@ impl LatencySummary {
     /// The histogram again, so that results of many programs can be merged.
     #[must_use]
     pub fn to_histogram(&self) -> Latency {
-        let mut h = Latency::new();
+        let mut h = Latency::default();
         for &(micros, count) in &self.buckets {
             h.0.saturating_record_n(micros, count);
         }
@@ -106,14 +98,14 @@ mod tests {
     /// An empty histogram says zero everywhere instead of a bound.
     #[test]
     fn empty_is_zero() {
-        let s = Latency::new().summary();
+        let s = Latency::default().summary();
         assert_eq!((s.count, s.min_us, s.max_us, s.p99_us), (0, 0, 0, 0));
     }
 
     /// A field that a later version adds does not make its documents unreadable.
     #[test]
     fn a_new_field_is_no_error() {
-        let mut document = serde_json::to_value(Latency::new().summary()).unwrap();
+        let mut document = serde_json::to_value(Latency::default().summary()).unwrap();
         document["p9999_us"] = 0.into();
         assert!(serde_json::from_value::<LatencySummary>(document).is_ok());
     }
@@ -123,7 +115,7 @@ mod tests {
         #[test]
         fn merging_records_loses_nothing(a in proptest::collection::vec(0u64..5_000_000_000, 0..50), b in proptest::collection::vec(0u64..5_000_000_000, 0..50)) {
             let fill = |v: &[u64]| {
-                let mut h = Latency::new();
+                let mut h = Latency::default();
                 for &us in v { h.record(Duration::from_micros(us)); }
                 h
             };

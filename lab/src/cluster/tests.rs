@@ -86,8 +86,8 @@ fn client(attempts: u64, failures: &[(Phase, Cause, u64)]) -> LoadResult {
         "attempts": attempts, "begun_s": 1.0,
         "ok": attempts - failures.iter().map(|f| f.count).sum::<u64>(),
         "failures": failures, "probe": {},
-        "connect_latency": canary_record::hist::Latency::new().summary(),
-        "total_latency": canary_record::hist::Latency::new().summary(),
+        "connect_latency": canary_record::hist::Latency::default().summary(),
+        "total_latency": canary_record::hist::Latency::default().summary(),
     });
     LoadResult::read(text.to_string().as_bytes()).unwrap()
 }

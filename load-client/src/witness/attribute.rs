@@ -16,10 +16,10 @@ use super::found::Found;
 use super::reason::TextId;
 
 /// How long after a segment its reset may come.
-pub const ANSWER: Duration = Duration::from_secs(1);
+pub(crate) const ANSWER: Duration = Duration::from_secs(1);
 /// How long after the reset the entry is looked up again: conntrack tells timeouts in whole
 /// seconds, and the two looks are compared.
-pub const SETTLE: Duration = Duration::from_secs(3);
+pub(crate) const SETTLE: Duration = Duration::from_secs(3);
 /// The same segment sent again within this time is one suspect.
 const AGAIN: Duration = Duration::from_millis(500);
 /// Suspects that wait for a reset at most.
@@ -36,30 +36,23 @@ const MAX_WINDOW: u32 = 65_535 << 14;
 
 /// A segment that conntrack took note of.
 #[derive(Clone, Copy, Debug)]
-pub struct Heard<'a> {
-    /// The segment.
-    pub segment: Segment<'a>,
-    /// Why.
-    pub reason: Reason,
+pub(crate) struct Heard<'a> {
+    pub(crate) segment: Segment<'a>,
+    pub(crate) reason: Reason,
     /// The bound that it broke, where the text names one.
-    pub bound: Option<Seq>,
-    /// The text.
-    pub text: TextId,
+    pub(crate) bound: Option<Seq>,
+    pub(crate) text: TextId,
 }
 
 /// A segment that may be answered by a reset.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Suspect {
+pub(crate) struct Suspect {
     /// When it was heard first.
-    pub at: Duration,
-    /// Its numbers.
-    pub numbers: Numbers,
-    /// Why conntrack called it INVALID.
-    pub reason: Reason,
-    /// The bound that it broke.
-    pub bound: Option<Seq>,
-    /// The kernel's text.
-    pub text: TextId,
+    pub(crate) at: Duration,
+    pub(crate) numbers: Numbers,
+    pub(crate) reason: Reason,
+    pub(crate) bound: Option<Seq>,
+    pub(crate) text: TextId,
     heard: u32,
     answered: u32,
 }
@@ -67,8 +60,7 @@ pub struct Suspect {
 impl Suspect {
     /// True when the reset that it provokes has a sequence number that the receiver cannot take
     /// (RFC 9293, section 3.10.7.4; RFC 5961, section 3.2).
-    #[must_use]
-    pub fn harmless(&self) -> bool {
+    pub(crate) fn harmless(&self) -> bool {
         if !self.numbers.flags.has(Flags::ACK) {
             // <SEQ=0>: RCV.NXT is 0 once in 2^32.
             return true;
@@ -91,20 +83,15 @@ impl Suspect {
 
 /// What a look for an entry gave.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub enum Look {
-    /// It was not looked up.
+pub(crate) enum Look {
     #[default]
     NotMade,
-    /// There was none.
     Absent,
-    /// This.
     Found(Entry),
 }
 
 impl Look {
-    /// The entry.
-    #[must_use]
-    pub const fn entry(&self) -> Option<&Entry> {
+    pub(crate) const fn entry(&self) -> Option<&Entry> {
         match self {
             Self::Found(entry) => Some(entry),
             Self::NotMade | Self::Absent => None,
@@ -112,40 +99,34 @@ impl Look {
     }
 
     /// Where conntrack sees the connection.
-    #[must_use]
-    pub fn state(&self) -> Option<TcpState> {
+    pub(crate) fn state(&self) -> Option<TcpState> {
         self.entry().and_then(|e| e.state)
     }
 }
 
 /// An INVALID segment and the reset that answered it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pair {
+pub(crate) struct Pair {
     /// The segment's addresses; the reset's are the same, reversed.
-    pub tuple: Tuple,
-    /// The segment.
-    pub suspect: Suspect,
-    /// When the reset was heard.
-    pub reset_at: Duration,
-    /// Why conntrack took note of the reset.
-    pub reset_reason: Reason,
+    pub(crate) tuple: Tuple,
+    pub(crate) suspect: Suspect,
+    pub(crate) reset_at: Duration,
+    pub(crate) reset_reason: Reason,
     /// The entry just after the reset, and when it was looked up.
-    pub first: (Duration, Look),
+    pub(crate) first: (Duration, Look),
     /// Another connection has these ports since, by its SYN or by a number that no window of this one
     /// holds: what is found later is of that.
-    pub reopened: bool,
+    pub(crate) reopened: bool,
 }
 
 impl Pair {
-    /// The reset's number.
     const fn number(&self) -> Seq {
         self.suspect.numbers.ack
     }
 
     /// The connection's entry, of the two looks. Where conntrack had none for the segment, or none was
     /// there after it, what is found later is another connection's, which took the port.
-    #[must_use]
-    pub fn entry<'a>(&'a self, second: &'a Look) -> Option<&'a Entry> {
+    pub(crate) fn entry<'a>(&'a self, second: &'a Look) -> Option<&'a Entry> {
         let first = &self.first.1;
         if self.suspect.reason == Reason::InvalidNew || *first == Look::Absent {
             return None;
@@ -156,7 +137,7 @@ impl Pair {
 
 /// Matches resets with segments.
 #[derive(Debug, Default)]
-pub struct Matcher {
+pub(crate) struct Matcher {
     suspects: AHashMap<Tuple, Vec<Suspect>>,
     /// When which tuple's oldest suspect was heard, oldest first.
     order: VecDeque<(Duration, Tuple)>,
@@ -165,10 +146,9 @@ pub struct Matcher {
     settling: VecDeque<(Duration, Tuple)>,
     judged: AHashMap<Tuple, Judged>,
     judged_order: VecDeque<Tuple>,
-    /// What was counted.
-    pub found: Found,
+    pub(crate) found: Found,
     /// Pairs judged without a second look for want of room.
-    pub hurried: u64,
+    pub(crate) hurried: u64,
 }
 
 /// What was judged of a tuple's last pair.
@@ -182,9 +162,7 @@ struct Judged {
 
 /// What to do after a segment.
 #[derive(Clone, Debug, PartialEq)]
-#[must_use]
-pub enum Next {
-    /// Nothing.
+pub(crate) enum Next {
     Nothing,
     /// Look up the entry of this tuple, and tell [`Matcher::looked`], with the reset's number.
     Look(Tuple, Seq),
@@ -193,8 +171,7 @@ pub enum Next {
 }
 
 impl Matcher {
-    /// Takes note of a segment.
-    pub fn hear(&mut self, now: Duration, heard: &Heard<'_>) -> Next {
+    pub(crate) fn hear(&mut self, now: Duration, heard: &Heard<'_>) -> Next {
         self.forget(now);
         if heard.segment.flags.has(Flags::RST) {
             return self.reset(now, heard);
@@ -315,8 +292,7 @@ impl Matcher {
         self.pairs.get_mut(&tuple)?.iter_mut().find(|pair| pair.number() == number)
     }
 
-    /// What the first look gave.
-    pub fn looked(&mut self, now: Duration, tuple: Tuple, number: Seq, look: Look) {
+    pub(crate) fn looked(&mut self, now: Duration, tuple: Tuple, number: Seq, look: Look) {
         if let Some(pair) = self.waiting(tuple, number) {
             pair.first = (now, look);
         }
@@ -324,14 +300,14 @@ impl Matcher {
 
     /// A client's SYN with this number came on an entry that is open: it opens another connection. A
     /// late copy of the first one's SYN has a number before all that its server acknowledged.
-    pub fn reopened(&mut self, entry: &Entry, syn: Seq) {
+    pub(crate) fn reopened(&mut self, entry: &Entry, syn: Seq) {
         for pair in self.pairs.get_mut(&entry.reply).into_iter().flatten() {
             pair.reopened |= syn.after(pair.number());
         }
     }
 
     /// The next pair whose entry is to be looked up again and judged. At the `end` every pair is.
-    pub fn due(&mut self, now: Duration, end: bool) -> Option<Pair> {
+    pub(crate) fn due(&mut self, now: Duration, end: bool) -> Option<Pair> {
         self.forget(now);
         let &(due, tuple) = self.settling.front()?;
         if due > now && !end {
@@ -349,7 +325,7 @@ impl Matcher {
     /// Takes note of what was judged of a pair. True where the one before it on this tuple may be of
     /// the same connection, and that counts as ended already: a reset is refused whose number was
     /// passed on its way, and the next one ends the connection.
-    pub fn judged(&mut self, pair: &Pair, ended: bool) -> bool {
+    pub(crate) fn judged(&mut self, pair: &Pair, ended: bool) -> bool {
         let (number, reset_at) = (pair.number(), pair.reset_at);
         let judged = Judged { number, reset_at, ended: ended && !pair.reopened };
         let before = self.judged.insert(pair.tuple, judged);
@@ -365,7 +341,7 @@ impl Matcher {
     }
 
     /// At the end, what still waits is unanswered.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         self.order.clear();
         for (_, list) in std::mem::take(&mut self.suspects) {
             for suspect in &list {
@@ -375,18 +351,15 @@ impl Matcher {
     }
 
     /// True when no pair waits.
-    #[must_use]
-    pub fn settled(&self) -> bool {
+    pub(crate) fn settled(&self) -> bool {
         self.pairs.is_empty()
     }
 }
 
 /// What became of a connection.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Judgement {
-    /// It counts under this cause.
+pub(crate) enum Judgement {
     Counted(Cause, Direction, Vec<&'static str>),
-    /// The connection was shown to live on.
     LivedOn,
     /// Both sides were closing.
     AlreadyClosing,
@@ -396,8 +369,7 @@ pub enum Judgement {
 
 /// Judges one pair by the entry after [`SETTLE`]: when that was looked up, and what it was.
 /// `here` tells whether an address is this host's own.
-#[must_use]
-pub fn judge(
+pub(crate) fn judge(
     pair: &Pair,
     later: &(Duration, Look),
     mut here: impl FnMut(IpAddr) -> bool,

@@ -15,7 +15,7 @@ use super::packet;
 use super::reason::{self, Texts};
 
 /// What the core must be told by its surroundings.
-pub trait Surroundings {
+pub(crate) trait Surroundings {
     /// The entry with this tuple, in whichever direction.
     fn look(&mut self, tuple: Tuple) -> Look;
     /// True for an address of this host.
@@ -26,23 +26,22 @@ pub trait Surroundings {
 const LOOKS: usize = 250;
 /// The pure part of the witness.
 #[derive(Debug, Default)]
-pub struct Witness {
+pub(crate) struct Witness {
     matcher: Matcher,
     to_look: std::collections::VecDeque<(Tuple, Seq)>,
     /// Looks made since the last tick.
     looked: usize,
     /// A rule here answers INVALID segments with a reset of its own, as the client's host would.
-    pub rejects: bool,
-    /// The kernel's texts.
-    pub texts: Texts,
+    pub(crate) rejects: bool,
+    pub(crate) texts: Texts,
     /// What was found since somebody took it from here.
-    pub told: Vec<Ended>,
+    pub(crate) told: Vec<Ended>,
     next_number: Option<u32>,
 }
 
 impl Witness {
     /// One message: its number, the kernel's text, the packet. `now` is since the watch began.
-    pub fn message(
+    pub(crate) fn message(
         &mut self,
         now: Duration,
         (number, prefix, bytes): (Option<u32>, &str, &[u8]),
@@ -101,7 +100,7 @@ impl Witness {
     }
 
     /// Does what is due at `now`; to be called some times a second. At the `end`, everything.
-    pub fn tick(&mut self, now: Duration, end: bool, around: &mut impl Surroundings) {
+    pub(crate) fn tick(&mut self, now: Duration, end: bool, around: &mut impl Surroundings) {
         self.looked = 0;
         let room = if end { usize::MAX } else { LOOKS };
         for _ in 0..room {
@@ -192,25 +191,21 @@ impl Witness {
     }
 
     /// True when no pair waits for its second look.
-    #[must_use]
-    pub fn settled(&self) -> bool {
+    pub(crate) fn settled(&self) -> bool {
         self.to_look.is_empty() && self.matcher.settled()
     }
 
-    /// What was found so far.
-    #[must_use]
-    pub const fn found(&self) -> &Found {
+    pub(crate) const fn found(&self) -> &Found {
         &self.matcher.found
     }
 
     /// The kernel said that messages are lost: nobody read them in time.
-    pub fn overrun(&mut self) {
+    pub(crate) fn overrun(&mut self) {
         self.matcher.found.messages.overruns += 1;
     }
 
     /// Pairs that were judged by one look, for want of room to wait.
-    #[must_use]
-    pub const fn hurried(&self) -> u64 {
+    pub(crate) const fn hurried(&self) -> u64 {
         self.matcher.hurried
     }
 }

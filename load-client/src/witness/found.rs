@@ -38,34 +38,31 @@ impl Most {
 
 /// What was found so far.
 #[derive(Clone, Debug, Default)]
-pub struct Found {
+pub(crate) struct Found {
     /// Messages of the kernel, or packets.
-    pub messages: Messages,
-    /// Segments by reason.
-    pub segments: BTreeMap<Reason, u64>,
+    pub(crate) messages: Messages,
+    pub(crate) segments: BTreeMap<Reason, u64>,
     /// Those of which no reset came.
-    pub unanswered: BTreeMap<Reason, u64>,
-    /// Resets that answer nothing that was heard.
-    pub stray_resets: u64,
+    pub(crate) unanswered: BTreeMap<Reason, u64>,
+    pub(crate) stray_resets: u64,
     /// Of these, those that answer a SYN ACK without an entry.
-    pub half_open_resets: u64,
+    pub(crate) half_open_resets: u64,
     /// Resets that were provoked and ended nothing: their receiver could not take them, or the
     /// connection was shown to live on.
-    pub harmless: u64,
+    pub(crate) harmless: u64,
     /// Those on connections that were closing anyway.
-    pub already_closing: u64,
+    pub(crate) already_closing: u64,
     /// Connections by what became of them.
-    pub connections: BTreeMap<(Cause, Direction), u64>,
+    pub(crate) connections: BTreeMap<(Cause, Direction), u64>,
     /// The first ones.
-    pub examples: Vec<Ended>,
+    pub(crate) examples: Vec<Ended>,
     services: Most,
     clients: Most,
     servers: Most,
 }
 
 impl Found {
-    /// Counts one connection.
-    pub fn add(&mut self, ended: &Ended) {
+    pub(crate) fn add(&mut self, ended: &Ended) {
         *self.connections.entry((ended.cause, ended.direction)).or_default() += 1;
         if ended.cause.ended() {
             self.services.add(ended.service.as_ref());
@@ -78,16 +75,14 @@ impl Found {
     }
 
     /// Connections that were ended, and those that are unexplained.
-    #[must_use]
-    pub fn totals(&self) -> (u64, u64) {
+    pub(crate) fn totals(&self) -> (u64, u64) {
         self.connections.iter().fold((0, 0), |(ended, open), ((cause, _), n)| {
             if cause.ended() { (ended + n, open) } else { (ended, open + n) }
         })
     }
 
     /// What can be said, where something is `weak` beside what was found or nothing is.
-    #[must_use]
-    pub fn verdict(&self, weak: bool) -> Verdict {
+    pub(crate) fn verdict(&self, weak: bool) -> Verdict {
         match self.totals() {
             (1.., _) => Verdict::Vulnerable,
             (0, 0) if !weak => Verdict::Protected,
@@ -96,15 +91,13 @@ impl Found {
     }
 
     /// As the result has it.
-    #[must_use]
-    pub fn causes(&self) -> Vec<CauseCount> {
+    pub(crate) fn causes(&self) -> Vec<CauseCount> {
         let count = |(&(cause, direction), &count)| CauseCount { cause, direction, count };
         self.connections.iter().map(count).collect()
     }
 
     /// The most hit: Services, clients, servers.
-    #[must_use]
-    pub fn most_hit(&self) -> [Vec<Hit>; 3] {
+    pub(crate) fn most_hit(&self) -> [Vec<Hit>; 3] {
         [self.services.top(), self.clients.top(), self.servers.top()]
     }
 }

@@ -1,18 +1,18 @@
 //! Which of this node's connections an INVALID segment ended: the kernel's own words on NFLOG,
 //! or captures, attributed segment by segment.
 //!
-//! [`reason`], `packet`, [`attribute`], [`core`], [`found`], [`pcap`], [`offline`] and `page` are pure; [`nflog`] alone listens,
-//! `sysctl` alone changes the kernel.
+//! [`reason`], [`packet`], [`attribute`], [`core`], [`found`], [`pcap`], [`offline`] and [`page`] are pure; [`nflog`] alone listens,
+//! [`sysctl`] alone changes the kernel.
 
-pub mod attribute;
-pub mod core;
-pub mod found;
-pub mod nflog;
-pub mod offline;
+mod attribute;
+mod core;
+mod found;
+mod nflog;
+mod offline;
 mod packet;
 mod page;
-pub mod pcap;
-pub mod reason;
+mod pcap;
+mod reason;
 pub(crate) mod report;
 mod run;
 mod show;
@@ -108,4 +108,11 @@ pub(crate) fn read(mut captures: Captures, files: &[String], report: &Report) ->
         ));
     }
     self::report::of_captures(offline, report.run(EndedBy::Completed), weak)
+}
+
+#[cfg(test)]
+mod tests {
+    mod captures;
+    mod messages;
+    mod model;
 }

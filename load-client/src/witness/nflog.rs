@@ -32,18 +32,14 @@ const BATCH_TIME: Duration = Duration::from_millis(100);
 /// Room for what comes while this program does something else.
 const RECEIVE_BUFFER: usize = 8 << 20;
 
-/// Group 0 could not be had.
 #[derive(Debug, thiserror::Error)]
-pub enum NflogError {
-    /// One listener at a time.
+pub(crate) enum NflogError {
     #[error(
         "somebody else listens on NFLOG group 0 (ulogd? another witness?): stop it, or watch there"
     )]
     Taken,
-    /// No such subsystem.
     #[error("this kernel has no nfnetlink_log ({0}): load the module")]
     Missing(io::Error),
-    /// Anything else.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
 }
@@ -63,20 +59,16 @@ impl NflogError {
     }
 }
 
-/// The listening socket.
 #[derive(Debug)]
-pub struct Nflog {
+pub(crate) struct Nflog {
     socket: Socket,
     buffer: Vec<u8>,
     wait: MsgFlags,
 }
 
-/// What one read gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Read {
-    /// So many octets of messages.
+pub(crate) enum Read {
     Bytes(usize),
-    /// Nothing in time.
     Nothing,
     /// Messages were lost: the socket was full.
     Overrun,
@@ -85,7 +77,7 @@ pub enum Read {
 impl Nflog {
     /// Binds to group 0 in this thread's network namespace. The caller has shown that it may use
     /// nfnetlink at all, so that a refusal means another listener.
-    pub fn bind() -> Result<Self, NflogError> {
+    pub(crate) fn bind() -> Result<Self, NflogError> {
         let mut socket = Socket::open()?;
         // NFULNL_CFG_F_CONNTRACK would add the entry to each message, and hang the kernel:
         // tcp_in_window() logs under ct->lock, which tcp_to_nlattr() takes.
@@ -111,14 +103,14 @@ impl Nflog {
 
     /// Leaves the group. What the kernel had collected is there to be read before this returns
     /// (instance_destroy()), and nothing comes after it.
-    pub fn leave(&mut self) -> Result<(), NetlinkError> {
+    pub(crate) fn leave(&mut self) -> Result<(), NetlinkError> {
         self.wait = MsgFlags::MSG_DONTWAIT;
         // No acknowledgment is asked for: what waits to be read would stand before it.
         self.socket.send(message_of(vec![ConfigNla::Cmd(ConfigCmd::Unbind)]), 0)
     }
 
     /// Reads once, waiting 100 ms at most, and not at all once the group is left.
-    pub fn read(&mut self) -> Result<Read, NetlinkError> {
+    pub(crate) fn read(&mut self) -> Result<Read, NetlinkError> {
         match recv(self.socket.as_fd().as_raw_fd(), &mut self.buffer, self.wait) {
             Ok(n) => Ok(Read::Bytes(n)),
             Err(Errno::EAGAIN | Errno::EINTR) => Ok(Read::Nothing),
@@ -128,7 +120,7 @@ impl Nflog {
     }
 
     /// The messages of the last read of `n` octets.
-    pub fn messages(&self, n: usize) -> impl Iterator<Item = Message<'_>> {
+    pub(crate) fn messages(&self, n: usize) -> impl Iterator<Item = Message<'_>> {
         messages(&self.buffer[..n])
     }
 }
@@ -140,17 +132,15 @@ fn message_of(config: Vec<ConfigNla>) -> NetfilterMessage {
 
 /// One packet, as the kernel logged it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Message<'a> {
-    /// Its number on this socket.
-    pub number: Option<u32>,
-    /// The kernel's words.
-    pub prefix: &'a str,
+pub(crate) struct Message<'a> {
+    pub(crate) number: Option<u32>,
+    pub(crate) prefix: &'a str,
     /// The packet from its IP header on, perhaps cut.
-    pub packet: &'a [u8],
+    pub(crate) packet: &'a [u8],
 }
 
 /// Every packet message in a datagram; what is malformed ends it.
-pub fn messages(mut data: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub(crate) fn messages(mut data: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         loop {
             let buffer = NetlinkBuffer::new_checked(data).ok()?;

@@ -85,7 +85,6 @@ struct Open {
 
 /// What one reset is.
 enum One {
-    /// It may have ended a connection.
     Open(Box<Open>),
     /// Its receiver cannot take it.
     Harmless,
@@ -103,7 +102,7 @@ enum Twin {
 
 /// Reads segments, and judges at the end.
 #[derive(Debug, Default)]
-pub struct Offline {
+pub(crate) struct Offline {
     flows: AHashMap<(SocketAddr, SocketAddr), Flow>,
     /// The peers of an address and port.
     peers: AHashMap<SocketAddr, Vec<SocketAddr>>,
@@ -111,9 +110,9 @@ pub struct Offline {
     begin: Option<Duration>,
     end: Duration,
     /// Packets of a link layer that is not known here.
-    pub unknown_links: u64,
+    pub(crate) unknown_links: u64,
     /// Of segments, those that no connection has, by what their numbers show.
-    pub found: Found,
+    pub(crate) found: Found,
 }
 
 fn key(a: SocketAddr, b: SocketAddr) -> ((SocketAddr, SocketAddr), usize) {
@@ -131,8 +130,7 @@ fn valid_flags(flags: Flags) -> bool {
 }
 
 impl Offline {
-    /// Takes note of a captured packet.
-    pub fn packet(&mut self, packet: &Packet) {
+    pub(crate) fn packet(&mut self, packet: &Packet) {
         self.found.messages.received += 1;
         match packet.segment() {
             Some(Ok((segment, ttl))) => self.see(packet.at, &segment, ttl),
@@ -148,7 +146,7 @@ impl Offline {
     }
 
     /// Takes note of a segment that was captured at `at`, with its TTL.
-    pub fn see(&mut self, at: Duration, s: &Segment<'_>, ttl: u8) {
+    pub(crate) fn see(&mut self, at: Duration, s: &Segment<'_>, ttl: u8) {
         self.begin.get_or_insert(at);
         self.end = self.end.max(at);
         let (name, from) = key(s.src, s.dst);
@@ -230,13 +228,12 @@ impl Offline {
     }
 
     /// Seconds from the first packet to the last.
-    #[must_use]
-    pub fn seconds(&self) -> f64 {
+    pub(crate) fn seconds(&self) -> f64 {
         self.begin.map_or(0.0, |b| self.end.saturating_sub(b).as_secs_f64())
     }
 
     /// Judges what is open, after the last packet.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         for open in std::mem::take(&mut self.open) {
             // A side that acknowledges more afterwards has not been ended.
             let more = |side: Option<(&Side, &Side)>| {

@@ -14,19 +14,17 @@ use pcap_file::{DataLink, TsResolution};
 
 use super::packet;
 
-/// One packet of a capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Packet {
+pub(crate) struct Packet {
     /// Since the epoch.
-    pub at: Duration,
+    pub(crate) at: Duration,
     link: DataLink,
     data: Vec<u8>,
 }
 
 impl Packet {
     /// Its TCP segment and its TTL or hop limit; none where the link layer is not known here.
-    #[must_use]
-    pub fn segment(&self) -> Option<Result<(Segment<'_>, u8), SegmentError>> {
+    pub(crate) fn segment(&self) -> Option<Result<(Segment<'_>, u8), SegmentError>> {
         let bytes = self.data.as_slice();
         let truncated = SegmentError::Truncated { have: bytes.len(), need: 40 };
         let kind = |at: usize, begin: usize| {
@@ -58,16 +56,15 @@ enum Format<R: Read> {
     Ng(PcapNgReader<Source<R>>),
 }
 
-/// The packets of one capture.
-pub struct Reader<R: Read> {
+pub(crate) struct Reader<R: Read> {
     format: Option<Format<R>>,
     /// Why it ended before the file did.
-    pub damaged: Option<String>,
+    pub(crate) damaged: Option<String>,
 }
 
 impl<R: Read> Reader<R> {
     /// Reads the header; an error says why this is no capture.
-    pub fn new(mut source: R) -> Result<Self, String> {
+    pub(crate) fn new(mut source: R) -> Result<Self, String> {
         // The section header block of pcapng (draft-ietf-opsawg-pcapng, section 4.1).
         const PCAPNG: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
         let mut magic = [0; 4];
@@ -150,14 +147,12 @@ impl<R: Read> Iterator for Reader<R> {
 }
 
 /// The packets of several captures by the order of time; each must be in order itself.
-pub struct Merged<R: Read> {
+pub(crate) struct Merged<R: Read> {
     readers: Vec<(Reader<R>, Option<Packet>)>,
 }
 
 impl<R: Read> Merged<R> {
-    /// Begins each.
-    #[must_use]
-    pub fn new(readers: Vec<Reader<R>>) -> Self {
+    pub(crate) fn new(readers: Vec<Reader<R>>) -> Self {
         let begun = readers.into_iter().map(|mut reader| {
             let first = reader.next();
             (reader, first)
@@ -166,7 +161,7 @@ impl<R: Read> Merged<R> {
     }
 
     /// Which of them ended before their time, and why.
-    pub fn damaged(&self) -> impl Iterator<Item = (usize, &str)> {
+    pub(crate) fn damaged(&self) -> impl Iterator<Item = (usize, &str)> {
         self.readers.iter().enumerate().filter_map(|(n, (r, _))| Some((n, r.damaged.as_deref()?)))
     }
 }

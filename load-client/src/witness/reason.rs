@@ -8,28 +8,24 @@ const PREFIXES: &[&str] = &["nf_ct_proto_6: ", "nf_ct_tcp: "];
 
 /// One text about a TCP segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Words<'a> {
+pub(crate) struct Words<'a> {
     /// Without conntrack's own prefix.
-    pub text: &'a str,
-    /// Its class.
-    pub reason: Reason,
-    /// The bound that it names.
-    pub bound: Option<Seq>,
+    pub(crate) text: &'a str,
+    pub(crate) reason: Reason,
+    pub(crate) bound: Option<Seq>,
 }
 
 impl Words<'_> {
     /// True for what is not possible in SYN_SENT: the server still has an older connection with these
     /// ports, whose client is gone, and a reset ends that and lets the new one's SYN in (RFC 9293,
     /// section 3.5.1); or the answers take a way past this node, and each legal segment is told so.
-    #[must_use]
-    pub fn is_of_an_opening_one(&self) -> bool {
+    pub(crate) fn is_of_an_opening_one(&self) -> bool {
         self.reason == Reason::InvalidState && self.text.ends_with("state SYN_SENT")
     }
 }
 
 /// What conntrack says of a TCP segment; none of what another part of the kernel says.
-#[must_use]
-pub fn read(prefix: &str) -> Option<Words<'_>> {
+pub(crate) fn read(prefix: &str) -> Option<Words<'_>> {
     let prefix = prefix.trim_end_matches('\0');
     let text = PREFIXES.iter().find_map(|p| prefix.strip_prefix(p))?.trim_end();
     Some(Words { text, reason: Reason::of(text), bound: bound(text) })
@@ -44,20 +40,19 @@ fn bound(text: &str) -> Option<Seq> {
 /// Texts with their numbers written N, and how often each came. Bounded: what finds no room is
 /// counted under one name.
 #[derive(Clone, Debug, Default)]
-pub struct Texts {
+pub(crate) struct Texts {
     known: Vec<(String, u64)>,
 }
 
 /// Which text; only the [`Texts`] that gave it knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TextId(u8);
+pub(crate) struct TextId(u8);
 
 impl Texts {
     const ROOM: usize = 64;
     const REST: &'static str = "other texts";
 
-    /// Counts one.
-    pub fn note(&mut self, text: &str) -> TextId {
+    pub(crate) fn note(&mut self, text: &str) -> TextId {
         let id = self.known.iter().position(|(known, _)| without_numbers(text).eq(known.chars()));
         let id = id.unwrap_or_else(|| {
             if self.known.len() < Self::ROOM {
@@ -72,8 +67,7 @@ impl Texts {
     }
 
     /// The text, with `bound` where one was named.
-    #[must_use]
-    pub fn spell(&self, id: TextId, bound: Option<Seq>) -> String {
+    pub(crate) fn spell(&self, id: TextId, bound: Option<Seq>) -> String {
         let text = self.known.get(usize::from(id.0)).map_or(Self::REST, |(text, _)| text);
         match bound {
             Some(bound) => text.replacen("bound N", &format!("bound {bound}"), 1),
@@ -81,8 +75,7 @@ impl Texts {
         }
     }
 
-    /// Each text and its count.
-    pub fn counts(&self) -> impl Iterator<Item = (&str, u64)> {
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (&str, u64)> {
         self.known.iter().map(|(text, n)| (text.as_str(), *n))
     }
 }

@@ -79,7 +79,6 @@ impl Surroundings for Node {
     }
 }
 
-/// What the watch found.
 #[derive(Debug)]
 pub(crate) struct Watched {
     /// Rules that act on INVALID segments, and what they counted, and those that were not read; or why
@@ -90,11 +89,8 @@ pub(crate) struct Watched {
     pub(crate) changed: Vec<Changed>,
     /// Those that somebody changed meanwhile.
     pub(crate) meddled: Vec<String>,
-    /// Entries that could not be looked up.
     pub(crate) look_failures: u64,
-    /// How long it watched.
     pub(crate) time: Duration,
-    /// Why it ended.
     pub(crate) ended_by: EndedBy,
     /// Why it could not go on.
     pub(crate) error: Option<NetlinkError>,

@@ -8,7 +8,6 @@ use canary_record::result::witness::{Cause, Direction, Ended, Reason};
 
 use super::found::Found;
 
-/// A copy of the counts.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct View {
     /// Since the watch began.

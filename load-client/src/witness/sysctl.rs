@@ -22,14 +22,7 @@ const NFLOG: &str = "nfnetlink_log";
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SysctlError {
     #[error("cannot {operation} {path}: {source}{mend}")]
-    Io {
-        operation: &'static str,
-        path: PathBuf,
-        source: io::Error,
-        /// What to do about it.
-        mend: &'static str,
-    },
-    /// The kernel did not take a value.
+    Io { operation: &'static str, path: PathBuf, source: io::Error, mend: &'static str },
     #[error("{path} reads {now:?} after {wanted:?} was written")]
     NotTaken { path: PathBuf, now: String, wanted: String },
 }
@@ -69,7 +62,6 @@ fn wanted(key: &str, now: &str) -> Option<&'static str> {
     }
 }
 
-/// What the file remembers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Memory {

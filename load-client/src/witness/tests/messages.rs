@@ -5,14 +5,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::witness::attribute::Look;
+use crate::witness::core::{Surroundings, Witness};
+use crate::witness::nflog::messages;
+use crate::witness::reason;
 use canary_conntrack::table::{Entry, Status, TcpState, Tuple};
 use canary_record::result::witness::Reason;
 use canary_wire::segment::{Emit, Flags};
 use canary_wire::seq::Seq;
-use load_client::witness::attribute::Look;
-use load_client::witness::core::{Surroundings, Witness};
-use load_client::witness::nflog::messages;
-use load_client::witness::reason;
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 

@@ -8,11 +8,11 @@ use std::io::Cursor;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::witness::offline::Offline;
+use crate::witness::pcap::{Merged, Reader};
 use canary_record::result::witness::{Cause, Direction, Ended};
 use canary_wire::segment::{Emit, Flags};
 use canary_wire::seq::Seq;
-use load_client::witness::offline::Offline;
-use load_client::witness::pcap::{Merged, Reader};
 use pcap_file::DataLink;
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
 use pcap_file::pcapng::PcapNgWriter;

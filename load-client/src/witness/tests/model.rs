@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::witness::attribute::Look;
+use crate::witness::core::{Surroundings, Witness};
 use canary_conntrack::table::{Entry, TcpState, Tuple};
 use canary_record::result::witness::{Cause, Direction, Ended, Reason};
 use canary_wire::segment::{Emit, Flags};
 use canary_wire::seq::Seq;
-use load_client::witness::attribute::Look;
-use load_client::witness::core::{Surroundings, Witness};
 use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
