@@ -2,7 +2,7 @@
 //! every one. The binary is [`program::main`]; each module owns one thing.
 
 mod churn;
-pub mod cli;
+mod cli;
 mod fill;
 mod forge;
 mod hold;
@@ -22,11 +22,13 @@ mod serve;
 mod shown;
 mod socket;
 mod tally;
-pub mod target;
+mod target;
 pub mod threshold;
 pub mod verdict;
 mod witness;
 mod worker;
+
+pub use cli::Cli;
 
 use std::net::IpAddr;
 

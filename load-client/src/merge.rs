@@ -37,7 +37,7 @@ pub enum MergeError {
 }
 
 /// Reads a result, and holds its counts against one another.
-pub fn read(path: &Path) -> Result<LoadResult, MergeError> {
+pub(crate) fn read(path: &Path) -> Result<LoadResult, MergeError> {
     let name = path.display().to_string();
     let bytes = fs::read(path).map_err(|e| MergeError::Read(name.clone(), e))?;
     // A pod's log is a file too: its last line is the result.
@@ -105,8 +105,7 @@ pub fn join(
 }
 
 /// The worst of all parts: a crossed threshold before inconclusive before the rest.
-#[must_use]
-pub fn worst(parts: &[(String, LoadResult)]) -> LoadVerdict {
+pub(crate) fn worst(parts: &[(String, LoadResult)]) -> LoadVerdict {
     let order =
         [LoadVerdict::ThresholdCrossed, LoadVerdict::Inconclusive, LoadVerdict::WithinThresholds];
     let has = |v: &LoadVerdict| parts.iter().any(|(_, r)| r.verdict == *v);

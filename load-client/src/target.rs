@@ -6,41 +6,29 @@ use std::str::FromStr;
 
 /// A target as the command line names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
+pub(crate) struct Target {
     /// Connect alone, or also a request.
-    pub protocol: Protocol,
+    pub(crate) protocol: Protocol,
     /// A name or an address; IPv6 addresses without their brackets.
-    pub host: String,
-    /// The port.
-    pub port: u16,
+    pub(crate) host: String,
+    pub(crate) port: u16,
 }
 
 /// What is said on a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// Plain TCP.
+pub(crate) enum Protocol {
     Tcp,
     /// HTTP/1.1, with the path (and query) of its requests.
     Http(String),
 }
-
-/// A target that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TargetError {
-    /// Neither of the schemes.
+pub(crate) enum TargetError {
     #[error("'{0}' is not a target: write tcp://HOST:PORT or http://HOST:PORT/PATH")]
     Malformed(String),
-    /// TLS is not spoken here.
     #[error("https is not supported: write http://HOST:PORT/PATH")]
     Https,
-    /// The name has no address.
     #[error("cannot resolve {host}: {why}")]
-    Unresolved {
-        /// The name.
-        host: String,
-        /// What the resolver said.
-        why: String,
-    },
+    Unresolved { host: String, why: String },
 }
 
 impl FromStr for Target {
@@ -110,8 +98,7 @@ impl fmt::Display for Target {
 
 impl Target {
     /// `HOST:PORT`, with brackets where the host is an IPv6 address.
-    #[must_use]
-    pub fn authority(&self) -> String {
+    pub(crate) fn authority(&self) -> String {
         if self.host.contains(':') {
             format!("[{}]:{}", self.host, self.port)
         } else {
@@ -121,7 +108,7 @@ impl Target {
 
     /// The target's first address of each family, in the resolver's order; one at least. The
     /// resolver works on a thread of its own, also after this future is dropped.
-    pub async fn resolve(&self) -> Result<Vec<SocketAddr>, TargetError> {
+    pub(crate) async fn resolve(&self) -> Result<Vec<SocketAddr>, TargetError> {
         let unresolved = |why: String| TargetError::Unresolved { host: self.host.clone(), why };
         let found = tokio::net::lookup_host((self.host.as_str(), self.port))
             .await

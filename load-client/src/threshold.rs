@@ -100,8 +100,7 @@ impl fmt::Display for Threshold {
 
 impl Threshold {
     /// What this is, read off a result.
-    #[must_use]
-    pub fn check(self, result: &LoadResult) -> ThresholdRecord {
+    pub(crate) fn check(self, result: &LoadResult) -> ThresholdRecord {
         let measured = self.measure.2(result);
         let crossed = self.op.1(&measured, &self.value);
         ThresholdRecord { expression: self.to_string(), measured, crossed }
@@ -123,8 +122,7 @@ fn error_rate(r: &LoadResult) -> f64 {
 }
 
 /// Attempts a second, of the time in which they began.
-#[must_use]
-pub fn rate(r: &LoadResult) -> f64 {
+pub(crate) fn rate(r: &LoadResult) -> f64 {
     r.attempts as f64 / r.begun_s.max(1e-9)
 }
 

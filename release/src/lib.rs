@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 pub fn programs() -> Vec<Command> {
     vec![
         boom_server::Config::command(),
-        load_client::cli::Cli::command(),
+        load_client::Cli::command(),
         conntrack_lab::cli::Cli::command(),
         kubectl_conntrack::cli::Cli::command(),
     ]

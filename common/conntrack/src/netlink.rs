@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage,
-    NetlinkPayload,
+    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage,
+    NetlinkPayload, Nla as _,
 };
 use netlink_packet_netfilter::NetfilterMessage;
 use nix::sys::socket::{
@@ -76,6 +76,14 @@ pub fn messages(mut data: &[u8]) -> impl Iterator<Item = Result<Message, Netlink
             }
         })
     })
+}
+
+/// The number of an attribute, in network byte order; none where it has no octet, or more than eight.
+pub(crate) fn number(attribute: &DefaultNla) -> Option<u64> {
+    let mut value = vec![0; attribute.value_len()];
+    attribute.emit_value(&mut value);
+    let is_number = (1..=8).contains(&value.len());
+    is_number.then(|| value.iter().fold(0, |n, b| (n << 8) | u64::from(*b)))
 }
 
 /// One socket, in the network namespace of the thread that opened it.

@@ -15,7 +15,7 @@ use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
 };
 
-use crate::netlink::{Ask, NetlinkError, Socket};
+use crate::netlink::{Ask, NetlinkError, Socket, number};
 
 // include/uapi/linux/netfilter/nf_tables.h.
 const NFTA_COUNTER_PACKETS: u16 = 2;
@@ -200,7 +200,7 @@ impl Seen {
     }
 
     fn other(&mut self, expression: &str, attributes: &[DefaultNla]) {
-        let number = |kind| number(attributes, kind);
+        let number = |kind| number(find(attributes, kind)?);
         match expression {
             "ct" => self.state = number(NFTA_CT_KEY) == Some(NFT_CT_STATE.into()),
             "counter" => self.packets = number(NFTA_COUNTER_PACKETS),
@@ -242,20 +242,16 @@ fn is_jump(code: Verdict) -> bool {
     matches!(code, Verdict::Jump | Verdict::Goto)
 }
 
+fn find(attributes: &[DefaultNla], kind: u16) -> Option<&DefaultNla> {
+    attributes.iter().find(|a| a.kind() & NLA_TYPE_MASK == kind)
+}
+
 fn bytes(attributes: &[DefaultNla], kind: u16) -> Vec<u8> {
-    let found = attributes.iter().find(|a| a.kind() & NLA_TYPE_MASK == kind);
-    found.map_or_else(Vec::new, |a| {
+    find(attributes, kind).map_or_else(Vec::new, |a| {
         let mut value = vec![0; a.value_len()];
         a.emit_value(&mut value);
         value
     })
-}
-
-/// A 32-bit or 64-bit number in network byte order.
-fn number(attributes: &[DefaultNla], kind: u16) -> Option<u64> {
-    let value = bytes(attributes, kind);
-    (!value.is_empty() && value.len() <= 8)
-        .then(|| value.iter().fold(0, |n, b| (n << 8) | u64::from(*b)))
 }
 
 /// The name of an extension of iptables' (`NFTA_MATCH_NAME`, `NFTA_TARGET_NAME`).
@@ -278,7 +274,7 @@ fn xt_conntrack(attributes: &[DefaultNla]) -> bool {
     // four ports.
     let (flags, inverted, states) = (field(146), field(148), field(150));
     name(attributes) == b"conntrack"
-        && number(attributes, NFTA_MATCH_REV).is_some_and(|rev| rev >= 2)
+        && find(attributes, NFTA_MATCH_REV).and_then(number).is_some_and(|rev| rev >= 2)
         && flags & !inverted & XT_CONNTRACK_STATE != 0
         && u32::from(states) & INVALID != 0
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use canary_record::names;
 use canary_record::result::observe::{ConntrackCounters, CpuCounters};
-use netlink_packet_core::{DefaultNla, Nla as _};
+use netlink_packet_core::{DefaultNla, NLA_TYPE_MASK, Nla as _};
 pub use netlink_packet_netfilter::conntrack::Status;
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Protocol,
@@ -16,7 +16,7 @@ use netlink_packet_netfilter::{
 };
 use nix::errno::Errno;
 
-use crate::netlink::{Ask, NetlinkError, Socket};
+use crate::netlink::{Ask, NetlinkError, Socket, number};
 
 // include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 const IPCTNL_MSG_CT_GET_STATS_CPU: u8 = 4;
@@ -275,18 +275,14 @@ pub fn entry(message: &NetfilterMessage) -> Option<Entry> {
     }
 }
 
-/// The 32-bit attributes of an answer about statistics.
+/// The attributes of an answer about statistics.
 fn numbers(message: &NetfilterMessage) -> Vec<(u16, u64)> {
     let attributes: &[DefaultNla] = match &message.inner {
         NetfilterMessageInner::Conntrack(ConntrackMessage::Other { attributes, .. }) => attributes,
         _ => &[],
     };
-    let number = |a: &DefaultNla| {
-        let mut value = [0; 4];
-        (a.value_len() == value.len()).then(|| a.emit_value(&mut value))?;
-        Some((a.kind() & netlink_packet_core::NLA_TYPE_MASK, u32::from_be_bytes(value).into()))
-    };
-    attributes.iter().filter_map(number).collect()
+    let named = |a: &DefaultNla| Some((a.kind() & NLA_TYPE_MASK, number(a)?));
+    attributes.iter().filter_map(named).collect()
 }
 
 /// `enum ctattr_stats_cpu`.

@@ -52,14 +52,10 @@ impl Tally {
 
     /// Takes note of what was done. `class` is where the peer's address belongs.
     pub fn done(&mut self, done: &Done, class: impl Fn(IpAddr) -> ClientClass) {
-        match done {
-            Done::NotSent(..) => self.send_errors += 1,
-            Done::Sent(action, _) | Done::Noted(action) => self.note(action, class),
-        }
-    }
-
-    /// Takes note of what became known. `class` is where the peer's address belongs.
-    pub fn note(&mut self, action: &Action, class: impl Fn(IpAddr) -> ClientClass) {
+        let (Done::Sent(action, _) | Done::Noted(action)) = done else {
+            self.send_errors += 1;
+            return;
+        };
         match action {
             Action::Opened { again: false, .. } => self.handshakes.syns += 1,
             Action::Opened { again: true, .. } => self.handshakes.repeated_syns += 1,

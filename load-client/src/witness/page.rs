@@ -12,22 +12,20 @@ use super::show::View;
 /// The page of a watch that goes on.
 pub(crate) fn render(view: &View, host: &str) -> String {
     let verdict = view.verdict();
-    let (class, meaning) = match verdict {
-        Verdict::Vulnerable => (
-            "bad",
-            "An INVALID segment provoked a reset that ended a real connection of this network namespace.",
-        ),
-        Verdict::Protected => ("good", "No connection was ended by an INVALID segment so far."),
-        Verdict::Inconclusive => (
-            "doubt",
+    let meaning = match verdict {
+        Verdict::Vulnerable => {
+            "An INVALID segment provoked a reset that ended a real connection of this network namespace."
+        }
+        Verdict::Protected => "No connection was ended by an INVALID segment so far.",
+        Verdict::Inconclusive => {
             "Messages of the kernel were lost, or a reset is unexplained: no connection is known to have been \
-             ended, and none is cleared.",
-        ),
+             ended, and none is cleared."
+        }
     };
     let found = &view.found;
     let (m, [services, ..]) = (&found.messages, found.most_hit());
     let main = html! {
-        h1 { "So far: " strong.(class) { (verdict) } }
+        h1 { "So far: " strong.(page::class(verdict)) { (verdict) } }
         p { (meaning) }
         h2 { "Connections by what ended them" }
         (causes(&found.causes()))

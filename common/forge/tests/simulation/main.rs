@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use canary_forge::diagnose::{self, Context};
+use canary_forge::drive::Done;
 use canary_forge::flow::{End, Settings};
 use canary_forge::tally::Tally;
 use canary_record::names::{ClientClass, Diagnosis, Direction, Forgery, Verdict};
@@ -78,7 +79,7 @@ fn group(
             end: end.clone(),
         };
         let mut w = World::new(random.next(), network, path, end);
-        w.run(settings, |action| tally.note(action, |_| ClientClass::Pod));
+        w.run(settings, |action| tally.done(&Done::Noted(action.clone()), |_| ClientClass::Pod));
         if let Some(what) = w.wrong.take() {
             found.wrong.push(format!(
                 "{seed} {i}: {what}, {:?}, {}, {}, {end:?}",
