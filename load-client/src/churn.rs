@@ -12,12 +12,13 @@ use canary_runtime::admin::Admin;
 use canary_runtime::shutdown::Shutdown;
 use rustix::event::epoll;
 
+use crate::Stop;
 use crate::cli::ChurnArgs;
 use crate::fill::{Allowance, Follower};
 use crate::live::Live;
 use crate::plan::{plan, workers};
 use crate::tally::{Shown, Tally};
-use crate::worker::{Stop, Worker};
+use crate::worker::Worker;
 
 /// How long connections in progress may go on after a signal.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -64,12 +65,12 @@ pub(crate) async fn run(
         _ = all_done.recv() => planned(args, clock),
         never = follow => match never {},
         signal = shutdown.signalled() => {
-            stop.begin.store(true, Ordering::Relaxed);
+            stop.store(1, Ordering::Relaxed);
             tokio::select! {
                 _ = all_done.recv() => {}
                 () = tokio::time::sleep(DRAIN) => {}
             }
-            stop.now.store(true, Ordering::Relaxed);
+            stop.store(2, Ordering::Relaxed);
             signal
         }
     };

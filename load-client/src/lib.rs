@@ -31,6 +31,11 @@ mod worker;
 pub use cli::Cli;
 
 use std::net::IpAddr;
+use std::sync::atomic::AtomicU8;
+
+/// How far threads are to end: from 1 on they begin nothing new, from 2 on they give up what is in
+/// progress.
+type Stop = AtomicU8;
 
 /// The turn of connection `n` through the local addresses.
 fn pick(sources: &[IpAddr], n: u64) -> Option<IpAddr> {

@@ -3,7 +3,7 @@
 //! close(): nothing is registered unless something has to be waited for.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use canary_record::names::{Errno, Phase};
@@ -13,6 +13,7 @@ use rustix::event::epoll;
 use rustix::io::Errno as Raw;
 use slab::Slab;
 
+use crate::Stop;
 use crate::cli::Close;
 use crate::http::{Driver, Exchange, Step};
 use crate::pacer::{Pacer, Turn};
@@ -31,15 +32,6 @@ const FULL: Duration = Duration::from_millis(5);
 /// How many failures in a row bring a pause where no schedule paces them; a local limit brings
 /// one at once.
 const FAILURES_IN_A_ROW: u32 = 64;
-
-/// How a run is ended from outside.
-#[derive(Debug, Default)]
-pub(crate) struct Stop {
-    /// No new connections.
-    pub(crate) begin: AtomicBool,
-    /// Those in progress are given up.
-    pub(crate) now: AtomicBool,
-}
 
 enum State {
     Connecting(OwnedFd),
@@ -104,12 +96,12 @@ impl<'a> Worker<'a> {
         let mut done = false;
         loop {
             let now = Instant::now();
-            if !done && (stop.begin.load(Ordering::Relaxed) || self.plan_is_done(now)) {
+            if !done && (stop.load(Ordering::Relaxed) > 0 || self.plan_is_done(now)) {
                 done = true;
                 self.accounts.tally.counts.never_begun = self.never_begun(now);
             }
             let wait = if done { SCAN } else { self.begin_some(now) };
-            if done && (self.in_progress() == 0 || stop.now.load(Ordering::Relaxed)) {
+            if done && (self.in_progress() == 0 || stop.load(Ordering::Relaxed) > 1) {
                 break;
             }
             // With nothing to wait for there is nothing to ask the kernel.

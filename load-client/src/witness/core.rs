@@ -10,7 +10,6 @@ use canary_wire::segment::Flags;
 use canary_wire::seq::Seq;
 
 use super::attribute::{Heard, Judgement, Look, Matcher, Next, Pair, judge};
-use super::found::Found;
 use super::packet;
 use super::reason::{self, Texts};
 
@@ -27,7 +26,7 @@ const LOOKS: usize = 250;
 /// The pure part of the witness.
 #[derive(Debug, Default)]
 pub(crate) struct Witness {
-    matcher: Matcher,
+    pub(crate) matcher: Matcher,
     to_look: std::collections::VecDeque<(Tuple, Seq)>,
     /// Looks made since the last tick.
     looked: usize,
@@ -193,19 +192,5 @@ impl Witness {
     /// True when no pair waits for its second look.
     pub(crate) fn settled(&self) -> bool {
         self.to_look.is_empty() && self.matcher.settled()
-    }
-
-    pub(crate) const fn found(&self) -> &Found {
-        &self.matcher.found
-    }
-
-    /// The kernel said that messages are lost: nobody read them in time.
-    pub(crate) fn overrun(&mut self) {
-        self.matcher.found.messages.overruns += 1;
-    }
-
-    /// Pairs that were judged by one look, for want of room to wait.
-    pub(crate) const fn hurried(&self) -> u64 {
-        self.matcher.hurried
     }
 }

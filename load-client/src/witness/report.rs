@@ -29,7 +29,7 @@ pub(crate) fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>)
     }
     weak.extend(watched.meddled);
     let w = &watched.witness;
-    let (found, m) = (w.found(), w.found().messages);
+    let (found, m) = (&w.matcher.found, w.matcher.found.messages);
     if m.lost > 0 || m.overruns > 0 {
         weak.push(format!(
             "{} messages were lost ({} overruns of the socket): what they told of is not known",
@@ -42,8 +42,8 @@ pub(crate) fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>)
             m.forgotten
         ));
     }
-    if w.hurried() > 0 {
-        weak.push(format!("{} resets came too many at once to be looked into", w.hurried()));
+    if w.matcher.hurried > 0 {
+        weak.push(format!("{} resets came too many at once to be looked into", w.matcher.hurried));
     }
     if watched.look_failures > 0 {
         weak.push(format!("{} look-ups of entries failed", watched.look_failures));

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use super::core::{Surroundings, Witness};
 use super::nflog::{Nflog, NflogError, Read};
 use super::show::View;
 use super::sysctl::{SysctlError, Watching};
+use crate::Stop;
 
 /// Between two rounds of look-ups.
 const TICK: Duration = Duration::from_millis(100);
@@ -101,15 +102,9 @@ pub(crate) struct Watched {
 #[derive(Debug)]
 pub(crate) struct Watch {
     thread: JoinHandle<Watched>,
-    orders: Arc<Orders>,
+    stop: Arc<Stop>,
     /// What is counted so far.
     pub(crate) view: watch::Receiver<View>,
-}
-
-#[derive(Debug, Default)]
-struct Orders {
-    stop: AtomicBool,
-    hurry: AtomicBool,
 }
 
 impl Watch {
@@ -129,7 +124,7 @@ impl Watch {
         for value in &left_behind {
             tracing::warn!(value, "put back what a witness that was killed had left");
         }
-        let orders = Arc::<Orders>::default();
+        let stop = Arc::<Stop>::default();
         let (shown, view) = watch::channel(View::default());
         let node = Node { table, addresses: own_addresses(), read: None, failed: 0 };
         let rules = rules::of_invalid().map_err(|e| e.to_string());
@@ -143,7 +138,7 @@ impl Watch {
             node,
             witness,
             rules,
-            orders: Arc::clone(&orders),
+            stop: Arc::clone(&stop),
             view: shown,
             limit: (!quiet).then(|| Limit::new(EVENTS_PER_SECOND)),
             latest: VecDeque::new(),
@@ -153,7 +148,7 @@ impl Watch {
             .name("witness".to_owned())
             .spawn(move || listener.run(watching, left_behind))
             .map_err(WatchError::Thread)?;
-        Ok(Self { thread, orders, view })
+        Ok(Self { thread, stop, view })
     }
 
     /// Waits for the end of `duration`, a signal, or a failure; a second signal hurries.
@@ -168,10 +163,8 @@ impl Watch {
         while !self.thread.is_finished() {
             tokio::select! {
                 by = shutdown.ended(deadline.filter(|_| ended_by.is_none())) => {
-                    if ended_by.replace(by).is_some() {
-                        self.orders.hurry.store(true, Ordering::Relaxed);
-                    }
-                    self.orders.stop.store(true, Ordering::Relaxed);
+                    let again = ended_by.replace(by).is_some();
+                    self.stop.store(1 + u8::from(again), Ordering::Relaxed);
                 }
                 _ = poll.tick() => {}
             }
@@ -191,7 +184,7 @@ struct Listener {
     witness: Witness,
     /// As they were at the begin.
     rules: Result<Rules, String>,
-    orders: Arc<Orders>,
+    stop: Arc<Stop>,
     view: watch::Sender<View>,
     limit: Option<Limit>,
     latest: VecDeque<Ended>,
@@ -202,7 +195,7 @@ impl Listener {
     fn run(mut self, watching: Watching, left_behind: Vec<String>) -> Watched {
         let mut error = None;
         let mut next = Duration::ZERO;
-        while !self.orders.stop.load(Ordering::Relaxed) {
+        while self.stop.load(Ordering::Relaxed) == 0 {
             if let Err(e) = self.listen() {
                 error = Some(e);
                 break;
@@ -218,7 +211,7 @@ impl Listener {
             error = self.nflog.leave().and_then(|()| self.drain()).err();
         }
         while error.is_none() && self.start.elapsed() < settled && !self.witness.settled() {
-            if self.orders.hurry.load(Ordering::Relaxed) {
+            if self.stop.load(Ordering::Relaxed) > 1 {
                 break;
             }
             std::thread::sleep(TICK / 10);
@@ -253,7 +246,7 @@ impl Listener {
     fn listen(&mut self) -> Result<bool, NetlinkError> {
         match self.nflog.read()? {
             Read::Nothing => return Ok(false),
-            Read::Overrun => self.witness.overrun(),
+            Read::Overrun => self.witness.matcher.found.messages.overruns += 1,
             Read::Bytes(n) => {
                 let now = self.start.elapsed();
                 for m in self.nflog.messages(n) {
@@ -299,7 +292,7 @@ impl Listener {
     }
 
     fn publish(&self) {
-        let (found, latest) = (self.witness.found().clone(), self.latest.clone());
+        let (found, latest) = (self.witness.matcher.found.clone(), self.latest.clone());
         let view = View { elapsed: self.start.elapsed(), found, latest };
         self.view.send_replace(view);
     }

@@ -168,22 +168,16 @@ fn remember(file: &Path, memory: &Memory) -> Result<(), SysctlError> {
 /// is theirs.
 fn put_back(dir: &Path, file: &Path, boot: &str, namespace: u64) -> Vec<String> {
     let Ok(text) = fs::read(file) else { return Vec::new() };
-    let mut done = Vec::new();
-    if let Ok(memory) = serde_json::from_slice::<Memory>(&text)
-        && memory.boot == boot
-        && memory.namespace == namespace
-    {
-        for Changed { key, from, to, .. } in &memory.changed {
-            // The key is a file's content: only what this program changes is touched.
-            let known = key == LOG_INVALID || LOGGERS.contains(&key.as_str());
-            let path = dir.join(key);
-            if known && read(&path).is_ok_and(|now| now == *to) && write(&path, from).is_ok() {
-                done.push(format!("{key} from {to} to {from}"));
-            }
-        }
-    }
-    let _ = fs::remove_file(file);
-    done
+    let memory = serde_json::from_slice::<Memory>(&text).ok();
+    let memory = memory.filter(|m| m.boot == boot && m.namespace == namespace);
+    let mut changed = memory.map_or_else(Vec::new, |m| m.changed);
+    // The key is a file's content: only what this program changes is touched.
+    let known = |key: &str| key == LOG_INVALID || LOGGERS.contains(&key);
+    changed.retain(|c| known(&c.key) && read(&dir.join(&c.key)).is_ok_and(|now| now == c.to));
+    let (dir, file) = (dir.to_owned(), file.to_owned());
+    let changed = Watching { dir, file, changed, left_behind: Vec::new() }.end();
+    let restored = changed.iter().filter(|c| c.restored);
+    restored.map(|c| format!("{} from {} to {}", c.key, c.to, c.from)).collect()
 }
 
 #[cfg(test)]

@@ -142,7 +142,7 @@ fn garbage_in_a_datagram_is_survived() {
         }
         assert!(here <= bytes.len() / 16);
         heard += here as u64;
-        assert_eq!(witness.found().messages.received, heard);
+        assert_eq!(witness.matcher.found.messages.received, heard);
         witness.tick(now, n % 1024 == 1023, &mut Around);
         told += witness.told.drain(..).count() as u64;
     }

@@ -299,8 +299,11 @@ fn run(total: u32, one_in: u32, seed: u64) {
     let accused: Vec<_> =
         found.iter().filter(|(k, v)| expected.get(*k) != Some(*v)).take(5).collect();
     assert!(missed.is_empty() && accused.is_empty(), "missed {missed:?}, accused {accused:?}");
-    assert_eq!((witness.found().messages.lost, witness.found().messages.forgotten), (0, 0));
-    let (ended, unexplained) = witness.found().totals();
+    assert_eq!(
+        (witness.matcher.found.messages.lost, witness.matcher.found.messages.forgotten),
+        (0, 0)
+    );
+    let (ended, unexplained) = witness.matcher.found.totals();
     assert_eq!((ended, unexplained), (expected.len() as u64, 0));
 }
 
@@ -350,7 +353,7 @@ fn told(
     }
     witness.tick(Duration::ZERO, false, &mut Around(first));
     witness.tick(Duration::from_secs(9), true, &mut Around(later));
-    let stray = witness.found().stray_resets;
+    let stray = witness.matcher.found.stray_resets;
     (witness.told, stray)
 }
 
@@ -428,8 +431,8 @@ fn half_of_a_connection_leaves_nothing_forgotten() {
         witness.message(Duration::ZERO, message, &mut kernel);
     }
     witness.tick(Duration::from_secs(9), true, &mut kernel);
-    assert_eq!((witness.found().messages.forgotten, witness.told.len()), (0, 0));
-    assert_eq!(witness.found().unanswered, [(Reason::InvalidState, 1000)].into());
+    assert_eq!((witness.matcher.found.messages.forgotten, witness.told.len()), (0, 0));
+    assert_eq!(witness.matcher.found.unanswered, [(Reason::InvalidState, 1000)].into());
 }
 
 /// What is told where a connection is killed at 7, then, if so, a SYN comes on its entry, and 2 s after
