@@ -86,7 +86,7 @@ fn judge(seen: &ObserveResult, load: &LoadResult, entries: u64, args: &Args) -> 
     let above = kept.iter().filter(|s| share(s.entries) >= FULL).count();
     let covered = kept.last().map_or(0.0, |s| s.t - full.unwrap_or(s.t));
     let took = full.map(|t| t - begin);
-    let sum = load.ok + load.failures.iter().map(|f| f.count).sum::<u64>() == load.attempts;
+    let sum = load.adds_up();
     let held =
         took.is_some_and(|t| t <= within) && above == kept.len() && covered >= keep - 1.0 && sum;
     let seconds = |t: Option<f64>| t.map_or("never".to_owned(), |t| format!("{t:.2} s"));

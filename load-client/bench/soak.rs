@@ -351,7 +351,7 @@ fn judge(
 ) -> Result<()> {
     let mut wrong = Vec::new();
     let failed: u64 = r.failures.iter().map(|f| f.count).sum();
-    if r.ok + failed != r.attempts || wanted.is_some_and(|n| r.attempts != n) {
+    if !r.adds_up() || wanted.is_some_and(|n| r.attempts != n) {
         wrong.push(format!(
             "{} ok and {failed} failed are not {} attempts of {wanted:?}",
             r.ok, r.attempts
@@ -372,13 +372,7 @@ fn judge(
         r.attempts, r.run.seconds, r.ok
     );
     for f in &r.failures {
-        println!(
-            "  {:?} in {}: {}{}",
-            f.cause,
-            f.phase,
-            f.count,
-            if f.local { " (this host's limit)" } else { "" }
-        );
+        println!("  {f}");
     }
     println!(
         "{:<14} {:>8} {:>10} {:>10} {:>9} {:>12}",

@@ -68,17 +68,11 @@ impl FromStr for Target {
 fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
         let (host, after) = rest.split_once(']')?;
-        match after.strip_prefix(':') {
-            Some(port) => (host, Some(port)),
-            None if after.is_empty() => (host, None),
-            None => return None,
-        }
+        (host, if after.is_empty() { None } else { Some(after.strip_prefix(':')?) })
     } else {
-        match authority.split_once(':') {
-            Some((_, rest)) if rest.contains(':') => {
-                let (host, port) = authority.rsplit_once(':')?;
-                host.parse::<Ipv6Addr>().ok()?;
-                (host, Some(port))
+        match authority.rsplit_once(':') {
+            Some((host, _)) if host.contains(':') && host.parse::<Ipv6Addr>().is_err() => {
+                return None;
             }
             Some((host, port)) => (host, Some(port)),
             None => (authority, None),

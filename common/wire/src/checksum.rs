@@ -1,4 +1,4 @@
-//! TCP's checksum: of what is sent, and whether a received segment is undamaged.
+//! TCP's checksum: whether a received segment is undamaged.
 //!
 //! A packet from the same host has often not been summed yet when a raw socket
 //! sees it: its checksum field then holds the sum of the pseudo-header alone
@@ -12,16 +12,6 @@ use crate::segment::Segment;
 const IPPROTO_TCP: u32 = 6;
 /// Where TCP's header has it.
 const FIELD: Range<usize> = 16..18;
-
-/// The checksum of a TCP segment between two addresses of one family; what its own field holds
-/// is taken for zero.
-#[must_use]
-pub fn of(src: IpAddr, dst: IpAddr, tcp: &[u8]) -> u16 {
-    let field = tcp.get(FIELD).map_or(0, sum);
-    let all = add(pseudo(src, dst, tcp.len()), sum(tcp));
-    // In one's complement the negative of a sum takes it away.
-    !(fold(add(all, 0xffff - field)) as u16)
-}
 
 /// The sum of the pseudo-header (RFC 9293, section 3.1; RFC 8200, section 8.1).
 fn pseudo(src: IpAddr, dst: IpAddr, length: usize) -> u32 {

@@ -8,12 +8,11 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use pnet_packet::ip::IpNextHeaderProtocols;
+use pnet_packet::ipv4;
 use pnet_packet::ipv4::{Ipv4Packet, MutableIpv4Packet};
 use pnet_packet::ipv6::MutableIpv6Packet;
-use pnet_packet::tcp::{MutableTcpPacket, TcpPacket};
-use pnet_packet::{Packet, ipv4};
+use pnet_packet::tcp::{MutableTcpPacket, TcpPacket, ipv4_checksum, ipv6_checksum};
 
-use crate::checksum;
 use crate::names;
 use crate::seq::Seq;
 
@@ -427,7 +426,11 @@ impl Emit<'_> {
         tcp.set_data_offset((header / 4) as u8);
         tcp.set_flags(self.flags.0);
         tcp.set_window(self.window);
-        let sum = checksum::of(self.src.ip(), self.dst.ip(), tcp.packet());
+        let sum = match (self.src.ip(), self.dst.ip()) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => ipv4_checksum(&tcp.to_immutable(), &src, &dst),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => ipv6_checksum(&tcp.to_immutable(), &src, &dst),
+            _ => return,
+        };
         tcp.set_checksum(sum);
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::checksum;
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use proptest::prelude::*;
 
@@ -153,7 +154,6 @@ proptest! {
             NetSlice::Arp(_) => panic!("not IP"),
         };
         prop_assert_eq!(t.checksum(), sum);
-        prop_assert_eq!(checksum::of(src.ip(), dst.ip(), &buf[tcp_at..]), sum);
 
         let ours = if six {
             Segment::parse_tcp(src.ip(), dst.ip(), &buf[tcp_at..], buf.len() - tcp_at)
@@ -167,15 +167,20 @@ proptest! {
         prop_assert!(checksum::acceptable(&ours, seen, seen.len()));
     }
 
-    /// A single flipped bit in the segment is noticed by the checksum.
+    /// A single flipped bit of the header, outside of the checksum itself, is noticed by it.
     #[test]
-    fn a_flipped_bit_breaks_the_checksum(payload in proptest::collection::vec(any::<u8>(), 0..64), bit in 0usize..160) {
-        let e = emit(v4(1, 9000), v4(2, 40000), &[], &payload);
+    fn a_flipped_bit_breaks_the_checksum(payload in proptest::collection::vec(any::<u8>(), 0..64), bit in 0usize..144) {
         let mut buf = Vec::new();
-        e.packet(&mut buf);
+        emit(v4(1, 9000), v4(2, 40000), &[], &payload).packet(&mut buf);
+        let mut completed = buf.clone();
+        checksum::complete(&mut completed);
+        // One in 65,536 looks as if it was left to be computed.
+        prop_assume!(completed == buf);
+        let bit = if bit < 128 { bit } else { bit + 16 };
         buf[IPV4_HEADER + bit / 8] ^= 1 << (bit % 8);
-        let right = checksum::of(e.src.ip(), e.dst.ip(), &buf[IPV4_HEADER..]);
-        prop_assert_ne!(buf[IPV4_HEADER + 16..IPV4_HEADER + 18].to_vec(), right.to_be_bytes());
+        if let Ok(damaged) = Segment::parse_ipv4(&buf, buf.len()) {
+            prop_assert!(!checksum::acceptable(&damaged, &buf, buf.len()));
+        }
     }
 
     /// Arbitrary bytes never panic the decoder, and what it accepts is in bounds.
