@@ -174,8 +174,7 @@ impl Test<'_> {
     /// Starts pods on every node that change it; gives why not, where they cannot.
     async fn hold(&self, set: Set) -> anyhow::Result<Option<String>> {
         let mut pods = self.every_node(set);
-        pods.config(|_| {}).await?;
-        pods.apply(|_| {}).await?;
+        pods.apply(|_| {}, |_| {}).await?;
         pods.wait(Instant::now() + SOON, &quiet, |p| p.ready).await?;
         let last = |log: &str| Ok::<_, String>(log.lines().last().unwrap_or_default().to_owned());
         let said = pods.words(Duration::ZERO, last).await;

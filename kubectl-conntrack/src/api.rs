@@ -269,12 +269,14 @@ impl Watch {
         mut done: impl FnMut(&BTreeMap<String, Seen>) -> bool,
     ) -> Result<(), Stop> {
         loop {
-            let image = self.pods.values().find_map(|p| match &p.trouble {
-                Some(Trouble::Image { image, why }) => Some((image.clone(), why.clone())),
+            let no_image = |pod: &Seen| match &pod.trouble {
+                Some(Trouble::Image { image, why }) => {
+                    Some(Stop::Image { image: image.clone(), why: why.clone() })
+                }
                 _ => None,
-            });
-            if let Some((image, why)) = image {
-                return Err(Stop::Image { image, why });
+            };
+            if let Some(stop) = self.pods.values().find_map(no_image) {
+                return Err(stop);
             }
             if self.listed.is_none() && done(&self.pods) {
                 return Ok(());

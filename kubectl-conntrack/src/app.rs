@@ -20,9 +20,8 @@ use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Serialize;
 
-use crate::cli::{Cli, ClusterArgs, Command, ConfirmArgs, ImageArgs};
+use crate::cli::{Cli, ClusterArgs, Command, ConfirmArgs};
 pub use crate::experiment::needs;
-use crate::objects::Images;
 use crate::output::{self, Shown as _};
 use crate::report::Cluster;
 use crate::{manifests, plan, preflight, run};
@@ -68,8 +67,8 @@ async fn command(command: Command, config: &Config) -> anyhow::Result<Exit> {
         Command::Tune(args) => done!("tune", tune, args, config, Some(&args.confirm)),
         Command::Experiment(args) => experiment::experimented(args).await,
         Command::Manifests(args) => {
-            let (images, namespace) = (images(&args.images), args.namespace.as_deref());
-            print(&manifests::yaml(args.set, &images, namespace)?).map(|()| Exit::Ok)
+            let yaml = manifests::yaml(args.set, &args.images, args.namespace.as_deref())?;
+            print(&yaml).map(|()| Exit::Ok)
         }
     }
 }
@@ -125,12 +124,6 @@ pub fn confirmed(args: Option<&ConfirmArgs>, context: &str) -> anyhow::Result<()
         None => return Err(Unconfirmed::Unasked(context.to_owned()).into()),
     };
     if name == context { Ok(()) } else { Err(Unconfirmed::Other(name, context.to_owned()).into()) }
-}
-
-/// The images' whole names.
-fn images(args: &ImageArgs) -> Images {
-    let of = |name| format!("{}/{name}:{}", args.registry.trim_end_matches('/'), args.tag);
-    Images { boom_server: of("boom-server"), load_client: of("load-client") }
 }
 
 /// How far a run is: one live line on a terminal, a line each elsewhere.

@@ -88,6 +88,13 @@ pub struct ImageArgs {
     pub tag: String,
 }
 
+impl ImageArgs {
+    /// The whole name of a program's image.
+    pub(crate) fn of(&self, program: &str) -> String {
+        format!("{}/{program}:{}", self.registry.trim_end_matches('/'), self.tag)
+    }
+}
+
 /// Options of `diagnose`.
 #[derive(Clone, Debug, Args)]
 pub struct DiagnoseArgs {

@@ -46,18 +46,20 @@ impl<'a> EachNode<'a> {
         Self { ground, nodes, set, names, refused: Refused::new(), watch }
     }
 
-    /// Makes the set's ConfigMap, where it has one; `change` has the last word on it.
-    pub async fn config(&self, change: impl FnOnce(&mut Value)) -> Result<(), Stop> {
-        let Some(mut config) = manifests::config(self.set, &self.ground.run) else { return Ok(()) };
-        change(&mut config);
-        Ok(self.ground.apply(&objects::typed::<ConfigMap>(config)).await.map(drop)?)
-    }
-
-    /// Makes the pods, the first one dry before any; `change` has the last word on their spec.
-    pub async fn apply(&mut self, change: impl FnOnce(&mut Value)) -> Result<(), Stop> {
+    /// Makes the set's ConfigMap, where it has one, then the pods, the first one dry before any. `config` and
+    /// `spec` have the last word on them.
+    pub async fn apply(
+        &mut self,
+        config: impl FnOnce(&mut Value),
+        spec: impl FnOnce(&mut Value),
+    ) -> Result<(), Stop> {
+        if let Some(mut map) = manifests::config(self.set, &self.ground.run) {
+            config(&mut map);
+            self.ground.apply(&objects::typed::<ConfigMap>(map)).await?;
+        }
         let run = &self.ground.run;
         let mut template = manifests::pod(self.set, run, "DaemonSet", self.set.name());
-        change(&mut template["spec"]);
+        spec(&mut template["spec"]);
         let pod = |(name, node): (&String, &Node)| -> Pod {
             let mut pod = template.clone();
             pod["metadata"]["name"] = name.as_str().into();

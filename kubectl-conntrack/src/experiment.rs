@@ -130,8 +130,7 @@ impl<'a, 's> Experiment<'a, 's> {
             for (wanted, set) in [(true, Set::Observe), (args.hold_off_drop, Set::Unprotect)] {
                 if wanted {
                     let mut pods = EachNode::new(ground, nodes, set, set.name());
-                    pods.config(|_| {}).await?;
-                    pods.apply(|_| {}).await?;
+                    pods.apply(|_| {}, |_| {}).await?;
                     pods.wait(deadline, say, |p| p.ready).await?;
                 }
             }
@@ -236,9 +235,9 @@ impl<'a, 's> Experiment<'a, 's> {
         let (life, ready) = (self.life().await, self.ready().await);
         let args = load_args(clients, self.args);
         let mut load = Load::new(self.ground, &args, &format!("load-{number}"));
-        let mut liberal = Tune::new(self.ground, self.nodes, "tune-liberal");
+        let mut tune = Tune::new(self.ground, self.nodes, &format!("tune-{purpose}"));
         if purpose == Purpose::Liberal {
-            self.set(&mut liberal, "nf_conntrack_tcp_be_liberal", 1).await?;
+            self.set(&mut tune, "nf_conntrack_tcp_be_liberal", 1).await?;
         }
         let had = if clients > 0 { load.accepted().await } else { None };
         if clients > 0 && self.session.by.is_none() {
@@ -256,17 +255,16 @@ impl<'a, 's> Experiment<'a, 's> {
         }
         self.wait_for_sample(&title).await?;
         self.journal.wrote(&Event::From)?;
-        let mut small = Tune::new(self.ground, self.nodes, "tune-table");
         let (small_table, mut was) = (purpose == Purpose::SmallTable, None);
         let sampled = Box::pin(async {
             if small_table {
-                self.shrink(&mut small, &mut was).await?;
+                self.shrink(&mut tune, &mut was).await?;
             }
             self.samples(Instant::now() + self.args.step).await
         })
         .await;
         if small_table {
-            Box::pin(self.grow_back(&mut small, was, &title)).await?;
+            Box::pin(self.grow_back(&mut tune, was, &title)).await?;
         }
         sampled?;
         if clients > 0 {
@@ -282,7 +280,7 @@ impl<'a, 's> Experiment<'a, 's> {
         self.wait_for_sample(&title).await?;
         self.journal.wrote(&Event::To)?;
         if purpose == Purpose::Liberal {
-            self.put_back(&mut liberal, &title).await?;
+            self.put_back(&mut tune, &title).await?;
         }
         self.undisturbed(&title, life).await?;
         let away: Vec<_> = self.ready().await.into_iter().filter(|n| !ready.contains(n)).collect();

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use crate::objects::{Images, MANAGED_BY, MANAGER, RUN, Run};
+use crate::cli::ImageArgs;
+use crate::objects::{MANAGED_BY, MANAGER, RUN, Run};
 
 /// A folder of `k8s/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -91,7 +92,7 @@ impl Set {
 ///
 /// # Panics
 /// Where a file of `k8s/` is no YAML: its tests would show.
-pub(crate) fn objects(set: Set, images: &Images, namespace: Option<&str>) -> Vec<Value> {
+pub(crate) fn objects(set: Set, images: &ImageArgs, namespace: Option<&str>) -> Vec<Value> {
     let (_, resources, config) = set.files();
     let namespace = namespace.map_or_else(|| set.namespace(), str::to_owned);
     let mut objects: Vec<Value> = resources
@@ -113,12 +114,10 @@ pub(crate) fn objects(set: Set, images: &Images, namespace: Option<&str>) -> Vec
         let containers =
             object.pointer_mut("/spec/template/spec/containers").and_then(Value::as_array_mut);
         for image in containers.into_iter().flatten().filter_map(|c| c.get_mut("image")) {
-            let whole = match image.as_str() {
-                Some("conntrack-canary/boom-server") => &images.boom_server,
-                Some("conntrack-canary/load-client") => &images.load_client,
-                _ => continue,
-            };
-            *image = whole.as_str().into();
+            if let Some(program) = image.as_str().and_then(|i| i.strip_prefix("conntrack-canary/"))
+            {
+                *image = images.of(program).into();
+            }
         }
     }
     objects
@@ -162,7 +161,11 @@ pub(crate) fn pod(set: Set, run: &Run, kind: &str, name: &str) -> Value {
 }
 
 /// The objects of `set` as text for `kubectl apply -f -`.
-pub(crate) fn yaml(set: Set, images: &Images, namespace: Option<&str>) -> anyhow::Result<String> {
+pub(crate) fn yaml(
+    set: Set,
+    images: &ImageArgs,
+    namespace: Option<&str>,
+) -> anyhow::Result<String> {
     let objects = objects(set, images, namespace);
     let texts = objects.iter().map(serde_saphyr::to_string).collect::<Result<Vec<_>, _>>()?;
     Ok(texts.join("---\n"))

@@ -6,6 +6,7 @@ use canary_wire::segment::Family;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceSpec};
 use serde_json::{Value, json};
 
+use crate::cli::ImageArgs;
 use crate::plan::{From, Front, Member, Path};
 
 /// The label whose value is the run's identifier: who made an object, and may delete it.
@@ -25,15 +26,6 @@ pub(crate) const SINK: &str = "sink";
 /// The container that reads what a node shows of itself.
 pub(crate) const FACTS: &str = "node";
 
-/// Images of the two programs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Images {
-    /// boom-server's.
-    pub boom_server: String,
-    /// load-client's.
-    pub load_client: String,
-}
-
 /// One run in one namespace.
 #[derive(Clone, Debug)]
 pub struct Run {
@@ -42,7 +34,7 @@ pub struct Run {
     /// Where its pods and Services are.
     pub namespace: String,
     /// Which images.
-    pub images: Images,
+    pub images: ImageArgs,
 }
 
 /// Connections that a server judges: 25 for each of the six forgeries, of which "protected" needs 20.
@@ -200,7 +192,7 @@ impl Run {
         ];
         json!({
             "name": name,
-            "image": self.images.boom_server, "imagePullPolicy": "IfNotPresent",
+            "image": self.images.of("boom-server"), "imagePullPolicy": "IfNotPresent",
             "env": own.iter().chain(env).collect::<Vec<_>>(),
             "ports": [{"name": format!("p{port}"), "containerPort": port, "protocol": "TCP"}],
             "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -255,7 +247,7 @@ impl Run {
 
     fn load_client(&self, name: &str, line: &str) -> Value {
         json!({
-            "name": name, "image": self.images.load_client, "imagePullPolicy": "IfNotPresent",
+            "name": name, "image": self.images.of("load-client"), "imagePullPolicy": "IfNotPresent",
             "args": line.split(' ').collect::<Vec<_>>(),
             "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
             "terminationMessagePolicy": "FallbackToLogsOnError",

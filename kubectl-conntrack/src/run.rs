@@ -163,14 +163,10 @@ impl Ground {
         self.patch(object, false).await
     }
 
-    /// The same without keeping it: Pod Security, quotas and admission webhooks speak.
-    pub async fn dry<K: Kind>(&self, object: &K) -> Result<K, ApiError> {
-        self.patch(object, true).await
-    }
-
-    /// Why that is refused; none where it is not.
+    /// Why that is refused, without keeping it: Pod Security, quotas and admission webhooks speak; none
+    /// where it is not.
     pub async fn refusal<K: Kind>(&self, object: &K) -> Result<Option<String>, Stop> {
-        self.dry(object).await.map_or_else(|e| e.refusal().map(Some), |_| Ok(None))
+        self.patch(object, true).await.map_or_else(|e| e.refusal().map(Some), |_| Ok(None))
     }
 
     /// The same where a refusal ends the run.

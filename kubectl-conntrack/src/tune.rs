@@ -110,13 +110,13 @@ impl<'a> Tune<'a> {
         say: &dyn Fn(&str),
     ) -> Result<Vec<TunedNode>, Stop> {
         let values: Vec<_> = sysctls.iter().map(|s| format!("{}={}\n", s.name, s.value)).collect();
-        self.0.config(|config| config["data"]["values.env"] = values.concat().into()).await?;
+        let config = |map: &mut Value| map["data"]["values.env"] = values.concat().into();
         let linger = if kept { 0 } else { LINGER.as_secs() };
         let change = |spec: &mut Value| {
             spec["terminationGracePeriodSeconds"] = (linger + 15).into();
             spec["containers"][0]["env"] = json!([{"name": "LINGER", "value": linger.to_string()}]);
         };
-        self.0.apply(change).await?;
+        self.0.apply(config, change).await?;
         self.0.wait(Instant::now() + timeout, say, |p| p.ready).await?;
         let ready = |log: &str| {
             let begun = words(log).any(|w| w.starts_with("ready:"));
@@ -153,18 +153,17 @@ impl<'a> Tune<'a> {
         Ok(rows)
     }
 
-    fn rows(&self, said: Vec<Result<Told, String>>, failed: &str) -> Vec<TunedNode> {
-        let row = |(node, said): (&Node, Result<Told, String>)| {
-            let (changes, reasons) =
-                said.unwrap_or_else(|why| (Vec::new(), vec![format!("{failed}: {why}")]));
-            TunedNode { name: node.name.clone(), changes, reasons }
+    fn rows(&self, said: Vec<Result<TunedNode, String>>, failed: &str) -> Vec<TunedNode> {
+        let row = |(node, said): (&Node, Result<TunedNode, String>)| {
+            let nothing = |why| TunedNode {
+                reasons: vec![format!("{failed}: {why}")],
+                ..TunedNode::default()
+            };
+            TunedNode { name: node.name.clone(), ..said.unwrap_or_else(nothing) }
         };
         self.0.nodes.iter().zip(said).map(row).collect()
     }
 }
-
-/// What a pod says of its sysctls, and its warnings.
-type Told = (Vec<Change>, Vec<String>);
 
 /// What each line of tune.sh says after its time.
 fn words(log: &str) -> impl DoubleEndedIterator<Item = &str> {
@@ -176,27 +175,26 @@ fn last(log: &str) -> &str {
 }
 
 /// What a pod says that it set and put back, and what it warns of.
-fn told(log: &str) -> Told {
-    let mut changes: Vec<Change> = Vec::new();
-    let mut reasons = Vec::new();
+fn told(log: &str) -> TunedNode {
+    let mut node = TunedNode::default();
     for w in words(log) {
         if let Some((name, rest)) = w.split_once(" set from ")
             && let Some((from, to)) = rest.split_once(" to ")
             && let (Ok(from), Ok(to)) = (from.parse(), to.parse())
         {
-            changes.push(Change { name: name.to_owned(), from, to, restored: None });
+            node.changes.push(Change { name: name.to_owned(), from, to, restored: None });
         } else if let Some((name, value)) = w.split_once(" restored to ") {
-            for c in changes.iter_mut().filter(|c| c.name == name) {
+            for c in node.changes.iter_mut().filter(|c| c.name == name) {
                 c.restored = value.parse().ok();
             }
         } else if w.starts_with("WARNING: ")
             || w.contains(" stays ")
             || w.starts_with("NOT RESTORED")
         {
-            reasons.push(w.trim_start_matches("WARNING: ").to_owned());
+            node.reasons.push(w.trim_start_matches("WARNING: ").to_owned());
         }
     }
-    (changes, reasons)
+    node
 }
 
 impl TuneResult {
@@ -310,7 +308,7 @@ mod tests {
         let log = "T nf_conntrack_max set from 262144 to 1000\nT nf_conntrack_tcp_be_liberal set from 0 to 1\nT ready: x\n\
             T nf_conntrack_max restored to 262144\nT nf_conntrack_tcp_be_liberal stays 1: kube-proxy started\n\
             T NOT RESTORED: nf_conntrack_tcp_be_liberal; see the log above\n";
-        let (changes, reasons) = told(log);
+        let TunedNode { changes, reasons, .. } = told(log);
         assert_eq!(
             (changes[0].from, changes[0].to, changes[0].restored),
             (262_144, 1000, Some(262_144))

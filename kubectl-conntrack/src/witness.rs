@@ -2,7 +2,6 @@
 //! segments ended, by pod, Service and node name.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::time::Duration;
 
 use canary_record::names::Verdict;
@@ -152,7 +151,7 @@ impl<'a> Witness<'a> {
                 env.push(json!({"name": "LOAD_LINGER", "value": millis(LINGER)}));
             }
         };
-        self.pods.apply(change).await?;
+        self.pods.apply(|_| {}, change).await?;
         self.pods.wait(Instant::now() + start, say, |p| p.ready).await?;
         say(&format!("every node watches, for {duration:?}"));
         self.pods.wait(Instant::now() + duration + SETTLE, say, |p| p.ended).await
@@ -180,13 +179,6 @@ impl<'a> Witness<'a> {
         each(&pods, params.clone(), "all pods", |p| names.pod(p)).await?;
         Ok(each(&services, params, "all services", |s| names.service(s)).await?)
     }
-}
-
-/// Keeps every node's document.
-pub fn save(dir: Option<&Path>, found: &Found) -> Result<(), Stop> {
-    let Some(dir) = dir else { return Ok(()) };
-    let mut known = found.iter().filter_map(|(node, r)| Some((node, r.as_ref().ok()?)));
-    known.try_for_each(|(node, r)| run::save(dir, &format!("{node}.witness.json"), r))
 }
 
 impl ClusterWitness {

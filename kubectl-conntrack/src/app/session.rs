@@ -14,8 +14,6 @@ use crate::preflight::{self, Right};
 use crate::report::Cluster;
 use crate::run::Ground;
 
-use super::images;
-
 /// What a subcommand is given beside its options.
 pub struct Job<'a> {
     /// The API server.
@@ -60,7 +58,7 @@ impl<'a> Session<'a> {
         // Unique, and a label's value.
         let id = format!("{}-{}", jiff::Timestamp::now().as_millisecond(), std::process::id());
         let namespace = job.cluster.namespace.clone();
-        let run = Run { id, namespace, images: images(&args.images) };
+        let run = Run { id, namespace, images: args.images.clone() };
         let (context, ns) = (&job.cluster.context, &run.namespace);
         (job.say)(&format!("context {context}, namespace {ns}, run {}", run.id));
         preflight::permitted(job.client, ns, &needs(args.namespace.is_none())).await?;

@@ -6,6 +6,7 @@ use super::session::{Job, Session};
 use super::usable;
 use crate::api::Stop;
 use crate::cli::WitnessArgs;
+use crate::run;
 use crate::witness::{self, ClusterWitness, Witness};
 
 /// A witness on every node of a cluster, for a time or until a signal; what each had seen by then is
@@ -32,7 +33,12 @@ pub async fn watch(job: Job<'_>, args: &WitnessArgs) -> anyhow::Result<ClusterWi
         reasons.push(format!("results could not be read: {e}"));
         Vec::new()
     });
-    witness::save(args.cluster.save.as_deref(), &found)?;
+    if let Some(dir) = &args.cluster.save {
+        let known = found.iter().filter_map(|(node, r)| Some((node, r.as_ref().ok()?)));
+        for (node, result) in known {
+            run::save(dir, &format!("{node}.witness.json"), result)?;
+        }
+    }
     let cluster = session.job.cluster;
     Ok(ClusterWitness::new(record, cluster, &found, &witness.names, reasons))
 }
