@@ -17,32 +17,11 @@ use crate::ruleset::family_name;
 use crate::ruleset::ipvs;
 use crate::ruleset::readback::{self, Loaded};
 
-/// A kernel value could not be read, or is not what was set.
-#[derive(Debug, thiserror::Error)]
-pub enum EvidenceError {
-    /// Reading or writing failed.
-    #[error(transparent)]
-    Os(#[from] OsError),
-    /// Set, but not what is read back.
-    #[error("{key} was set to {wanted} and reads back as {found}")]
-    ReadBack {
-        /// The key.
-        key: String,
-        /// As set.
-        wanted: String,
-        /// As read.
-        found: String,
-    },
-    /// A tool failed.
-    #[error(transparent)]
-    Exec(#[from] ExecError),
-}
-
 /// be_liberal's key below /proc/sys.
 pub const BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 
 /// Reads a sysctl of this thread's network namespace.
-pub fn sysctl(key: &str) -> Result<String, EvidenceError> {
+pub fn sysctl(key: &str) -> Result<String, ExecError> {
     let text =
         fs::read_to_string(format!("/proc/sys/{key}")).map_err(|e| no_sysctl("read", key, e))?;
     Ok(text.trim().to_owned())
@@ -57,7 +36,7 @@ fn no_sysctl(what: &str, key: &str, e: io::Error) -> OsError {
 }
 
 /// Sets a sysctl of this thread's network namespace and reads it back.
-pub fn set_sysctl(key: &str, value: &str) -> Result<(), EvidenceError> {
+pub fn set_sysctl(key: &str, value: &str) -> Result<(), ExecError> {
     fs::write(format!("/proc/sys/{key}"), value)
         .map_err(|e| no_sysctl(&format!("set to '{value}'"), key, e))?;
     let found = sysctl(key)?;
@@ -65,24 +44,28 @@ pub fn set_sysctl(key: &str, value: &str) -> Result<(), EvidenceError> {
     if found.split_whitespace().eq(value.split_whitespace()) {
         Ok(())
     } else {
-        Err(EvidenceError::ReadBack { key: key.into(), wanted: value.into(), found })
+        Err(not_set(key, value, &found))
     }
+}
+
+fn not_set(key: &str, wanted: &str, found: &str) -> ExecError {
+    wrong(format!("set {key} to {wanted}"))(format!("it reads back as {found}")).into()
 }
 
 /// The conntrack statistics of this thread's network namespace, summed over the
 /// processors.
-pub(crate) fn conntrack_stat() -> Result<BTreeMap<String, u64>, EvidenceError> {
+pub(crate) fn conntrack_stat() -> Result<BTreeMap<String, u64>, ExecError> {
     statistics(stat::columns).map(|cpus| stat::sum(&cpus))
 }
 
 /// The same as counters.
-pub fn conntrack_counters() -> Result<ConntrackCounters, EvidenceError> {
+pub fn conntrack_counters() -> Result<ConntrackCounters, ExecError> {
     let cpus = statistics(stat::counters)?;
     Ok(cpus.iter().fold(ConntrackCounters::default(), |sum, cpu| sum.plus(cpu.counters)))
 }
 
 /// (/proc/net is the process's, not the thread's.)
-fn statistics<T>(read: fn(&str) -> Result<T, stat::ReadError>) -> Result<T, EvidenceError> {
+fn statistics<T>(read: fn(&str) -> Result<T, stat::ReadError>) -> Result<T, ExecError> {
     let path = format!("/proc/thread-self/net/{}", stat::STAT);
     let what = || format!("read {path}");
     let text = fs::read_to_string(&path).map_err(os(what()))?;
@@ -100,7 +83,7 @@ pub struct Socket {
 
 /// The TCP sockets of this thread's network namespace, but those in TIME_WAIT, which no program has
 /// open.
-pub fn sockets() -> Result<Vec<Socket>, EvidenceError> {
+pub fn sockets() -> Result<Vec<Socket>, ExecError> {
     let mut sockets = Vec::new();
     for file in ["tcp", "tcp6"] {
         let path = format!("/proc/thread-self/net/{file}");
@@ -126,7 +109,7 @@ fn socket(line: &str) -> Option<Socket> {
 }
 
 /// Makes conntrack forget every entry of this thread's network namespace.
-pub fn forget_all() -> Result<(), EvidenceError> {
+pub fn forget_all() -> Result<(), ExecError> {
     let forgotten = Table::open().and_then(|mut table| table.flush());
     Ok(forgotten.map_err(wrong("delete conntrack entries"))?)
 }
@@ -149,20 +132,20 @@ pub(crate) fn load_rules(
     proxy_mode: ProxyMode,
     family: Family,
     text: &str,
-) -> Result<(), EvidenceError> {
+) -> Result<(), ExecError> {
     let iptables = format!("{}tables-restore", family_name(family));
     let call = match proxy_mode {
         ProxyMode::Nftables | ProxyMode::Ipvs => Call::tool("nft", &["-f", "-"])?,
         ProxyMode::Iptables => Call::tool(&iptables, &["-w", "10"])?,
     };
-    Ok(call.stdin(text).run().map(drop)?)
+    call.stdin(text).run().map(drop)
 }
 
 /// Makes IPVS translate in this thread's network namespace, and reads its table back.
-pub(crate) fn balance(host: &str, vip: IpAddr, table: &[String]) -> Result<(), EvidenceError> {
-    let ip = |args: &str| -> Result<(), EvidenceError> {
+pub(crate) fn balance(host: &str, vip: IpAddr, table: &[String]) -> Result<(), ExecError> {
+    let ip = |args: &str| -> Result<(), ExecError> {
         let args: Vec<_> = ["-n", host].into_iter().chain(args.split(' ')).collect();
-        Ok(Call::tool("ip", &args)?.run().map(drop)?)
+        Call::tool("ip", &args)?.run().map(drop)
     };
     if sysctl(&format!("net/ipv4/conf/{}/forwarding", ipvs::LINK)).is_err() {
         ip(&format!("link add {} up type dummy", ipvs::LINK))?;
@@ -181,12 +164,11 @@ pub(crate) fn balance(host: &str, vip: IpAddr, table: &[String]) -> Result<(), E
     if lines == table {
         return Ok(());
     }
-    let key = "the table of IPVS".to_owned();
-    Err(EvidenceError::ReadBack { key, wanted: table.join(", "), found: lines.join(", ") })
+    Err(not_set("the table of IPVS", &table.join(", "), &lines.join(", ")))
 }
 
 /// Connections that IPVS has begun in this thread's network namespace.
-fn balanced() -> Result<u64, EvidenceError> {
+fn balanced() -> Result<u64, ExecError> {
     let path = "/proc/thread-self/net/ip_vs_stats_percpu";
     let what = || format!("read {path}");
     let text = fs::read_to_string(path).map_err(os(what()))?;
@@ -207,7 +189,7 @@ fn begun(text: &str) -> Option<u64> {
 pub(crate) fn read_rules(
     proxy_mode: ProxyMode,
     family: Family,
-) -> Result<(Loaded, String), EvidenceError> {
+) -> Result<(Loaded, String), ExecError> {
     let name = family_name(family);
     if proxy_mode == ProxyMode::Iptables {
         let text = Call::tool(&format!("{name}tables-save"), &["-c"])?.run()?;

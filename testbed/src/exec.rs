@@ -17,14 +17,6 @@ pub use tools::{TOOLS, find};
 /// What went wrong with a process.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
-    /// A tool that the lab needs is not installed.
-    #[error("{tool} is missing: install the Debian package {package} (or put it on PATH)")]
-    Missing {
-        /// What was looked for.
-        tool: String,
-        /// Where Debian keeps it.
-        package: &'static str,
-    },
     /// It ended with a failure, took too long and was killed, or did not say what it should.
     #[error("{command} {how}: {said}")]
     Program {

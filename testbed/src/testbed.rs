@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use crate::model::{At, NodeEvidence, Protection, ProtectionKind, ProxyMode};
 use canary_wire::segment::Family;
 
-use crate::evidence::{self, EvidenceError};
+use crate::evidence;
 use crate::exec::{self, Call, ExecError, Interrupt, Output, Process, Ready};
 use crate::netns::{Host, NetnsError};
-use crate::os::{OsError, os};
+use crate::os::{OsError, os, wrong};
 use crate::ruleset::Ruleset;
 use crate::ruleset::readback::Loaded;
 use crate::topology::{Step, Topology};
@@ -33,15 +33,7 @@ pub enum TestbedError {
         /// Where.
         host: String,
         /// What.
-        source: EvidenceError,
-    },
-    /// The rules that the kernel holds are not those that were loaded.
-    #[error("{host}: the rules read back differ: {what}")]
-    Rules {
-        /// Where.
-        host: String,
-        /// How.
-        what: String,
+        source: ExecError,
     },
     /// A file failed.
     #[error(transparent)]
@@ -147,7 +139,7 @@ impl Testbed {
     pub fn within<T: Send>(
         &self,
         host: &str,
-        job: impl FnOnce() -> Result<T, EvidenceError> + Send,
+        job: impl FnOnce() -> Result<T, ExecError> + Send,
     ) -> Result<T, TestbedError> {
         self.host(host)?
             .run(job)?
@@ -295,8 +287,9 @@ pub struct NodeCounters {
 impl NodeCounters {
     /// That the kernel holds these rules and no others.
     pub fn has(&self, rules: &Ruleset) -> Result<(), TestbedError> {
-        let wrong = |what| TestbedError::Rules { host: self.node.clone(), what };
-        rules.difference(&self.loaded).map_or(Ok(()), |what| Err(wrong(what)))
+        let Some(what) = rules.difference(&self.loaded) else { return Ok(()) };
+        let source = wrong("find the rules as they were loaded")(what).into();
+        Err(TestbedError::Evidence { host: self.node.clone(), source })
     }
 
     /// What grew since `before`.

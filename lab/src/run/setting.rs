@@ -11,8 +11,8 @@ use crate::document::timeline::Change;
 use canary_conntrack::stat;
 use canary_record::result::witness::WitnessResult;
 use canary_runtime::output::write_file;
-use canary_testbed::evidence::{self, EvidenceError};
-use canary_testbed::exec::{Call, Interrupt, Process, Ready};
+use canary_testbed::evidence;
+use canary_testbed::exec::{Call, ExecError, Interrupt, Process, Ready};
 use canary_testbed::os::{os, wrong};
 use canary_testbed::testbed::{Testbed, TestbedError};
 use canary_testbed::topology::Topology;
@@ -165,7 +165,7 @@ impl Place<'_> {
         options: &[&str],
         input: &str,
     ) -> Result<String, TestbedError> {
-        self.within(host, || Ok(Call::tool(tool, options)?.stdin(input).run()?))
+        self.within(host, || Call::tool(tool, options)?.stdin(input).run())
     }
 
     /// Loads rules in a host, beside those that are there.
@@ -274,7 +274,7 @@ pub(crate) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<(), TestbedE
 }
 
 /// Entries in this namespace.
-pub(crate) fn count() -> Result<u64, EvidenceError> {
+pub(crate) fn count() -> Result<u64, ExecError> {
     let text = evidence::sysctl(stat::COUNT)?;
     Ok(stat::number(&text).map_err(wrong(format!("read {}: '{text}'", stat::COUNT)))?)
 }

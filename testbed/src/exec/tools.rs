@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::{Call, ExecError};
+use crate::os::wrong;
 
 /// Every tool that the lab needs, and its Debian package.
 pub const TOOLS: &[(&str, &str)] = &[
@@ -29,7 +30,9 @@ pub fn find(tool: &str) -> Result<PathBuf, ExecError> {
 
 fn missing(tool: &str) -> ExecError {
     let known = TOOLS.iter().chain(SPECIAL).find(|(name, _)| *name == tool);
-    ExecError::Missing { tool: tool.to_owned(), package: known.map_or("?", |(_, package)| package) }
+    let package = known.map_or("?", |(_, package)| package);
+    let mend = format!("install the Debian package {package} (or put it on PATH)");
+    wrong(format!("find {tool}"))(mend).into()
 }
 
 impl Call {
@@ -49,7 +52,7 @@ mod tests {
         assert!(find("sh").is_ok() && find("moon").is_err());
         assert_eq!(
             missing("nft").to_string(),
-            "nft is missing: install the Debian package nftables (or put it on PATH)"
+            "cannot find nft: install the Debian package nftables (or put it on PATH)"
         );
     }
 }

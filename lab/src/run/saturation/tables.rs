@@ -7,7 +7,8 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
 
-use canary_testbed::evidence::{self, EvidenceError};
+use canary_testbed::evidence;
+use canary_testbed::exec::ExecError;
 use canary_testbed::os::{os, wrong};
 use canary_testbed::testbed::TestbedError;
 
@@ -217,7 +218,7 @@ pub(crate) fn destination(flow: u64) -> SocketAddrV4 {
 }
 
 /// Packets that the server's link has received.
-fn received() -> Result<u64, EvidenceError> {
+fn received() -> Result<u64, ExecError> {
     let path = "/proc/thread-self/net/dev";
     let what = || format!("read {path}");
     let text = fs::read_to_string(path).map_err(os(what()))?;
