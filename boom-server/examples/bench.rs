@@ -84,12 +84,6 @@ impl Score {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Kind {
-    Ours,
-    Simple,
-}
-
 fn bench(args: &[String]) -> Result<()> {
     let seconds = args.get(1).map_or(Ok(60), |s| s.parse())?;
     let rate = match args.first().map(String::as_str) {
@@ -97,8 +91,8 @@ fn bench(args: &[String]) -> Result<()> {
         Some(rate) => rate.parse()?,
     };
     println!("{rate} handshakes a second for {seconds} s, one forged segment on each");
-    let ours = run(Kind::Ours, rate, seconds)?;
-    let simple = run(Kind::Simple, rate, seconds);
+    let ours = run(false, rate, seconds)?;
+    let simple = run(true, rate, seconds);
     println!(
         "{:<12} {:>9} {:>9} {:>7} {:>8} {:>9} {:>11} {:>9} {:>8}",
         "", "accepted", "forged", "lost", "p50 us", "p99 us", "memory KiB", "reached", "late ms"
@@ -146,7 +140,7 @@ fn bench(args: &[String]) -> Result<()> {
 fn reachable() -> Result<u64> {
     let mut rate = RATE;
     while rate > 500 {
-        let score = run(Kind::Ours, rate, TRIAL)?;
+        let score = run(false, rate, TRIAL)?;
         println!(
             "tried {rate} a second: {:.1}% accepted, the latest connect {} ms late",
             score.reached(rate, TRIAL) * 100.0,
@@ -160,19 +154,19 @@ fn reachable() -> Result<u64> {
     Err("this machine does not reach 500 handshakes a second".into())
 }
 
-fn run(kind: Kind, rate: u64, seconds: u64) -> Result<Score> {
+/// The load against boom-server, or against the simple kind.
+fn run(simple: bool, rate: u64, seconds: u64) -> Result<Score> {
     let me = std::env::current_exe()?;
     let testbed = Testbed::build(Topology::pair("bench-"))?;
     testbed.sh("client", "sysctl -qw net.ipv4.ip_local_port_range='1024 65535'")?;
     let dir = tempfile::tempdir()?;
     let log = dir.path().join("server.log");
-    let (call, ready) = match kind {
-        Kind::Ours => {
-            let ours = boom_server(&["--forge=control", "--on-reset=count"])?;
-            let end = format!("{}s", seconds + 60);
-            (ours.env("BOOM_DURATION", &end).call(), Ready::Event)
-        }
-        Kind::Simple => (Call::new(&me, &["simple"]), Ready::Text("ready")),
+    let (call, ready) = if simple {
+        (Call::new(&me, &["simple"]), Ready::Text("ready"))
+    } else {
+        let ours = boom_server(&["--forge=control", "--on-reset=count"])?;
+        let end = format!("{}s", seconds + 60);
+        (ours.env("BOOM_DURATION", &end).call(), Ready::Event)
     };
     let mut server = testbed.start("server", call, &log, ready)?;
     server.wait_ready(SOON)?;
@@ -188,16 +182,15 @@ fn run(kind: Kind, rate: u64, seconds: u64) -> Result<Score> {
         return Err(format!("{failed} connects failed at once").into());
     }
     let (text, late) = (std::fs::read_to_string(log)?, Duration::from_micros(late));
-    let ([accepted, forged, p50_us, p99_us], dropped) = match kind {
-        Kind::Simple => (numbers(&text)?, None),
-        Kind::Ours => {
-            let r: BoomResult = document(&text)?;
-            let (c, latency) = (r.connections, r.handshake_to_forge);
-            ([c.accepted, c.forged, latency.p50_us, latency.p99_us], Some(r.sniffer.dropped))
-        }
+    let ([accepted, forged, p50_us, p99_us], lost) = if simple {
+        // It does not know what it lost.
+        let n: [u64; 4] = numbers(&text)?;
+        (n, n[0].saturating_sub(n[1]))
+    } else {
+        let r: BoomResult = document(&text)?;
+        let (c, latency) = (r.connections, r.handshake_to_forge);
+        ([c.accepted, c.forged, latency.p50_us, latency.p99_us], r.sniffer.dropped)
     };
-    // The simple kind does not know what it lost.
-    let lost = dropped.unwrap_or(accepted.saturating_sub(forged));
     Ok(Score { accepted, forged, lost, p50_us, p99_us, memory_kib, late })
 }
 

@@ -126,17 +126,12 @@ impl<'a> Tune<'a> {
         Ok(self.rows(said, "not set"))
     }
 
-    /// Holds them until then.
+    /// Holds them until then, or for ever.
     pub async fn hold(&mut self, until: Option<Instant>) {
-        const LONG: Duration = Duration::from_secs(86_400);
-        loop {
-            let deadline = until.unwrap_or_else(|| Instant::now() + LONG);
-            // An image cannot go missing under a pod that runs.
-            let _ = self.0.watch.until(deadline, |_| false).await;
-            if until.is_some_and(|t| Instant::now() >= t) {
-                return;
-            }
-        }
+        const YEARS: Duration = Duration::from_secs(30 * 365 * 86_400);
+        let until = until.unwrap_or_else(|| Instant::now() + YEARS);
+        // An image cannot go missing under a pod that runs.
+        let _ = self.0.watch.until(until, |_| false).await;
     }
 
     /// Puts the old values back and reads what each pod says of it. Pods that never set anything

@@ -28,14 +28,10 @@ fn suite(part: &Part) -> TestSuite {
     suite.add_test_cases(part.reasons.iter().map(|r| weakens("tried", part.verdict, r)));
     for t in &part.tables {
         for row in &t.rows {
-            let name = row.cells.first().map_or("", String::as_str);
-            let name =
-                if t.title.is_empty() { name.to_owned() } else { format!("{name} {}", t.title) };
-            suite.add_test_case(case(
-                &name,
-                row.verdict,
-                row.cells.last().cloned().unwrap_or_default(),
-            ));
+            let first = row.cells.first().map_or("", String::as_str);
+            let end = row.cells.last().cloned().unwrap_or_default();
+            let name = format!("{first} {}", t.title);
+            suite.add_test_case(case(name.trim_end(), row.verdict, end));
         }
         let name = format!("proved {}", t.title);
         suite.add_test_cases(t.reasons.iter().map(|r| weakens(name.trim_end(), part.verdict, r)));
