@@ -25,6 +25,12 @@ need() {
     [ -z "$missing" ] || fail 1 "missing:$missing (tools/setup kernels installs them)"
 }
 
+# take OPTION VALUE...: the value goes to the variable that is named as the option.
+take() {
+    [ $# -gt 1 ] || fail 2 "$1 needs a value"
+    printf -v "${1#--}" %s "$2"
+}
+
 # A kernel's name is a folder's name.
 check_name() {
     [[ $1 =~ ^[A-Za-z0-9][A-Za-z0-9._+-]*$ ]] ||

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 use std::sync::mpsc::channel;
 
-use crate::document::lab::{Environment, Judgement, LabResult};
+use crate::document::lab::{Environment, LabResult};
 use canary_record::names::EndedBy;
 use canary_record::result::{Clock, Config};
 use canary_runtime::cli::derive;
@@ -355,12 +355,10 @@ fn entry(scenario: &Scenario) -> Entry {
 
 /// How a program ends with that result.
 #[must_use]
-pub const fn exit(result: &LabResult) -> Exit {
-    match (result.run.ended_by, result.judgement) {
-        (EndedBy::Sigint | EndedBy::Sigterm, _)
-        | (_, Judgement::Inconclusive | Judgement::Skipped) => Exit::Inconclusive,
-        (_, Judgement::Differs) => Exit::Vulnerable,
-        (_, Judgement::AsExpected) => Exit::Ok,
+pub fn exit(result: &LabResult) -> Exit {
+    match result.run.ended_by {
+        EndedBy::Sigint | EndedBy::Sigterm => Exit::Inconclusive,
+        _ => result.judgement.into(),
     }
 }
 
@@ -396,9 +394,7 @@ fn environment() -> Environment {
             .collect(),
         user_namespace: in_user_namespace(),
         cpus: std::thread::available_parallelism().map_or(0, |n| n.get() as u64),
-        conntrack_max: evidence::sysctl("net/netfilter/nf_conntrack_max")
-            .ok()
-            .and_then(|s| s.parse().ok()),
+        conntrack_max: host_table::max().ok(),
         old_segments: None,
     }
 }

@@ -59,12 +59,6 @@ fn results(dir: &Path, doubts: &mut Vec<String>) -> Vec<LoadResult> {
     results
 }
 
-/// One step with everything that belongs to it.
-struct Judged {
-    clients: u32,
-    shown: Shown,
-}
-
 fn judge(
     journal: &Journal,
     readings: &[Reading],
@@ -82,7 +76,7 @@ fn judge(
     if journal.end.is_none() {
         reasons.push("the run was cut: its journal has no end".to_owned());
     }
-    if !steps.iter().any(|s| s.shown.step.boom.contains_key(&Outcome::Delivered)) {
+    if !steps.iter().any(|s| s.step.boom.contains_key(&Outcome::Delivered)) {
         reasons.push(
             "boom-server saw no forged segment delivered: the positive control is missing"
                 .to_owned(),
@@ -91,14 +85,12 @@ fn judge(
     // The first step in which nothing protects: behind a drop there is none, and a reset shows that
     // there was no drop.
     let held_off = journal.value(Fact::HoldOffDrop) == "1";
-    let bare = steps
-        .iter()
-        .filter(|s| s.shown.kind != Kind::Liberal)
-        .find(|s| held_off || s.shown.attributed > 0);
+    let bare =
+        steps.iter().filter(|s| s.kind != Kind::Liberal).find(|s| held_off || s.attributed > 0);
     let control = PositiveControl {
-        held: bare.is_some_and(|s| s.shown.attributed > 0),
-        forged: bare.map_or(0, |s| s.shown.forged),
-        killed: bare.map_or(0, |s| s.shown.attributed),
+        held: bare.is_some_and(|s| s.attributed > 0),
+        forged: bare.map_or(0, |s| s.forged),
+        killed: bare.map_or(0, |s| s.attributed),
     };
     if held_off && !control.held {
         reasons.push(
@@ -109,7 +101,7 @@ fn judge(
     let judgement =
         if reasons.is_empty() { Judgement::AsExpected } else { Judgement::Inconclusive };
     let mut timeline = Timeline {
-        statements: statements(&steps),
+        statements: statements(&steps, journal),
         reasons: vec![
             "the series counts the canary client: the attempts of the load are in the steps"
                 .to_owned(),
@@ -119,7 +111,7 @@ fn judge(
     for pair in readings.windows(2) {
         timeline.push(pair[1].since(&pair[0]).sample);
     }
-    timeline.steps = steps.into_iter().map(|s| s.shown.step).collect();
+    timeline.steps = steps.into_iter().map(|s| s.step).collect();
     LabResult {
         schema_version: SCHEMA_VERSION,
         run: Run {
@@ -183,7 +175,7 @@ fn step(
     results: &[LoadResult],
     journal: &Journal,
     reasons: &mut Vec<String>,
-) -> Judged {
+) -> Shown {
     let title = title(record, journal);
     // The sample before the step is what its counts begin from.
     let (from, to) = (record.from.unwrap_or(f64::MAX), record.to.unwrap_or(journal.last));
@@ -236,7 +228,7 @@ fn step(
     step.notes.extend(record.step.notes.iter().cloned());
     let tables = || within.iter().map(|r| (r.sample.limit, r.sample.entries));
     let limit = tables().map(|(limit, _)| limit).min().unwrap_or(0);
-    let shown = Shown {
+    Shown {
         kind: record.kind,
         limit,
         peak: tables().filter(|(l, _)| *l == limit).map(|(_, n)| n).max().unwrap_or(0),
@@ -245,39 +237,37 @@ fn step(
         attributed: killed,
         lost: sum(|r| r.lost),
         step,
-    };
-    Judged { clients: record.clients, shown }
+    }
 }
 
 /// The claims that such a run can say something about, by the lab's own rules.
-fn statements(steps: &[Judged]) -> Vec<Statement> {
+fn statements(steps: &[Shown], journal: &Journal) -> Vec<Statement> {
     const OURS: [Claim; 4] = [
         Claim::NewConnectionsTimeOut,
         Claim::NewConnectionsAreReset,
         Claim::ResetsNeedLoad,
         Claim::LiberalCuresTheResets,
     ];
-    let facts =
-        Facts { steps: steps.iter().map(|s| s.shown.clone()).collect(), ..Facts::default() };
+    let facts = Facts { steps: steps.to_vec(), ..Facts::default() };
     let mut all: Vec<_> = findings::find(&facts)
         .into_iter()
         .filter(|(claim, _)| OURS.contains(claim))
         .map(|(_, statement)| statement)
         .collect();
-    let loads = || steps.iter().filter(|s| s.shown.kind == Kind::Clients);
-    if let Some(most) = loads().max_by_key(|s| s.clients) {
-        let resets = most.shown.failed(FailureClass::Reset);
+    let loads = journal.steps.iter().zip(steps).filter(|(_, s)| s.kind == Kind::Clients);
+    if let Some((record, most)) = loads.max_by_key(|(record, _)| record.clients) {
+        let resets = most.failed(FailureClass::Reset);
         all.push(Statement {
-            claim: format!("Scaling the load to {} clients resets connections.", most.clients),
+            claim: format!("Scaling the load to {} clients resets connections.", record.clients),
             source: "the blog post that this suite grew from".to_owned(),
-            finding: match (resets, most.shown.step.new_ok) {
+            finding: match (resets, most.step.new_ok) {
                 (0, 0) => Finding::NotShown,
                 (0, _) => Finding::DoesNotHold,
                 _ => Finding::Holds,
             },
             evidence: vec![format!(
                 "{resets} of {} connections of the load were reset.",
-                most.shown.step.new_attempts
+                most.step.new_attempts
             )],
         });
     }

@@ -16,7 +16,6 @@ use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
-use crate::document::lab::Judgement;
 use canary_record::names::EndedBy;
 use canary_record::result::{Clock, Config};
 use canary_runtime::exit::Exit;
@@ -58,9 +57,5 @@ pub(crate) fn run(args: &KernelsArgs, config: Config) -> Result<Exit, FolderErro
         drop(stdout);
         output::print_line(&result).map_err(FolderError::write("stdout"))?;
     }
-    Ok(match result.judgement {
-        Judgement::AsExpected => Exit::Ok,
-        Judgement::Differs => Exit::Vulnerable,
-        Judgement::Inconclusive | Judgement::Skipped => Exit::Inconclusive,
-    })
+    Ok(result.judgement.into())
 }

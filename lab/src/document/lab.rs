@@ -12,6 +12,7 @@ use canary_record::names::{Diagnosis, Direction, Forgery, OldSegments, ProbeEnd}
 use canary_record::outcome::Counts;
 use canary_record::result::Run;
 use canary_record::result::witness::CauseCount;
+use canary_runtime::exit::Exit;
 pub use canary_testbed::model::{At, NodeEvidence, Path, Protection, ProtectionKind, ProxyMode};
 use canary_wire::segment::Family;
 
@@ -212,6 +213,16 @@ impl Judgement {
             Self::Inconclusive => 1,
             Self::Skipped => 2,
             Self::AsExpected => 3,
+        }
+    }
+}
+
+impl From<Judgement> for Exit {
+    fn from(judgement: Judgement) -> Self {
+        match judgement {
+            Judgement::AsExpected => Self::Ok,
+            Judgement::Differs => Self::Vulnerable,
+            Judgement::Inconclusive | Judgement::Skipped => Self::Inconclusive,
         }
     }
 }
