@@ -85,16 +85,10 @@ impl Flows {
         Self { settings, table, turn: 0, evicted: 0 }
     }
 
-    /// Connections remembered.
+    /// How many connections are remembered.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn remembered(&self) -> usize {
         self.table.len()
-    }
-
-    /// True when no connection is remembered.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.table.len() == 0
     }
 
     /// Connections forgotten before their judgement because the table was full,

@@ -150,8 +150,7 @@ impl Clock {
 }
 
 /// A time as results spell it: UTC, milliseconds.
-#[must_use]
-pub fn rfc3339(t: jiff::Timestamp) -> String {
+fn rfc3339(t: jiff::Timestamp) -> String {
     format!("{t:.3}")
 }
 
