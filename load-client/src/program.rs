@@ -14,6 +14,7 @@ use canary_record::result::{Config, SCHEMA_VERSION};
 use canary_runtime::admin::Admin;
 use canary_runtime::cli::derive;
 use canary_runtime::exit::Exit;
+use canary_runtime::listen;
 use canary_runtime::logs::{end_logs, init_logs, lost_lines};
 use canary_runtime::shutdown::Shutdown;
 
@@ -92,17 +93,8 @@ fn catch() -> Result<Shutdown> {
     Shutdown::catch().context("cannot catch signals")
 }
 
-async fn resolve(
-    target: &Target,
-    sources: &[std::net::IpAddr],
-    within: Duration,
-    shutdown: &mut Shutdown,
-) -> Result<SocketAddr> {
-    Ok(resolve_each(target, sources, within, shutdown).await?[0])
-}
-
 /// The address of each family that the name has; one at least.
-async fn resolve_each(
+async fn resolve(
     target: &Target,
     sources: &[std::net::IpAddr],
     within: Duration,
@@ -155,7 +147,7 @@ fn told(report: &Report, mut result: LoadResult) -> Result<Exit> {
 async fn run_churn(args: ChurnArgs, common: &CommonArgs, mut config: Config) -> Result<Exit> {
     let mut shutdown = catch()?;
     let target =
-        resolve(&args.target, &args.source_ip, args.resolve_timeout, &mut shutdown).await?;
+        resolve(&args.target, &args.source_ip, args.resolve_timeout, &mut shutdown).await?[0];
     let allowance = Arc::<Allowance>::default();
     let mut follower = match &args.fill {
         Some(observe) => tokio::select! {
@@ -196,7 +188,7 @@ async fn run_hold(args: HoldArgs, common: &CommonArgs, mut config: Config) -> Re
     plain(&args.target, "hold speaks lines")?;
     let mut shutdown = catch()?;
     let target =
-        resolve(&args.target, &args.source_ip, args.resolve_timeout, &mut shutdown).await?;
+        resolve(&args.target, &args.source_ip, args.resolve_timeout, &mut shutdown).await?[0];
     derive(&mut config, "address", &target);
     let report = begin("load-client hold", config, common)?;
     let admin = live::admin(common.admin)?;
@@ -244,7 +236,7 @@ async fn run_probe(args: ProbeArgs, common: &CommonArgs, mut config: Config) -> 
     };
     let mut shutdown = catch()?;
     let mut targets =
-        resolve_each(&args.target, &args.source_ip, args.resolve_timeout, &mut shutdown).await?;
+        resolve(&args.target, &args.source_ip, args.resolve_timeout, &mut shutdown).await?;
     if !args.each_family {
         targets.truncate(1);
     }
@@ -303,7 +295,7 @@ async fn run_serve(args: ServeArgs, common: &CommonArgs, mut config: Config) -> 
         let mut set = Vec::new();
         for &addr in &args.listen {
             set.push(
-                serve::listen(addr)
+                listen::bind(addr, serve::bind)
                     .map_err(|e| anyhow!("--listen {addr}: {e}; choose another address or port"))?,
             );
         }

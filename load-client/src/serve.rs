@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
-use canary_runtime::listen;
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketFlags};
@@ -76,11 +75,7 @@ const BAD_REQUEST: &[u8] =
     b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
 /// Opens one listener of `addr`, shared by port with the other workers'.
-pub(crate) fn listen(addr: SocketAddr) -> io::Result<OwnedFd> {
-    listen::bind(addr, bind)
-}
-
-fn bind(addr: SocketAddr) -> io::Result<OwnedFd> {
+pub(crate) fn bind(addr: SocketAddr) -> io::Result<OwnedFd> {
     let domain = if addr.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new(domain, kind, Some(Protocol::TCP))?;
@@ -323,7 +318,7 @@ mod tests {
     /// A connection that was accepted is one whose peer is asked whether it is alive.
     #[test]
     fn accepted_connections_are_kept_alive() {
-        let listener = std::net::TcpListener::from(listen(([127, 0, 0, 1], 0).into()).unwrap());
+        let listener = std::net::TcpListener::from(bind(([127, 0, 0, 1], 0).into()).unwrap());
         listener.set_nonblocking(false).unwrap();
         let _peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let accepted = Socket::from(listener.accept().unwrap().0);

@@ -42,20 +42,6 @@ pub(crate) fn wait(
     }
 }
 
-/// Makes close() send RST instead of FIN.
-pub(crate) fn close_with_reset(socket: &OwnedFd) -> io::Result<()> {
-    rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO))?;
-    Ok(())
-}
-
-/// Lets the handshake's ACK travel with the request, and one ACK stand for the whole answer:
-/// fewer packets for the same connection (`tcp_rcv_synsent_state_process()`). Not for a connection without a request: conntrack
-/// makes an entry assured at an ACK without FIN (`nf_conntrack_tcp_packet()`).
-pub(crate) fn delay_acks(socket: &OwnedFd) -> io::Result<()> {
-    rustix::net::sockopt::set_tcp_quickack(socket, false)?;
-    Ok(())
-}
-
 /// Checks that `ip` is this host's and of the target's family.
 pub(crate) fn check_source(ip: IpAddr, target: SocketAddr) -> Result<(), String> {
     if ip.is_ipv4() != target.is_ipv4() {

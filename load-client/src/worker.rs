@@ -11,6 +11,7 @@ use canary_record::result::Clock;
 use canary_record::result::load::Cause;
 use rustix::event::epoll;
 use rustix::io::Errno as Raw;
+use rustix::net::sockopt;
 use slab::Slab;
 
 use crate::Stop;
@@ -236,9 +237,12 @@ impl<'a> Worker<'a> {
         }
         let fd = socket::open(self.plan.target, crate::pick(&self.plan.sources, n))?;
         if self.plan.request.is_some() {
-            socket::delay_acks(&fd)?;
+            // Lets the handshake's ACK travel with the request, and one ACK stand for the whole answer:
+            // fewer packets for the same connection (tcp_rcv_synsent_state_process()). Without a request
+            // conntrack needs it: an ACK without FIN makes an entry assured (nf_conntrack_tcp_packet()).
+            sockopt::set_tcp_quickack(&fd, false)?;
             if self.plan.close == Close::Rst {
-                socket::close_with_reset(&fd)?;
+                sockopt::set_socket_linger(&fd, Some(Duration::ZERO))?;
             }
         }
         Ok(fd)

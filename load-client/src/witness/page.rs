@@ -11,7 +11,9 @@ use super::show::View;
 
 /// The page of a watch that goes on.
 pub(crate) fn render(view: &View, host: &str) -> String {
-    let verdict = view.verdict();
+    let found = &view.found;
+    let (m, [services, ..]) = (&found.messages, found.most_hit());
+    let verdict = found.verdict(m.lost + m.overruns + m.forgotten > 0);
     let meaning = match verdict {
         Verdict::Vulnerable => {
             "An INVALID segment provoked a reset that ended a real connection of this network namespace."
@@ -22,8 +24,6 @@ pub(crate) fn render(view: &View, host: &str) -> String {
              ended, and none is cleared."
         }
     };
-    let found = &view.found;
-    let (m, [services, ..]) = (&found.messages, found.most_hit());
     let main = html! {
         h1 { "So far: " strong.(page::class(verdict)) { (verdict) } }
         p { (meaning) }

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use canary_record::names::Verdict;
 use canary_record::result::witness::{Cause, Direction, Ended, Reason};
 
 use super::found::Found;
@@ -20,12 +19,6 @@ pub(crate) struct View {
 impl View {
     /// Connections that the table shows one by one.
     pub(crate) const LATEST: usize = 5;
-
-    /// What can be said so far.
-    pub(crate) fn verdict(&self) -> Verdict {
-        let m = &self.found.messages;
-        self.found.verdict(m.lost + m.overruns + m.forgotten > 0)
-    }
 }
 
 /// Every series is there from the begin, at 0: the first event is a growth too.
