@@ -53,12 +53,6 @@ pub struct Threshold {
     value: f64,
 }
 
-impl PartialEq for Threshold {
-    fn eq(&self, other: &Self) -> bool {
-        (self.measure.0, self.op.0, self.value) == (other.measure.0, other.op.0, other.value)
-    }
-}
-
 impl FromStr for Threshold {
     type Err = String;
 
@@ -150,7 +144,8 @@ mod tests {
         ] {
             let t: Threshold = text.parse().unwrap();
             assert_eq!(t.to_string(), spelled);
-            assert_eq!(spelled.parse(), Ok(t));
+            let again: Threshold = spelled.parse().unwrap();
+            assert_eq!(again.to_string(), spelled);
         }
     }
 

@@ -185,13 +185,13 @@ impl Seen {
                 self.elsewhere |= matches!(expression, Expressions::Lookup(parts)
                     if parts.contains(&Lookup::DestinationRegister(Register::Verdict)));
             }
-            Expressions::Immediate(parts) if parts.iter().any(|p| leads(p, is_drop)) => {
-                self.action = Some(RuleAction::Drop);
-            }
-            Expressions::Immediate(parts) => {
-                self.elsewhere |=
-                    self.takes == Takes::Invalid && parts.iter().any(|p| leads(p, is_jump));
-            }
+            Expressions::Immediate(parts) => match parts.iter().find_map(verdict) {
+                Some(Verdict::Other(NF_DROP)) => self.action = Some(RuleAction::Drop),
+                Some(Verdict::Jump | Verdict::Goto) => {
+                    self.elsewhere |= self.takes == Takes::Invalid;
+                }
+                _ => {}
+            },
             Expressions::Other { expression_type, attributes } => {
                 self.other(expression_type, attributes);
             }
@@ -228,18 +228,13 @@ fn masks(part: &Bitwise) -> bool {
     mask & INVALID != 0
 }
 
-/// True where a rule ends in a verdict of this kind.
-fn leads(part: &Immediate, kind: fn(Verdict) -> bool) -> bool {
-    let Immediate::Data(DataAttribute::Verdict(parts)) = part else { return false };
-    parts.iter().any(|p| matches!(p, VerdictAttribute::Code(code) if kind(*code)))
-}
-
-fn is_drop(code: Verdict) -> bool {
-    code == Verdict::Other(NF_DROP)
-}
-
-fn is_jump(code: Verdict) -> bool {
-    matches!(code, Verdict::Jump | Verdict::Goto)
+/// Where a rule leads.
+fn verdict(part: &Immediate) -> Option<Verdict> {
+    let Immediate::Data(DataAttribute::Verdict(parts)) = part else { return None };
+    parts.iter().find_map(|p| match p {
+        VerdictAttribute::Code(code) => Some(*code),
+        _ => None,
+    })
 }
 
 fn find(attributes: &[DefaultNla], kind: u16) -> Option<&DefaultNla> {
