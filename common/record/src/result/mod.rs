@@ -154,7 +154,7 @@ fn rfc3339(t: jiff::Timestamp) -> String {
     format!("{t:.3}")
 }
 
-/// Seconds from one time to another, both as [`rfc3339`] spells them.
+/// Seconds from one time to another, both as results spell them.
 #[must_use]
 pub fn seconds_between(started: &str, ended: &str) -> Option<f64> {
     let time = |s: &str| s.parse::<jiff::Timestamp>().ok();
