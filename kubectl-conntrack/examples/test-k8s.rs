@@ -265,14 +265,8 @@ impl Test<'_> {
         Ok(())
     }
 
-    /// boom-server's pod that is to stay.
-    async fn boom(&self) -> anyhow::Result<Option<Pod>> {
-        let pods = self.ground.named("boom-server").await?;
-        Ok(pods.into_iter().rfind(|p| p.metadata.deletion_timestamp.is_none()))
-    }
-
     async fn boom_status(&self) -> anyhow::Result<Option<ContainerStatus>> {
-        let pod = self.boom().await?;
+        let pod = self.ground.living("boom-server").await?;
         Ok(pod.and_then(|p| p.status?.container_statuses?.pop()))
     }
 
@@ -400,7 +394,7 @@ impl Test<'_> {
 
     /// True once ten above-window segments had this outcome in boom-server's present life.
     async fn counts(&self, outcome: &str) -> anyhow::Result<bool> {
-        let Some(pod) = self.boom().await? else { return Ok(false) };
+        let Some(pod) = self.ground.living("boom-server").await? else { return Ok(false) };
         let text = self.ground.metrics(&pod.name_any(), 9100).await.unwrap_or_default();
         let counted = |s: &Sample<'_>| {
             s.name == "boom_outcomes_total"

@@ -11,7 +11,7 @@ use canary_record::prometheus;
 use conntrack_lab::cluster::journal::{Event, Purpose};
 use conntrack_lab::document::timeline::Change;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -147,18 +147,13 @@ impl<'a, 's> Experiment<'a, 's> {
 
     /// Whose metrics are read.
     async fn find_pods(&mut self, say: &dyn Fn(&str)) -> Result<(), Stop> {
-        let of = |pods: Vec<Pod>| {
-            pods.into_iter().find(|p| p.metadata.deletion_timestamp.is_none()).map(|p| {
-                let node = p.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
-                (p.name_any(), node)
-            })
-        };
-        if let Some((boom, _)) = of(self.ground.named(BOOM).await?) {
-            self.boom = boom;
+        if let Some(boom) = self.ground.living(BOOM).await? {
+            self.boom = boom.name_any();
         }
-        if let Some((canary, node)) = of(self.ground.named(CANARY).await?) {
-            self.canary = canary;
+        if let Some(canary) = self.ground.living(CANARY).await? {
+            self.canary = canary.name_any();
             if self.observer.is_none() {
+                let node = canary.spec.and_then(|s| s.node_name).unwrap_or_default();
                 say(&format!("the clients' node is {node}"));
                 self.observer =
                     self.nodes.iter().position(|n| n.name == node).map(|n| format!("observe-{n}"));
@@ -212,7 +207,7 @@ impl<'a, 's> Experiment<'a, 's> {
 
     /// boom-server's pod and its restarts.
     async fn life(&self) -> Option<(String, i32, String)> {
-        let pod = self.ground.named(BOOM).await.ok()?.into_iter().next()?;
+        let pod = self.ground.living(BOOM).await.ok()??;
         let status = pod.status.as_ref()?.container_statuses.as_ref()?.first()?.clone();
         let last = status.last_state.and_then(|s| s.terminated).and_then(|t| t.message);
         Some((pod.metadata.uid.unwrap_or_default(), status.restart_count, last.unwrap_or_default()))

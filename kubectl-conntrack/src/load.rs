@@ -142,7 +142,7 @@ impl<'a> Load<'a> {
 
     /// Connections that the target has accepted, by its own metrics through the API server.
     pub(crate) async fn accepted(&self) -> Option<u64> {
-        let name = self.ground.named(TARGET).await.ok()?.into_iter().next()?.metadata.name?;
+        let name = self.ground.living(TARGET).await.ok()??.metadata.name?;
         // What the target's metrics lag behind.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let text = self.ground.metrics(&name, 9100).await?;

@@ -75,11 +75,8 @@ pub(crate) fn look(pod: &Pod) -> Seen {
             seen.trouble = trouble.or(seen.trouble);
         }
     }
-    let made = pod
-        .spec
-        .iter()
-        .flat_map(|s| &s.containers)
-        .chain(pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten()));
+    let spec = pod.spec.iter();
+    let made = spec.flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
     let foreign = made.map(|c| c.name.as_str()).find(|n| !ours(n)).map(|name| {
         format!("container {name} was injected: a mesh's proxy would be measured, not the node")
     });

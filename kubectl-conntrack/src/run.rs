@@ -242,6 +242,12 @@ impl Ground {
         self.list(&format!("app.kubernetes.io/name={name}")).await
     }
 
+    /// The first of them that was not told to end.
+    pub async fn living(&self, name: &str) -> Result<Option<Pod>, ApiError> {
+        let pods = self.named(name).await?;
+        Ok(pods.into_iter().find(|p| p.metadata.deletion_timestamp.is_none()))
+    }
+
     /// The run's pods, those that bear this name where one is given.
     #[must_use]
     pub fn watch(&self, name: Option<&str>) -> Watch {

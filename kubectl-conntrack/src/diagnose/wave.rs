@@ -245,7 +245,6 @@ impl Wave<'_> {
         .buffered(PARALLEL)
         .collect()
         .await;
-        let families = self.families;
         let mut rows = Vec::new();
         for (place, (m, shown)) in self.members.iter().zip(shown).enumerate() {
             let of = |family: &Family| -> FamilyRow {
@@ -258,13 +257,13 @@ impl Wave<'_> {
                 family_row(*family, paths, &not.collect::<Vec<_>>())
             };
             let mut node = unproved(&m.node, String::new());
-            node.families = families.iter().map(of).collect();
+            node.families = self.families.iter().map(of).collect();
             node.verdict = worst(node.families.iter().map(|f| f.verdict));
             node.shown = shown;
             node.reasons.clear();
             let own = pods.get(&server_name(Front::Pod, m.index)).into_iter();
             let has = plan::families(own.flat_map(|p| p.addresses.iter().copied()));
-            for family in has.iter().filter(|f| !families.contains(f)) {
+            for family in has.iter().filter(|f| !self.families.contains(f)) {
                 node.reasons.push(format!("pods have {family} addresses; {family} was not tried"));
                 node.verdict = worst([node.verdict, Verdict::Inconclusive]);
             }
