@@ -13,7 +13,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use toml::de::{DeTable, Deserializer};
+use toml::de::{DeTable, DeValue, Deserializer};
 
 use cause::{Cause, Need};
 use matrix::Matrix;
@@ -182,6 +182,15 @@ pub fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
     }
     let read = |body| toml::Spanned::new(span.clone(), body);
     let at = kind.as_ref().map(|k| k.span().start);
+    if let (None, Some((field, _))) =
+        (&kind, ["case", "host"].iter().find_map(|f| body.get_key_value(*f)))
+    {
+        let what = format!(
+            "{field}: only of a situation: write kind = \"cause\" at the top",
+            field = field.get_ref()
+        );
+        return Err(loader.wrong(Some(field.span().start), what));
+    }
     let body = match kind.as_ref().map_or(Some("matrix"), |k| k.get_ref().as_str()) {
         Some("matrix") => loader.read(read(body)).map(Body::Matrix),
         Some("cause") => loader.read(read(body)).map(Body::Cause),
@@ -194,26 +203,64 @@ pub fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
 /// The fields of [`About`].
 const ABOUT: [&str; 4] = ["name", "title", "why", "source"];
 
-/// A table's fields, and where in the text each stands.
-type Places = Vec<(String, usize)>;
+/// A field, and whatever is below it.
+struct Place {
+    /// The names of the fields that lead to it; of a list each element has the list's own.
+    path: Vec<String>,
+    /// Its text, where it is one.
+    text: Option<String>,
+    /// The octet of the file where it stands.
+    at: usize,
+}
 
-fn places(table: &DeTable<'_>) -> Places {
-    table.keys().map(|key| (key.get_ref().to_string(), key.span().start)).collect()
+/// Every field of a table, at every depth, in order.
+fn places(table: &DeTable<'_>) -> Vec<Place> {
+    fn below(path: &[String], at: usize, value: &DeValue<'_>, all: &mut Vec<Place>) {
+        let text = value.as_str().map(str::to_owned);
+        all.push(Place { path: path.to_vec(), text, at });
+        for element in value.as_array().into_iter().flatten() {
+            below(path, element.span().start, element.get_ref(), all);
+        }
+        for (key, value) in value.as_table().into_iter().flatten() {
+            let path = [path, &[key.get_ref().to_string()]].concat();
+            below(&path, key.span().start, value.get_ref(), all);
+        }
+    }
+    let mut all = Vec::new();
+    for (key, value) in table {
+        below(&[key.get_ref().to_string()], key.span().start, value.get_ref(), &mut all);
+    }
+    all
 }
 
 /// The same of each case.
-fn case_places(table: &DeTable<'_>) -> Vec<Places> {
+fn case_places(table: &DeTable<'_>) -> Vec<Vec<Place>> {
     let cases = table.get("case").and_then(|cases| cases.get_ref().as_array());
     let tables = cases.into_iter().flatten().filter_map(|case| case.get_ref().as_table());
     tables.map(places).collect()
 }
 
-/// Where the field is that a message begins with, perhaps after the title of its case.
-fn place(what: &str, fields: &Places) -> Option<usize> {
-    let named = |field: &str| {
-        what.starts_with(&format!("{field}: ")) || what.contains(&format!("': {field}: "))
+/// Where the field is that a message begins with: `FIELD: FIELD: 'value' ...`, or `'field'`. The deepest
+/// that it names; of several the one with the value.
+fn place(what: &str, fields: &[Place]) -> Option<usize> {
+    let said: Vec<_> = what.split(": ").collect();
+    let quoted = |n: usize, word: &str| {
+        said.get(n).is_some_and(|said| said.starts_with(&format!("'{word}'")))
     };
-    fields.iter().find(|(field, _)| named(field)).map(|(_, at)| *at)
+    let named = |n: usize, field: &String| said.get(n) == Some(&&**field) || quoted(n, field);
+    let fits = fields.iter().filter(|f| f.path.iter().enumerate().all(|(n, f)| named(n, f)));
+    let how_well = |f: &&Place| {
+        let depth = f.path.len();
+        (depth, f.text.as_ref().is_some_and(|text| quoted(depth, text)))
+    };
+    // Of equals the last is taken.
+    fits.rev().max_by_key(how_well).map(|f| f.at)
+}
+
+/// What is wrong in a case, without the case's title.
+fn in_case<'a>(what: &'a str, fields: &[Place]) -> &'a str {
+    let title = fields.iter().find(|f| f.path == ["title"]).and_then(|f| f.text.as_ref());
+    title.and_then(|title| what.strip_prefix(&format!("case '{title}': "))).unwrap_or(what)
 }
 
 struct Loader<'a> {
@@ -228,8 +275,11 @@ impl Loader<'_> {
         value.find_lines(self.text);
         value.check().map_err(|what| {
             let case = value.senseless_case().and_then(|n| cases.get(n));
-            let at = place(&what, case.unwrap_or(&fields));
-            self.wrong(at.or_else(|| place("title: ", case?)), what)
+            let at = case.map_or_else(
+                || place(&what, &fields),
+                |case| place(in_case(&what, case), case).or_else(|| place("title: ", case)),
+            );
+            self.wrong(at, what)
         })?;
         Ok(value)
     }
@@ -254,10 +304,31 @@ impl Loader<'_> {
                 one.replace("expected a sequence", "write a list, `[...]`")
             }
             value if value == "wanted string or table" => "write a name, in quotes".to_owned(),
-            what => with_nearest(&what),
+            what => unquoted(&what)
+                .or_else(|| whole_number(&what))
+                .unwrap_or_else(|| with_nearest(&what)),
         };
         self.wrong(Some(at), what)
     }
+}
+
+/// serde's "invalid type: integer `3`, expected a string", with what to write.
+fn unquoted(message: &str) -> Option<String> {
+    let value = message.strip_prefix("invalid type: ")?.strip_suffix(", expected a string")?;
+    let (kind, value) = value.split_once(' ')?;
+    let value = value.trim_matches('`');
+    Some(match kind {
+        "integer" => format!("write \"{value}s\" where it is a time, else \"{value}\": in quotes"),
+        _ => format!("write \"{value}\", in quotes"),
+    })
+}
+
+/// serde's "expected u16", with the numbers that there are.
+fn whole_number(message: &str) -> Option<String> {
+    let (found, kind) = message.split_once(", expected u")?;
+    let most = u64::MAX >> (64 - kind.parse::<u32>().ok().filter(|n| (1..=64).contains(n))?);
+    let found = found.split_once(": ").map_or(found, |(_, found)| found).replace('`', "");
+    Some(format!("{found}: write a whole number from 0 to {most}, without quotes"))
 }
 
 /// serde's "unknown field `x`, expected one of `y`, `z`", with the nearest said first.

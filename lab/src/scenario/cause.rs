@@ -13,7 +13,7 @@ use crate::document::lab::{
 };
 use canary_record::names::{Forgery, ProbeEnd};
 use canary_record::result::witness;
-use canary_testbed::topology::POD_PORT;
+use canary_testbed::topology::{POD_PORT, Topology};
 use canary_wire::segment::Family;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::SeqAccessDeserializer;
@@ -230,8 +230,14 @@ impl Checked for Cause {
         if self.cases.is_empty() {
             return Err("case: name at least one".to_owned());
         }
-        for case in &self.cases {
-            self.check_case(case).map_err(|what| format!("case '{}': {what}", case.title))?;
+        for (n, case) in self.cases.iter().enumerate() {
+            self.check_case(n).map_err(|what| format!("case '{}': {what}", case.title))?;
+        }
+        for host in &self.hosts {
+            // What no case at all passes does nothing.
+            let passes = self.cases.iter().map(|case| case.passes(host));
+            let passes = passes.reduce(Result::or).unwrap_or(Ok(()));
+            passes.and_then(|()| host.check()).map_err(|what| format!("host: {what}"))?;
         }
         let wrong = |n: u32| !(1..=200).contains(&n);
         let own = self.cases.iter().filter_map(|c| c.connections);
@@ -242,7 +248,7 @@ impl Checked for Cause {
     }
 
     fn senseless_case(&self) -> Option<usize> {
-        self.cases.iter().position(|case| self.check_case(case).is_err())
+        (0..self.cases.len()).find(|n| self.check_case(*n).is_err())
     }
 
     fn find_lines(&mut self, file: &str) {
@@ -258,10 +264,20 @@ impl Checked for Cause {
 }
 
 impl Cause {
-    /// A case with the hosts that every case has.
-    fn check_case(&self, case: &Case) -> Result<(), String> {
+    /// A case by itself, and beside those before it.
+    fn check_case(&self, n: usize) -> Result<(), String> {
+        let Some((case, before)) = self.cases.get(..=n).and_then(|cases| cases.split_last()) else {
+            return Ok(());
+        };
+        if before.iter().any(|other| other.title == case.title) {
+            return Err("title: a case before has it too: results are told by title".to_owned());
+        }
         case.check()?;
-        self.hosts.iter().try_for_each(|host| host.check(case.path))
+        // Whom no path has as a host of its own cannot be given anything.
+        self.hosts
+            .iter()
+            .try_for_each(|host| case.has(host))
+            .map_err(|what| format!("host: {what}"))
     }
 
     /// What a kernel must have for every case.
@@ -354,6 +370,74 @@ impl Case {
         Some(case)
     }
 
+    /// Whether there is a host of that name to give something to.
+    fn has(&self, host: &Host) -> Result<(), String> {
+        let (name, path) = (&host.name, self.path);
+        let client = Topology::new(path, "").client();
+        if ["client", "outside"].contains(&name.as_str()) && name != client {
+            return Err(format!(
+                "name: '{name}' takes no part in path {path}, whose client is '{client}': name that"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether a packet of the path can come to a host.
+    fn passes(&self, host: &Host) -> Result<(), String> {
+        let path = self.path;
+        match &*host.name {
+            "node2" if !over_both_nodes(path) => Err(format!(
+                "name: 'node2' takes no part in path {path}, which is all on node1: use node1, or {ACROSS}"
+            )),
+            "server2" if !self.leads_to_second() => Err(
+                "name: 'server2' gets nothing before it is an endpoint: use endpoints = 2, or a step \
+                 move-endpoint or replace-endpoint"
+                    .to_owned(),
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the pod beside the server pod comes to be one that the client's packets reach.
+    fn leads_to_second(&self) -> bool {
+        let leads = |step: &Step| matches!(step, Step::MoveEndpoint | Step::ReplaceEndpoint);
+        self.endpoints == 2 || self.steps.iter().any(leads)
+    }
+
+    fn check_host(&self, host: &Host) -> Result<(), String> {
+        self.has(host)?;
+        self.passes(host)?;
+        host.check()
+    }
+
+    /// What is set where no packet of the path passes.
+    fn check_nodes(&self) -> Result<(), String> {
+        let path = self.path;
+        if let Some(one) = twice(&self.protections) {
+            return Err(format!("protections: '{one}' is there twice on a node: name each once"));
+        }
+        if over_both_nodes(path) {
+            return Ok(());
+        }
+        if let Some(p) = self.protections.iter().find(|p| p.at == At::Server) {
+            return Err(format!(
+                "protections: '{p}' is of node2, which takes no part in path {path}: use @client, or {ACROSS}"
+            ));
+        }
+        if self.steps.contains(&Step::BlackHole) {
+            return Err(format!(
+                "steps: 'black-hole' is of the link between the nodes, which path {path} does not use: \
+                 use {ACROSS}"
+            ));
+        }
+        match self.network {
+            Some(network) if network.at == Link::Nodes => Err(format!(
+                "network: at: 'nodes' is a link that path {path} does not use: use server, or {ACROSS}"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     fn check(&self) -> Result<(), String> {
         if !(1..=2).contains(&self.endpoints) {
             return Err("endpoints: use 1 or 2".to_owned());
@@ -369,9 +453,14 @@ impl Case {
         if self.patience.0 < Duration::from_millis(100) {
             return Err("patience: use 100ms or more".to_owned());
         }
-        if self.expect.forged.is_empty() {
-            return Err("forged: name at least one forgery".to_owned());
+        if self.listen == 0 {
+            return Err("listen: use 1 to 65535".to_owned());
         }
+        if self.expect.forged.is_empty() {
+            return Err("expect: forged: name at least one forgery".to_owned());
+        }
+        proves(&self.expect.forged).map_err(|what| format!("expect: forged: {what}"))?;
+        self.check_nodes()?;
         if let Some(Wait(time)) = self.ipvs_timeout
             && (self.proxy_mode != ProxyMode::Ipvs || time.as_secs() == 0)
         {
@@ -408,9 +497,14 @@ impl Case {
                         "steps: 'reconnect' only after close, vanish or restart-server".to_owned()
                     );
                 }
-                Step::Change(host) => host.check(self.path)?,
+                Step::Change(host) => {
+                    self.check_host(host).map_err(|what| format!("steps: change: {what}"))?;
+                }
                 Step::Forge(each) if each.is_empty() => {
                     return Err("steps: forge: name at least one forgery".to_owned());
+                }
+                Step::Forge(each) => {
+                    proves(each).map_err(|what| format!("steps: forge: {what}"))?;
                 }
                 Step::Expect(ends) if ends.0.is_empty() => {
                     return Err("steps: expect: name at least one end".to_owned());
@@ -426,11 +520,52 @@ impl Case {
                 return Err("expect: leave client out where the client itself closes".to_owned());
             }
             Some(ends) if ends.0.is_empty() => {
-                return Err("client: name at least one end".to_owned());
+                return Err("expect: client: name at least one end".to_owned());
             }
-            None if !closed => return Err("expect: name client".to_owned()),
+            None if !closed => {
+                let ends =
+                    ProbeEnd::ALL.iter().map(|end| end.as_str()).collect::<Vec<_>>().join(", ");
+                return Err(format!(
+                    "expect: name client, how its connections end, as client = \"survived\": {ends}"
+                ));
+            }
             _ => {}
         }
-        self.hosts.iter().try_for_each(|host| host.check(self.path))
+        let hosts = self.hosts.iter().try_for_each(|host| self.check_host(host));
+        hosts.map_err(|what| format!("host: {what}"))
     }
+}
+
+/// What paths over both nodes are, to name in a mend.
+const ACROSS: &str = "a path over both nodes, as cluster-ip";
+
+/// Whether the server pod is on the other node than the client, or than the node that a client outside calls.
+const fn over_both_nodes(path: Path) -> bool {
+    matches!(
+        path,
+        Path::ClusterIp
+            | Path::Snat
+            | Path::PodIp
+            | Path::NodePortClusterRemote
+            | Path::HostNetworkRemote
+    )
+}
+
+/// What all segments of a kind can come to; [`Seen::Mixed`] proves nothing.
+pub(super) fn proves(each: &BTreeMap<Forgery, Seen>) -> Result<(), String> {
+    match each.iter().find(|(_, seen)| **seen == Seen::Mixed) {
+        Some((forgery, mixed)) => Err(format!(
+            "{forgery}: '{mixed}' proves nothing: name what all of them come to, as delivered or kills"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// A protection that one before it sets too, on one node at least.
+pub(super) fn twice(protections: &Protections) -> Option<Protection> {
+    let same = |a: &Protection, b: &Protection| {
+        a.kind == b.kind && (a.at == b.at || [a.at, b.at].contains(&At::Both))
+    };
+    let before = |n: usize, b: &Protection| protections.iter().take(n).any(|a| same(a, b));
+    protections.iter().enumerate().find(|(n, b)| before(*n, b)).map(|(_, b)| *b)
 }

@@ -12,6 +12,7 @@ use serde::de::{self, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::Checked;
+use super::cause::{proves, twice};
 
 /// The cells that show a claim, and what they should show.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
@@ -216,6 +217,14 @@ impl Checked for Matrix {
             }
         }
         for cell in &self.cells {
+            if let Some(one) = twice(&cell.protections) {
+                return Err(format!(
+                    "cell: protections: '{one}' is there twice on a node: name each once"
+                ));
+            }
+            if let Expectation::Each(map) = &cell.expect {
+                proves(map).map_err(|what| format!("cell: expect: {what}"))?;
+            }
             if let Expectation::Each(map) = &cell.expect
                 && (map.is_empty() || map.keys().any(|f| !self.forgeries.contains(f)))
             {

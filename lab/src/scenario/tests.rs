@@ -166,6 +166,31 @@ fn senseless_files_are_refused() {
             "[[host]]\nname = \"client\"\n[[case]]",
             "host: name: 'client' takes no part in path node-port-local, whose client is 'outside'",
         ),
+        ("close-unread", "expect = {", "listen = 0\nexpect = {", "listen: use 1 to 65535"),
+        (
+            "entry-deleted",
+            "steps",
+            "protections = [\"liberal\", \"liberal@client\"]\nsteps",
+            "protections: 'liberal@client' is there twice on a node",
+        ),
+        (
+            "cluster-ip",
+            "[\"input-drop\"]",
+            "[\"input-drop\", \"input-drop\"]",
+            "cell: protections: 'input-drop' is there twice",
+        ),
+        (
+            "own-rules",
+            "above-window = \"kills\"",
+            "above-window = \"mixed\"",
+            "expect: forged: above-window: 'mixed' proves nothing",
+        ),
+        (
+            "cluster-ip",
+            "expect = \"dropped\"",
+            "expect = { above-window = \"mixed\" }",
+            "cell: expect: above-window: 'mixed' proves nothing",
+        ),
         ("entry-expired", "\"node1\"", "\"outside\"", "whose client is 'client': name that"),
         ("port-reuse", "steps", "patience = \"1ms\"\nsteps", "patience: use 100ms or more"),
         ("saturation", "clients = [10, 20, 50]", "clients = [51]", "use 1 to 50"),
@@ -215,10 +240,137 @@ fn senseless_fields_have_lines() {
                 .replace("[\"connect\"]", "[{ ask = \"1s\", transfer = \"up\" }]"),
             "line 9: one step a table: write `{ ... }, { ... }`",
         ),
+        (
+            format!("{about}{case}{expect}").replace("kind = \"cause\"\n", ""),
+            "line 5: case: only of a situation: write kind = \"cause\" at the top",
+        ),
+        (
+            format!("{about}{case}patience = 3\n{expect}"),
+            "line 10: write \"3s\" where it is a time, else \"3\": in quotes",
+        ),
+        (
+            format!("{about}{case}listen = \"9000\"\n{expect}"),
+            "line 10: string \"9000\": write a whole",
+        ),
+        (
+            format!("{about}{case}listen = 70000\n{expect}"),
+            "line 10: integer 70000: write a whole number from 0 to 65535, without quotes",
+        ),
+        (format!("{about}connections = -1\n{case}{expect}"), "whole number from 0 to 4294967295"),
+        (
+            format!("{about}{case}expect = {{\n forged = {{ control = \"delivered\" }} }}\n"),
+            "line 10: case 'c': expect: name client, how its connections end, as client = \"survived\": ",
+        ),
+        (
+            format!("{about}{case}expect = {{ server-reset = false,\n client = [] }}\n"),
+            "line 11: case 'c': expect: client: name at least one end",
+        ),
+        (
+            format!("{about}{case}{expect}{case}{expect}"),
+            "line 12: case 'c': title: a case before has it too",
+        ),
+        (
+            format!("{about}{case}{expect}")
+                .replace("[\"connect\"]", "[\"connect\",\n{ change = { name = \"node1\" } }]"),
+            "line 10: case 'c': steps: change: name: 'node1' gets nothing: give it sysctls, nft or iptables",
+        ),
+        (
+            format!(
+                "{about}{case}{expect}[[case.host]]\nname = \"node1\"\nsysctls = {{ \"net.a\" = \"1\", \"kernel.hostname\" = \"x\" }}\n"
+            ),
+            "line 13: case 'c': host: sysctls: 'kernel.hostname': only keys",
+        ),
+        (
+            format!(
+                "{about}[[host]]\nname = \"node1\"\nsysctls.\"net/../kernel\" = \"1\"\n{case}{expect}"
+            ),
+            "line 8: host: sysctls: 'net/../kernel': only keys",
+        ),
     ] {
         let said = refusal(&text);
         assert!(said.contains(says), "{said}");
     }
+}
+
+/// A cause that no packet of the path can meet is refused with its line and what to use: it would be as
+/// expected whatever it is.
+#[test]
+fn causes_beside_the_path_are_refused() {
+    let about = "kind = \"cause\"\nname = \"n\"\ntitle = \"t\"\nwhy = \"w\"\nsource = \"s\"\n";
+    let expect = "expect = { client = \"survived\" }\n";
+    let of = |path: &str, steps: &str, more: &str| {
+        format!(
+            "{about}[[case]]\ntitle = \"a: b\"\npath = \"{path}\"\nsteps = [\"connect\"{steps}]\n{expect}{more}"
+        )
+    };
+    let host = |name: &str| format!("[[case.host]]\nnft = \"\"\nname = \"{name}\"\n");
+    let lost = "network = { lose = 100,\n at = \"nodes\" }\n";
+    let change = ", { change = {\n name = \"node2\", nft = \"\" } }";
+    let node2 =
+        "'node2' takes no part in path same-node, which is all on node1: use node1, or a path over";
+    let second = "'server2' gets nothing before it is an endpoint: use endpoints = 2, or a step move-endpoint";
+    for (path, steps, more, says, held) in [
+        (
+            "same-node",
+            "",
+            &*host("node2"),
+            format!("line 13: case 'a: b': host: name: {node2}"),
+            "snat",
+        ),
+        (
+            "same-node",
+            change,
+            "",
+            format!("line 10: case 'a: b': steps: change: name: {node2}"),
+            "pod-ip",
+        ),
+        (
+            "same-node",
+            "",
+            lost,
+            "line 12: case 'a: b': network: at: 'nodes' is a link that".into(),
+            "snat",
+        ),
+        (
+            "hairpin",
+            ",\n\"black-hole\"",
+            "",
+            "line 10: case 'a: b': steps: 'black-hole' is of the link".into(),
+            "host-network-remote",
+        ),
+        (
+            "host-network",
+            "",
+            "protections = [\"liberal@client\",\n\"forward-drop@server\"]",
+            "line 12: case 'a: b': protections: 'forward-drop@server' is of node2".into(),
+            "node-port-cluster-remote",
+        ),
+        (
+            "cluster-ip",
+            "",
+            &*host("server2"),
+            format!("line 13: case 'a: b': host: name: {second}"),
+            "",
+        ),
+    ] {
+        let said = refusal(&of(path, steps, more));
+        assert!(said.contains(&says), "{says}: {said}");
+        let held = if held.is_empty() {
+            of(path, ", \"replace-endpoint\"", more)
+        } else {
+            of(held, steps, more)
+        };
+        assert!(parse("x.toml", &held).is_ok(), "{held}");
+    }
+    // What every case has must do something in one of them.
+    let shared = |one: &str| {
+        let other = of("same-node", "", "").split_off(about.len()).replace("a: b", "c");
+        of(one, "", "").replacen("[[case]]", "[[host]]\nname = \"node2\"\nnft = \"\"\n[[case]]", 1)
+            + &other
+    };
+    assert!(parse("x.toml", &shared("snat")).is_ok());
+    let said = refusal(&shared("same-node"));
+    assert!(said.contains(&format!("line 7: host: name: {node2}")), "{said}");
 }
 
 /// A line of rules has its line of the file where both have the same lines; else it is the value's.
@@ -314,11 +466,14 @@ fn schema() -> Value {
         body
     };
     let kinds = kinds.map(both);
+    let mut definitions = generator.definitions().clone();
+    let seen = definitions["Seen"]["oneOf"].as_array_mut().unwrap();
+    seen.retain(|one| one["const"] != "mixed");
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "conntrack-lab scenario",
         "anyOf": kinds,
-        "$defs": generator.definitions(),
+        "$defs": definitions,
     })
 }
 
@@ -343,6 +498,7 @@ fn the_schema_is_as_committed() {
         ("cluster-ip", "families =", "familys ="),
         ("saturation", "\nheld =", "\nhold ="),
         ("entry-deleted", "kind = \"cause\"", ""),
+        ("own-rules", "above-window = \"kills\"", "above-window = \"mixed\""),
     ] {
         assert!(!validator.is_valid(&value(&text(name).replacen(from, to, 1))), "{to}");
     }
