@@ -341,14 +341,16 @@ fn what_hosts_have_of_their_own_acts() {
             "keepalive = true",
             "sysctls = { \"net.netfilter.nf_conntrack_tcp_timeout_established\" = \"3\" }\n\
              [[case.host]]\nname = \"client\"\n\
-             sysctls = { \"net.ipv4.tcp_keepalive_time\" = \"1\", \"net.ipv4.tcp_keepalive_intvl\" = \"1\" }",
+             sysctls = { \"net.ipv4.tcp_keepalive_time\" = \"1\", \"net.ipv4.tcp_keepalive_intvl\" = \"1\" }\n\
+             nft = \"table inet own { chain in { type filter hook input priority 0; iifname cali123 counter drop; }; }\"",
             "\"connect\", { ask = \"6s\" }, \"answer\"",
             "client = \"survived\"",
         ),
         case(
             "given up",
             "patience = \"20s\"",
-            "[[case.host]]\nname = \"client\"\nsysctls = { \"net.ipv4.tcp_retries2\" = \"2\" }",
+            "sysctls = { \"net.ipv4.ip_forward\" = \"1\" }\n\
+             [[case.host]]\nname = \"client\"\nsysctls = { \"net.ipv4.tcp_retries2\" = \"2\" }",
             "\"connect\", \"remove-endpoint\", { change = { name = \"node2\", nft = \"table inet quiet \
              { chain out { type filter hook output priority 0; meta l4proto icmp drop; }; }\" } }, \
              { transfer = \"up\" }",
@@ -387,6 +389,8 @@ fn what_hosts_have_of_their_own_acts() {
     assert!(said("of IPv6").contains("drop' in ip6 filter FORWARD: "), "{}", said("of IPv6"));
     let acted = said("untranslated");
     assert!(acted.contains("reject with tcp reset' in inet own forward: "), "{acted}");
+    let idle = "Own rules on client that met no packet: 'iifname \"cali123\" drop' in inet own in.";
+    assert!(said("kept").contains(idle), "{}", said("kept"));
     assert!(said("given up").contains("Errors: ETIMEDOUT at "), "{}", said("given up"));
     let rules = fs::read_to_string(results.join("cells/own/5/rules-node1.txt")).unwrap();
     assert!(rules.contains("counter packets ") && !rules.contains("counter packets 0 "), "{rules}");

@@ -67,12 +67,12 @@ fn refused(host: &str, what: &str, line: Option<usize>, why: String) -> TestbedE
 }
 
 /// The first of them, and how many others there are.
-fn some(chains: &[String]) -> String {
+fn some(all: &[String], others: impl Fn(usize) -> String) -> String {
     const MOST: usize = 3;
-    let named = chains.iter().take(MOST).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match chains.len().saturating_sub(MOST) {
+    let named = all.iter().take(MOST).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match all.len().saturating_sub(MOST) {
         0 => named,
-        more => format!("{named}, and of {more} other chains"),
+        more => format!("{named}, and {}", others(more)),
     }
 }
 
@@ -295,7 +295,7 @@ impl Run<'_> {
                 "they take away the Service's: {}. Leave out of them what flushes or deletes \
                  these (of iptables-save a line ':CHAIN - [0:0]' of a chain of kube-proxy's, `flush` of \
                  nft), or use another proxy-mode; in a step, `change` may do it",
-                some(&lost)
+                some(&lost, |n| format!("of {n} other chains"))
             ),
         ))
     }
@@ -367,7 +367,7 @@ impl Run<'_> {
             self.changed(
                 format!("the Service's rules on {at}"),
                 "whole",
-                format!("without {}", some(&lost)),
+                format!("without {}", some(&lost, |n| format!("of {n} other chains"))),
             );
         }
         Ok(lost)
@@ -404,9 +404,15 @@ impl Run<'_> {
         let mut notes = Vec::new();
         for host in &self.equipped {
             let service = self.service.get(&**host).map_or(&[][..], Vec::as_slice);
-            let acted = rules::acted(service, &self.held(host)?);
-            if !acted.is_empty() {
-                notes.push(format!("Own rules on {host}: {}.", acted.join("; ")));
+            let (met, idle) = rules::counted(service, &self.held(host)?);
+            if !met.is_empty() {
+                notes.push(format!("Own rules on {host}: {}.", met.join("; ")));
+            }
+            if !idle.is_empty() {
+                notes.push(format!(
+                    "Own rules on {host} that met no packet: {}.",
+                    some(&idle, |n| format!("{n} others"))
+                ));
             }
         }
         Ok(notes)

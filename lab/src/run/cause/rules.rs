@@ -59,16 +59,24 @@ pub(super) fn lost(before: &[Rule], after: &[(Rule, Option<u64>)]) -> Vec<String
     chains.into_iter().filter_map(of).collect()
 }
 
-/// The rules that are neither the Service's nor the lab's, and met packets.
-pub(super) fn acted(service: &[Rule], after: &[(Rule, Option<u64>)]) -> Vec<String> {
+/// Of the rules that are neither the Service's nor the lab's and count packets: those that met some, with
+/// how many, and those that met none.
+pub(super) fn counted(
+    service: &[Rule],
+    after: &[(Rule, Option<u64>)],
+) -> (Vec<String>, Vec<String>) {
+    let (mut met, mut idle) = (Vec::new(), Vec::new());
     let labs = |rule: &Rule| rule.table.contains(" lab-");
-    let own = after.iter().filter(|(rule, _)| !labs(rule) && !service.contains(rule));
-    own.filter_map(|(rule, packets)| {
-        let n = packets.filter(|n| *n > 0)?;
+    for (rule, packets) in after.iter().filter(|(rule, _)| !labs(rule) && !service.contains(rule)) {
         let what = if rule.text.is_empty() { "counter" } else { &rule.text };
-        Some(format!("'{what}' in {} {}: {n} packets", rule.table, rule.chain))
-    })
-    .collect()
+        let rule = format!("'{what}' in {} {}", rule.table, rule.chain);
+        match packets {
+            None => {}
+            Some(0) => idle.push(rule),
+            Some(n) => met.push(format!("{rule}: {n} packets")),
+        }
+    }
+    (met, idle)
 }
 
 /// The line of a text that takes such chains away: one that names any of them, or else one that flushes
@@ -214,10 +222,14 @@ mod tests {
         assert_eq!(lost(&service(), &read("")), ["2 of 2 rules in ip nat KUBE-SERVICES"]);
     }
 
-    /// Of the rules that are not the Service's, those that met a packet.
+    /// Of the rules that are not the Service's nor the lab's, those that met packets and those that met none;
+    /// of one without a counter nothing is known.
     #[test]
     fn what_acted_is_told() {
-        let said = acted(&service(), &read(NAT));
-        assert_eq!(said, ["'ct state invalid drop' in inet own forward: 20 packets"]);
+        let others = "table inet lab-own {\n\tchain c {\n\t\tcounter packets 0 bytes 0\n\t}\n}\n\
+            table inet own {\n\tchain c {\n\t\tdrop\n\t}\n}\n";
+        let (met, idle) = counted(&service(), &read(&format!("{NAT}{others}")));
+        assert_eq!(met, ["'ct state invalid drop' in inet own forward: 20 packets"]);
+        assert_eq!(idle, ["'counter' in inet own forward"]);
     }
 }
