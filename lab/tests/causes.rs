@@ -215,6 +215,40 @@ fn the_documented_situations_are_as_told() {
     }
 }
 
+/// A file of these cases, each a title, its fields and its steps; judged, with the output.
+fn cases(dir: &tempfile::TempDir, cases: &[(&str, &str, &str)]) -> (common::Output, LabResult) {
+    let about = "kind = \"cause\"\nname = \"own\"\ntitle = \"t\"\nwhy = \"w\"\nsource = \"s\"\nconnections = 6\n";
+    let case = |(title, steps, more): &(&str, &str, &str)| {
+        format!("[[case]]\ntitle = \"{title}\"\nsteps = [{steps}]\n{more}\n")
+    };
+    let text = about.to_owned() + &cases.iter().map(case).collect::<String>();
+    let (file, results) = (dir.path().join("own.toml"), dir.path().join("own"));
+    fs::write(&file, text).unwrap();
+    let out = output(lab(dir).arg("run").arg(&file).arg("--output").arg(&results));
+    let result = result(&results);
+    (out, result)
+}
+
+/// What becomes of a segment is seen whatever was expected of it, at once or after silence.
+#[test]
+fn what_is_seen_does_not_depend_on_what_is_expected() {
+    let dir = scratch();
+    let steps = "\"connect\", { transfer = \"down\" }";
+    let wrong = "protections = [\"prerouting-drop\"]\n\
+                 expect = { client = \"survived\", forged = { above-window = \"kills\" } }";
+    let other = "protections = []\n\
+                 expect = { client = \"reset\", forged = { above-window = \"dropped\" } }";
+    let (out, r) = cases(&dir, &[("wrong", steps, wrong), ("other", steps, other)]);
+    let (judgement, reasons) = judged(&r, "own");
+    assert_eq!(judgement, Judgement::Differs, "{}", out.stdout);
+    for says in [
+        "wrong: above-window by boom-server: expected kills, saw dropped",
+        "other: above-window by boom-server: expected dropped, saw kills",
+    ] {
+        assert!(reasons.iter().any(|r| r == says), "{reasons:?}");
+    }
+}
+
 /// The load balancer of the documents, which has forgotten a connection: it resets who speaks.
 #[test]
 fn a_balancer_that_forgets_resets_who_speaks() {

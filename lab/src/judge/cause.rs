@@ -181,6 +181,9 @@ fn compare(case: &Case, seen: &Shown) -> Compared {
             forged -= forged.saturating_sub(counts.known()).min(disturbed);
             killed += counts.killed;
             let saw = listed(&counts.each().collect());
+            let unknown: u64 = counts.unknown.values().sum();
+            let why = listed(&counts.unknown);
+            let of_these = if unknown > 0 { format!(" ({why})") } else { String::new() };
             match seen_of(forged, &counts) {
                 as_expected if as_expected == *expected => {}
                 Seen::Mixed if none && *expected == Seen::NoConnection => {}
@@ -189,9 +192,12 @@ fn compare(case: &Case, seen: &Shown) -> Compared {
                     "{forgery}: expected {expected}, and {who} forged none: it takes turns, so use more \
                      connections or fewer forgeries, and let it see a connection that is at rest",
                 )),
+                Seen::Mixed if unknown == forged => unforged.push(format!(
+                    "{forgery}: expected {expected}, and of none of {forged} is known what became of it: {why}",
+                )),
                 Seen::Mixed => unforged.push(format!(
-                    "{forgery}: expected {expected}, saw {saw} of {forged}: what is not the same of all \
-                     proves nothing",
+                    "{forgery}: expected {expected}, saw {saw} of {forged}{of_these}: what is not the \
+                     same of all proves nothing",
                 )),
                 other => differs.push(format!("{forgery} by {who}: expected {expected}, saw {other}")),
             }

@@ -2,6 +2,7 @@
 //! and the steps that they go through. What a step does to hosts is in `nodes`.
 
 mod hosts;
+mod judging;
 mod nodes;
 mod rules;
 
@@ -9,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::document::lab::{CommandList, Seen as Became};
 use canary_record::names::Forgery;
@@ -24,6 +25,7 @@ use canary_testbed::testbed::TestbedError;
 use canary_testbed::topology::{self, POD_PORT};
 
 use self::hosts::{CLIENT, SECOND_LINK, home, host_route, hosts};
+use self::judging::Judging;
 use self::nodes::Full;
 use self::rules::Rule;
 use super::connections::Connections;
@@ -32,11 +34,11 @@ use crate::observed::cause::{After, Seen};
 use crate::observed::unheard;
 use crate::scenario::cause::{Case, Cause, Step, TWO_ENDPOINTS, Wait};
 
-/// Time for boom-server to judge what it forged, and for RSTs on their way.
-const JUDGED: Duration = Duration::from_millis(700);
-/// The same where segments are dropped, or leak in another way than by the RST that ends the
-/// connection: the longest judgement, of a segment that bears SYN and is dropped, takes 3.4 s.
-const JUDGED_WHOLLY: Duration = Duration::from_secs(5);
+/// Time for segments that are on their way: a server's answer, an RST.
+const UNDER_WAY: Duration = Duration::from_millis(700);
+/// How long forged segments may take to be judged: the longest judgement, of one that bears SYN and is
+/// dropped, takes 3.4 s.
+const JUDGED: Duration = Duration::from_secs(5);
 /// How long the client waits for the server's FIN.
 const CLOSE: Duration = Duration::from_secs(1);
 
@@ -154,8 +156,7 @@ impl Run<'_> {
             self.seen.steps.push(after);
         }
         self.connections.end(place.scaled(CLOSE));
-        // RSTs on their way, and a server whose answer is due.
-        interrupt.sleep(place.scaled(JUDGED))?;
+        interrupt.sleep(place.scaled(UNDER_WAY))?;
         self.end_servers()?;
         self.seen.rules = self.counted()?;
         self.seen.conntrack = place.within("node1", evidence::conntrack_counters)?.since(before);
@@ -186,8 +187,8 @@ impl Run<'_> {
         for host in case.servers() {
             let dir = self.dir.join(host).join(what);
             fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
-            let (at, one) = ((*host, case.listen), ["--min-forged=1"]);
-            self.servers.push(place.boom_server(at, &dir, &forge.join(","), &one)?);
+            let (at, more) = ((*host, case.listen), ["--min-forged=1", "--events=all"]);
+            self.servers.push(place.boom_server(at, &dir, &forge.join(","), &more)?);
         }
         Ok(())
     }
@@ -215,12 +216,13 @@ impl Run<'_> {
         let place = self.place;
         match step {
             Step::Connect | Step::Reconnect => {
+                self.heard(&mut Judging::default())?;
                 let (all, n) = (&mut self.connections, self.n);
                 place.within(place.topology.client(), || {
                     all.connect(n);
                     Ok(())
                 })?;
-                place.setting.interrupt.sleep(place.scaled(self.judged()))?;
+                self.judged()?;
             }
             Step::Transfer(way) => self.connections.transfer(*way),
             Step::Ask(delay) => {
@@ -281,13 +283,13 @@ impl Run<'_> {
             format!("--target=tcp://{}", place.topology.target(self.case.family)),
             format!("--connections={}", self.n),
             "--pattern=idle".into(),
-            format!("--delay={}ms", place.scaled(JUDGED_WHOLLY).as_millis()),
+            format!("--delay={}ms", place.scaled(JUDGED).as_millis()),
             format!("--forge={}", names.join(",")),
             "--min-forged=1".into(),
         ];
         let (client, at) = (place.topology.client(), (self.dir, "forge"));
         let load = place.load_client(client, at, options, Ready::Event)?;
-        let patience = place.scaled(JUDGED_WHOLLY * 2) + READY;
+        let patience = place.scaled(JUDGED * 2) + READY;
         let result: LoadResult = load.result(patience)?;
         let Some(forge) = result.forge else { return Ok(Vec::new()) };
         if let Some(why) = forge.untried {
@@ -301,14 +303,24 @@ impl Run<'_> {
         Ok(forge.outcomes)
     }
 
-    /// How long boom-server takes for the slowest of what should become of its segments.
-    fn judged(&self) -> Duration {
-        let at_once = |(f, seen): (&Forgery, &Became)| match (f, seen) {
-            (Forgery::Control | Forgery::AboveWindow, Became::Delivered)
-            | (Forgery::AboveWindow, Became::Kills) => true,
-            _ => *seen == Became::NoConnection,
-        };
-        let forged = &self.case.expect.forged;
-        if forged.iter().all(at_once) { JUDGED } else { JUDGED_WHOLLY }
+    /// Until boom-server has judged what it forged on the connections that came to be: a step that
+    /// comes before would hide the answer, whatever it is.
+    fn judged(&mut self) -> Result<(), TestbedError> {
+        let (place, open) = (self.place, self.connections.open_ones());
+        let (mut judging, end) = (Judging::default(), Instant::now() + place.scaled(JUDGED));
+        self.heard(&mut judging)?;
+        while !judging.done(open) && Instant::now() < end {
+            place.setting.interrupt.sleep(Duration::from_millis(5))?;
+            self.heard(&mut judging)?;
+        }
+        Ok(place.setting.interrupt.sleep(place.scaled(UNDER_WAY))?)
+    }
+
+    /// What the servers have told since they were last heard.
+    fn heard(&mut self, judging: &mut Judging) -> Result<(), TestbedError> {
+        for server in &mut self.servers {
+            server.process.lines()?.iter().for_each(|line| judging.hear(line));
+        }
+        Ok(())
     }
 }

@@ -181,6 +181,12 @@ impl Connections {
         });
     }
 
+    /// How many go on.
+    pub(super) fn open_ones(&self) -> u64 {
+        let open = |one: &&One| matches!(one.state, State::Open { .. });
+        self.all.iter().filter(open).count() as u64
+    }
+
     /// How they ended; one that goes on has survived.
     pub(super) fn ends(&self) -> BTreeMap<ProbeEnd, u64> {
         let end = |one: &One| one.failure().map_or(ProbeEnd::Survived, end_of);

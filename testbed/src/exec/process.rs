@@ -223,6 +223,7 @@ impl Call {
             out_path: log.to_owned(),
             err_path,
             written: BufReader::new(written),
+            begun: String::new(),
         })
     }
 }
@@ -328,8 +329,10 @@ pub struct Process {
     readers: Vec<JoinHandle<()>>,
     out_path: PathBuf,
     err_path: PathBuf,
-    /// What it has printed, from where [`Process::wait_for`] has not looked yet.
+    /// What it has printed, from where nobody has looked yet.
     written: BufReader<File>,
+    /// A line of that whose end is not there yet.
+    begun: String,
 }
 
 impl Process {
@@ -368,29 +371,35 @@ impl Process {
         self.guard.0.id()
     }
 
+    /// The whole lines that it has printed since they were last asked for.
+    pub fn lines(&mut self) -> Result<Vec<String>, ExecError> {
+        let mut lines = Vec::new();
+        while let Some(line) = self.next_line()? {
+            lines.push(line);
+        }
+        Ok(lines)
+    }
+
+    /// The next whole line that it has printed: one may be there in part.
+    fn next_line(&mut self) -> Result<Option<String>, ExecError> {
+        let read = self.written.read_line(&mut self.begun);
+        read.map_err(os(format!("read {}", self.out_path.display())))?;
+        Ok(self.begun.ends_with('\n').then(|| std::mem::take(&mut self.begun)))
+    }
+
     /// Waits for the next event with this message, beyond the one found before.
     pub fn wait_for(&mut self, message: &str, within: Duration) -> Result<(), ExecError> {
         let wanted = format!("\"message\":\"{message}\"");
-        let (end, mut line) = (Instant::now() + within, String::new());
+        let end = Instant::now() + within;
         loop {
             let ended = self.guard.wait(Duration::ZERO, &self.interrupt)?.is_some();
             if ended {
                 self.join();
             }
-            // A line may be there in part.
-            while self
-                .written
-                .read_line(&mut line)
-                .map_err(os(format!("read {}", self.out_path.display())))?
-                > 0
-            {
-                if !line.ends_with('\n') {
-                    continue;
-                }
+            while let Some(line) = self.next_line()? {
                 if line.contains(&wanted) {
                     return Ok(());
                 }
-                line.clear();
             }
             if ended || Instant::now() >= end {
                 let said = format!("{} {}", tail(&self.printed()), self.said());

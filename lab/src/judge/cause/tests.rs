@@ -141,6 +141,31 @@ fn without_forged_segments_nothing_is_proved() {
     }
 }
 
+/// Of what nothing is known the reasons are told, be it all or some.
+#[test]
+fn what_is_unknown_is_told_with_its_reasons() {
+    let why = |delivered, unknown| {
+        let mut s = seen();
+        let counts = &mut s.boom[0].outcomes[0].counts;
+        counts.delivered = delivered;
+        counts.unknown = [(canary_record::names::UnknownReason::ClosedEarly, unknown)].into();
+        judge(&case(), &s).1
+    };
+    assert_eq!(
+        why(0, 5),
+        [
+            "above-window: expected delivered, and of none of 5 is known what became of it: closed-early 5"
+        ]
+    );
+    assert_eq!(
+        why(3, 2),
+        [
+            "above-window: expected delivered, saw delivered 3, unknown 2 of 5 (closed-early 2): what is \
+          not the same of all proves nothing"
+        ]
+    );
+}
+
 /// That connections time out shows a full table only where it refused something.
 #[test]
 fn a_table_that_refused_nothing_proves_nothing() {
