@@ -23,6 +23,7 @@ use nix::unistd::Pid;
 canary_testbed::tests![
     outside: a_full_table_is_what_is_expected,
     a_table_that_does_not_fill_proves_nothing,
+    another_programs_limit_ends_it,
     the_host_limit_is_restored_however_it_ends,
     a_busy_host_is_left_alone,
     not_in_a_namespace,
@@ -160,6 +161,33 @@ fn a_table_that_does_not_fill_proves_nothing() {
         "{:?}",
         s.reasons
     );
+}
+
+/// Where another program writes the host's limit in mid-run nothing is said of a table's size. The
+/// steps before that are kept.
+fn another_programs_limit_ends_it() {
+    let (_alone, _) = alone(20_000);
+    let dir = scratch();
+    let max: u64 = read(MAX).parse().unwrap();
+    let file = dir.path().join("saturation.toml");
+    fs::write(&file, short("1.1")).unwrap();
+    let mut command = lab(&dir);
+    command.arg("run").arg(&file).arg("--output").arg(dir.path().join("r"));
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let mut all = String::new();
+    while !all.contains("20 clients") && said.read_line(&mut all).unwrap() > 0 {}
+    fs::write(MAX, (max + 1).to_string()).unwrap();
+    std::io::copy(&mut said, &mut std::io::sink()).unwrap();
+    let code = child.wait().unwrap().code();
+    fs::write(MAX, max.to_string()).unwrap();
+    assert_eq!(code, Some(11), "{all}");
+    let r = result(&dir.path().join("r"));
+    let s = r.scenarios.iter().find(|s| s.name == "saturation").unwrap();
+    assert_eq!(s.judgement, Judgement::Inconclusive);
+    let why = format!("it is {} and was {max}: another program writes it", max + 1);
+    assert!(s.reasons.iter().any(|r| r.contains(&why)), "{:?}", s.reasons);
+    assert!(!s.timeline.as_ref().unwrap().steps.is_empty());
 }
 
 /// SIGKILL, SIGTERM and SIGINT to the lab at any moment: both values are back.

@@ -282,6 +282,9 @@ pub(crate) struct Facts {
     pub(crate) heard: Vec<Heard>,
     /// Rounds with be_liberal 0 and 1, in pairs.
     pub(crate) pace: Vec<[Pace; 2]>,
+    /// Rounds with the same entries in the smallest table and in the biggest, in pairs.
+    pub(crate) turns: Vec<[TableSpeed; 2]>,
+    /// The best rounds of each table.
     pub(crate) tables: Vec<TableSpeed>,
 }
 

@@ -170,48 +170,74 @@ pub(super) fn saturation(facts: &Facts) -> Told {
     (finding, text)
 }
 
+/// The median of the second over the first of each pair, between the bounds in which it lies with 95%:
+/// the sign test's, so that no round of a busy moment decides. None of too few pairs.
+fn ratio(pairs: impl Iterator<Item = [f64; 2]>) -> Option<[f64; 3]> {
+    let mut ratios: Vec<_> = pairs.map(|[first, second]| second / first).collect();
+    ratios.sort_by(f64::total_cmp);
+    let n = ratios.len();
+    // How many of n coins fall on one side: as many on either end of the list are left out.
+    let (mut left_out, mut chance, mut below) = (0, 0.5_f64.powi(i32::try_from(n).ok()?), 0.0);
+    while left_out < n {
+        below += chance;
+        if below > 0.025 {
+            break;
+        }
+        left_out += 1;
+        chance *= (n - left_out + 1) as f64 / left_out as f64;
+    }
+    let low = left_out.checked_sub(1)?;
+    Some([ratios[low], ratios[n / 2], ratios[n - 1 - low]])
+}
+
 /// A gain that is worth a word.
 const GAIN: f64 = 1.05;
 
-/// The best round with be_liberal=1 against the best one with 0: whatever else the machine does
-/// makes a round slower, never faster.
+/// Rounds with be_liberal=1 against those with 0 beside them.
 pub(super) fn faster(facts: &Facts) -> Option<Told> {
     if facts.pace.is_empty() {
         return None;
     }
-    let best = |of: fn(&Pace) -> f64| {
-        let most = |liberal: usize| {
-            facts.pace.iter().map(|pair| of(&pair[liberal])).fold(f64::MIN, f64::max)
-        };
-        [most(0), most(1)]
+    let mut lines =
+        vec![format!("{} pairs of rounds, be_liberal 0 and 1 by turns:", facts.pace.len())];
+    let mut line = |what: &str, digits: usize, unit: &str, of: &dyn Fn(&Pace) -> f64| {
+        let side = |n: usize| median(facts.pace.iter().map(|pair| of(&pair[n])));
+        let found = ratio(facts.pace.iter().map(|pair| [of(&pair[0]), of(&pair[1])]));
+        lines.push(format!(
+            "{what}: {:.digits$} and {:.digits$} {unit}, {}",
+            side(0),
+            side(1),
+            in_words(found)
+        ));
+        found
     };
-    let octets = best(|p| p.octets);
-    // The least is the best.
-    let cpu = best(|p| -p.cpu).map(|n| -n);
-    let connects = best(|p| p.connects);
-    let connect_cpu = best(|p| -p.connect_cpu).map(|n| -n);
-    let ratio = |[off, on]: [f64; 2]| on / off;
-    let text = format!(
-        "The best of {} rounds each, by turns, be_liberal 0 and 1:\n\
-         one transfer: {:.0} and {:.0} MiB a second, ratio {:.3}\n\
-         processor time: {:.0} and {:.0} microseconds for a MiB, ratio {:.3}\n\
-         new connections: {:.0} and {:.0} a second, ratio {:.3}\n\
-         processor time: {:.1} and {:.1} microseconds for a new connection, ratio {:.3}",
-        facts.pace.len(),
-        octets[0] / MIB,
-        octets[1] / MIB,
-        ratio(octets),
-        cpu[0] * MIB / 1e3,
-        cpu[1] * MIB / 1e3,
-        ratio(cpu),
-        connects[0],
-        connects[1],
-        ratio(connects),
-        connect_cpu[0] / 1e3,
-        connect_cpu[1] / 1e3,
-        ratio(connect_cpu)
-    );
-    Some((holds(ratio(octets) >= GAIN), text))
+    let transfers = line("one transfer", 0, "MiB a second", &|p| p.octets / MIB);
+    line("processor time", 0, "microseconds for a MiB", &|p| p.cpu * MIB / 1e3);
+    line("new connections", 0, "a second", &|p| p.connects);
+    line("processor time", 1, "microseconds for a new connection", &|p| p.connect_cpu / 1e3);
+    let finding = match transfers {
+        Some([low, ..]) if low >= GAIN => Finding::Holds,
+        Some([.., high]) if high < GAIN => Finding::DoesNotHold,
+        _ => Finding::NotShown,
+    };
+    if finding == Finding::NotShown {
+        lines.push(UNSTEADY.to_owned());
+    }
+    Some((finding, lines.join("\n")))
+}
+
+const UNSTEADY: &str =
+    "The rounds differ too much to tell: a machine that does nothing else tells more.";
+
+fn median(of: impl Iterator<Item = f64>) -> f64 {
+    let mut all: Vec<_> = of.collect();
+    all.sort_by(f64::total_cmp);
+    all.get(all.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn in_words(ratio: Option<[f64; 3]>) -> String {
+    let Some([low, median, high]) = ratio else { return "too few pairs for a ratio".to_owned() };
+    format!("ratio {median:.3}, with 95% between {low:.3} and {high:.3}")
 }
 
 /// The same clients in smaller and smaller tables.
@@ -247,22 +273,23 @@ const LOSS: f64 = 0.9;
 /// The biggest table against the smallest with the same few entries, by turns. What entries cost is
 /// told beside it: they are there for connections, whatever the limit is.
 pub(super) fn harm(facts: &Facts) -> Option<Told> {
+    let [small, big] = facts.turns.first()?;
     let of = |series| facts.tables.iter().filter(move |t| t.series == series);
-    let few: Vec<_> = of(TableSeries::FewEntries).collect();
-    let [small, big] = few[..] else { return None };
-    let packets = big.packets_per_second / small.packets_per_second;
-    let connects = big.connections_per_second / small.connections_per_second;
-    let mut lines = vec![format!(
-        "{} entries in {} and in {} buckets, by turns: {:.0} and {:.0} packets a second, ratio {packets:.3}; \
-         {:.0} and {:.0} new connections a second, ratio {connects:.3}",
-        small.entries,
-        small.buckets,
-        big.buckets,
-        small.packets_per_second,
-        big.packets_per_second,
-        small.connections_per_second,
-        big.connections_per_second
-    )];
+    let pairs =
+        |of: fn(&TableSpeed) -> f64| facts.turns.iter().map(move |t| [of(&t[0]), of(&t[1])]);
+    let packets = ratio(pairs(|t| t.packets_per_second));
+    let connects = ratio(pairs(|t| t.connections_per_second));
+    let mut lines = vec![
+        format!(
+            "{} entries in {} and in {} buckets, {} pairs of rounds by turns:",
+            small.entries,
+            small.buckets,
+            big.buckets,
+            facts.turns.len()
+        ),
+        format!("packets a second: {}", in_words(packets)),
+        format!("new connections a second: {}", in_words(connects)),
+    ];
     let speeds = |t: &TableSpeed| {
         format!(
             "{:.0} packets and {:.0} new connections a second",
@@ -292,7 +319,17 @@ pub(super) fn harm(facts: &Facts) -> Option<Told> {
             speeds(t)
         ));
     }
-    Some((holds(packets < LOSS || connects < LOSS), lines.join("\n")))
+    let finding = match (packets, connects) {
+        (Some([.., high]), _) | (_, Some([.., high])) if high < LOSS => Finding::Holds,
+        (Some([packets, ..]), Some([connects, ..])) if packets >= LOSS && connects >= LOSS => {
+            Finding::DoesNotHold
+        }
+        _ => Finding::NotShown,
+    };
+    if finding == Finding::NotShown {
+        lines.push(UNSTEADY.to_owned());
+    }
+    Some((finding, lines.join("\n")))
 }
 
 const MIB: f64 = 1_048_576.0;

@@ -12,6 +12,7 @@ use canary_record::result::load::LoadResult;
 use canary_record::result::observe::ObserveResult;
 use canary_record::result::witness::InTable;
 use canary_testbed::evidence;
+use canary_testbed::os::wrong;
 use canary_testbed::testbed::TestbedError;
 use canary_testbed::topology::POD_PORT;
 use nix::sys::signal::Signal;
@@ -62,7 +63,8 @@ pub(super) fn run<'a>(
     filled: &'a mut Filled,
 ) -> Result<(), TestbedError> {
     let now = jiff::Timestamp::now().as_microsecond() as f64 / 1e6;
-    Sequence { x, control, filled, wall: now - x.seconds(), loads: Vec::new() }.run()
+    Sequence { x, control, filled, limit: x.limit, wall: now - x.seconds(), loads: Vec::new() }
+        .run()
 }
 
 /// The order of steps.
@@ -70,6 +72,8 @@ struct Sequence<'a> {
     x: Experiment<'a>,
     control: Option<&'a Control>,
     filled: &'a mut Filled,
+    /// What the host's limit is to be now.
+    limit: u64,
     /// When it began, in seconds since 1970.
     wall: f64,
     loads: Vec<LoadResult>,
@@ -88,6 +92,12 @@ impl<'a> Sequence<'a> {
                 self.series(&observed);
                 x.say("half-open entries dropped early");
                 half_open::run(&x, control, self.filled)?;
+                let own = self.own_limit();
+                if own.is_err() {
+                    self.filled.facts.evicted.clear();
+                    self.filled.facts.half_open.clear();
+                }
+                own?;
             }
             for size in &x.s.smaller {
                 self.within(&format!("smaller-{size}"), |this, stage| {
@@ -95,6 +105,7 @@ impl<'a> Sequence<'a> {
                 })?;
             }
             let bigger = control.resize(Size::of(limit * 4))?;
+            self.limit = limit * 4;
             let plan = Plan {
                 load: Some(self.filling_load()),
                 changes: vec![limited(bigger.before().limit, limit * 4)],
@@ -102,6 +113,7 @@ impl<'a> Sequence<'a> {
             };
             let ended = self.within("bigger", |this, stage| this.step(stage, plan));
             bigger.restore()?;
+            self.limit = limit;
             ended?;
         }
         self.within("shorter", Self::shorter)?;
@@ -112,10 +124,11 @@ impl<'a> Sequence<'a> {
         if let Some(control) = self.control.filter(|_| !x.s.table_sizes.is_empty()) {
             x.say("packets and new connections, tables of other sizes");
             let (sizes, loads) = (&x.s.table_sizes, &x.s.entries_per_bucket);
-            let (tables, reasons) =
+            let tables =
                 self.within("tables", |_, stage| tables::run(stage, control, sizes, loads))?;
-            self.filled.facts.tables = tables;
-            self.filled.timeline.reasons.extend(reasons);
+            let facts = &mut self.filled.facts;
+            (facts.turns, facts.tables) = (tables.turns, tables.best);
+            self.filled.timeline.reasons.extend(tables.reasons);
         }
         Ok(())
     }
@@ -143,6 +156,7 @@ impl<'a> Sequence<'a> {
     ) -> Result<(), TestbedError> {
         let streams = stage.streams(self.x.s.held, 0)?;
         let smaller = control.resize(Size::of(size))?;
+        let limit = std::mem::replace(&mut self.limit, size);
         let title = format!("{} clients, a table of {size} entries", self.most());
         let plan = Plan {
             load: Some(self.load(self.most())),
@@ -153,6 +167,7 @@ impl<'a> Sequence<'a> {
         let ended = self.step(stage, plan);
         drop(streams);
         smaller.restore()?;
+        self.limit = limit;
         ended
     }
 
@@ -277,14 +292,18 @@ impl<'a> Sequence<'a> {
         }
     }
 
+    fn own_limit(&self) -> Result<(), TestbedError> {
+        own_limit(self.limit)
+    }
+
     /// One step: boom-server and its canary connections, and the load.
     fn step(&mut self, stage: &Stage<'_>, plan: Plan<'_>) -> Result<(), TestbedError> {
-        let filled = &mut *self.filled;
         let t = self.x.seconds();
         self.x.say(&plan.title);
-        let dir = self.x.dir.join(format!("step-{:02}", filled.timeline.steps.len() + 1));
+        let dir = self.x.dir.join(format!("step-{:02}", self.filled.timeline.steps.len() + 1));
         fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
-        let limit = host_table::max()?;
+        self.own_limit()?;
+        let (filled, limit) = (&mut *self.filled, self.limit);
         let witness = stage.listen_to_the_kernel(&dir)?;
         let (at, forge) = (("server", POD_PORT), "control,above-window");
         let boom = stage.place.boom_server(at, &dir, forge, &["--min-forged=1"])?;
@@ -309,6 +328,7 @@ impl<'a> Sequence<'a> {
         peak = peak.max(stage.entries()?);
         let group = plan.streams.map_or_else(BTreeMap::new, |s| s.ends(Talk::Both));
         let mut heard = stage.heard(witness, &plan.title)?;
+        own_limit(limit)?;
         let forged: u64 = boom.outcomes.iter().map(|o| o.forged).sum();
         let (_, above) = cause::forged(boom.outcomes.iter(), Forgery::AboveWindow);
         let (attributed, lost) = (boom.resets.attributed, boom.sniffer.dropped);
@@ -362,6 +382,16 @@ impl<'a> Sequence<'a> {
         self.loads.extend(load);
         Ok(())
     }
+}
+
+/// Whether the host's limit is still what the run measures with: every user of the host's root may write it.
+fn own_limit(ours: u64) -> Result<(), TestbedError> {
+    let found = host_table::max()?;
+    if found == ours {
+        return Ok(());
+    }
+    let why = format!("it is {found} and was {ours}: another program writes it");
+    Err(wrong("keep nf_conntrack_max of this host")(why).into())
 }
 
 fn limited(from: u64, to: u64) -> Change {

@@ -27,6 +27,17 @@ const PACKETS: u64 = 50_000;
 const CONNECTS: u32 = 500;
 /// Rounds of which the best counts: whatever else the machine does makes one slower, never faster.
 const ROUNDS: u32 = 8;
+/// Pairs of rounds with the same entries in two tables.
+const TURNS: u32 = 21;
+
+/// What was measured, and what is left out, with the reason.
+#[derive(Default)]
+pub(super) struct Tables {
+    pub(super) turns: Vec<[TableSpeed; 2]>,
+    /// The best rounds of each table.
+    pub(super) best: Vec<TableSpeed>,
+    pub(super) reasons: Vec<String>,
+}
 /// What was not forwarded after so long is lost.
 const LATE: Duration = Duration::from_millis(100);
 /// Memory shows beyond the kernel's own coming and going from so many entries.
@@ -41,7 +52,7 @@ pub(super) fn run(
     control: &Control,
     sizes: &[u64],
     loads: &[f64],
-) -> Result<(Vec<TableSpeed>, Vec<String>), TestbedError> {
+) -> Result<Tables, TestbedError> {
     let failed = |what| io_error(what, &stage.dir);
     let memory = Memory::read().map_err(failed("read the memory of"))?;
     let (fits, missing): (Vec<u64>, Vec<u64>) =
@@ -56,7 +67,7 @@ pub(super) fn run(
         })
         .collect();
     let (Some(least), Some(most)) = (fits.first().copied(), fits.last().copied()) else {
-        return Ok((Vec::new(), reasons));
+        return Ok(Tables { reasons, ..Tables::default() });
     };
     let (server, network) = (stage.place.topology.service.pod.v4, format!("{NETWORK}/17"));
     // A pod that forwards would send them back.
@@ -70,27 +81,30 @@ pub(super) fn run(
     let resized = control.resize(size(least, least))?;
     let mut bench =
         Bench { stage, resized, begun: Memory::read().map_err(failed("read"))?, flows: 0 };
-    let mut tables = Vec::new();
-    let mut turns = [TableSpeed::none(least, least), TableSpeed::none(least, most)];
-    for _ in 0..ROUNDS {
-        for speed in &mut turns {
-            bench.table(least, speed.buckets)?;
-            bench.round(speed)?;
+    let mut turns = Vec::new();
+    let mut best = vec![TableSpeed::none(least, least), TableSpeed::none(least, most)];
+    for turn in 0..TURNS {
+        let mut both = [best[0], best[1]];
+        let order = if turn % 2 == 0 { [0, 1] } else { [1, 0] };
+        for at in order {
+            bench.table(least, both[at].buckets)?;
+            bench.round(&mut both[at])?;
+            best[at].keep(&both[at]);
         }
+        turns.push(both);
     }
-    tables.extend(turns);
     bench.begun = Memory::read().map_err(failed("read"))?.less(least);
     let many = fits.get(fits.len().saturating_sub(2)).copied().unwrap_or(most);
     for n in fits {
-        tables.push(bench.speed(TableSeries::Full, n, n)?);
+        best.push(bench.speed(TableSeries::Full, n, n)?);
         for load in loads.iter().filter(|_| n == many) {
             let buckets = (n as f64 / load).round() as u64;
-            tables.push(bench.speed(TableSeries::FewerBuckets, n, buckets)?);
+            best.push(bench.speed(TableSeries::FewerBuckets, n, buckets)?);
         }
     }
     stage.place.within("node1", evidence::forget_all)?;
     bench.resized.restore()?;
-    Ok((tables, reasons))
+    Ok(Tables { turns, best, reasons })
 }
 
 /// Above 95% the garbage collector takes what is not assured (`gc_worker_can_early_drop()`).
@@ -122,7 +136,9 @@ impl Bench<'_> {
         }
         for _ in 0..ROUNDS {
             self.table(entries, buckets)?;
-            self.round(&mut speed)?;
+            let mut round = speed;
+            self.round(&mut round)?;
+            speed.keep(&round);
         }
         Ok(speed)
     }
@@ -146,17 +162,15 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// One round's speeds, where they are better than those before.
-    fn round(&mut self, best: &mut TableSpeed) -> Result<(), TestbedError> {
+    /// One round's speeds.
+    fn round(&mut self, of: &mut TableSpeed) -> Result<(), TestbedError> {
         let n = self.flows;
         // Neighbours in the table's memory are not asked for one after another.
         let stride = (n as f64 * 0.618) as u64 | 1;
-        let packets = self.send((0..PACKETS).map(|k| k.wrapping_mul(stride) % n))?;
-        best.packets_per_second = best.packets_per_second.max(packets);
+        of.packets_per_second = self.send((0..PACKETS).map(|k| k.wrapping_mul(stride) % n))?;
         let begun = Instant::now();
         let connected = self.stage.connect(CONNECTS)?.len();
-        let connects = connected as f64 / begun.elapsed().as_secs_f64();
-        best.connections_per_second = best.connections_per_second.max(connects);
+        of.connections_per_second = connected as f64 / begun.elapsed().as_secs_f64();
         // Few entries would soon be outnumbered by those of the connections.
         if self.flows < SHOWS {
             self.flows = 0;
@@ -198,6 +212,12 @@ impl Bench<'_> {
 }
 
 impl TableSpeed {
+    /// The better of both, of packets and of connections.
+    const fn keep(&mut self, other: &Self) {
+        self.packets_per_second = self.packets_per_second.max(other.packets_per_second);
+        self.connections_per_second = self.connections_per_second.max(other.connections_per_second);
+    }
+
     const fn none(entries: u64, buckets: u64) -> Self {
         Self {
             series: TableSeries::FewEntries,
