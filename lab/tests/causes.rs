@@ -249,6 +249,14 @@ fn what_is_seen_does_not_depend_on_what_is_expected() {
     }
 }
 
+/// What both ends have closed can be closed, and comes again.
+#[test]
+fn a_half_closed_connection_can_be_closed() {
+    let steps = "\"connect\", \"half-close\", { idle = \"500ms\" }, \"close\", \"reconnect\", { transfer = \"both\" }";
+    let (out, r) = cases(&scratch(), &[("both", steps, "expect = { client = \"survived\" }")]);
+    assert_eq!(judged(&r, "own"), (Judgement::AsExpected, Vec::new()), "{}", out.stdout);
+}
+
 /// The load balancer of the documents, which has forgotten a connection: it resets who speaks.
 #[test]
 fn a_balancer_that_forgets_resets_who_speaks() {

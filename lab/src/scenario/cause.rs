@@ -2,6 +2,7 @@
 //! nodes that are not kube-proxy's: steps that connections go through, and what should be seen.
 
 mod host;
+mod stand;
 mod step;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::Checked;
 pub use host::{BadNetwork, HOSTS, Host, Link, Need, Text};
+use stand::Stand;
 pub use step::{Step, Wait, Way};
 
 /// Situations, each in hosts of its own.
@@ -212,7 +214,7 @@ impl fmt::Display for Ends {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Expect {
-    /// How connections ended for the client; left out where the client itself breaks them off.
+    /// How connections ended for the client; left out where a step has ended them.
     pub client: Option<Ends>,
     /// Whether the server's application saw each of them reset by what nobody forged.
     #[serde(default)]
@@ -476,27 +478,10 @@ impl Case {
         if moves && !two {
             return Err(format!("steps: 'move-endpoint' only with a path of {}", paths()));
         }
-        let (mut connected, mut asked, mut closed) = (false, false, false);
+        let mut stand = Stand::None;
         for step in &self.steps {
-            if step.needs_connections() && !connected {
-                return Err(format!("steps: '{step}' before connect"));
-            }
+            stand = stand.after(step).map_err(|what| format!("steps: {what}"))?;
             match step {
-                Step::Connect if connected => return Err("steps: connect once".to_owned()),
-                Step::Connect => connected = true,
-                Step::Ask(_) => asked = true,
-                Step::Answer if !std::mem::take(&mut asked) => {
-                    return Err("steps: 'answer' without ask".to_owned());
-                }
-                Step::Transfer(_) if asked => {
-                    return Err("steps: answer what was asked before a transfer".to_owned());
-                }
-                Step::Close | Step::Vanish | Step::RestartServer => closed = true,
-                Step::Reconnect if !std::mem::take(&mut closed) => {
-                    return Err(
-                        "steps: 'reconnect' only after close, vanish or restart-server".to_owned()
-                    );
-                }
                 Step::Change(host) => {
                     self.check_host(host).map_err(|what| format!("steps: change: {what}"))?;
                 }
@@ -512,17 +497,17 @@ impl Case {
                 _ => {}
             }
         }
-        if !connected {
-            return Err("steps: connect once".to_owned());
-        }
-        match &self.expect.client {
-            Some(_) if closed => {
-                return Err("expect: leave client out where the client itself closes".to_owned());
+        match (&self.expect.client, stand) {
+            (_, Stand::None) => return Err("steps: connect once".to_owned()),
+            (Some(_), Stand::Gone(by)) => {
+                return Err(format!(
+                    "expect: leave client out: after '{by}' no connection goes on"
+                ));
             }
-            Some(ends) if ends.0.is_empty() => {
+            (Some(ends), _) if ends.0.is_empty() => {
                 return Err("expect: client: name at least one end".to_owned());
             }
-            None if !closed => {
+            (None, Stand::Open { .. }) => {
                 let ends =
                     ProbeEnd::ALL.iter().map(|end| end.as_str()).collect::<Vec<_>>().join(", ");
                 return Err(format!(

@@ -124,7 +124,12 @@ fn unknown_fields_are_named_with_their_place() {
 fn senseless_files_are_refused() {
     for (name, from, to, says) in [
         ("close-unread", "name = \"close-unread\"", "name = \"Close unread\"", "lower-case"),
-        ("close-unread", "server-reset = true", "server-reset = true, client = \"hung\"", "leave"),
+        (
+            "close-unread",
+            "server-reset = true",
+            "server-reset = true, client = \"hung\"",
+            "expect: leave client out: after 'close' no connection goes on",
+        ),
         ("endpoint-replaced", "\"connect\", ", "", "'download' before connect"),
         ("entry-deleted", "[\"connect\"", "[\"connect\", \"connect\"", "connect once"),
         ("entry-deleted", "client = \"survived\"", "server-reset = true", "name client"),
@@ -200,6 +205,62 @@ fn senseless_files_are_refused() {
     ] {
         let said = refusal(&text(name).replacen(from, to, 1));
         assert!(said.contains(says), "{said}");
+    }
+}
+
+/// A step is refused that cannot be as the connections stand: what would be called survived or reset
+/// there would be nobody's. What can be is taken.
+#[test]
+fn steps_follow_how_connections_stand() {
+    let said = |steps: &str| {
+        let text = format!(
+            "kind = \"cause\"\nname = \"n\"\ntitle = \"t\"\nwhy = \"w\"\nsource = \"s\"\n\
+             [[case]]\ntitle = \"c\"\nsteps = [\"connect\", {steps}]\nexpect = {{ client = \"survived\" }}\n"
+        );
+        parse("x", &text).map_or_else(|e| e.to_string(), |_| String::new())
+    };
+    for (steps, says) in [
+        (
+            "'restart-server', { transfer = 'up' }",
+            "'upload' after 'restart-server': the connections are gone",
+        ),
+        (
+            "'vanish', { transfer = 'down' }",
+            "'download' after 'vanish': the connections are gone: reconnect first",
+        ),
+        (
+            "'close', { ask = '100ms' }, 'answer'",
+            "'ask, the server waits 100ms' after 'close': the",
+        ),
+        ("'close', 'half-close'", "'half-close' after 'close': the"),
+        ("'vanish', 'vanish'", "'vanish' after 'vanish': the"),
+        (
+            "'close', { expect = ['reset', 'survived'] }",
+            "'expect survived and reset' after 'close': the",
+        ),
+        (
+            "'half-close', { transfer = 'up' }",
+            "'upload' after 'half-close': the client has sent its FIN",
+        ),
+        ("'half-close', { ask = '1s' }, 'answer'", "waits 1s' after 'half-close': the"),
+        ("'half-close', 'half-close'", "'half-close' after 'half-close': the"),
+        ("{ ask = '1s' }, 'answer', 'half-close', 'answer'", "'answer' without ask"),
+        ("{ ask = '1s' }, { ask = '1s' }", "answer what was asked before 'ask"),
+        ("{ ask = '1s' }, { transfer = 'up' }", "answer what was asked before 'upload'"),
+        ("'half-close', 'reconnect'", "'reconnect' only after close"),
+        ("'restart-server'", "after 'restart-server' no connection goes on"),
+        (
+            "'vanish', { expect = 'reset' }, 'let-expire', 'delete-entries', { idle = '1s' }",
+            "after 'vanish' no",
+        ),
+        ("{ ask = '1s' }, 'close', 'reconnect', { transfer = 'both' }", ""),
+        (
+            "'half-close', 'close', 'reconnect', { ask = '1s' }, 'half-close', { idle = '1s' }, 'answer'",
+            "",
+        ),
+    ] {
+        let said = said(&steps.replace('\'', "\""));
+        assert!(said.contains(says) && said.is_empty() == says.is_empty(), "{steps}: {said}");
     }
 }
 
