@@ -148,6 +148,7 @@ fn judge(
             cells: Vec::new(),
             commands: Vec::new(),
             mended: Vec::new(),
+            repetition: 1,
             of_cases: BTreeMap::new(),
             timeline: Some(timeline),
         }],

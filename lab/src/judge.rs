@@ -53,7 +53,7 @@ pub(crate) fn conclude(
         ));
     }
     for s in scenarios {
-        reasons.extend(s.reasons.iter().map(|r| format!("{}: {r}", s.name)));
+        reasons.extend(s.reasons.iter().map(|r| format!("{}: {r}", s.called())));
         for c in s.cells.iter().filter(|c| c.judgement != Judgement::AsExpected) {
             reasons.extend(c.reasons.iter().map(|r| format!("{}: {r}", c.id)));
         }

@@ -10,7 +10,7 @@ use canary_record::names::{Forgery, ProbeEnd};
 use canary_runtime::exit::Exit;
 use canary_testbed::exec::Call;
 use conntrack_lab::document::lab::{Judgement, LabResult, Seen};
-use conntrack_lab::document::timeline::Finding;
+use conntrack_lab::document::timeline::{CaseSaid, Finding};
 use conntrack_lab::report::{diff, junit};
 use fixture::{fixture, result, skipped, with_timeline};
 use roxmltree::{Document, Node};
@@ -105,6 +105,57 @@ fn stages_are_compared() {
     let said = found.to_string();
     let line = "Full table: survived (as-expected) -> survived and hung (as-expected)";
     assert!(said.contains(line), "{said}");
+}
+
+/// A case is compared by its own judgement, whatever the others of its situation are: of two that stay as
+/// they were, one as expected, nothing has changed, and one that turned is named alone.
+#[test]
+fn cases_are_compared_by_their_own_judgement() {
+    let mut old = with_timeline();
+    let s = old.scenarios.last_mut().unwrap();
+    s.judgement = Judgement::Differs;
+    let t = s.timeline.as_mut().unwrap();
+    t.statements.clear();
+    for (n, step) in t.steps.iter_mut().enumerate() {
+        let judgement = if n == 0 { Judgement::AsExpected } else { Judgement::Differs };
+        step.case = Some(CaseSaid { setting: String::new(), judgement });
+        step.established = [(ProbeEnd::Survived, 20)].into();
+    }
+    let titles: Vec<_> = t.steps.iter().map(|s| s.title.clone()).collect();
+    let cases = |r: &mut LabResult, judgement| {
+        let t = r.scenarios.last_mut().unwrap().timeline.as_mut().unwrap();
+        t.steps[0].case.as_mut().unwrap().judgement = judgement;
+    };
+    let mut newer = old.clone();
+    cases(&mut newer, Judgement::Differs);
+    let found = diff::compare(&old, &newer);
+    assert_eq!((found.exit(), found.changed.len()), (Exit::Vulnerable, 1));
+    let line = format!("saturation: {}: survived (as-expected) -> survived (differs)", titles[0]);
+    assert!(found.to_string().contains(&line), "{found}");
+    cases(&mut newer, Judgement::Inconclusive);
+    let found = diff::compare(&old, &newer);
+    assert_eq!((found.exit(), found.unproved.len()), (Exit::Inconclusive, 1), "{found}");
+}
+
+/// What is repeated has a number in JUnit, a situation as a cell has.
+#[test]
+fn repetitions_have_numbers_in_junit() {
+    let mut r = with_timeline();
+    let mut again = r.scenarios.last().unwrap().clone();
+    again.repetition = 2;
+    r.scenarios.push(again);
+    let xml = junit::render(&r);
+    let doc = Document::parse(&xml).unwrap();
+    let names = |tag: &str| {
+        let nodes = doc.descendants().filter(|n| n.has_tag_name(tag));
+        nodes.filter_map(|n| n.attribute("name").map(str::to_owned)).collect::<Vec<_>>()
+    };
+    for (tag, name) in [
+        ("testsuite", "saturation (repetition 2)"),
+        ("testcase", "the scenario as a whole (repetition 2)"),
+    ] {
+        assert_eq!(names(tag).iter().filter(|n| *n == name).count(), 1, "{:?}", names(tag));
+    }
 }
 
 /// Every scenario that goes through stages has a JUnit case of its own, passed or not.

@@ -111,3 +111,32 @@ fn reasons_are_whole_once() {
         assert!(shown.contains(says), "{says}: {shown}");
     }
 }
+
+/// In the summary a case's long title makes room for the beginning of its reason; a repetition has its
+/// number, there and in its heading.
+#[test]
+fn reasons_are_before_titles() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/report");
+    let mut result = folder::read(&dir).unwrap();
+    let mut s = result.scenarios[0].clone();
+    s.cells.clear();
+    let title = "a title: one that goes on and on until nothing else is left on the line";
+    let why = "cannot give node1 the rules of line 7 of the file: nft refuses 'moon': syntax error";
+    (s.name, s.title, s.judgement) = ("mine".into(), "Mine".into(), Judgement::Inconclusive);
+    s.of_cases = [(title.to_owned(), vec![why.to_owned()])].into();
+    s.timeline = Some(Timeline::default());
+    s.reasons = vec![format!("{title}: {why}")];
+    for repetition in 1..=2 {
+        s.repetition = repetition;
+        result.reasons.push(format!("{}: {title}: {why}", s.called()));
+        result.scenarios.push(s.clone());
+    }
+    let shown = text::render(&result, 100);
+    for says in [
+        "  - mine: a title: one that goes on ...: cannot give node1 the rules of line 7 of the file: nft ...\n",
+        "  - mine (repetition 2): a title: one that goes on ...: cannot give node1 the rules of line 7 of ...\n",
+        "\nmine (repetition 2): Mine (inconclusive)\n",
+    ] {
+        assert!(shown.contains(says), "{says}: {shown}");
+    }
+}

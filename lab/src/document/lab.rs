@@ -290,6 +290,10 @@ pub struct ScenarioResult {
     /// Why a case of a situation is not as expected, or was not run, by its title.
     #[serde(default)]
     pub of_cases: BTreeMap<String, Vec<String>>,
+    /// Which one of several it is, from 1, where each has a result of its own: of situations and of what
+    /// goes through stages. Cells say theirs.
+    #[serde(default = "first")]
+    pub repetition: u32,
     /// Its cells, each repetition by itself.
     pub cells: Vec<CellResult>,
     /// What to type as root to build the same by hand.
@@ -300,6 +304,21 @@ pub struct ScenarioResult {
     /// Its cases under each mend, where that was asked for.
     #[serde(default)]
     pub mended: Vec<Mended>,
+}
+
+const fn first() -> u32 {
+    1
+}
+
+impl ScenarioResult {
+    /// Its name, with the number of the repetition after the first.
+    #[must_use]
+    pub fn called(&self) -> String {
+        match self.repetition {
+            0 | 1 => self.name.clone(),
+            n => format!("{} (repetition {n})", self.name),
+        }
+    }
 }
 
 /// Commands to repeat a set-up, in order.

@@ -57,8 +57,7 @@ impl Ledger {
         }
         let scenarios: Vec<_> = slots
             .iter()
-            .filter_map(|(n, _)| entries.get(*n))
-            .map(|entry| not_run(entry, repeat))
+            .filter_map(|(n, repetition)| Some(not_run(entries.get(*n)?, repeat, *repetition)))
             .collect();
         let result = LabResult {
             schema_version: SCHEMA_VERSION,
@@ -168,7 +167,7 @@ impl Ledger {
 }
 
 /// What there is of a scenario before its first cell has ended, or its steps have.
-fn not_run(entry: &Entry, repeat: u32) -> ScenarioResult {
+fn not_run(entry: &Entry, repeat: u32, repetition: u32) -> ScenarioResult {
     let about = &entry.scenario.about;
     let (judgement, why) = match (&entry.skipped, entry.scenario.matrix()) {
         (Some(why), _) => (Judgement::Skipped, format!("skipped: {why}")),
@@ -190,6 +189,7 @@ fn not_run(entry: &Entry, repeat: u32) -> ScenarioResult {
         timeline: None,
         mended: Vec::new(),
         of_cases: BTreeMap::new(),
+        repetition: repetition.max(1),
     }
 }
 

@@ -110,6 +110,7 @@ fn lab(old: OldSegments) -> LabResult {
             commands: Vec::new(),
             timeline: None,
             mended: Vec::new(),
+            repetition: 1,
             of_cases: BTreeMap::new(),
         }],
     }

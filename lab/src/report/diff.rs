@@ -130,8 +130,8 @@ pub fn compare(a: &LabResult, b: &LabResult) -> Diff {
         };
         match (&old.seen, &new.seen) {
             (Some(a), Some(b)) => {
-                // A claim or a stage has no judgement but that of its whole scenario.
-                let own = !matches!(key.part, Part::Claim(_) | Part::Stage(_));
+                // A claim has no judgement but that of its whole scenario.
+                let own = !matches!(key.part, Part::Claim(_));
                 if a == b && (!own || old.judgement == new.judgement) {
                     diff.same += 1;
                 } else {
@@ -207,9 +207,8 @@ fn findings(result: &LabResult) -> BTreeMap<Key, Finding> {
 fn of_stages(scenario: &ScenarioResult) -> Vec<(Part, Finding)> {
     let Some(timeline) = &scenario.timeline else { return Vec::new() };
     let judgement = scenario.judgement;
-    let proved = matches!(judgement, Judgement::AsExpected | Judgement::Differs);
     let run = || vec!["run"];
-    let mut parts = vec![(Part::Stages, Finding { seen: proved.then(run), judgement })];
+    let mut parts = vec![(Part::Stages, Finding { seen: proved(judgement).then(run), judgement })];
     for s in &timeline.statements {
         let shown = s.finding != statement::Finding::NotShown;
         let seen = shown.then(|| vec![s.finding.as_str()]);
@@ -219,15 +218,21 @@ fn of_stages(scenario: &ScenarioResult) -> Vec<(Part, Finding)> {
     if timeline.statements.is_empty() {
         for step in &timeline.steps {
             let ends = step.established.iter().filter(|(_, n)| **n > 0).map(|(e, _)| e.as_str());
-            let seen = proved.then(|| ends.collect());
+            // A case's own: another case of its scenario may differ.
+            let judgement = step.case.as_ref().map_or(judgement, |case| case.judgement);
+            let seen = proved(judgement).then(|| ends.collect());
             parts.push((Part::Stage(step.title.clone()), Finding { seen, judgement }));
         }
     }
     parts
 }
 
+const fn proved(judgement: Judgement) -> bool {
+    matches!(judgement, Judgement::AsExpected | Judgement::Differs)
+}
+
 fn of_cell(cell: &CellResult) -> Vec<(Option<Forgery>, Finding)> {
-    let proved = matches!(cell.judgement, Judgement::AsExpected | Judgement::Differs);
+    let proved = proved(cell.judgement);
     if cell.forgeries.is_empty() {
         return vec![(None, Finding { seen: None, judgement: cell.judgement })];
     }

@@ -254,7 +254,7 @@ fn weaknesses(result: &LabResult) -> Markup {
     let mut items: Vec<String> = result.reasons.clone();
     for s in &result.scenarios {
         if s.judgement != Judgement::AsExpected {
-            items.extend(s.reasons.iter().map(|r| format!("{}: {r}", s.name)));
+            items.extend(s.reasons.iter().map(|r| format!("{}: {r}", s.called())));
         }
         if s.judgement == Judgement::Skipped && s.reasons.is_empty() {
             items.push(format!("{}: skipped, no reason given", s.name));

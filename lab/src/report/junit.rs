@@ -57,13 +57,18 @@ fn scenario(result: &LabResult, s: &ScenarioResult) -> TestSuite {
         }
         _ => Some(s.judgement),
     };
-    cases.extend(own.map(|j| case(&s.name, "the scenario as a whole", 0.0, j, &s.reasons)));
-    suite(result, &s.name, cases)
+    let whole = again("the scenario as a whole", s.repetition);
+    cases.extend(own.map(|j| case(&s.name, &whole, 0.0, j, &s.reasons)));
+    suite(result, &s.called(), cases)
 }
 
 fn name(cell: &CellResult) -> String {
-    let set = format!("{:#}", cell.protections.sorted());
-    if cell.repetition > 1 { format!("{set} (repetition {})", cell.repetition) } else { set }
+    again(&format!("{:#}", cell.protections.sorted()), cell.repetition)
+}
+
+/// Told apart from the same before it.
+fn again(name: &str, repetition: u32) -> String {
+    if repetition > 1 { format!("{name} (repetition {repetition})") } else { name.to_owned() }
 }
 
 fn suite(result: &LabResult, name: &str, cases: Vec<TestCase>) -> TestSuite {

@@ -24,7 +24,7 @@ fn situation(result: &LabResult, s: &ScenarioResult, t: &Timeline) -> Markup {
     html! {
         details.situation id={ "s-" (spaceless(&s.name)) } open=[doubt.then_some("")] {
             summary {
-                h3 { (s.title) }
+                h3 { (s.title) @if s.repetition > 1 { " (repetition " (s.repetition) ")" } }
                 span.tag.(s.judgement) { (symbol) " " (word) }
                 span.soft { (count(t.steps.len() as u64, "case", "cases")) }
             }

@@ -247,7 +247,7 @@ fn outcome(sum: Option<&ForgeryResult>) -> String {
 /// A scenario that goes through steps.
 fn stages(out: &mut String, s: &ScenarioResult, timeline: &Timeline, width: usize) {
     out.push('\n');
-    paragraph(out, "", &format!("{}: {} ({})", s.name, s.title, s.judgement), width);
+    paragraph(out, "", &format!("{}: {} ({})", s.called(), s.title, s.judgement), width);
     // A case that ran says itself why it is not as expected.
     let why = |step: &Step, note: &str| {
         let reason = note.strip_suffix('.').map(|why| format!("{}: {why}", step.title));
@@ -371,21 +371,41 @@ fn summary(out: &mut String, result: &LabResult, width: usize) {
     );
     paragraph(out, "", &text, width);
     for reason in result.reasons.iter().take(20) {
-        paragraph(out, "  - ", &in_short(result, reason), width);
+        paragraph(out, "  - ", &in_short(result, reason, width), width);
     }
     if result.reasons.len() > 20 {
         let _ = writeln!(out, "  - and {} more, in results.json", result.reasons.len() - 20);
     }
 }
 
-/// The beginning of a reason that stands whole with its scenario or cell.
-fn in_short(result: &LabResult, reason: &str) -> String {
-    /// Characters: name, case and a few words.
-    const MOST: usize = 76;
+/// The beginning of a reason that stands whole with its scenario or cell: of a case's, of its title too.
+fn in_short(result: &LabResult, reason: &str, width: usize) -> String {
+    /// Characters of a case's title.
+    const TITLE: usize = 28;
+    // One line, beside the dash and the dots.
+    let most = width.min(100).saturating_sub(8);
+    for s in &result.scenarios {
+        let Some(rest) = reason.strip_prefix(&format!("{}: ", s.called())) else { continue };
+        let of =
+            |title: &&String| rest.strip_prefix(&***title).is_some_and(|r| r.starts_with(": "));
+        if let Some(title) = s.of_cases.keys().filter(of).max_by_key(|title| title.len()) {
+            let case = format!("{}: {}: ", s.called(), beginning(title, TITLE));
+            let room = most.saturating_sub(case.chars().count()).max(most / 3);
+            return case + &beginning(&rest[title.len() + 2..], room);
+        }
+        return beginning(reason, most);
+    }
     let of = |name: &str| reason.strip_prefix(name).is_some_and(|rest| rest.starts_with(": "));
-    let whole_above = |s: &ScenarioResult| of(&s.name) || s.cells.iter().any(|c| of(&c.id));
-    match &*textwrap::wrap(reason, MOST) {
-        [begin, _, ..] if result.scenarios.iter().any(whole_above) => format!("{begin} ..."),
-        _ => reason.to_owned(),
+    if result.scenarios.iter().any(|s| s.cells.iter().any(|c| of(&c.id))) {
+        return beginning(reason, most);
+    }
+    reason.to_owned()
+}
+
+/// As many words as fit.
+fn beginning(text: &str, most: usize) -> String {
+    match &*textwrap::wrap(text, most) {
+        [begin, _, ..] => format!("{begin} ..."),
+        _ => text.to_owned(),
     }
 }
