@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 use std::sync::mpsc::channel;
@@ -19,7 +20,7 @@ use canary_testbed::os::os;
 use canary_testbed::{evidence, netns};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::cli::{BinArgs, Cli, Command, RunArgs};
+use crate::cli::{BinArgs, Cli, Command, RunArgs, ShellArgs};
 use crate::cluster;
 use crate::hands_on;
 use crate::judge::ledger::{Entry, Ledger};
@@ -48,21 +49,35 @@ pub fn main() -> ExitCode {
         (Command::Report { dir }, _) => report(dir),
         (Command::Cluster { dir }, _) => judge_cluster(dir),
         (Command::Diff { first, second }, _) => diff(first, second),
-        (Command::Shell(args), inside) => match inside {
-            None => hands_on::check(args).map_err(usage).and_then(|()| enter(None)),
-            Some(pipe) => settled(pipe).and_then(|_| hands_on::shell(args).map_err(failed)),
-        },
+        (Command::Shell(args), inside) => return end(shell(args, inside)),
         (Command::HostTable(args), _) => host_table::guard(args).map_err(Wrong::from),
         (Command::Run(args), None) => outer(args),
         (Command::Run(args), Some(pipe)) => inner(args, config, pipe),
     };
-    match exit {
+    end(exit)
+}
+
+fn end(ending: Result<impl Into<ExitCode>, Wrong>) -> ExitCode {
+    match ending {
         Ok(exit) => exit.into(),
         Err(Wrong(exit, message)) => {
             eprintln!("error: {message}");
             exit.into()
         }
     }
+}
+
+/// Ends as the shell does; of a signal as shells tell it.
+fn shell(args: &ShellArgs, inside: Option<i32>) -> Result<ExitCode, Wrong> {
+    let status = if let Some(pipe) = inside {
+        settled(pipe)?;
+        hands_on::shell(args).map_err(failed)?
+    } else {
+        hands_on::check(args).map_err(usage)?;
+        netns::isolate(None).map_err(failed)?
+    };
+    let code = status.code().or_else(|| Some(128 + status.signal()?));
+    Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(Exit::Failed as u8)))
 }
 
 /// Why it ends so.
@@ -321,19 +336,13 @@ fn inner(args: &RunArgs, mut config: Config, pipe: i32) -> Ending {
     let (result, recorded) = record.end(&mut ledger);
     let report = folder::write(&dir, result).map_err(failed);
     print(&text::render(result, text::width()));
-    let file = dir.join("results.json");
-    if std::io::stdout().is_terminal() {
+    if !std::io::stdout().is_terminal() {
+        print(&format!("{}\n", last_line(result, recorded.is_ok().then_some(&dir))));
+    } else if recorded.is_ok() && report.is_ok() {
         print(&format!(
             "Report: {}, the data beside it in results.json\n",
             dir.join("report.html").display()
         ));
-    } else {
-        let line = serde_json::json!({
-            "judgement": result.judgement,
-            "ended_by": result.run.ended_by,
-            "results": file,
-        });
-        print(&format!("{line}\n"));
     }
     recorded.map_err(failed)?;
     report?;
@@ -343,6 +352,16 @@ fn inner(args: &RunArgs, mut config: Config, pipe: i32) -> Ending {
             .map_err(failed)?;
     }
     Ok(exit(result))
+}
+
+/// For a program that reads the end of stdout; without the directory of results where they could not be
+/// written.
+fn last_line(result: &LabResult, written: Option<&PathBuf>) -> serde_json::Value {
+    serde_json::json!({
+        "judgement": result.judgement,
+        "ended_by": if written.is_some() { result.run.ended_by } else { EndedBy::Error },
+        "results": written.map(|dir| dir.join("results.json")),
+    })
 }
 
 fn entry(scenario: &Scenario) -> Entry {

@@ -3,9 +3,8 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::Duration;
-
-use canary_runtime::exit::Exit;
 
 use canary_testbed::exec::{ExecError, Interrupt};
 use canary_testbed::netns;
@@ -45,8 +44,8 @@ pub(crate) fn check(args: &ShellArgs) -> Result<(), String> {
 }
 
 /// Builds the topology and gives the terminal to a shell in the host. The lab
-/// ends with the shell; its status is the shell's, as success or failure.
-pub(crate) fn shell(args: &ShellArgs) -> Result<Exit, TestbedError> {
+/// ends with the shell, and as the shell does.
+pub(crate) fn shell(args: &ShellArgs) -> Result<ExitStatus, TestbedError> {
     let (about, matrix) = chosen(args).map_err(wrong("open a shell"))?;
     let proxy_mode = args.proxy_mode.unwrap_or(matrix.proxy_modes[0]);
     let family = args.family.unwrap_or(matrix.families[0]);
@@ -70,8 +69,7 @@ pub(crate) fn shell(args: &ShellArgs) -> Result<Exit, TestbedError> {
         env.push(("PATH".to_owned(), format!("{}:{path}:/usr/sbin:/sbin", dir.display())));
     }
     let program = std::env::var_os("SHELL").map_or_else(|| PathBuf::from("/bin/sh"), PathBuf::from);
-    let status = testbed.foreground(&args.host, program, env)?;
-    Ok(if status.success() { Exit::Ok } else { Exit::Failed })
+    testbed.foreground(&args.host, program, env)
 }
 
 /// Stays up until a signal, having said how to enter each host. `pid` is this

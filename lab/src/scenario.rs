@@ -53,6 +53,11 @@ pub enum ScenarioError {
         /// What, and how to mend it.
         what: String,
     },
+    /// What no scenario can be called.
+    #[error(
+        "no name for a scenario: '{0}': use lower-case letters, digits and hyphens; its file is then NAME.toml"
+    )]
+    Name(String),
     /// Neither shipped nor a file.
     #[error(
         "no scenario '{name}': {}name one that `conntrack-lab list` shows, or a file that ends in .toml",
@@ -155,13 +160,17 @@ trait Checked: DeserializeOwned {
 
 impl Checked for About {
     fn check(&self) -> Result<(), String> {
-        let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        // Part of files' names.
-        if self.name.is_empty() || !self.name.chars().all(legal) {
+        if !legal(&self.name) {
             return Err("name: use lower-case letters, digits and hyphens".to_owned());
         }
         Ok(())
     }
+}
+
+/// Whether a scenario can be called that: names are parts of files' names.
+fn legal(name: &str) -> bool {
+    let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    !name.is_empty() && name.chars().all(legal)
 }
 
 /// Reads one scenario. `file` names it in errors.
@@ -366,6 +375,9 @@ pub fn positive_control() -> Result<Scenario, ScenarioError> {
 
 /// The text of a scenario to begin with, every field of it explained.
 pub fn begun(name: &str) -> Result<String, ScenarioError> {
+    if !legal(name) {
+        return Err(ScenarioError::Name(name.to_owned()));
+    }
     let text = include_str!("../scenarios/new.toml").replace("NAME", name);
     parse(&format!("{name}.toml"), &text)?;
     Ok(text)

@@ -299,7 +299,8 @@ fn what_the_kernel_refuses_is_told_with_its_place() {
         format!("[[case.host]]\nname = \"client\"\n{value}\nnft")
     };
     let (nft, host) = ("nft refuses 'chian input_alone", "[[case.host]]\nname = \"node1\"\nnft");
-    for (from, to, after, says) in [
+    let case = "title = \"a drop in INPUT alone\"\nprotections = []\nsteps = [\"connect\"";
+    for (at, (from, to, after, says)) in [
         ("chain input_alone", "chian input_alone".to_owned(), 0, nft),
         (
             host,
@@ -313,11 +314,28 @@ fn what_the_kernel_refuses_is_told_with_its_place() {
             2,
             "cannot set to 'many' sysctl net.ipv4.tcp_syn_retries: ",
         ),
-    ] {
+        (
+            host,
+            setting("\"net.netfilter.nf_conntrack_buckets\" = \"1024\""),
+            2,
+            "cannot set to '1024' sysctl net.netfilter.nf_conntrack_buckets: Permission denied (os error 13): \
+             it is one for the whole machine, and set in the initial network namespace alone: use \
+             --host-table-size",
+        ),
+        (
+            case,
+            format!("{case},\n{{ change = {{ name = \"client\", sysctls = {{ \"net.ipv4.sun\" = \"1\" }} }} }}"),
+            3,
+            "cannot read sysctl net.ipv4.sun: this kernel has no such setting",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
         let file = dir.path().join("refused.toml");
         assert!(own.contains(from), "{from}");
         fs::write(&file, own.replace(from, &to)).unwrap();
-        let results = dir.path().join(says.replace([' ', '\''], "-"));
+        let results = dir.path().join(format!("r{at}"));
         let out = output(lab(&dir).arg("run").arg(&file).arg("--output").arg(&results));
         assert_eq!(out.code, 11, "{}{}", out.stdout, out.stderr);
         let (judgement, reasons) = judged(&result(&results), "own-rules");

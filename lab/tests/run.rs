@@ -28,6 +28,7 @@ canary_testbed::tests![
     an_ordinary_user_gets_the_same,
     signals_end_it_in_order,
     sigkill_leaves_nothing,
+    a_full_disk_is_said_at_the_end,
     a_missing_tool_is_one_line,
     refused_user_namespaces_are_one_line,
     wrong_usage_is_one_line,
@@ -360,10 +361,10 @@ fn shell_is_inside_the_host() {
     command.args(["shell", "hairpin", "--in", "node1", "--protection", "forward-drop@client"]);
     command.env("SHELL", "/bin/sh").stdin(Stdio::piped());
     let mut child = common::start(&mut command);
-    let script = "ip -br addr; nft list ruleset; cat /proc/sys/net/ipv4/ip_forward; exit 0\n";
+    let script = "ip -br addr; nft list ruleset; cat /proc/sys/net/ipv4/ip_forward; exit 3\n";
     child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
     let out = common::finish(child);
-    assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
+    assert_eq!(out.code, 3, "the shell's own: {}{}", out.stdout, out.stderr);
     assert!(out.stdout.contains("198.18.0.11/24"), "{}", out.stdout);
     assert!(out.stdout.contains("ct state invalid counter"), "{}", out.stdout);
     before.assert_same(dir.path());
@@ -390,6 +391,23 @@ fn keep_stays_up_until_told() {
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
     assert_eq!(common::finish(child).code, 0);
     before.assert_same(dir.path());
+}
+
+/// On a full disk the run ends with 1, one line says why, and the last line of stdout names no result that is
+/// not there.
+fn a_full_disk_is_said_at_the_end() {
+    needs_root("a disk that is full is to be mounted");
+    let dir = scratch();
+    fs::write(dir.path().join("short.toml"), SHORT).unwrap();
+    let mut command = common::command(&dir, "unshare");
+    let script = "mkdir small && mount -t tmpfs -o size=32k small small && \
+                  exec \"$0\" run short.toml --output small/r";
+    command.args(["--mount", "sh", "-c", script]).arg(common::programs().join("conntrack-lab"));
+    let out = output(&mut command);
+    assert_eq!(out.code, 1, "{}{}", out.stdout, out.stderr);
+    assert!(out.stderr.contains("small/r/results.json: No space left on device"), "{}", out.stderr);
+    let last: serde_json::Value = out.stdout.lines().last().unwrap().parse().unwrap();
+    assert_eq!((&last["ended_by"], &last["results"]), (&"error".into(), &serde_json::Value::Null));
 }
 
 /// `list` names every scenario, `check` finds everything that is needed here.

@@ -10,6 +10,14 @@ pub struct OsError {
     source: io::Error,
 }
 
+impl OsError {
+    /// What kind of refusal it was.
+    #[must_use]
+    pub fn kind(&self) -> io::ErrorKind {
+        self.source.kind()
+    }
+}
+
 /// For `map_err`: names the operation and its object.
 pub fn os<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> OsError {
     let what = what.into();

@@ -168,10 +168,15 @@ impl Bed {
         bed
     }
 
-    /// The same with a bad network between the nodes, or client and server where there are none.
+    /// The same with a bad network between the nodes, or client and server where there are none. The
+    /// conditions are printed; `TESTBED_SEED` is a seed to take instead of theirs.
     #[track_caller]
     #[must_use]
-    pub fn through(path: Path, conditions: Conditions) -> (Self, Network) {
+    pub fn through(path: Path, mut conditions: Conditions) -> (Self, Network) {
+        if let Some(seed) = std::env::var("TESTBED_SEED").ok().and_then(|s| s.parse().ok()) {
+            conditions.seed = seed;
+        }
+        eprintln!("network: {conditions} (TESTBED_SEED={} repeats it)", conditions.seed);
         let bed = Self::new(|prefix| Topology::new(path, prefix).through_a_network());
         bed.protect(&[]);
         let network = ok(Network::start(&bed.testbed, conditions));

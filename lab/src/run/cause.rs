@@ -159,6 +159,7 @@ impl Run<'_> {
         interrupt.sleep(place.scaled(UNDER_WAY))?;
         self.end_servers()?;
         self.seen.rules = self.counted()?;
+        self.doubt_limit()?;
         self.seen.conntrack = place.within("node1", evidence::conntrack_counters)?.since(before);
         self.seen.witnesses = setting::end_witnesses(listening)?;
         if let Some(network) = network {

@@ -493,7 +493,13 @@ fn a_new_scenario_is_legal() {
     for field in [all, fields("Case"), fields("Expect"), fields("Host")].concat() {
         assert!(text.contains(&field), "{field}");
     }
-    assert!(begun("My node").unwrap_err().to_string().contains("lower-case"));
+    for name in ["My node", "zz.toml", ""] {
+        let says = format!(
+            "no name for a scenario: '{name}': use lower-case letters, digits and hyphens;"
+        );
+        let said = begun(name).unwrap_err().to_string();
+        assert!(said.starts_with(&says) && !said.contains("line"), "{said}");
+    }
 }
 
 /// The JSON Schema of a scenario file, for editors.

@@ -66,13 +66,8 @@ impl fmt::Display for Report {
 
 impl Network {
     /// Carries frames from here on, in the host `network` of a topology that goes
-    /// [through one](crate::topology::Topology::through_a_network). The conditions are printed;
-    /// `TESTBED_SEED` is a seed to take instead of theirs.
-    pub fn start(testbed: &Testbed, mut conditions: Conditions) -> Result<Self, TestbedError> {
-        if let Some(seed) = std::env::var("TESTBED_SEED").ok().and_then(|s| s.parse().ok()) {
-            conditions.seed = seed;
-        }
-        eprintln!("network: {conditions} (TESTBED_SEED={} repeats it)", conditions.seed);
+    /// [through one](crate::topology::Topology::through_a_network).
+    pub fn start(testbed: &Testbed, conditions: Conditions) -> Result<Self, TestbedError> {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
         // A thread is in the namespace of the one that starts it.

@@ -3,6 +3,7 @@
 
 use std::fmt::Display;
 use std::fs;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use crate::document::lab::ProxyMode;
 use crate::document::timeline::Change;
 use canary_conntrack::table::{Table, TcpState, Tuple};
 use canary_testbed::evidence;
-use canary_testbed::exec::Call;
+use canary_testbed::exec::{Call, ExecError};
 use canary_testbed::model::At;
 use canary_testbed::os::{os, wrong};
 use canary_testbed::testbed::TestbedError;
@@ -22,6 +23,7 @@ use nix::errno::Errno;
 use super::hosts::beside;
 use super::rules::{self, Rule};
 use super::{CLOSE, Run};
+use crate::run::host_table;
 use crate::run::saturation::tables::destination;
 use crate::run::setting::{Place, READY, count, write};
 use crate::scenario::cause::{Host, Masquerade, Text};
@@ -43,14 +45,34 @@ const STAYS: Duration = Duration::from_secs(3600);
 /// chains that are too long (`chaintoolong`) would cost every one of them connections.
 pub(super) struct Full<'a> {
     place: &'a Place<'a>,
+    /// The limit before it was filled, and what conntrack on the node had dropped by then.
+    begun: (u64, u64),
     _turn: MutexGuard<'static, ()>,
 }
 
 impl<'a> Full<'a> {
-    fn of(place: &'a Place<'a>) -> Self {
+    fn of(place: &'a Place<'a>) -> Result<Self, TestbedError> {
         static TURN: Mutex<()> = Mutex::new(());
-        Self { place, _turn: TURN.lock().unwrap_or_else(PoisonError::into_inner) }
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Self { place, begun: Self::state(place)?, _turn: turn })
     }
+
+    fn state(place: &Place<'_>) -> Result<(u64, u64), TestbedError> {
+        place.within("node1", || Ok((host_table::max()?, evidence::conntrack_counters()?.drop)))
+    }
+}
+
+/// Why a table may not have been full all the time, of its limit and conntrack's drops before and after: the
+/// limit is the whole machine's, and whoever moves it makes room, or drops what had some.
+fn limit_moved(before: (u64, u64), after: (u64, u64)) -> Option<String> {
+    let ((from, before), (to, after)) = (before, after);
+    (from != to).then(|| {
+        format!(
+            "nf_conntrack_max went from {from} to {to} after fill-table, by somebody else: what the full \
+             table did ({} drops) proves nothing",
+            after.saturating_sub(before)
+        )
+    })
 }
 
 impl Drop for Full<'_> {
@@ -64,6 +86,21 @@ impl Drop for Full<'_> {
 fn refused(host: &str, what: &str, line: Option<usize>, why: String) -> TestbedError {
     let place = line.map_or_else(String::new, |n| format!(" of line {n} of the file"));
     wrong(format!("give {host} the {what}{place}"))(why).into()
+}
+
+/// What to do about a setting that the kernel refuses to everybody but the initial network namespace.
+fn global(name: &str, e: &ExecError) -> &'static str {
+    match e {
+        ExecError::Os(e) if e.kind() == ErrorKind::PermissionDenied => {
+            if ["nf_conntrack_max", "nf_conntrack_buckets"].iter().any(|end| name.ends_with(end)) {
+                ": it is one for the whole machine, and set in the initial network namespace alone: \
+                 use --host-table-size"
+            } else {
+                ": it is one for the whole machine, and set in the initial network namespace alone"
+            }
+        }
+        _ => "",
+    }
 }
 
 /// The first of them, and how many others there are.
@@ -157,7 +194,10 @@ impl Run<'_> {
     /// Established connections of others, as many as there is room for.
     pub(super) fn fill_table(&mut self) -> Result<(), TestbedError> {
         let place = self.place;
-        self.full.get_or_insert_with(|| Full::of(place));
+        // Before the first entry, for the limit may move while they are made.
+        if self.full.is_none() {
+            self.full = Some(Full::of(place)?);
+        }
         let interrupt = &self.place.setting.interrupt;
         let filled = self.place.within("node1", || {
             let failed = || wrong("add conntrack entries");
@@ -326,7 +366,8 @@ impl Run<'_> {
             let change = place.set(at, &name.replace('.', "/"), &value.text);
             let change = change.map_err(|e| match e {
                 TestbedError::Evidence { source, .. } => {
-                    refused(at, "sysctl", value.line(None), source.to_string())
+                    let why = format!("{source}{}", global(name, &source));
+                    refused(at, "sysctl", value.line(None), why)
                 }
                 other => other,
             })?;
@@ -399,6 +440,15 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Doubts a table that was to be full where the limit is another in the end.
+    pub(super) fn doubt_limit(&mut self) -> Result<(), TestbedError> {
+        if let Some(full) = &self.full {
+            let now = Full::state(self.place)?;
+            self.seen.doubts.extend(limit_moved(full.begun, now));
+        }
+        Ok(())
+    }
+
     /// What the rules of each host's own have counted in the end.
     pub(super) fn counted(&self) -> Result<Vec<String>, TestbedError> {
         let mut notes = Vec::new();
@@ -444,5 +494,22 @@ impl Run<'_> {
         let now = ip(&["show", to])?;
         self.changed(format!("route in {node}"), from.trim(), now.trim());
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A limit that is another in the end is told, up or down; the same one is not.
+    #[test]
+    fn a_limit_that_moves_is_told() {
+        let moved = |before, limit| limit_moved((before, 5), (limit, 25));
+        assert_eq!(moved(1000, 1000), None);
+        for limit in [999, 262_144] {
+            let says = format!("nf_conntrack_max went from 1000 to {limit} after fill-table");
+            let said = moved(1000, limit).unwrap();
+            assert!(said.starts_with(&says) && said.contains("(20 drops)"), "{said}");
+        }
     }
 }
