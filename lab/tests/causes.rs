@@ -257,6 +257,54 @@ fn a_half_closed_connection_can_be_closed() {
     assert_eq!(judged(&r, "own"), (Judgement::AsExpected, Vec::new()), "{}", out.stdout);
 }
 
+/// A connection that ends while nobody uses it has ended by then, as the kernel's own timer or an RST
+/// has it; one that goes on has not.
+#[test]
+fn what_ends_in_silence_is_seen() {
+    let host = "keepalive = true\nhost = [{ name = \"client\", sysctls = { \
+                \"net.ipv4.tcp_keepalive_time\" = \"1\", \"net.ipv4.tcp_keepalive_intvl\" = \"1\", \
+                \"net.ipv4.tcp_keepalive_probes\" = \"2\" } }]\n";
+    let rejects = "{ change = { name = \"server\", nft = \"table inet own { chain i { \
+                   type filter hook input priority 0; tcp dport 9000 counter reject with tcp reset; }; }\" } }";
+    let of = |end: &str, step: &str| {
+        let steps = format!("\"connect\", {step}, {{ idle = \"8s\" }}, {{ expect = \"{end}\" }}");
+        (steps, format!("{host}expect = {{ client = \"{end}\" }}"))
+    };
+    let all = [
+        ("gone", of("timed-out", "\"remove-endpoint\"")),
+        ("rejected", of("reset", rejects)),
+        ("there", of("survived", "{ transfer = \"down\" }")),
+    ];
+    let all = all.each_ref().map(|(title, (steps, more))| (*title, &**steps, &**more));
+    let (out, r) = cases(&scratch(), &all);
+    assert_eq!(judged(&r, "own"), (Judgement::AsExpected, Vec::new()), "{}", out.stdout);
+}
+
+/// Of refused connections there are no entries to delete; RSTs that come after a FIN are told.
+#[test]
+fn what_never_was_is_not_counted() {
+    let few = "host = [{ name = \"node1\", nft = \"table ip own { chain f { type filter hook forward priority 0; \
+               ct state new tcp flags & (syn|ack) == syn ct count over 3 counter reject with tcp reset; }; }\" }]\n\
+               expect = { client = [\"survived\", \"refused\"] }";
+    let all = [
+        ("few", "\"connect\", \"delete-entries\", { transfer = \"down\" }", few),
+        ("none yet", "\"delete-entries\", \"connect\"", "expect = { client = \"survived\" }"),
+        (
+            "after its FIN",
+            "\"connect\", { ask = \"2500ms\" }, \"half-close\", \"delete-entries\", \"answer\"",
+            "expect = { client = \"hung\" }",
+        ),
+    ];
+    let (out, r) = cases(&scratch(), &all);
+    assert_eq!(judged(&r, "own"), (Judgement::AsExpected, Vec::new()), "{}", out.stdout);
+    let own = r.scenarios.iter().find(|s| s.name == "own").unwrap();
+    let notes = &own.timeline.as_ref().unwrap().steps[2].notes;
+    // One at least for each connection: the answer, and perhaps the FIN behind it.
+    let others =
+        notes.iter().find_map(|n| n.split("RSTs: 0 attributed, ").nth(1)?.split(' ').next());
+    assert!(others.is_some_and(|n| n.parse::<u32>().unwrap() >= 6), "{notes:?}");
+}
+
 /// The load balancer of the documents, which has forgotten a connection: it resets who speaks.
 #[test]
 fn a_balancer_that_forgets_resets_who_speaks() {

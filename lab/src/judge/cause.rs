@@ -47,7 +47,7 @@ fn step(case: &Case, seen: &Shown, judgement: Judgement, why: &[String]) -> Step
             seen.sum(|b| b.connections.forged),
             seen.sum(|b| b.connections.accepted),
             seen.sum(|b| b.resets.attributed),
-            seen.sum(|b| b.resets.unattributed)
+            seen.other_resets()
         ),
     ];
     // One for each server, which mostly agree.
@@ -241,22 +241,18 @@ fn compare(case: &Case, seen: &Shown) -> Compared {
         differs.push(format!("{all}: no connection came to be, which is no-connection"));
     }
     differs.extend(client);
-    let resets = seen.reset_at_servers();
-    let wanted = if expect.server_reset { n } else { killed };
-    // The server of a connection that ended at its client hears of it when it sends.
-    let also = ended_by_own.min(resets.saturating_sub(wanted));
-    if resets != wanted + also {
-        differs.push(format!("the server: expected {wanted} resets, saw {resets}"));
-    }
+    let others = seen.other_resets();
+    let wanted = if expect.server_reset { could } else { killed };
+    differs.extend(server(seen, wanted, ended_by_own));
     // An RST that ends a connection is on the wire too.
-    let others = seen.sum(|b| b.resets.unattributed);
-    if expect.server_reset && others < n && differs.is_empty() {
+    if expect.server_reset && others < could && differs.is_empty() {
         doubts.push(format!(
-            "boom-server's raw socket saw {others} other RSTs where {n} connections were reset"
+            "boom-server's raw socket saw {others} other RSTs where {could} connections were reset"
         ));
     }
-    if case.steps.contains(&Done::DeleteEntries) && seen.deleted < n && !unconnected {
-        differs.push(format!("entries deleted: {} for {n} connections", seen.deleted));
+    let there = there_at_deletion(case, seen);
+    if seen.deleted < there {
+        differs.push(format!("entries deleted: {} for {there} connections", seen.deleted));
     }
     let deaf = words(expect, seen, &mut differs, &mut doubts);
     Compared { differs, doubts, unforged, deaf }
@@ -307,6 +303,29 @@ fn never(case: &Case, seen: &Shown, doubts: &mut Vec<String>) -> u64 {
         ));
     }
     never
+}
+
+/// How what the server's application saw of resets differs from the `wanted`; what ended a connection at
+/// its client it may hear of when it sends.
+fn server(seen: &Shown, wanted: u64, ended_at_client: u64) -> Option<String> {
+    let (resets, others) = (seen.reset_at_servers(), seen.other_resets());
+    // What it has closed on its side is reset without a word to it.
+    let on_the_wire = if resets < wanted && others > 0 {
+        format!(" of the {others} other RSTs that came")
+    } else {
+        String::new()
+    };
+    (!(wanted..=wanted + ended_at_client).contains(&resets)).then(|| {
+        format!("the server's application: expected {wanted} resets, saw {resets}{on_the_wire}")
+    })
+}
+
+/// How many connections there were when their entries were deleted for the first time.
+fn there_at_deletion(case: &Case, seen: &Shown) -> u64 {
+    let steps = case.steps.iter().zip(&seen.steps).skip_while(|(step, _)| **step != Done::Connect);
+    let mut pairs = steps.clone().zip(steps.skip(1));
+    let deletion = pairs.find(|(_, (step, _))| **step == Done::DeleteEntries);
+    deletion.map_or(0, |((_, before), _)| number(&before.client, ProbeEnd::Survived))
 }
 
 /// How the client's connections differ from what each step and the end expect.

@@ -37,7 +37,7 @@ pub(crate) struct Seen {
     pub(crate) rules: Vec<String>,
     pub(crate) boom: Vec<BoomResult>,
     pub(crate) steps: Vec<After>,
-    /// Entries that were there before and gone after a deletion.
+    /// Entries that were there before and gone after a deletion, once there were connections.
     pub(crate) deleted: u64,
     /// What load-client's witness said of the kernel's words on each node, where one listened.
     pub(crate) witnesses: Vec<(String, WitnessResult)>,
@@ -58,6 +58,12 @@ impl Seen {
     /// RST may come before accept().
     pub(crate) fn reset_at_servers(&self) -> u64 {
         self.sum(|b| b.connections.reset_seen_by_application + b.connections.reset_before_accept)
+    }
+
+    /// RSTs that came to a server and are not shown to be a forged segment's: those too of connections
+    /// that boom-server has forgotten because they were closed.
+    pub(crate) fn other_resets(&self) -> u64 {
+        self.sum(|b| b.resets.poisoned + b.resets.unattributed + b.resets.unknown_connection)
     }
 
     /// How many of a forgery were forged, and what became of them.

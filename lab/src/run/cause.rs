@@ -152,6 +152,7 @@ impl Run<'_> {
         for step in &case.steps {
             interrupt.check()?;
             let forged = self.step(step)?;
+            self.connections.look();
             let after = After { what: step.to_string(), client: self.connections.ends(), forged };
             self.seen.steps.push(after);
         }

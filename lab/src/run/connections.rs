@@ -4,11 +4,14 @@
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Duration;
 
 use canary_record::names::{Errno, FailureClass, Phase, ProbeEnd};
 use canary_record::probe::{Body, BodyHash, Line, Request};
 use canary_record::result::load::Cause;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, recv};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::observed::counted;
@@ -182,6 +185,20 @@ impl Connections {
         });
     }
 
+    /// Notes which have failed while nobody used them, as whoever reads next would meet it. What has come
+    /// stays unread, and a FIN is no failure.
+    pub(super) fn look(&mut self) {
+        self.open(|stream, _, _| {
+            let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+            let failure = match recv(stream.as_raw_fd(), &mut [0], flags) {
+                Ok(0) | Err(nix::Error::EAGAIN) => None,
+                Ok(_) => behind(stream).map_err(at(Phase::Receive))?,
+                Err(e) => Some(e.into()),
+            };
+            failure.map_or(Ok(()), |e| Err(at(Phase::Receive)(e)))
+        });
+    }
+
     /// How many go on.
     pub(super) fn open_ones(&self) -> u64 {
         let open = |one: &&One| matches!(one.state, State::Open { .. });
@@ -241,6 +258,18 @@ impl One {
             State::Open { .. } | State::Closed => None,
         }
     }
+}
+
+/// The failure that lies behind what is unread. SO_ERROR alone would tell of what an ICMP message said of
+/// a connection that goes on (`sk_err_soft`), and forget it; and where a FIN came before the RST
+/// (EPIPE, `tcp_reset()`), that is what is read.
+fn behind(stream: &TcpStream) -> io::Result<Option<io::Error>> {
+    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO)?;
+    if !fds[0].revents().is_some_and(|e| e.contains(PollFlags::POLLERR)) {
+        return Ok(None);
+    }
+    Ok(stream.take_error()?.filter(|e| e.kind() != ErrorKind::BrokenPipe))
 }
 
 fn open(
@@ -357,7 +386,45 @@ fn cause(e: &io::Error) -> Cause {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
+
+    /// Without being used, one that was reset has failed, behind an unread answer too; one that the server
+    /// has ended in order has not, and what has come can still be read.
+    #[test]
+    fn a_failure_is_seen_without_a_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut connections =
+            Connections::none(listener.local_addr().unwrap(), Duration::from_secs(5), false);
+        connections.connect(4);
+        let mut peers: Vec<_> = (0..4).map(|_| listener.accept().unwrap().0).collect();
+        // In the order of the client's.
+        peers.sort_by_key(|peer| {
+            let of = peer.peer_addr().ok();
+            connections.all.iter().position(|one| one.local == of)
+        });
+        let [mut idle, mut answered, reset, fin] = <[TcpStream; 4]>::try_from(peers).unwrap();
+        connections.look();
+        assert_eq!(connections.ends(), [(ProbeEnd::Survived, 4)].into());
+        answered.write_all(b"x").unwrap();
+        for stream in [&answered, &reset] {
+            SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        idle.write_all(b"y").unwrap();
+        drop((fin, answered, reset));
+        let end = std::time::Instant::now() + Duration::from_secs(5);
+        while connections.ends() != [(ProbeEnd::Reset, 2), (ProbeEnd::Survived, 2)].into() {
+            assert!(std::time::Instant::now() < end, "{:?}", connections.ends());
+            connections.look();
+        }
+        let states: Vec<_> = connections.all.iter().map(|one| one.failure().is_some()).collect();
+        assert_eq!(states, [false, true, true, false]);
+        let State::Open { stream, .. } = &mut connections.all[0].state else { panic!("open") };
+        let mut octet = [0];
+        stream.read_exact(&mut octet).unwrap();
+        assert_eq!(octet, *b"y");
+    }
 
     /// What the kernel gave up is told from what stood still, and a failed one keeps its errno.
     #[test]

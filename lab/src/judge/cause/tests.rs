@@ -124,6 +124,46 @@ fn every_part_can_fail() {
     }
 }
 
+/// Of connections that were refused nothing is expected: no entry to delete, no reset at the server.
+#[test]
+fn only_connections_that_came_to_be_are_counted() {
+    let mut case = case();
+    case.expect.client = Some(Ends([ProbeEnd::Hung, ProbeEnd::Refused].into()));
+    case.steps[1] = Done::Idle(crate::scenario::cause::Wait(std::time::Duration::ZERO));
+    let mut s = seen();
+    (s.connections, s.deleted) = (8, 5);
+    for client in s.steps.iter_mut().map(|s| &mut s.client).chain([&mut s.client]) {
+        client.insert(ProbeEnd::Refused, 3);
+    }
+    assert_eq!(judge(&case, &s), (Judgement::AsExpected, Vec::new()));
+    s.deleted = 4;
+    let few = "entries deleted: 4 for 5 connections".to_owned();
+    assert_eq!(judge(&case, &s), (Judgement::Differs, vec![few]));
+    // Before there are any, nothing need be there.
+    case.steps.swap(0, 2);
+    s.deleted = 0;
+    s.steps.swap(0, 2);
+    assert_eq!(judge(&case, &s), (Judgement::AsExpected, Vec::new()));
+}
+
+/// RSTs of connections that boom-server has forgotten, as those after a FIN, are told and are proof as
+/// others are; what the server's application saw of them is another matter.
+#[test]
+fn resets_of_forgotten_connections_count() {
+    let mut s = seen();
+    let resets = &mut s.boom[0].resets;
+    (resets.unattributed, resets.unknown_connection) = (2, 3);
+    assert_eq!(judge(&case(), &s), (Judgement::AsExpected, Vec::new()));
+    let told = step(&case(), &s, Judgement::AsExpected, &[]).notes.join("\n");
+    assert!(told.contains("RSTs: 0 attributed, 5 others"), "{told}");
+    s.boom[0].connections.reset_seen_by_application = 0;
+    let unseen = "the server's application: expected 5 resets, saw 0 of the 5 other RSTs that came";
+    assert_eq!(judge(&case(), &s), (Judgement::Differs, vec![unseen.to_owned()]));
+    s.boom[0].connections.reset_seen_by_application = 5;
+    s.boom[0].resets.unknown_connection = 0;
+    assert_eq!(judge(&case(), &s).0, Judgement::Inconclusive);
+}
+
 /// Where boom-server could not have been wrong, nothing is proved.
 #[test]
 fn without_forged_segments_nothing_is_proved() {

@@ -186,7 +186,10 @@ impl Run<'_> {
             evidence::forget_all()?;
             Ok((from, count()?))
         })?;
-        self.seen.deleted += from.saturating_sub(to);
+        // Before there are connections it is others' that go.
+        if !self.connections.ends().is_empty() {
+            self.seen.deleted += from.saturating_sub(to);
+        }
         self.changed("entries on the client's node", from, to);
         Ok(())
     }
