@@ -108,10 +108,10 @@ pub struct RunArgs {
     /// Runs each case of a cause under each mend too: what helps, what does not, what harms
     #[arg(long, env = "LAB_MENDS")]
     pub mends: bool,
-    /// Connections for each forgery in each cell (default: the scenario's own)
+    /// Connections for each forgery in each cell (default: the scenario's own); situations have their own number
     #[arg(long, value_name = "N", env = "LAB_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub connections: Option<u32>,
-    /// Which packet captures are kept
+    /// Which packet captures are kept; of situations none but with `all`
     #[arg(long, value_name = "WHICH", env = "LAB_CAPTURE", default_value = "one")]
     pub capture: CaptureMode,
     /// Cells at a time

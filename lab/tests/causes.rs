@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use canary_record::names::Outcome;
+use canary_testbed::capture;
 use common::{Left, lab, output, result, scratch};
 use conntrack_lab::document::lab::{Effect, Judgement, LabResult, Mend};
 use toml::{Table, Value};
@@ -604,6 +605,29 @@ fn the_bad_network_is_on_any_link() {
             let carried = step.changes.iter().find(|c| c.what.contains("bad network")).unwrap();
             let [into, out] = [&carried.from, &carried.to].map(|n| n.parse::<u64>().unwrap());
             assert!(out < into, "{}: {into} {out}", step.title);
+        }
+    }
+}
+
+/// With `--capture all` a case keeps what its client and its servers saw; without it nothing is captured.
+#[test]
+fn a_case_is_captured_where_all_is_kept() {
+    let dir = scratch();
+    let file = dir.path().join("kept.toml");
+    let text = "kind = \"cause\"\nname = \"kept\"\ntitle = \"t\"\nwhy = \"w\"\nsource = \"s\"\n\
+                connections = 2\n[[case]]\ntitle = \"c\"\nendpoints = 2\nsteps = [\"connect\"]\n\
+                expect = { client = \"survived\" }\n";
+    fs::write(&file, text).unwrap();
+    for (mode, kept) in [("all", true), ("one", false)] {
+        let results = dir.path().join(mode);
+        let mut run = lab(&dir);
+        run.arg("run").arg(&file).args(["--capture", mode, "--output"]).arg(&results);
+        let out = output(&mut run);
+        assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
+        let of = |host: &str| fs::read(results.join(format!("cells/kept/1/{host}.pcap")));
+        assert_eq!(["client", "server", "server2"].map(|host| of(host).is_ok()), [kept; 3]);
+        if kept {
+            assert!(capture::packets(&of("client").unwrap()).unwrap() > 10);
         }
     }
 }

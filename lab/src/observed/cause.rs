@@ -33,7 +33,7 @@ pub(crate) struct Seen {
     pub(crate) failures: BTreeMap<FailureClass, u64>,
     /// Where and by which errno those failed whose class does not say it.
     pub(crate) errors: BTreeMap<String, u64>,
-    /// What the counters of hosts' own rules say in the end.
+    /// What the counters of hosts' own rules say in the end, and what captures lost.
     pub(crate) rules: Vec<String>,
     pub(crate) boom: Vec<BoomResult>,
     pub(crate) steps: Vec<After>,

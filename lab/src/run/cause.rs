@@ -148,6 +148,7 @@ impl Run<'_> {
         let listening = case.expect.witness.is_some();
         let listening = if listening { self.listen()? } else { Vec::new() };
         self.serve("")?;
+        let captures = self.capture()?;
         let before = place.within("node1", evidence::conntrack_counters)?;
         for step in &case.steps {
             interrupt.check()?;
@@ -161,6 +162,11 @@ impl Run<'_> {
         self.end_servers()?;
         self.seen.rules = self.counted()?;
         self.doubt_limit()?;
+        for (host, tap) in captures {
+            if let (_, Some(loss)) = tap.stop(place.scaled(READY))? {
+                self.seen.rules.push(format!("The capture at {host} is not whole: {loss}."));
+            }
+        }
         self.seen.conntrack = place.within("node1", evidence::conntrack_counters)?.since(before);
         self.seen.witnesses = setting::end_witnesses(listening)?;
         if let Some(network) = network {

@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 pub enum CaptureMode {
     /// One connection of every kind that was reset
     One,
-    /// Everything, in every cell
+    /// Everything, in every cell, and of situations at the client and the servers of every case
     All,
     /// Nothing is captured
     None,

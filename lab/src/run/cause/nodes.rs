@@ -15,6 +15,7 @@ use canary_testbed::evidence;
 use canary_testbed::exec::{Call, ExecError};
 use canary_testbed::model::At;
 use canary_testbed::os::{os, wrong};
+use canary_testbed::tap::Tap;
 use canary_testbed::testbed::TestbedError;
 use canary_testbed::topology::POD_PORT;
 use canary_wire::segment::Family;
@@ -25,7 +26,7 @@ use super::rules::{self, Rule};
 use super::{CLOSE, Run};
 use crate::run::host_table;
 use crate::run::saturation::tables::destination;
-use crate::run::setting::{Place, READY, count, write};
+use crate::run::setting::{CaptureMode, Place, READY, count, write};
 use crate::scenario::cause::{Host, Masquerade, Text};
 use crate::scenario::saturation::MOST_ENTRIES;
 
@@ -441,6 +442,24 @@ impl Run<'_> {
             self.service.insert(node, rules);
         }
         Ok(())
+    }
+
+    /// Captures at the client and at each server, where everything is to be kept: HOST.pcap beside the case's
+    /// other files.
+    pub(super) fn capture(&self) -> Result<Vec<(&'static str, Tap)>, TestbedError> {
+        if self.place.setting.capture != CaptureMode::All {
+            return Ok(Vec::new());
+        }
+        let client = self.place.topology.client();
+        let servers = self.case.servers().iter().copied().filter(|host| *host != client);
+        let start = |host: &'static str| {
+            let file = self.dir.join(format!("{host}.pcap"));
+            // A node has several links, and so has a client with a second one.
+            let mut tap = Tap::start(self.place, host, "any", "tcp or icmp or icmp6", &file)?;
+            tap.wait_ready(self.place.scaled(READY))?;
+            Ok((host, tap))
+        };
+        [client].into_iter().chain(servers).map(start).collect()
     }
 
     /// Doubts a table that was to be full where the limit is another in the end.
