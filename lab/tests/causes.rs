@@ -616,7 +616,7 @@ fn a_case_is_captured_where_all_is_kept() {
     let file = dir.path().join("kept.toml");
     let text = "kind = \"cause\"\nname = \"kept\"\ntitle = \"t\"\nwhy = \"w\"\nsource = \"s\"\n\
                 connections = 2\n[[case]]\ntitle = \"c\"\nendpoints = 2\nsteps = [\"connect\"]\n\
-                expect = { client = \"survived\" }\n";
+                expect = { client = \"survived\", forged = { control = \"delivered\" } }\n";
     fs::write(&file, text).unwrap();
     for (mode, kept) in [("all", true), ("one", false)] {
         let results = dir.path().join(mode);
