@@ -283,7 +283,7 @@ fn a_missing_tool_is_one_line() {
         let out = output(&mut command);
         assert_eq!(out.code, 1, "{}{}", out.stdout, out.stderr);
         assert_eq!(out.stderr.lines().count(), 1, "{}", out.stderr);
-        assert!(out.stderr.contains(&format!("{tool} is missing")), "{}", out.stderr);
+        assert!(out.stderr.contains(&format!("cannot find {tool}: ")), "{}", out.stderr);
         assert!(out.stderr.contains(package), "{}", out.stderr);
         assert!(!dir.path().join("r").exists());
     }
