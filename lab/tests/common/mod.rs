@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use conntrack_lab::document::lab::LabResult;
+use conntrack_lab::document::lab::{Judgement, LabResult};
 use nix::unistd::Pid;
 
 /// A directory that goes with the test.
@@ -195,4 +195,10 @@ pub fn processes(dir: &Path) -> BTreeSet<String> {
         }
     }
     found
+}
+
+/// The judgement of a scenario, and why.
+pub fn judged(result: &LabResult, name: &str) -> (Judgement, Vec<String>) {
+    let s = result.scenarios.iter().find(|s| s.name == name).unwrap();
+    (s.judgement, s.reasons.clone())
 }

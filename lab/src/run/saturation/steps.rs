@@ -92,7 +92,7 @@ impl<'a> Sequence<'a> {
                 self.series(&observed);
                 x.say("half-open entries dropped early");
                 half_open::run(&x, control, self.filled)?;
-                let own = self.own_limit();
+                let own = own_limit(limit);
                 if own.is_err() {
                     self.filled.facts.evicted.clear();
                     self.filled.facts.half_open.clear();
@@ -292,18 +292,14 @@ impl<'a> Sequence<'a> {
         }
     }
 
-    fn own_limit(&self) -> Result<(), TestbedError> {
-        own_limit(self.limit)
-    }
-
     /// One step: boom-server and its canary connections, and the load.
     fn step(&mut self, stage: &Stage<'_>, plan: Plan<'_>) -> Result<(), TestbedError> {
         let t = self.x.seconds();
         self.x.say(&plan.title);
         let dir = self.x.dir.join(format!("step-{:02}", self.filled.timeline.steps.len() + 1));
         fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
-        self.own_limit()?;
         let (filled, limit) = (&mut *self.filled, self.limit);
+        own_limit(limit)?;
         let witness = stage.listen_to_the_kernel(&dir)?;
         let (at, forge) = (("server", POD_PORT), "control,above-window");
         let boom = stage.place.boom_server(at, &dir, forge, &["--min-forged=1"])?;
