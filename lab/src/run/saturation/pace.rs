@@ -21,6 +21,7 @@ const CONNECTS: u32 = 1000;
 
 /// The pairs; each begins with the value that the one before ended with.
 pub(super) fn run(stage: &Stage<'_>, pairs: u32) -> Result<Vec<[Pace; 2]>, TestbedError> {
+    stage.free_ports_at_once()?;
     let mut rounds = Vec::new();
     for pair in 0..pairs {
         let mut both = [Pace::default(); 2];

@@ -183,6 +183,12 @@ impl<'a> Stage<'a> {
         })
     }
 
+    /// Leaves no TIME_WAIT at the client: where tens of thousands of its ports have one, what a round of
+    /// connects measures is the search for a port that is free (`__inet_hash_connect()`).
+    pub(super) fn free_ports_at_once(&self) -> Result<(), TestbedError> {
+        self.place.set("client", "net/ipv4/tcp_max_tw_buckets", "0").map(drop)
+    }
+
     /// Connections to the held port, both ends in our hands.
     pub(crate) fn connect(&self, n: u32) -> Result<Vec<(TcpStream, TcpStream)>, TestbedError> {
         let (target, deadline) = (self.target(HELD_PORT), self.place.scaled(READY));

@@ -78,6 +78,7 @@ pub(super) fn run(
     )?;
     // Flows of one datagram live for half a minute else.
     stage.set("net/netfilter/nf_conntrack_udp_timeout", "3600")?;
+    stage.free_ports_at_once()?;
     let resized = control.resize(size(least, least))?;
     let mut bench =
         Bench { stage, resized, begun: Memory::read().map_err(failed("read"))?, flows: 0 };
