@@ -64,8 +64,8 @@ impl Checked for Saturation {
                 return Err(format!("{field}: use {} to {}", range.start(), range.end()));
             }
         }
-        if self.pairs > 50 {
-            return Err("pairs: use 0 to 50".to_owned());
+        if self.pairs > 500 {
+            return Err("pairs: use 0 to 500".to_owned());
         }
         if self.smaller.iter().any(|n| !(500..=1_000_000).contains(n)) {
             return Err("smaller: use 500 to 1000000".to_owned());
