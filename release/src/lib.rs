@@ -169,8 +169,8 @@ pub fn reference(root: &Path) -> std::io::Result<Vec<(&'static str, String)>> {
         ("reference/documents.md", documents(&root.join("schema"))?),
         ("full-tables-half-closed.svg", plot(&paper, "Half-closed connections", RSTS, 60)),
         ("full-tables-half-open.svg", plot(&paper, "Half-open connections", RSTS, 400)),
-        ("full-tables-sizes.svg", plot(&paper, "Packets a second by table size", PACKETS, 175_000)),
-        ("full-tables-buckets.svg", plot(&paper, "Packets a second by entries", PACKETS, 175_000)),
+        ("full-tables-sizes.svg", plot(&paper, "Packets a second by table size", PACKETS, 250_000)),
+        ("full-tables-buckets.svg", plot(&paper, "Packets a second by entries", PACKETS, 250_000)),
     ])
 }
 
