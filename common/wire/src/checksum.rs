@@ -68,8 +68,8 @@ pub fn complete(packet: &mut [u8]) {
     if field == pseudo.to_be_bytes() {
         // The field holds the pseudo-header's sum, so that this is the sum of both.
         let checksum = !(fold(sum(segment)) as u16);
-        // RFC 768: a UDP checksum of zero is sent as all ones.
-        let checksum = if checksum == 0 { 0xffff } else { checksum };
+        // RFC 768: UDP's zero means that there is none, and is sent as all ones.
+        let checksum = if protocol == UDP && checksum == 0 { 0xffff } else { checksum };
         segment[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
     }
 }
@@ -180,6 +180,23 @@ mod tests {
         #[test]
         fn completes_anything(mut bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
             complete(&mut bytes);
+        }
+    }
+
+    /// A sum of zero stays so in TCP, as `Emit` writes it; in UDP it is sent as all ones (RFC 768).
+    #[test]
+    fn a_sum_of_zero_is_sent_as_its_protocol_has_it() {
+        for (protocol, at, sent) in [(6, 16, 0), (17, 6, 0xffff)] {
+            let mut packet = vec![0; 44];
+            packet[0] = 0x45;
+            packet[3] = 44;
+            packet[9] = protocol;
+            let partial = u16::from(protocol) + 24;
+            packet[20 + at..22 + at].copy_from_slice(&partial.to_be_bytes());
+            // The rest of the sum, so that all is 0xffff, whose complement is zero.
+            packet[42..].copy_from_slice(&(!partial).to_be_bytes());
+            complete(&mut packet);
+            assert_eq!(packet[20 + at..22 + at], u16::to_be_bytes(sent));
         }
     }
 
