@@ -158,6 +158,53 @@ fn repetitions_have_numbers_in_junit() {
     }
 }
 
+/// A situation's cases are JUnit's, each with its own judgement, and one that was not run proves nothing;
+/// of the situation as a whole there is a case only where something is wrong with none of them.
+#[test]
+fn a_situations_cases_are_in_junit() {
+    let mut r = with_timeline();
+    let s = r.scenarios.last_mut().unwrap();
+    let t = s.timeline.as_mut().unwrap();
+    t.statements.clear();
+    t.steps.truncate(2);
+    for (step, judgement) in t.steps.iter_mut().zip([Judgement::AsExpected, Judgement::Differs]) {
+        step.case = Some(CaseSaid { setting: String::new(), judgement });
+    }
+    let [good, bad] = [0, 1].map(|n| t.steps[n].title.clone());
+    s.judgement = Judgement::Inconclusive;
+    s.reasons = vec![format!("{bad}: it hung"), "away: no room".to_owned()];
+    s.of_cases = [(good.clone(), ""), (bad.clone(), "it hung"), ("away".to_owned(), "no room")]
+        .map(|(title, why)| (title, Vec::from_iter((!why.is_empty()).then(|| why.to_owned()))))
+        .into();
+    let said = |r: &LabResult| {
+        let xml = junit::render(r);
+        let doc = Document::parse(&xml).unwrap();
+        let of = |n: &Node<'_, '_>| n.attribute("classname") == Some("saturation");
+        let each = doc.descendants().filter(of).map(|n| {
+            let child = n.children().find(Node::is_element);
+            let name = n.attribute("name").unwrap().to_owned();
+            (
+                name,
+                child.map(|c| {
+                    format!("{}: {}", c.tag_name().name(), c.attribute("message").unwrap())
+                }),
+            )
+        });
+        each.collect::<Vec<_>>()
+    };
+    let mut cases = vec![
+        ("away".to_owned(), Some("error: no room".to_owned())),
+        (good, None),
+        (bad, Some("failure: it hung".to_owned())),
+    ];
+    cases.sort();
+    assert_eq!(said(&r), cases);
+
+    r.scenarios.last_mut().unwrap().reasons.push("ended by SIGINT".into());
+    cases.push(("the scenario as a whole".to_owned(), Some("error: ended by SIGINT".to_owned())));
+    assert_eq!(said(&r), cases);
+}
+
 /// Every scenario that goes through stages has a JUnit case of its own, passed or not.
 #[test]
 fn stages_are_in_junit() {

@@ -1,4 +1,4 @@
-//! JUnit XML, as CI systems read it: a test case for each cell. Pure.
+//! JUnit XML, as CI systems read it: a test case for each cell and each case of a situation. Pure.
 
 use std::time::Duration;
 
@@ -48,17 +48,34 @@ fn scenario(result: &LabResult, s: &ScenarioResult) -> TestSuite {
             case(&class, &name(cell), cell.seconds, cell.judgement, &cell.reasons)
         })
         .collect();
-    // What is wrong with the scenario and with none of its cells is a case too, and so are cells
-    // that were not run beside others that differ.
-    let worst = s.cells.iter().map(|c| c.judgement).reduce(Judgement::worse);
-    let own = match worst {
+    let step = |title: &str| s.timeline.iter().flat_map(|t| &t.steps).find(|s| s.title == title);
+    let of_cases: Vec<_> = s
+        .of_cases
+        .iter()
+        .map(|(title, reasons)| {
+            let of = step(title).and_then(|s| s.case.as_ref());
+            (title, of.map_or(Judgement::Inconclusive, |c| c.judgement), reasons)
+        })
+        .collect();
+    cases.extend(of_cases.iter().map(|(title, judgement, reasons)| {
+        case(&s.name, &again(title, s.repetition), 0.0, *judgement, reasons)
+    }));
+    // What is wrong with the scenario and with none of these is a case too, and so are cells that
+    // were not run beside others that differ.
+    let each = s.cells.iter().map(|c| c.judgement).chain(of_cases.iter().map(|(_, j, _)| *j));
+    let is_of = |reason: &str, title: &str| {
+        reason.strip_prefix(title).is_some_and(|rest| rest.starts_with(": "))
+    };
+    let beside = |reason: &&String| !s.of_cases.keys().any(|title| is_of(reason, title));
+    let reasons: Vec<_> = s.reasons.iter().filter(beside).cloned().collect();
+    let own = match each.reduce(Judgement::worse) {
         Some(worst) if worst == s.judgement => {
-            (!s.reasons.is_empty()).then_some(Judgement::Inconclusive)
+            (!reasons.is_empty()).then_some(Judgement::Inconclusive)
         }
         _ => Some(s.judgement),
     };
     let whole = again("the scenario as a whole", s.repetition);
-    cases.extend(own.map(|j| case(&s.name, &whole, 0.0, j, &s.reasons)));
+    cases.extend(own.map(|j| case(&s.name, &whole, 0.0, j, &reasons)));
     suite(result, &s.called(), cases)
 }
 

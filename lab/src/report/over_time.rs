@@ -22,7 +22,7 @@ pub(super) fn section(result: &LabResult) -> Markup {
 fn scenario(result: &LabResult, s: &ScenarioResult, t: &Timeline, n: usize) -> Markup {
     let (symbol, word) = words::judgement(s.judgement);
     html! {
-        h3 id={ "s-" (spaceless(&s.name)) } {
+        h3 id={ "s-" (spaceless(&s.called())) } {
             (s.title) " " span.tag.(s.judgement) { (symbol) " " (word) }
         }
         @if s.judgement != Judgement::AsExpected { @for r in &s.reasons { p.notes { (r) } } }

@@ -51,7 +51,7 @@ fn scenario(result: &LabResult, s: &ScenarioResult) -> Markup {
         rows.iter().flat_map(|r| r.forgeries.keys().copied()).collect();
     let several = rows.iter().any(|r| r.route != rows[0].route);
     html! {
-        details.scenario id={ "s-" (spaceless(&s.name)) } open=[(s.judgement != Judgement::AsExpected).then_some("")] {
+        details.scenario id={ "s-" (spaceless(&s.called())) } open=[(s.judgement != Judgement::AsExpected).then_some("")] {
             summary {
                 h3 { (s.title) }
                 span.tag.(s.judgement) { (judged(s.judgement)) }
@@ -299,7 +299,7 @@ pub(super) fn commands(result: &LabResult, s: &ScenarioResult) -> Markup {
     };
     let own = built(s);
     let mut before: Option<(&ScenarioResult, usize, usize)> = None;
-    for other in result.scenarios.iter().take_while(|o| o.name != s.name) {
+    for other in result.scenarios.iter().take_while(|o| o.called() != s.called()) {
         let lines = built(other);
         let alike = lines.iter().zip(&own).take_while(|(a, b)| a == b).count();
         if alike >= ALIKE && before.is_none_or(|(_, most, _)| alike > most) {
@@ -313,7 +313,7 @@ pub(super) fn commands(result: &LabResult, s: &ScenarioResult) -> Markup {
             Some((other, alike, all)) if alike == own.len() && alike == all => p.small.by-hand {
                 "By hand: as for " (by_hand(other)) "."
             },
-            _ => details.commands id={ "by-hand-" (spaceless(&s.name)) } {
+            _ => details.commands id={ "by-hand-" (spaceless(&s.called())) } {
                 summary { "Build it by hand, as root, in a network namespace for each host" }
                 @for list in &s.commands { p.small { (list.title) } }
                 @if let Some((other, alike, all)) = before {
@@ -329,5 +329,5 @@ pub(super) fn commands(result: &LabResult, s: &ScenarioResult) -> Markup {
 }
 
 fn by_hand(s: &ScenarioResult) -> Markup {
-    html! { a href={ "#by-hand-" (spaceless(&s.name)) } { (s.title) } }
+    html! { a href={ "#by-hand-" (spaceless(&s.called())) } { (s.title) } }
 }

@@ -22,7 +22,7 @@ fn situation(result: &LabResult, s: &ScenarioResult, t: &Timeline) -> Markup {
     let (symbol, word) = words::judgement(s.judgement);
     let doubt = s.judgement != Judgement::AsExpected;
     html! {
-        details.situation id={ "s-" (spaceless(&s.name)) } open=[doubt.then_some("")] {
+        details.situation id={ "s-" (spaceless(&s.called())) } open=[doubt.then_some("")] {
             summary {
                 h3 { (s.title) @if s.repetition > 1 { " (repetition " (s.repetition) ")" } }
                 span.tag.(s.judgement) { (symbol) " " (word) }
