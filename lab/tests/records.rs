@@ -171,7 +171,7 @@ fn a_situations_cases_are_in_junit() {
         step.case = Some(CaseSaid { setting: String::new(), judgement });
     }
     let [good, bad] = [0, 1].map(|n| t.steps[n].title.clone());
-    s.judgement = Judgement::Inconclusive;
+    s.judgement = Judgement::Differs;
     s.reasons = vec![format!("{bad}: it hung"), "away: no room".to_owned()];
     s.of_cases = [(good.clone(), ""), (bad.clone(), "it hung"), ("away".to_owned(), "no room")]
         .map(|(title, why)| (title, Vec::from_iter((!why.is_empty()).then(|| why.to_owned()))))

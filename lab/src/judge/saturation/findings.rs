@@ -198,8 +198,10 @@ pub(super) fn faster(facts: &Facts) -> Option<Told> {
     if facts.pace.is_empty() {
         return None;
     }
-    let mut lines =
-        vec![format!("{} pairs of rounds, be_liberal 0 and 1 by turns:", facts.pace.len())];
+    let mut lines = vec![format!(
+        "{} pairs of rounds on one processor, be_liberal 0 and 1 by turns:",
+        facts.pace.len()
+    )];
     let mut line = |what: &str, digits: usize, unit: &str, of: &dyn Fn(&Pace) -> f64| {
         let side = |n: usize| median(facts.pace.iter().map(|pair| of(&pair[n])));
         let found = ratio(facts.pace.iter().map(|pair| [of(&pair[0]), of(&pair[1])]));

@@ -1,13 +1,17 @@
 //! What be_liberal costs or saves: one transfer and new connections, with be_liberal 0 and 1 by
-//! turns, so that whatever else the machine does meets both alike.
+//! turns, so that whatever else the machine does meets both alike. All of it is on one processor:
+//! where the scheduler puts the two ends changes a transfer by more than be_liberal could.
 
 use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
 
 use canary_testbed::evidence;
+use canary_testbed::os::os;
 use canary_testbed::testbed::TestbedError;
+use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
+use nix::unistd::Pid;
 
 use super::super::setting::io_error;
 use super::stage::Stage;
@@ -18,10 +22,26 @@ const OCTETS: usize = 128 << 20;
 const CHUNK: usize = 1 << 20;
 /// New connections of a round.
 const CONNECTS: u32 = 1000;
+/// The calling thread.
+const SELF: Pid = Pid::from_raw(0);
 
 /// The pairs; each begins with the value that the one before ended with.
 pub(super) fn run(stage: &Stage<'_>, pairs: u32) -> Result<Vec<[Pace; 2]>, TestbedError> {
     stage.free_ports_at_once()?;
+    let before = sched_getaffinity(SELF).and_then(|before| {
+        let mut here = CpuSet::new();
+        here.set(sched_getcpu()?)?;
+        sched_setaffinity(SELF, &here)?;
+        Ok(before)
+    });
+    let before = before.map_err(os("stay on one processor"))?;
+    // Threads that it starts stay with it.
+    let rounds = rounds(stage, pairs);
+    sched_setaffinity(SELF, &before).map_err(os("go back to every processor"))?;
+    rounds
+}
+
+fn rounds(stage: &Stage<'_>, pairs: u32) -> Result<Vec<[Pace; 2]>, TestbedError> {
     let mut rounds = Vec::new();
     for pair in 0..pairs {
         let mut both = [Pace::default(); 2];
