@@ -1,7 +1,6 @@
 //! The commands, put together.
 
 use std::collections::BTreeSet;
-use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -26,13 +25,14 @@ use crate::hands_on;
 use crate::judge::ledger::{Entry, Ledger};
 use crate::kernels;
 use crate::record::Record;
-use crate::report::folder::{self, FolderError};
+use crate::report::folder;
 use crate::report::{progress::Progress, text};
-use crate::run::host_table::{self, TableError};
+use crate::run::host_table;
 use crate::run::setting::Setting;
 use crate::run::{self, Plan};
 use crate::scenario::matrix::Matrix;
 use crate::scenario::{self, Body, Scenario};
+use crate::wrong::{Wrong, failed, unwritten, usage};
 
 /// The program.
 #[must_use]
@@ -45,12 +45,12 @@ pub fn main() -> ExitCode {
         (Command::List, _) => list(),
         (Command::New { name }, _) => new(name),
         (Command::Check(args), inside) => check(args, inside),
-        (Command::Kernels(args), _) => kernels::run(args, config).map_err(Wrong::from),
+        (Command::Kernels(args), _) => kernels::run(args, config),
         (Command::Report { dir }, _) => report(dir),
         (Command::Cluster { dir }, _) => judge_cluster(dir),
         (Command::Diff { first, second }, _) => diff(first, second),
         (Command::Shell(args), inside) => return end(shell(args, inside)),
-        (Command::HostTable(args), _) => host_table::guard(args).map_err(Wrong::from),
+        (Command::HostTable(args), _) => host_table::guard(args),
         (Command::Run(args), None) => outer(args),
         (Command::Run(args), Some(pipe)) => inner(args, config, pipe),
     };
@@ -60,9 +60,9 @@ pub fn main() -> ExitCode {
 fn end(ending: Result<impl Into<ExitCode>, Wrong>) -> ExitCode {
     match ending {
         Ok(exit) => exit.into(),
-        Err(Wrong(exit, message)) => {
-            eprintln!("error: {message}");
-            exit.into()
+        Err(e) => {
+            eprintln!("error: {e}");
+            e.0.into()
         }
     }
 }
@@ -80,30 +80,7 @@ fn shell(args: &ShellArgs, inside: Option<i32>) -> Result<ExitCode, Wrong> {
     Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(Exit::Failed as u8)))
 }
 
-/// Why it ends so.
-struct Wrong(Exit, String);
-
 type Ending = Result<Exit, Wrong>;
-
-impl From<FolderError> for Wrong {
-    fn from(e: FolderError) -> Self {
-        Self(e.exit(), e.to_string())
-    }
-}
-
-impl From<TableError> for Wrong {
-    fn from(e: TableError) -> Self {
-        Self(e.exit(), e.to_string())
-    }
-}
-
-fn failed(e: impl Display) -> Wrong {
-    Wrong(Exit::Failed, e.to_string())
-}
-
-fn usage(e: impl Display) -> Wrong {
-    Wrong(Exit::Usage, e.to_string())
-}
 
 fn print(text: &str) {
     // A reader that has gone needs no more.
@@ -130,7 +107,7 @@ fn new(name: &str) -> Ending {
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
             Err(usage(format!("{} is there already: choose another name", path.display())))
         }
-        Err(e) => Err(failed(format!("cannot write {}: {e}", path.display()))),
+        Err(e) => Err(unwritten(&path)(e)),
     }
 }
 
@@ -226,8 +203,7 @@ fn outer(args: &RunArgs) -> Ending {
         Ok(guard) => guard,
         Err(status) => return ended(status),
     };
-    let share = guard.share().map_err(Wrong::from);
-    let ending = share.and_then(|pipe| enter(Some((host_table::PIPE, pipe.to_string()))));
+    let ending = guard.share().and_then(|pipe| enter(Some((host_table::PIPE, pipe.to_string()))));
     guard.restore()?;
     ending
 }
@@ -334,7 +310,7 @@ fn inner(args: &RunArgs, mut config: Config, pipe: i32) -> Ending {
     progress.end();
     // What was found is shown, whether or not it can be written.
     let (result, recorded) = record.end(&mut ledger);
-    let report = folder::write(&dir, result).map_err(failed);
+    let report = folder::write(&dir, result);
     print(&text::render(result, text::width()));
     if !std::io::stdout().is_terminal() {
         print(&format!("{}\n", last_line(result, recorded.is_ok().then_some(&dir))));

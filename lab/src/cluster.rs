@@ -15,23 +15,23 @@ use canary_record::result::load::LoadResult;
 use canary_record::result::{Origin, Run, SCHEMA_VERSION, Setting};
 use canary_runtime::output::ResultFile;
 
-use self::journal::{Fact, Journal, JournalError, Reading, StepRecord};
+use self::journal::{Fact, Journal, Reading, StepRecord};
 use crate::judge::saturation::findings;
 use crate::observed::saturation::{Facts, Kind, Shown};
-use crate::report::folder::{self, FolderError};
+use crate::report::folder;
 use crate::scenario::claims::Claim;
+use crate::wrong::{Wrong, usage};
 
 /// Judges what is under `dir`/raw, and writes results.json and the report beside it.
-pub fn run(dir: &Path) -> Result<LabResult, FolderError> {
+pub fn run(dir: &Path) -> Result<LabResult, Wrong> {
     let raw = dir.join("raw");
     let read = |name: &str| {
         let mend = "; name a directory that kubectl conntrack experiment wrote";
         let bytes = folder::bytes(&raw.join(name), mend)?;
-        Ok::<_, FolderError>(String::from_utf8_lossy(&bytes).into_owned())
+        Ok::<_, Wrong>(String::from_utf8_lossy(&bytes).into_owned())
     };
-    let wrong = |e: JournalError| FolderError::Wrong(e.to_string());
-    let journal = Journal::read(&read("journal")?).map_err(wrong)?;
-    let samples = journal::samples(&read("samples")?).map_err(wrong)?;
+    let journal = Journal::read(&read("journal")?).map_err(usage)?;
+    let samples = journal::samples(&read("samples")?).map_err(usage)?;
     let mut doubts = Vec::new();
     let results: Vec<_> = (0..journal.steps.len())
         .map(|n| results(&raw.join(format!("step-{n}")), &mut doubts))

@@ -23,7 +23,7 @@ fn say(text: &str) {
 }
 
 fn chosen(args: &ShellArgs) -> Result<(About, Matrix), String> {
-    let one = scenario::named(&args.scenario).map_err(|e| e.to_string())?;
+    let one = scenario::named(&args.scenario)?;
     match one.body {
         Body::Matrix(matrix) => Ok((one.about, matrix)),
         Body::Cause(_) | Body::Saturation(_) => Err(format!(
@@ -93,23 +93,16 @@ pub(crate) fn keep(
 /// How to enter the hosts, and what runs in which.
 fn entrance(pid: &str, user: bool, prefixes: &[(String, String)], hosts: &[String]) -> String {
     let first = hosts.first().map_or("HOST", String::as_str);
+    // Whoever owns a user namespace may enter what belongs to it; its capabilities go at exec.
+    let own = format!(
+        "or as yourself, without capabilities:\n  nsenter --target {pid} --user --preserve-credentials --mount \
+         --net=/proc/{pid}/root/run/netns/{first} sh\n"
+    );
     let mut text = format!(
         "The hosts stay up until Ctrl-C, each with the rules of its last cell. To enter one as root:\n  \
-         nsenter --target {pid} --mount ip netns exec {first} sh\n"
+         nsenter --target {pid} --mount ip netns exec {first} sh\n{}where the hosts are",
+        if user { own.as_str() } else { "" }
     );
-    if user {
-        // Whoever owns a user namespace may enter what belongs to it; its capabilities go at exec.
-        text.extend([
-            "or as yourself, without capabilities:\n  nsenter --target ",
-            pid,
-            " --user --preserve-credentials --mount --net=/proc/",
-            pid,
-            "/root/run/netns/",
-            first,
-            " sh\n",
-        ]);
-    }
-    text.push_str("where the hosts are");
     let of = |prefix: &str| hosts.iter().filter(|h| h.starts_with(prefix)).cloned().collect();
     let mut groups: Vec<(&str, Vec<String>)> =
         prefixes.iter().map(|(prefix, cell)| (cell.as_str(), of(prefix))).collect();

@@ -14,7 +14,7 @@ pub(crate) mod text;
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use canary_record::names::EndedBy;
 use canary_record::result::{Clock, Config};
@@ -22,7 +22,7 @@ use canary_runtime::exit::Exit;
 use canary_runtime::output::{self, ResultFile};
 use clap::Args;
 
-use crate::report::folder::FolderError;
+use crate::wrong::{Wrong, unwritten};
 
 /// The options of `conntrack-lab kernels`.
 #[derive(Clone, Debug, Args)]
@@ -36,7 +36,7 @@ pub struct KernelsArgs {
 }
 
 /// Reads, compares, writes; the exit code is the judgement.
-pub(crate) fn run(args: &KernelsArgs, config: Config) -> Result<Exit, FolderError> {
+pub(crate) fn run(args: &KernelsArgs, config: Config) -> Result<Exit, Wrong> {
     let clock = Clock::start();
     let inputs: Vec<_> =
         args.folders.iter().map(|dir| read::folder(dir)).collect::<Result<_, _>>()?;
@@ -45,17 +45,17 @@ pub(crate) fn run(args: &KernelsArgs, config: Config) -> Result<Exit, FolderErro
     let result = table::compare(inputs, run);
     let text = text::render(&result);
     if let Some(dir) = &args.output {
-        fs::create_dir_all(dir).map_err(FolderError::write(dir))?;
+        fs::create_dir_all(dir).map_err(unwritten(dir))?;
         ResultFile::prepare(&dir.join("kernels.json"))?.write(&result)?;
         output::write_file(&dir.join("kernels.html"), html::render(&result))?;
         output::write_file(&dir.join("kernels.txt"), text.as_str())?;
     }
     // The table is for a reader wherever it is read; the record is the last line for a script.
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes()).map_err(FolderError::write("stdout"))?;
+    let (mut stdout, name) = (io::stdout().lock(), Path::new("stdout"));
+    stdout.write_all(text.as_bytes()).map_err(unwritten(name))?;
     if !stdout.is_terminal() {
         drop(stdout);
-        output::print_line(&result).map_err(FolderError::write("stdout"))?;
+        output::print_line(&result).map_err(unwritten(name))?;
     }
     Ok(result.judgement.into())
 }

@@ -8,6 +8,7 @@ pub mod saturation;
 #[cfg(test)]
 mod tests;
 
+use std::fmt::Display;
 use std::path::Path;
 
 use schemars::JsonSchema;
@@ -39,45 +40,6 @@ const SHIPPED: &[&str] = texts! {
 const BUILT_IN: &str = "(shipped)";
 /// The name of the scenario that is added to a run without a positive control.
 pub const POSITIVE_CONTROL: &str = "positive-control";
-
-/// A scenario file is wrong.
-#[derive(Debug, thiserror::Error)]
-pub enum ScenarioError {
-    /// Not the TOML that is expected, or well-formed and makes no sense.
-    #[error("scenario {file}{}: {what}", line.map_or_else(String::new, |n| format!(", line {n}")))]
-    Wrong {
-        /// The file, or the shipped scenario's name.
-        file: String,
-        /// Where, from 1; of what makes no sense, its field or its case's title.
-        line: Option<usize>,
-        /// What, and how to mend it.
-        what: String,
-    },
-    /// What no scenario can be called.
-    #[error(
-        "no name for a scenario: '{0}': use lower-case letters, digits and hyphens; its file is then NAME.toml"
-    )]
-    Name(String),
-    /// Neither shipped nor a file.
-    #[error(
-        "no scenario '{name}': {}name one that `conntrack-lab list` shows, or a file that ends in .toml",
-        near.as_ref().map_or_else(String::new, |n| format!("did you mean {n}? Or "))
-    )]
-    Unknown {
-        /// As it was asked for.
-        name: String,
-        /// The nearest shipped one.
-        near: Option<String>,
-    },
-    /// The file cannot be read.
-    #[error("cannot read scenario {file}: {source}")]
-    Read {
-        /// The file.
-        file: String,
-        /// Why.
-        source: std::io::Error,
-    },
-}
 
 /// What every scenario says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -174,12 +136,12 @@ fn legal(name: &str) -> bool {
 }
 
 /// Reads one scenario. `file` names it in errors.
-pub fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
+pub fn parse(file: &str, text: &str) -> Result<Scenario, String> {
     let loader = Loader { file, text };
     let table = DeTable::parse(text).map_err(|e| loader.toml(&e))?;
     if table.get_ref().is_empty() {
         let what = "it is empty: `conntrack-lab new NAME` writes one to begin with";
-        return Err(loader.wrong(None, what.to_owned()));
+        return Err(loader.wrong(None, what));
     }
     let span = table.span();
     let (mut about, mut body) = (DeTable::new(), table.into_inner());
@@ -204,7 +166,7 @@ pub fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
         Some("matrix") => loader.read(read(body)).map(Body::Matrix),
         Some("cause") => loader.read(read(body)).map(Body::Cause),
         Some("saturation") => loader.read(read(body)).map(Body::Saturation),
-        _ => Err(loader.wrong(at, "kind: use matrix, cause or saturation".to_owned())),
+        _ => Err(loader.wrong(at, "kind: use matrix, cause or saturation")),
     }?;
     Ok(Scenario { about: loader.read(read(about))?, body })
 }
@@ -278,7 +240,7 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn read<T: Checked>(&self, table: toml::Spanned<DeTable<'_>>) -> Result<T, ScenarioError> {
+    fn read<T: Checked>(&self, table: toml::Spanned<DeTable<'_>>) -> Result<T, String> {
         let (fields, cases) = (places(table.get_ref()), case_places(table.get_ref()));
         let mut value = T::deserialize(Deserializer::from(table)).map_err(|e| self.toml(&e))?;
         value.find_lines(self.text);
@@ -293,14 +255,14 @@ impl Loader<'_> {
         Ok(value)
     }
 
-    /// `at` is the octet of the text where it is wrong.
-    fn wrong(&self, at: Option<usize>, what: String) -> ScenarioError {
+    /// `at` is the octet of the text where it is wrong; of what makes no sense, its field or its case's title.
+    fn wrong(&self, at: Option<usize>, what: impl Display) -> String {
         let before = at.map(|at| self.text.get(..at).unwrap_or_default());
-        let line = before.map(|before| before.matches('\n').count() + 1);
-        ScenarioError::Wrong { file: self.file.to_owned(), line, what }
+        let line = before.map(|before| format!(", line {}", before.matches('\n').count() + 1));
+        format!("scenario {}{}: {what}", self.file, line.unwrap_or_default())
     }
 
-    fn toml(&self, e: &toml::de::Error) -> ScenarioError {
+    fn toml(&self, e: &toml::de::Error) -> String {
         let at = e.span().map_or(0, |span| span.start);
         let what = match e.message().trim().replace('\n', " ") {
             two if two.starts_with("wanted exactly 1 element") => {
@@ -364,19 +326,21 @@ fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a 
 }
 
 /// The scenarios in the binary.
-pub fn shipped() -> Result<Vec<Scenario>, ScenarioError> {
+pub fn shipped() -> Result<Vec<Scenario>, String> {
     SHIPPED.iter().map(|text| parse(BUILT_IN, text)).collect()
 }
 
 /// The scenario that is added to a run without a positive control.
-pub fn positive_control() -> Result<Scenario, ScenarioError> {
+pub fn positive_control() -> Result<Scenario, String> {
     parse(BUILT_IN, include_str!("../scenarios/positive-control.toml"))
 }
 
 /// The text of a scenario to begin with, every field of it explained.
-pub fn begun(name: &str) -> Result<String, ScenarioError> {
+pub fn begun(name: &str) -> Result<String, String> {
     if !legal(name) {
-        return Err(ScenarioError::Name(name.to_owned()));
+        return Err(format!(
+            "no name for a scenario: '{name}': use lower-case letters, digits and hyphens; its file is then NAME.toml"
+        ));
     }
     let text = include_str!("../scenarios/new.toml").replace("NAME", name);
     parse(&format!("{name}.toml"), &text)?;
@@ -384,16 +348,21 @@ pub fn begun(name: &str) -> Result<String, ScenarioError> {
 }
 
 /// One scenario: a shipped one by name, another by file.
-pub fn named(name: &str) -> Result<Scenario, ScenarioError> {
+pub fn named(name: &str) -> Result<Scenario, String> {
     if Path::new(name).extension().is_some_and(|e| e == "toml") {
         let text = std::fs::read_to_string(name)
-            .map_err(|source| ScenarioError::Read { file: name.to_owned(), source })?;
+            .map_err(|e| format!("cannot read scenario {name}: {e}"))?;
         return parse(name, &text);
     }
     let shipped = shipped()?;
-    let near = || nearest(name, shipped.iter().map(|s| s.about.name.as_str())).map(str::to_owned);
     let found = shipped.iter().find(|s| s.about.name == name).cloned();
-    found.ok_or_else(|| ScenarioError::Unknown { name: name.to_owned(), near: near() })
+    found.ok_or_else(|| {
+        let near = nearest(name, shipped.iter().map(|s| s.about.name.as_str()));
+        let near = near.map(|n| format!("did you mean {n}? Or ")).unwrap_or_default();
+        format!(
+            "no scenario '{name}': {near}name one that `conntrack-lab list` shows, or a file that ends in .toml"
+        )
+    })
 }
 
 /// What names every shipped scenario at once.
@@ -401,7 +370,7 @@ pub const ALL: &str = "all";
 
 /// The scenarios asked for, in the order in which they run; those of a default run when none
 /// is named.
-pub fn choose(names: &[String]) -> Result<Vec<Scenario>, ScenarioError> {
+pub fn choose(names: &[String]) -> Result<Vec<Scenario>, String> {
     let mut chosen = Vec::new();
     for name in names {
         match name.as_str() {

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each knows those before it, and none after it.
-const ORDER: [&str; 12] = [
-    "document", "scenario", "observed", "judge", "report", "kernels", "cluster", "run", "cli",
-    "hands_on", "record", "app",
+const ORDER: [&str; 13] = [
+    "wrong", "document", "scenario", "observed", "judge", "report", "kernels", "cluster", "run",
+    "cli", "hands_on", "record", "app",
 ];
 
 fn files(of: &Path, to: &mut Vec<PathBuf>) {

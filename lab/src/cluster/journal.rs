@@ -73,23 +73,16 @@ pub enum Event {
     End(EndedBy),
 }
 
-/// A line that nobody would have written.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{file}, line {line}: '{text}' is no event of kubectl conntrack experiment")]
-pub(crate) struct JournalError {
-    file: &'static str,
-    line: usize,
-    text: String,
+/// What is said of a line that nobody would have written, the `n`th from 0.
+fn wrong(file: &str, n: usize, text: &str) -> String {
+    format!("{file}, line {}: '{text}' is no event of kubectl conntrack experiment", n + 1)
 }
 
-/// One step.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct StepRecord {
     /// When it began, what was changed, what else was seen.
     pub(crate) step: Step,
-    /// What for.
     pub(crate) kind: Kind,
-    /// How many clients it asked for.
     pub(crate) clients: u32,
     /// Samples after this time belong to it ...
     pub(crate) from: Option<f64>,
@@ -99,14 +92,10 @@ pub(crate) struct StepRecord {
     pub(crate) accepted: Option<(u64, u64)>,
 }
 
-/// The whole run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Journal {
-    /// About it all.
     pub(crate) run: BTreeMap<Fact, String>,
-    /// In their order.
     pub(crate) steps: Vec<StepRecord>,
-    /// What makes it inconclusive.
     pub(crate) doubts: Vec<String>,
     /// When and why it ended; none while it runs, or when it was killed.
     pub(crate) end: Option<(f64, EndedBy)>,
@@ -115,21 +104,16 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// One of `run`'s.
     pub(crate) fn value(&self, fact: Fact) -> &str {
         self.run.get(&fact).map_or("", String::as_str)
     }
 
     /// Reads a journal. A last line that was cut is left out.
-    pub(crate) fn read(text: &str) -> Result<Self, JournalError> {
+    pub(crate) fn read(text: &str) -> Result<Self, String> {
         let mut journal = Self::default();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         for (n, line) in whole.lines().enumerate() {
-            journal.event(line).ok_or_else(|| JournalError {
-                file: "journal",
-                line: n + 1,
-                text: line.to_owned(),
-            })?;
+            journal.event(line).ok_or_else(|| wrong("journal", n, line))?;
         }
         Ok(journal)
     }
@@ -179,11 +163,11 @@ pub(crate) struct Reading {
 }
 
 /// Reads the samples. A set that was cut at the end of the file counts as it is: each line by itself is whole.
-pub(crate) fn samples(text: &str) -> Result<Vec<Reading>, JournalError> {
+pub(crate) fn samples(text: &str) -> Result<Vec<Reading>, String> {
     let mut all: Vec<Reading> = Vec::new();
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     for (n, line) in whole.lines().enumerate() {
-        let wrong = || JournalError { file: "samples", line: n + 1, text: line.to_owned() };
+        let wrong = || wrong("samples", n, line);
         if let Some(t) = line.strip_prefix("sample ") {
             let t = t.parse().map_err(|_| wrong())?;
             let sample = TimelineSample { t, ..TimelineSample::default() };

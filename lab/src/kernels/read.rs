@@ -9,16 +9,17 @@ use canary_record::result::SCHEMA_VERSION;
 use serde::de::DeserializeOwned;
 
 use super::table::Input;
-use crate::report::folder::{self, FolderError};
+use crate::report::folder;
+use crate::wrong::{Wrong, usage};
 
 /// Reads one kernel's folder: a guest's (guest.json, and the lab's results
 /// under lab/), or that of a plain `conntrack-lab run` on a machine's own kernel.
-pub(crate) fn folder(dir: &Path) -> Result<Input, FolderError> {
+pub(crate) fn folder(dir: &Path) -> Result<Input, Wrong> {
     if let Some(record) = document(&dir.join("guest.json"))? {
         return of_guest(record, &dir.join("lab"));
     }
     let Some(lab) = document(&dir.join("results.json"))? else {
-        return Err(FolderError::Wrong(format!(
+        return Err(usage(format!(
             "{}: neither guest.json nor results.json is in it: name a folder that lab/kernels/all or \
              conntrack-lab run wrote",
             dir.display()
@@ -31,13 +32,12 @@ pub(crate) fn folder(dir: &Path) -> Result<Input, FolderError> {
     Ok(checked(kernel, Some(lab)))
 }
 
-/// The document in a file, where there is one.
-fn document<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FolderError> {
+fn document<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Wrong> {
     let read = || folder::json(path, "record of this version", "");
     path.is_file().then(read).transpose()
 }
 
-fn of_guest(record: GuestRecord, results: &Path) -> Result<Input, FolderError> {
+fn of_guest(record: GuestRecord, results: &Path) -> Result<Input, Wrong> {
     let GuestRecord { name, source, accel, booted, status, starts, seconds } = record;
     let version = (!booted.is_empty()).then_some(booted);
     let mut kernel = KernelRun { source, version, accel, ..kernel(name, results) };

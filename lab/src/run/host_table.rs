@@ -23,12 +23,12 @@ use clap::Args;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::SigSet;
 
+use crate::wrong::{Wrong, failed, usage};
 use canary_testbed::evidence;
 use canary_testbed::os::{OsError, os};
 
 /// Where the lab's inner process finds the number of the pipe to that process.
 pub(crate) const PIPE: &str = "LAB_HOST_TABLE_PIPE";
-/// The hidden subcommand.
 pub(crate) const SUBCOMMAND: &str = "host-table";
 /// nf_conntrack_max below /proc/sys.
 pub(crate) const MAX: &str = "net/netfilter/nf_conntrack_max";
@@ -38,44 +38,26 @@ const ROOM: u64 = 4;
 /// Smaller tables leave no room between the steps.
 pub(crate) const SMALLEST: u64 = 2000;
 
-/// The host's limit could not be changed or put back.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum TableError {
-    /// Not the initial network namespace, or not root.
-    #[error(
-        "--host-table-size: {MAX} cannot be written here ({0}): leave the option out, or run as root in the initial network namespace"
-    )]
-    NotHere(io::Error),
-    /// Too many entries.
-    #[error(
-        "--host-table-size {size}: {entries} entries are in use on this host already: name at least {}, or use an idle host",
-        entries * ROOM
-    )]
-    InUse {
-        /// As asked for.
-        size: u64,
-        /// The most of any network namespace.
-        entries: u64,
-    },
-    /// Another run has it.
-    #[error("--host-table-size: another run holds this host's table: wait for its end")]
-    Held,
-    /// A system call failed.
-    #[error("--host-table-size: {0}")]
-    Os(#[from] OsError),
-    /// The guarding process ended badly.
-    #[error("the host's conntrack table was not restored; see above")]
-    NotRestored,
+/// For `map_err`: names what the system refused.
+fn refused<E: Into<io::Error>>(what: &str) -> impl FnOnce(E) -> Wrong {
+    move |e| failed(format!("--host-table-size: {}", os(what)(e)))
 }
 
-impl TableError {
-    /// What the caller could mend by another command line is usage.
-    pub(crate) fn exit(&self) -> Exit {
-        match self {
-            Self::InUse { .. } | Self::NotHere(_) => Exit::Usage,
-            Self::Held | Self::Os(_) | Self::NotRestored => Exit::Failed,
-        }
-    }
+/// Not the initial network namespace, or not root.
+fn not_here(e: impl fmt::Display) -> Wrong {
+    usage(format!(
+        "--host-table-size: {MAX} cannot be written here ({e}): leave the option out, or run as root in the initial \
+         network namespace"
+    ))
+}
+
+/// `entries` are the most of any network namespace.
+fn in_use(size: u64, entries: u64) -> Wrong {
+    usage(format!(
+        "--host-table-size {size}: {entries} entries are in use on this host already: name at least {}, or use an idle \
+         host",
+        entries * ROOM
+    ))
 }
 
 /// Options of the hidden subcommand.
@@ -91,35 +73,38 @@ pub(crate) struct Guard(Child);
 impl Guard {
     /// Starts it; when this returns, the limit is set, or the process has said why not and has
     /// ended. No thread is started.
-    pub(crate) fn start(size: u64) -> Result<Result<Self, ExitStatus>, TableError> {
+    pub(crate) fn start(size: u64) -> Result<Result<Self, ExitStatus>, Wrong> {
         let mut child = Command::new("/proc/self/exe")
             .args([SUBCOMMAND, &size.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .map_err(os("start the process that restores the table"))?;
+            .map_err(refused("start the process that restores the table"))?;
         let mut line = String::new();
         if let Some(out) = child.stdout.take() {
-            BufReader::new(out).read_line(&mut line).map_err(os("hear from that process"))?;
+            BufReader::new(out).read_line(&mut line).map_err(refused("hear from that process"))?;
         }
         if line.trim() == "set" {
             return Ok(Ok(Self(child)));
         }
-        Ok(Err(child.wait().map_err(os("wait for that process"))?))
+        Ok(Err(child.wait().map_err(refused("wait for that process"))?))
     }
 
     /// Lets the inner process inherit the pipe, and gives its number.
-    pub(crate) fn share(&self) -> Result<i32, TableError> {
+    pub(crate) fn share(&self) -> Result<i32, Wrong> {
         let pipe = self.0.stdin.as_ref().ok_or(io::ErrorKind::BrokenPipe);
-        let pipe = pipe.map_err(os("keep a pipe open"))?;
-        fcntl(pipe, FcntlArg::F_SETFD(FdFlag::empty())).map_err(os("keep a pipe open"))?;
+        let pipe = pipe.map_err(refused("keep a pipe open"))?;
+        fcntl(pipe, FcntlArg::F_SETFD(FdFlag::empty())).map_err(refused("keep a pipe open"))?;
         Ok(pipe.as_raw_fd())
     }
 
     /// Ends it, whose stdin is closed, and tells whether everything is as it was.
-    pub(crate) fn restore(mut self) -> Result<(), TableError> {
-        let status = self.0.wait().map_err(os("wait for the table to be restored"))?;
-        if status.success() { Ok(()) } else { Err(TableError::NotRestored) }
+    pub(crate) fn restore(mut self) -> Result<(), Wrong> {
+        let status = self.0.wait().map_err(refused("wait for the table to be restored"))?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(failed("the host's conntrack table was not restored; see above"))
     }
 }
 
@@ -170,10 +155,8 @@ fn using() -> impl FnOnce(io::Error) -> OsError {
     os(format!("use sysctl {MAX}"))
 }
 
-/// A table's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Size {
-    /// The most entries.
     pub(crate) limit: u64,
     /// The chains that they are kept in.
     pub(crate) buckets: u64,
@@ -215,7 +198,6 @@ pub(crate) struct Resized<'a> {
 }
 
 impl Resized<'_> {
-    /// The size before.
     pub(crate) const fn before(&self) -> Size {
         self.before
     }
@@ -256,10 +238,10 @@ fn set(key: &str, value: u64) -> io::Result<()> {
 }
 
 /// The process itself: sets the limit, waits, restores.
-pub(crate) fn guard(args: &TableArgs) -> Result<Exit, TableError> {
+pub(crate) fn guard(args: &TableArgs) -> Result<Exit, Wrong> {
     // Out of reach of the terminal and of signals to the lab's group.
-    nix::unistd::setsid().map_err(os("leave the session"))?;
-    SigSet::all().thread_block().map_err(os("block signals"))?;
+    nix::unistd::setsid().map_err(refused("leave the session"))?;
+    SigSet::all().thread_block().map_err(refused("block signals"))?;
     Ok(hold(args.size)?.until_the_end())
 }
 
@@ -283,29 +265,31 @@ struct Held {
     _lock: UnixListener,
 }
 
-fn hold(size: u64) -> Result<Held, TableError> {
-    let name =
-        SocketAddr::from_abstract_name("conntrack-canary host table").map_err(os("name a lock"))?;
+fn hold(size: u64) -> Result<Held, Wrong> {
+    let name = SocketAddr::from_abstract_name("conntrack-canary host table");
+    let name = name.map_err(refused("name a lock"))?;
     let lock = UnixListener::bind_addr(&name).map_err(|e| match e.kind() {
-        io::ErrorKind::AddrInUse => TableError::Held,
-        _ => os("take a lock")(e).into(),
+        io::ErrorKind::AddrInUse => {
+            failed("--host-table-size: another run holds this host's table: wait for its end")
+        }
+        _ => refused("take a lock")(e),
     })?;
-    let before = Size::read().map_err(TableError::NotHere)?;
+    let before = Size::read().map_err(not_here)?;
     // Writing what it already is changes nothing, and shows whether we may.
-    set(MAX, before.limit).map_err(TableError::NotHere)?;
+    set(MAX, before.limit).map_err(not_here)?;
     room(size)?;
     let mut held = Held { before, ours: before, begun: size, _lock: lock };
     if let Err(e) = held.apply(Size::of(size)) {
         held.restore();
-        return Err(os("set the table's size")(e).into());
+        return Err(refused("set the table's size")(e));
     }
     Ok(held)
 }
 
 /// Whether the host's own entries have room in a table of that size.
-fn room(size: u64) -> Result<(), TableError> {
-    let entries = most_entries().map_err(os("count the entries in use"))?;
-    if entries * ROOM > size { Err(TableError::InUse { size, entries }) } else { Ok(()) }
+fn room(size: u64) -> Result<(), Wrong> {
+    let entries = most_entries().map_err(refused("count the entries in use"))?;
+    if entries * ROOM > size { Err(in_use(size, entries)) } else { Ok(()) }
 }
 
 impl Held {
@@ -409,11 +393,11 @@ mod tests {
     /// What another command line mends is wrong usage, and names it.
     #[test]
     fn refusals_name_the_mend() {
-        let in_use = TableError::InUse { size: 1000, entries: 700 };
+        let in_use = in_use(1000, 700);
         assert!(in_use.to_string().contains("name at least 2800"), "{in_use}");
-        let not_here = TableError::NotHere(io::Error::other("no"));
+        let not_here = not_here(io::Error::other("no"));
         assert!(not_here.to_string().contains("leave the option out"));
-        assert_eq!([in_use.exit(), not_here.exit()], [Exit::Usage; 2]);
+        assert_eq!([in_use.0, not_here.0], [Exit::Usage; 2]);
     }
 
     /// A part that fails, or panics, in a bigger table leaves the limit as it was.

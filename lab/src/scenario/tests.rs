@@ -15,7 +15,7 @@ fn text(name: &str) -> &'static str {
 }
 
 fn refusal(text: &str) -> String {
-    parse("x.toml", text).unwrap_err().to_string()
+    parse("x.toml", text).unwrap_err()
 }
 
 /// Every shipped file is legal, named once, and a default run leaves saturation out.
@@ -69,7 +69,7 @@ fn a_new_scenario_is_legal() {
         let says = format!(
             "no name for a scenario: '{name}': use lower-case letters, digits and hyphens;"
         );
-        let said = begun(name).unwrap_err().to_string();
+        let said = begun(name).unwrap_err();
         assert!(said.starts_with(&says) && !said.contains("line"), "{said}");
     }
 }
@@ -146,9 +146,9 @@ fn the_schema_is_as_committed() {
 /// A name that is nearly one is answered with the one.
 #[test]
 fn the_nearest_scenario_is_named() {
-    let e = named("cluster-pi").unwrap_err().to_string();
+    let e = named("cluster-pi").unwrap_err();
     assert!(e.contains("did you mean cluster-ip?"), "{e}");
-    assert!(named("no-such-scenario").unwrap_err().to_string().contains("name one that"));
+    assert!(named("no-such-scenario").unwrap_err().contains("name one that"));
 }
 
 /// What a file says arrives.

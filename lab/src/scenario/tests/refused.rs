@@ -170,7 +170,7 @@ fn steps_follow_how_connections_stand() {
             "kind = \"cause\"\nname = \"n\"\ntitle = \"t\"\nwhy = \"w\"\nsource = \"s\"\n\
              [[case]]\ntitle = \"c\"\nsteps = [\"connect\", {steps}]\nexpect = {{ client = \"survived\" }}\n"
         );
-        parse("x", &text).map_or_else(|e| e.to_string(), |_| String::new())
+        parse("x", &text).err().unwrap_or_default()
     };
     for (steps, says) in [
         (

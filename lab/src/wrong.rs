@@ -1,0 +1,34 @@
+//! Why the lab cannot do what it was asked for.
+
+use std::fmt::Display;
+use std::io;
+use std::path::Path;
+
+use canary_runtime::exit::Exit;
+use canary_runtime::output::OutputError;
+
+/// What is wrong, and how the program ends for it.
+#[derive(Debug, thiserror::Error)]
+#[error("{1}")]
+pub struct Wrong(pub Exit, String);
+
+/// It could not do its job.
+pub(crate) fn failed(e: impl Display) -> Wrong {
+    Wrong(Exit::Failed, e.to_string())
+}
+
+/// The command line, or a file that it names, is wrong.
+pub(crate) fn usage(e: impl Display) -> Wrong {
+    Wrong(Exit::Usage, e.to_string())
+}
+
+/// What `path`, to be written, met.
+pub(crate) fn unwritten(path: &Path) -> impl FnOnce(io::Error) -> Wrong {
+    move |e| failed(format!("cannot write {}: {e}", path.display()))
+}
+
+impl From<OutputError> for Wrong {
+    fn from(e: OutputError) -> Self {
+        failed(e)
+    }
+}
