@@ -1,11 +1,6 @@
 //! Subcommands from their options to their exit code: the shell around everything else.
 
-mod diagnose;
-mod experiment;
-mod load;
 mod session;
-mod tune;
-mod witness;
 
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -21,16 +16,16 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde::Serialize;
 
 use crate::cli::{Cli, ClusterArgs, Command, ConfirmArgs};
-pub use crate::experiment::needs;
+pub use crate::diagnose::diagnosis;
+use crate::experiment::experimented;
+pub use crate::experiment::{experiment, needs};
+pub use crate::load::load;
 use crate::output::{self, Shown as _};
 use crate::report::Cluster;
+pub use crate::tune::tune;
+pub use crate::witness::watch;
 use crate::{manifests, plan, preflight, run};
-pub use diagnose::diagnosis;
-pub use experiment::experiment;
-pub use load::load;
 pub use session::{Job, Session, signals};
-pub use tune::tune;
-pub use witness::watch;
 
 /// Runs the command line.
 pub async fn main(cli: Cli, config: Config) -> ExitCode {
@@ -58,14 +53,13 @@ macro_rules! done {
     }};
 }
 
-/// Runs a subcommand.
 async fn command(command: Command, config: &Config) -> anyhow::Result<Exit> {
     match command {
         Command::Diagnose(args) => done!("diagnose", diagnosis, args, config, None),
         Command::Load(args) => done!("load", load, args, config, None),
         Command::Witness(args) => done!("witness", watch, args, config, None),
         Command::Tune(args) => done!("tune", tune, args, config, Some(&args.confirm)),
-        Command::Experiment(args) => experiment::experimented(args).await,
+        Command::Experiment(args) => experimented(args).await,
         Command::Manifests(args) => {
             let yaml = manifests::yaml(args.set, &args.images, args.namespace.as_deref())?;
             print(&yaml).map(|()| Exit::Ok)
@@ -162,7 +156,7 @@ impl Progress {
 }
 
 /// Writes to stdout; a reader that went away is no error of the run.
-fn print(text: &str) -> anyhow::Result<()> {
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
@@ -171,7 +165,7 @@ fn print(text: &str) -> anyhow::Result<()> {
 }
 
 /// Does `work` with progress and signals, and keeps its result as a file of a folder, where one is named.
-async fn kept<T: Serialize>(
+pub(crate) async fn kept<T: Serialize>(
     (client, cluster): (Client, Cluster),
     config: &Config,
     file: Option<(&Path, &str)>,
@@ -193,7 +187,10 @@ async fn kept<T: Serialize>(
 }
 
 /// The Linux nodes, of which one at least is ready.
-async fn nodes(client: &Client, selector: Option<&str>) -> anyhow::Result<Vec<plan::Node>> {
+pub(crate) async fn nodes(
+    client: &Client,
+    selector: Option<&str>,
+) -> anyhow::Result<Vec<plan::Node>> {
     let nodes = preflight::nodes(client, selector).await?;
     if nodes.iter().all(|n| n.unusable.is_some()) {
         let what = selector.map_or(String::new(), |s| format!(" with --nodes {s}"));

@@ -3,25 +3,28 @@
 
 mod wave;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use canary_record::names::Verdict;
 use canary_record::result::observe::NodeShown;
+use canary_runtime::cli::derive;
 use canary_wire::segment::Family;
 use k8s_openapi::api::core::v1::Service;
 
 use crate::api::Stop;
+use crate::app::{Job, Session, nodes};
 use crate::cli::DiagnoseArgs;
 use crate::objects::cluster_ips;
 use crate::plan::{self, From, Front, Member, Node, Path};
-use crate::preflight::{Right, rights};
+use crate::preflight::{self, Right, rights};
+use crate::report::DiagnoseResult;
 use crate::run::Ground;
 use crate::verdict::NodeRow;
 use wave::{FRONTS, Wave};
 
 /// What a run needs in its namespace, and of nodes.
-#[must_use]
-pub fn needs(own_namespace: bool) -> Vec<Right> {
+pub(crate) fn needs(own_namespace: bool) -> Vec<Right> {
     let own: &[_] = if own_namespace { &["get", "create", "delete"] } else { &["get"] };
     rights("", "nodes", false, &["list"])
         .chain(rights("", "namespaces", false, own))
@@ -32,17 +35,41 @@ pub fn needs(own_namespace: bool) -> Vec<Right> {
 }
 
 /// What admission allows of what a run can do without.
-#[derive(Debug)]
-pub struct Allowed {
+struct Allowed {
     /// Why clients may not forge; none where they may.
-    pub no_forge: Option<String>,
+    no_forge: Option<String>,
     /// Whether a node's rules may be read, which takes NET_ADMIN.
-    pub rules: bool,
+    rules: bool,
+}
+
+/// A diagnosis of a cluster, until its end or a signal; what it made is removed either way. An error
+/// says that nothing was measured and what to mend.
+pub async fn diagnosis(job: Job<'_>, args: &DiagnoseArgs) -> anyhow::Result<DiagnoseResult> {
+    let (client, say) = (job.client, job.say);
+    let mut session = Session::begin(job, &args.cluster, needs).await?;
+    let nodes = nodes(client, args.nodes.as_deref()).await?;
+    let (nodes, left_out) = plan::sampled(nodes, args.sample.map(|n| n as usize));
+    let configured = preflight::proxy_mode(client).await;
+    let ground = session.ground().await?;
+    let mut rows = Vec::new();
+    let configured = configured.as_deref();
+    let work = run(&ground, args, configured, nodes.clone(), &mut rows, say);
+    let done = session.until(Box::pin(work)).await;
+    let mut reasons = Vec::new();
+    let nothing = |e: &Stop| rows.is_empty() && !matches!(e, Stop::Api(_));
+    let mut record = session.close(&ground, "diagnose", done, nothing, &mut reasons).await?;
+    let known: BTreeSet<_> = rows.iter().map(|r| r.name.clone()).collect();
+    let cut = nodes.iter().filter(|n| !known.contains(&n.name));
+    rows.extend(cut.map(|n| unproved(n, "the run ended before its turn".to_owned())));
+    if !left_out.is_empty() {
+        derive(&mut record.config, "left-out-by-sample", &left_out.join(","));
+    }
+    Ok(DiagnoseResult::new(record, session.job.cluster, rows, reasons))
 }
 
 /// Runs over `nodes`, adding each node's row to `rows` as soon as its wave is done. `configured` is
 /// kube-proxy's mode by its configuration, where that names one. `say` is told how far it is.
-pub async fn run(
+async fn run(
     ground: &Ground,
     args: &DiagnoseArgs,
     configured: Option<&str>,

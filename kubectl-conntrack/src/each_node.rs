@@ -15,8 +15,7 @@ use crate::preflight::{Right, rights};
 use crate::run::{Ground, Refused};
 
 /// What such pods need.
-#[must_use]
-pub fn needs(own_namespace: bool) -> Vec<Right> {
+pub(crate) fn needs(own_namespace: bool) -> Vec<Right> {
     crate::diagnose::needs(own_namespace)
         .into_iter()
         .filter(|r| r.resource != "services")
@@ -30,7 +29,6 @@ pub struct EachNode<'a> {
     /// On which nodes.
     pub nodes: &'a [Node],
     set: Set,
-    /// The pods' names.
     names: Vec<String>,
     refused: Refused,
     /// What is seen of them.

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use canary_record::names::{LoadVerdict, Verdict};
+use anyhow::Context as _;
+use canary_record::names::{EndedBy, LoadVerdict, Verdict};
 use canary_record::prometheus;
 use canary_record::result::Run as Record;
 use canary_record::result::load::{FailureCount, LoadResult, ThresholdRecord};
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::api::{PARALLEL, Stop, Watch};
+use crate::app::{Job, Session};
 use crate::cli::LoadArgs;
 use crate::manifests::{self, Set};
 use crate::objects;
@@ -21,7 +23,6 @@ use crate::output::{Part, Row, Sheet, Shown, Table};
 use crate::preflight::{Right, rights};
 use crate::run::{self, Ground};
 
-/// What a load needs.
 pub(crate) fn needs(own_namespace: bool) -> Vec<Right> {
     const VERBS: &[&str] = &["create", "patch", "get", "list", "watch", "delete"];
     let mut needs = crate::diagnose::needs(own_namespace);
@@ -35,7 +36,6 @@ const CLIENT: &str = "load-client";
 /// How long a client whose end was asked for stays after its result, to be read.
 const LINGER: Duration = Duration::from_secs(60);
 
-/// A load in a run's namespace.
 pub(crate) struct Load<'a> {
     ground: &'a Ground,
     args: &'a LoadArgs,
@@ -45,7 +45,6 @@ pub(crate) struct Load<'a> {
     pub watch: Watch,
 }
 
-/// What came of it.
 #[derive(Debug, Default)]
 pub(crate) struct Collected {
     /// Each client's result, by its pod.
@@ -54,6 +53,34 @@ pub(crate) struct Collected {
     pub missing: BTreeMap<String, String>,
     /// Connections that the target accepted; none where it could not be asked.
     pub accepted: Option<u64>,
+}
+
+/// A load on a cluster, until its end or a signal; what it made is removed either way, and what the
+/// clients had counted by then is in the result.
+pub async fn load(job: Job<'_>, args: &LoadArgs) -> anyhow::Result<LoadResult> {
+    let say = job.say;
+    let mut session = Session::begin(job, &args.cluster, needs).await?;
+    let ground = session.ground().await?;
+    let mut load = Load::new(&ground, args, "load-client");
+    let done = session.until(load.go(say)).await;
+    say("results");
+    let early = !matches!(done, Ok(EndedBy::Completed));
+    let collected = match &done {
+        // No pod has anything to tell.
+        Err(Stop::Image { .. } | Stop::Refused(_)) => Collected::default(),
+        _ => load.collect(early).await,
+    };
+    if let Some(dir) = &args.cluster.save {
+        for (pod, result) in &collected.results {
+            run::save(dir, &format!("{pod}.json"), result)?;
+        }
+    }
+    let mut reasons = Vec::new();
+    let nothing = |_: &Stop| collected.results.is_empty();
+    let record = session.close(&ground, "load", done, nothing, &mut reasons).await?;
+    let why = reasons.join("; ");
+    judged(collected, args, reasons, record)?
+        .with_context(|| format!("no client left a result: {why}"))
 }
 
 impl<'a> Load<'a> {
@@ -99,7 +126,6 @@ impl<'a> Load<'a> {
         self.ground.rolled_out(TARGET, self.args.cluster.timeout).await
     }
 
-    /// Starts every client.
     pub(crate) async fn start(&self) -> Result<(), Stop> {
         let pod = self.pod();
         let pods = self.names.iter().map(|name| called(pod.clone(), name));
@@ -196,7 +222,6 @@ pub(crate) fn judged(
     Ok(Some(result))
 }
 
-/// The result in one line.
 fn headline(result: &LoadResult) -> String {
     let word = match result.verdict {
         LoadVerdict::WithinThresholds => "WITHIN THRESHOLDS",

@@ -4,33 +4,33 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use canary_record::names::Verdict;
+use canary_record::names::{EndedBy, Verdict};
 use canary_record::result::Run as Record;
 use canary_record::result::witness::{
     Cause, CauseCount, Direction, EXAMPLES, Ended, Hit, MOST_HIT, WitnessResult,
 };
 use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::Api;
 use kube::api::ListParams;
+use kube::{Api, Client};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::api::{Stop, each};
+use crate::app::{Job, Session, usable};
+use crate::cli::WitnessArgs;
 use crate::each_node::EachNode;
 use crate::manifests::Set;
 use crate::names::Names;
 use crate::output::{Part, Row, Sheet, Shown, Table};
-use crate::plan::Node;
 use crate::preflight::{Right, rights};
 use crate::report::Cluster;
-use crate::run::{self, Ground};
+use crate::run;
 use crate::verdict::whole;
 
 /// What a witness needs: pods of its own, and to read whose an address is.
-#[must_use]
-pub fn needs(own_namespace: bool) -> Vec<Right> {
+fn needs(own_namespace: bool) -> Vec<Right> {
     crate::each_node::needs(own_namespace)
         .into_iter()
         .filter(|r| r.resource != "configmaps")
@@ -113,72 +113,92 @@ const SETTLE: Duration = Duration::from_secs(15);
 /// Each node's result, or why there is none.
 pub type Found = Vec<(String, Result<WitnessResult, String>)>;
 
-/// Witnesses on some nodes.
-pub struct Witness<'a> {
-    ground: &'a Ground,
-    pods: EachNode<'a>,
-    /// What addresses are called.
-    pub names: Names,
+/// A witness on every node of a cluster, for a time or until a signal; what each had seen by then is
+/// in the result.
+pub async fn watch(job: Job<'_>, args: &WitnessArgs) -> anyhow::Result<ClusterWitness> {
+    let (client, say) = (job.client, job.say);
+    let mut session = Session::begin(job, &args.cluster, needs).await?;
+    let (nodes, mut reasons) = usable(client, args.nodes.as_deref()).await?;
+    let ground = session.ground().await?;
+    let mut names = Names::default();
+    for node in &nodes {
+        names.node(node);
+    }
+    let mut pods = EachNode::new(&ground, &nodes, Set::Witness, "witness");
+    // A pod that is gone at the end has its name from the beginning.
+    let work = async {
+        learn(&mut names, client).await?;
+        watched(&mut pods, args, say).await
+    };
+    let done = session.until(work).await;
+    // No pod has anything to tell.
+    let found = if let Err(Stop::Image { .. } | Stop::Refused(_)) = &done {
+        Ok(Vec::new())
+    } else {
+        say("results");
+        let early = !matches!(done, Ok(EndedBy::Completed));
+        let work = async {
+            let found = collected(&pods, early).await?;
+            learn(&mut names, client).await?;
+            // Those that linger would hold the namespace up.
+            pods.remove().await.map(|()| found)
+        };
+        let ended = || Err(Stop::Refused("ended before the results were read".to_owned()));
+        session.or(work).await.unwrap_or_else(ended)
+    };
+    let nothing = |e: &Stop| !matches!(e, Stop::Api(_));
+    let record = session.close(&ground, "witness", done, nothing, &mut reasons).await?;
+    let found = found.unwrap_or_else(|e| {
+        reasons.push(format!("results could not be read: {e}"));
+        Vec::new()
+    });
+    if let Some(dir) = &args.cluster.save {
+        let known = found.iter().filter_map(|(node, r)| Some((node, r.as_ref().ok()?)));
+        for (node, result) in known {
+            run::save(dir, &format!("{node}.witness.json"), result)?;
+        }
+    }
+    Ok(ClusterWitness::new(record, session.job.cluster, &found, &names, reasons))
 }
 
-impl<'a> Witness<'a> {
-    /// Nothing watches yet. `nodes` has one at least.
-    #[must_use]
-    pub fn new(ground: &'a Ground, nodes: &'a [Node]) -> Self {
-        let mut names = Names::default();
-        for node in nodes {
-            names.node(node);
+/// Watches until every node has done so for its time.
+async fn watched(
+    pods: &mut EachNode<'_>,
+    args: &WitnessArgs,
+    say: &dyn Fn(&str),
+) -> Result<(), Stop> {
+    let duration = args.duration;
+    let change = |spec: &mut Value| {
+        spec["terminationGracePeriodSeconds"] = (LINGER + SETTLE).as_secs().into();
+        let container = &mut spec["containers"][0];
+        if let Some(env) = container["env"].as_array_mut() {
+            let millis = |d: Duration| format!("{}ms", d.as_millis());
+            env.push(json!({"name": "LOAD_DURATION", "value": millis(duration)}));
+            env.push(json!({"name": "LOAD_LINGER", "value": millis(LINGER)}));
         }
-        Self { ground, pods: EachNode::new(ground, nodes, Set::Witness, "witness"), names }
-    }
+    };
+    pods.apply(|_| {}, change).await?;
+    pods.wait(Instant::now() + args.cluster.timeout, say, |p| p.ready).await?;
+    say(&format!("every node watches, for {duration:?}"));
+    pods.wait(Instant::now() + duration + SETTLE, say, |p| p.ended).await
+}
 
-    /// Watches until every node has done so for `duration`; `start` is the longest that the pods may
-    /// take to begin.
-    pub async fn go(
-        &mut self,
-        duration: Duration,
-        start: Duration,
-        say: &dyn Fn(&str),
-    ) -> Result<(), Stop> {
-        // A pod that is gone at the end has its name from here.
-        self.learn().await?;
-        let change = |spec: &mut Value| {
-            spec["terminationGracePeriodSeconds"] = (LINGER + SETTLE).as_secs().into();
-            let container = &mut spec["containers"][0];
-            if let Some(env) = container["env"].as_array_mut() {
-                let millis = |d: Duration| format!("{}ms", d.as_millis());
-                env.push(json!({"name": "LOAD_DURATION", "value": millis(duration)}));
-                env.push(json!({"name": "LOAD_LINGER", "value": millis(LINGER)}));
-            }
-        };
-        self.pods.apply(|_| {}, change).await?;
-        self.pods.wait(Instant::now() + start, say, |p| p.ready).await?;
-        say(&format!("every node watches, for {duration:?}"));
-        self.pods.wait(Instant::now() + duration + SETTLE, say, |p| p.ended).await
+/// Every node's result; `early` ends those that watch first.
+async fn collected(pods: &EachNode<'_>, early: bool) -> Result<Found, Stop> {
+    if early {
+        pods.dismiss().await?;
     }
+    let wait = if early { LINGER / 2 } else { Duration::from_secs(5) };
+    let found = pods.words(wait, run::document).await;
+    Ok(pods.nodes.iter().map(|n| n.name.clone()).zip(found).collect())
+}
 
-    /// Every node's result; `early` ends those that watch first.
-    pub async fn collect(&mut self, early: bool) -> Result<Found, Stop> {
-        if early {
-            self.pods.dismiss().await?;
-        }
-        let wait = if early { LINGER / 2 } else { Duration::from_secs(5) };
-        let found = self.pods.words(wait, run::document).await;
-        self.learn().await?;
-        // Those that linger would hold the namespace up.
-        self.pods.remove().await?;
-        Ok(self.pods.nodes.iter().map(|n| n.name.clone()).zip(found).collect())
-    }
-
-    /// Reads whose each address is.
-    async fn learn(&mut self) -> Result<(), Stop> {
-        let client = &self.ground.client;
-        let (pods, services) =
-            (Api::<Pod>::all(client.clone()), Api::<Service>::all(client.clone()));
-        let (params, names) = (ListParams::default().limit(500), &mut self.names);
-        each(&pods, params.clone(), "all pods", |p| names.pod(p)).await?;
-        Ok(each(&services, params, "all services", |s| names.service(s)).await?)
-    }
+/// Reads whose each address is.
+async fn learn(names: &mut Names, client: &Client) -> Result<(), Stop> {
+    let params = ListParams::default().limit(500);
+    let (pods, services) = (Api::<Pod>::all(client.clone()), Api::<Service>::all(client.clone()));
+    each(&pods, params.clone(), "all pods", |p| names.pod(p)).await?;
+    Ok(each(&services, params, "all services", |s| names.service(s)).await?)
 }
 
 impl ClusterWitness {
@@ -241,7 +261,6 @@ impl ClusterWitness {
         }
     }
 
-    /// The result in one line.
     fn headline(&self) -> String {
         let all: u64 = self.nodes.iter().map(WitnessNode::ended).sum();
         let hit = self.nodes.iter().filter(|n| n.ended() > 0).count();

@@ -90,7 +90,7 @@ impl<'a> Session<'a> {
     }
 
     /// The same, and how that ended.
-    pub(super) async fn until(
+    pub(crate) async fn until(
         &mut self,
         work: impl Future<Output = Result<(), Stop>>,
     ) -> Result<EndedBy, Stop> {
@@ -109,7 +109,7 @@ impl<'a> Session<'a> {
     /// The same, and what the result of `subcommand` says of the run that ended `how`: in `reasons`
     /// why before its time. Where `nothing` was measured, and the mend is the user's, it is an error,
     /// with the first of what is left behind.
-    pub(super) async fn close(
+    pub(crate) async fn close(
         &mut self,
         ground: &Ground,
         subcommand: &str,
