@@ -1,12 +1,16 @@
 # shellcheck shell=bash
 # What get, run and all share. Sourced, never run.
 
+HERE=$(dirname "$(readlink -f "$0")")
 # Everything that lasts is below one folder; deleting it undoes every script here.
 STATE=${LAB_KERNELS_STATE:-${XDG_CACHE_HOME:-$HOME/.cache}/conntrack-canary/kernels}
 TOOLS=$STATE/tools
 export PATH=$PATH:/usr/sbin:/sbin
 # What apt says is read, and it speaks the user's language.
 export LC_ALL=C
+
+# The lines of a script's own head that begin further in.
+usage() { sed -n 's/^#   *//p' "$0"; }
 
 # fail STATUS TEXT: one clear line, and the end.
 fail() {

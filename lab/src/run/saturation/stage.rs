@@ -55,15 +55,12 @@ pub(crate) fn topology(mut topology: Topology) -> Topology {
 /// A load: so many sources, so many connections a second.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
-    /// Source addresses.
     pub(crate) clients: u32,
-    /// Connections a second.
     pub(crate) rate: f64,
     /// In progress at most.
     pub(crate) at_once: f64,
     /// Ends after so many.
     pub(crate) connections: Option<u64>,
-    /// Ends after this time.
     pub(crate) time: Duration,
 }
 
@@ -124,7 +121,6 @@ impl<'a> Stage<'a> {
         Ok(observed)
     }
 
-    /// What its protection changed.
     pub(crate) fn changes(&self) -> Vec<Change> {
         let change = |what: &str, from: &str, to: &str| Change {
             what: what.to_owned(),
@@ -152,7 +148,6 @@ impl<'a> Stage<'a> {
         self.place.tool(host, "ip", args, "")
     }
 
-    /// Sets a value on the node.
     pub(crate) fn set(&self, key: &str, value: &str) -> Result<Change, TestbedError> {
         self.place.set("node1", key, value)
     }
@@ -232,57 +227,49 @@ impl<'a> Stage<'a> {
 
     /// A new connection for every request.
     pub(crate) fn churn(&self, load: Load, dir: &Path) -> Result<Running, TestbedError> {
-        let mut options = vec![
-            "churn".to_owned(),
-            format!("--target=tcp://{}", self.target(LOAD_PORT)),
-            format!("--rate={:.1}", load.rate),
-            format!("--concurrency={:.0}", load.at_once),
-            format!("--duration={}ms", load.time.as_millis()),
-            format!("--timeout={}ms", TIMEOUT.as_millis()),
-            format!("--source-ip={}", sources(load.clients)),
-        ];
-        if let Some(n) = load.connections {
-            options.push(format!("--connections={n}"));
-        }
-        self.load_client("load", options, dir, Ready::Event)
+        let until = load.connections.map_or(String::new(), |n| format!(" --connections={n}"));
+        let line = format!(
+            "churn --target=tcp://{} --rate={:.1} --concurrency={:.0} --duration={}ms --timeout={}ms \
+             --source-ip={}{until}",
+            self.target(LOAD_PORT),
+            load.rate,
+            load.at_once,
+            load.time.as_millis(),
+            TIMEOUT.as_millis(),
+            sources(load.clients)
+        );
+        self.load_client("load", &line, dir, Ready::Event)
     }
 
     /// Connections that stay; ready when all are there.
     pub(crate) fn hold(&self, n: u64, dir: &Path) -> Result<Running, TestbedError> {
-        let options = vec![
-            "hold".to_owned(),
-            format!("--target=tcp://{}", self.target(LOAD_PORT)),
-            format!("--connections={n}"),
-            format!("--source-ip={}", sources(MOST_CLIENTS)),
-        ];
-        let all = Ready::Text("all are open");
-        let mut hold = self.load_client("hold", options, dir, all)?;
+        let (to, from) = (self.target(LOAD_PORT), sources(MOST_CLIENTS));
+        let line = format!("hold --target=tcp://{to} --connections={n} --source-ip={from}");
+        let mut hold = self.load_client("hold", &line, dir, Ready::Text("all are open"))?;
         hold.process.wait_ready(self.place.scaled(READY * 2))?;
         Ok(hold)
     }
 
     /// The canary's own connections, to boom-server.
     pub(crate) fn probe(&self, time: Duration, dir: &Path) -> Result<Running, TestbedError> {
-        let options = vec![
-            "probe".to_owned(),
-            format!("--target=tcp://{}", self.place.topology.target(Family::Ipv4)),
-            "--connections=5".into(),
-            "--every=1s".into(),
-            format!("--duration={}ms", time.max(Duration::from_millis(500)).as_millis()),
-            "--pattern=request".into(),
-            "--delay=500ms".into(),
-            format!("--timeout={}ms", TIMEOUT.as_millis()),
-        ];
-        self.load_client("probe", options, dir, Ready::Event)
+        let line = format!(
+            "probe --target=tcp://{} --connections=5 --every=1s --duration={}ms --pattern=request --delay=500ms \
+             --timeout={}ms",
+            self.place.topology.target(Family::Ipv4),
+            time.max(Duration::from_millis(500)).as_millis(),
+            TIMEOUT.as_millis()
+        );
+        self.load_client("probe", &line, dir, Ready::Event)
     }
 
     fn load_client(
         &self,
         name: &str,
-        options: Vec<String>,
+        line: &str,
         dir: &Path,
         ready: Ready,
     ) -> Result<Running, TestbedError> {
+        let options = line.split(' ').map(str::to_owned).collect();
         self.place.load_client("client", (dir, name), options, ready)
     }
 
@@ -328,7 +315,6 @@ impl<'a> Stage<'a> {
         })
     }
 
-    /// What both captures hold.
     pub(crate) fn captured(&self, captures: Captures) -> Result<Captured, TestbedError> {
         let mut losses = None;
         let mut packets = |host: &str, tap: Tap| {
@@ -342,14 +328,12 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// A witness while it runs.
 pub(crate) struct Witness {
     running: Vec<(&'static str, Running)>,
     notes: Vec<String>,
     before: ConntrackCounters,
 }
 
-/// Both captures while they run.
 pub(crate) struct Captures {
     client: Tap,
     server: Tap,
