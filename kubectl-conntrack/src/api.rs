@@ -84,20 +84,15 @@ pub enum Stop {
     #[error("{0}")]
     Refused(String),
     /// A file of results.
-    #[error("cannot write {path}: {source}")]
-    Save {
-        /// Which.
-        path: String,
-        /// Why.
-        source: io::Error,
-    },
+    #[error("cannot write {0}: {1}")]
+    Save(String, #[source] io::Error),
 }
 
 impl Stop {
     /// What a file of results that cannot be written ends with.
     pub(crate) fn unsaved(path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.display().to_string();
-        move |source| Self::Save { path, source }
+        move |e| Self::Save(path, e)
     }
 }
 

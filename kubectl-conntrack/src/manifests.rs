@@ -79,8 +79,7 @@ impl Set {
     }
 
     /// Its DaemonSet's one container.
-    #[must_use]
-    pub fn container(self) -> &'static str {
+    pub(crate) fn container(self) -> &'static str {
         match self {
             Self::Observe | Self::Witness => "load-client",
             _ => self.name(),

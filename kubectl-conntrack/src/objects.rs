@@ -49,7 +49,6 @@ const SECONDS: u32 = 8;
 /// answer for a node port.
 const AWAIT: &str = "30s";
 
-/// Where one of a path's clients goes.
 pub(crate) type Target = (Path, Family, SocketAddr);
 
 /// The container's name of a path's client in a family.
@@ -300,7 +299,6 @@ pub(crate) fn server_name(front: Front, index: usize) -> String {
     }
 }
 
-/// The pod of clients.
 pub(crate) fn client_name(forge: bool, from: From, index: usize) -> String {
     let up = if forge { "up-" } else { "" };
     match from {
@@ -310,7 +308,6 @@ pub(crate) fn client_name(forge: bool, from: From, index: usize) -> String {
     }
 }
 
-/// A Service.
 pub(crate) fn service_name(front: Front, index: usize) -> String {
     let kind = match front {
         Front::ClusterIp | Front::Pod | Front::Node => "cluster-ip",

@@ -62,7 +62,6 @@ pub enum From {
 }
 
 impl Path {
-    /// Which Service it goes to.
     pub(crate) const fn front(self) -> Front {
         match self {
             Self::NodePort | Self::NodePortFromOther => Front::NodePort,
@@ -73,7 +72,6 @@ impl Path {
         }
     }
 
-    /// Where its client runs.
     pub(crate) const fn from(self) -> From {
         match self {
             Self::Hairpin => From::ServerPod,

@@ -104,7 +104,6 @@ impl Shown for DiagnoseResult {
     }
 }
 
-/// A family's paths.
 fn paths(f: &FamilyRow) -> Table {
     let row = |p: &PathRow| Row {
         verdict: p.verdict,

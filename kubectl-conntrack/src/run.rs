@@ -230,7 +230,6 @@ impl Ground {
         stream::iter(names.map(one)).buffer_unordered(PARALLEL).try_collect().await
     }
 
-    /// The objects of a kind with these labels.
     async fn list<K: Kind>(&self, labels: &str) -> Result<Vec<K>, ApiError> {
         let (api, params) = (self.api::<K>(), ListParams::default().labels(labels));
         let what = format!("list {} with {labels}", K::plural(&()));
@@ -249,8 +248,7 @@ impl Ground {
     }
 
     /// The run's pods, those that bear this name where one is given.
-    #[must_use]
-    pub fn watch(&self, name: Option<&str>) -> Watch {
+    pub(crate) fn watch(&self, name: Option<&str>) -> Watch {
         let name = name.map_or(String::new(), |n| format!(",app.kubernetes.io/name={n}"));
         Watch::begin(&self.client, &self.run.namespace, &format!("{RUN}={}{name}", self.run.id))
     }
@@ -308,8 +306,7 @@ impl Ground {
     }
 
     /// How to remove by hand what stays.
-    #[must_use]
-    pub fn by_hand(&self) -> String {
+    fn by_hand(&self) -> String {
         let (ns, id) = (&self.run.namespace, &self.run.id);
         match self.made {
             Some(_) => format!("kubectl delete namespace {ns}"),
@@ -378,7 +375,6 @@ impl Ground {
         }
     }
 
-    /// The namespace, as it is.
     async fn found(&self) -> Result<Option<Namespace>, ApiError> {
         let (api, ns) = (Api::<Namespace>::all(self.client.clone()), &self.run.namespace);
         call(format!("read namespace {ns}"), async || api.get_opt(ns).await).await

@@ -335,7 +335,6 @@ impl NodeRow {
     }
 }
 
-/// How bad a verdict is.
 const fn rank(v: Verdict) -> u8 {
     match v {
         Verdict::Protected => 0,

@@ -33,7 +33,6 @@ pub(crate) fn positive_control(scenarios: &[ScenarioResult]) -> PositiveControl 
     control
 }
 
-/// The judgement of the whole, and why.
 pub(crate) fn conclude(
     scenarios: &[ScenarioResult],
     control: &PositiveControl,

@@ -12,14 +12,12 @@ use canary_record::names::Outcome;
 use canary_record::outcome::Counts;
 use canary_record::result::boom::{BoomResult, Sniffer};
 
-/// Counts in words.
 pub(crate) fn listed<K: Display>(counts: &BTreeMap<K, u64>) -> String {
     let text: Vec<_> =
         counts.iter().filter(|(_, n)| **n > 0).map(|(k, n)| format!("{k} {n}")).collect();
     if text.is_empty() { "none".to_owned() } else { text.join(", ") }
 }
 
-/// How many there are of each.
 pub(crate) fn counted<K: Ord>(of: impl Iterator<Item = K>) -> BTreeMap<K, u64> {
     of.fold(BTreeMap::new(), |mut counts, one| {
         *counts.entry(one).or_default() += 1;
@@ -27,7 +25,6 @@ pub(crate) fn counted<K: Ord>(of: impl Iterator<Item = K>) -> BTreeMap<K, u64> {
     })
 }
 
-/// How many there are of one.
 pub(crate) fn number<K: Ord + Copy>(counts: &BTreeMap<K, u64>, of: K) -> u64 {
     counts.get(&of).copied().unwrap_or(0)
 }

@@ -16,7 +16,6 @@ use crate::judge::ledger::Ledger;
 use crate::report::progress::Progress;
 use crate::run::Event;
 
-/// The file, and what it says of the run.
 #[derive(Debug)]
 pub(crate) struct Record {
     file: ResultFile,
@@ -26,7 +25,6 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// A record in `dir`.
     pub(crate) fn prepare(
         dir: &Path,
         clock: Clock,
@@ -82,7 +80,6 @@ impl Record {
         ledger.close().iter().for_each(|c| progress.cell(c));
     }
 
-    /// The end.
     pub(crate) fn end<'a>(
         &self,
         ledger: &'a mut Ledger,

@@ -32,7 +32,6 @@ use crate::scenario::{Body, Scenario};
 
 /// A run as it was asked for.
 pub(crate) struct Plan {
-    /// What to run, in order.
     pub(crate) scenarios: Vec<Scenario>,
     pub(crate) repeat: u32,
     /// Whether every case of a cause is run under each mend too.
@@ -44,7 +43,6 @@ pub(crate) struct Plan {
     pub(crate) setting: Setting,
 }
 
-/// What was seen.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A cell has ended.
@@ -140,7 +138,6 @@ pub(crate) fn last_cells(plan: &Plan) -> Vec<(String, String)> {
     batches(plan).into_iter().filter_map(last).collect()
 }
 
-/// What one thread does.
 type Work<'a> = Box<dyn FnOnce() + Send + 'a>;
 
 /// Takes from one queue, so many at a time.

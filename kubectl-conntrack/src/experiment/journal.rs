@@ -48,7 +48,6 @@ impl Journal {
         self.steps.saturating_sub(1)
     }
 
-    /// An event.
     pub(crate) fn wrote(&mut self, event: &Event) -> Result<(), Stop> {
         self.steps += usize::from(matches!(event, Event::Step(..)));
         let line = format!("{}\n", serde_json::json!([self.seconds(), event]));
@@ -86,7 +85,6 @@ impl Journal {
         self.samples.write_all(text.as_bytes()).map_err(unsaved)
     }
 
-    /// A client's result in a step.
     pub(crate) fn result(&self, step: usize, pod: &str, result: &LoadResult) -> Result<(), Stop> {
         run::save(&self.raw.join(format!("step-{step}")), &format!("{pod}.json"), result)
     }

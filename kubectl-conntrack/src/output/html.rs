@@ -9,7 +9,6 @@ use super::{Sheet, Table};
 const STYLE: &str =
     "h1,h2{border-left:.5rem solid;padding:0 0 0 .6rem;border-top:0}h1>*,h2>*{color:var(--ink)}";
 
-/// The page.
 pub(crate) fn page(sheet: &Sheet) -> String {
     let list =
         |all: &[String]| html! { @if !all.is_empty() { ul { @for r in all { li { (r) } } } } };

@@ -6,7 +6,6 @@ use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
 use super::{Part, Sheet};
 
-/// The report's text.
 pub(crate) fn junit(sheet: &Sheet) -> anyhow::Result<String> {
     let mut report = Report::new(sheet.command);
     for part in &sheet.parts {

@@ -20,7 +20,6 @@ use crate::observed::cell::{Done, Key, Shown};
 use crate::observed::{listed, number, unheard};
 use crate::scenario::matrix::{CellPlan, Expectation, Matrix, row};
 
-/// Everything that a cell is judged by.
 #[derive(Clone, Debug)]
 struct Evidence<'a> {
     matrix: &'a Matrix,
@@ -31,7 +30,6 @@ struct Evidence<'a> {
     nodes: &'a [NodeEvidence],
     /// RSTs in the capture that answer a forged segment, where one was taken.
     captured: Option<&'a BTreeMap<Forgery, u64>>,
-    /// What the kernel itself said.
     witnesses: &'a [WitnessSaid],
 }
 
@@ -88,7 +86,6 @@ impl<'a> Evidence<'a> {
     }
 }
 
-/// A judged cell.
 #[derive(Clone, Debug, PartialEq)]
 struct Judged {
     judgement: Judgement,

@@ -25,7 +25,6 @@ pub(crate) struct Entry {
     pub(crate) commands: CommandList,
 }
 
-/// A run's account.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     entries: Vec<Entry>,
@@ -88,7 +87,6 @@ impl Ledger {
         self.judge(now)
     }
 
-    /// The cases of a cause have ended.
     pub(crate) fn cause(
         &mut self,
         scenario: usize,
@@ -103,7 +101,6 @@ impl Ledger {
         }
     }
 
-    /// A saturation experiment has ended.
     pub(crate) fn saturation(&mut self, scenario: usize, repetition: u32, filled: Filled) {
         let Some((Body::Saturation(body), result)) = self.open(scenario, repetition) else {
             return;
@@ -117,7 +114,6 @@ impl Ledger {
         self.judge(waiting)
     }
 
-    /// The account as it is.
     pub(crate) fn result(&mut self, run: Run) -> &LabResult {
         self.result.run = run;
         self.result.positive_control = positive_control(&self.result.scenarios);

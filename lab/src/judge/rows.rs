@@ -91,7 +91,6 @@ pub(crate) fn rows(cells: &[CellResult]) -> Vec<Row<'_>> {
 }
 
 impl<'a> Row<'a> {
-    /// That of one cell.
     fn of(cell: &'a CellResult) -> Self {
         Self {
             id: String::new(),

@@ -16,7 +16,6 @@ const STYLE: &str = "
 tr.older>*{background:var(--warn-wash)}tr.unexplained>*{background:var(--bad-wash)}
 ";
 
-/// The whole page.
 pub(crate) fn render(result: &KernelsResult) -> String {
     let body = html! {
         main {

@@ -21,14 +21,12 @@ use crate::scenario::matrix::row as row_of;
 pub(crate) struct Input {
     /// The kernel as far as it is known without the lab's results.
     pub(crate) kernel: KernelRun,
-    /// The lab's results, where it wrote any.
     pub(crate) lab: Option<LabResult>,
 }
 
 /// What a row is, whatever the kernel.
 type Key = (Path, Direction, Family, ProxyMode, Protections, Forgery);
 
-/// The whole comparison of `inputs`, in their order.
 pub(crate) fn compare(inputs: Vec<Input>, run: Run) -> KernelsResult {
     let rows: Vec<KernelRow> = keys(&inputs).into_iter().map(|key| row(key, &inputs)).collect();
     let cases = cases(&inputs);
@@ -254,7 +252,6 @@ fn judge(kernels: &[KernelRun], rows: &[KernelRow]) -> (Judgement, Vec<String>) 
     (worst, found.into_iter().map(|(_, text)| text).collect())
 }
 
-/// A row in words.
 pub(crate) fn title(row: &KernelRow) -> String {
     format!(
         "{} under {} ({}, {}, {}, {})",

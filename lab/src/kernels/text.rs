@@ -57,7 +57,6 @@ pub(crate) const fn mark(agreement: Agreement) -> &'static str {
     }
 }
 
-/// The whole comparison.
 pub(crate) fn render(result: &KernelsResult) -> String {
     let mut out = String::new();
     let kernels = result.kernels.iter().map(kernel_line);

@@ -14,7 +14,6 @@ use canary_record::result::witness::WitnessResult;
 /// How connections stood after a step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct After {
-    /// What was done, in words.
     pub(crate) what: String,
     /// How connections had ended by then; one that goes on has survived.
     pub(crate) client: BTreeMap<ProbeEnd, u64>,
@@ -22,7 +21,6 @@ pub(crate) struct After {
     pub(crate) forged: Vec<OutcomeCount>,
 }
 
-/// What a case showed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     /// When it began, in seconds since the scenario did.

@@ -29,7 +29,6 @@ pub(crate) struct Done {
     pub(crate) shown: Result<Shown, String>,
 }
 
-/// What a cell showed.
 #[derive(Clone, Debug)]
 pub(crate) struct Shown {
     pub(crate) boom: BoomResult,

@@ -10,7 +10,6 @@ use canary_record::result::witness::{InTable, WitnessResult};
 
 use super::{listed, number};
 
-/// Which step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Nothing but the canary.
@@ -37,7 +36,6 @@ pub(crate) enum Kind {
     ExpiryClient,
 }
 
-/// What a step showed.
 #[derive(Clone, Debug)]
 pub(crate) struct Shown {
     pub(crate) kind: Kind,
@@ -58,7 +56,6 @@ pub(crate) struct Shown {
 }
 
 impl Shown {
-    /// Failures of a class.
     pub(crate) fn failed(&self, class: FailureClass) -> u64 {
         number(&self.step.new_failures, class)
     }
@@ -143,7 +140,6 @@ impl Evicted {
         number(&self.half_closed, end)
     }
 
-    /// The numbers in a sentence or two.
     pub(crate) fn words(&self) -> String {
         let when = self.after_s.map_or_else(String::new, |s| format!(" first after {s:.1} s,"));
         format!(
@@ -201,7 +197,6 @@ impl HalfOpen {
         self.early > 0 && self.alone.keys().all(|end| *end == ProbeEnd::Survived)
     }
 
-    /// The numbers in a sentence or two.
     pub(crate) fn words(&self) -> String {
         let late = match self.late {
             0 => String::new(),
@@ -245,7 +240,6 @@ pub(crate) struct Heard {
 }
 
 impl Heard {
-    /// What the witness said, in a sentence.
     pub(crate) fn words(&self) -> String {
         let w = match &self.witness {
             Ok(w) => w,
@@ -266,11 +260,9 @@ impl Heard {
 /// The most connections that are held to fill a table.
 pub(crate) const MOST_HELD: u64 = 20_000;
 
-/// What a run showed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
     pub(crate) steps: Vec<Shown>,
-    /// Whether the limit could be changed.
     pub(crate) can_resize: bool,
     /// Whether the table could be filled with established connections.
     pub(crate) can_hold: bool,
@@ -288,7 +280,6 @@ pub(crate) struct Facts {
     pub(crate) tables: Vec<TableSpeed>,
 }
 
-/// How fast a round went.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Pace {
     /// Octets of one connection in a second.
@@ -310,7 +301,6 @@ impl Facts {
         self.half_open.iter().find(|h| h.case == case)
     }
 
-    /// The first step of a kind.
     pub(crate) fn step(&self, kind: Kind) -> Option<&Shown> {
         self.steps.iter().find(|s| s.kind == kind)
     }
@@ -328,7 +318,6 @@ pub(crate) struct Filled {
     pub(crate) timeline: Timeline,
     /// As far as a claim needs it.
     pub(crate) facts: Facts,
-    /// Why it broke off, where it did.
     pub(crate) broken: Option<String>,
 }
 

@@ -21,7 +21,6 @@ const SCRIPT: &str = include_str!("page.js");
 /// The packets of each capture, by its file as results.json names it.
 pub(crate) type Captures = BTreeMap<String, Vec<Packet>>;
 
-/// The whole page.
 pub(crate) fn render(result: &LabResult, captures: &Captures) -> String {
     let verdict = verdict(result);
     let forged = result.scenarios.iter().any(|s| s.timeline.is_none());
@@ -58,7 +57,6 @@ pub(crate) fn render(result: &LabResult, captures: &Captures) -> String {
     Page { title, style: STYLE, script: SCRIPT, ..Page::default() }.render(&body)
 }
 
-/// All cells of a run.
 pub(super) fn cells(result: &LabResult) -> impl Iterator<Item = &CellResult> {
     result.scenarios.iter().flat_map(|s| &s.cells)
 }

@@ -28,7 +28,6 @@ impl Deref for Packet {
 }
 
 impl Packet {
-    /// A segment captured at `t`.
     pub(crate) fn new(t: f64, s: &Segment<'_>) -> Self {
         let Segment { src, dst, seq, ack, flags, payload_len, .. } = *s;
         let (window, options) = (0, &[][..]);

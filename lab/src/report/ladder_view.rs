@@ -15,13 +15,9 @@ use super::words;
 /// A ladder and where it comes from.
 struct Drawn {
     ladder: Ladder,
-    /// The way from client to server.
     path: Path,
-    /// What protected, in words.
     protections: String,
-    /// Whether anything did.
     protected: bool,
-    /// The cell.
     cell: String,
     /// Where the client's and the server's capture were taken, and their files.
     files: Vec<(String, String)>,

@@ -12,7 +12,6 @@ fn of_this_machine(result: &LabResult) -> bool {
     result.run.program == "conntrack-lab run"
 }
 
-/// The machine, the options, how to repeat it.
 pub(super) fn section(result: &LabResult) -> Markup {
     html! {
         @if of_this_machine(result) {

@@ -10,7 +10,6 @@ use super::situations::changes;
 use super::svg;
 use super::words::{self, counts, grouped};
 
-/// Every scenario that changes over time.
 pub(super) fn section(result: &LabResult) -> Markup {
     html! {
         @for (n, s) in result.scenarios.iter().enumerate() {

@@ -9,7 +9,6 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::document::lab::{CellResult, Judgement};
 
-/// Progress of a run.
 pub(crate) struct Progress {
     begun: Instant,
     bar: ProgressBar,
@@ -17,7 +16,6 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Nothing done yet.
     pub(crate) fn new() -> Self {
         let terminal = std::io::stderr().is_terminal();
         let target =
@@ -40,7 +38,6 @@ impl Progress {
         if self.terminal { self.bar.set_message(text) } else { line(text) }
     }
 
-    /// One more cell is done.
     pub(crate) fn cell(&mut self, cell: &CellResult) {
         self.bar.inc(1);
         let text = format!("{:<12} {}", cell.judgement, cell.id);
@@ -61,7 +58,6 @@ impl Progress {
         self.bar.set_message(text);
     }
 
-    /// Everything is done.
     pub(crate) fn end(&mut self) {
         self.bar.abandon();
     }

@@ -31,7 +31,6 @@ const fn dashes(class: FailureClass) -> &'static str {
     }
 }
 
-/// A line of a panel.
 struct Line {
     class: String,
     name: String,

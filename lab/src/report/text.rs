@@ -244,7 +244,6 @@ fn outcome(sum: Option<&ForgeryResult>) -> String {
     }
 }
 
-/// A scenario that goes through steps.
 fn stages(out: &mut String, s: &ScenarioResult, timeline: &Timeline, width: usize) {
     out.push('\n');
     paragraph(out, "", &format!("{}: {} ({})", s.called(), s.title, s.judgement), width);
@@ -303,7 +302,6 @@ fn stages(out: &mut String, s: &ScenarioResult, timeline: &Timeline, width: usiz
     }
 }
 
-/// What each mend does to each case.
 fn mended(out: &mut String, mended: &[Mended], width: usize) {
     for case in mended {
         paragraph(out, "  mends: ", &case.case, width);

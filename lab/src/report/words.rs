@@ -12,7 +12,6 @@ use canary_wire::segment::Family;
 
 use crate::judge::rows::{Exposure, Route};
 
-/// A path, in a few words.
 pub(crate) const fn path(path: Path) -> &'static str {
     match path {
         Path::ClusterIp => "Pod to ClusterIP, other node",
@@ -50,7 +49,6 @@ pub(crate) fn by_hook(rules: &BTreeMap<String, u64>) -> BTreeMap<&str, u64> {
     hooks
 }
 
-/// A protection, as people call it.
 pub(crate) fn protection(p: Protection) -> String {
     let what = match p.kind {
         ProtectionKind::ForwardDrop => "FORWARD drop",
@@ -90,7 +88,6 @@ pub fn protections(set: &[Protection]) -> String {
     set.iter().map(|p| protection(*p)).collect::<Vec<_>>().join(" + ")
 }
 
-/// What a forged segment is, in a few words.
 pub(crate) const fn forgery(f: Forgery) -> &'static str {
     match f {
         Forgery::Control => "keep-alive, in order",
@@ -162,7 +159,6 @@ pub(crate) const fn effect(e: Effect) -> (&'static str, &'static str) {
     }
 }
 
-/// A class of failures.
 pub(crate) const fn failure(f: FailureClass) -> &'static str {
     match f {
         FailureClass::ConnectTimeout => "connect timed out",
@@ -177,7 +173,6 @@ pub(crate) const fn failure(f: FailureClass) -> &'static str {
     }
 }
 
-/// An IP family.
 pub(crate) const fn family(f: Family) -> &'static str {
     match f {
         Family::Ipv4 => "IPv4",
@@ -185,7 +180,6 @@ pub(crate) const fn family(f: Family) -> &'static str {
     }
 }
 
-/// A proxy mode.
 pub(crate) const fn proxy_mode(f: ProxyMode) -> &'static str {
     match f {
         ProxyMode::Nftables => "nftables",

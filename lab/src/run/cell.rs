@@ -45,13 +45,10 @@ const UPLOAD: u32 = 4096;
 /// each connection, and cells beside this one, whose addresses are the same, move it on too.
 const PORTS: &str = "2000\t65000";
 
-/// A cell in hosts that are up.
 #[derive(Clone, Copy)]
 pub(crate) struct Cell<'a> {
     pub(crate) place: &'a Place<'a>,
-    /// The directory of the run's results.
     pub(crate) results: &'a Path,
-    /// Its scenario's name.
     pub(crate) scenario: &'a str,
     /// Its files are under `cells/ID/`.
     pub(crate) id: &'a str,
@@ -80,7 +77,6 @@ impl Cell<'_> {
         names.join(",")
     }
 
-    /// How long load-client may take.
     fn load_patience(&self) -> Duration {
         self.place.scaled(DELAY + TIMEOUT * 3) + READY
     }

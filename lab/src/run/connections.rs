@@ -19,13 +19,11 @@ use crate::scenario::cause::Way;
 
 /// Octets of a transfer: full-sized segments, and more than go before the first ACK is needed.
 const BODY: u64 = 64 << 10;
-/// Octets of an answer.
 const ANSWER: u64 = 1024;
 const CHUNK: usize = 16 << 10;
 
 type Failure = (Phase, Cause);
 
-/// Connections to one target.
 #[derive(Debug)]
 pub(super) struct Connections {
     all: Vec<One>,
@@ -57,7 +55,6 @@ enum State {
 }
 
 impl Connections {
-    /// None yet.
     pub(super) const fn none(target: SocketAddr, patience: Duration, keepalive: bool) -> Self {
         Self { all: Vec::new(), target, patience, keepalive }
     }
@@ -366,7 +363,6 @@ fn class((phase, cause): Failure) -> FailureClass {
     }
 }
 
-/// How it ended.
 fn end_of(failure: Failure) -> ProbeEnd {
     match failure.1 {
         Cause::Errno(Errno::Etimedout) => ProbeEnd::TimedOut,

@@ -25,9 +25,7 @@ use crate::scenario::saturation::Saturation;
 /// What all places of one experiment have in common.
 #[derive(Clone, Copy)]
 pub(crate) struct Experiment<'a> {
-    /// The scenario's name.
     pub(crate) name: &'a str,
-    /// Its measures.
     pub(crate) s: &'a Saturation,
     pub(crate) setting: &'a Setting,
     /// Each place's files are in a directory below.
@@ -40,7 +38,6 @@ pub(crate) struct Experiment<'a> {
 }
 
 impl Experiment<'_> {
-    /// Seconds since it began.
     fn seconds(&self) -> f64 {
         self.begun.elapsed().as_secs_f64()
     }

@@ -31,7 +31,6 @@ pub enum CaptureMode {
     None,
 }
 
-/// What a run's parts share.
 #[derive(Clone, Debug)]
 pub(crate) struct Setting {
     pub(crate) boom_server: PathBuf,
@@ -45,7 +44,6 @@ pub(crate) struct Setting {
 }
 
 impl Setting {
-    /// Builds hosts.
     pub(crate) fn place(&self, topology: Topology) -> Result<Place<'_>, TestbedError> {
         let testbed = Testbed::build(topology)?;
         Ok(Place { testbed: testbed.under(&self.interrupt).kept(self.keep), setting: self })
@@ -230,7 +228,6 @@ impl Running {
         serde_json::from_slice(&text).map_err(|e| wrong(format!("{}: {e}", path.display())))
     }
 
-    /// Waits until it is ready.
     pub(crate) fn ready(mut self) -> Result<Self, TestbedError> {
         self.process.wait_ready(self.patience)?;
         Ok(self)
@@ -273,7 +270,6 @@ pub(crate) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<(), TestbedE
     write_file(path, bytes.as_ref()).map_err(|e| io_error("write", path)(e.into()))
 }
 
-/// Entries in this namespace.
 pub(crate) fn count() -> Result<u64, ExecError> {
     let text = evidence::sysctl(stat::COUNT)?;
     Ok(stat::number(&text).map_err(wrong(format!("read {}: '{text}'", stat::COUNT)))?)

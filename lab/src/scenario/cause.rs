@@ -288,7 +288,6 @@ impl Cause {
         self.needs.into_iter().chain(ipvs.then_some(Need::Ipvs))
     }
 
-    /// How many connections a case has.
     pub(crate) fn connections(&self, case: &Case) -> u32 {
         case.connections.unwrap_or(self.connections)
     }

@@ -40,12 +40,10 @@ fn judge(claim: Claim, facts: &Facts) -> Told {
     told.unwrap_or_else(|| (Finding::NotShown, "This run did not get so far.".to_owned()))
 }
 
-/// What the steps with a full table counted together.
 fn sum<'a>(steps: impl Iterator<Item = &'a Shown>, of: impl Fn(&Shown) -> u64) -> u64 {
     steps.map(of).sum()
 }
 
-/// Connects that timed out.
 fn timeouts<'a>(steps: impl Iterator<Item = &'a Shown>) -> u64 {
     sum(steps, |s| s.failed(FailureClass::ConnectTimeout))
 }

@@ -37,7 +37,6 @@ const LOOK: Duration = Duration::from_millis(200);
 /// New connections a second that wait for room.
 const WAITING: f64 = 500.0;
 
-/// One place.
 struct Run<'a> {
     found: Evicted,
     stage: Stage<'a>,

@@ -198,7 +198,6 @@ fn link_address(stage: &Stage<'_>, host: &str, device: &str) -> Result<String, T
     Ok(address.map_err(wrong(what))?)
 }
 
-/// Where a handshake is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     /// No SYN ACK yet.
@@ -210,7 +209,6 @@ enum State {
     Ended(ProbeEnd),
 }
 
-/// Handshakes, and what became of them.
 struct Handshakes {
     clients: Vec<(TcpStream, State)>,
     /// Their other ends, which give back what they get.
@@ -362,7 +360,6 @@ fn make_room(crowd: &mut Option<&mut Crowd<'_>>) -> Result<(), OsError> {
     Ok(())
 }
 
-/// Sends so many SYNs from a host.
 fn begin(
     stage: &Stage<'_>,
     host: &str,

@@ -17,10 +17,8 @@ use super::super::setting::io_error;
 use super::stage::Stage;
 use crate::observed::saturation::Pace;
 
-/// Octets of a transfer.
 const OCTETS: usize = 128 << 20;
 const CHUNK: usize = 1 << 20;
-/// New connections of a round.
 const CONNECTS: u32 = 1000;
 /// The calling thread.
 const SELF: Pid = Pid::from_raw(0);

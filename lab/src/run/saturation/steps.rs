@@ -40,7 +40,6 @@ const IDLE: Duration = Duration::from_millis(3500);
 /// Until the client's octet has passed the node, and much less than the timeout.
 const SPOKEN: Duration = Duration::from_millis(100);
 
-/// A step to run.
 struct Plan<'a> {
     kind: Kind,
     title: String,
@@ -67,7 +66,6 @@ pub(super) fn run<'a>(
         .run()
 }
 
-/// The order of steps.
 struct Sequence<'a> {
     x: Experiment<'a>,
     control: Option<&'a Control>,

@@ -63,7 +63,6 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    /// Starts to speak.
     pub(crate) fn start(
         pairs: Vec<(TcpStream, TcpStream)>,
         half_closed: usize,
@@ -97,7 +96,6 @@ impl Streams {
         Ok(Self { pairs, stop, thread: Some(thread) })
     }
 
-    /// How they are now.
     pub(crate) fn ends(&self, talk: Talk) -> BTreeMap<ProbeEnd, u64> {
         let now = Instant::now();
         let pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);

@@ -163,7 +163,6 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// One round's speeds.
     fn round(&mut self, of: &mut TableSpeed) -> Result<(), TestbedError> {
         let n = self.flows;
         // Neighbours in the table's memory are not asked for one after another.

@@ -211,7 +211,6 @@ pub enum Link {
 }
 
 impl BadNetwork {
-    /// As the testbed has it.
     pub(crate) fn conditions(&self) -> Conditions {
         Conditions {
             seed: self.seed,

@@ -3,7 +3,6 @@
 use super::step::Step;
 use canary_record::names::ProbeEnd;
 
-/// How the connections of a case stand.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Stand<'a> {
     /// There are none yet.
