@@ -72,15 +72,7 @@ pub enum Stop {
     /// A call failed for good, or the API server did not come back.
     #[error(transparent)]
     Api(#[from] ApiError),
-    /// An image that the nodes cannot have.
-    #[error("image {image} cannot be had: {why}\n  {}", image_mend(.image))]
-    Image {
-        /// Its name.
-        image: String,
-        /// The kubelet's words.
-        why: String,
-    },
-    /// Something that must hold before anything is changed does not.
+    /// Something that must hold before anything is measured does not: a right, an image.
     #[error("{0}")]
     Refused(String),
     /// A file of results.
@@ -96,13 +88,13 @@ impl Stop {
     }
 }
 
-/// How an image gets to the nodes.
-fn image_mend(image: &str) -> String {
+/// The nodes cannot have an image; how it gets to them.
+fn no_image(image: &str, why: &str) -> Stop {
     let name = image.rsplit('/').next().unwrap_or(image);
-    format!(
-        "push it (make images REGISTRY=...) and name it: --registry REGISTRY, or load it into the nodes: \
-         make load-images CLUSTER=kind|minikube ({name})"
-    )
+    Stop::Refused(format!(
+        "image {image} cannot be had: {why}\n  push it (make images REGISTRY=...) and name it: --registry REGISTRY, \
+         or load it into the nodes: make load-images CLUSTER=kind|minikube ({name})"
+    ))
 }
 
 /// True for what passes by itself: no answer, too many requests, a server that starts or stops.
@@ -265,9 +257,7 @@ impl Watch {
     ) -> Result<(), Stop> {
         loop {
             let no_image = |pod: &Seen| match &pod.trouble {
-                Some(Trouble::Image { image, why }) => {
-                    Some(Stop::Image { image: image.clone(), why: why.clone() })
-                }
+                Some(Trouble::Image(image, why)) => Some(no_image(image, why)),
                 _ => None,
             };
             if let Some(stop) = self.pods.values().find_map(no_image) {

@@ -114,7 +114,7 @@ pub async fn experiment(
     let mut experiment = Experiment::new(&ground, &nodes, args, &mut journal, &mut session);
     let done = Box::pin(experiment.go(say)).await;
     // Nothing was measured, and the mend is the user's.
-    let refused = matches!(done, Err(Stop::Image { .. } | Stop::Refused(_)));
+    let refused = matches!(done, Err(Stop::Refused(_)));
     let ended_by = match &done {
         Ok(()) => session.by.unwrap_or(EndedBy::Completed),
         Err(e) => {

@@ -39,10 +39,8 @@ const LINGER: Duration = Duration::from_secs(60);
 pub(crate) struct Load<'a> {
     ground: &'a Ground,
     args: &'a LoadArgs,
-    /// Its pods' names.
-    pub names: Vec<String>,
-    /// What is seen of them.
-    pub watch: Watch,
+    pub(crate) names: Vec<String>,
+    pub(crate) watch: Watch,
 }
 
 #[derive(Debug, Default)]
@@ -67,7 +65,7 @@ pub async fn load(job: Job<'_>, args: &LoadArgs) -> anyhow::Result<LoadResult> {
     let early = !matches!(done, Ok(EndedBy::Completed));
     let collected = match &done {
         // No pod has anything to tell.
-        Err(Stop::Image { .. } | Stop::Refused(_)) => Collected::default(),
+        Err(Stop::Refused(_)) => Collected::default(),
         _ => load.collect(early).await,
     };
     if let Some(dir) = &args.cluster.save {

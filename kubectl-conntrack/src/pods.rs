@@ -34,14 +34,9 @@ pub enum Container {
 /// Why a pod does not run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
-    /// An image cannot be had: no other pod of the run will get it either.
-    #[error("{image}: {why}")]
-    Image {
-        /// Its name.
-        image: String,
-        /// The kubelet's reason and message.
-        why: String,
-    },
+    /// An image, and the kubelet's words why it cannot be had: no other pod of the run will get it either.
+    #[error("{0}: {1}")]
+    Image(String, String),
     /// This pod alone.
     #[error("{0}")]
     Pod(String),
@@ -71,7 +66,7 @@ pub(crate) fn look(pod: &Pod) -> Seen {
         let (state, trouble) = state(c);
         seen.containers.insert(c.name.clone(), state);
         // An image's trouble is the whole run's, and so said before any other.
-        if seen.trouble.is_none() || matches!(trouble, Some(Trouble::Image { .. })) {
+        if seen.trouble.is_none() || matches!(trouble, Some(Trouble::Image(..))) {
             seen.trouble = trouble.or(seen.trouble);
         }
     }
@@ -146,7 +141,7 @@ fn state(c: &ContainerStatus) -> (Container, Option<Trouble>) {
             | "ErrImageNeverPull"
             | "RegistryUnavailable"
             | "ImageInspectError"),
-        ) => Some(Trouble::Image { image: c.image.clone(), why: why(r) }),
+        ) => Some(Trouble::Image(c.image.clone(), why(r))),
         Some(
             r @ ("CreateContainerConfigError"
             | "CreateContainerError"

@@ -132,7 +132,7 @@ pub async fn watch(job: Job<'_>, args: &WitnessArgs) -> anyhow::Result<ClusterWi
     };
     let done = session.until(work).await;
     // No pod has anything to tell.
-    let found = if let Err(Stop::Image { .. } | Stop::Refused(_)) = &done {
+    let found = if let Err(Stop::Refused(_)) = &done {
         Ok(Vec::new())
     } else {
         say("results");

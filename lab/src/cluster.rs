@@ -112,6 +112,7 @@ fn judge(
         timeline.push(pair[1].since(&pair[0]).sample);
     }
     timeline.steps = steps.into_iter().map(|s| s.step).collect();
+    let most = journal.steps.iter().map(|s| s.clients).max().unwrap_or(0);
     LabResult {
         schema_version: SCHEMA_VERSION,
         run: Run {
@@ -140,7 +141,7 @@ fn judge(
         positive_control: control,
         scenarios: vec![ScenarioResult {
             name: "cluster-saturation".to_owned(),
-            title: format!("Load from 0 to {} clients on a real cluster", most(journal)),
+            title: format!("Load from 0 to {most} clients on a real cluster"),
             why: "The blog post scales its clients until the conntrack table is full".to_owned(),
             source: "kubectl conntrack experiment".to_owned(),
             judgement,
@@ -153,10 +154,6 @@ fn judge(
             timeline: Some(timeline),
         }],
     }
-}
-
-fn most(journal: &Journal) -> u32 {
-    journal.steps.iter().map(|s| s.clients).max().unwrap_or(0)
 }
 
 fn title(record: &StepRecord, journal: &Journal) -> String {
