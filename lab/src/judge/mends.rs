@@ -92,7 +92,9 @@ fn lost(seen: &Seen) -> u64 {
 mod tests {
     use super::*;
     use crate::judge::cause::tests::{case, seen};
+    use crate::scenario::cause::Step;
     use crate::scenario::{Body, parse};
+    use canary_record::names::Forgery;
 
     /// Fewer helps, none helps wholly, more harms.
     #[test]
@@ -133,6 +135,49 @@ mod tests {
         assert!(row.helpless());
         row.mends[1].effect = Effect::HelpsPartly;
         assert!(!row.helpless());
+    }
+
+    /// A mend keeps what the case is about: what its own steps forge, and what makes conntrack believe a
+    /// wrong window; and it holds whatever the case's hosts and steps set.
+    #[test]
+    fn a_mend_changes_nothing_else() {
+        let under = |more: &str| {
+            let text = format!(
+                "kind = \"cause\"\nname = \"x\"\ntitle = \"\"\nwhy = \"\"\nsource = \"\"\n\
+                 [[case]]\ntitle = \"t\"\n{more}\n"
+            );
+            let Body::Cause(cause) = parse("x", &text).unwrap().body else { panic!("its kind") };
+            cause.cases[0].under_mends(cause.mends_at)
+        };
+        let steps = "steps = [\"connect\", { forge = { above-window = \"delivered\" } }]";
+        for (more, liberal) in [
+            (
+                format!(
+                    "path = \"node-port-local\"\n{steps}\nexpect = {{ client = \"survived\" }}"
+                ),
+                true,
+            ),
+            ("steps = [\"connect\"]\nexpect = { client = \"survived\" }".to_owned(), false),
+        ] {
+            assert_eq!(!under(&more)[0].1.protections.is_empty(), liberal, "{more}");
+        }
+        let overshoot = "protections = []\nsteps = [\"connect\", { transfer = \"down\" }]\n\
+                         expect = { client = \"survived\", forged = { overshoot = \"delivered\" } }";
+        assert!(under(overshoot)[0].1.expect.forged.contains_key(&Forgery::Overshoot));
+        let set = "{ name = \"node1\", sysctls = { \"net.netfilter.nf_conntrack_tcp_be_liberal\" = \"0\" } }";
+        let off = format!(
+            "host = [{set}]\nsteps = [\"connect\", {{ change = {set} }}]\nexpect = {{ client = \"reset\" }}"
+        );
+        for (mend, case) in under(&off) {
+            let Some(Step::Change(host)) = case.steps.get(1) else { panic!("the step is there") };
+            let of_node = case.hosts.iter().rev().find(|h| h.name == "node1").unwrap();
+            let last = of_node
+                .sysctls
+                .get("net.netfilter.nf_conntrack_tcp_be_liberal")
+                .map(|text| &*text.text);
+            let held = matches!(mend, Mend::Liberal | Mend::LiberalAndDrops);
+            assert_eq!((host.sysctls.is_empty(), last == Some("1")), (held, held), "{mend}");
+        }
     }
 
     /// What could not be tried is no mend, and where the situation itself could not be, nothing is.

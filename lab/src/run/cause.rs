@@ -62,6 +62,7 @@ pub(crate) fn run(
             place.topology.target(case.family),
             setting.scaled(case.patience.0),
             case.keepalive,
+            setting.interrupt.clone(),
         ),
         servers: Vec::new(),
         seen: Seen { connections: n.into(), ..Seen::default() },

@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use canary_record::names::{Errno, FailureClass, Phase, ProbeEnd};
 use canary_record::probe::{Body, BodyHash, Line, Request};
 use canary_record::result::load::Cause;
+use canary_testbed::exec::Interrupt;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv};
 use socket2::{Domain, SockRef, Socket, Type};
@@ -21,6 +24,8 @@ use crate::scenario::cause::Way;
 const BODY: u64 = 64 << 10;
 const ANSWER: u64 = 1024;
 const CHUNK: usize = 16 << 10;
+/// How soon a signal is heeded.
+const LOOK: Duration = Duration::from_millis(20);
 
 type Failure = (Phase, Cause);
 
@@ -32,6 +37,7 @@ pub(super) struct Connections {
     patience: Duration,
     /// Whether the client's kernel sends keepalives.
     keepalive: bool,
+    interrupt: Interrupt,
 }
 
 #[derive(Debug)]
@@ -55,8 +61,13 @@ enum State {
 }
 
 impl Connections {
-    pub(super) const fn none(target: SocketAddr, patience: Duration, keepalive: bool) -> Self {
-        Self { all: Vec::new(), target, patience, keepalive }
+    pub(super) const fn none(
+        target: SocketAddr,
+        patience: Duration,
+        keepalive: bool,
+        interrupt: Interrupt,
+    ) -> Self {
+        Self { all: Vec::new(), target, patience, keepalive, interrupt }
     }
 
     /// Makes `n` connections, from the network namespace of the calling thread; where they were made
@@ -67,7 +78,7 @@ impl Connections {
             self.all = (0..n.into()).map(one).collect();
         }
         let (target, patience, keepalive) = (self.target, self.patience, self.keepalive);
-        self.each(|one| {
+        self.each(move |one| {
             if !matches!(one.state, State::Closed) {
                 return;
             }
@@ -84,7 +95,7 @@ impl Connections {
     /// A body of full-sized segments.
     pub(super) fn transfer(&mut self, way: Way) {
         let patience = self.patience;
-        self.open(|stream, _, seed| {
+        self.open(move |stream, _, seed| {
             if matches!(way, Way::Up | Way::Both) {
                 upload(stream, patience, seed)?;
             }
@@ -98,7 +109,7 @@ impl Connections {
 
     /// Asks for a small answer, to be given after `delay`.
     pub(super) fn ask(&mut self, delay: Duration) {
-        self.open(|stream, asked, seed| {
+        self.open(move |stream, asked, seed| {
             *asked = Some(delay);
             ask(stream, delay, ANSWER, seed)
         });
@@ -107,7 +118,7 @@ impl Connections {
     /// Reads what was asked for.
     pub(super) fn answer(&mut self) {
         let patience = self.patience;
-        self.open(|stream, asked, seed| {
+        self.open(move |stream, asked, seed| {
             // The server's own delay is no stall.
             read(stream, patience + asked.take().unwrap_or_default(), ANSWER, seed)
         });
@@ -171,7 +182,7 @@ impl Connections {
     /// FIN from those that are open, and the server's own if it comes soon: a reset that nobody
     /// has read yet is read.
     pub(super) fn end(&mut self, patience: Duration) {
-        self.open(|stream, _, _| {
+        self.open(move |stream, _, _| {
             // ENOTCONN where a reset has come: the next call tells of it.
             let _ = stream.shutdown(Shutdown::Write);
             stream.set_read_timeout(Some(patience)).map_err(at(Phase::Close))?;
@@ -228,9 +239,12 @@ impl Connections {
 
     fn open(
         &mut self,
-        job: impl Fn(&mut TcpStream, &mut Option<Duration>, u64) -> Result<(), Failure> + Sync,
+        job: impl Fn(&mut TcpStream, &mut Option<Duration>, u64) -> Result<(), Failure>
+        + Send
+        + Sync
+        + 'static,
     ) {
-        self.each(|one| {
+        self.each(move |one| {
             let State::Open { stream, asked } = &mut one.state else { return };
             if let Err(failure) = job(stream, asked, one.seed) {
                 one.state = State::Failed(failure);
@@ -238,13 +252,29 @@ impl Connections {
         });
     }
 
-    fn each(&mut self, job: impl Fn(&mut One) + Sync) {
-        let job = &job;
-        std::thread::scope(|scope| {
-            for one in &mut self.all {
-                scope.spawn(move || job(one));
+    /// Of all at once. A signal, which ends the run, does not wait for those that still wait.
+    fn each(&mut self, job: impl Fn(&mut One) + Send + Sync + 'static) {
+        let (job, (done, ended), n) = (Arc::new(job), channel(), self.all.len());
+        for mut one in self.all.drain(..) {
+            let (job, done) = (Arc::clone(&job), done.clone());
+            std::thread::spawn(move || {
+                job(&mut one);
+                // Nobody hears it after a signal.
+                let _ = done.send(one);
+            });
+        }
+        drop(done);
+        while self.interrupt.signalled().is_none() {
+            match ended.recv_timeout(LOOK) {
+                Ok(one) => self.all.push(one),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    assert_eq!(self.all.len(), n, "a connection's thread panicked");
+                    break;
+                }
             }
-        });
+        }
+        self.all.sort_by_key(|one| one.seed);
     }
 }
 
@@ -383,6 +413,9 @@ fn cause(e: &io::Error) -> Cause {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
+    use std::time::Instant;
+
+    use canary_record::names::EndedBy;
 
     use super::*;
 
@@ -391,8 +424,12 @@ mod tests {
     #[test]
     fn a_failure_is_seen_without_a_read() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut connections =
-            Connections::none(listener.local_addr().unwrap(), Duration::from_secs(5), false);
+        let mut connections = Connections::none(
+            listener.local_addr().unwrap(),
+            Duration::from_secs(5),
+            false,
+            Interrupt::default(),
+        );
         connections.connect(4);
         let mut peers: Vec<_> = (0..4).map(|_| listener.accept().unwrap().0).collect();
         // In the order of the client's.
@@ -430,7 +467,12 @@ mod tests {
         assert_eq!(end_of((Phase::Receive, Cause::Stall)), ProbeEnd::Hung);
         let failed =
             |seed, phase, cause| One { seed, local: None, state: State::Failed((phase, cause)) };
-        let mut connections = Connections::none(([127, 0, 0, 1], 1).into(), Duration::ZERO, false);
+        let mut connections = Connections::none(
+            ([127, 0, 0, 1], 1).into(),
+            Duration::ZERO,
+            false,
+            Interrupt::default(),
+        );
         connections.all = vec![
             failed(0, Phase::Connect, Cause::Errno(Errno::Eperm)),
             failed(1, Phase::Receive, Cause::Stall),
@@ -438,5 +480,21 @@ mod tests {
         ];
         let errors = ["EPERM at connect", "ETIMEDOUT at receive"].map(|e| (e.to_owned(), 1));
         assert_eq!(connections.errors(), errors.into());
+    }
+
+    /// A signal does not wait until an answer comes, or patience ends.
+    #[test]
+    fn a_signal_is_heeded_within_a_step() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (patience, interrupt) = (Duration::from_secs(60), Interrupt::default());
+        let target = listener.local_addr().unwrap();
+        let mut connections = Connections::none(target, patience, false, interrupt.clone());
+        connections.connect(2);
+        connections.ask(Duration::ZERO);
+        assert_eq!(connections.open_ones(), 2);
+        let begun = Instant::now();
+        interrupt.set(EndedBy::Sigint);
+        connections.answer();
+        assert!(begun.elapsed() < patience / 2, "{:?}", begun.elapsed());
     }
 }

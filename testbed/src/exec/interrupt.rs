@@ -23,7 +23,7 @@ impl Interrupt {
     /// the mask that this leaves, which is empty, and no handler.
     pub fn catch() -> io::Result<Self> {
         let this = Self::default();
-        let flag = Arc::clone(&this.0);
+        let flag = this.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
         let mut shutdown = {
             let _inside = runtime.enter();
@@ -31,12 +31,16 @@ impl Interrupt {
         };
         std::thread::Builder::new().name("signals".into()).spawn(move || {
             loop {
-                // The first one says what ended it.
-                let _ = flag.set(runtime.block_on(shutdown.signalled()));
+                flag.set(runtime.block_on(shutdown.signalled()));
             }
         })?;
         SigSet::all().thread_unblock()?;
         Ok(this)
+    }
+
+    /// Asks for it; the first to ask says what ended it.
+    pub fn set(&self, by: EndedBy) {
+        let _ = self.0.set(by);
     }
 
     /// The signal that came, if one did.

@@ -77,7 +77,8 @@ impl Need {
     }
 }
 
-const TIMEOUT: &str = "net.netfilter.nf_conntrack_tcp_timeout_";
+pub(super) const TIMEOUT: &str = "net.netfilter.nf_conntrack_tcp_timeout_";
+pub(super) const BE_LIBERAL: &str = "net.netfilter.nf_conntrack_tcp_be_liberal";
 /// What they are where nobody has made them shorter (`tcp_timeouts[]`), in seconds.
 const TIMEOUTS: [(&str, &str); 10] = [
     ("syn_sent", "120"),
@@ -236,21 +237,19 @@ impl BadNetwork {
 }
 
 impl Host {
-    /// The kernel's defaults, and kube-proxy's for half-closed connections.
-    pub(super) fn longer_timeouts(node: &str) -> Self {
-        let set = |(state, seconds): (&str, &str)| {
-            let text = seconds.to_owned();
-            (format!("{TIMEOUT}{state}"), Text { text, ..Text::default() })
-        };
-        let sysctls = TIMEOUTS.map(set).into();
+    /// A node with sysctls alone.
+    pub(super) fn set(
+        node: &str,
+        sysctls: impl IntoIterator<Item = (String, &'static str)>,
+    ) -> Self {
+        let text = |text: &str| Text { text: text.to_owned(), ..Text::default() };
+        let sysctls = sysctls.into_iter().map(|(key, value)| (key, text(value))).collect();
         Self { name: node.to_owned(), sysctls, nft: None, iptables: None }
     }
 
-    /// The same without timeouts of conntrack's: those of a step would undo longer ones.
-    pub(super) fn without_timeouts(&self) -> Self {
-        let mut host = self.clone();
-        host.sysctls.retain(|key, _| !key.starts_with(TIMEOUT));
-        host
+    /// The kernel's defaults, and kube-proxy's for half-closed connections.
+    pub(super) fn longer_timeouts(node: &str) -> Self {
+        Self::set(node, TIMEOUTS.map(|(state, seconds)| (format!("{TIMEOUT}{state}"), seconds)))
     }
 
     /// Whether a rule of its own drops or rejects.
