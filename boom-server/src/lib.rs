@@ -23,19 +23,13 @@ pub use config::Config;
 
 use std::process::ExitCode;
 
-use canary_runtime::{cli, exit::Exit};
+use canary_runtime::{cli, exit};
 
 /// The whole program.
 #[must_use]
 pub fn main() -> ExitCode {
-    let (config, options) = match cli::effective() {
-        Ok(parsed) => parsed,
-        Err(code) => return code,
-    };
-    let exit = run::run(config, options).unwrap_or_else(|e| {
-        eprintln!("error: {e}");
-        // Bad input is 2, everything else 1.
-        if matches!(e, run::RunError::Output(_)) { Exit::Usage } else { Exit::Failed }
-    });
-    exit.into()
+    match cli::effective() {
+        Ok((config, options)) => exit::code(run::run(config, options)),
+        Err(code) => code,
+    }
 }

@@ -1,23 +1,20 @@
 //! The numbers on the admin port, under the prefix `boom_`.
 
 use canary_record::names::Outcome;
-use canary_runtime::admin::{self, MetricsError};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
-use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::engine::State;
 use crate::report::Accepted;
 
 /// From the kernel's receipt of the handshake to the forged segment's departure.
 pub(crate) const HANDSHAKE_TO_FORGE: &str = "boom_handshake_to_forge_seconds";
-const BOUNDS: &[f64] = &[
+pub(crate) const BOUNDS: &[f64] = &[
     0.00001, 0.000_025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1,
     1.0,
 ];
 
-/// Sets up the process's metrics and their descriptions.
-pub(crate) fn init() -> Result<PrometheusHandle, MetricsError> {
-    let handle = admin::init_metrics(&[(HANDSHAKE_TO_FORGE, BOUNDS)])?;
+/// Says what each of the process's metrics is.
+pub(crate) fn describe() {
     describe_histogram!(
         HANDSHAKE_TO_FORGE,
         Unit::Seconds,
@@ -50,7 +47,6 @@ pub(crate) fn init() -> Result<PrometheusHandle, MetricsError> {
     }
     describe_gauge!("boom_build_info", "1, with the program's version");
     gauge!("boom_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-    Ok(handle)
 }
 
 /// Brings every number up to date.

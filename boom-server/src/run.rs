@@ -1,27 +1,24 @@
 //! The order of steps: sockets, privileges away, engine and listeners, the end.
 
 use std::collections::BTreeSet;
-use std::io::{self, IsTerminal};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use canary_record::names::EndedBy;
 use canary_record::result::boom::{BoomResult, Connections};
 use canary_record::result::{self, Clock, seconds_between};
-use canary_runtime::admin::{self, Admin, MetricsError};
+use canary_runtime::admin::Admin;
 use canary_runtime::exit::Exit;
 use canary_runtime::listen;
 use canary_runtime::logs;
-use canary_runtime::output::{
-    OutputError, ResultFile, print_line, print_text, termination_message,
-};
+use canary_runtime::output::{OutputError, ResultFile, print_result, termination_message};
 use canary_runtime::shutdown::Shutdown;
 use canary_wire::filter::Side;
 use canary_wire::segment::Family;
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::runtime::Handle;
 use tokio::time::sleep;
 
@@ -36,60 +33,23 @@ use crate::report::{self, Accepted};
 use crate::stall::{self, Stalled};
 use canary_forge::drive::Driver;
 use canary_forge::flow::{End, Settings};
-use canary_forge::privilege::{self, PrivilegeError};
-use canary_forge::raw::{RawError, Sender, Sniffer};
+use canary_forge::privilege;
+use canary_forge::raw::{Sender, Sniffer};
 
 /// How often the ends of a run are looked for.
 const LOOK: Duration = Duration::from_millis(20);
 /// How often connections that hang are looked for.
 const STALLS: Duration = Duration::from_secs(1);
-/// How old a number on the admin port may be.
-const PUBLISH: Duration = Duration::from_millis(500);
-
-/// Why the program could not begin.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RunError {
-    /// `--output` cannot be written.
-    #[error("--output: {0}; name a file in a directory that can be written")]
-    Output(OutputError),
-    /// A capability is missing or would not go.
-    #[error(transparent)]
-    Privilege(#[from] PrivilegeError),
-    /// A raw socket could not be opened.
-    #[error(transparent)]
-    Raw(#[from] RawError),
-    /// An address could not be bound.
-    #[error("{option}: cannot listen on {addr}: {source}")]
-    Bind {
-        /// Which option named it.
-        option: &'static str,
-        /// The address.
-        addr: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// No metrics.
-    #[error(transparent)]
-    Metrics(#[from] MetricsError),
-    /// No runtime, signal handler or thread.
-    #[error("cannot {operation}: {source}")]
-    Start {
-        /// What was tried.
-        operation: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
-}
-
-fn start(operation: &'static str) -> impl FnOnce(io::Error) -> RunError {
-    move |source| RunError::Start { operation, source }
-}
 
 /// Runs to the end and says how to exit.
-pub(crate) fn run(config: Config, options: result::Config) -> Result<Exit, RunError> {
+pub(crate) fn run(config: Config, options: result::Config) -> anyhow::Result<Exit> {
     let clock = Clock::start();
     privilege::check()?;
-    let bind = |option, addr| listen::bind(addr, listener::bound).map_err(not_bound(option, addr));
+    let not_bound = |option: &'static str, addr: SocketAddr| {
+        move || format!("{option}: cannot listen on {addr}")
+    };
+    let bind =
+        |option, addr| listen::bind(addr, listener::bound).with_context(not_bound(option, addr));
     let listeners = config.listen.iter().map(|addr| bind("--listen", *addr));
     let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
     let admin = config.admin.0.map(|addr| bind("--admin", addr)).transpose()?;
@@ -105,8 +65,7 @@ pub(crate) fn run(config: Config, options: result::Config) -> Result<Exit, RunEr
     // Before any thread: capabilities belong to threads, and are inherited.
     let bounding_empty = privilege::drop_all()?;
     // As at the end of the run: without CAP_DAC_OVERRIDE.
-    let output = config.output.as_deref().map(ResultFile::prepare).transpose();
-    let output = output.map_err(RunError::Output)?;
+    let output = ResultFile::option(config.output.as_deref())?;
     logs::init_logs(config.log);
 
     let foreign = foreign_address(&config.local_ips(), &listen::own_addresses());
@@ -116,7 +75,7 @@ pub(crate) fn run(config: Config, options: result::Config) -> Result<Exit, RunEr
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(start("start the runtime"))?;
+        .context("cannot start the runtime")?;
     let program = Program {
         config,
         options,
@@ -131,32 +90,19 @@ pub(crate) fn run(config: Config, options: result::Config) -> Result<Exit, RunEr
     };
     runtime.block_on(async {
         // Signals are caught before anything can be lost.
-        let shutdown = Shutdown::catch().map_err(start("catch signals"))?;
+        let shutdown = Shutdown::catch().context("cannot catch signals")?;
         let program = Arc::new(program);
         let config = &program.config;
-        let (shown, told) = (Arc::clone(&program), Arc::clone(&program));
-        let page = move || page::render(&shown.so_far(), shown.shared.state().last_kill.as_ref());
-        let verdict = move || serde_json::to_string(&told.so_far()).unwrap_or_default();
         tokio::spawn(watch(Arc::clone(&program)));
-        let handle = metrics::init()?;
-        tokio::spawn(publish(Arc::clone(&program), handle.clone()));
-        let admin_content = Arc::new(Admin::new(handle));
-        admin_content.set_verdict(verdict);
-        admin_content.set_page(page);
-        if let Some(listener) = admin {
-            let listener = listener::listen(&listener, Duration::ZERO)
-                .and_then(|()| tokio::net::TcpListener::from_std(listener))
-                .map_err(start("serve --admin"))?;
-            tokio::spawn(admin::serve(listener, Arc::clone(&admin_content)));
-        }
+        let admin = admin.map(|listener| serve(listener, &program)).transpose()?;
         // Last: no handshake is complete before the raw sockets can see it.
         let judged = config.outcome_timeout.saturating_mul(2).saturating_add(config.forge_delay);
         for (listener, addr) in listeners.iter().zip(&addresses) {
-            listener::listen(listener, judged).map_err(not_bound("--listen", *addr))?;
+            listener::listen(listener, judged).with_context(not_bound("--listen", *addr))?;
         }
         let counters = Arc::clone(&program.counters);
         let acceptor = Acceptor::new(listeners, counters, Handle::current())
-            .map_err(start("wait for connections"))?;
+            .context("cannot wait for connections")?;
         let end = End::Server { listen: addresses.clone(), local: config.local_ips() };
         let settings = Settings {
             forgeries: config.forge.0.clone(),
@@ -171,8 +117,10 @@ pub(crate) fn run(config: Config, options: result::Config) -> Result<Exit, RunEr
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || engine.run())
-            .map_err(start("start the engine's thread"))?;
-        admin_content.set_ready(true);
+            .context("cannot start the engine's thread")?;
+        if let Some(admin) = admin {
+            admin.set_ready(true);
+        }
         tracing::info!(
             listen = list(&addresses),
             families = list(&families),
@@ -209,8 +157,18 @@ fn foreign_address(named: &[IpAddr], own: &[IpAddr]) -> Option<String> {
     })
 }
 
-fn not_bound(option: &'static str, addr: SocketAddr) -> impl FnOnce(io::Error) -> RunError {
-    move |source| RunError::Bind { option, addr, source }
+/// The admin endpoint; what it shows is of the moment.
+fn serve(listener: TcpListener, program: &Arc<Program>) -> anyhow::Result<Arc<Admin>> {
+    listener::listen(&listener, Duration::ZERO).context("cannot serve --admin")?;
+    let admin = Admin::start(listener, &[(metrics::HANDSHAKE_TO_FORGE, metrics::BOUNDS)])?;
+    metrics::describe();
+    let p = Arc::clone(program);
+    admin.before_metrics(move || metrics::publish(&p.shared.snapshot(), p.accepted()));
+    let p = Arc::clone(program);
+    admin.set_page(move || page::render(&p.so_far(), p.shared.state().last_kill.as_ref()));
+    let p = Arc::clone(program);
+    admin.set_verdict(move || serde_json::to_string(&p.so_far()).unwrap_or_default());
+    Ok(admin)
 }
 
 /// Waits until `done`, `most` at most, or for a signal.
@@ -242,15 +200,6 @@ async fn watch(program: Arc<Program>) {
         // A look that panics has seen nothing.
         let _ = tokio::task::spawn_blocking(move || program.look_for_stalls()).await;
         pause = STALLS.max(begun.elapsed() * 20);
-    }
-}
-
-/// Keeps the metrics up to date, and the histogram's memory bounded.
-async fn publish(program: Arc<Program>, handle: PrometheusHandle) {
-    loop {
-        metrics::publish(&program.shared.snapshot(), program.accepted());
-        handle.run_upkeep();
-        sleep(PUBLISH).await;
     }
 }
 
@@ -389,12 +338,7 @@ impl Program {
         if let Some(output) = output {
             lost |= is_lost(output.write(&result), &mut result);
         }
-        let printed = if io::stdout().is_terminal() {
-            let text = report::human(&result, &self.shared.state());
-            print_text(&text)
-        } else {
-            print_line(&result)
-        };
+        let printed = print_result(&result, || report::human(&result, &self.shared.state()));
         if let Err(e) = printed {
             eprintln!("cannot write the result to stdout: {e}");
             lost = true;

@@ -11,6 +11,7 @@ mod witness;
 use std::process::ExitCode;
 
 use canary_runtime::cli;
+use canary_runtime::exit::{self, Exit};
 use canary_testbed::netns;
 use clap::Parser;
 
@@ -40,18 +41,18 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_none_or(|first| first != netns::INSIDE) {
         match cli::effective() {
             Err(code) => return code,
-            Ok((inside @ (Bench::Bare(_) | Bench::Send(_)), _)) => return said(run(inside)),
+            Ok((inside @ (Bench::Bare(_) | Bench::Send(_)), _)) => return exit::code(run(inside)),
             Ok(_) => {}
         }
     }
     netns::contain(|args| match cli::effective_from(args.into_iter().map(Into::into)) {
         Err(code) => code,
-        Ok((bench, _)) => said(run(bench)),
+        Ok((bench, _)) => exit::code(run(bench)),
     })
-    .unwrap_or_else(|e| said(Err(e.into())))
+    .unwrap_or_else(|e| exit::code(Err(e.into())))
 }
 
-fn run(bench: Bench) -> anyhow::Result<()> {
+fn run(bench: Bench) -> anyhow::Result<Exit> {
     match bench {
         Bench::Compare(args) => compare::compare(&args),
         Bench::Fill(args) => fill::run(&args),
@@ -61,14 +62,5 @@ fn run(bench: Bench) -> anyhow::Result<()> {
         Bench::Bare(args) => compare::bare(&args),
         Bench::Send(args) => witness::send(args),
     }
-}
-
-fn said(ran: anyhow::Result<()>) -> ExitCode {
-    match ran {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("error: {e:#}");
-            ExitCode::FAILURE
-        }
-    }
+    .map(|()| Exit::Ok)
 }

@@ -83,7 +83,7 @@ impl Follower {
         if observe.protocol == Protocol::Tcp {
             return Err(say("observe speaks HTTP".to_owned()));
         }
-        let address = observe.resolve().await.map_err(|e| say(e.to_string()))?[0];
+        let address = observe.resolve().await.map_err(say)?[0];
         let mut me = Self {
             observe: observe.clone(),
             address,

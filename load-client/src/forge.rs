@@ -15,7 +15,7 @@ use canary_forge::drive::{Done, Driver};
 use canary_forge::flow::{Action, End, Settings};
 use canary_forge::forgery::Forgeries;
 use canary_forge::privilege;
-use canary_forge::raw::{RawError, Sender, Sniffer};
+use canary_forge::raw::{Sender, Sniffer};
 use canary_forge::tally::Tally;
 use canary_record::names::{ClientClass, Direction, FailureClass, Phase, Verdict};
 use canary_record::outcome::Counts;
@@ -47,13 +47,14 @@ impl Sockets {
     /// untried; a capability that stays is an error.
     pub(crate) fn open(port: u16, buffer: usize) -> anyhow::Result<Self> {
         if let Err(e) = privilege::check() {
-            return Ok(Self { v4: Err(e.to_string()), v6: Err(e.to_string()) });
+            let why = format!("{e:#}");
+            return Ok(Self { v4: Err(why.clone()), v6: Err(why) });
         }
-        let open = |family| {
+        let open = |family| -> anyhow::Result<_> {
             let sniffer = Sniffer::open(family, Side::Source, &[port], buffer)?;
-            Ok::<_, RawError>((sniffer, Sender::open(&[family])?))
+            Ok((sniffer, Sender::open(&[family])?))
         };
-        let pair = |family| open(family).map_err(|e| e.to_string());
+        let pair = |family| open(family).map_err(|e| format!("{e:#}"));
         let sockets = Self { v4: pair(Family::Ipv4), v6: pair(Family::Ipv6) };
         privilege::drop_all().context("--forge")?;
         Ok(sockets)

@@ -1,16 +1,15 @@
 //! What is shown while the run goes on: metrics on the admin port, and one
 //! line on a terminal.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use canary_record::result::load::Cause;
-use canary_runtime::admin::{Admin, init_metrics, serve};
+use canary_runtime::admin::Admin;
 use canary_runtime::listen;
 use canary_runtime::logs::Standing;
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::series;
@@ -30,19 +29,10 @@ const BOUNDS: &[f64] = &[
 /// Opens the admin port, where one is asked for.
 pub(crate) fn admin(addr: Option<SocketAddr>) -> anyhow::Result<Option<Arc<Admin>>> {
     let Some(addr) = addr else { return Ok(None) };
-    let listener = listen::bind(addr, std::net::TcpListener::bind)
-        .and_then(|l| l.set_nonblocking(true).and_then(|()| TcpListener::from_std(l)))
+    let listener = listen::bind(addr, TcpListener::bind)
+        .and_then(|l| l.set_nonblocking(true).map(|()| l))
         .map_err(|e| anyhow!("--admin {addr}: {e}; choose another address or port"))?;
-    let handle = init_metrics(&[(CONNECT, BOUNDS), (TOTAL, BOUNDS)])?;
-    let admin = Arc::new(Admin::new(handle.clone()));
-    tokio::spawn(serve(listener, Arc::clone(&admin)));
-    tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(Duration::from_secs(5)).await;
-            handle.run_upkeep();
-        }
-    });
-    Ok(Some(admin))
+    Admin::start(listener, &[(CONNECT, BOUNDS), (TOTAL, BOUNDS)]).map(Some)
 }
 
 /// Shows what goes on until dropped.

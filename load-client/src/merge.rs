@@ -6,40 +6,16 @@ use std::path::Path;
 
 use canary_record::names::{EndedBy, LoadVerdict};
 use canary_record::result::load::{HoldRecord, LoadResult};
-use canary_record::result::{Clock, ReadError, Run, SCHEMA_VERSION, seconds_between};
+use canary_record::result::{Clock, ReadError, Run, seconds_between};
+use canary_runtime::exit::Usage;
 
 use crate::tally::Tally;
 use crate::{forge, report};
 
-/// A file that cannot be merged.
-#[derive(Debug, thiserror::Error)]
-pub enum MergeError {
-    /// It cannot be read.
-    #[error("cannot read {0}: {1}")]
-    Read(String, std::io::Error),
-    /// It is no result of load-client.
-    #[error(
-        "{0} is no result of load-client churn, hold or probe, nor a whole log, whose last line is one: {1}"
-    )]
-    Parse(String, serde_json::Error),
-    /// Another version's.
-    #[error("{0} has schema_version {1}, this program reads {SCHEMA_VERSION}")]
-    Version(String, u32),
-    /// The same run twice.
-    #[error("{0} and {1} are the same result: name each once")]
-    Twice(String, String),
-    /// Apples and pears.
-    #[error("{0} is of {1}, {2} of {3}: merge results of one subcommand")]
-    Mixed(String, String, String, String),
-    /// Its own sum is wrong.
-    #[error("{0}: its classes do not add up to its {1} attempts: the file is damaged")]
-    Sum(String, u64),
-}
-
 /// Reads a result, and holds its counts against one another.
-pub(crate) fn read(path: &Path) -> Result<LoadResult, MergeError> {
-    let name = path.display().to_string();
-    let bytes = fs::read(path).map_err(|e| MergeError::Read(name.clone(), e))?;
+pub(crate) fn read(path: &Path) -> Result<LoadResult, Usage> {
+    let name = path.display();
+    let bytes = fs::read(path).map_err(|e| Usage(format!("cannot read {name}: {e}")))?;
     // A pod's log is a file too: its last line is the result.
     let text = bytes.trim_ascii_end();
     let last = text.rsplit(|b| *b == b'\n').next().unwrap_or_default();
@@ -47,10 +23,17 @@ pub(crate) fn read(path: &Path) -> Result<LoadResult, MergeError> {
         Err(ReadError::Json(_)) => Err(whole),
         read => read,
     });
-    read.map_err(|e| match e {
-        ReadError::Json(e) => MergeError::Parse(name, e),
-        ReadError::Version(other) => MergeError::Version(name, other),
-        ReadError::Sum(attempts) => MergeError::Sum(name, attempts),
+    read.map_err(|e| {
+        Usage(match e {
+            ReadError::Json(e) => format!(
+                "{name} is no result of load-client churn, hold or probe, nor a whole log, whose last \
+                 line is one: {e}"
+            ),
+            ReadError::Version(_) => format!("{name} has {e}"),
+            ReadError::Sum(attempts) => format!(
+                "{name}: its classes do not add up to its {attempts} attempts: the file is damaged"
+            ),
+        })
     })
 }
 
@@ -59,19 +42,18 @@ pub(crate) fn read(path: &Path) -> Result<LoadResult, MergeError> {
 pub fn join(
     parts: &[(String, LoadResult)],
     run: impl FnOnce(EndedBy) -> Run,
-) -> Result<LoadResult, MergeError> {
+) -> Result<LoadResult, Usage> {
     let (first_name, first) = &parts[0];
-    if let Some((name, other)) = parts.iter().find(|(_, r)| r.run.program != first.run.program) {
-        return Err(MergeError::Mixed(
-            first_name.clone(),
-            first.run.program.clone(),
-            name.clone(),
-            other.run.program.clone(),
-        ));
+    let program = &first.run.program;
+    if let Some((name, other)) = parts.iter().find(|(_, r)| r.run.program != *program) {
+        return Err(Usage(format!(
+            "{first_name} is of {program}, {name} of {}: merge results of one subcommand",
+            other.run.program
+        )));
     }
     for (n, (name, part)) in parts.iter().enumerate() {
         if let Some((other, _)) = parts[..n].iter().find(|(_, r)| r == part) {
-            return Err(MergeError::Twice(other.clone(), name.clone()));
+            return Err(Usage(format!("{other} and {name} are the same result: name each once")));
         }
     }
     let mut tally = Tally::new(Clock::start());

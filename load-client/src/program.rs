@@ -13,7 +13,7 @@ use canary_record::result::serve::ServeResult;
 use canary_record::result::{Config, SCHEMA_VERSION};
 use canary_runtime::admin::Admin;
 use canary_runtime::cli::derive;
-use canary_runtime::exit::Exit;
+use canary_runtime::exit::{self, Exit, Usage};
 use canary_runtime::listen;
 use canary_runtime::logs::{end_logs, init_logs, lost_lines};
 use canary_runtime::shutdown::Shutdown;
@@ -33,11 +33,6 @@ use crate::{
     witness,
 };
 
-/// The command line, or what it names, is wrong: exit code 2, where any other error has 1.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Usage(String);
-
 /// The program.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -45,25 +40,16 @@ pub fn main() -> ExitCode {
         Ok(parsed) => parsed,
         Err(code) => return code,
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(e) => {
-            eprintln!("error: cannot start: {e}");
-            return Exit::Failed.into();
-        }
-    };
-    let ran = runtime.block_on(run(cli.command, config));
-    // A resolver that does not answer holds nothing up.
-    runtime.shutdown_background();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ran = runtime.context("cannot start").and_then(|runtime| {
+        let ran = runtime.block_on(run(cli.command, config));
+        // A resolver that does not answer holds nothing up.
+        runtime.shutdown_background();
+        ran
+    });
     // What was logged before a failure is written before its line.
     end_logs();
-    match ran {
-        Ok(exit) => exit.into(),
-        Err(e) => {
-            eprintln!("error: {e:#}");
-            if e.is::<Usage>() { Exit::Usage.into() } else { Exit::Failed.into() }
-        }
-    }
+    exit::code(ran)
 }
 
 async fn run(command: Command, config: Config) -> Result<Exit> {
@@ -79,7 +65,7 @@ async fn run(command: Command, config: Config) -> Result<Exit> {
 }
 
 fn begin(program: &'static str, config: Config, common: &CommonArgs) -> Result<Report> {
-    let report = Report::begin(program, config, common.output.as_deref()).map_err(Usage)?;
+    let report = Report::begin(program, config, common.output.as_deref())?;
     init_logs(common.log);
     Ok(report)
 }
@@ -108,7 +94,7 @@ async fn resolve(
             _ = shutdown.signalled() => return Err(failed(why)),
             answer = target.resolve() => match answer {
                 Ok(addresses) => break addresses,
-                Err(e) => why = e.to_string(),
+                Err(e) => why = e,
             },
         }
         if Instant::now() >= deadline {
@@ -265,13 +251,12 @@ async fn run_probe(args: ProbeArgs, common: &CommonArgs, mut config: Config) -> 
 }
 
 fn run_merge(args: &MergeArgs, common: &CommonArgs, config: Config) -> Result<Exit> {
-    let usage = |e: merge::MergeError| Usage(e.to_string());
     let mut parts = Vec::new();
     for file in &args.files {
-        parts.push((file.display().to_string(), merge::read(file).map_err(usage)?));
+        parts.push((file.display().to_string(), merge::read(file)?));
     }
     let report = begin("load-client merge", config, common)?;
-    let mut result = merge::join(&parts, |ended_by| report.run(ended_by)).map_err(usage)?;
+    let mut result = merge::join(&parts, |ended_by| report.run(ended_by))?;
     verdict::judge(&mut result, &args.fail_on);
     // What a part found stands, whatever the whole's thresholds say.
     if result.verdict != LoadVerdict::ThresholdCrossed {
@@ -315,16 +300,16 @@ async fn run_serve(args: ServeArgs, common: &CommonArgs, mut config: Config) -> 
         });
         threads.push(thread.context("cannot start a worker thread")?);
     }
-    ready(admin.as_ref());
+    if let Some(admin) = &admin {
+        let served = Arc::clone(&served);
+        admin.before_metrics(move || served.publish());
+        admin.set_ready(true);
+    }
     let listen: Vec<_> = args.listen.iter().map(ToString::to_string).collect();
     tracing::info!(listen = listen.join(","), "ready");
-    let mut ticks = tokio::time::interval(Duration::from_millis(500));
-    let (ended_by, error) = loop {
-        tokio::select! {
-            signal = shutdown.signalled() => break (signal, None),
-            e = failure.recv() => break (EndedBy::Error, e),
-            _ = ticks.tick() => served.publish(),
-        }
+    let (ended_by, error) = tokio::select! {
+        signal = shutdown.signalled() => (signal, None),
+        e = failure.recv() => (EndedBy::Error, e),
     };
     stop.store(true, Ordering::Relaxed);
     for thread in threads {

@@ -1,7 +1,6 @@
 //! From counts to the result document, and out.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,8 +8,8 @@ use anyhow::Context;
 use canary_record::names::{EndedBy, LoadVerdict};
 use canary_record::result::load::LoadResult;
 use canary_record::result::{Clock, Config, Run, SCHEMA_VERSION};
-use canary_runtime::exit::Exit;
-use canary_runtime::output::{ResultFile, print_line, print_text, termination_message};
+use canary_runtime::exit::{Exit, Usage};
+use canary_runtime::output::{ResultFile, print_result, termination_message};
 use serde::Serialize;
 
 use crate::tally::Tally;
@@ -30,10 +29,8 @@ impl Report {
         program: &'static str,
         config: Config,
         output: Option<&Path>,
-    ) -> Result<Self, String> {
-        let file = output.map(ResultFile::prepare).transpose().map_err(|e| {
-            format!("--output: {e}; name a file in a directory that can be written")
-        })?;
+    ) -> Result<Self, Usage> {
+        let file = ResultFile::option(output)?;
         Ok(Self { clock: Clock::start(), program, config, file })
     }
 
@@ -62,8 +59,7 @@ impl Report {
         if let Err(e) = termination_message(None, &one_line(summary)) {
             tracing::warn!(error = %e, "no termination message");
         }
-        if std::io::stdout().is_terminal() { print_text(summary) } else { print_line(result) }
-            .context("cannot write the result to stdout")?;
+        print_result(result, || summary.to_owned()).context("cannot write the result to stdout")?;
         Ok(filed?)
     }
 }

@@ -42,7 +42,7 @@ pub(crate) struct Served {
 }
 
 impl Served {
-    /// Brings the metrics to the counts; costs nothing without an admin port.
+    /// Brings the metrics to the counts.
     pub(crate) fn publish(&self) {
         let now = |n: &AtomicU64| n.load(Ordering::Relaxed);
         metrics::counter!("load_accepted_total").absolute(now(&self.accepted));

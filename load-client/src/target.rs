@@ -21,23 +21,14 @@ pub(crate) enum Protocol {
     /// HTTP/1.1, with the path (and query) of its requests.
     Http(String),
 }
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum TargetError {
-    #[error("'{0}' is not a target: write tcp://HOST:PORT or http://HOST:PORT/PATH")]
-    Malformed(String),
-    #[error("https is not supported: write http://HOST:PORT/PATH")]
-    Https,
-    #[error("cannot resolve {host}: {why}")]
-    Unresolved { host: String, why: String },
-}
-
 impl FromStr for Target {
-    type Err = TargetError;
+    type Err = String;
 
-    fn from_str(s: &str) -> Result<Self, TargetError> {
-        let malformed = || TargetError::Malformed(s.to_owned());
+    fn from_str(s: &str) -> Result<Self, String> {
+        let malformed =
+            || format!("'{s}' is not a target: write tcp://HOST:PORT or http://HOST:PORT/PATH");
         if s.starts_with("https://") {
-            return Err(TargetError::Https);
+            return Err("https is not supported: write http://HOST:PORT/PATH".to_owned());
         }
         let (protocol, authority, default_port) = if let Some(rest) = s.strip_prefix("tcp://") {
             (Protocol::Tcp, rest.strip_suffix('/').unwrap_or(rest), None)
@@ -102,13 +93,13 @@ impl Target {
 
     /// The target's first address of each family, in the resolver's order; one at least. The
     /// resolver works on a thread of its own, also after this future is dropped.
-    pub(crate) async fn resolve(&self) -> Result<Vec<SocketAddr>, TargetError> {
-        let unresolved = |why: String| TargetError::Unresolved { host: self.host.clone(), why };
+    pub(crate) async fn resolve(&self) -> Result<Vec<SocketAddr>, String> {
         let found = tokio::net::lookup_host((self.host.as_str(), self.port))
             .await
-            .map_err(|e| unresolved(e.to_string()))?;
+            .map_err(|e| format!("cannot resolve {}: {e}", self.host))?;
         let addresses = first_of_each_family(found);
-        if addresses.is_empty() { Err(unresolved("no address".to_owned())) } else { Ok(addresses) }
+        let none = || format!("cannot resolve {}: no address", self.host);
+        if addresses.is_empty() { Err(none()) } else { Ok(addresses) }
     }
 }
 
@@ -173,9 +164,10 @@ mod tests {
             "tcp://a:70000",
             "tcp://a/b:1",
         ] {
-            let e = bad.parse::<Target>().unwrap_err().to_string();
+            let e = bad.parse::<Target>().unwrap_err();
             assert!(e.contains("is not a target: write tcp://HOST:PORT"), "{bad}: {e}");
         }
-        assert_eq!("https://a/".parse::<Target>(), Err(TargetError::Https));
+        let https = "https is not supported: write http://HOST:PORT/PATH";
+        assert_eq!("https://a/".parse::<Target>(), Err(https.to_owned()));
     }
 }

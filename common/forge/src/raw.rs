@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, SystemTime};
 
+use anyhow::Context as _;
 use canary_record::result::boom::Sniffer as Record;
 use canary_wire::segment::{Family, Segment, SegmentError};
 use nix::errno::Errno;
@@ -26,13 +27,9 @@ pub const BATCH: usize = 64;
 /// Bytes kept of each: every header, and any segment that was not merged on receipt.
 const SNAP: usize = 2048;
 
-/// A raw socket could not be opened or set up.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {operation} the {family} raw socket: {source}")]
-pub struct RawError {
-    operation: &'static str,
-    family: Family,
-    source: io::Error,
+/// For `with_context`: names what failed.
+fn step(operation: &'static str, family: Family) -> impl FnOnce() -> String {
+    move || format!("cannot {operation} the {family} raw socket")
 }
 
 /// The inbound segments of one family.
@@ -61,40 +58,34 @@ impl Sniffer {
     /// Opens a raw socket that sees the TCP segments with one of `ports` on this side, and asks for a
     /// receive buffer of `buffer` octets, beyond the system's limit where
     /// CAP_NET_ADMIN allows it.
-    pub fn open(
-        family: Family,
-        side: Side,
-        ports: &[u16],
-        buffer: usize,
-    ) -> Result<Self, RawError> {
-        let step = |operation| move |source| RawError { operation, family, source };
+    pub fn open(family: Family, side: Side, ports: &[u16], buffer: usize) -> anyhow::Result<Self> {
+        let step = |operation| step(operation, family);
         let socket = Socket::new(domain(family), Type::RAW, Some(Protocol::TCP));
-        let socket = socket.map_err(step("open"))?;
+        let socket = socket.with_context(step("open"))?;
         // First, so that little of others' traffic is in the buffer.
         let ops: Vec<SockFilter> = filter::program(family, side, ports)
             .iter()
             .map(|o| SockFilter::new(o.code, o.jt, o.jf, o.k))
             .collect();
-        socket.attach_filter(&ops).map_err(step("attach a filter to"))?;
+        socket.attach_filter(&ops).with_context(step("attach a filter to"))?;
         // Then the buffer, before what is wanted overflows the default one.
         if setsockopt(&socket, sockopt::RcvBufForce, &buffer).is_err() {
-            socket.set_recv_buffer_size(buffer).map_err(step("set SO_RCVBUF on"))?;
+            socket.set_recv_buffer_size(buffer).with_context(step("set SO_RCVBUF on"))?;
         }
-        socket.set_nonblocking(true).map_err(step("set up"))?;
-        let nix = |operation| move |e: Errno| RawError { operation, family, source: e.into() };
-        setsockopt(&socket, sockopt::RxqOvfl, &1).map_err(nix("set SO_RXQ_OVFL on"))?;
+        socket.set_nonblocking(true).with_context(step("set up"))?;
+        setsockopt(&socket, sockopt::RxqOvfl, &1).with_context(step("set SO_RXQ_OVFL on"))?;
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true)
-            .map_err(nix("set SO_TIMESTAMPNS on"))?;
+            .with_context(step("set SO_TIMESTAMPNS on"))?;
         if family == Family::Ipv6 {
             setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)
-                .map_err(nix("set IPV6_RECVPKTINFO on"))?;
+                .with_context(step("set IPV6_RECVPKTINFO on"))?;
             setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true)
-                .map_err(nix("set IPV6_RECVHOPLIMIT on"))?;
+                .with_context(step("set IPV6_RECVHOPLIMIT on"))?;
             setsockopt(&socket, sockopt::Ipv6RecvTClass, &true)
-                .map_err(nix("set IPV6_RECVTCLASS on"))?;
+                .with_context(step("set IPV6_RECVTCLASS on"))?;
         }
         // The kernel doubles what it was asked for (socket(7)).
-        let receive_buffer = socket.recv_buffer_size().map_err(step("read SO_RCVBUF of"))? / 2;
+        let receive_buffer = socket.recv_buffer_size().with_context(step("read SO_RCVBUF of"))? / 2;
         let record = Record { receive_buffer: receive_buffer as u64, ..Record::default() };
         Ok(Self { socket, family, buffers: Vec::new(), record })
     }
@@ -209,16 +200,15 @@ pub struct Sender(Vec<(Family, Socket)>);
 
 impl Sender {
     /// Opens one socket for each family.
-    pub fn open(families: &[Family]) -> Result<Self, RawError> {
+    pub fn open(families: &[Family]) -> anyhow::Result<Self> {
         let open = |&family: &Family| {
-            let step = |operation| move |source| RawError { operation, family, source };
             let protocol = Protocol::from(libc::IPPROTO_RAW);
             let socket = Socket::new(domain(family), Type::RAW, Some(protocol));
-            let socket = socket.map_err(step("open"))?;
-            socket.set_nonblocking(true).map_err(step("set up"))?;
+            let socket = socket.with_context(step("open", family))?;
+            socket.set_nonblocking(true).with_context(step("set up", family))?;
             Ok((family, socket))
         };
-        Ok(Self(families.iter().map(open).collect::<Result<_, _>>()?))
+        families.iter().map(open).collect::<anyhow::Result<_>>().map(Self)
     }
 
     /// Sends one IP packet to `to`.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -14,22 +15,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 
-/// A metrics recorder could not be set up.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot set up metrics: {0}")]
-pub struct MetricsError(String);
-
-/// Installs the process's metrics recorder. `buckets` gives the bounds, in
-/// seconds, of every histogram by its full name.
-pub fn init_metrics(buckets: &[(&str, &[f64])]) -> Result<PrometheusHandle, MetricsError> {
-    let mut builder = PrometheusBuilder::new();
-    for (name, bounds) in buckets {
-        builder = builder
-            .set_buckets_for_metric(Matcher::Full((*name).to_owned()), bounds)
-            .map_err(|e| MetricsError(e.to_string()))?;
-    }
-    builder.install_recorder().map_err(|e| MetricsError(e.to_string()))
-}
+/// Between two times at which what histograms were given is put into their buckets.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 type Page = Box<dyn Fn() -> String + Send + Sync>;
 type Update = Box<dyn Fn() + Send + Sync>;
@@ -47,9 +34,30 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// An endpoint that is alive and not yet ready.
-    #[must_use]
-    pub fn new(metrics: PrometheusHandle) -> Self {
+    /// Installs the process's metrics recorder, and serves on a listener that does not block: alive
+    /// and not yet ready. `buckets` gives the bounds, in seconds, of every histogram by its full name.
+    pub fn start(
+        listener: std::net::TcpListener,
+        buckets: &[(&str, &[f64])],
+    ) -> anyhow::Result<Arc<Self>> {
+        let listener = TcpListener::from_std(listener).context("cannot serve --admin")?;
+        let mut builder = PrometheusBuilder::new();
+        for (name, bounds) in buckets {
+            builder = builder.set_buckets_for_metric(Matcher::Full((*name).to_owned()), bounds)?;
+        }
+        let metrics = builder.install_recorder().context("cannot set up metrics")?;
+        let admin = Arc::new(Self::new(metrics.clone()));
+        tokio::spawn(serve(listener, Arc::clone(&admin)));
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(UPKEEP).await;
+                metrics.run_upkeep();
+            }
+        });
+        Ok(admin)
+    }
+
+    fn new(metrics: PrometheusHandle) -> Self {
         Self {
             metrics,
             ready: AtomicBool::new(false),
@@ -80,8 +88,7 @@ impl Admin {
     }
 
     /// The answer to one request.
-    #[must_use]
-    pub fn respond(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    fn respond(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
         const TEXT: &str = "text/plain; charset=utf-8";
         // The exposition format's version (Prometheus, text format 0.0.4).
         const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -118,7 +125,7 @@ impl Admin {
 }
 
 /// Answers requests on a bound listener until dropped.
-pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
+async fn serve(listener: TcpListener, admin: Arc<Admin>) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,

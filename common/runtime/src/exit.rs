@@ -20,6 +20,22 @@ pub enum Exit {
     Inconclusive = 11,
 }
 
+/// The command line, or what it names, is wrong: [`Exit::Usage`], where any other error is
+/// [`Exit::Failed`].
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+/// How a program that ran ends; why it failed goes to stderr.
+#[must_use]
+pub fn code(ran: anyhow::Result<Exit>) -> ExitCode {
+    let exit = ran.unwrap_or_else(|e| {
+        eprintln!("error: {e:#}");
+        if e.is::<Usage>() { Exit::Usage } else { Exit::Failed }
+    });
+    exit.into()
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)

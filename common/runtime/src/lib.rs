@@ -1,7 +1,7 @@
 //! What every program does alike: command lines, exit codes, listening, shutdown,
 //! logs, metrics and the admin endpoint, output files, the look of pages.
 //!
-//! [`output`] is the only module that touches files, and `admin::serve` the only
+//! [`output`] is the only module that touches files, and `Admin::start` the only
 //! function that is handed a (bound) socket.
 
 #[cfg(feature = "admin")]

@@ -3,7 +3,7 @@
 //! writes what a user named.
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, fchown};
 use std::os::unix::net::UnixStream;
@@ -17,6 +17,7 @@ use nix::unistd::{AccessFlags, faccessat};
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
+use crate::exit::Usage;
 use crate::logs;
 
 /// The longest termination message that Kubernetes keeps.
@@ -174,6 +175,13 @@ impl ResultFile {
         Ok(Self { path: path.to_owned(), to })
     }
 
+    /// The same for the path of an option `--output`, where it was given.
+    pub fn option(path: Option<&Path>) -> Result<Option<Self>, Usage> {
+        path.map(Self::prepare).transpose().map_err(|e| {
+            Usage(format!("--output: {e}; name a file in a directory that can be written"))
+        })
+    }
+
     /// Writes `result` as JSON. May be called again.
     pub fn write<T: Serialize>(&self, result: &T) -> Result<(), OutputError> {
         let mut text = serde_json::to_vec_pretty(result)
@@ -234,9 +242,13 @@ pub fn print_line<T: Serialize>(result: &T) -> io::Result<()> {
     print(line)
 }
 
-/// The same with text.
-pub fn print_text(text: &str) -> io::Result<()> {
-    print(format!("{text}\n").into_bytes())
+/// The same; on a terminal `text` stands there instead.
+pub fn print_result<T: Serialize>(result: &T, text: impl FnOnce() -> String) -> io::Result<()> {
+    if io::stdout().is_terminal() {
+        print((text() + "\n").into_bytes())
+    } else {
+        print_line(result)
+    }
 }
 
 fn print(bytes: Vec<u8>) -> io::Result<()> {

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
+use anyhow::anyhow;
 use canary_conntrack::netlink::{Ask, NetlinkError, Socket};
 use netlink_packet_core::{NetlinkBuffer, NlasIterator};
 use netlink_packet_netfilter::nflog::{
@@ -32,30 +33,18 @@ const BATCH_TIME: Duration = Duration::from_millis(100);
 /// Room for what comes while this program does something else.
 const RECEIVE_BUFFER: usize = 8 << 20;
 
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum NflogError {
-    #[error(
-        "somebody else listens on NFLOG group 0 (ulogd? another witness?): stop it, or watch there"
-    )]
-    Taken,
-    #[error("this kernel has no nfnetlink_log ({0}): load the module")]
-    Missing(io::Error),
-    #[error(transparent)]
-    Netlink(#[from] NetlinkError),
-}
-
-impl NflogError {
-    /// What a refusal of the bind means to who may use nfnetlink at all.
-    fn of_bind(e: NetlinkError) -> Self {
-        match e.errno().map(Errno::from_raw) {
-            // instance_create(), nfulnl_recv_config(): another socket has the group.
-            Some(Errno::EPERM | Errno::EBUSY) => Self::Taken,
-            // nfnetlink_rcv_msg(): no such subsystem.
-            Some(n @ (Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOENT)) => {
-                Self::Missing(n.into())
-            }
-            _ => e.into(),
+/// What a refusal of the bind means to who may use nfnetlink at all.
+fn refused(e: NetlinkError) -> anyhow::Error {
+    match e.errno().map(Errno::from_raw) {
+        // instance_create(), nfulnl_recv_config(): another socket has the group.
+        Some(Errno::EPERM | Errno::EBUSY) => anyhow!(
+            "somebody else listens on NFLOG group 0 (ulogd? another witness?): stop it, or watch there"
+        ),
+        // nfnetlink_rcv_msg(): no such subsystem.
+        Some(n @ (Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOENT)) => {
+            anyhow!("this kernel has no nfnetlink_log ({}): load the module", io::Error::from(n))
         }
+        _ => e.into(),
     }
 }
 
@@ -77,7 +66,7 @@ pub(crate) enum Read {
 impl Nflog {
     /// Binds to group 0 in this thread's network namespace. The caller has shown that it may use
     /// nfnetlink at all, so that a refusal means another listener.
-    pub(crate) fn bind() -> Result<Self, NflogError> {
+    pub(crate) fn bind() -> anyhow::Result<Self> {
         let mut socket = Socket::open()?;
         // NFULNL_CFG_F_CONNTRACK would add the entry to each message, and hang the kernel:
         // tcp_in_window() logs under ct->lock, which tcp_to_nlattr() takes.
@@ -89,7 +78,7 @@ impl Nflog {
             ConfigNla::NlBufSiz(BATCH_BYTES),
             ConfigNla::Timeout(Timeout::from(BATCH_TIME)),
         ];
-        socket.ask(message_of(config), Ask::One, |_| {}).map_err(NflogError::of_bind)?;
+        socket.ask(message_of(config), Ask::One, |_| {}).map_err(refused)?;
         let set = |e: Errno| NetlinkError::Io { operation: "setting up", source: e.into() };
         // Beyond net.core.rmem_max only with CAP_NET_ADMIN in the initial user namespace.
         if setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
@@ -219,8 +208,7 @@ mod tests {
     /// their own, which says what to do.
     #[test]
     fn refusals_are_told_apart() {
-        let said =
-            |errno: Errno| NflogError::of_bind(NetlinkError::Refused(errno.into())).to_string();
+        let said = |errno: Errno| refused(NetlinkError::Refused(errno.into())).to_string();
         assert!(said(Errno::EPERM).contains("somebody else listens on NFLOG group 0"));
         assert!(said(Errno::EBUSY).contains("somebody else listens on NFLOG group 0"));
         assert!(

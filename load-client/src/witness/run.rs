@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use anyhow::anyhow;
 use canary_conntrack::netlink::NetlinkError;
 use canary_conntrack::rules::{self, Rules};
 use canary_conntrack::table::{Table, Tuple};
@@ -22,9 +23,9 @@ use tokio::sync::watch;
 
 use super::attribute::{Look, SETTLE};
 use super::core::{Surroundings, Witness};
-use super::nflog::{Nflog, NflogError, Read};
+use super::nflog::{Nflog, Read};
 use super::show::View;
-use super::sysctl::{SysctlError, Watching};
+use super::sysctl::Watching;
 use crate::Stop;
 
 /// Between two rounds of look-ups.
@@ -33,19 +34,6 @@ const TICK: Duration = Duration::from_millis(100);
 const EVENTS_PER_SECOND: u32 = 50;
 /// An address list older than this is read again before an address is called foreign.
 const ADDRESSES_LAST: Duration = Duration::from_secs(5);
-
-/// This namespace cannot be watched.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum WatchError {
-    #[error("cannot ask conntrack: {0}{1}")]
-    Conntrack(NetlinkError, &'static str),
-    #[error(transparent)]
-    Nflog(#[from] NflogError),
-    #[error(transparent)]
-    Sysctl(#[from] SysctlError),
-    #[error("cannot start a thread: {0}")]
-    Thread(std::io::Error),
-}
 
 /// This host, as the core asks it.
 #[derive(Debug)]
@@ -110,12 +98,12 @@ pub(crate) struct Watch {
 impl Watch {
     /// Binds, sets the kernel's values, begins. `quiet` leaves events of single connections to
     /// the live table.
-    pub(crate) fn begin(dir: &Path, state: &Path, quiet: bool) -> Result<Self, WatchError> {
-        let mut table = Table::open().map_err(|e| WatchError::Conntrack(e, ""))?;
+    pub(crate) fn begin(dir: &Path, state: &Path, quiet: bool) -> anyhow::Result<Self> {
+        let mut table = Table::open().map_err(|e| anyhow!("cannot ask conntrack: {e}"))?;
         table.usage().map_err(|e| {
             let refused = e.errno() == Some(Errno::EPERM as i32);
             let mend = "; it needs CAP_NET_ADMIN in this network namespace";
-            WatchError::Conntrack(e, if refused { mend } else { "" })
+            anyhow!("cannot ask conntrack: {e}{}", if refused { mend } else { "" })
         })?;
         // Before anything is changed: with another listener there is nothing to set.
         let nflog = Nflog::bind()?;
@@ -147,7 +135,7 @@ impl Watch {
         let thread = std::thread::Builder::new()
             .name("witness".to_owned())
             .spawn(move || listener.run(watching, left_behind))
-            .map_err(WatchError::Thread)?;
+            .map_err(|e| anyhow!("cannot start a thread: {e}"))?;
         Ok(Self { thread, stop, view })
     }
 

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use anyhow::{Error, Result, anyhow, ensure};
 use canary_record::result::witness::Changed;
 use serde::{Deserialize, Serialize};
 
@@ -18,36 +19,21 @@ const ALL: &str = "255";
 const LOGGERS: [&str; 2] = ["nf_log/2", "nf_log/10"];
 const NFLOG: &str = "nfnetlink_log";
 
-/// A kernel value could not be read, set or remembered.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SysctlError {
-    #[error("cannot {operation} {path}: {source}{mend}")]
-    Io { operation: &'static str, path: PathBuf, source: io::Error, mend: &'static str },
-    #[error("{path} reads {now:?} after {wanted:?} was written")]
-    NotTaken { path: PathBuf, now: String, wanted: String },
+fn failed(operation: &str, path: &Path, mend: &str) -> impl FnOnce(io::Error) -> Error {
+    move |e| anyhow!("cannot {operation} {}: {e}{mend}", path.display())
 }
 
-fn failed<'a>(
-    operation: &'static str,
-    path: &'a Path,
-    mend: &'static str,
-) -> impl FnOnce(io::Error) -> SysctlError + 'a {
-    move |source| SysctlError::Io { operation, path: path.to_owned(), source, mend }
-}
-
-fn read(path: &Path) -> Result<String, SysctlError> {
+fn read(path: &Path) -> Result<String> {
     let mend = "; is nf_conntrack loaded, and is this directory the kernel's?";
     fs::read_to_string(path).map(|s| s.trim().to_owned()).map_err(failed("read", path, mend))
 }
 
-fn write(path: &Path, value: &str) -> Result<(), SysctlError> {
+fn write(path: &Path, value: &str) -> Result<()> {
     let mend = "; it must be writable: as root of the namespace, not below a read-only /proc/sys";
     fs::write(path, value).map_err(failed("write", path, mend))?;
     let now = read(path)?;
-    if now == value {
-        return Ok(());
-    }
-    Err(SysctlError::NotTaken { path: path.to_owned(), now, wanted: value.to_owned() })
+    ensure!(now == value, "{} reads {now:?} after {value:?} was written", path.display());
+    Ok(())
 }
 
 /// What a value must be for conntrack's TCP messages to come; none where it is so already.
@@ -85,7 +71,7 @@ pub(crate) struct Watching {
 impl Watching {
     /// Puts back what an earlier witness left, then sets what is needed. `dir` is
     /// /proc/sys/net/netfilter or where it is mounted, `state` the directory of the file.
-    pub(crate) fn begin(dir: &Path, state: &Path) -> Result<Self, SysctlError> {
+    pub(crate) fn begin(dir: &Path, state: &Path) -> Result<Self> {
         let net = Path::new("/proc/thread-self/ns/net");
         let namespace = fs::metadata(net).map(|m| m.ino()).map_err(failed("stat", net, ""))?;
         let boot = read(Path::new("/proc/sys/kernel/random/boot_id"))?;
@@ -150,7 +136,7 @@ impl Drop for Watching {
 }
 
 /// Writes the file, whole, before anything is changed.
-fn remember(file: &Path, memory: &Memory) -> Result<(), SysctlError> {
+fn remember(file: &Path, memory: &Memory) -> Result<()> {
     let mend = "; name a writable directory with --state-dir";
     let text = serde_json::to_vec(memory).unwrap_or_default();
     // Whole or not at all, in a name that nobody can have taken; readable by its owner alone.
