@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use canary_record::names::{Direction, Forgery};
+use canary_wire::packet;
 use canary_wire::segment::{Flags, Numbers, Segment};
 use canary_wire::seq::Seq;
-use etherparse::{IpNumber, Ipv6Header};
+use pcap_file::PcapError;
 use pcap_file::pcap::{PcapPacket, PcapReader, PcapWriter};
-use pcap_file::{DataLink, PcapError};
 
 /// A capture could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -159,13 +159,6 @@ pub fn each_segment(
 ) -> Result<(), CaptureError> {
     let mut reader = PcapReader::new(pcap)?;
     let link = reader.header().datalink;
-    // Where the EtherType is, and where the packet begins.
-    let (ether_type, begin) = match link {
-        DataLink::ETHERNET => (12, 14),
-        DataLink::LINUX_SLL => (14, 16),
-        DataLink::LINUX_SLL2 => (0, 20),
-        other => return Err(CaptureError(format!("link type {other:?} is not known here"))),
-    };
     let unit = reader.header().ts_resolution;
     // Raw: the other way refuses packets that are longer than the snap length.
     while let Some(packet) = reader.next_raw_packet() {
@@ -176,31 +169,13 @@ pub fn each_segment(
             Err(PcapError::IoError(e)) if e.kind() == ErrorKind::UnexpectedEof => break,
             Err(e) => return Err(e.into()),
         };
-        let bytes = &packet.data;
-        let Some(kind) = bytes.get(ether_type..ether_type + 2) else { continue };
-        let ip = bytes.get(begin..).unwrap_or_default();
-        let wire = (packet.orig_len as usize).saturating_sub(begin);
-        let segment = match kind {
-            [0x08, 0x00] => Segment::parse_ipv4(ip, wire).ok(),
-            [0x86, 0xdd] => parse_ipv6(ip, wire),
-            _ => None,
-        };
-        if let Some(segment) = segment {
-            see(&segment, &packet);
+        match packet::captured(link.into(), &packet.data) {
+            Some(Ok((segment, _))) => see(&segment, &packet),
+            Some(Err(_)) => {}
+            None => return Err(CaptureError(format!("link type {link:?} is not known here"))),
         }
     }
     Ok(())
-}
-
-/// TCP directly behind the fixed IPv6 header (RFC 8200, section 3), which is
-/// how Linux sends it.
-fn parse_ipv6(ip: &[u8], wire: usize) -> Option<Segment<'_>> {
-    let (header, tcp) = Ipv6Header::from_slice(ip).ok()?;
-    let length = usize::from(header.payload_length).min(wire.saturating_sub(Ipv6Header::LEN));
-    let tcp = &tcp[..tcp.len().min(length)];
-    let (src, dst) = (IpAddr::from(header.source), IpAddr::from(header.destination));
-    let segment = Segment::parse_tcp(src, dst, tcp, length).ok();
-    segment.filter(|_| header.next_header == IpNumber::TCP)
 }
 
 #[cfg(test)]

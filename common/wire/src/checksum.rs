@@ -7,20 +7,31 @@
 use std::net::IpAddr;
 use std::ops::Range;
 
+use etherparse::checksum::Sum16BitWords;
+
 use crate::segment::Segment;
 
-const IPPROTO_TCP: u32 = 6;
+const TCP: u8 = 6;
 /// Where TCP's header has it.
 const FIELD: Range<usize> = 16..18;
 
 /// The sum of the pseudo-header (RFC 9293, section 3.1; RFC 8200, section 8.1).
-fn pseudo(src: IpAddr, dst: IpAddr, length: usize) -> u32 {
-    let addresses = match (src, dst) {
-        (IpAddr::V4(s), IpAddr::V4(d)) => add(sum(&s.octets()), sum(&d.octets())),
-        (IpAddr::V6(s), IpAddr::V6(d)) => add(sum(&s.octets()), sum(&d.octets())),
-        _ => 0,
-    };
-    add(addresses, IPPROTO_TCP + length as u32)
+fn pseudo(addresses: Sum16BitWords, protocol: u8, length: usize) -> Sum16BitWords {
+    addresses.add_slice(&(u32::from(protocol) + length as u32).to_be_bytes())
+}
+
+fn addresses(src: IpAddr, dst: IpAddr) -> Sum16BitWords {
+    let sum = Sum16BitWords::new();
+    match (src, dst) {
+        (IpAddr::V4(s), IpAddr::V4(d)) => sum.add_slice(&s.octets()).add_slice(&d.octets()),
+        (IpAddr::V6(s), IpAddr::V6(d)) => sum.add_slice(&s.octets()).add_slice(&d.octets()),
+        _ => sum,
+    }
+}
+
+/// A sum as a checksum field holds it.
+fn field(sum: &Sum16BitWords) -> [u8; 2] {
+    (!sum.ones_complement()).to_ne_bytes()
 }
 
 /// True when the checksum of `segment` is right or was left to be computed.
@@ -39,14 +50,13 @@ pub fn acceptable(segment: &Segment<'_>, bytes: &[u8], wire_len: usize) -> bool 
         IpAddr::V6(_) => 0,
     };
     let Some(tcp) = bytes.get(start..start + length) else { return false };
-    let pseudo = pseudo(segment.src.ip(), segment.dst.ip(), length);
-    fold(add(pseudo, sum(tcp))) == 0xffff || sum(&tcp[FIELD]) == fold(pseudo)
+    let pseudo = pseudo(addresses(segment.src.ip(), segment.dst.ip()), TCP, length);
+    tcp[FIELD] == field(&pseudo) || pseudo.add_slice(tcp).ones_complement() == 0
 }
 
 /// Computes the checksum of a TCP or UDP packet, from its IP header on, where it was left to be
 /// computed: what goes back to the network from a packet socket needs it.
 pub fn complete(packet: &mut [u8]) {
-    const TCP: u8 = 6;
     const UDP: u8 = 17;
     let word = |at: usize| usize::from(u16::from_be_bytes([packet[at], packet[at + 1]]));
     let (header, end, protocol, addresses) = match packet.first().map(|b| b >> 4) {
@@ -56,41 +66,24 @@ pub fn complete(packet: &mut [u8]) {
         Some(6) if packet.len() >= 40 => (40, 40 + word(4), packet[6], &packet[8..40]),
         _ => return,
     };
-    let addresses = sum(addresses);
+    let addresses = Sum16BitWords::new().add_slice(addresses);
     let Some(segment) = packet.get_mut(header..end) else { return };
     let at = match protocol {
         TCP => 16,
         UDP => 6,
         _ => return,
     };
-    let pseudo = fold(add(addresses, u32::from(protocol) + segment.len() as u32)) as u16;
-    let Some(field) = segment.get(at..at + 2) else { return };
-    if field == pseudo.to_be_bytes() {
+    let pseudo = pseudo(addresses, protocol, segment.len());
+    if segment.get(at..at + 2).is_some_and(|left| *left == field(&pseudo)) {
         // The field holds the pseudo-header's sum, so that this is the sum of both.
-        let checksum = !(fold(sum(segment)) as u16);
+        let sum = Sum16BitWords::new().add_slice(segment);
         // RFC 768: UDP's zero means that there is none, and is sent as all ones.
-        let checksum = if protocol == UDP && checksum == 0 { 0xffff } else { checksum };
-        segment[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+        let checksum = match protocol {
+            UDP => sum.to_ones_complement_with_no_zero(),
+            _ => sum.ones_complement(),
+        };
+        segment[at..at + 2].copy_from_slice(&checksum.to_ne_bytes());
     }
-}
-
-/// The sum of 16-bit words, an odd octet filled up with zero (RFC 1071). What
-/// fits a segment of 64 KiB cannot overflow 32 bits.
-fn sum(bytes: &[u8]) -> u32 {
-    let (words, rest) = bytes.as_chunks::<2>();
-    let sum: u32 = words.iter().map(|w| u32::from(u16::from_be_bytes(*w))).sum();
-    sum + rest.first().map_or(0, |b| u32::from(*b) << 8)
-}
-
-const fn add(a: u32, b: u32) -> u32 {
-    fold(a) + fold(b)
-}
-
-const fn fold(mut sum: u32) -> u32 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum
 }
 
 #[cfg(test)]
@@ -146,13 +139,13 @@ mod tests {
 
             let s = read(six, &bytes, src, dst);
             let length = 24 + payload.len();
-            let partial = fold(pseudo(s.src.ip(), s.dst.ip(), length)) as u16;
-            bytes[at..at + 2].copy_from_slice(&partial.to_be_bytes());
+            let partial = field(&pseudo(addresses(s.src.ip(), s.dst.ip()), TCP, length));
+            bytes[at..at + 2].copy_from_slice(&partial);
             prop_assert!(acceptable(&read(six, &bytes, src, dst), &bytes, bytes.len()));
 
             let wrong = right.wrapping_add(damage);
             // 0 and 0xffff are the same number in one's complement.
-            prop_assume!(wrong != partial && !matches!((right, wrong), (0, 0xffff) | (0xffff, 0)));
+            prop_assume!(wrong.to_be_bytes() != partial && !matches!((right, wrong), (0, 0xffff) | (0xffff, 0)));
             bytes[at..at + 2].copy_from_slice(&wrong.to_be_bytes());
             prop_assert!(!acceptable(&read(six, &bytes, src, dst), &bytes, bytes.len()));
         }
@@ -165,8 +158,7 @@ mod tests {
             let mut right = Vec::new();
             emit.packet(&mut right);
             let header = if six { 40 } else { 20 };
-            let pseudo = pseudo(src.ip(), dst.ip(), right.len() - header);
-            let partial = (fold(pseudo) as u16).to_be_bytes();
+            let partial = field(&pseudo(addresses(src.ip(), dst.ip()), TCP, right.len() - header));
             for field in [partial, other.to_be_bytes()] {
                 let mut bytes = right.clone();
                 bytes[header + 16..header + 18].copy_from_slice(&field);

@@ -23,7 +23,7 @@ const TCP_HEADER: usize = 20;
 pub const MAX_OPTIONS: usize = 40;
 
 /// TCP control bits, any combination.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Flags(pub u8);
 
 impl Flags {
@@ -67,12 +67,6 @@ impl fmt::Display for Flags {
             f.write_str(name)?;
         }
         Ok(())
-    }
-}
-
-impl fmt::Debug for Flags {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 /// A sequence or acknowledgment number. Comparison is modular, so `Seq` is not
 /// `Ord`: [`Seq::before`] and [`Seq::after`] are meaningful only for numbers
 /// less than 2^31 apart.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Seq(pub u32);
 
 impl Seq {
@@ -38,12 +38,6 @@ impl Seq {
     #[must_use]
     pub const fn after(self, other: Self) -> bool {
         other.before(self)
-    }
-}
-
-impl fmt::Debug for Seq {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
     }
 }
 

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use canary_conntrack::table::{TcpState, Tuple};
 use canary_record::result::witness::{Cause, Direction, Ended, Reason};
+use canary_wire::packet;
 use canary_wire::segment::Flags;
 use canary_wire::seq::Seq;
 
 use super::attribute::{Heard, Judgement, Look, Matcher, Next, Pair, judge};
-use super::packet;
 use super::reason::{self, Texts};
 
 /// What the core must be told by its surroundings.

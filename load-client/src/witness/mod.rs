@@ -1,7 +1,7 @@
 //! Which of this node's connections an INVALID segment ended: the kernel's own words on NFLOG,
 //! or captures, attributed segment by segment.
 //!
-//! [`reason`], [`packet`], [`attribute`], [`core`], [`found`], [`pcap`], [`offline`] and [`page`] are pure; [`nflog`] alone listens,
+//! [`reason`], [`attribute`], [`core`], [`found`], [`pcap`], [`offline`] and [`page`] are pure; [`nflog`] alone listens,
 //! [`sysctl`] alone changes the kernel.
 
 mod attribute;
@@ -9,7 +9,6 @@ mod core;
 mod found;
 mod nflog;
 mod offline;
-mod packet;
 mod page;
 mod pcap;
 mod reason;

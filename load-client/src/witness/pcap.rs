@@ -1,18 +1,15 @@
-//! Captures as TCP segments: pcap and pcapng, the link layers that people capture on, several
-//! files by the order of time. Reads from anything; a damaged file ends where it is damaged.
+//! Captures as TCP segments: pcap and pcapng, several files by the order of time. Reads from anything; a damaged file ends where it is damaged.
 
 use std::io::{Chain, Cursor, Read};
 use std::time::Duration;
 
+use canary_wire::packet;
 use canary_wire::segment::{Segment, SegmentError};
-use etherparse::{EtherType, LaxSlicedPacket};
 use pcap_file::pcap::PcapReader;
 use pcap_file::pcapng::PcapNgReader;
 use pcap_file::pcapng::blocks::Block;
 use pcap_file::pcapng::blocks::interface_description::InterfaceDescriptionOption;
 use pcap_file::{DataLink, TsResolution};
-
-use super::packet;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Packet {
@@ -25,27 +22,7 @@ pub(crate) struct Packet {
 impl Packet {
     /// Its TCP segment and its TTL or hop limit; none where the link layer is not known here.
     pub(crate) fn segment(&self) -> Option<Result<(Segment<'_>, u8), SegmentError>> {
-        let bytes = self.data.as_slice();
-        let truncated = SegmentError::Truncated { have: bytes.len(), need: 40 };
-        let kind = |at: usize, begin: usize| {
-            let kind = bytes.get(at..at + 2).ok_or(truncated)?;
-            let kind = EtherType(u16::from_be_bytes([kind[0], kind[1]]));
-            Ok(LaxSlicedPacket::from_ether_type(kind, bytes.get(begin..).ok_or(truncated)?))
-        };
-        let ip = |begin: usize| {
-            LaxSlicedPacket::from_ip(bytes.get(begin..).ok_or(truncated)?).map_err(|_| truncated)
-        };
-        let packet = match self.link {
-            DataLink::ETHERNET => LaxSlicedPacket::from_ethernet(bytes).map_err(|_| truncated),
-            // `tcpdump -i any`: the protocol stands at 14 of 16 octets, or first of 20.
-            DataLink::LINUX_SLL => kind(14, 16),
-            DataLink::LINUX_SLL2 => kind(0, 20),
-            DataLink::RAW | DataLink::IPV4 | DataLink::IPV6 => ip(0),
-            // An address family in either byte order; the IP header tells as well.
-            DataLink::NULL | DataLink::LOOP => ip(4),
-            _ => return None,
-        };
-        Some(packet.and_then(|p| packet::of(p.net.as_ref().ok_or(SegmentError::Protocol(0))?)))
+        packet::captured(self.link.into(), &self.data)
     }
 }
 

@@ -1,17 +1,54 @@
-//! A packet's bytes as a TCP segment, cut short or not: pure.
+//! A captured packet's bytes as a TCP segment, cut short or not.
 
-use canary_wire::segment::{Segment, SegmentError};
-use etherparse::{LaxNetSlice, LaxSlicedPacket};
+use etherparse::{EtherType, LaxNetSlice, LaxSlicedPacket};
+
+use crate::segment::{Segment, SegmentError};
+
+// The link layers that people capture on (pcap-linktype(7)).
+const NULL: u32 = 0;
+const ETHERNET: u32 = 1;
+const RAW: u32 = 101;
+const LOOP: u32 = 108;
+const LINUX_SLL: u32 = 113;
+const IPV4: u32 = 228;
+const IPV6: u32 = 229;
+const LINUX_SLL2: u32 = 276;
 
 /// Reads an IP packet of either family, IPv6 extension headers included.
-pub(crate) fn segment(bytes: &[u8]) -> Result<Segment<'_>, SegmentError> {
+pub fn segment(bytes: &[u8]) -> Result<Segment<'_>, SegmentError> {
     let truncated = SegmentError::Truncated { have: bytes.len(), need: 40 };
     let packet = LaxSlicedPacket::from_ip(bytes).map_err(|_| truncated)?;
     of(packet.net.as_ref().ok_or(truncated)?).map(|(segment, _)| segment)
 }
 
-/// Reads what follows the link layer: the segment, and the TTL or hop limit.
-pub(crate) fn of<'a>(net: &LaxNetSlice<'a>) -> Result<(Segment<'a>, u8), SegmentError> {
+/// Reads a packet of this link layer: its segment, and its TTL or hop limit. None where the link
+/// layer is not known here.
+#[must_use]
+pub fn captured(link: u32, bytes: &[u8]) -> Option<Result<(Segment<'_>, u8), SegmentError>> {
+    let truncated = SegmentError::Truncated { have: bytes.len(), need: 40 };
+    let kind = |at: usize, begin: usize| {
+        let kind = bytes.get(at..at + 2).ok_or(truncated)?;
+        let kind = EtherType(u16::from_be_bytes([kind[0], kind[1]]));
+        Ok(LaxSlicedPacket::from_ether_type(kind, bytes.get(begin..).ok_or(truncated)?))
+    };
+    let ip = |begin: usize| {
+        LaxSlicedPacket::from_ip(bytes.get(begin..).ok_or(truncated)?).map_err(|_| truncated)
+    };
+    let packet = match link {
+        ETHERNET => LaxSlicedPacket::from_ethernet(bytes).map_err(|_| truncated),
+        // `tcpdump -i any`: the protocol stands at 14 of 16 octets, or first of 20.
+        LINUX_SLL => kind(14, 16),
+        LINUX_SLL2 => kind(0, 20),
+        RAW | IPV4 | IPV6 => ip(0),
+        // An address family in either byte order; the IP header tells as well.
+        NULL | LOOP => ip(4),
+        _ => return None,
+    };
+    Some(packet.and_then(|p| of(p.net.as_ref().ok_or(SegmentError::Protocol(0))?)))
+}
+
+/// Reads what follows the link layer.
+fn of<'a>(net: &LaxNetSlice<'a>) -> Result<(Segment<'a>, u8), SegmentError> {
     match net {
         LaxNetSlice::Ipv4(ip) => {
             let header = ip.header();
@@ -52,10 +89,9 @@ fn tcp<'a>(
 mod tests {
     use std::net::SocketAddr;
 
-    use canary_wire::segment::{Emit, Flags};
-    use canary_wire::seq::Seq;
-
     use super::*;
+    use crate::segment::{Emit, Flags};
+    use crate::seq::Seq;
 
     fn packet(ends: (&str, &str), payload: &[u8]) -> Vec<u8> {
         let end = |s: &str| s.parse::<SocketAddr>().unwrap();
