@@ -188,7 +188,6 @@ impl Engine {
         match done {
             Done::Sent(Action::Forge { tuple, forgery, spec, .. }, _) => {
                 self.log.forged(now, tuple, *forgery, spec);
-                self.last_kill.sent(*tuple, *spec);
             }
             Done::NotSent(tuple, e) => self.log.send_failed(now, tuple, e),
             Done::Noted(Action::Judged(j)) => {

@@ -79,8 +79,9 @@ fn outcomes(rows: &[OutcomeCount]) -> Markup {
 
 /// The segments, as the server sees them.
 fn ladder(kill: &Kill) -> Markup {
-    let (server, client) = (kill.tuple.local.to_string(), kill.tuple.remote.to_string());
-    let (forged, reset) = (&kill.forged, &kill.reset);
+    let Kill { judged, reset } = kill;
+    let (server, client) = (judged.tuple.local.to_string(), judged.tuple.remote.to_string());
+    let forged = &judged.spec;
     let both = |from: &str, to: &str| [(); 2].map(|()| Seen::At(from.to_owned(), to.to_owned()));
     let events = [
         Event {
@@ -96,12 +97,12 @@ fn ladder(kill: &Kill) -> Markup {
                 forged.payload.len()
             ),
             mark: "Forged.",
-            words: format!("{}: conntrack calls it INVALID.", kill.forgery),
+            words: format!("{}: conntrack calls it INVALID.", judged.forgery),
             kernel: None,
         },
         Event {
             role: Role::Kill,
-            ms: Some(kill.after.as_secs_f64() * 1000.0),
+            ms: Some(judged.after.as_secs_f64() * 1000.0),
             to_server: true,
             seen: both(&client, &server),
             numbers: format!("{} · seq {}", reset.flags, reset.seq),

@@ -327,25 +327,9 @@ impl Flows {
             round: 1,
             floor: flow.newest,
             in_stream: !at_once,
-            probed: false,
-            busy: false,
-            foreign: false,
-            strange: 0,
-            answered: false,
-            answers: 0,
-            silent: 0,
-            mute: 0,
-            unclear: false,
             snd: flow.snd,
             anchor: flow.snd,
-            probes: 0,
-            probe: None,
-            names: false,
-            named: false,
-            calm: false,
-            asked: 0,
-            signs: 0,
-            reset: None,
+            ..Trial::default()
         });
         let timestamps = flow.timestamps;
         let tuple = flow.tuple;

@@ -67,7 +67,7 @@ impl FromStr for Forgeries {
 }
 
 /// The numbers of a segment to send. Addresses are added by the caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Spec {
     /// SEG.SEQ
     pub seq: Seq,

@@ -13,9 +13,11 @@ names! {
     /// A segment to forge towards a client. `snd` is the server's next sequence
     /// number as the client last acknowledged it, `rcv` the next one that the
     /// server expects.
+    #[derive(Default)]
     pub enum Forgery {
         /// A keep-alive probe with an octet that the client has had: always in order for
         /// conntrack. The positive control.
+        #[default]
         Control = "control",
         /// Data at snd-100000: what the original canary forged. INVALID before Linux 6.1 alone.
         BelowWindow = "below-window",

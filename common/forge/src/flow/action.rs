@@ -67,6 +67,8 @@ pub struct Judgement {
     pub tuple: FourTuple,
     /// What was forged.
     pub forgery: Forgery,
+    /// The forged segment, as it was sent first.
+    pub spec: Spec,
     /// What became of it.
     pub fate: Fate,
     /// From the forged segment's departure to the judgement.

@@ -81,7 +81,7 @@ pub(super) struct Flow {
 }
 
 /// What is known of the forged segment.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each was observed or not, whatever the others")]
 pub(super) struct Trial {
     pub(super) forgery: Forgery,

@@ -322,6 +322,7 @@ pub(super) fn record(flow: &mut Flow, now: Duration, fate: Fate, out: &mut Vec<A
     out.push(Action::Judged(Judgement {
         tuple: flow.tuple,
         forgery: trial.forgery,
+        spec: trial.first,
         fate,
         after: now.saturating_sub(trial.at),
         replaces,
