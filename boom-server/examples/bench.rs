@@ -6,29 +6,28 @@
 //! client and boom-server reach on this machine together.
 
 use std::collections::{HashMap, VecDeque};
-use std::error::Error;
 use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use anyhow::{Error, Result, anyhow, bail, ensure};
 use canary_forge::forgery::{self, Numbers};
+use canary_forge::raw::Sender;
 use canary_record::hist::Latency;
 use canary_record::names::Forgery;
 use canary_record::result::boom::BoomResult;
+use canary_runtime::exit::{self, Exit};
 use canary_testbed::exec::{Call, Interrupt, Ready, memory};
 use canary_testbed::netns;
 use canary_testbed::programs::{boom_server, document};
 use canary_testbed::testbed::Testbed;
 use canary_testbed::topology::{POD_PORT, Topology};
-use canary_wire::segment::{Emit, Family, Flags, Segment};
-use canary_wire::seq::Seq;
+use canary_wire::segment::{Family, Flags, FourTuple, Segment};
 use nix::sys::signal::Signal;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
-
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// How long the client keeps a connection: time for the answer to come.
 const KEEP: Duration = Duration::from_millis(20);
@@ -43,13 +42,7 @@ const SOON: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let said = |done: Result<()>| match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("bench: {e}");
-            ExitCode::FAILURE
-        }
-    };
+    let said = |done: Result<()>| exit::code(done.map(|()| Exit::Ok));
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["client", to, rate, seconds] => {
             said((|| client(to.parse()?, rate.parse()?, seconds.parse()?))())
@@ -129,9 +122,11 @@ fn bench(args: &[String]) -> Result<()> {
         && ours.lost == 0
         && ours.p99_us < 1000
         && ours.memory_kib < 64 << 10;
-    if !holds || !ours.loaded(rate, seconds, Duration::from_secs(1)) {
-        return Err("NOT HELD: forged = accepted, nothing lost, p99 < 1 ms, memory < 64 MiB, at 99% of the rate, no connect 1 s late".into());
-    }
+    ensure!(
+        holds && ours.loaded(rate, seconds, Duration::from_secs(1)),
+        "NOT HELD: forged = accepted, nothing lost, p99 < 1 ms, memory < 64 MiB, at 99% of the rate, no \
+         connect 1 s late"
+    );
     println!("HELD");
     Ok(())
 }
@@ -151,7 +146,7 @@ fn reachable() -> Result<u64> {
         }
         rate = rate * 4 / 5;
     }
-    Err("this machine does not reach 500 handshakes a second".into())
+    bail!("this machine does not reach 500 handshakes a second")
 }
 
 /// The load against boom-server, or against the simple kind.
@@ -178,16 +173,14 @@ fn run(simple: bool, rate: u64, seconds: u64) -> Result<Score> {
     let memory_kib = memory(server.pid(), "VmHWM")?;
     server.signal(Signal::SIGTERM);
     server.wait(SOON)?;
-    if failed > 0 {
-        return Err(format!("{failed} connects failed at once").into());
-    }
+    ensure!(failed == 0, "{failed} connects failed at once");
     let (text, late) = (std::fs::read_to_string(log)?, Duration::from_micros(late));
     let ([accepted, forged, p50_us, p99_us], lost) = if simple {
         // It does not know what it lost.
         let n: [u64; 4] = numbers(&text)?;
         (n, n[0].saturating_sub(n[1]))
     } else {
-        let r: BoomResult = document(&text)?;
+        let r: BoomResult = document(&text).map_err(Error::msg)?;
         let (c, latency) = (r.connections, r.handshake_to_forge);
         ([c.accepted, c.forged, latency.p50_us, latency.p99_us], r.sniffer.dropped)
     };
@@ -198,7 +191,7 @@ fn run(simple: bool, rate: u64, seconds: u64) -> Result<Score> {
 fn numbers<const N: usize>(text: &str) -> Result<[u64; N]> {
     let last = text.lines().last().unwrap_or_default();
     let numbers: Vec<u64> = last.split(' ').filter_map(|w| w.parse().ok()).collect();
-    numbers.try_into().map_err(|_| format!("no figures, but: {text}").into())
+    numbers.try_into().map_err(|_| anyhow!("no figures, but: {text}"))
 }
 
 /// Connects at a rate, keeps each connection a moment, resets it. Each connect has
@@ -264,7 +257,7 @@ fn simple() -> Result<()> {
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP))?;
     nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::ReceiveTimestampns, &true)?;
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
-    let sender = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
+    let sender = Sender::open(&[Family::Ipv4])?;
     let interrupt = Interrupt::catch()?;
     println!("ready");
     let (mut flows, mut latency, mut forged) = (HashMap::new(), Latency::default(), 0u64);
@@ -278,7 +271,10 @@ fn simple() -> Result<()> {
             && flows.get(&seg.src).is_some_and(|isn| isn.add(1) == seg.seq)
         {
             flows.remove(&seg.src);
-            forge_on(&sender, &seg, &mut packet)?;
+            let numbers = Numbers { snd: seg.ack, rcv: seg.seq, peer_window: 0 };
+            let spec = forgery::spec(Forgery::Control, numbers);
+            forgery::packet(&FourTuple::new(seg.dst, seg.src), &spec, None, &mut packet);
+            sender.send(&packet, seg.src.ip())?;
             forged += 1;
             if let Ok(d) = at.elapsed() {
                 latency.record(d);
@@ -293,26 +289,6 @@ fn simple() -> Result<()> {
         s.p50_us,
         s.p99_us
     )?;
-    Ok(())
-}
-
-fn forge_on(sender: &Socket, seg: &Segment<'_>, packet: &mut Vec<u8>) -> Result<()> {
-    let numbers = Numbers { snd: seg.ack, rcv: Seq(seg.seq.0), peer_window: 0 };
-    let spec = forgery::spec(Forgery::Control, numbers);
-    let emit = Emit {
-        src: seg.dst,
-        dst: seg.src,
-        class: 0,
-        seq: spec.seq,
-        ack: spec.ack,
-        flags: spec.flags,
-        window: 502,
-        options: &[],
-        payload: spec.payload,
-    };
-    emit.packet(packet);
-    let IpAddr::V4(to) = seg.src.ip() else { return Ok(()) };
-    sender.send_to(packet, &SockAddr::from(SocketAddr::from((to, 0))))?;
     Ok(())
 }
 

@@ -31,7 +31,7 @@ pub(crate) async fn serve(mut stream: TcpStream, counters: &Counters) -> io::Res
             continue;
         };
         let rest = buf.split_off(end + 1);
-        let line = std::str::from_utf8(&buf).ok().and_then(|l| l.parse::<Line>().ok());
+        let line = std::str::from_utf8(&buf).ok().and_then(Line::read);
         if let Some(called) = line.and_then(|l| l.called)
             && !std::mem::replace(&mut told, true)
         {

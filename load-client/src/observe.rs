@@ -105,7 +105,7 @@ impl Reader {
         }
         let (entries, limit) = counts.ok().or(usage)?;
         let cpus = procfs.ok().or(cpus)?;
-        let counters = sum(&cpus);
+        let counters = ConntrackCounters::sum(&cpus);
         Some(Look { sample: ConntrackSample { t, entries, limit, counters }, cpus })
     }
 }
@@ -113,10 +113,6 @@ impl Reader {
 fn read<T>(path: &str, parse: fn(&str) -> Result<T, stat::ReadError>) -> Result<T, String> {
     let text = fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
     parse(&text).map_err(|e| format!("{path}: {e}"))
-}
-
-fn sum(cpus: &[CpuCounters]) -> ConntrackCounters {
-    cpus.iter().fold(ConntrackCounters::default(), |sum, cpu| sum.plus(cpu.counters))
 }
 
 fn number(key: &str) -> Result<u64, String> {
@@ -214,7 +210,7 @@ pub(crate) async fn run(
         sources: sources(),
         first: first.sample,
         last: last.sample,
-        difference: sum(&difference_by_cpu),
+        difference: ConntrackCounters::sum(&difference_by_cpu),
         difference_by_cpu,
         most_entries: most,
         samples_taken: taken,

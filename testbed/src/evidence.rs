@@ -60,8 +60,7 @@ pub(crate) fn conntrack_stat() -> Result<BTreeMap<String, u64>, ExecError> {
 
 /// The same as counters.
 pub fn conntrack_counters() -> Result<ConntrackCounters, ExecError> {
-    let cpus = statistics(stat::counters)?;
-    Ok(cpus.iter().fold(ConntrackCounters::default(), |sum, cpu| sum.plus(cpu.counters)))
+    statistics(stat::counters).map(|cpus| ConntrackCounters::sum(&cpus))
 }
 
 /// (/proc/net is the process's, not the thread's.)

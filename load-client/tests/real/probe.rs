@@ -37,14 +37,14 @@ fn answer(mut s: TcpStream, fault: Fault) {
         return;
     }
     let line = read_line(&mut s);
-    let reply = match line.parse::<Line>().map(|l| l.request) {
-        Ok(Request::Answer { delay, length, seed }) => {
+    let reply = match Line::read(&line).map(|l| l.request) {
+        Some(Request::Answer { delay, length, seed }) => {
             std::thread::sleep(delay);
             let mut body = vec![0; length as usize];
             Body::new(seed).fill(&mut body);
             body
         }
-        Ok(Request::Take { length, .. }) => {
+        Some(Request::Take { length, .. }) => {
             let mut body = vec![0; length as usize];
             if s.read_exact(&mut body).is_err() {
                 return;
@@ -53,7 +53,7 @@ fn answer(mut s: TcpStream, fault: Fault) {
             hash.update(&body);
             format!("ok {}\n", hash.hex()).into_bytes()
         }
-        Err(_) => line.into_bytes(),
+        None => line.into_bytes(),
     };
     match fault {
         Fault::Flip => {

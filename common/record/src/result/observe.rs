@@ -130,8 +130,7 @@ pub struct ConntrackCounters {
 
 impl ConntrackCounters {
     /// Applies `f` to each pair of counters.
-    #[must_use]
-    pub fn zip(self, other: Self, f: impl Fn(u64, u64) -> u64) -> Self {
+    fn zip(self, other: Self, f: impl Fn(u64, u64) -> u64) -> Self {
         Self {
             found: f(self.found, other.found),
             invalid: f(self.invalid, other.invalid),
@@ -151,6 +150,12 @@ impl ConntrackCounters {
     #[must_use]
     pub fn since(self, earlier: Self) -> Self {
         self.zip(earlier, |now, then| u64::from((now as u32).wrapping_sub(then as u32)))
+    }
+
+    /// The sum over the processors.
+    #[must_use]
+    pub fn sum(cpus: &[CpuCounters]) -> Self {
+        cpus.iter().fold(Self::default(), |sum, cpu| sum.plus(cpu.counters))
     }
 
     /// The sum of both.
