@@ -65,7 +65,7 @@ impl Sniffer {
         // First, so that little of others' traffic is in the buffer.
         let ops: Vec<SockFilter> = filter::program(family, side, ports)
             .iter()
-            .map(|o| SockFilter::new(o.code, o.jt, o.jf, o.k))
+            .map(|&(code, jt, jf, k)| SockFilter::new(code, jt, jf, k))
             .collect();
         socket.attach_filter(&ops).with_context(step("attach a filter to"))?;
         // Then the buffer, before what is wanted overflows the default one.

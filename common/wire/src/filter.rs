@@ -3,18 +3,9 @@
 
 use crate::segment::Family;
 
-/// One instruction, as `struct sock_filter` (linux/filter.h).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Op {
-    /// Operation.
-    pub code: u16,
-    /// Jump if true.
-    pub jt: u8,
-    /// Jump if false.
-    pub jf: u8,
-    /// Operand.
-    pub k: u32,
-}
+/// One instruction: operation, jump if true, jump if false, operand (`struct sock_filter`,
+/// linux/filter.h).
+pub type Op = (u16, u8, u8, u32);
 
 const LDH_ABS: u16 = 0x28;
 const LDH_IND: u16 = 0x48;
@@ -45,24 +36,22 @@ pub fn program(family: Family, side: Side, ports: &[u16]) -> Vec<Op> {
         Side::Source => 0,
         Side::Destination => 2,
     };
-    let op = |code, jt, jf, k| Op { code, jt, jf, k };
     let ports = &ports[..ports.len().min(MAX_PORTS)];
     let mut ops = match family {
         Family::Ipv4 => vec![
             // A fragment other than the first has no ports.
-            op(LDH_ABS, 0, 0, 6),
-            op(JSET, (ports.len() + 2) as u8, 0, 0x1fff),
-            op(LDX_MSH, 0, 0, 0),
-            op(LDH_IND, 0, 0, at),
+            (LDH_ABS, 0, 0, 6),
+            (JSET, (ports.len() + 2) as u8, 0, 0x1fff),
+            (LDX_MSH, 0, 0, 0),
+            (LDH_IND, 0, 0, at),
         ],
-        Family::Ipv6 => vec![op(LDH_ABS, 0, 0, at)],
+        Family::Ipv6 => vec![(LDH_ABS, 0, 0, at)],
     };
     for (i, port) in ports.iter().enumerate() {
         let to_accept = ports.len() - i;
-        ops.push(op(JEQ, to_accept as u8, 0, u32::from(*port)));
+        ops.push((JEQ, to_accept as u8, 0, u32::from(*port)));
     }
-    ops.push(op(RET, 0, 0, 0));
-    ops.push(op(RET, 0, 0, WHOLE));
+    ops.extend([(RET, 0, 0, 0), (RET, 0, 0, WHOLE)]);
     ops
 }
 
@@ -76,25 +65,25 @@ mod tests {
             |at: usize| packet.get(at..at + 2).map(|b| u32::from(b[0]) << 8 | u32::from(b[1]));
         let (mut a, mut x, mut pc) = (0u32, 0u32, 0usize);
         loop {
-            let o = ops[pc];
+            let (code, jt, jf, k) = ops[pc];
             pc += 1;
             // A load beyond the packet ends the program with 0.
-            match o.code {
-                LDH_ABS => match half(o.k as usize) {
+            match code {
+                LDH_ABS => match half(k as usize) {
                     Some(v) => a = v,
                     None => return 0,
                 },
-                LDH_IND => match half((o.k + x) as usize) {
+                LDH_IND => match half((k + x) as usize) {
                     Some(v) => a = v,
                     None => return 0,
                 },
-                LDX_MSH => match packet.get(o.k as usize) {
+                LDX_MSH => match packet.get(k as usize) {
                     Some(v) => x = u32::from(v & 0xf) * 4,
                     None => return 0,
                 },
-                JEQ => pc += usize::from(if a == o.k { o.jt } else { o.jf }),
-                JSET => pc += usize::from(if a & o.k != 0 { o.jt } else { o.jf }),
-                RET => return o.k,
+                JEQ => pc += usize::from(if a == k { jt } else { jf }),
+                JSET => pc += usize::from(if a & k != 0 { jt } else { jf }),
+                RET => return k,
                 other => panic!("operation {other:#x}"),
             }
         }
