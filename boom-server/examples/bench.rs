@@ -42,7 +42,7 @@ const SOON: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let said = |done: Result<()>| exit::code(done.map(|()| Exit::Ok));
+    let said = |done: Result<()>| exit::code(done.map(|()| Exit::Ok), |_| false);
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["client", to, rate, seconds] => {
             said((|| client(to.parse()?, rate.parse()?, seconds.parse()?))())

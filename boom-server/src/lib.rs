@@ -23,13 +23,14 @@ pub use config::Config;
 
 use std::process::ExitCode;
 
-use canary_runtime::{cli, exit};
+use canary_runtime::cli;
+use canary_runtime::exit::{self, Usage};
 
 /// The whole program.
 #[must_use]
 pub fn main() -> ExitCode {
     match cli::effective() {
-        Ok((config, options)) => exit::code(run::run(config, options)),
+        Ok((config, options)) => exit::code(run::run(config, options), anyhow::Error::is::<Usage>),
         Err(code) => code,
     }
 }

@@ -41,15 +41,19 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_none_or(|first| first != netns::INSIDE) {
         match cli::effective() {
             Err(code) => return code,
-            Ok((inside @ (Bench::Bare(_) | Bench::Send(_)), _)) => return exit::code(run(inside)),
+            Ok((inside @ (Bench::Bare(_) | Bench::Send(_)), _)) => return ended(run(inside)),
             Ok(_) => {}
         }
     }
     netns::contain(|args| match cli::effective_from(args.into_iter().map(Into::into)) {
         Err(code) => code,
-        Ok((bench, _)) => exit::code(run(bench)),
+        Ok((bench, _)) => ended(run(bench)),
     })
-    .unwrap_or_else(|e| exit::code(Err(e.into())))
+    .unwrap_or_else(|e| ended(Err(e.into())))
+}
+
+fn ended(ran: anyhow::Result<Exit>) -> ExitCode {
+    exit::code(ran, |_| false)
 }
 
 fn run(bench: Bench) -> anyhow::Result<Exit> {

@@ -32,7 +32,7 @@ pub(crate) fn admin(addr: Option<SocketAddr>) -> anyhow::Result<Option<Arc<Admin
     let listener = listen::bind(addr, TcpListener::bind)
         .and_then(|l| l.set_nonblocking(true).map(|()| l))
         .map_err(|e| anyhow!("--admin {addr}: {e}; choose another address or port"))?;
-    Admin::start(listener, &[(CONNECT, BOUNDS), (TOTAL, BOUNDS)]).map(Some)
+    Ok(Some(Admin::start(listener, &[(CONNECT, BOUNDS), (TOTAL, BOUNDS)])?))
 }
 
 /// Shows what goes on until dropped.

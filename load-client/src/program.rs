@@ -49,7 +49,7 @@ pub fn main() -> ExitCode {
     });
     // What was logged before a failure is written before its line.
     end_logs();
-    exit::code(ran)
+    exit::code(ran, Error::is::<Usage>)
 }
 
 async fn run(command: Command, config: Config) -> Result<Exit> {

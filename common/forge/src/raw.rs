@@ -8,7 +8,6 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context as _;
 use canary_record::result::boom::Sniffer as Record;
 use canary_wire::segment::{Family, Segment, SegmentError};
 use nix::errno::Errno;
@@ -27,9 +26,13 @@ pub const BATCH: usize = 64;
 /// Bytes kept of each: every header, and any segment that was not merged on receipt.
 const SNAP: usize = 2048;
 
-/// For `with_context`: names what failed.
-fn step(operation: &'static str, family: Family) -> impl FnOnce() -> String {
-    move || format!("cannot {operation} the {family} raw socket")
+/// A raw socket could not be opened or set up.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {operation} the {family} raw socket: {why}")]
+pub struct RawError {
+    operation: &'static str,
+    family: Family,
+    why: io::Error,
 }
 
 /// The inbound segments of one family.
@@ -58,34 +61,40 @@ impl Sniffer {
     /// Opens a raw socket that sees the TCP segments with one of `ports` on this side, and asks for a
     /// receive buffer of `buffer` octets, beyond the system's limit where
     /// CAP_NET_ADMIN allows it.
-    pub fn open(family: Family, side: Side, ports: &[u16], buffer: usize) -> anyhow::Result<Self> {
-        let step = |operation| step(operation, family);
+    pub fn open(
+        family: Family,
+        side: Side,
+        ports: &[u16],
+        buffer: usize,
+    ) -> Result<Self, RawError> {
+        let step = |operation| move |why| RawError { operation, family, why };
         let socket = Socket::new(domain(family), Type::RAW, Some(Protocol::TCP));
-        let socket = socket.with_context(step("open"))?;
+        let socket = socket.map_err(step("open"))?;
         // First, so that little of others' traffic is in the buffer.
         let ops: Vec<SockFilter> = filter::program(family, side, ports)
             .iter()
             .map(|&(code, jt, jf, k)| SockFilter::new(code, jt, jf, k))
             .collect();
-        socket.attach_filter(&ops).with_context(step("attach a filter to"))?;
+        socket.attach_filter(&ops).map_err(step("attach a filter to"))?;
         // Then the buffer, before what is wanted overflows the default one.
         if setsockopt(&socket, sockopt::RcvBufForce, &buffer).is_err() {
-            socket.set_recv_buffer_size(buffer).with_context(step("set SO_RCVBUF on"))?;
+            socket.set_recv_buffer_size(buffer).map_err(step("set SO_RCVBUF on"))?;
         }
-        socket.set_nonblocking(true).with_context(step("set up"))?;
-        setsockopt(&socket, sockopt::RxqOvfl, &1).with_context(step("set SO_RXQ_OVFL on"))?;
+        socket.set_nonblocking(true).map_err(step("set up"))?;
+        let nix = |operation| move |e: Errno| RawError { operation, family, why: e.into() };
+        setsockopt(&socket, sockopt::RxqOvfl, &1).map_err(nix("set SO_RXQ_OVFL on"))?;
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true)
-            .with_context(step("set SO_TIMESTAMPNS on"))?;
+            .map_err(nix("set SO_TIMESTAMPNS on"))?;
         if family == Family::Ipv6 {
             setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)
-                .with_context(step("set IPV6_RECVPKTINFO on"))?;
+                .map_err(nix("set IPV6_RECVPKTINFO on"))?;
             setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true)
-                .with_context(step("set IPV6_RECVHOPLIMIT on"))?;
+                .map_err(nix("set IPV6_RECVHOPLIMIT on"))?;
             setsockopt(&socket, sockopt::Ipv6RecvTClass, &true)
-                .with_context(step("set IPV6_RECVTCLASS on"))?;
+                .map_err(nix("set IPV6_RECVTCLASS on"))?;
         }
         // The kernel doubles what it was asked for (socket(7)).
-        let receive_buffer = socket.recv_buffer_size().with_context(step("read SO_RCVBUF of"))? / 2;
+        let receive_buffer = socket.recv_buffer_size().map_err(step("read SO_RCVBUF of"))? / 2;
         let record = Record { receive_buffer: receive_buffer as u64, ..Record::default() };
         Ok(Self { socket, family, buffers: Vec::new(), record })
     }
@@ -200,15 +209,16 @@ pub struct Sender(Vec<(Family, Socket)>);
 
 impl Sender {
     /// Opens one socket for each family.
-    pub fn open(families: &[Family]) -> anyhow::Result<Self> {
+    pub fn open(families: &[Family]) -> Result<Self, RawError> {
         let open = |&family: &Family| {
+            let step = |operation| move |why| RawError { operation, family, why };
             let protocol = Protocol::from(libc::IPPROTO_RAW);
             let socket = Socket::new(domain(family), Type::RAW, Some(protocol));
-            let socket = socket.with_context(step("open", family))?;
-            socket.set_nonblocking(true).with_context(step("set up", family))?;
+            let socket = socket.map_err(step("open"))?;
+            socket.set_nonblocking(true).map_err(step("set up"))?;
             Ok((family, socket))
         };
-        families.iter().map(open).collect::<anyhow::Result<_>>().map(Self)
+        Ok(Self(families.iter().map(open).collect::<Result<_, _>>()?))
     }
 
     /// Sends one IP packet to `to`.

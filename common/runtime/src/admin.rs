@@ -5,15 +5,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
+
+/// The endpoint could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its listener.
+    #[error("cannot serve --admin")]
+    Serve(#[from] std::io::Error),
+    /// Its recorder.
+    #[error("cannot set up metrics")]
+    Metrics(#[from] BuildError),
+}
 
 /// Between two times at which what histograms were given is put into their buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -39,13 +49,13 @@ impl Admin {
     pub fn start(
         listener: std::net::TcpListener,
         buckets: &[(&str, &[f64])],
-    ) -> anyhow::Result<Arc<Self>> {
-        let listener = TcpListener::from_std(listener).context("cannot serve --admin")?;
+    ) -> Result<Arc<Self>, StartError> {
+        let listener = TcpListener::from_std(listener)?;
         let mut builder = PrometheusBuilder::new();
         for (name, bounds) in buckets {
             builder = builder.set_buckets_for_metric(Matcher::Full((*name).to_owned()), bounds)?;
         }
-        let metrics = builder.install_recorder().context("cannot set up metrics")?;
+        let metrics = builder.install_recorder()?;
         let admin = Arc::new(Self::new(metrics.clone()));
         tokio::spawn(serve(listener, Arc::clone(&admin)));
         tokio::spawn(async move {

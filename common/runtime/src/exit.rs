@@ -1,5 +1,6 @@
 //! Exit codes, the same for every program.
 
+use std::fmt::Display;
 use std::process::ExitCode;
 
 use canary_record::names::{LoadVerdict, Verdict};
@@ -28,10 +29,10 @@ pub struct Usage(pub String);
 
 /// How a program that ran ends; why it failed goes to stderr.
 #[must_use]
-pub fn code(ran: anyhow::Result<Exit>) -> ExitCode {
+pub fn code<E: Display>(ran: Result<Exit, E>, is_usage: impl Fn(&E) -> bool) -> ExitCode {
     let exit = ran.unwrap_or_else(|e| {
         eprintln!("error: {e:#}");
-        if e.is::<Usage>() { Exit::Usage } else { Exit::Failed }
+        if is_usage(&e) { Exit::Usage } else { Exit::Failed }
     });
     exit.into()
 }
