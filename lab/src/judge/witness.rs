@@ -18,6 +18,7 @@ pub(crate) fn said(node: &str, w: &WitnessResult) -> WitnessSaid {
             m.lost, m.forgotten
         ));
     }
+    weak.extend(w.unheard.iter().map(|why| format!("the witness on {node}: {why}")));
     weak.extend(deaf(node, w));
     for c in w.changed.iter().filter(|c| !c.restored) {
         weak.push(format!("the witness on {node} could not put {} back", c.key));

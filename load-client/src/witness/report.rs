@@ -23,11 +23,9 @@ pub(crate) struct Conntrack {
 
 /// The document of a watch.
 pub(crate) fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>) -> WitnessResult {
-    let mut weak = Vec::new();
-    if let Some(e) = &watched.error {
-        weak.push(format!("it could not go on: {e}"));
-    }
-    weak.extend(watched.meddled);
+    let error = watched.error.iter().map(|e| format!("it could not go on: {e}"));
+    let unheard: Vec<_> = error.chain(watched.meddled).collect();
+    let mut weak = unheard.clone();
     let w = &watched.witness;
     let (found, m) = (&w.matcher.found, w.matcher.found.messages);
     if m.lost > 0 || m.overruns > 0 {
@@ -84,6 +82,7 @@ pub(crate) fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>)
     result.reasons.extend(notes);
     WitnessResult {
         texts: w.texts.counts().map(|(t, n)| (t.to_owned(), n)).collect(),
+        unheard,
         resets_logged,
         conntrack: conntrack.map(|c| c.grown),
         table,
@@ -146,6 +145,7 @@ pub(crate) fn of(
         segments: found.segments.clone(),
         unanswered: found.unanswered.clone(),
         texts: BTreeMap::new(),
+        unheard: Vec::new(),
         resets_logged: true,
         stray_resets: found.stray_resets,
         half_open_resets: found.half_open_resets,
@@ -232,6 +232,7 @@ pub(crate) fn summary(r: &WitnessResult) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::net::{IpAddr, SocketAddr};
     use std::time::Duration;
 
@@ -305,7 +306,7 @@ mod tests {
             rules: Ok((Vec::new(), Vec::new())),
             witness,
             changed: Vec::new(),
-            meddled: Vec::new(),
+            meddled: BTreeSet::new(),
             look_failures: 0,
             time: Duration::from_secs(9),
             ended_by: EndedBy::Completed,

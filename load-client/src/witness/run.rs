@@ -1,7 +1,7 @@
 //! The watch itself: one thread listens and judges, another shows, and whatever ends them the
 //! kernel's values are put back.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -76,8 +76,8 @@ pub(crate) struct Watched {
     pub(crate) witness: Witness,
     /// Kernel values, and whether they are as before.
     pub(crate) changed: Vec<Changed>,
-    /// Those that somebody changed meanwhile.
-    pub(crate) meddled: Vec<String>,
+    /// Those by which somebody else made it deaf, for a while at least.
+    pub(crate) meddled: BTreeSet<String>,
     pub(crate) look_failures: u64,
     pub(crate) time: Duration,
     pub(crate) ended_by: EndedBy,
@@ -181,17 +181,21 @@ struct Listener {
 
 impl Listener {
     fn run(mut self, watching: Watching, left_behind: Vec<String>) -> Watched {
-        let mut error = None;
+        let (mut error, mut meddled) = (None, BTreeSet::new());
         let mut next = Duration::ZERO;
         while self.stop.load(Ordering::Relaxed) == 0 {
             if let Err(e) = self.listen() {
                 error = Some(e);
                 break;
             }
-            next = self.tick(next);
+            let then = self.tick(next);
+            if then != next {
+                meddled.extend(watching.meddled());
+            }
+            next = then;
         }
         let watched = self.start.elapsed();
-        let meddled = watching.meddled();
+        meddled.extend(watching.meddled());
         // First of all: what comes after this nobody has asked for.
         let changed = watching.end();
         let settled = watched + SETTLE;

@@ -96,13 +96,13 @@ impl Watching {
         Ok(watching)
     }
 
-    /// Values that are no longer what they were set to.
-    pub(crate) fn meddled(&self) -> Vec<String> {
-        let other = |c: &Changed| {
-            let now = read(&self.dir.join(&c.key)).ok().filter(|now| *now != c.to)?;
-            Some(format!("{} was set to {now} by somebody else", c.key))
-        };
-        self.changed.iter().filter_map(other).collect()
+    /// Values that keep conntrack's words back by now, whoever had set them as they were.
+    pub(crate) fn meddled(&self) -> impl Iterator<Item = String> {
+        [LOG_INVALID].into_iter().chain(LOGGERS).filter_map(|key| {
+            let now = read(&self.dir.join(key)).ok()?;
+            wanted(key, &now)?;
+            Some(format!("{key} was set to {now} by somebody else: what came then was not heard"))
+        })
     }
 
     /// Puts every value back and tells what was changed.
@@ -231,6 +231,26 @@ mod tests {
             assert_eq!(watching.end().len(), usize::from(now != then));
             assert_eq!(values(dir.path())[0], now);
         }
+    }
+
+    /// A value by which the words stop is told, be it one that was changed or one that was right before;
+    /// another by which they come is not.
+    #[test]
+    fn what_makes_it_deaf_is_told() {
+        let (dir, state) = (kernel(["0", "NONE", NFLOG]), tempfile::tempdir().unwrap());
+        let watching = Watching::begin(dir.path(), state.path()).unwrap();
+        let told = |key: &str, value: &str| {
+            let before = read(&dir.path().join(key)).unwrap();
+            fs::write(dir.path().join(key), value).unwrap();
+            let told: Vec<_> = watching.meddled().collect();
+            fs::write(dir.path().join(key), before).unwrap();
+            told.concat().contains(&format!("{key} was set to {value} by somebody else"))
+        };
+        assert_eq!(watching.meddled().count(), 0);
+        for key in LOGGERS {
+            assert!(told(key, "NONE"), "{key}");
+        }
+        assert_eq!(["0", "17", ALL].map(|v| told(LOG_INVALID, v)), [true, true, false]);
     }
 
     /// Without a place for the file nothing is changed, and the line says what to do.

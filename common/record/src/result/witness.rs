@@ -130,6 +130,9 @@ pub struct WitnessResult {
     pub seconds_watched: f64,
     /// Messages of the kernel; of captures, packets.
     pub messages: Messages,
+    /// Why the kernel's words did not come to it for a time: values that somebody else set, an error.
+    #[serde(default)]
+    pub unheard: Vec<String>,
     /// TCP segments by the class of the kernel's reason.
     pub segments: BTreeMap<Reason, u64>,
     /// Those of them, resets aside, that no reset answered: dropped by a rule, let through, or

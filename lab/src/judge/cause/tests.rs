@@ -323,6 +323,7 @@ fn the_witness_is_a_judge_where_it_can_hear() {
     };
     assert_eq!(of(named), (Judgement::Differs, 1));
     assert_eq!(of(|w| w.messages.lost = 1), (Judgement::Inconclusive, 1));
+    assert_eq!(of(|w| w.unheard = vec!["made deaf".to_owned()]), (Judgement::Inconclusive, 1));
     let deaf = |w: &mut WitnessResult| {
         w.resets_logged = false;
         w.unanswered = [(Reason::SeqOver, 5)].into();
