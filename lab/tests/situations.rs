@@ -136,6 +136,27 @@ fn a_witness_that_was_made_deaf_proves_nothing() {
     }
 }
 
+/// An overshoot that was delivered kills when the server sends on, in whose application too; behind a drop
+/// it hangs the connection, which the client shows; under be_liberal nothing comes of it.
+#[test]
+fn an_overshoot_ends_what_goes_on() {
+    let sends = "\"connect\", { transfer = \"down\" }";
+    let of = |protections: &str, client: &str, overshoot: &str| {
+        format!(
+            "protections = [{protections}]\n\
+             expect = {{ client = \"{client}\", forged = {{ overshoot = \"{overshoot}\" }} }}"
+        )
+    };
+    let all = [
+        ("kills", sends, of("", "reset", "kills-later")),
+        ("hangs", sends, of("\"forward-drop\"", "hung", "delivered")),
+        ("liberal", sends, of("\"liberal\"", "survived", "delivered")),
+    ];
+    let all = all.each_ref().map(|(title, steps, more)| (*title, *steps, &**more));
+    let (out, r) = cases(&scratch(), &all);
+    assert_eq!(judged(&r, "own"), (Judgement::AsExpected, Vec::new()), "{}", out.stdout);
+}
+
 /// The load balancer of the documents, which has forgotten a connection: it resets who speaks.
 #[test]
 fn a_balancer_that_forgets_resets_who_speaks() {

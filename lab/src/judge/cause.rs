@@ -164,7 +164,7 @@ fn compare(case: &Case, seen: &Shown) -> Compared {
     let (mut differs, mut doubts) = (Vec::new(), Vec::new());
     let (mut missing, mut unforged) = (Vec::new(), Vec::new());
     let (expect, n) = (&case.expect, seen.connections);
-    let unconnected = expect.forged.values().all(|s| *s == Seen::NoConnection);
+    let unconnected = expect.unconnected();
     let never = never(case, seen, &mut doubts);
     // Without any connection nothing could be forged: what the client's connections say is enough.
     let none = seen.sum(|b| b.connections.forged) == 0 && (unconnected || never == n);
@@ -179,12 +179,21 @@ fn compare(case: &Case, seen: &Shown) -> Compared {
             let (mut forged, counts): (u64, Counts) = count(*forgery);
             // What could not be sent is unknown, and was never forged.
             forged -= forged.saturating_sub(counts.known()).min(disturbed);
-            killed += counts.killed;
-            let saw = listed(&counts.each().collect());
+            killed += counts.killed + counts.killed_later;
+            let later = match counts.killed_later {
+                0 => String::new(),
+                n => format!(", of these killed later {n}"),
+            };
+            let saw = listed(&counts.each().collect()) + &later;
             let unknown: u64 = counts.unknown.values().sum();
             let why = listed(&counts.unknown);
             let of_these = if unknown > 0 { format!(" ({why})") } else { String::new() };
-            match seen_of(forged, &counts) {
+            let became = match seen_of(forged, &counts) {
+                Seen::Delivered if counts.killed_later == forged => Seen::KillsLater,
+                Seen::Delivered if counts.killed_later > 0 => Seen::Mixed,
+                other => other,
+            };
+            match became {
                 as_expected if as_expected == *expected => {}
                 Seen::Mixed if none && *expected == Seen::NoConnection => {}
                 Seen::Mixed if none => missing.push(format!("{forgery}: expected {expected}")),
@@ -212,8 +221,9 @@ fn compare(case: &Case, seen: &Shown) -> Compared {
             ended_by_own += forged("load-client", 0, each, &|f| outcome(after.forged.iter(), f));
         }
     }
-    let leaks = |s: &&Seen| matches!(s, Seen::Kills | Seen::Leaked | Seen::Rejected);
-    if !expect.forged.values().any(|s| leaks(&s)) {
+    let leaks =
+        |s: &Seen| matches!(s, Seen::Kills | Seen::Leaked | Seen::Rejected | Seen::KillsLater);
+    if !expect.forged.values().any(leaks) {
         let attributed = seen.sum(|b| b.resets.attributed);
         if attributed > 0 {
             differs.push(format!("boom-server took {attributed} of these resets for #74839"));

@@ -228,6 +228,13 @@ pub struct Expect {
     pub witness: Option<BTreeSet<witness::Cause>>,
 }
 
+impl Expect {
+    /// Whether no connection should come to be.
+    pub(crate) fn unconnected(&self) -> bool {
+        self.forged.values().all(|seen| *seen == Seen::NoConnection)
+    }
+}
+
 impl Checked for Cause {
     fn check(&self) -> Result<(), String> {
         if self.cases.is_empty() {
@@ -478,7 +485,13 @@ impl Case {
         if self.expect.forged.is_empty() {
             return Err("expect: forged: name at least one forgery".to_owned());
         }
-        proves(&self.expect.forged).map_err(|what| format!("expect: forged: {what}"))?;
+        shown(&self.expect.forged).map_err(|what| format!("expect: forged: {what}"))?;
+        if self.expect.server_reset && self.expect.unconnected() {
+            return Err(
+                "expect: server-reset: nobody is reset where forged has no-connection: leave it out"
+                    .to_owned(),
+            );
+        }
         self.check_nodes()?;
         if let Some(Wait(time)) = self.ipvs_timeout
             && (self.proxy_mode != ProxyMode::Ipvs || time.as_secs() == 0)
@@ -506,7 +519,7 @@ impl Case {
                     return Err("steps: forge: name at least one forgery".to_owned());
                 }
                 Step::Forge(each) => {
-                    proves(each).map_err(|what| format!("steps: forge: {what}"))?;
+                    shown(each).map_err(|what| format!("steps: forge: {what}"))?;
                 }
                 Step::Expect(ends) if ends.0.is_empty() => {
                     return Err("steps: expect: name at least one end".to_owned());
@@ -553,11 +566,32 @@ const fn over_both_nodes(path: Path) -> bool {
     )
 }
 
-/// What all segments of a kind can come to; [`Seen::Mixed`] proves nothing.
+/// What all segments of each kind can come to in one run; [`Seen::Mixed`] proves nothing.
 pub(super) fn proves(each: &BTreeMap<Forgery, Seen>) -> Result<(), String> {
-    match each.iter().find(|(_, seen)| **seen == Seen::Mixed) {
-        Some((forgery, mixed)) => Err(format!(
-            "{forgery}: '{mixed}' proves nothing: name what all of them come to, as delivered or kills"
+    let none = each.values().any(|seen| *seen == Seen::NoConnection);
+    each.iter().try_for_each(|(forgery, seen)| match seen {
+        Seen::Mixed => Err(format!(
+            "{forgery}: '{seen}' proves nothing: name what all of them come to, as delivered or kills"
+        )),
+        Seen::NoConnection => Ok(()),
+        _ if none => Err(format!(
+            "{forgery}: '{seen}' of no segment: where one is no-connection nothing is forged: name \
+             no-connection for all, or for none"
+        )),
+        Seen::KillsLater | Seen::Hangs if *forgery != Forgery::Overshoot => Err(format!(
+            "{forgery}: '{seen}' is of an overshoot alone: name what becomes of the segment, as delivered \
+             or dropped"
+        )),
+        _ => Ok(()),
+    })
+}
+
+/// What becomes of segments in a case, where other things end connections too.
+fn shown(each: &BTreeMap<Forgery, Seen>) -> Result<(), String> {
+    proves(each)?;
+    match each.iter().find(|(_, seen)| **seen == Seen::Hangs) {
+        Some((forgery, seen)) => Err(format!(
+            "{forgery}: '{seen}' is not told from other hangs here: name delivered, and client = \"hung\""
         )),
         None => Ok(()),
     }

@@ -206,6 +206,37 @@ fn what_is_unknown_is_told_with_its_reasons() {
     );
 }
 
+/// After an overshoot that was delivered, resets of the server's own segments are what it did: of all
+/// connections or it proves nothing, and boom-server may call that path unprotected.
+#[test]
+fn an_overshoot_kills_later() {
+    let mut case = case();
+    let judged = |case: &Case, later: u64| {
+        let mut s = seen();
+        let boom = &mut s.boom[0];
+        (boom.outcomes[0].forgery, boom.outcomes[0].counts.killed_later) =
+            (Forgery::Overshoot, later);
+        boom.connections.reset_seen_by_application = later;
+        (boom.resets.unattributed, boom.resets.poisoned) = (0, later);
+        if later > 0 {
+            boom.paths[0].diagnosis = Diagnosis::Unprotected;
+        }
+        judge(case, &s)
+    };
+    case.expect.server_reset = false;
+    case.expect.forged = [(Forgery::Overshoot, Seen::KillsLater)].into();
+    assert_eq!(judged(&case, 5), (Judgement::AsExpected, Vec::new()));
+    let (judgement, why) = judged(&case, 4);
+    assert_eq!(judgement, Judgement::Inconclusive);
+    assert!(why[0].contains("saw delivered 5, of these killed later 4 of 5"), "{why:?}");
+    assert_eq!(judged(&case, 0).0, Judgement::Differs);
+    case.expect.forged = [(Forgery::Overshoot, Seen::Delivered)].into();
+    assert_eq!(judged(&case, 0).0, Judgement::AsExpected);
+    let (judgement, why) = judged(&case, 5);
+    assert_eq!(judgement, Judgement::Differs);
+    assert!(why[0].ends_with("expected delivered, saw kills-later"), "{why:?}");
+}
+
 /// That connections time out shows a full table only where it refused something.
 #[test]
 fn a_table_that_refused_nothing_proves_nothing() {

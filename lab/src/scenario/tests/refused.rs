@@ -161,6 +161,48 @@ fn senseless_files_are_refused() {
     }
 }
 
+/// What no run can satisfy is refused, with its line and what to say: another outcome or a reset where no
+/// connection comes to be, and what only an overshoot comes to, or is not told in a situation.
+#[test]
+fn expectations_that_no_run_can_satisfy_are_refused() {
+    for (name, from, to, says) in [
+        (
+            "table-full",
+            "{ control = \"no-connection\" }",
+            "{ control = \"no-connection\", above-window = \"delivered\" }",
+            "line 13: case 'new connections': expect: forged: above-window: 'delivered' of no segment: where \
+             one is no-connection nothing is forged: name no-connection for all, or for none",
+        ),
+        (
+            "cluster-ip",
+            "expect = \"dropped\"",
+            "expect = { control = \"no-connection\", above-window = \"dropped\" }",
+            "cell: expect: above-window: 'dropped' of no segment",
+        ),
+        (
+            "table-full",
+            "client = \"timed-out\"",
+            "server-reset = true, client = \"timed-out\"",
+            "line 13: case 'new connections': expect: server-reset: nobody is reset where forged has",
+        ),
+        (
+            "own-rules",
+            "above-window = \"kills\"",
+            "overshoot = \"hangs\"",
+            "expect: forged: overshoot: 'hangs' is not told from other hangs here: name delivered, and client",
+        ),
+        (
+            "overshoot",
+            "expect = \"dropped\"",
+            "expect = { above-window = \"kills-later\" }",
+            "cell: expect: above-window: 'kills-later' is of an overshoot alone: name what becomes",
+        ),
+    ] {
+        let said = refusal(&text(name).replacen(from, to, 1));
+        assert!(said.contains(says), "{said}");
+    }
+}
+
 /// A step is refused that cannot be as the connections stand: what would be called survived or reset
 /// there would be nobody's. What can be is taken.
 #[test]
