@@ -157,6 +157,49 @@ fn an_overshoot_ends_what_goes_on() {
     assert_eq!(judged(&r, "own"), (Judgement::AsExpected, Vec::new()), "{}", out.stdout);
 }
 
+/// Where nothing is tracked no entry expires, nor is any deleted a second time after connections went on: a
+/// case that says so is about nothing. Behind one another both have rightly nothing.
+#[test]
+fn of_what_is_not_tracked_nothing_expires() {
+    let notrack = "name = \"node1\", nft = \"table inet own { chain c { type filter hook prerouting priority raw; \
+                   meta l4proto tcp counter notrack; }; }\"";
+    let more =
+        |host: &str| format!("path = \"pod-ip\"\nexpect = {{ client = \"survived\" }}\n{host}");
+    let (plain, untracked) = (more(""), more(&format!("host = [{{ {notrack} }}]")));
+    let used = "{ transfer = \"both\" }";
+    let short = more(
+        "host = [{ name = \"node1\", sysctls = { \"net.netfilter.nf_conntrack_tcp_timeout_established\" = \"1\" } }]",
+    );
+    let all = [
+        ("expire", format!("\"connect\", \"let-expire\", {used}"), &untracked),
+        (
+            "again",
+            format!(
+                "\"connect\", \"delete-entries\", {{ change = {{ {notrack} }} }}, {used}, \"delete-entries\""
+            ),
+            &plain,
+        ),
+        (
+            "behind",
+            "\"connect\", \"let-expire\", \"delete-entries\", \"let-expire\"".to_owned(),
+            &short,
+        ),
+        ("used", format!("\"connect\", \"let-expire\", {used}, \"let-expire\", {used}"), &short),
+    ];
+    let all = all.each_ref().map(|(title, steps, more)| (*title, &**steps, &***more));
+    let (out, r) = cases(&scratch(), &all);
+    let differ = [
+        "expire: entries gone by let-expire at step 2: 0 for 6 connections",
+        "again: entries gone by delete-entries at step 5: 0 for 6 connections",
+    ];
+    assert_eq!(
+        judged(&r, "own"),
+        (Judgement::Differs, differ.map(str::to_owned).into()),
+        "{}",
+        out.stdout
+    );
+}
+
 /// The load balancer of the documents, which has forgotten a connection: it resets who speaks.
 #[test]
 fn a_balancer_that_forgets_resets_who_speaks() {

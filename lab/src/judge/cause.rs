@@ -260,10 +260,7 @@ fn compare(case: &Case, seen: &Shown) -> Compared {
             "boom-server's raw socket saw {others} other RSTs where {could} connections were reset"
         ));
     }
-    let there = there_at_deletion(case, seen);
-    if seen.deleted < there {
-        differs.push(format!("entries deleted: {} for {there} connections", seen.deleted));
-    }
+    differs.extend(gone(case, seen));
     let deaf = words(expect, seen, &mut differs, &mut doubts);
     Compared { differs, doubts, unforged, deaf }
 }
@@ -330,12 +327,27 @@ fn server(seen: &Shown, wanted: u64, ended_at_client: u64) -> Option<String> {
     })
 }
 
-/// How many connections there were when their entries were deleted for the first time.
-fn there_at_deletion(case: &Case, seen: &Shown) -> u64 {
-    let steps = case.steps.iter().zip(&seen.steps).skip_while(|(step, _)| **step != Done::Connect);
-    let mut pairs = steps.clone().zip(steps.skip(1));
-    let deletion = pairs.find(|(_, (step, _))| **step == Done::DeleteEntries);
-    deletion.map_or(0, |((_, before), _)| number(&before.client, ProbeEnd::Survived))
+/// Steps after which fewer entries were gone than connections must have had: those that live, and used
+/// theirs since entries went before. Of nothing nothing can go.
+fn gone(case: &Case, seen: &Shown) -> Vec<String> {
+    let (mut there, mut few) = (0, Vec::new());
+    for (n, (step, after)) in (1..).zip(case.steps.iter().zip(&seen.steps)) {
+        let survived = number(&after.client, ProbeEnd::Survived);
+        match step {
+            Done::Connect | Done::Reconnect | Done::Transfer(_) | Done::Answer => there = survived,
+            Done::DeleteEntries | Done::LetExpire => {
+                if after.gone < there {
+                    let gone = after.gone;
+                    few.push(format!(
+                        "entries gone by {step} at step {n}: {gone} for {there} connections"
+                    ));
+                }
+                there = 0;
+            }
+            _ => there = there.min(survived),
+        }
+    }
+    few
 }
 
 /// How the client's connections differ from what each step and the end expect.

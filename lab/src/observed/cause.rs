@@ -19,6 +19,8 @@ pub(crate) struct After {
     pub(crate) client: BTreeMap<ProbeEnd, u64>,
     /// What became of the segments that the client forged in it.
     pub(crate) forged: Vec<OutcomeCount>,
+    /// Entries of the client's node that were gone after it, where it is of those.
+    pub(crate) gone: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -35,8 +37,6 @@ pub(crate) struct Seen {
     pub(crate) rules: Vec<String>,
     pub(crate) boom: Vec<BoomResult>,
     pub(crate) steps: Vec<After>,
-    /// Entries that were there before and gone after a deletion, once there were connections.
-    pub(crate) deleted: u64,
     /// What load-client's witness said of the kernel's words on each node, where one listened.
     pub(crate) witnesses: Vec<(String, WitnessResult)>,
     pub(crate) changes: Vec<Change>,

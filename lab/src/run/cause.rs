@@ -67,6 +67,7 @@ pub(crate) fn run(
         servers: Vec::new(),
         seen: Seen { connections: n.into(), ..Seen::default() },
         full: None,
+        entries: 0,
         service: BTreeMap::new(),
         equipped: BTreeSet::new(),
     };
@@ -98,6 +99,8 @@ struct Run<'a> {
     servers: Vec<Running>,
     seen: Seen,
     full: Option<Full<'a>>,
+    /// Entries of the client's node after connections last used them, until they go.
+    entries: u64,
     /// The Service's rules on each node.
     service: BTreeMap<&'static str, Vec<Rule>>,
     /// The hosts that have rules of their own.
@@ -153,9 +156,10 @@ impl Run<'_> {
         let before = place.within("node1", evidence::conntrack_counters)?;
         for step in &case.steps {
             interrupt.check()?;
-            let forged = self.step(step)?;
+            let (forged, gone) = self.step(step)?;
             self.connections.look();
-            let after = After { what: step.to_string(), client: self.connections.ends(), forged };
+            let (what, client) = (step.to_string(), self.connections.ends());
+            let after = After { what, client, forged, gone };
             self.seen.steps.push(after);
         }
         self.connections.end(place.scaled(CLOSE));
@@ -220,8 +224,8 @@ impl Run<'_> {
         }
     }
 
-    /// Gives what became of the segments that the client forged in it.
-    fn step(&mut self, step: &Step) -> Result<Vec<OutcomeCount>, TestbedError> {
+    /// Gives what became of the segments that the client forged in it, and how many entries it saw go.
+    fn step(&mut self, step: &Step) -> Result<(Vec<OutcomeCount>, u64), TestbedError> {
         let place = self.place;
         match step {
             Step::Connect | Step::Reconnect => {
@@ -231,14 +235,22 @@ impl Run<'_> {
                     all.connect(n);
                     Ok(())
                 })?;
+                // What lives for a second may be gone when all is judged.
+                self.count_entries()?;
                 self.judged()?;
             }
-            Step::Transfer(way) => self.connections.transfer(*way),
+            Step::Transfer(way) => {
+                self.connections.transfer(*way);
+                self.count_entries()?;
+            }
             Step::Ask(delay) => {
                 self.connections.ask(place.scaled(delay.0));
                 self.acknowledged()?;
             }
-            Step::Answer => self.connections.answer(),
+            Step::Answer => {
+                self.connections.answer();
+                self.count_entries()?;
+            }
             Step::HalfClose => {
                 self.connections.half_close();
                 self.acknowledged()?;
@@ -255,9 +267,9 @@ impl Run<'_> {
                 self.serve("again")?;
             }
             Step::Idle(time) => place.setting.interrupt.sleep(place.scaled(time.0))?,
-            Step::DeleteEntries => self.delete_entries()?,
+            Step::DeleteEntries => return Ok((Vec::new(), self.delete_entries()?)),
             Step::FillTable => self.fill_table()?,
-            Step::LetExpire => self.let_expire()?,
+            Step::LetExpire => return Ok((Vec::new(), self.let_expire()?)),
             Step::MoveEndpoint => {
                 self.choose_endpoints(true)?;
                 self.note_service()?;
@@ -272,12 +284,12 @@ impl Run<'_> {
                 self.route(home(&place.topology), &["unreachable", &pod])?;
             }
             Step::BlackHole => self.black_hole()?,
-            Step::Forge(each) => return self.forge(each),
+            Step::Forge(each) => return Ok((self.forge(each)?, 0)),
             Step::Change(host) => drop(self.change(host)?),
             // Judged later, by how connections stand after it.
             Step::Expect(_) => {}
         }
-        Ok(Vec::new())
+        Ok((Vec::new(), 0))
     }
 
     /// load-client forges, and judges at its own end.

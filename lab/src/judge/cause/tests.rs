@@ -64,9 +64,8 @@ pub(in crate::judge) fn seen() -> Shown {
             vec![b]
         },
         steps: [ProbeEnd::Survived, ProbeEnd::Survived, ProbeEnd::Survived, ProbeEnd::Hung]
-            .map(|end| After { what: String::new(), client: [(end, 5)].into(), ..After::default() })
+            .map(|end| After { client: [(end, 5)].into(), gone: 7, ..After::default() })
             .into(),
-        deleted: 7,
         witnesses: Vec::new(),
     }
 }
@@ -112,7 +111,7 @@ fn every_part_can_fail() {
         |s| s.boom[0].paths[0].diagnosis = Diagnosis::Unprotected,
         |s| s.client = [(ProbeEnd::Hung, 4), (ProbeEnd::Survived, 1)].into(),
         |s| s.boom[0].connections.reset_seen_by_application = 4,
-        |s| s.deleted = 0,
+        |s| s.steps[2].gone = 0,
         |s| s.steps[1].client = [(ProbeEnd::Survived, 4), (ProbeEnd::Hung, 1)].into(),
     ];
     for (n, change) in changes.iter().enumerate() {
@@ -131,19 +130,50 @@ fn only_connections_that_came_to_be_are_counted() {
     case.expect.client = Some(Ends([ProbeEnd::Hung, ProbeEnd::Refused].into()));
     case.steps[1] = Done::Idle(crate::scenario::cause::Wait(std::time::Duration::ZERO));
     let mut s = seen();
-    (s.connections, s.deleted) = (8, 5);
+    (s.connections, s.steps[2].gone) = (8, 5);
     for client in s.steps.iter_mut().map(|s| &mut s.client).chain([&mut s.client]) {
         client.insert(ProbeEnd::Refused, 3);
     }
     assert_eq!(judge(&case, &s), (Judgement::AsExpected, Vec::new()));
-    s.deleted = 4;
-    let few = "entries deleted: 4 for 5 connections".to_owned();
+    s.steps[2].gone = 4;
+    let few = "entries gone by delete-entries at step 3: 4 for 5 connections".to_owned();
     assert_eq!(judge(&case, &s), (Judgement::Differs, vec![few]));
     // Before there are any, nothing need be there.
     case.steps.swap(0, 2);
-    s.deleted = 0;
+    s.steps[2].gone = 0;
     s.steps.swap(0, 2);
     assert_eq!(judge(&case, &s), (Judgement::AsExpected, Vec::new()));
+}
+
+/// Each step after which entries are gone needs those of the connections that live, expired or deleted; one
+/// behind another only where connections have used theirs between.
+#[test]
+fn of_nothing_nothing_expires() {
+    use crate::scenario::cause::Way;
+    let of = |steps: &[(Done, u64, u64)]| {
+        let after = |(_, survived, gone): &(Done, u64, u64)| After {
+            client: [(ProbeEnd::Survived, *survived), (ProbeEnd::Reset, 5 - survived)].into(),
+            gone: *gone,
+            ..After::default()
+        };
+        let case = Case { steps: steps.iter().map(|(step, ..)| step.clone()).collect(), ..case() };
+        gone(&case, &Shown { steps: steps.iter().map(after).collect(), ..seen() })
+    };
+    let (connect, used) = ((Done::Connect, 5, 0), (Done::Transfer(Way::Up), 5, 0));
+    let idle = |survived| {
+        (Done::Idle(crate::scenario::cause::Wait(std::time::Duration::ZERO)), survived, 0)
+    };
+    let (expire, delete) = (|n| (Done::LetExpire, 5, n), |n| (Done::DeleteEntries, 5, n));
+    let none: [&str; 0] = [];
+    assert_eq!(of(&[connect.clone(), expire(5), delete(0), used.clone(), delete(6)]), none);
+    assert_eq!(of(&[connect.clone(), idle(2), expire(2), idle(2), expire(0)]), none);
+    assert_eq!(
+        of(&[connect.clone(), expire(0), used.clone(), delete(4), expire(0)]),
+        [
+            "entries gone by let-expire at step 2: 0 for 5 connections",
+            "entries gone by delete-entries at step 4: 4 for 5 connections",
+        ]
+    );
 }
 
 /// RSTs of connections that boom-server has forgotten, as those after a FIN, are told and are proof as

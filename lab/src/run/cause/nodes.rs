@@ -181,18 +181,26 @@ impl Run<'_> {
         Ok(true)
     }
 
-    pub(super) fn delete_entries(&mut self) -> Result<(), TestbedError> {
+    /// How many entries connections have that were just used.
+    pub(super) fn count_entries(&mut self) -> Result<(), TestbedError> {
+        self.entries = self.place.within("node1", count)?;
+        Ok(())
+    }
+
+    /// Entries went: gives how many there had been since connections used them, some of which may have
+    /// expired before.
+    fn gone(&mut self, from: u64, to: u64) -> u64 {
+        self.changed("entries on the client's node", from, to);
+        std::mem::take(&mut self.entries).max(from).saturating_sub(to)
+    }
+
+    pub(super) fn delete_entries(&mut self) -> Result<u64, TestbedError> {
         let (from, to) = self.place.within("node1", || {
             let from = count()?;
             evidence::forget_all()?;
             Ok((from, count()?))
         })?;
-        // Before there are connections it is others' that go.
-        if !self.connections.ends().is_empty() {
-            self.seen.deleted += from.saturating_sub(to);
-        }
-        self.changed("entries on the client's node", from, to);
-        Ok(())
+        Ok(self.gone(from, to))
     }
 
     /// Established connections of others, as many as there is room for.
@@ -232,7 +240,7 @@ impl Run<'_> {
 
     /// Until a dump, which drops what has expired (`ctnetlink_dump_table()`), shows no connection,
     /// and IPVS has none.
-    pub(super) fn let_expire(&mut self) -> Result<(), TestbedError> {
+    pub(super) fn let_expire(&mut self) -> Result<u64, TestbedError> {
         let entries = || {
             self.place.within("node1", || {
                 let all = Table::open().and_then(|mut t| t.dump());
@@ -265,8 +273,7 @@ impl Run<'_> {
             self.place.setting.interrupt.sleep(Duration::from_millis(50))?;
             left = entries()?;
         }
-        self.changed("entries on the client's node", from, 0);
-        Ok(())
+        Ok(self.gone(from as u64, 0))
     }
 
     /// Each new entry takes one of the endpoints, as kube-proxy has it, and one source. Once
