@@ -200,6 +200,28 @@ fn of_what_is_not_tracked_nothing_expires() {
     );
 }
 
+/// A witness that names connections as ended which the client and the server still have is believed by
+/// nobody: here a rule drops the client's RSTs where the kernel has told of them. Where they pass, the case
+/// has its verdict.
+#[test]
+fn what_is_named_and_alive_is_no_proof() {
+    let steps = "\"connect\", { transfer = \"down\" }";
+    let of = |client: &str, above: &str, host: &str| {
+        format!(
+            "protections = []\nexpect = {{ client = \"{client}\", witness = [\"answered-by-client\"], \
+             forged = {{ above-window = \"{above}\" }} }}\n{host}"
+        )
+    };
+    let drops = "host = [{ name = \"node1\", nft = \"table inet own { chain f { type filter hook forward priority 0; \
+                 iifname to-client tcp flags rst counter drop; }; }\" }]";
+    let (alive, ended) = (of("survived", "dropped", drops), of("reset", "kills", ""));
+    let (out, r) = cases(&scratch(), &[("alive", steps, &alive), ("ended", steps, &ended)]);
+    let (judgement, reasons) = judged(&r, "own");
+    assert_eq!((judgement, reasons.len()), (Judgement::Inconclusive, 1), "{}", out.stdout);
+    let says = "alive: the kernel's words on node1 name 6 connections as ended: the client's ends and the RSTs";
+    assert!(reasons[0].starts_with(says), "{reasons:?}");
+}
+
 /// The load balancer of the documents, which has forgotten a connection: it resets who speaks.
 #[test]
 fn a_balancer_that_forgets_resets_who_speaks() {

@@ -13,7 +13,7 @@ use super::cell::seen_of;
 use super::witness;
 use crate::observed::cause::{Seen as Shown, forged as outcome};
 use crate::observed::{listed, number, outcomes, unheard};
-use crate::scenario::cause::{Case, Cause, Ends, Expect, Step as Done};
+use crate::scenario::cause::{Case, Cause, Ends, Step as Done};
 
 /// Judges what every case showed, or why it could not be run, into `result`.
 pub(crate) fn result(cause: &Cause, cases: &[Result<Shown, String>], result: &mut ScenarioResult) {
@@ -261,20 +261,30 @@ fn compare(case: &Case, seen: &Shown) -> Compared {
         ));
     }
     differs.extend(gone(case, seen));
-    let deaf = words(expect, seen, &mut differs, &mut doubts);
+    let deaf = words(case, seen, &mut differs, &mut doubts);
     Compared { differs, doubts, unforged, deaf }
 }
 
 /// The kernel's own words against what is expected of them; gives who could not hear them.
 fn words(
-    expect: &Expect,
+    case: &Case,
     seen: &Shown,
     differs: &mut Vec<String>,
     doubts: &mut Vec<String>,
 ) -> Vec<String> {
     // A witness that cannot hear is one judge less, as in a cell, and is told.
     let deaf: Vec<_> = seen.witnesses.iter().filter_map(|(n, w)| witness::deaf(n, w)).collect();
-    if let Some(causes) = &expect.witness {
+    if let Some(causes) = &case.expect.witness {
+        let most = most_ended(case, seen);
+        doubts.extend(seen.witnesses.iter().filter_map(|(node, w)| {
+            let named = witness::named_alive(w);
+            (named > most).then(|| {
+                format!(
+                    "the kernel's words on {node} name {named} connections as ended: the client's ends and \
+                     the RSTs that came to the server show {most} at most"
+                )
+            })
+        }));
         let heard = || seen.witnesses.iter().flat_map(|(_, w)| &w.connections);
         let told: BTreeSet<_> = heard().filter(|c| c.count > 0).map(|c| c.cause).collect();
         if told != *causes && deaf.is_empty() {
@@ -286,6 +296,15 @@ fn words(
         doubts.extend(weak.filter(|why| !deaf.contains(why)));
     }
     deaf
+}
+
+/// How many connections may have ended: each RST may have ended one.
+fn most_ended(case: &Case, seen: &Shown) -> u64 {
+    // An end that is gone hears of none, and load-client's own connections are not among these.
+    let ends = |step: &&Done| matches!(step, Done::Vanish | Done::RestartServer | Done::Forge(_));
+    let unseen = seen.connections * case.steps.iter().filter(ends).count() as u64;
+    let lost = seen.connections.saturating_sub(number(&seen.client, ProbeEnd::Survived));
+    unseen + lost + seen.sum(|b| b.resets.attributed) + seen.other_resets()
 }
 
 /// How many connections never came to be. Where the network refused them the client's expectation

@@ -44,6 +44,13 @@ pub(crate) fn deaf(node: &str, w: &WitnessResult) -> Option<String> {
     })
 }
 
+/// How many connections a witness names as ended by a segment that was no FIN, of those that it tells one by one.
+pub(crate) fn named_alive(w: &WitnessResult) -> u64 {
+    // Who sends FIN after its entry has gone has closed: no program misses that connection.
+    let alive = |e: &&Ended| e.cause.ended() && !e.flags.contains("FIN");
+    w.examples.iter().filter(alive).count() as u64
+}
+
 /// What keeps the witnesses on that many `nodes` and the programs from telling one story: `ended`
 /// connections, all to `target`, by segments that were forged in `direction`. Where `unheard`,
 /// connections may end by what conntrack calls valid.
@@ -189,7 +196,7 @@ pub(in crate::judge) mod tests {
         .unwrap()
     }
 
-    fn ended(ack: u32, text: &str) -> Ended {
+    pub(in crate::judge) fn ended(ack: u32, text: &str) -> Ended {
         Ended {
             t: 0.0,
             cause: Cause::AnsweredByClient,

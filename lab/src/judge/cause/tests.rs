@@ -6,6 +6,7 @@ use canary_record::result::boom::{BoomResult, OutcomeCount, PathDiagnosis};
 
 use super::*;
 use crate::observed::cause::After;
+use crate::scenario::cause::Expect;
 use crate::scenario::{Body, parse};
 
 fn boom(n: u64) -> BoomResult {
@@ -390,4 +391,42 @@ fn the_witness_is_a_judge_where_it_can_hear() {
         w.unanswered = [(Reason::SeqOver, 5)].into();
     };
     assert_eq!(of(deaf), (Judgement::AsExpected, 1));
+}
+
+/// A witness that names more connections as ended than the client lost and RSTs can have ended contradicts
+/// them, though it names what was expected; what comes after a FIN, or to an end that is gone, may be any's.
+#[test]
+fn a_witness_that_names_the_living_is_doubted() {
+    use canary_record::result::witness::{Cause, CauseCount, Direction, Ended};
+    let by = Cause::AnsweredByClient;
+    let mut case = case();
+    (case.expect.witness, case.expect.server_reset) = (Some([by].into()), false);
+    let judged = |case: &Case, named: u64, survived: u64, rsts: u64, flags: &str| {
+        let mut w = witness::tests::silent();
+        w.connections =
+            vec![CauseCount { cause: by, direction: Direction::ServerToClient, count: named }];
+        let one = Ended { flags: flags.to_owned(), ..witness::tests::ended(1, "") };
+        w.examples = vec![one; usize::try_from(named).unwrap()];
+        let mut s = Shown { witnesses: vec![("node1".to_owned(), w)], ..seen() };
+        s.client = [(ProbeEnd::Hung, 5 - survived), (ProbeEnd::Survived, survived)].into();
+        s.boom[0].resets.unattributed = rsts;
+        judge(case, &s).1.into_iter().filter(|why| why.contains("as ended")).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        judged(&case, 3, 5, 2, "PSH ACK"),
+        [
+            "the kernel's words on node1 name 3 connections as ended: the client's ends and the RSTs that \
+             came to the server show 2 at most"
+        ]
+    );
+    let none = Vec::<String>::new();
+    for (named, survived, rsts, flags) in
+        [(2, 5, 2, "ACK"), (5, 0, 0, "ACK"), (3, 4, 2, "ACK"), (5, 5, 0, "FIN ACK")]
+    {
+        assert_eq!(judged(&case, named, survived, rsts, flags), none);
+    }
+    case.steps.push(Done::Close);
+    assert_eq!(judged(&case, 5, 5, 0, "ACK").len(), 1);
+    case.steps.push(Done::Vanish);
+    assert_eq!(judged(&case, 5, 5, 0, "ACK"), none);
 }
