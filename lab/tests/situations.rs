@@ -98,44 +98,6 @@ fn what_never_was_is_not_counted() {
     assert!(others.is_some_and(|n| n.parse::<u32>().unwrap() >= 6), "{notes:?}");
 }
 
-/// A witness that a step makes deaf proves no silence, though another step lets it hear again; one that
-/// hears names what was ended.
-#[test]
-fn a_witness_that_was_made_deaf_proves_nothing() {
-    let set = |key: &str, value: &str| {
-        format!(
-            "{{ change = {{ name = \"node1\", sysctls = {{ \"net.netfilter.{key}\" = \"{value}\" }} }} }}, "
-        )
-    };
-    let steps = |before: &str, after: &str| {
-        format!(
-            "\"connect\", {before}\"delete-entries\", {{ transfer = \"down\" }}, {after}{{ idle = \"1s\" }}"
-        )
-    };
-    let expect = |family: &str, witness: &str| {
-        format!(
-            "endpoints = 2\nconnections = 12\nfamily = \"{family}\"\n\
-             expect = {{ client = [\"reset\", \"survived\"], witness = [{witness}] }}"
-        )
-    };
-    let (log, nf_log) = ("nf_conntrack_log_invalid", "nf_log.10");
-    let all = [
-        ("heard", steps("", ""), expect("ipv4", "\"no-entry\"")),
-        ("off and on", steps(&set(log, "0"), &set(log, "6")), expect("ipv4", "\"no-entry\"")),
-        ("to nobody", steps(&set(nf_log, "NONE"), ""), expect("ipv6", "")),
-    ];
-    let all = all.each_ref().map(|(title, steps, more)| (*title, &**steps, &**more));
-    let (out, r) = cases(&scratch(), &all);
-    let (judgement, reasons) = judged(&r, "own");
-    assert_eq!((judgement, reasons.len()), (Judgement::Inconclusive, 2), "{}", out.stdout);
-    for (reason, says) in reasons.iter().zip([
-        "off and on: the witness on node1: nf_conntrack_log_invalid was set to 0 by somebody else",
-        "to nobody: the witness on node1: nf_log/10 was set to NONE by somebody else",
-    ]) {
-        assert!(reason.starts_with(says), "{reasons:?}");
-    }
-}
-
 /// An overshoot that was delivered kills when the server sends on, in whose application too; behind a drop
 /// it hangs the connection, which the client shows; under be_liberal nothing comes of it.
 #[test]

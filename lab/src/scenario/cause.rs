@@ -430,6 +430,19 @@ impl Case {
         self.endpoints == 2 || self.steps.iter().any(leads)
     }
 
+    /// A witness that is made deaf proves no silence. What a host has from the beginning it sets right.
+    fn check_heard(&self, host: &Host) -> Result<(), String> {
+        const NEEDED: [&str; 2] =
+            ["net.netfilter.nf_conntrack_log_invalid", "net.netfilter.nf_log."];
+        let needed = |key: &&String| NEEDED.iter().any(|begin| key.starts_with(begin));
+        match host.sysctls.keys().find(needed).filter(|_| self.expect.witness.is_some()) {
+            Some(key) => Err(format!(
+                "sysctls: '{key}': the witness hears nothing without it: leave it out, or expect's witness"
+            )),
+            None => Ok(()),
+        }
+    }
+
     fn check_host(&self, host: &Host) -> Result<(), String> {
         self.has(host)?;
         self.passes(host)?;
@@ -513,7 +526,9 @@ impl Case {
             stand = stand.after(step).map_err(|what| format!("steps: {what}"))?;
             match step {
                 Step::Change(host) => {
-                    self.check_host(host).map_err(|what| format!("steps: change: {what}"))?;
+                    self.check_host(host)
+                        .and_then(|()| self.check_heard(host))
+                        .map_err(|what| format!("steps: change: {what}"))?;
                 }
                 Step::Forge(each) if each.is_empty() => {
                     return Err("steps: forge: name at least one forgery".to_owned());

@@ -174,6 +174,12 @@ fn expectations_that_no_run_can_satisfy_are_refused() {
              one is no-connection nothing is forged: name no-connection for all, or for none",
         ),
         (
+            "half-closed-expires",
+            "\"half-close\", \"let-expire\",",
+            "\"half-close\", { change = { name = \"node1\", sysctls = { \"net.netfilter.nf_log.2\" = \"NONE\" } } },",
+            "steps: change: sysctls: 'net.netfilter.nf_log.2': the witness hears nothing without it: leave it out",
+        ),
+        (
             "cluster-ip",
             "expect = \"dropped\"",
             "expect = { control = \"no-connection\", above-window = \"dropped\" }",
