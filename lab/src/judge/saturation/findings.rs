@@ -344,7 +344,8 @@ pub(super) fn saved(facts: &Facts) -> Option<Told> {
 pub(super) fn liberal_full(facts: &Facts) -> Option<Told> {
     let (b, a) = (facts.step(Kind::Full)?, facts.step(Kind::FullLiberal)?);
     if !(a.full() && b.full()) || a.step.new_attempts == 0 {
-        return None;
+        let text = "The table was not full, or no connect was tried, before or with be_liberal=1.";
+        return Some((Finding::NotShown, text.to_owned()));
     }
     let n = |s: &Shown| s.failed(FailureClass::ConnectTimeout);
     let text = format!(
