@@ -27,7 +27,7 @@ use canary_testbed::topology::{self, POD_PORT};
 use self::hosts::{CLIENT, SECOND_LINK, home, host_route, hosts};
 use self::judging::Judging;
 use self::nodes::Full;
-use self::rules::Rule;
+use self::rules::Line;
 use super::connections::Connections;
 use super::setting::{self, Place, READY, Running, Setting, io_error, write};
 use crate::observed::cause::{After, Seen};
@@ -102,7 +102,7 @@ struct Run<'a> {
     /// Entries of the client's node after connections last used them, until they go.
     entries: u64,
     /// The Service's rules on each node.
-    service: BTreeMap<&'static str, Vec<Rule>>,
+    service: BTreeMap<&'static str, Vec<Line>>,
     /// The hosts that have rules of their own.
     equipped: BTreeSet<String>,
 }

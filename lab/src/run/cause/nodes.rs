@@ -22,7 +22,7 @@ use canary_wire::segment::Family;
 use nix::errno::Errno;
 
 use super::hosts::beside;
-use super::rules::{self, Rule};
+use super::rules::{self, Line};
 use super::{CLOSE, Run};
 use crate::run::host_table;
 use crate::run::saturation::tables::destination;
@@ -343,10 +343,10 @@ impl Run<'_> {
             "rules",
             host.rules().find_map(found).or_else(whole),
             format!(
-                "they take away the Service's: {}. Leave out of them what flushes or deletes \
+                "they take away the Service's: {}. Leave out of them what flushes, deletes or changes \
                  these (of iptables-save a line ':CHAIN - [0:0]' of a chain of kube-proxy's, `flush` of \
                  nft), or use another proxy-mode; in a step, `change` may do it",
-                some(&lost, |n| format!("of {n} other chains"))
+                some(&lost, |n| format!("of {n} others"))
             ),
         ))
     }
@@ -359,7 +359,8 @@ impl Run<'_> {
         (name, options): (&str, &[&str]),
         hint: &str,
     ) -> Result<(), TestbedError> {
-        let call = || Call::tool(name, options)?.stdin(&rules.text).output();
+        let text = rules::from_nought(&rules.text);
+        let call = || Call::tool(name, options)?.stdin(&text).output();
         let out = self.place.within(host, call)?;
         if out.status.success() {
             return Ok(());
@@ -419,14 +420,14 @@ impl Run<'_> {
             self.changed(
                 format!("the Service's rules on {at}"),
                 "whole",
-                format!("without {}", some(&lost, |n| format!("of {n} other chains"))),
+                format!("without {}", some(&lost, |n| format!("of {n} others"))),
             );
         }
         Ok(lost)
     }
 
     /// What the host's kernel holds, which is kept in rules-HOST.txt.
-    fn held(&self, host: &str) -> Result<Vec<(Rule, Option<u64>)>, TestbedError> {
+    fn held(&self, host: &str) -> Result<Vec<(Line, Option<u64>)>, TestbedError> {
         let held = self.place.tool(host, "nft", &["list", "ruleset"], "")?;
         write(&self.dir.join(format!("rules-{host}.txt")), &held)?;
         Ok(rules::read(&held))
@@ -435,14 +436,14 @@ impl Run<'_> {
     /// What the Service's rules are, on each node, before a host has any of its own; later, those
     /// alone that choose endpoints.
     pub(super) fn note_service(&mut self) -> Result<(), TestbedError> {
-        let chooses = |rule: &Rule| rule.table.ends_with(ENDPOINTS);
+        let chooses = |line: &Line| line.table.ends_with(ENDPOINTS);
         for node in self.place.topology.nodes(At::Both) {
             let held = self.place.tool(node, "nft", &["list", "ruleset"], "")?;
-            let held = rules::read(&held).into_iter().map(|(rule, _)| rule);
+            let held = rules::read(&held).into_iter().map(|(line, _)| line);
             let rules = match self.service.remove(node) {
                 None => held.collect(),
                 Some(before) => {
-                    let others = before.into_iter().filter(|r| !chooses(r));
+                    let others = before.into_iter().filter(|l| !chooses(l));
                     others.chain(held.filter(chooses)).collect()
                 }
             };
@@ -500,8 +501,8 @@ impl Run<'_> {
     pub(super) fn black_hole(&mut self) -> Result<(), TestbedError> {
         let rules = "table inet lab-black-hole {\n\
                      chain output { type filter hook output priority 0; \
-                     icmp type destination-unreachable counter drop; \
-                     icmpv6 type packet-too-big counter drop; }\n}\n";
+                     icmp type destination-unreachable drop; \
+                     icmpv6 type packet-too-big drop; }\n}\n";
         for node in ["node1", "node2"] {
             let smaller = ["link", "set", "eth0", "mtu", BLACK_HOLE_MTU];
             self.place.tool(node, "ip", &smaller, "")?;

@@ -5,35 +5,60 @@ use std::collections::BTreeSet;
 
 use canary_wire::segment::Family;
 
-/// A rule.
+/// A line of the listing: a rule, a chain's hook and policy, an element of a set or map, a table's flags.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Rule {
+pub(super) struct Line {
     /// `ip nat`
     pub(super) table: String,
-    /// Its chain.
-    pub(super) chain: String,
+    /// `chain PREROUTING`, `map service-ips`; empty for what the table itself has.
+    pub(super) of: String,
     /// As it is shown, without its counter.
     pub(super) text: String,
 }
 
-/// Each rule in order, with what its counter says where it has one.
-pub(super) fn read(ruleset: &str) -> Vec<(Rule, Option<u64>)> {
-    let (mut table, mut chain) = (String::new(), None);
-    let mut rules = Vec::new();
-    for line in ruleset.lines().map(str::trim) {
-        let named = |kind: &str| line.strip_prefix(kind)?.strip_suffix(" {").map(str::to_owned);
-        if let Some(name) = named("table ") {
-            (table, chain) = (name, None);
-        } else if let Some(name) = named("chain ") {
-            chain = Some(name);
-        } else if line == "}" {
-            chain = None;
-        } else if let Some(chain) = chain.as_ref().filter(|_| !line.starts_with("type ")) {
-            let (text, packets) = without_counter(line);
-            rules.push((Rule { table: table.clone(), chain: chain.clone(), text }, packets));
+impl Line {
+    /// Where it stands.
+    fn place(&self) -> String {
+        let of = self.of.strip_prefix("chain ").unwrap_or(&self.of);
+        format!("{} {of}", self.table).trim_end().to_owned()
+    }
+}
+
+/// iptables' own chains: they are everybody's, and so are their policies.
+const SHARED: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+
+/// Each line in order, with what its counter says where it has one.
+pub(super) fn read(ruleset: &str) -> Vec<(Line, Option<u64>)> {
+    let (mut table, mut of) = (String::new(), String::new());
+    let mut lines = Vec::new();
+    for line in ruleset.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if let Some(head) = line.strip_suffix(" {") {
+            match head.strip_prefix("table ") {
+                Some(name) => (table, of) = (name.to_owned(), String::new()),
+                None => of = head.to_owned(),
+            }
+            continue;
+        }
+        if line == "}" {
+            of.clear();
+            continue;
+        }
+        let shared = of.strip_prefix("chain ").is_some_and(|chain| SHARED.contains(&chain));
+        let hook = line.split_once(" policy ").filter(|_| shared && line.starts_with("type "));
+        let line = hook.map_or(line, |(hook, _)| hook);
+        let (text, packets) = without_counter(line);
+        let line = |text| Line { table: table.clone(), of: of.clone(), text };
+        if of.starts_with("map ") || of.starts_with("set ") {
+            // Several elements can be in one line.
+            let parts = text.trim_start_matches("elements = {").split(',');
+            let parts = parts.map(|part| part.trim_end_matches('}').trim());
+            let parts = parts.filter(|part| !part.is_empty());
+            lines.extend(parts.map(|part| (line(part.to_owned()), None)));
+        } else {
+            lines.push((line(text), packets));
         }
     }
-    rules
+    lines
 }
 
 /// `counter packets 3 bytes 180` is no part of what a rule says.
@@ -45,31 +70,35 @@ fn without_counter(line: &str) -> (String, Option<u64>) {
     (text, words[at + 2].parse().ok())
 }
 
-/// The chains that have lost rules, each with how many of how many.
-pub(super) fn lost(before: &[Rule], after: &[(Rule, Option<u64>)]) -> Vec<String> {
-    let there: BTreeSet<_> = after.iter().map(|(rule, _)| rule).collect();
-    let chains: BTreeSet<_> = before.iter().map(|r| (&r.table, &r.chain)).collect();
-    let of = |(table, chain): (&String, &String)| {
-        let all: Vec<_> =
-            before.iter().filter(|r| (&r.table, &r.chain) == (table, chain)).collect();
-        let gone = all.iter().filter(|rule| !there.contains(*rule)).count();
-        let rules = if all.len() == 1 { "rule" } else { "rules" };
-        (gone > 0).then(|| format!("{gone} of {} {rules} in {table} {chain}", all.len()))
+/// What the lines before have lost: chains, sets and maps, each with how many lines of how many; and the
+/// tables that are dormant, all of which is listed and does nothing (`nf_tables_table_disable()`).
+pub(super) fn lost(before: &[Line], after: &[(Line, Option<u64>)]) -> Vec<String> {
+    let there: BTreeSet<_> = after.iter().map(|(line, _)| line).collect();
+    let tables: BTreeSet<_> = before.iter().map(|line| &line.table).collect();
+    let flag =
+        |l: &Line| l.of.is_empty() && l.text.starts_with("flags ") && l.text.contains("dormant");
+    let dormant = |table: &&String| there.iter().any(|l| l.table == **table && flag(l));
+    let dormant = tables.into_iter().filter(dormant).map(|table| format!("{table} is dormant"));
+    let places: BTreeSet<_> = before.iter().map(Line::place).collect();
+    let of = |place: String| {
+        let all: Vec<_> = before.iter().filter(|line| line.place() == place).collect();
+        let gone = all.iter().filter(|line| !there.contains(**line)).count();
+        (gone > 0).then(|| format!("{gone} of {} lines of {place}", all.len()))
     };
-    chains.into_iter().filter_map(of).collect()
+    dormant.chain(places.into_iter().filter_map(of)).collect()
 }
 
-/// Of the rules that are neither the Service's nor the lab's and count packets: those that met some, with
-/// how many, and those that met none.
+/// Of the rules that are not the Service's and count packets: those that met some, with how many, and
+/// those that met none. (The lab's own do not count.)
 pub(super) fn counted(
-    service: &[Rule],
-    after: &[(Rule, Option<u64>)],
+    service: &[Line],
+    after: &[(Line, Option<u64>)],
 ) -> (Vec<String>, Vec<String>) {
     let (mut met, mut idle) = (Vec::new(), Vec::new());
-    let labs = |rule: &Rule| rule.table.contains(" lab-");
-    for (rule, packets) in after.iter().filter(|(rule, _)| !labs(rule) && !service.contains(rule)) {
-        let what = if rule.text.is_empty() { "counter" } else { &rule.text };
-        let rule = format!("'{what}' in {} {}", rule.table, rule.chain);
+    let own = |line: &Line| line.of.starts_with("chain ") && !service.contains(line);
+    for (line, packets) in after.iter().filter(|(line, _)| own(line)) {
+        let what = if line.text.is_empty() { "counter" } else { &line.text };
+        let rule = format!("'{what}' in {}", line.place());
         match packets {
             None => {}
             Some(0) => idle.push(rule),
@@ -77,6 +106,24 @@ pub(super) fn counted(
         }
     }
     (met, idle)
+}
+
+/// Rules for nft whose counters begin at nought: one that was listed goes on from what it had counted
+/// elsewhere (`nft_counter_do_init()`).
+pub(super) fn from_nought(text: &str) -> String {
+    let (mut counter, mut number) = (false, false);
+    let word = |word: &str| {
+        let bare = word.trim();
+        let rest = word.trim_start_matches(|c: char| c.is_ascii_digit());
+        if bare.is_empty() {
+            return word.to_owned();
+        }
+        let was = number && rest.len() < word.len();
+        number = counter && ["packets", "bytes"].contains(&bare);
+        counter = number || was || bare.ends_with("counter");
+        if was { format!("0{rest}") } else { word.to_owned() }
+    };
+    text.split_inclusive(char::is_whitespace).map(word).collect()
 }
 
 /// The line of a text that takes such chains away: one that names any of them, or else one that flushes
@@ -197,17 +244,17 @@ mod tests {
         \t\ttype filter hook forward priority filter; policy accept;\n\
         \t\tct state invalid counter packets 20 bytes 1200 drop\n\t\tcounter packets 0 bytes 0\n\t}\n}\n";
 
-    fn service() -> Vec<Rule> {
-        read(NAT).into_iter().map(|(rule, _)| rule).filter(|r| r.table == "ip nat").collect()
+    fn service() -> Vec<Line> {
+        read(NAT).into_iter().map(|(line, _)| line).filter(|l| l.table == "ip nat").collect()
     }
 
-    /// Rules are told with their chains, counters apart; hooks and policies are none.
+    /// Lines are told with where they stand, counters apart.
     #[test]
-    fn rules_are_read() {
-        let rules = read(NAT);
-        assert_eq!(rules.len(), 4, "{rules:?}");
-        assert_eq!(rules[0].0.text, "ip daddr 198.19.0.10 tcp dport 80 jump KUBE-SVC");
-        assert_eq!((rules[0].1, rules[2].1), (Some(3), Some(20)));
+    fn lines_are_read() {
+        let lines = read(NAT);
+        assert_eq!(lines.len(), 5, "{lines:?}");
+        assert_eq!(lines[0].0.text, "ip daddr 198.19.0.10 tcp dport 80 jump KUBE-SVC");
+        assert_eq!((lines[0].1, lines[3].1), (Some(3), Some(20)));
     }
 
     /// A chain that was emptied is named, whatever else came into it; counters make no difference.
@@ -218,18 +265,75 @@ mod tests {
         assert_eq!(lost(&service(), &read(&other)), Vec::<String>::new());
         let flushed = NAT.replace("tcp dport 80", "tcp dport 81");
         let said = lost(&service(), &read(&flushed));
-        assert_eq!(said, ["1 of 2 rules in ip nat KUBE-SERVICES"]);
-        assert_eq!(lost(&service(), &read("")), ["2 of 2 rules in ip nat KUBE-SERVICES"]);
+        assert_eq!(said, ["1 of 2 lines of ip nat KUBE-SERVICES"]);
+        assert_eq!(lost(&service(), &read("")), ["2 of 2 lines of ip nat KUBE-SERVICES"]);
     }
 
-    /// Of the rules that are not the Service's nor the lab's, those that met packets and those that met none;
-    /// of one without a counter nothing is known.
+    /// What takes the Service away and leaves its rules is named: elements, hooks, policies, a table that
+    /// sleeps. A policy of iptables' own chains is the administrator's, and so is what comes to a set.
+    #[test]
+    fn what_rules_need_is_named() {
+        const PROXY: &str = "table ip kube-proxy {\n\tcomment \"rules for kube-proxy\"\n\n\tset nodes {\n\
+            \t\ttype ipv4_addr\n\t\telements = { 198.18.0.11,\n\t\t\t     198.18.0.12, 198.18.0.13 }\n\t}\n\n\
+            \tmap service-ips {\n\t\ttype ipv4_addr . inet_proto . inet_service : verdict\n\
+            \t\telements = { 198.19.0.10 . tcp . 80 : goto a/b }\n\t}\n\n\
+            \tchain nat-output {\n\t\ttype nat hook output priority -100; policy accept;\n\t\tjump services\n\t}\n}\n\
+            table ip filter {\n\tchain FORWARD {\n\
+            \t\ttype filter hook forward priority filter; policy accept;\n\t\tjump KUBE-FORWARD\n\t}\n}\n";
+        let before: Vec<_> = read(PROXY).into_iter().map(|(line, _)| line).collect();
+        for (from, to, says) in [
+            ("\tcomment", "\tflags dormant\n\tcomment", "ip kube-proxy is dormant"),
+            (
+                "\telements = { 198.19.0.10 . tcp . 80 : goto a/b }\n",
+                "",
+                "1 of 2 lines of ip kube-proxy map service-ips",
+            ),
+            ("198.18.0.12, ", "", "1 of 4 lines of ip kube-proxy set nodes"),
+            (
+                "-100; policy accept",
+                "-100; policy drop",
+                "1 of 2 lines of ip kube-proxy nat-output",
+            ),
+            ("priority -100", "priority 100", "1 of 2 lines of ip kube-proxy nat-output"),
+            ("priority filter; policy accept", "priority filter; policy drop", ""),
+            ("198.18.0.13", "198.18.0.13, 198.18.0.14", ""),
+            ("198.18.0.11,\n\t\t\t     198.18.0.12", "198.18.0.12,\n\t\t\t     198.18.0.11", ""),
+        ] {
+            assert!(PROXY.contains(from), "{from}");
+            let said = lost(&before, &read(&PROXY.replacen(from, to, 1)));
+            assert_eq!(said.concat(), says, "{to}");
+        }
+    }
+
+    /// Of the rules that are not the Service's, those that met packets and those that met none, whatever
+    /// their table is called; of one without a counter nothing is known.
     #[test]
     fn what_acted_is_told() {
         let others = "table inet lab-own {\n\tchain c {\n\t\tcounter packets 0 bytes 0\n\t}\n}\n\
             table inet own {\n\tchain c {\n\t\tdrop\n\t}\n}\n";
         let (met, idle) = counted(&service(), &read(&format!("{NAT}{others}")));
         assert_eq!(met, ["'ct state invalid drop' in inet own forward: 20 packets"]);
-        assert_eq!(idle, ["'counter' in inet own forward"]);
+        assert_eq!(idle, ["'counter' in inet own forward", "'counter' in inet lab-own c"]);
+    }
+
+    /// Counters begin at nought however they are written, and nothing else is touched.
+    #[test]
+    fn counters_begin_at_nought() {
+        for (text, loaded) in [
+            (
+                "\t\ttcp dport 9001 counter packets 123 bytes 4567 drop\n  drop\n",
+                "\t\ttcp dport 9001 counter packets 0 bytes 0 drop\n  drop\n",
+            ),
+            ("{ counter  packets 1\tbytes 2; drop; }", "{ counter  packets 0\tbytes 0; drop; }"),
+            ("{counter bytes 2 packets 1}", "{counter bytes 0 packets 0}"),
+            ("counter drop\nlimit rate 5 packets 7", "counter drop\nlimit rate 5 packets 7"),
+            ("quota over 25 bytes counter name 5", "quota over 25 bytes counter name 5"),
+            (
+                "counter packets 1 bytes 2 counter packets 3 bytes 4",
+                "counter packets 0 bytes 0 counter packets 0 bytes 0",
+            ),
+        ] {
+            assert_eq!(from_nought(text), loaded);
+        }
     }
 }
