@@ -1,6 +1,6 @@
 //! The commands, put together.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -183,13 +183,8 @@ fn in_user_namespace() -> bool {
 /// before anything is made.
 fn outer(args: &RunArgs) -> Ending {
     scenarios(args)?;
-    if let Some(dir) = &args.output
-        && !usable(dir)
-    {
-        return Err(usage(format!(
-            "--output: {} is not an empty directory; name another",
-            dir.display()
-        )));
+    if let Some(why) = args.output.as_ref().and_then(|dir| unusable(dir)) {
+        return Err(usage(format!("--output: {why}; name another")));
     }
     for (tool, _) in TOOLS {
         exec::find(tool).map_err(failed)?;
@@ -208,11 +203,14 @@ fn outer(args: &RunArgs) -> Ending {
     ending
 }
 
-/// True when `dir` may be used for results: absent, or empty.
-fn usable(dir: &Path) -> bool {
+/// Why a directory may not be used for results, which is neither absent nor empty.
+fn unusable(dir: &Path) -> Option<String> {
+    let full = || Some(format!("{} is not an empty directory", dir.display()));
     match fs::read_dir(dir) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(e) => e.kind() == std::io::ErrorKind::NotFound,
+        Ok(mut entries) => entries.next().and_then(|_| full()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => full(),
+        Err(e) => Some(format!("cannot read {}: {e}", dir.display())),
     }
 }
 
@@ -244,11 +242,15 @@ fn scenarios(args: &RunArgs) -> Result<Vec<Scenario>, Wrong> {
         chosen.insert(0, scenario::positive_control().map_err(failed)?);
     }
     // Results are kept by name.
-    let mut seen = BTreeSet::new();
-    for name in chosen.iter().map(|s| &s.about.name) {
-        if !seen.insert(name) {
-            return Err(usage(format!("two scenarios are named '{name}': name each once")));
-        }
+    let mut seen = BTreeMap::new();
+    for s in &chosen {
+        let (name, file) = (&s.about.name, &s.file);
+        let mend = match seen.insert(name, file) {
+            None => continue,
+            Some(other) if other == file => "name each once".to_owned(),
+            Some(other) => format!("in {other} and in {file}: give one another `name`"),
+        };
+        return Err(usage(format!("two scenarios are named '{name}': {mend}")));
     }
     for s in &mut chosen {
         if let (Body::Matrix(m), Some(n)) = (&mut s.body, args.connections) {

@@ -62,6 +62,8 @@ pub struct Scenario {
     pub about: About,
     /// What it does.
     pub body: Body,
+    /// The file that it was read from.
+    pub file: String,
 }
 
 /// What a scenario does; `kind` in its file, which a matrix may leave out.
@@ -168,7 +170,7 @@ pub fn parse(file: &str, text: &str) -> Result<Scenario, String> {
         Some("saturation") => loader.read(read(body)).map(Body::Saturation),
         _ => Err(loader.wrong(at, "kind: use matrix, cause or saturation")),
     }?;
-    Ok(Scenario { about: loader.read(read(about))?, body })
+    Ok(Scenario { about: loader.read(read(about))?, body, file: file.to_owned() })
 }
 
 /// The fields of [`About`].

@@ -334,14 +334,23 @@ fn wrong_usage_is_one_line() {
     fs::write(&bad, SHORT.replace("title", "titel")).unwrap();
     let bad = bad.display().to_string();
     let full = full.display().to_string();
-    let cases: [(&[&str], &str); 6] = [
+    // (Root reads every directory.)
+    let looped = dir.path().join("loop");
+    std::os::unix::fs::symlink(&looped, &looped).unwrap();
+    let looped = looped.display().to_string();
+    let cases: [(&[&str], &str); 8] = [
         (
             &["run", "no-such-scenario"],
             "no scenario 'no-such-scenario': name one that `conntrack-lab list` shows",
         ),
         (&["run", &bad], "unknown field `titel`"),
         (&["run", "/nowhere.toml"], "cannot read scenario /nowhere.toml"),
-        (&["run", "--output", &full], "is not an empty directory"),
+        (&["run", "--output", &full], "is not an empty directory; name another"),
+        (
+            &["run", "--output", &looped],
+            "loop: Too many levels of symbolic links (os error 40); name",
+        ),
+        (&["run", "hairpin", "hairpin"], "two scenarios are named 'hairpin': name each once"),
         (&["run", "--repeat", "0"], "--repeat"),
         (&["run", "--time-scale", "no"], "'no' is not a factor"),
     ];

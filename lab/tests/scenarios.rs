@@ -83,7 +83,7 @@ fn senseless_scenarios_are_refused() {
         (
             "name = \"positive-control\"",
             "name = \"cluster-ip\"",
-            "two scenarios are named 'cluster-ip'",
+            "two scenarios are named 'cluster-ip': in (shipped) and in ",
         ),
     ];
     for (from, to, says) in cases {

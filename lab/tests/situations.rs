@@ -246,8 +246,7 @@ fn what_the_kernel_refuses_is_told_with_its_place() {
             setting("\"net.netfilter.nf_conntrack_buckets\" = \"1024\""),
             2,
             "cannot set to '1024' sysctl net.netfilter.nf_conntrack_buckets: Permission denied (os error 13): \
-             it is one for the whole machine, and set in the initial network namespace alone: use \
-             --host-table-size",
+             it can only be read in this network namespace: use --host-table-size",
         ),
         (
             case,
@@ -355,7 +354,7 @@ fn what_hosts_have_of_their_own_acts() {
         (
             ":KUBE-SERVICES - [0:0]",
             "pasted",
-            "they take away the Service's: 2 of 2 rules in ip nat",
+            "they take away the Service's: 2 of 2 lines of ip nat",
         ),
         ("nft = \"flush ruleset\"", "flushed", "they take away the Service's: "),
     ];

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::net::IpAddr;
 
 use crate::model::ProxyMode;
@@ -12,7 +12,7 @@ use canary_record::result::observe::ConntrackCounters;
 use canary_wire::segment::Family;
 
 use crate::exec::{Call, ExecError};
-use crate::os::{OsError, os, wrong};
+use crate::os::{OsError, cut, os, wrong};
 use crate::ruleset::family_name;
 use crate::ruleset::ipvs;
 use crate::ruleset::readback::{self, Loaded};
@@ -27,18 +27,36 @@ pub fn sysctl(key: &str) -> Result<String, ExecError> {
     Ok(text.trim().to_owned())
 }
 
-/// A kernel without a setting has no file for it.
+/// What cannot be done to a setting, and what an errno of opening its file means.
 fn no_sysctl(what: &str, key: &str, e: io::Error) -> OsError {
-    let key = key.replace('/', ".");
-    let absent = e.kind() == io::ErrorKind::NotFound;
-    let source = if absent { io::Error::other("this kernel has no such setting") } else { e };
-    os(format!("{what} sysctl {key}"))(source)
+    let said = match e.kind() {
+        // What `ipv4_table[]` has, `init_net` alone shows.
+        io::ErrorKind::NotFound => {
+            "this kernel has no such setting, or in the initial network namespace alone".to_owned()
+        }
+        io::ErrorKind::PermissionDenied if what == "read" => {
+            format!("{e}: it can only be written, and what is set must be read back")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!("{e}: it can only be read in this network namespace")
+        }
+        _ => e.to_string(),
+    };
+    let source = io::Error::new(e.kind(), said);
+    os(format!("{what} sysctl {}", key.replace('/', ".")))(source)
 }
 
 /// Sets a sysctl of this thread's network namespace and reads it back.
 pub fn set_sysctl(key: &str, value: &str) -> Result<(), ExecError> {
-    fs::write(format!("/proc/sys/{key}"), value)
-        .map_err(|e| no_sysctl(&format!("set to '{value}'"), key, e))?;
+    let what = format!("set to '{}'", cut(value));
+    let file = fs::OpenOptions::new().write(true).open(format!("/proc/sys/{key}"));
+    let mut file = file.map_err(|e| no_sysctl(&what, key, e))?;
+    let written = file.write_all(value.as_bytes()).map_err(|e| match e.kind() {
+        // `tcp_set_congestion_control()`: the setting is there.
+        io::ErrorKind::NotFound => io::Error::other("the kernel knows no such value"),
+        _ => e,
+    });
+    written.map_err(os(format!("{what} sysctl {}", key.replace('/', "."))))?;
     let found = sysctl(key)?;
     // The kernel separates values by tabs.
     if found.split_whitespace().eq(value.split_whitespace()) {
@@ -49,7 +67,7 @@ pub fn set_sysctl(key: &str, value: &str) -> Result<(), ExecError> {
 }
 
 fn not_set(key: &str, wanted: &str, found: &str) -> ExecError {
-    wrong(format!("set {key} to {wanted}"))(format!("it reads back as {found}")).into()
+    wrong(format!("set {key} to {}", cut(wanted)))(format!("it reads back as {found}")).into()
 }
 
 /// The conntrack statistics of this thread's network namespace, summed over the
@@ -217,7 +235,32 @@ mod tests {
         };
         set_sysctl(key, &was.replace('\t', " ")).unwrap();
         let absent = sysctl("net/ipv4/moon").unwrap_err().to_string();
-        assert_eq!(absent, "cannot read sysctl net.ipv4.moon: this kernel has no such setting");
+        assert!(
+            absent.starts_with("cannot read sysctl net.ipv4.moon: this kernel has no such setting")
+        );
+    }
+
+    /// What is refused is told apart: a setting that there is not, a value that is none, what can only be
+    /// written and what can only be read.
+    #[test]
+    fn refusals_of_settings_are_told_apart() {
+        let set = |key, value| set_sysctl(key, value).unwrap_err().to_string();
+        let count = set("net/netfilter/nf_conntrack_count", "1");
+        if !count.contains("Permission denied") {
+            eprintln!("SKIPPED: no conntrack here: {count}");
+            return;
+        }
+        let moon = set("net/ipv4/moon", "1");
+        let said = sysctl("net/ipv4/route/flush").unwrap_err().to_string();
+        let none = set("net/ipv4/tcp_congestion_control", "nosuch");
+        for (said, says) in [
+            (count, "(os error 13): it can only be read in this network namespace"),
+            (moon, "this kernel has no such setting, or in the initial network namespace alone"),
+            (said, "(os error 13): it can only be written, and what is set must be read back"),
+            (none, "tcp_congestion_control: the kernel knows no such value"),
+        ] {
+            assert!(said.ends_with(says), "{said}");
+        }
     }
 
     /// A port is taken for as long as anybody has a copy of the socket, whoever closed it.

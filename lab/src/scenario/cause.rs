@@ -249,12 +249,7 @@ impl Checked for Cause {
             let passes = passes.reduce(Result::or).unwrap_or(Ok(()));
             passes.and_then(|()| host.check()).map_err(|what| format!("host: {what}"))?;
         }
-        let wrong = |n: u32| !(1..=200).contains(&n);
-        let own = self.cases.iter().filter_map(|c| c.connections);
-        if own.chain([self.connections]).any(wrong) {
-            return Err("connections: use 1 to 200".to_owned());
-        }
-        Ok(())
+        few(self.connections)
     }
 
     fn senseless_case(&self) -> Option<usize> {
@@ -478,6 +473,7 @@ impl Case {
     }
 
     fn check(&self) -> Result<(), String> {
+        self.connections.map_or(Ok(()), few)?;
         if !(1..=2).contains(&self.endpoints) {
             return Err("endpoints: use 1 or 2".to_owned());
         }
@@ -564,6 +560,12 @@ impl Case {
         let hosts = self.hosts.iter().try_for_each(|host| self.check_host(host));
         hosts.map_err(|what| format!("host: {what}"))
     }
+}
+
+/// As many as a case can have.
+fn few(connections: u32) -> Result<(), String> {
+    let few = (1..=200).contains(&connections);
+    few.then_some(()).ok_or_else(|| "connections: use 1 to 200".to_owned())
 }
 
 /// What paths over both nodes are, to name in a mend.

@@ -14,7 +14,7 @@ use canary_conntrack::table::{Table, TcpState, Tuple};
 use canary_testbed::evidence;
 use canary_testbed::exec::{Call, ExecError};
 use canary_testbed::model::At;
-use canary_testbed::os::{os, wrong};
+use canary_testbed::os::{cut, os, wrong};
 use canary_testbed::tap::Tap;
 use canary_testbed::testbed::TestbedError;
 use canary_testbed::topology::POD_PORT;
@@ -89,16 +89,12 @@ fn refused(host: &str, what: &str, line: Option<usize>, why: String) -> TestbedE
     wrong(format!("give {host} the {what}{place}"))(why).into()
 }
 
-/// What to do about a setting that the kernel refuses to everybody but the initial network namespace.
-fn global(name: &str, e: &ExecError) -> &'static str {
+/// What to do about a setting that the initial network namespace alone can write.
+fn instead(name: &str, e: &ExecError) -> &'static str {
+    let table = ["nf_conntrack_max", "nf_conntrack_buckets"].iter().any(|end| name.ends_with(end));
     match e {
-        ExecError::Os(e) if e.kind() == ErrorKind::PermissionDenied => {
-            if ["nf_conntrack_max", "nf_conntrack_buckets"].iter().any(|end| name.ends_with(end)) {
-                ": it is one for the whole machine, and set in the initial network namespace alone: \
-                 use --host-table-size"
-            } else {
-                ": it is one for the whole machine, and set in the initial network namespace alone"
-            }
+        ExecError::Os(e) if table && e.kind() == ErrorKind::PermissionDenied => {
+            ": use --host-table-size"
         }
         _ => "",
     }
@@ -367,8 +363,13 @@ impl Run<'_> {
         }
         let (line, why) = rules::refusal(&out.stderr);
         let text = line.and_then(|n| rules.text.lines().nth(n.saturating_sub(1)));
-        let text = text.map_or_else(String::new, |text| format!(" '{}'", text.trim()));
-        Err(refused(host, "rules", rules.line(line), format!("{name} refuses{text}: {why}{hint}")))
+        let text = text.map_or_else(String::new, |text| format!(" '{}'", cut(text.trim())));
+        Err(refused(
+            host,
+            "rules",
+            rules.line(line),
+            format!("{name} refuses{text}: {}{hint}", cut(&why)),
+        ))
     }
 
     /// Gives a host what it should have, and tells which of the Service's rules that took away.
@@ -378,7 +379,7 @@ impl Run<'_> {
             let change = place.set(at, &name.replace('.', "/"), &value.text);
             let change = change.map_err(|e| match e {
                 TestbedError::Evidence { source, .. } => {
-                    let why = format!("{source}{}", global(name, &source));
+                    let why = format!("{source}{}", instead(name, &source));
                     refused(at, "sysctl", value.line(None), why)
                 }
                 other => other,

@@ -78,7 +78,7 @@ pub(super) fn lost(before: &[Line], after: &[(Line, Option<u64>)]) -> Vec<String
     let flag =
         |l: &Line| l.of.is_empty() && l.text.starts_with("flags ") && l.text.contains("dormant");
     let dormant = |table: &&String| there.iter().any(|l| l.table == **table && flag(l));
-    let dormant = tables.into_iter().filter(dormant).map(|table| format!("{table} is dormant"));
+    let dormant = tables.into_iter().filter(dormant).map(|table| format!("all of {table}, which is dormant"));
     let places: BTreeSet<_> = before.iter().map(Line::place).collect();
     let of = |place: String| {
         let all: Vec<_> = before.iter().filter(|line| line.place() == place).collect();
@@ -282,7 +282,7 @@ mod tests {
             \t\ttype filter hook forward priority filter; policy accept;\n\t\tjump KUBE-FORWARD\n\t}\n}\n";
         let before: Vec<_> = read(PROXY).into_iter().map(|(line, _)| line).collect();
         for (from, to, says) in [
-            ("\tcomment", "\tflags dormant\n\tcomment", "ip kube-proxy is dormant"),
+            ("\tcomment", "\tflags dormant\n\tcomment", "all of ip kube-proxy, which is dormant"),
             (
                 "\telements = { 198.19.0.10 . tcp . 80 : goto a/b }\n",
                 "",

@@ -135,7 +135,9 @@ pub struct Text {
 impl<'de> Deserialize<'de> for Text {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let read = Spanned::<String>::deserialize(from)?;
-        Ok(Self { span: read.span(), text: read.into_inner(), ..Self::default() })
+        // TOML keeps the CR of a file from Windows, which nft takes for junk.
+        let (span, text) = (read.span(), read.into_inner().replace("\r\n", "\n"));
+        Ok(Self { span, text, ..Self::default() })
     }
 }
 
@@ -227,6 +229,12 @@ impl BadNetwork {
     pub(super) fn check(&self, path: Path) -> Result<(), String> {
         if self.lose.max(self.duplicate).max(self.reorder) > 100 {
             return Err("network: lose, duplicate, reorder: use 0 to 100".to_owned());
+        }
+        let waits = self.jitter.is_some_and(|Wait(time)| !time.is_zero());
+        if [self.lose, self.duplicate, self.reorder] == [0; 3] && !waits {
+            return Err(
+                "network: it does nothing: give it lose, duplicate, reorder or jitter".to_owned()
+            );
         }
         let on_node = matches!(path, Path::HostNetwork | Path::HostNetworkRemote | Path::Hairpin);
         if on_node && self.at == Link::Client {

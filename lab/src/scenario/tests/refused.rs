@@ -103,6 +103,12 @@ fn senseless_files_are_refused() {
             "network = { at = \"nodes\", lose = 101 }\nsteps",
             "network: lose, duplicate, reorder: use 0 to 100",
         ),
+        (
+            "port-reuse",
+            "steps",
+            "network = { at = \"nodes\", lose = 0, jitter = \"0s\", seed = 3 }\nsteps",
+            "network: it does nothing: give it lose, duplicate, reorder or jitter",
+        ),
         ("entry-deleted", "endpoints = 2", "endpoints = 3", "endpoints: use 1 or 2"),
         ("entry-deleted", "[\"reset\", \"survived\"]", "[]", "client: name at least one"),
         (
@@ -278,6 +284,10 @@ fn senseless_fields_have_lines() {
             "line 2: name: use lower-case",
         ),
         (format!("{about}connections = 0\n{case}{expect}"), "line 6: connections: use 1 to 200"),
+        (
+            format!("{about}connections = 4\n{case}connections = 201\n{expect}"),
+            "line 11: case 'c': connections: use 1 to 200",
+        ),
         (format!("{about}case = []\n"), "line 6: case: name at least one"),
         (
             format!("{about}{case}{expect}").replace("connect", "vanish"),
@@ -459,6 +469,7 @@ fn lines_of_rules_are_lines_of_the_file() {
         let Body::Cause(of) = parse("x", &whole(text)).unwrap().body else { panic!("its kind") };
         let rules = of.hosts[0].nft.as_ref().unwrap();
         assert_eq!(rules.line(n), Some(line), "{text}");
+        assert!(!rules.text.contains('\r'), "{text}");
     }
     let own = "[[case.host]]\nname = \"node1\"\niptables = '''\na\n'''\n";
     let change = "steps = [\"connect\", { change = { name = \"node1\", nft = '''\na\n''' } }]\n";
