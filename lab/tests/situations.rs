@@ -416,6 +416,93 @@ fn another_endpoint_is_reached_on_every_path() {
     assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
 }
 
+/// What takes the Service away without a rule less is inconclusive in a host, and told in a step; a policy of
+/// iptables' own chains is the host's to set. Pasted counters tell of nothing that was met.
+#[test]
+fn the_service_is_whole_or_it_is_told() {
+    let host = |mode: &str, expect: &str, rules: &str| {
+        format!(
+            "{mode}\nexpect = {{ client = {expect} }}\n[[case.host]]\nname = \"node1\"\n{rules}\n"
+        )
+    };
+    let none = "\"timed-out\", forged = { control = \"no-connection\" }";
+    let (iptables, flush) = ("proxy-mode = \"iptables\"", "flush map ip kube-proxy service-ips");
+    let nft = |mode: &str, text: &str| host(mode, none, &format!("nft = \"{text}\""));
+    let policy = "iptables = \"\"\"\n*filter\n:FORWARD DROP [0:0]\nCOMMIT\n\"\"\"";
+    let pasted = "nft = '''\r\ntable inet lab-own {\r\n chain c {\r\n\
+                  type filter hook forward priority filter; policy accept;\r\n\
+                  tcp dport 9001 counter packets 123 bytes 4567 drop\r\n }\r\n}\r\n'''";
+    let changed = format!(
+        "\"connect\", \"close\", {{ change = {{ name = \"node1\", nft = \"{flush}\" }} }}, \"reconnect\""
+    );
+    let all = [
+        ("dormant", "", nft("family = \"ipv6\"", "table ip6 kube-proxy { flags dormant; }")),
+        ("flushed", "", nft("", flush)),
+        ("slept", "", nft(iptables, "table ip nat { flags dormant; }")),
+        ("policy", "", host(iptables, none, policy)),
+        ("changed", &*changed, "expect = { client = \"timed-out\" }\n".to_owned()),
+        ("pasted", "", host("", "\"survived\"", pasted)),
+    ];
+    let all = all.each_ref().map(|(title, steps, more)| {
+        (*title, if steps.is_empty() { "\"connect\"" } else { *steps }, &**more)
+    });
+    let (out, r) = cases(&scratch(), &all);
+    let (judgement, reasons) = judged(&r, "own");
+    let lost = [
+        "all of ip6 kube-proxy, which is dormant.",
+        "1 of 2 lines of ip kube-proxy map service-ips.",
+        "all of ip nat, which is dormant.",
+    ];
+    let told = (Judgement::Inconclusive, lost.len());
+    assert_eq!((judgement, reasons.len()), told, "{reasons:?} {}", out.stdout);
+    for (reason, what) in reasons.iter().zip(lost) {
+        assert!(reason.contains(&format!("they take away the Service's: {what}")), "{reason}");
+    }
+    let own = r.scenarios.iter().find(|s| s.name == "own").unwrap();
+    let of =
+        |title| own.timeline.as_ref().unwrap().steps.iter().find(|s| s.title == title).unwrap();
+    let change = of("changed").changes.iter().find(|c| c.what.contains("the Service's")).unwrap();
+    assert_eq!(change.to, "without 1 of 2 lines of ip kube-proxy map service-ips");
+    let idle = "Own rules on node1 that met no packet: 'tcp dport 9001 drop' in inet lab-own c.";
+    assert!(of("pasted").notes.iter().any(|n| n == idle), "{:?}", of("pasted").notes);
+}
+
+/// Of chains with one hook and one priority the one that was loaded last comes first, in nat and in filter: a
+/// host's before the Service's and its drop.
+#[test]
+fn what_is_loaded_last_comes_first() {
+    let case = |hook: &str, rule: &str, mode: &str, expect: &str| {
+        format!(
+            "proxy-mode = \"{mode}\"\nprotections = [\"forward-drop@client\"]\nexpect = {{ {expect} }}\n\
+             [[case.host]]\nname = \"node1\"\nnft = \"table ip own {{ chain c {{ type {hook}; {rule}; }}; }}\"\n"
+        )
+    };
+    let redirect = "ip daddr 198.19.0.10 tcp dport 80 redirect to :1";
+    let refused = "client = \"refused\", forged = { control = \"no-connection\" }";
+    let dropped = "client = \"survived\", forged = { above-window = \"dropped\" }";
+    let nat = |mode| case("nat hook prerouting priority dstnat", redirect, mode, refused);
+    let filter = |priority: i32, mode| {
+        let hook = format!("filter hook forward priority {priority}");
+        case(&hook, "ct state invalid counter", mode, dropped)
+    };
+    let all = [
+        ("nat, nft", nat("nftables")),
+        ("nat, iptables", nat("iptables")),
+        ("filter, nft", filter(-110, "nftables")),
+        ("filter, iptables", filter(0, "iptables")),
+        ("behind", filter(-109, "nftables")),
+    ];
+    let all = all.each_ref().map(|(title, more)| (*title, "\"connect\"", &**more));
+    let (out, r) = cases(&scratch(), &all);
+    assert_eq!(judged(&r, "own"), (Judgement::AsExpected, Vec::new()), "{}", out.stdout);
+    let own = r.scenarios.iter().find(|s| s.name == "own").unwrap();
+    for step in &own.timeline.as_ref().unwrap().steps[2..] {
+        let none =
+            step.notes.join("\n").contains("that met no packet: 'ct state invalid' in ip own c");
+        assert_eq!(none, step.title == "behind", "{}: {}", step.title, out.stdout);
+    }
+}
+
 /// `new` writes a scenario that runs as it stands and says with what, and does not write over one that
 /// is there. Of the control it says that it is one, and gives no advice on it.
 #[test]

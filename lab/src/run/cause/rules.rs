@@ -78,7 +78,8 @@ pub(super) fn lost(before: &[Line], after: &[(Line, Option<u64>)]) -> Vec<String
     let flag =
         |l: &Line| l.of.is_empty() && l.text.starts_with("flags ") && l.text.contains("dormant");
     let dormant = |table: &&String| there.iter().any(|l| l.table == **table && flag(l));
-    let dormant = tables.into_iter().filter(dormant).map(|table| format!("all of {table}, which is dormant"));
+    let dormant =
+        tables.into_iter().filter(dormant).map(|table| format!("all of {table}, which is dormant"));
     let places: BTreeSet<_> = before.iter().map(Line::place).collect();
     let of = |place: String| {
         let all: Vec<_> = before.iter().filter(|line| line.place() == place).collect();
