@@ -23,12 +23,12 @@ pub const BE_LIBERAL: &str = "net/netfilter/nf_conntrack_tcp_be_liberal";
 /// Reads a sysctl of this thread's network namespace.
 pub fn sysctl(key: &str) -> Result<String, ExecError> {
     let text =
-        fs::read_to_string(format!("/proc/sys/{key}")).map_err(|e| no_sysctl("read", key, e))?;
+        fs::read_to_string(format!("/proc/sys/{key}")).map_err(|e| no_sysctl("read", key, &e))?;
     Ok(text.trim().to_owned())
 }
 
 /// What cannot be done to a setting, and what an errno of opening its file means.
-fn no_sysctl(what: &str, key: &str, e: io::Error) -> OsError {
+fn no_sysctl(what: &str, key: &str, e: &io::Error) -> OsError {
     let said = match e.kind() {
         // What `ipv4_table[]` has, `init_net` alone shows.
         io::ErrorKind::NotFound => {
@@ -50,7 +50,7 @@ fn no_sysctl(what: &str, key: &str, e: io::Error) -> OsError {
 pub fn set_sysctl(key: &str, value: &str) -> Result<(), ExecError> {
     let what = format!("set to '{}'", cut(value));
     let file = fs::OpenOptions::new().write(true).open(format!("/proc/sys/{key}"));
-    let mut file = file.map_err(|e| no_sysctl(&what, key, e))?;
+    let mut file = file.map_err(|e| no_sysctl(&what, key, &e))?;
     let written = file.write_all(value.as_bytes()).map_err(|e| match e.kind() {
         // `tcp_set_congestion_control()`: the setting is there.
         io::ErrorKind::NotFound => io::Error::other("the kernel knows no such value"),

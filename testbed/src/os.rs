@@ -26,13 +26,11 @@ const QUOTED: usize = 160;
 #[must_use]
 pub fn cut(text: &str) -> Cow<'_, str> {
     let all: Vec<_> = text.char_indices().map(|(at, _)| at).collect();
-    match all.len().checked_sub(QUOTED).filter(|more| *more > 0) {
-        None => text.into(),
-        Some(_) => {
-            let (head, tail) = (all[QUOTED / 2], all[all.len() - QUOTED / 2]);
-            format!("{} ... {}", &text[..head], &text[tail..]).into()
-        }
+    if all.len() <= QUOTED {
+        return text.into();
     }
+    let (head, tail) = (all[QUOTED / 2], all[all.len() - QUOTED / 2]);
+    format!("{} ... {}", &text[..head], &text[tail..]).into()
 }
 
 /// For `map_err`: names the operation and its object.

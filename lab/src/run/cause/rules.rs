@@ -35,7 +35,7 @@ pub(super) fn read(ruleset: &str) -> Vec<(Line, Option<u64>)> {
         if let Some(head) = line.strip_suffix(" {") {
             match head.strip_prefix("table ") {
                 Some(name) => (table, of) = (name.to_owned(), String::new()),
-                None => of = head.to_owned(),
+                None => head.clone_into(&mut of),
             }
             continue;
         }

@@ -137,7 +137,7 @@ impl<'de> Deserialize<'de> for Text {
         let read = Spanned::<String>::deserialize(from)?;
         // TOML keeps the CR of a file from Windows, which nft takes for junk.
         let (span, text) = (read.span(), read.into_inner().replace("\r\n", "\n"));
-        Ok(Self { span, text, ..Self::default() })
+        Ok(Self { text, span, ..Self::default() })
     }
 }
 
