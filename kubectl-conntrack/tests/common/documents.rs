@@ -205,6 +205,7 @@ pub fn witness(ended: u64) -> WitnessResult {
         source: Source::Kernel,
         seconds_watched: 60.0,
         messages: Messages::default(),
+        unheard: Vec::new(),
         segments: BTreeMap::new(),
         unanswered: BTreeMap::new(),
         texts: BTreeMap::new(),
