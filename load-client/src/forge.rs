@@ -47,14 +47,13 @@ impl Sockets {
     /// untried; a capability that stays is an error.
     pub(crate) fn open(port: u16, buffer: usize) -> anyhow::Result<Self> {
         if let Err(e) = privilege::check() {
-            let why = format!("{e:#}");
-            return Ok(Self { v4: Err(why.clone()), v6: Err(why) });
+            return Ok(Self { v4: Err(e.to_string()), v6: Err(e.to_string()) });
         }
         let open = |family| -> anyhow::Result<_> {
             let sniffer = Sniffer::open(family, Side::Source, &[port], buffer)?;
             Ok((sniffer, Sender::open(&[family])?))
         };
-        let pair = |family| open(family).map_err(|e| format!("{e:#}"));
+        let pair = |family| open(family).map_err(|e| e.to_string());
         let sockets = Self { v4: pair(Family::Ipv4), v6: pair(Family::Ipv6) };
         privilege::drop_all().context("--forge")?;
         Ok(sockets)

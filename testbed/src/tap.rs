@@ -1,7 +1,7 @@
 //! tcpdump in a host, with its own count of what it lost read.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -13,6 +13,8 @@ use crate::testbed::{Testbed, TestbedError};
 pub struct Tap {
     process: Process,
     file: PathBuf,
+    /// Whether it was asked to end, and had by then read all that came.
+    ended: Option<bool>,
 }
 
 impl Tap {
@@ -32,7 +34,7 @@ impl Tap {
         let call = Call::tool("tcpdump", &options)?;
         let log = file.with_file_name(format!("tcpdump-{host}.log"));
         let process = testbed.start(host, call, &log, Ready::Text("listening on"))?;
-        Ok(Self { process, file: file.to_owned() })
+        Ok(Self { process, file: file.to_owned(), ended: None })
     }
 
     /// Waits until it captures.
@@ -40,31 +42,61 @@ impl Tap {
         Ok(self.process.wait_ready(within)?)
     }
 
-    /// Asks it to end; [`Tap::stop`] waits for that.
-    pub fn end(&self) {
+    /// Asks it to end, once it has read all that has come; [`Tap::stop`] waits for that. What comes
+    /// after is not of the capture, whether it counts it or not.
+    pub fn end(&mut self, within: Duration) -> Result<(), TestbedError> {
+        let (end, mut caught_up) = (Instant::now() + within, false);
+        while !caught_up && Instant::now() < end {
+            self.process.signal(Signal::SIGUSR1);
+            if self.process.ends_within(Duration::from_millis(5))? {
+                break;
+            }
+            let said = read(self.process.log());
+            let last = said.lines().rev().find_map(interim);
+            caught_up = last.is_some_and(|[captured, received]| captured == received);
+        }
         self.process.signal(Signal::SIGINT);
+        self.ended = Some(caught_up);
+        Ok(())
     }
 
     /// Ends it. Gives the capture, and what it lost, in words; None when nothing was.
-    pub fn stop(self, within: Duration) -> Result<(Vec<u8>, Option<String>), TestbedError> {
-        self.end();
+    pub fn stop(mut self, within: Duration) -> Result<(Vec<u8>, Option<String>), TestbedError> {
+        if self.ended.is_none() {
+            self.end(within)?;
+        }
         let log = self.process.log().to_owned();
         self.process.wait(within)?;
-        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        let said = read(&log);
         let pcap =
             std::fs::read(&self.file).map_err(os(format!("read {}", self.file.display())))?;
-        Ok((pcap, lost(&said)))
+        Ok((pcap, lost(&said, self.ended == Some(true))))
     }
 }
 
-/// What tcpdump's closing words say was lost; None when nothing was.
-fn lost(said: &str) -> Option<String> {
+fn read(log: &Path) -> String {
+    std::fs::read_to_string(log).unwrap_or_default()
+}
+
+/// What tcpdump has captured and received, of a line that it prints at SIGUSR1.
+fn interim(line: &str) -> Option<[u64; 2]> {
+    let mut parts = line.strip_prefix("tcpdump: ")?.split(", ");
+    let mut number = |what: &str| {
+        let (number, said) = parts.next()?.split_once(' ')?;
+        said.ends_with(what).then(|| number.parse().ok())?
+    };
+    Some([number("captured")?, number("received by filter")?])
+}
+
+/// What tcpdump's closing words say was lost; None when nothing was. One that had caught up when it was
+/// asked to end has all that had come by then.
+fn lost(said: &str, caught_up: bool) -> Option<String> {
     let number =
         |what: &str| said.lines().find_map(|l| l.strip_suffix(what)?.trim().parse::<u64>().ok());
     let plural =
         |what: &str| number(&format!(" packets {what}")).or(number(&format!(" packet {what}")));
     match (plural("captured"), plural("received by filter"), plural("dropped by kernel")) {
-        (Some(captured), Some(received), Some(0)) if captured == received => None,
+        (Some(captured), Some(received), Some(0)) if captured == received || caught_up => None,
         (Some(captured), Some(received), Some(dropped)) => {
             Some(format!("{captured} of {received} captured, {dropped} dropped by the kernel"))
         }
@@ -80,9 +112,24 @@ mod tests {
     #[test]
     fn a_capture_with_losses_is_no_evidence() {
         let whole = "tcpdump: listening on eth0\n12 packets captured\n12 packets received by filter\n0 packets dropped by kernel\n";
-        assert_eq!(lost(whole), None);
-        assert!(lost(&whole.replace("0 packets dropped", "3 packets dropped")).is_some());
-        assert!(lost(&whole.replace("12 packets captured", "11 packets captured")).is_some());
-        assert!(lost("tcpdump: killed").is_some());
+        for caught_up in [false, true] {
+            assert_eq!(lost(whole, caught_up), None);
+            let dropped = whole.replace("0 packets dropped", "3 packets dropped");
+            assert!(lost(&dropped, caught_up).is_some());
+            assert!(lost("tcpdump: killed", caught_up).is_some());
+            // What came after it was asked to end is no loss.
+            let unread = whole.replace("12 packets captured", "11 packets captured");
+            assert_eq!(lost(&unread, caught_up).is_none(), caught_up);
+        }
+    }
+
+    /// It has caught up where it has read what it received, in its own words.
+    #[test]
+    fn what_it_has_read_is_told() {
+        let line = "tcpdump: 1 packet captured, 74 packets received by filter, 0 packets dropped by kernel";
+        assert_eq!(interim(line), Some([1, 74]));
+        for other in ["12 packets captured", "tcpdump: listening on eth0, link-type EN10MB", ""] {
+            assert_eq!(interim(other), None, "{other}");
+        }
     }
 }

@@ -211,13 +211,14 @@ impl Cell<'_> {
     /// Stops captures and gives the RSTs that answer a forged segment, unless a capture lost some.
     fn captured(
         &self,
-        captures: Vec<Tap>,
+        mut captures: Vec<Tap>,
         notes: &mut Vec<String>,
     ) -> Result<Option<Vec<Reset>>, TestbedError> {
         let (mut files, mut complete) = (Vec::new(), true);
-        captures.iter().for_each(Tap::end);
+        let within = self.place.scaled(READY);
+        captures.iter_mut().try_for_each(|tap| tap.end(within))?;
         for tap in captures {
-            let (pcap, loss) = tap.stop(self.place.scaled(READY))?;
+            let (pcap, loss) = tap.stop(within)?;
             if let Some(loss) = loss {
                 notes.push(format!("the capture is not whole: {loss}"));
                 complete = false;
