@@ -82,10 +82,14 @@ pub(crate) fn run(plan: &Plan, control: Option<&Control>, tell: &Sender<Event>) 
         if plan.setting.interrupt.signalled().is_some() {
             return;
         }
-        // Cases mostly wait, so they begin first.
-        let mut queue = VecDeque::from(causes(plan, repetition, tell));
+        // Cases mostly wait, so they begin first; but while a table is full, whoever deletes entries
+        // anywhere walks past all of its (`nf_ct_iterate_cleanup()`).
+        let (fill, wait): (Vec<_>, Vec<_>) =
+            causes(plan, repetition, tell).into_iter().partition(|(cause, _)| cause.fills());
         let these = || batches.next_if(|b| b.key.repetition == repetition);
-        queue.extend(std::iter::from_fn(these).map(batch));
+        let cells = std::iter::from_fn(these).map(batch);
+        let cases = |all: Vec<_>| all.into_iter().map(|(_, work)| work);
+        let queue = cases(wait).chain(cells).chain(cases(fill)).collect();
         work_off(queue, plan.jobs);
         saturations(plan, repetition, control, tell);
     }
@@ -223,7 +227,11 @@ fn apart(plan: &Plan, scenario: usize, repetition: u32) -> (PathBuf, String) {
 }
 
 /// The cases of every cause. A cause is told of when its last case has ended.
-fn causes<'a>(plan: &'a Plan, repetition: u32, tell: &'a Sender<Event>) -> Vec<Work<'a>> {
+fn causes<'a>(
+    plan: &'a Plan,
+    repetition: u32,
+    tell: &'a Sender<Event>,
+) -> Vec<(&'a Cause, Work<'a>)> {
     let mut all = Vec::new();
     for (scenario, s) in plan.scenarios.iter().enumerate() {
         let Body::Cause(cause) = &s.body else { continue };
@@ -237,7 +245,7 @@ fn causes<'a>(plan: &'a Plan, repetition: u32, tell: &'a Sender<Event>) -> Vec<W
         all.extend(cases.into_iter().enumerate().map(|(slot, (at, what))| {
             let (dir, prefix) = (dir.join(at), format!("{prefix}{slot}-"));
             let seen = Arc::clone(&seen);
-            Box::new(move || {
+            let work = Box::new(move || {
                 if slot == 0 && plan.setting.interrupt.signalled().is_none() {
                     begin(s);
                 }
@@ -252,7 +260,8 @@ fn causes<'a>(plan: &'a Plan, repetition: u32, tell: &'a Sender<Event>) -> Vec<W
                     // Whoever listens does so to the end.
                     let _ = tell.send(Event::Cause(scenario, repetition, seen, mended));
                 }
-            }) as Work<'a>
+            });
+            (cause, work as Work<'a>)
         }));
     }
     all

@@ -289,6 +289,11 @@ impl Cause {
         self.needs.into_iter().chain(ipvs.then_some(Need::Ipvs))
     }
 
+    /// Whether a case fills a table.
+    pub(crate) fn fills(&self) -> bool {
+        self.cases.iter().any(|c| c.steps.contains(&Step::FillTable))
+    }
+
     pub(crate) fn connections(&self, case: &Case) -> u32 {
         case.connections.unwrap_or(self.connections)
     }
