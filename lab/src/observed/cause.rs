@@ -1,6 +1,7 @@
 //! What the cases of another cause showed.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use canary_record::names::Forgery;
 use canary_record::outcome::Counts;
@@ -28,6 +29,10 @@ pub(crate) struct Seen {
     /// When it began, in seconds since the scenario did.
     pub(crate) t: f64,
     pub(crate) connections: u64,
+    /// How long they waited for progress.
+    pub(crate) patience: Duration,
+    /// Of these connections how many had no known judgement when the step that made them ended.
+    pub(crate) own_unknown: BTreeMap<Forgery, u64>,
     /// How they ended for the client.
     pub(crate) client: BTreeMap<ProbeEnd, u64>,
     pub(crate) failures: BTreeMap<FailureClass, u64>,

@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::document::lab::{CommandList, Seen as Became};
+use crate::document::lab::{CommandList, Path as Way, Seen as Became};
 use canary_record::names::Forgery;
 use canary_record::result::boom::OutcomeCount;
 use canary_record::result::load::LoadResult;
@@ -24,7 +24,7 @@ use canary_testbed::os::{os, wrong};
 use canary_testbed::testbed::TestbedError;
 use canary_testbed::topology::{self, POD_PORT};
 
-use self::hosts::{CLIENT, SECOND_LINK, home, host_route, hosts};
+use self::hosts::{CLIENT, SECOND_LINK, host_route, hosts};
 use self::judging::Judging;
 use self::nodes::Full;
 use self::rules::Line;
@@ -65,7 +65,11 @@ pub(crate) fn run(
             setting.interrupt.clone(),
         ),
         servers: Vec::new(),
-        seen: Seen { connections: n.into(), ..Seen::default() },
+        seen: Seen {
+            connections: n.into(),
+            patience: setting.scaled(case.patience.0),
+            ..Seen::default()
+        },
         full: None,
         entries: 0,
         service: BTreeMap::new(),
@@ -127,10 +131,13 @@ impl Run<'_> {
         let beside = Some(SocketAddr::new(self.second(), POD_PORT));
         let beside = beside.filter(|_| TWO_ENDPOINTS.contains(&case.path));
         for target in [Some(place.topology.target(case.family)), beside].into_iter().flatten() {
-            let warm = place.warm_up(target, place.scaled(READY))?;
+            // Nothing comes back on a path that cannot connect.
+            let dead = case.path == Way::SameNodeBridgeNoNf && case.expect.unconnected();
+            let patience = if dead { Duration::ZERO } else { place.scaled(READY) };
+            let warm = place.warm_up(target, patience)?;
             // What a dead path does would pass for what the cause does. A bad network tells itself
             // what it let through.
-            if !warm && case.network.is_none() {
+            if !warm && !dead && case.network.is_none() {
                 let never =
                     format!("reach {target} before the case: its closed port never answered");
                 return Err(os(never)(std::io::ErrorKind::TimedOut).into());
@@ -162,10 +169,22 @@ impl Run<'_> {
             let after = After { what, client, forged, gone };
             self.seen.steps.push(after);
         }
+        // How they stand, and what the kernel said, before the lab closes them: its own FIN may meet no entry.
+        interrupt.sleep(place.scaled(UNDER_WAY))?;
+        self.connections.look();
+        self.seen.client = self.connections.ends();
+        self.seen.failures = self.connections.failures();
+        self.seen.errors = self.connections.errors();
+        self.seen.witnesses = setting::end_witnesses(listening)?;
         self.connections.end(place.scaled(CLOSE));
         interrupt.sleep(place.scaled(UNDER_WAY))?;
         self.end_servers()?;
         self.seen.rules = self.counted()?;
+        let scale = place.setting.time_scale;
+        if scale.to_bits() != 1_f64.to_bits() {
+            let what = format!("Waits and conntrack timeouts of the file: times {scale}.");
+            self.seen.rules.push(what);
+        }
         self.doubt_limit()?;
         for (host, tap) in captures {
             if let (_, Some(loss)) = tap.stop(place.scaled(READY))? {
@@ -173,7 +192,6 @@ impl Run<'_> {
             }
         }
         self.seen.conntrack = place.within("node1", evidence::conntrack_counters)?.since(before);
-        self.seen.witnesses = setting::end_witnesses(listening)?;
         if let Some(network) = network {
             let report = network.stop()?;
             let sides = [&report.left, &report.right];
@@ -187,9 +205,6 @@ impl Run<'_> {
             }
             write(&self.dir.join("network.txt"), report.to_string())?;
         }
-        self.seen.client = self.connections.ends();
-        self.seen.failures = self.connections.failures();
-        self.seen.errors = self.connections.errors();
         Ok(self.seen)
     }
 
@@ -277,11 +292,11 @@ impl Run<'_> {
             }
             Step::ReplaceEndpoint => {
                 let pod = host_route(self.pod());
-                self.route(home(&place.topology), &[&pod, "dev", "to-server2"])?;
+                self.route(place.topology.home(), &[&pod, "dev", "to-server2"])?;
             }
             Step::RemoveEndpoint => {
                 let pod = host_route(self.pod());
-                self.route(home(&place.topology), &["unreachable", &pod])?;
+                self.route(place.topology.home(), &["unreachable", &pod])?;
             }
             Step::BlackHole => self.black_hole()?,
             Step::Forge(each) => return Ok((self.forge(each)?, 0)),
@@ -333,6 +348,9 @@ impl Run<'_> {
         while !judging.done(open) && Instant::now() < end {
             place.setting.interrupt.sleep(Duration::from_millis(5))?;
             self.heard(&mut judging)?;
+        }
+        for forgery in judging.unknown() {
+            *self.seen.own_unknown.entry(forgery).or_default() += 1;
         }
         Ok(place.setting.interrupt.sleep(place.scaled(UNDER_WAY))?)
     }

@@ -459,14 +459,18 @@ fn without_entry(pair: &Pair) -> Judgement {
         return unexplained("the entry could not be looked up");
     }
     let numbers = &pair.suspect.numbers;
-    // A connection's segment carries data, or ends it; a bare ACK or SYN ACK may come from anywhere.
-    let bears = numbers.seg_len > 0 && !numbers.flags.has(Flags::SYN);
+    // tcp_new() says a word of SYN ACK, FIN and RST alone: other data is picked up, or with
+    // nf_conntrack_tcp_loose=0 refused in silence.
+    let closes = numbers.flags.has(Flags::FIN);
+    let data = numbers.seg_len > u32::from(closes) && !numbers.flags.has(Flags::SYN);
     match pair.suspect.reason {
-        Reason::InvalidNew if bears => Judgement::Counted(
+        Reason::InvalidNew if data => Judgement::Counted(
             Cause::NoEntry,
             Direction::Unknown,
-            vec!["nf_conntrack_tcp_loose is 0: conntrack picks up nothing in mid-stream"],
+            vec!["the connection's last data met no entry, and came untranslated"],
         ),
+        // Whoever sends a bare FIN has closed: the reset ends nothing that its program misses.
+        Reason::InvalidNew if closes => Judgement::AlreadyClosing,
         // These are told before conntrack looks for an entry: none was there.
         Reason::InvalidNew | Reason::BadFlags | Reason::Other => Judgement::Unrelated,
         _ => unexplained("the entry was gone when it was looked up"),

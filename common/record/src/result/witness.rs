@@ -154,7 +154,7 @@ pub struct WitnessResult {
     /// Resets that were provoked and ended nothing: their receiver could not take them, or the
     /// connection was shown to live on.
     pub harmless: u64,
-    /// Connections on which a reset was provoked while both sides were closing.
+    /// Connections on which a reset was provoked while both sides were closing, or by a FIN that met no entry.
     pub already_closing: u64,
     /// Ended connections by Service address: the most hit, at most [`MOST_HIT`].
     pub services: Vec<Hit>,

@@ -56,6 +56,8 @@ pub(in crate::judge) fn seen() -> Shown {
         doubts: Vec::new(),
         conntrack: canary_record::result::observe::ConntrackCounters::default(),
         connections: 5,
+        patience: std::time::Duration::from_millis(2500),
+        own_unknown: BTreeMap::new(),
         client: [(ProbeEnd::Hung, 5)].into(),
         boom: {
             let mut b = boom(5);
@@ -304,6 +306,26 @@ fn what_could_not_be_sent_was_not_forged() {
     assert!(why[0].contains("forged none"), "{why:?}");
 }
 
+/// Beside load-client's forgeries boom-server may know nothing of load-client's connections; of those of
+/// the case it must.
+#[test]
+fn only_others_connections_may_be_unknown() {
+    let mut case = case();
+    case.steps[2] = Done::Forge([(Forgery::AboveWindow, Seen::Delivered)].into());
+    let judged = |own: u64| {
+        let mut s = seen();
+        s.steps[2].forged = s.boom[0].outcomes.clone();
+        let boom = &mut s.boom[0];
+        boom.outcomes[0].forged = 7;
+        boom.outcomes[0].counts.unknown =
+            [(canary_record::names::UnknownReason::ClosedEarly, 2)].into();
+        s.own_unknown = [(Forgery::AboveWindow, own)].into();
+        judge(&case, &s).0
+    };
+    assert_eq!(judged(0), Judgement::AsExpected);
+    assert_eq!(judged(1), Judgement::Inconclusive);
+}
+
 /// Where no connection came to be, the client's expectation is contradicted by that alone; where it is
 /// what was expected, segments that should have been delivered on them were not. A limit of this host
 /// contradicts nothing.
@@ -391,6 +413,17 @@ fn the_witness_is_a_judge_where_it_can_hear() {
         w.unanswered = [(Reason::SeqOver, 5)].into();
     };
     assert_eq!(of(deaf), (Judgement::AsExpected, 1));
+    // What it did hear was said.
+    assert_eq!(
+        of(|w| {
+            w.resets_logged = false;
+            w.unanswered = [(Reason::SeqOver, 5)].into();
+            let (cause, direction) = (Cause::AnsweredByClient, Direction::ServerToClient);
+            w.connections = vec![CauseCount { cause, direction, count: 1 }];
+        })
+        .0,
+        Judgement::Differs
+    );
 }
 
 /// A witness that names more connections as ended than the client lost and RSTs can have ended contradicts

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use canary_record::names::{Forgery, Outcome};
 use serde_json::Value;
 
-/// The connections that it forged on, or could not, and whether each is judged.
+/// The connections that it forged on, or could not: of each the forgery, and what it was judged.
 #[derive(Debug, Default)]
-pub(super) struct Judging(BTreeMap<[String; 2], bool>);
+pub(super) struct Judging(BTreeMap<[String; 2], (Option<Forgery>, Option<Outcome>)>);
 
 impl Judging {
     /// Reads one of its events.
@@ -14,16 +15,26 @@ impl Judging {
         let Ok(event) = serde_json::from_str::<Value>(line) else { return };
         let text = |name| event[name].as_str();
         let (Some(client), Some(server)) = (text("client"), text("server")) else { return };
-        let judged = text("outcome").is_some();
+        let outcome = text("outcome").and_then(|name| name.parse().ok());
         // What could not be sent is judged at once. A reset of another cause says nothing.
-        if judged || text("message") == Some("connection established") {
-            self.0.insert([client, server].map(str::to_owned), judged);
+        if outcome.is_some() || text("message") == Some("connection established") {
+            let forgery = text("forgery").and_then(|name| name.parse().ok());
+            self.0.insert([client, server].map(str::to_owned), (forgery, outcome));
         }
     }
 
     /// Whether it knows of so many connections, and each of them is judged.
     pub(super) fn done(&self, connections: u64) -> bool {
-        self.0.len() as u64 >= connections && self.0.values().all(|judged| *judged)
+        self.0.len() as u64 >= connections && self.0.values().all(|(_, outcome)| outcome.is_some())
+    }
+
+    /// The forgeries of which nobody knows what became.
+    pub(super) fn unknown(&self) -> impl Iterator<Item = Forgery> {
+        let unknown = |outcome: &Option<Outcome>| outcome.is_none_or(|o| o == Outcome::Unknown);
+        self.0
+            .values()
+            .filter(move |(_, outcome)| unknown(outcome))
+            .filter_map(|(forgery, _)| *forgery)
     }
 }
 

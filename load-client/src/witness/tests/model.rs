@@ -324,8 +324,8 @@ fn a_long_churn_with_killed_ones_in_it() {
     run(total, total / 1000, 7);
 }
 
-/// What is told of a server's segment and the client host's reset to it, both of which the kernel
-/// logged with `texts`, where the two looks find `first` and `later`; and how many resets belong to
+/// What is told of a server's segment without data and the client host's reset to it, both of which the
+/// kernel logged with `texts`, where the two looks find `first` and `later`; and how many resets belong to
 /// no connection.
 fn told(
     flags: Flags,
@@ -333,6 +333,18 @@ fn told(
     first: Option<Entry>,
     later: Option<Entry>,
 ) -> (Vec<Ended>, u64) {
+    let witness = heard((flags, b""), texts, first, later);
+    let stray = witness.matcher.found.stray_resets;
+    (witness.told, stray)
+}
+
+/// The same of a segment with data.
+fn heard(
+    (flags, payload): (Flags, &[u8]),
+    texts: [&str; 2],
+    first: Option<Entry>,
+    later: Option<Entry>,
+) -> Witness {
     struct Around(Option<Entry>);
     impl Surroundings for Around {
         fn look(&mut self, _: Tuple) -> Look {
@@ -344,7 +356,7 @@ fn told(
     }
     let c = connection(0, Story::Killed, Duration::ZERO);
     let back = Tuple { source: c.reply.destination, destination: c.reply.source };
-    let heard = [packet(c.reply, (5, 7), flags, b""), packet(back, (7, 0), Flags::RST, b"")];
+    let heard = [packet(c.reply, (5, 7), flags, payload), packet(back, (7, 0), Flags::RST, b"")];
     let mut witness = Witness::default();
     for (n, bytes) in (0..).zip(&heard) {
         let text = format!("nf_ct_proto_6: {} ", texts[n as usize]);
@@ -353,8 +365,21 @@ fn told(
     }
     witness.tick(Duration::ZERO, false, &mut Around(first));
     witness.tick(Duration::from_secs(9), true, &mut Around(later));
-    let stray = witness.matcher.found.stray_resets;
-    (witness.told, stray)
+    witness
+}
+
+/// A side that sends a bare FIN has closed: where its entry has gone, the reset ends nothing that a program
+/// misses. Data that comes with the FIN is lost.
+#[test]
+fn a_fin_without_an_entry_ends_nothing() {
+    let of = |payload| {
+        let fin = Flags::FIN.with(Flags::ACK);
+        let witness = heard((fin, payload), ["invalid new"; 2], None, None);
+        let causes: Vec<_> = witness.told.iter().map(|e| e.cause).collect();
+        (causes, witness.matcher.found.already_closing)
+    };
+    assert_eq!(of(b""), (Vec::new(), 1));
+    assert_eq!(of(b"answer"), (vec![Cause::NoEntry], 0));
 }
 
 /// The entry of that connection's ports.
