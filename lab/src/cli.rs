@@ -123,7 +123,7 @@ pub struct RunArgs {
     /// Sets the host's nf_conntrack_max and buckets to this for the run, as root (default: as they are)
     #[arg(long, value_name = "N", env = "LAB_HOST_TABLE_SIZE", value_parser = clap::value_parser!(u64).range(SMALLEST..=4_000_000))]
     pub host_table_size: Option<u64>,
-    /// Multiplies every wait; more than 1 for an emulated or very slow machine
+    /// Multiplies every wait, and with them the conntrack timeouts that a situation sets; more than 1 for an emulated or very slow machine
     #[arg(long, value_name = "X", env = "LAB_TIME_SCALE", default_value_t = 1.0, value_parser = time_scale)]
     pub time_scale: f64,
     /// Where the programs are.

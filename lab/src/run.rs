@@ -16,7 +16,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-use crate::document::lab::{CommandList, Path};
+use crate::document::lab::CommandList;
 use canary_testbed::evidence;
 use canary_testbed::exec::Call;
 use canary_testbed::topology::{Step, Topology};
@@ -99,12 +99,8 @@ pub(crate) fn run(plan: &Plan, control: Option<&Control>, tell: &Sender<Event>) 
 pub(crate) fn skipped(scenario: &Scenario) -> Option<&'static str> {
     match &scenario.body {
         Body::Matrix(m) => {
-            let bridge = matches!(m.path, Path::SameNodeBridge | Path::SameNodeBridgeNoNf);
-            if bridge && evidence::sysctl("net/bridge/bridge-nf-call-iptables").is_err() {
-                return Some("this kernel has no br_netfilter: modprobe br_netfilter");
-            }
-            let ipvs = m.extra().then_some(Need::Ipvs);
-            ipvs.filter(|n| !takes(*n)).map(Need::missing)
+            let needed = [Need::of(m.path), m.extra().then_some(Need::Ipvs)];
+            needed.into_iter().flatten().find(|n| !takes(*n)).map(Need::missing)
         }
         Body::Cause(cause) => cause.needed().find(|n| !takes(*n)).map(Need::missing),
         Body::Saturation(_) => None,
@@ -246,12 +242,17 @@ fn causes<'a>(
             let (dir, prefix) = (dir.join(at), format!("{prefix}{slot}-"));
             let seen = Arc::clone(&seen);
             let work = Box::new(move || {
-                if slot == 0 && plan.setting.interrupt.signalled().is_none() {
+                let signalled = plan.setting.interrupt.signalled().is_some();
+                if slot == 0 && !signalled {
                     begin(s);
                 }
                 let (seen, began) = &*seen;
                 let t = began.get_or_init(Instant::now).elapsed().as_secs_f64();
-                let one = guarded(|| cause::run(cause, &what, &plan.setting, &dir, &prefix));
+                let one = if signalled {
+                    Err("not run: a signal came before it".to_owned())
+                } else {
+                    guarded(|| cause::run(cause, &what, &plan.setting, &dir, &prefix))
+                };
                 let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
                 seen[slot] = Some(one.map(|seen| Seen { t, ..seen }));
                 if seen.iter().all(Option::is_some) {

@@ -105,6 +105,7 @@ pub struct Topology {
     prefix: String,
     client: &'static str,
     server: &'static str,
+    home: &'static str,
     target: (Addr, u16),
     translated: bool,
     /// Every node, the client's first.
@@ -185,6 +186,7 @@ impl Topology {
             prefix: prefix.to_owned(),
             client,
             server: "server",
+            home: server_node,
             target,
             translated: path != Path::PodIp,
             nodes: &["node1", "node2"],
@@ -225,6 +227,7 @@ impl Topology {
             prefix: prefix.to_owned(),
             client: hosts[0],
             server: hosts[hosts.len() - 1],
+            home: hosts[hosts.len() - 1],
             target: (server, POD_PORT),
             translated: false,
             nodes: &[],
@@ -292,6 +295,18 @@ impl Topology {
     #[must_use]
     pub fn client(&self) -> &'static str {
         self.client
+    }
+
+    /// The node where the server pod is.
+    #[must_use]
+    pub const fn home(&self) -> &'static str {
+        self.home
+    }
+
+    /// Whether the client is beyond the nodes, and calls a node port.
+    #[must_use]
+    pub fn from_outside(&self) -> bool {
+        self.client == OUTSIDE_HOST
     }
 
     /// Where boom-server runs.

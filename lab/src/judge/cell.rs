@@ -73,16 +73,19 @@ impl<'a> Evidence<'a> {
         }
     }
 
+    fn topology(&self) -> Topology {
+        Topology::new(self.matrix.path, "")
+    }
+
     /// True where conntrack translates on this path.
     fn translated(&self) -> bool {
-        self.matrix.path != Path::PodIp
+        self.topology().translated()
     }
 
     /// True where what is not translated has a host that answers: a client's own segment to a
     /// ClusterIP has none.
     fn answered(&self) -> bool {
-        let node_port = [Path::NodePortCluster, Path::NodePortClusterRemote, Path::NodePortLocal];
-        !self.upload() || node_port.contains(&self.matrix.path)
+        !self.upload() || self.topology().from_outside()
     }
 }
 
@@ -173,14 +176,13 @@ pub(crate) fn result(
 /// Judges a cell on a kernel of a generation that is known or, in the cell that
 /// shows it, not yet known.
 fn judge(e: &Evidence<'_>, expect: &Expectation, kernel: Option<OldSegments>) -> Judged {
-    let none_expected = expect.profile() == Some(Profile::NoConnection);
     let counted = e.count();
     let kernel = kernel.or_else(|| generation(&counted));
     let forgeries: Vec<_> = counted
         .into_iter()
         .map(|r| ForgeryResult { expected: expect.of(r.forgery, kernel), ..r })
         .collect();
-    let doubts = if none_expected && e.boom.connections.handshakes == 0 {
+    let doubts = if expect.unconnected() && e.boom.connections.handshakes == 0 {
         doubts_without(e)
     } else {
         doubts(e, &forgeries)
@@ -365,7 +367,7 @@ fn doubts(e: &Evidence<'_>, forgeries: &[ForgeryResult]) -> Vec<String> {
         e.nodes.len(),
         killed + with(Seen::KillsLater),
         e.matrix.direction,
-        &Topology::new(e.matrix.path, "").target(e.key.family).to_string(),
+        &e.topology().target(e.key.family).to_string(),
         e.ipvs() && e.upload(),
     ));
     doubts.extend(counter_doubts(e, forgeries));

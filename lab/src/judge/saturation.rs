@@ -56,6 +56,12 @@ fn judge(
         judgement = judgement.worse(here);
         reasons.push(format!("{claim}: expected {expected}, found {}: {evidence}", s.finding));
     }
+    let decided = |(claim, s): &(Claim, Statement)| {
+        expect.contains_key(claim) && s.finding != Finding::NotShown
+    };
+    if !found.iter().any(decided) {
+        judgement = judgement.worse(Judgement::Inconclusive);
+    }
     (judgement, reasons)
 }
 
@@ -85,9 +91,12 @@ mod tests {
             assert_eq!(why.is_empty(), j == Judgement::AsExpected);
         }
         // A table that this run may not change is no doubt about the rest.
-        let expect = [(Claim::BiggerTableCures, Finding::Holds)].into();
-        let found = [(Claim::BiggerTableCures, statement(Finding::NotShown))];
+        let bigger = (Claim::BiggerTableCures, Finding::Holds);
+        let found = [(bigger.0, statement(Finding::NotShown)), (claim, statement(Finding::Holds))];
+        let expect = [bigger, (claim, Finding::Holds)].into();
         assert_eq!(judge(&expect, &found, &facts).0, Judgement::AsExpected);
+        // Where it was all, the run proved nothing.
+        assert_eq!(judge(&[bigger].into(), &found, &facts).0, Judgement::Inconclusive);
         let facts = Facts { can_resize: true, ..Facts::default() };
         assert_eq!(judge(&expect, &found, &facts).0, Judgement::Inconclusive);
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::document::lab::{Capture, Profile};
+use crate::document::lab::Capture;
 use canary_record::names::{Direction, Forgery};
 use canary_record::result::boom::BoomResult;
 use canary_record::result::load::LoadResult;
@@ -93,9 +93,12 @@ impl Cell<'_> {
             write(&dir.join(format!("rules-{node}.txt")), &rules.text)?;
             place.within(node, evidence::forget_all)?;
         }
-        let client = place.topology.client();
+        let (client, server) = (place.topology.client(), place.topology.server());
         place.set(client, "net/ipv4/ip_local_port_range", PORTS)?;
-        let none_expected = self.plan.expect.profile() == Some(Profile::NoConnection);
+        // What a program that has ended left unacknowledged is not sent again in the next cell: it would be
+        // picked up from the wrong end, and a SYN on its ports be INVALID.
+        place.set(server, "net/ipv4/tcp_orphan_retries", "1")?;
+        let none_expected = self.plan.expect.unconnected();
         let patience = if none_expected { Duration::ZERO } else { place.scaled(READY) };
         let warm = place.warm_up(place.topology.target(family), patience)?;
 

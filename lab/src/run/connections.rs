@@ -132,23 +132,27 @@ impl Connections {
     /// Closes, after the server has too. What was asked for has come and is left unread: then the
     /// kernel says so by RST (RFC 2525, section 2.17).
     pub(super) fn close(&mut self) {
-        self.open(|stream, asked, _| {
-            if asked.is_none() {
+        let patience = self.patience;
+        self.open(move |stream, asked, _| {
+            let Some(delay) = asked.take() else {
                 // ENOTCONN where both ends have closed, or a reset has come: the next call tells of it.
                 let _ = stream.shutdown(Shutdown::Write);
                 let n = stream.read(&mut [0; 1]).map_err(at(Phase::Close))?;
                 return if n == 0 { Ok(()) } else { Err((Phase::Close, Cause::BadAnswer)) };
-            }
+            };
+            // The server's own delay is no stall.
+            stream.set_read_timeout(Some(patience + delay)).map_err(at(Phase::Receive))?;
             let n = stream.peek(&mut [0; 1]).map_err(at(Phase::Receive))?;
             if n == 0 { Err((Phase::Receive, Cause::EarlyEof)) } else { Ok(()) }
         });
         self.forget();
     }
 
-    /// Closes what the server has closed.
+    /// Closes what the server has closed; an answer may have come before.
     pub(super) fn ended(&mut self) {
-        self.open(|stream, _, _| match stream.read(&mut [0; 1]) {
+        self.open(|stream, asked, _| match stream.read(&mut [0; 1]) {
             Ok(0) => Ok(()),
+            Ok(_) if asked.is_some() => Ok(()),
             Ok(_) => Err((Phase::Close, Cause::BadAnswer)),
             Err(e) => Err(at(Phase::Close)(e)),
         });
@@ -457,6 +461,35 @@ mod tests {
         let mut octet = [0];
         stream.read_exact(&mut octet).unwrap();
         assert_eq!(octet, *b"y");
+    }
+
+    /// Who closes with an unread answer waits for it as long as the server lets it wait, and one that came before
+    /// the server ended is no wrong answer.
+    #[test]
+    fn an_unread_answer_is_no_failure() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (patience, delay) = (Duration::from_millis(100), Duration::from_secs(20));
+        let target = listener.local_addr().unwrap();
+        let connected = || {
+            let mut connections = Connections::none(target, patience, false, Interrupt::default());
+            connections.connect(1);
+            connections.ask(delay);
+            (connections, listener.accept().unwrap().0)
+        };
+        let (mut closing, mut peer) = connected();
+        let late = std::thread::spawn(move || {
+            std::thread::sleep(patience * 3);
+            peer.write_all(b"x").unwrap();
+            peer
+        });
+        closing.close();
+        assert!(matches!(closing.all[0].state, State::Closed), "{:?}", closing.ends());
+        drop(late.join());
+        let (mut left, mut peer) = connected();
+        peer.write_all(b"x").unwrap();
+        peer.shutdown(Shutdown::Write).unwrap();
+        left.ended();
+        assert!(matches!(left.all[0].state, State::Closed), "{:?}", left.ends());
     }
 
     /// What the kernel gave up is told from what stood still, and a failed one keeps its errno.

@@ -21,6 +21,7 @@ use serde::de::{self, IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::Checked;
+pub(crate) use host::TIMEOUT;
 pub use host::{BadNetwork, HOSTS, Host, Link, Need, Text};
 use stand::Stand;
 pub use step::{Step, Wait, Way};
@@ -286,7 +287,8 @@ impl Cause {
     /// What a kernel must have for every case.
     pub(crate) fn needed(&self) -> impl Iterator<Item = Need> {
         let ipvs = self.cases.iter().any(|c| c.proxy_mode == ProxyMode::Ipvs);
-        self.needs.into_iter().chain(ipvs.then_some(Need::Ipvs))
+        let of_paths = self.cases.iter().filter_map(|c| Need::of(c.path));
+        self.needs.into_iter().chain(ipvs.then_some(Need::Ipvs)).chain(of_paths)
     }
 
     /// Whether a case fills a table.
@@ -458,6 +460,13 @@ impl Case {
                 }
                 Step::Forge(each) => {
                     shown(each).map_err(|what| format!("steps: forge: {what}"))?;
+                    if each.values().any(|seen| *seen == Seen::NoConnection) {
+                        return Err(
+                            "steps: forge: no-connection: without connections of its own load-client \
+                             forges nothing, which proves nothing: name what becomes of the segments"
+                                .to_owned(),
+                        );
+                    }
                 }
                 Step::Expect(ends) if ends.0.is_empty() => {
                     return Err("steps: expect: name at least one end".to_owned());
@@ -499,15 +508,8 @@ fn few(connections: u32) -> Result<(), String> {
 const ACROSS: &str = "a path over both nodes, as cluster-ip";
 
 /// Whether the server pod is on the other node than the client, or than the node that a client outside calls.
-const fn over_both_nodes(path: Path) -> bool {
-    matches!(
-        path,
-        Path::ClusterIp
-            | Path::Snat
-            | Path::PodIp
-            | Path::NodePortClusterRemote
-            | Path::HostNetworkRemote
-    )
+fn over_both_nodes(path: Path) -> bool {
+    Topology::new(path, "").home() == "node2"
 }
 
 /// What all segments of each kind can come to in one run; [`Seen::Mixed`] proves nothing.

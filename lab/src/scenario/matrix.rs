@@ -108,6 +108,14 @@ impl Expectation {
             != [self.of(forgery, None); 2]
     }
 
+    /// Whether no connection should come to be.
+    pub(crate) fn unconnected(&self) -> bool {
+        match self {
+            Self::Profile(profile) => *profile == Profile::NoConnection,
+            Self::Each(each) => each.values().all(|seen| *seen == Seen::NoConnection),
+        }
+    }
+
     /// The row that is expected, where it is one.
     pub(crate) fn profile(&self) -> Option<Profile> {
         match self {
@@ -187,6 +195,24 @@ impl Matrix {
     }
 }
 
+/// Whether a row says that out-of-window segments arrive.
+const fn lets_pass(profile: Profile) -> bool {
+    matches!(profile, Profile::LiberalOnly | Profile::LiberalAndDropped | Profile::NotTranslated)
+}
+
+/// A row that these forgeries cannot tell from the expected one on some kernel: a cell would show
+/// either. Why out-of-window segments arrive is told apart by what is said of it.
+fn alike(expected: Profile, forgeries: &[Forgery]) -> Option<Profile> {
+    let same = |other: Profile| {
+        [OldSegments::Ignored, OldSegments::Invalid].into_iter().any(|kernel| {
+            let seen = |profile, f: &Forgery| row(profile, *f, Some(kernel));
+            forgeries.iter().all(|f| seen(expected, f) == seen(other, f))
+        })
+    };
+    let apart = |other: &Profile| *other != expected && !(lets_pass(*other) && lets_pass(expected));
+    Profile::ALL.iter().copied().filter(apart).find(|other| same(*other))
+}
+
 impl Checked for Matrix {
     fn check(&self) -> Result<(), String> {
         for (field, empty) in [
@@ -220,6 +246,13 @@ impl Checked for Matrix {
             if let Some(one) = twice(&cell.protections) {
                 return Err(format!(
                     "cell: protections: '{one}' is there twice on a node: name each once"
+                ));
+            }
+            if let Some(other) = cell.expect.profile().and_then(|p| alike(p, &self.forgeries)) {
+                return Err(format!(
+                    "forgeries: '{}' and '{other}' are the same of these on some kernel: add above-window, \
+                     or name in expect what each comes to",
+                    cell.expect.profile().map_or("", Profile::as_str)
                 ));
             }
             if let Expectation::Each(map) = &cell.expect {

@@ -64,6 +64,15 @@ impl Checked for Saturation {
                 return Err(format!("{field}: use {} to {}", range.start(), range.end()));
             }
         }
+        if self.expect.is_empty() {
+            return Err("expect: name at least one claim".to_owned());
+        }
+        if let Some((claim, _)) = self.expect.iter().find(|(_, f)| **f == Finding::NotShown) {
+            return Err(format!(
+                "expect: {claim}: not-shown is what a run that proves nothing finds: use holds, \
+                 holds-for-another-reason or does-not-hold"
+            ));
+        }
         if self.pairs > 500 {
             return Err("pairs: use 0 to 500".to_owned());
         }

@@ -2,9 +2,9 @@ use schemars::SchemaGenerator;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::document::lab::{Path, Profile, ProxyMode};
+use crate::document::lab::{Mend, Path, Profile, ProxyMode};
 use crate::document::timeline::Finding;
-use crate::scenario::cause::Step;
+use crate::scenario::cause::{Step, Wait};
 
 mod refused;
 
@@ -49,6 +49,35 @@ fn kinds_are_told_apart() {
     for wrong in ["kind = \"moon\"", "kind = 1"] {
         assert!(refusal(wrong).contains("kind: use matrix, cause or saturation"));
     }
+}
+
+/// Longer timeouts are tried for as long as the entries would have had to expire, and not where entries go by
+/// other times.
+#[test]
+fn longer_timeouts_are_tried_in_full() {
+    let under = |text: &str| {
+        let Body::Cause(cause) = parse("x", text).unwrap().body else { panic!("its kind") };
+        let case = cause.cases.iter().find(|c| c.steps.contains(&Step::LetExpire)).unwrap();
+        let mends = case.under_mends(cause.mends_at);
+        mends.into_iter().find(|(mend, _)| *mend == Mend::LongerTimeouts).map(|(_, case)| case)
+    };
+    let file = |more: &str| {
+        format!(
+            "kind = \"cause\"\nname = \"x\"\ntitle = \"x\"\nwhy = \"x\"\nsource = \"x\"\n[[case]]\n\
+             title = \"x\"\n{more}\nsteps = [\"connect\", \"let-expire\", {{ transfer = \"down\" }}]\n\
+             expect = {{ client = \"reset\" }}\n"
+        )
+    };
+    let timeout = "net.netfilter.nf_conntrack_tcp_timeout_established";
+    let own =
+        file(&format!("host = [{{ name = \"node1\", sysctls = {{ \"{timeout}\" = \"7\" }} }}]"));
+    let idle = Step::Idle(Wait(std::time::Duration::from_secs(8)));
+    assert!(under(&own).unwrap().steps.contains(&idle));
+    assert!(under(&file("proxy-mode = \"ipvs\"\nipvs-timeout = \"10s\"")).is_none());
+    let policy = "table ip x { ct timeout short { protocol tcp; policy = { established : 5 }; } }";
+    assert!(
+        under(&file(&format!("host = [{{ name = \"node1\", nft = \"{policy}\" }}]"))).is_none()
+    );
 }
 
 /// What `new` writes is legal, whatever its legal name, and says every field that there is.

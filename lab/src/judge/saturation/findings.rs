@@ -151,19 +151,24 @@ pub(super) fn eviction(facts: &Facts) -> Option<Told> {
 /// found no room.
 pub(super) fn saturation(facts: &Facts) -> Told {
     let new = sum(facts.full(), |s| s.failed(FailureClass::Reset));
-    let closing = facts.evicted(Case::Full).map_or(0, |e| e.ended(ProbeEnd::Reset));
-    let half_open = facts.half_open(OnItsWay::Ack).map_or(0, |h| h.ended(ProbeEnd::Reset));
-    let finding = match (facts.full().next().is_none(), new, closing + half_open) {
-        (true, ..) => Finding::NotShown,
-        (_, 1.., _) => Finding::Holds,
-        (_, 0, 1..) => Finding::HoldsForAnotherReason,
-        (_, 0, 0) => Finding::DoesNotHold,
+    // Each with its own controls.
+    let parts = [eviction(facts), early_drop(facts, OnItsWay::Ack)];
+    let found = parts.map(|told| told.map_or(Finding::NotShown, |(finding, _)| finding));
+    let finding = match (facts.full().next().is_none(), new) {
+        (true, _) => Finding::NotShown,
+        (_, 1..) => Finding::Holds,
+        _ if found.contains(&Finding::Holds) => Finding::HoldsForAnotherReason,
+        _ if found.contains(&Finding::NotShown) => Finding::NotShown,
+        _ => Finding::DoesNotHold,
     };
+    let reset = |n: Option<u64>| n.map_or("not tried".to_owned(), |n| format!("{n} reset"));
     let text = format!(
         "New connections that met the full table: {new} reset.\n\
-         Half-closed ones whose entry was evicted: {closing} reset.\n\
-         Half-open ones whose entry was dropped early: {half_open} reset.\n\
-         The resets that boom-server provokes need no load at all."
+         Half-closed ones whose entry was evicted: {}.\n\
+         Half-open ones whose entry was dropped early: {}.\n\
+         The resets that boom-server provokes need no load at all.",
+        reset(facts.evicted(Case::Full).map(|e| e.ended(ProbeEnd::Reset))),
+        reset(facts.half_open(OnItsWay::Ack).map(|h| h.ended(ProbeEnd::Reset)))
     );
     (finding, text)
 }

@@ -12,11 +12,6 @@ pub(super) const CLIENT: Addr = Addr::new(65, 10);
 /// The client pod's address on its second link, and that of the node at its other end.
 pub(super) const SECOND_LINK: [Addr; 2] = [Addr::new(70, 2), Addr::new(70, 1)];
 
-/// The node where the server pod is.
-pub(super) fn home(topology: &Topology) -> &'static str {
-    if topology.service.pod.v4.octets()[2] == 65 { "node1" } else { "node2" }
-}
-
 /// Of the pod beside the server pod: an address of its own, and its node's.
 pub(super) fn beside(topology: &Topology) -> [Addr; 2] {
     let net = topology.service.pod.v4.octets()[2];
@@ -34,7 +29,7 @@ pub(super) fn hosts(case: &Case, prefix: &str) -> Topology {
     use canary_testbed::topology::Step::{Add, Ip};
     let mut topology = Topology::new(case.path, prefix);
     if let Some(network) = case.network {
-        let node = home(&topology);
+        let node = topology.home();
         let client = topology.client();
         topology = match network.at {
             Link::Nodes => topology.through_a_network(),
@@ -43,7 +38,7 @@ pub(super) fn hosts(case: &Case, prefix: &str) -> Topology {
         };
     }
     let [own, gateway] = beside(&topology);
-    let (node, pod) = (topology.full(home(&topology)), topology.full("server2"));
+    let (node, pod) = (topology.full(topology.home()), topology.full("server2"));
     let address = topology.service.pod;
     topology.hosts.push("server2");
     topology.steps.push(Add(pod.clone()));

@@ -27,7 +27,7 @@ use super::{CLOSE, Run};
 use crate::run::host_table;
 use crate::run::saturation::tables::destination;
 use crate::run::setting::{CaptureMode, Place, READY, count, write};
-use crate::scenario::cause::{Host, Masquerade, Text};
+use crate::scenario::cause::{Host, Masquerade, TIMEOUT, Text};
 use crate::scenario::saturation::MOST_ENTRIES;
 
 /// How long entries may take to expire, beyond what is written in the case.
@@ -296,7 +296,7 @@ impl Run<'_> {
             (false, _) => Some(format!("numgen random mod 2 map {{ 0 : {pod}, 1 : {second} }}")),
         };
         let service = &self.place.topology.service;
-        let from_outside = self.place.topology.client() == "outside";
+        let from_outside = self.place.topology.from_outside();
         let masquerades = service.masquerade_all || (from_outside && !service.local_only);
         // kube-proxy's mark, by which its own chain masquerades.
         let mark = if masquerades { "meta mark set meta mark or 0x4000 " } else { "" };
@@ -376,7 +376,12 @@ impl Run<'_> {
     pub(super) fn change(&mut self, host: &Host) -> Result<Vec<String>, TestbedError> {
         let (place, at) = (self.place, &*host.name);
         for (name, value) in &host.sysctls {
-            let change = place.set(at, &name.replace('.', "/"), &value.text);
+            // A situation's waits are scaled too: the times keep their relation.
+            let scaled = |seconds| place.scaled(Duration::from_secs(seconds)).as_secs_f64().ceil();
+            let timeout = Some(&value.text).filter(|_| name.starts_with(TIMEOUT));
+            let timeout = timeout.and_then(|text| text.parse().ok()).map(scaled);
+            let text = timeout.map_or_else(|| value.text.clone(), |seconds| seconds.to_string());
+            let change = place.set(at, &name.replace('.', "/"), &text);
             let change = change.map_err(|e| match e {
                 TestbedError::Evidence { source, .. } => {
                     let why = format!("{source}{}", instead(name, &source));

@@ -25,15 +25,25 @@ pub enum Need {
     Ipvs,
     /// `net.netfilter.nf_conntrack_tcp_ignore_invalid_rst`.
     IgnoreInvalidRst,
+    /// br_netfilter.
+    Bridge,
 }
 
 impl Need {
+    /// What a path needs.
+    pub(crate) const fn of(path: Path) -> Option<Self> {
+        match path {
+            Path::SameNodeBridge | Path::SameNodeBridgeNoNf => Some(Self::Bridge),
+            _ => None,
+        }
+    }
+
     /// A call that a kernel with it takes: the tool, its options, its input.
     pub(crate) const fn call(
         self,
     ) -> Option<(&'static str, &'static [&'static str], &'static str)> {
         Some(match self {
-            Self::IgnoreInvalidRst => return None,
+            Self::IgnoreInvalidRst | Self::Bridge => return None,
             Self::Synproxy => (
                 "nft",
                 &["--check", "-f", "-"],
@@ -56,6 +66,7 @@ impl Need {
             Self::Synproxy | Self::Flowtable => None,
             Self::Ipvs => Some(ipvs::SETTINGS[0]),
             Self::IgnoreInvalidRst => Some("net/netfilter/nf_conntrack_tcp_ignore_invalid_rst"),
+            Self::Bridge => Some("net/bridge/bridge-nf-call-iptables"),
         }
     }
 
@@ -73,11 +84,12 @@ impl Need {
             Self::IgnoreInvalidRst => {
                 "this kernel has no nf_conntrack_tcp_ignore_invalid_rst: Linux 5.14 and later have"
             }
+            Self::Bridge => "this kernel has no br_netfilter: modprobe br_netfilter",
         }
     }
 }
 
-pub(super) const TIMEOUT: &str = "net.netfilter.nf_conntrack_tcp_timeout_";
+pub(crate) const TIMEOUT: &str = "net.netfilter.nf_conntrack_tcp_timeout_";
 pub(super) const BE_LIBERAL: &str = "net.netfilter.nf_conntrack_tcp_be_liberal";
 /// What they are where nobody has made them shorter (`tcp_timeouts[]`), in seconds.
 const TIMEOUTS: [(&str, &str); 10] = [

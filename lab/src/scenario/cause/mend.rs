@@ -52,10 +52,14 @@ impl Case {
                 let kept = |p: &Protection| p.kind == ProtectionKind::Liberal;
                 case.protections.iter().copied().filter(kept).collect()
             }
+            // IPVS forgets by its own time, and rules may set one of their own (`ct timeout`).
+            Mend::LongerTimeouts if self.times_by_itself() => return None,
             Mend::LongerTimeouts => {
+                // As long as the entries would have had to expire.
+                let longest = self.longest_timeout().max(1);
                 for step in &mut case.steps {
                     if *step == Step::LetExpire {
-                        *step = Step::Idle(Wait(Duration::from_secs(2)));
+                        *step = Step::Idle(Wait(Duration::from_secs(longest + 1)));
                     }
                 }
                 case.change_no(TIMEOUT);
@@ -75,6 +79,27 @@ impl Case {
             case.hosts.extend(nodes.map(|node| Host::set(node, [(BE_LIBERAL.to_owned(), "1")])));
         }
         Some(case)
+    }
+
+    fn changed_hosts(&self) -> impl Iterator<Item = &Host> {
+        let changed = self.steps.iter().filter_map(|step| match step {
+            Step::Change(host) => Some(host),
+            _ => None,
+        });
+        self.hosts.iter().chain(changed)
+    }
+
+    /// Whether entries go by other times than those of conntrack's sysctls.
+    fn times_by_itself(&self) -> bool {
+        let of_rules = |host: &Host| host.rules().any(|rules| rules.text.contains("ct timeout"));
+        self.ipvs_timeout.is_some() || self.changed_hosts().any(of_rules)
+    }
+
+    /// The longest of conntrack's timeouts that the case sets, in seconds.
+    fn longest_timeout(&self) -> u64 {
+        let all = self.changed_hosts().flat_map(|host| &host.sysctls);
+        let timeouts = all.filter(|(key, _)| key.starts_with(TIMEOUT));
+        timeouts.filter_map(|(_, value)| value.text.parse().ok()).max().unwrap_or_default()
     }
 
     /// No step changes sysctls that begin so: it would undo a mend.

@@ -209,9 +209,51 @@ fn expectations_that_no_run_can_satisfy_are_refused() {
             "expect = { above-window = \"kills-later\" }",
             "cell: expect: above-window: 'kills-later' is of an overshoot alone: name what becomes",
         ),
+        (
+            "mesh-redirect",
+            "{ control = \"delivered\", above-window = \"kills\" } }",
+            "{ above-window = \"no-connection\" } }",
+            "steps: forge: no-connection: without connections of its own load-client forges nothing",
+        ),
+        (
+            "saturation",
+            "bigger-table-cures = \"holds\"",
+            "bigger-table-cures = \"not-shown\"",
+            "expect: bigger-table-cures: not-shown is what a run that proves nothing finds: use holds,",
+        ),
     ] {
         let said = refusal(&text(name).replacen(from, to, 1));
         assert!(said.contains(says), "{said}");
+    }
+}
+
+/// A row is refused that the forgeries cannot tell from another one: it would pass whatever the path does.
+#[test]
+fn rows_that_look_alike_are_refused() {
+    let with = |forgeries: &str, row: &str| {
+        let text = text("cluster-ip");
+        let (head, _) = text.split_once("[[cell]]").unwrap();
+        let head: String = head
+            .lines()
+            .filter(|l| !l.starts_with("forgeries"))
+            .map(|l| format!("{l}\n"))
+            .collect();
+        parse("x", &format!("{head}forgeries = [{forgeries}]\n[[cell]]\nexpect = \"{row}\"\n"))
+    };
+    for (forgeries, row, other) in [
+        ("\"below-window\"", "unprotected", "liberal-only"),
+        ("\"below-window\"", "dropped", "unprotected"),
+        ("\"below-window\"", "not-translated", "unprotected"),
+        ("\"control\"", "unprotected", "liberal-only"),
+        ("\"no-flags\"", "dropped", "liberal-and-dropped"),
+    ] {
+        let said = with(forgeries, row).unwrap_err();
+        let says = format!(
+            "forgeries: '{row}' and '{other}' are the same of these on some kernel: add above-window"
+        );
+        assert!(said.contains(&says), "{said}");
+        let more = format!("{forgeries}, \"above-window\"");
+        assert!(with(&more, row).is_ok(), "{:?}", with(&more, row));
     }
 }
 

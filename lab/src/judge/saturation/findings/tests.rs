@@ -406,7 +406,8 @@ fn an_ordinary_user_is_told_why() {
 }
 
 /// Resets under a full table are of those that lost their entries; where new connections are reset,
-/// the claim holds as it stands; where nobody is, it does not.
+/// the claim holds as it stands; where nobody is, it does not. What was not tried, or without its own
+/// control, decides nothing.
 #[test]
 fn saturation_resets_for_another_reason() {
     let claim = Claim::SaturationResets;
@@ -415,9 +416,16 @@ fn saturation_resets_for_another_reason() {
     facts.steps[2].step.new_failures.insert(FailureClass::Reset, 1);
     assert_eq!(finding(&facts, claim), Finding::Holds);
     facts.steps[2].step.new_failures.remove(&FailureClass::Reset);
-    facts.evicted.clear();
-    facts.half_open.clear();
+    let half_open = facts.half_open.iter_mut().find(|h| h.case == OnItsWay::Ack).unwrap();
+    half_open.ends = half_open.alone.clone();
+    facts.evicted[0].captured.untranslated = 0;
+    assert_eq!(finding(&facts, claim), Finding::NotShown, "resets by something else");
+    facts.evicted[0].half_closed = [(ProbeEnd::Hung, 60)].into();
     assert_eq!(finding(&facts, claim), Finding::DoesNotHold);
+    facts.half_open.clear();
+    assert_eq!(finding(&facts, claim), Finding::NotShown, "not tried");
+    facts.evicted.clear();
+    assert_eq!(finding(&facts, claim), Finding::NotShown, "not tried");
 }
 
 /// The median of the rounds is compared: those that something else slowed down, or a lucky one, say
