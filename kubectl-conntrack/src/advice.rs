@@ -58,7 +58,7 @@ pub(crate) fn advice(nodes: &[NodeRow]) -> Vec<String> {
 
 /// kube-proxy's own switch. `mode` is what the node shows.
 fn by_mode(mode: Option<&str>) -> String {
-    let switch = "kube-proxy's own cure is --conntrack-tcp-be-liberal (linux.conntrack.tcpBeLiberal in its \
+    let switch = "kube-proxy's own cure is --conntrack-tcp-be-liberal (conntrack.tcpBeLiberal in its \
                   configuration, Kubernetes 1.29 and later), then a restart of kube-proxy";
     match mode {
         Some("nftables") => format!("kube-proxy in nftables mode drops nothing. {switch}."),

@@ -42,7 +42,7 @@ pub enum Command {
     Experiment(ExperimentArgs),
     /// Sets conntrack sysctls on nodes while it runs, reads them back, and puts the old values back
     Tune(TuneArgs),
-    /// Prints the manifests of k8s/, for kubectl apply or GitOps
+    /// Prints manifests of k8s/, for kubectl apply or GitOps
     Manifests(ManifestsArgs),
 }
 

@@ -4,13 +4,17 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use canary_record::names::{Outcome, ProbeEnd, UnknownReason};
+
+use canary_record::result::witness::InTable;
 use canary_runtime::exit::Exit;
 use clap::{Arg, ArgAction, Command, CommandFactory as _};
 use clap_complete::Shell;
 use conntrack_lab::document::lab::LabResult;
 use conntrack_lab::judge::rows::{self, Exposure};
 use conntrack_lab::report::{html, words};
-use serde_json::{Map, Value};
+use schemars::schema_for;
+use serde_json::Value;
 
 /// The command line of every program.
 #[must_use]
@@ -74,7 +78,8 @@ pub fn options() -> String {
 fn command(out: &mut String, c: &Command, before: &str) {
     let name = format!("{before}{}", c.get_name());
     let about = c.get_about().map(ToString::to_string).unwrap_or_default();
-    let _ = writeln!(out, "\n## {name}\n\n{about}.");
+    let stop = if about.ends_with('?') { "" } else { "." };
+    let _ = writeln!(out, "\n## {name}\n\n{about}{stop}");
     let shown = |a: &&Arg| !a.is_hide_set() && !["help", "version"].contains(&a.get_id().as_str());
     let args: Vec<_> = c.get_arguments().filter(shown).collect();
     if !args.is_empty() {
@@ -97,16 +102,23 @@ fn option(arg: &Arg) -> String {
     };
     let name = match arg.get_long() {
         Some(long) => format!("--{long} {value}"),
-        None => format!("{value}..."),
+        None if matches!(arg.get_action(), ArgAction::Append) => format!("{value}..."),
+        None => value,
     };
     let variable = arg.get_env().map(|e| format!("`{}`", e.to_string_lossy())).unwrap_or_default();
     let defaults: Vec<_> =
         arg.get_default_values().iter().map(|v| v.to_string_lossy().into_owned()).collect();
-    let default = match (arg.get_action(), defaults.is_empty()) {
-        (ArgAction::SetTrue, _) | (_, true) => String::new(),
-        _ => format!("`{}`", defaults.join(",")),
+    let default = match (arg.get_action(), defaults.join(",")) {
+        (ArgAction::SetTrue, _) => String::new(),
+        (_, none) if none.is_empty() => none,
+        (_, default) => format!("`{default}`"),
     };
-    let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+    let mut help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+    let known = arg.get_possible_values().into_iter().filter(|v| !v.is_hide_set());
+    let known: Vec<_> = known.map(|v| format!("`{}`", v.get_name())).collect();
+    if !known.is_empty() && !matches!(arg.get_action(), ArgAction::SetTrue) {
+        let _ = write!(help, " ({})", known.join(", "));
+    }
     format!("| `{}` | {variable} | {default} | {} |", name.trim_end(), cell(&help))
 }
 
@@ -125,40 +137,98 @@ pub fn documents(dir: &Path) -> std::io::Result<String> {
     );
     let mut files: Vec<_> = std::fs::read_dir(dir)?.collect::<Result<Vec<_>, _>>()?;
     files.sort_by_key(std::fs::DirEntry::file_name);
-    let mut names = Map::new();
+    let mut sets = Vec::new();
     for file in files {
         // What is read, not what is written.
         if file.file_name() == "scenario.json" {
             continue;
         }
         let schema: Value = serde_json::from_slice(&std::fs::read(file.path())?)?;
-        let about = cell(schema["description"].as_str().unwrap_or_default());
+        let title = schema["title"].as_str().unwrap_or_default();
+        let about = about(&schema);
+        let name = file.file_name();
         let _ = write!(
             out,
-            "\n## {}\n\n`schema/{}`. {about}\n\n| field | what it is |\n|---|---|\n",
-            schema["title"].as_str().unwrap_or_default(),
-            file.file_name().display()
+            "\n## {title}\n\n`schema/{}`. {about}\n\n| field | what it is |\n|---|---|\n",
+            name.display()
         );
         for (field, of) in schema["properties"].as_object().into_iter().flatten() {
-            let about = cell(of["description"].as_str().unwrap_or_default());
-            let _ = writeln!(out, "| `{field}` | {about} |");
+            let _ = writeln!(out, "| `{field}` | {} |", self::about(of));
         }
-        names.extend(schema["$defs"].as_object().cloned().unwrap_or_default());
+        let defs = schema["$defs"].as_object().cloned().unwrap_or_default();
+        // Of two types of one name in one schema the second has a number behind it.
+        let name = |n: String| n.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned();
+        sets.extend(defs.into_iter().map(|(n, of)| Set {
+            name: name(n),
+            of,
+            title: title.to_owned(),
+        }));
+    }
+    // A schema does not have the names that are keys.
+    for (of, title) in [
+        (schema_for!(Outcome), "counts"),
+        (schema_for!(UnknownReason), "counts"),
+        (schema_for!(ProbeEnd), "counts"),
+        (schema_for!(InTable), "WitnessResult"),
+    ] {
+        let of = of.to_value();
+        let name = of["title"].as_str().unwrap_or_default().to_owned();
+        sets.push(Set { name, of, title: title.to_owned() });
     }
     out.push_str("\n## Names\n");
-    for (name, of) in &names {
-        let Some(values) = of["oneOf"].as_array() else { continue };
-        if values.iter().any(|v| v["const"].is_null()) {
-            continue;
+    names(&mut out, sets);
+    Ok(out)
+}
+
+/// A closed set of names, of one document.
+struct Set {
+    name: String,
+    of: Value,
+    title: String,
+}
+
+/// Every set once; where two have one name, with the documents that have it.
+fn names(out: &mut String, mut sets: Vec<Set>) {
+    let values = |of: &Value| {
+        of["oneOf"].as_array().filter(|all| all.iter().all(|v| v["const"].is_string())).cloned()
+    };
+    sets.retain(|set| values(&set.of).is_some());
+    sets.sort_by(|a, b| a.name.cmp(&b.name));
+    for of_name in sets.chunk_by(|a, b| a.name == b.name) {
+        let mut kinds: Vec<(Vec<Value>, &Value, Vec<&str>)> = Vec::new();
+        for set in of_name {
+            let values = values(&set.of).unwrap_or_default();
+            match kinds.iter_mut().find(|(other, ..)| *other == values) {
+                Some((.., titles)) => titles.push(&set.title),
+                None => kinds.push((values, &set.of, vec![&set.title])),
+            }
         }
-        let about = cell(of["description"].as_str().unwrap_or_default());
-        let _ = write!(out, "\n### {name}\n\n{about}\n\n");
-        for value in values {
-            let about = cell(value["description"].as_str().unwrap_or_default());
-            let _ = writeln!(out, "- `{}`: {about}", value["const"].as_str().unwrap_or_default());
+        let several = kinds.len() > 1;
+        for (values, of, mut titles) in kinds {
+            titles.dedup();
+            let whose = if several { format!(" ({})", titles.join(", ")) } else { String::new() };
+            let _ = write!(out, "\n### {}{whose}\n\n{}\n\n", of_name[0].name, about(of));
+            for value in &values {
+                let _ = writeln!(
+                    out,
+                    "- `{}`: {}",
+                    value["const"].as_str().unwrap_or_default(),
+                    about(value)
+                );
+            }
         }
     }
-    Ok(out)
+}
+
+/// What a schema says of itself, as a table's cell; a link of rustdoc's is its text.
+fn about(of: &Value) -> String {
+    let mut text = cell(of["description"].as_str().unwrap_or_default());
+    while let Some((before, rest)) = text.split_once("[`") {
+        let Some((link, after)) = rest.split_once("`]") else { break };
+        let item = link.rsplit("::").next().unwrap_or_default();
+        text = format!("{before}`{item}`{after}");
+    }
+    text
 }
 
 /// What `make reference` writes, by its name under `docs`; `root` is the clone.

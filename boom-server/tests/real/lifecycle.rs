@@ -340,6 +340,7 @@ pub(crate) fn the_admin_port_tells() {
         std::thread::sleep(Duration::from_millis(50));
         metrics = get("/metrics");
     }
+    has_rows(&metrics);
     let verdict = get("/verdict");
     for told in ["\"verdict\":\"inconclusive\"", "\"ended_by\":\"running\""] {
         assert!(verdict.contains(told), "{told}: {verdict}");
@@ -350,6 +351,22 @@ pub(crate) fn the_admin_port_tells() {
     }
     drop(held);
     boom.stop(SOON).unwrap();
+}
+
+/// The reference has a row for each metric, with the labels that it bears.
+fn has_rows(metrics: &str) {
+    let reference = include_str!("../../../docs/reference/metrics.md");
+    for line in metrics.lines().filter(|l| l.starts_with("boom_")) {
+        let (name, labels) = line.split_once(['{', ' ']).unwrap();
+        let name = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|end| name.strip_suffix(end))
+            .unwrap_or(name);
+        let labels = labels.split(',').filter_map(|l| Some(l.split_once("=\"")?.0));
+        let labels: Vec<_> = labels.filter(|label| *label != "le").collect();
+        let row = format!("| `{name}` | {} |", labels.join(", ")).replace("  ", " ");
+        assert!(reference.contains(&row), "{row}: {line}");
+    }
 }
 
 /// A flood of bad segments from elsewhere changes no count but their own: every

@@ -146,8 +146,8 @@ pub fn spec(forgery: Forgery, n: Numbers) -> Spec {
         Forgery::AckAhead => (snd.sub(2), rcv.add(ACK_AHEAD), Flags::ACK, &b"\0"[..]),
         Forgery::NoFlags => (snd, rcv, Flags::default(), &b""[..]),
         Forgery::SynFin => (snd, rcv, Flags::SYN.with(Flags::FIN).with(Flags::ACK), &b""[..]),
-        // tcp_in_window() takes the end of an INVALID segment as the sender's new
-        // end while it oversteps by no more than the receiver's largest window.
+        // tcp_in_window() since 6.1 lets it be and takes its end for the sender's new end, while it
+        // oversteps by no more than the receiver's largest window.
         Forgery::Overshoot => {
             let over = peer_window.saturating_sub(16).min(OVERSHOOT);
             (snd.add(peer_window.saturating_add(over)), rcv, data, PAYLOAD)

@@ -114,7 +114,7 @@ pub struct ConntrackCounters {
     pub insert: u64,
     /// Entries that could not be inserted: another had the same tuple.
     pub insert_failed: u64,
-    /// Packets dropped: the table was full, or no memory.
+    /// Packets dropped: the table was full, there was no memory, or another had the same tuple.
     pub drop: u64,
     /// Entries evicted early to make room.
     pub early_drop: u64,
