@@ -154,6 +154,11 @@ pub fn path_row(
         row.reasons.extend(server.reasons.iter().cloned());
     }
     match client {
+        // What the application saw would be contrary evidence, and nobody knows it.
+        Err(why) if row.verdict == Verdict::Protected => {
+            row.verdict = Verdict::Inconclusive;
+            row.reasons.insert(0, format!("client: {why}"));
+        }
         Err(why) => row.reasons.push(format!("client: {why}")),
         // Without a handshake the client's end says more than the server's silence.
         Ok(c) if row.judged == 0 => row.reasons.splice(0..0, never_connected(c)).for_each(drop),

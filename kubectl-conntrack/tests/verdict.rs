@@ -71,6 +71,22 @@ fn a_missing_server_is_said() {
     );
 }
 
+/// Without its client's document nobody knows what the application saw: no path is protected then, and
+/// the reason is the first that its family gives. A leak is one without it.
+#[test]
+fn a_missing_client_proves_nothing() {
+    let of = |diagnosis| {
+        let client = Err("OOMKilled".to_owned());
+        path_row(Path::SameNode, V4, vec![], &Ok(boom(V4, diagnosis)), &client)
+    };
+    let mut rows = all(Diagnosis::Dropped);
+    rows[0] = of(Diagnosis::Dropped);
+    let f = family_row(V4, rows, &[]);
+    assert_eq!((f.verdict, f.paths[0].verdict), (Verdict::Inconclusive, Verdict::Inconclusive));
+    assert_eq!(f.reasons, ["same-node: client: OOMKilled"]);
+    assert_eq!(of(Diagnosis::Unprotected).verdict, Verdict::Vulnerable);
+}
+
 /// Where no connection came, the client's own end is the first reason.
 #[test]
 fn who_never_connected_says_how() {
