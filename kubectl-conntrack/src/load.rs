@@ -68,14 +68,12 @@ pub async fn load(job: Job<'_>, args: &LoadArgs) -> anyhow::Result<LoadResult> {
         Err(Stop::Refused(_)) => Collected::default(),
         _ => load.collect(early).await,
     };
-    if let Some(dir) = &args.cluster.save {
-        for (pod, result) in &collected.results {
-            run::save(dir, &format!("{pod}.json"), result)?;
-        }
-    }
     let mut reasons = Vec::new();
     let nothing = |_: &Stop| collected.results.is_empty();
     let record = session.close(&ground, "load", done, nothing, &mut reasons).await?;
+    for (pod, result) in &collected.results {
+        session.job.folder.save("", &format!("{pod}.json"), result);
+    }
     let why = reasons.join("; ");
     judged(collected, args, reasons, record)?
         .with_context(|| format!("no client left a result: {why}"))

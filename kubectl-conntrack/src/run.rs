@@ -1,9 +1,11 @@
 //! What every subcommand does with the cluster: makes what is its own, reads what it says, and
 //! removes that and nothing else.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use canary_record::names::EndedBy;
@@ -66,6 +68,38 @@ pub fn save<T: Serialize>(dir: &Path, name: &str, document: &T) -> Result<(), St
         Ok(ResultFile::prepare(&path)?.write(document)?)
     };
     write().map_err(Stop::unsaved(&path))
+}
+
+/// The folder of `--save`, where one is named. A document that it does not take ends no run: that is
+/// told at the end.
+#[derive(Clone, Debug, Default)]
+pub struct Folder {
+    dir: Option<PathBuf>,
+    /// Why it did not take the first such document.
+    failed: Rc<RefCell<Option<Stop>>>,
+}
+
+impl Folder {
+    /// This one, or none.
+    #[must_use]
+    pub fn new(dir: Option<&Path>) -> Self {
+        Self { dir: dir.map(Path::to_owned), ..Self::default() }
+    }
+
+    /// Keeps a document in a folder `within` it.
+    pub(crate) fn save<T: Serialize>(&self, within: &str, name: &str, document: &T) {
+        let saved = self.dir.as_ref().map(|dir| save(&dir.join(within), name, document));
+        if let Some(Err(e)) = saved {
+            self.failed.borrow_mut().get_or_insert(e);
+        }
+    }
+
+    /// Says what it did not take; true where that is nothing.
+    pub(crate) fn whole(&self) -> bool {
+        let failed = self.failed.borrow();
+        failed.iter().for_each(|e| eprintln!("kubectl-conntrack: {e}"));
+        failed.is_none()
+    }
 }
 
 /// A namespace with a run's objects: one that the run made, which goes whole, or somebody else's,

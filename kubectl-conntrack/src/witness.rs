@@ -152,11 +152,8 @@ pub async fn watch(job: Job<'_>, args: &WitnessArgs) -> anyhow::Result<ClusterWi
         reasons.push(format!("results could not be read: {e}"));
         Vec::new()
     });
-    if let Some(dir) = &args.cluster.save {
-        let known = found.iter().filter_map(|(node, r)| Some((node, r.as_ref().ok()?)));
-        for (node, result) in known {
-            run::save(dir, &format!("{node}.witness.json"), result)?;
-        }
+    for (node, result) in found.iter().filter_map(|(node, r)| Some((node, r.as_ref().ok()?))) {
+        session.job.folder.save("", &format!("{node}.witness.json"), result);
     }
     Ok(ClusterWitness::new(record, session.job.cluster, &found, &names, reasons))
 }

@@ -11,7 +11,7 @@ use canary_wire::segment::Family;
 use clap::Parser;
 use common::documents::{boom, client, forging, observed};
 use common::{Fake, Life, job, never};
-use kubectl_conntrack::app::{Job, diagnosis};
+use kubectl_conntrack::app::{Folder, Job, diagnosis};
 use kubectl_conntrack::cli::{Cli, Command, DiagnoseArgs};
 use kubectl_conntrack::output::Shown as _;
 use kubectl_conntrack::plan::Path;
@@ -68,7 +68,9 @@ fn dropped(_: &str, path: &str) -> Diagnosis {
 async fn run(fake: &Fake, line: &str) -> Result<DiagnoseResult, String> {
     let (args, client, config) = (args(line), fake.client(), Config::new());
     let ns = args.cluster.namespace.as_deref().unwrap_or(NS);
-    let done = diagnosis(job(&client, &config, ns, never), &args).await;
+    let folder = Folder::new(args.cluster.save.as_deref());
+    let job = Job { folder, ..job(&client, &config, ns, never) };
+    let done = diagnosis(job, &args).await;
     done.map_err(|e| format!("{e:#}"))
 }
 
@@ -488,6 +490,16 @@ async fn documents_are_kept() {
     let kept = std::fs::read_dir(dir.path().join("n0000")).unwrap().count();
     // Both ends of each path, and the client that forged.
     assert_eq!(kept, 3 * 11);
+}
+
+/// Where documents cannot be kept every node has its row all the same, and nothing is left.
+#[tokio::test(start_paused = true)]
+async fn documents_that_cannot_be_kept_end_nothing() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let fake = Fake::new(2, ends, log(dropped));
+    let result = run(&fake, &format!("--save {}", file.path().display())).await.unwrap();
+    assert_eq!(result.verdict, Verdict::Protected, "{:?}", result.reasons);
+    assert!(fake.namespaces().is_empty());
 }
 
 /// Calls and time of a run over `nodes` nodes.

@@ -8,7 +8,7 @@ use canary_record::result::boom::BoomResult;
 use canary_record::result::load::LoadResult;
 use canary_record::result::observe::{NodeShown, ObserveResult, ProxySource};
 use canary_wire::segment::Family;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::ResourceExt;
 use serde::Serialize;
@@ -21,7 +21,7 @@ use crate::cli::DiagnoseArgs;
 use crate::objects::{self, Target, client_name, server_name, service_name};
 use crate::plan::{self, From, Front, Member, Path};
 use crate::pods::{Container, Seen};
-use crate::run::{self, Ground, Refused};
+use crate::run::{self, Folder, Ground, Refused};
 use crate::verdict::{FamilyRow, Found, NodeRow, ToServer, family_row, path_row, worst};
 
 /// One path that will be tried, or why not.
@@ -40,6 +40,7 @@ struct Try {
 pub(super) struct Wave<'a> {
     pub(super) ground: &'a Ground,
     pub(super) args: &'a DiagnoseArgs,
+    pub(super) folder: &'a Folder,
     pub(super) allowed: &'a Allowed,
     /// kube-proxy's mode by its configuration.
     pub(super) configured: Option<&'a str>,
@@ -78,7 +79,7 @@ impl Wave<'_> {
             watch.each(&names, deadline, say, over).await?;
         }
         say("results");
-        self.collect(&tries, &refused, &watch.pods).await
+        Ok(self.collect(&tries, &refused, &watch.pods).await)
     }
 
     /// Makes pods; gives the names of those that were not refused. A refusal is the pod's own, an API
@@ -204,7 +205,7 @@ impl Wave<'_> {
         tries: &[Try],
         refused: &Refused,
         pods: &BTreeMap<String, Seen>,
-    ) -> Result<Vec<NodeRow>, Stop> {
+    ) -> Vec<NodeRow> {
         let found = stream::iter(tries.iter().filter(|t| t.target.is_ok()).map(|t| async move {
             let (server, client) = (&self.members[t.server], &self.members[t.client]);
             let (from, path, family) = (t.path.from(), t.path, t.family);
@@ -213,26 +214,26 @@ impl Wave<'_> {
             let (pod, container) =
                 (server_name(path.front(), server.index), objects::server(path, family));
             let boom = self.document::<BoomResult>(&pod, &container, refused, pods).await;
-            self.save(t, &format!("{name}.boom-server.json"), &boom)?;
+            self.save(t, &format!("{name}.boom-server.json"), &boom);
             let pod = client_name(false, from, client.index);
             let plain = self.document::<LoadResult>(&pod, &name, refused, pods).await;
-            self.save(t, &format!("{name}.load-client.json"), &plain)?;
+            self.save(t, &format!("{name}.load-client.json"), &plain);
             let pod = client_name(true, from, client.index);
             let up = match &self.allowed.no_forge {
                 Some(why) => Err(format!("untried: {why}")),
                 None => self.document::<LoadResult>(&pod, &up_name, refused, pods).await,
             };
-            self.save(t, &format!("{up_name}.load-client.json"), &up)?;
+            self.save(t, &format!("{up_name}.load-client.json"), &up);
             let mut passed = vec![client.node.name.clone()];
             if t.client != t.server {
                 passed.push(server.node.name.clone());
             }
             let row = path_row(t.path, t.family, passed, &boom, &plain);
-            Ok::<_, Stop>((t.row, row.with(ToServer::of(t.path, t.family, &up))))
+            (t.row, row.with(ToServer::of(t.path, t.family, &up)))
         }))
         .buffered(PARALLEL)
-        .try_collect::<Vec<_>>()
-        .await?;
+        .collect::<Vec<_>>()
+        .await;
         let shown: Vec<NodeShown> = stream::iter(self.members.iter().map(|m| async move {
             let pod = client_name(false, From::Host, m.index);
             let facts = self.document::<ObserveResult>(&pod, objects::FACTS, refused, pods).await;
@@ -269,7 +270,7 @@ impl Wave<'_> {
             }
             rows.push(node);
         }
-        Ok(rows)
+        rows
     }
 
     /// A container's result: the last line of its log.
@@ -305,9 +306,10 @@ impl Wave<'_> {
     }
 
     /// Keeps a document of a try, where it is to be kept and there.
-    fn save<T: Serialize>(&self, t: &Try, file: &str, document: &Found<T>) -> Result<(), Stop> {
-        let (Some(dir), Ok(document)) = (&self.args.cluster.save, document) else { return Ok(()) };
-        run::save(&dir.join(&self.members[t.row].node.name), file, document)
+    fn save<T: Serialize>(&self, t: &Try, file: &str, document: &Found<T>) {
+        if let Ok(document) = document {
+            self.folder.save(&self.members[t.row].node.name, file, document);
+        }
     }
 
     /// Deletes the wave's pods and Services, so that node ports and the watch stay bounded.
