@@ -147,7 +147,8 @@ impl<'a> Load<'a> {
             if early {
                 let _ = self.ground.dismiss::<Pod>(std::iter::once(name.clone())).await;
             }
-            (name.clone(), self.ground.last_words(name, CLIENT, wait, result).await)
+            let read = |log: &str| run::document(log, LoadResult::read);
+            (name.clone(), self.ground.last_words(name, CLIENT, wait, read).await)
         });
         let mut collected = Collected::default();
         for (name, found) in stream::iter(each).buffered(PARALLEL).collect::<Vec<_>>().await {
@@ -175,12 +176,6 @@ impl<'a> Load<'a> {
 fn called(mut pod: Value, name: &str) -> Pod {
     pod["metadata"]["name"] = name.into();
     objects::typed(pod)
-}
-
-/// A client's result: the last line of its log.
-fn result(log: &str) -> Result<LoadResult, String> {
-    let result: LoadResult = run::document(log)?;
-    if result.adds_up() { Ok(result) } else { Err("its counts do not add up".to_owned()) }
 }
 
 /// One result of all, judged. None where there is none.

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use canary_record::names::EndedBy;
-use canary_record::result::{self, ReadError};
+use canary_record::result::ReadError;
 use canary_runtime::output::ResultFile;
 use futures_util::stream::LocalBoxStream;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -51,12 +51,16 @@ impl<K> Kind for K where
 /// Why pods could not be made, by the name of each.
 pub type Refused = BTreeMap<String, String>;
 
-/// A result document: the last line of a log.
-pub fn document<T: DeserializeOwned>(log: &str) -> Result<T, String> {
+/// A result document, as `read` reads its kind: the last line of a log.
+pub fn document<T>(
+    log: &str,
+    read: impl FnOnce(&[u8]) -> Result<T, ReadError>,
+) -> Result<T, String> {
     let line = log.lines().rfind(|l| !l.trim().is_empty()).unwrap_or_default();
-    result::read(line.as_bytes()).map_err(|e| match e {
+    read(line.as_bytes()).map_err(|e| match e {
         ReadError::Json(_) => format!("no result: {}", line.chars().take(200).collect::<String>()),
-        other => format!("a result of another release's image: {other}"),
+        ReadError::Version(_) => format!("a result of another release's image: {e}"),
+        ReadError::Sum(_) => format!("a damaged result: {e}"),
     })
 }
 
@@ -484,13 +488,15 @@ fn unconfirmed(node: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use canary_record::result;
+
     use super::*;
 
     /// Another release may mean something else by a field of the same name: its document is none.
     #[test]
     fn another_releases_document_is_refused() {
         let log = |version: u32| format!("an event\n{{\"schema_version\":{version}}}\n\n");
-        let read = |version| document::<serde_json::Value>(&log(version));
+        let read = |version| document::<serde_json::Value>(&log(version), result::read);
         assert!(read(result::SCHEMA_VERSION).is_ok());
         let e = read(9).unwrap_err();
         assert!(e.starts_with("a result of another release's image: schema_version 9"), "{e}");

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use canary_record::names::{EndedBy, Verdict};
-use canary_record::result::Run as Record;
 use canary_record::result::witness::{
     Cause, CauseCount, Direction, EXAMPLES, Ended, Hit, MOST_HIT, WitnessResult,
 };
+use canary_record::result::{self, Run as Record};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::ListParams;
 use kube::{Api, Client};
@@ -186,7 +186,7 @@ async fn collected(pods: &EachNode<'_>, early: bool) -> Result<Found, Stop> {
         pods.dismiss().await?;
     }
     let wait = if early { LINGER / 2 } else { Duration::from_secs(5) };
-    let found = pods.words(wait, run::document).await;
+    let found = pods.words(wait, |log| run::document(log, result::read)).await;
     Ok(pods.nodes.iter().map(|n| n.name.clone()).zip(found).collect())
 }
 

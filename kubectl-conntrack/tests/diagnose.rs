@@ -152,6 +152,23 @@ async fn an_untried_direction_is_said() {
     assert_eq!(row.diagnosis, Some(Diagnosis::Dropped));
 }
 
+/// A client's result whose counts do not add up is none.
+#[tokio::test(start_paused = true)]
+async fn a_damaged_result_is_none() {
+    let inner = log(dropped);
+    let fake = Fake::new(2, ends, move |pod, container| {
+        let text = inner(pod, container);
+        if container == "same-node-ipv4" {
+            return text.replace("\"attempts\":200", "\"attempts\":201");
+        }
+        text
+    });
+    let result = run(&fake, "").await.unwrap();
+    assert_eq!(result.verdict, Verdict::Inconclusive);
+    let why = &result.nodes[0].families[0].reasons[0];
+    assert!(why.starts_with("same-node: client: ") && why.contains("do not add up"), "{why}");
+}
+
 /// Both families of a dual-stack cluster are tried.
 #[tokio::test(start_paused = true)]
 async fn both_families_are_tried() {

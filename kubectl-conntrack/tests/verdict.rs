@@ -7,7 +7,7 @@ use canary_record::result::observe::NodeShown;
 use canary_wire::segment::Family;
 use common::documents::{boom, client};
 use kubectl_conntrack::plan::Path;
-use kubectl_conntrack::verdict::{NodeRow, PathRow, family_row, groups, path_row, worst};
+use kubectl_conntrack::verdict::{NodeRow, PathRow, family_row, groups, path_row};
 
 const V4: Family = Family::Ipv4;
 
@@ -161,7 +161,7 @@ fn node(name: &str, diagnosis: Diagnosis) -> NodeRow {
         os_image: "Debian 12".to_owned(),
         kubelet: "v1.36.2".to_owned(),
         shown: NodeShown::default(),
-        verdict: worst([family.verdict]),
+        verdict: Verdict::worst([family.verdict]),
         reasons: Vec::new(),
         families: vec![family],
     }
