@@ -70,7 +70,7 @@ remove() {
 sleeper=
 stop() {
     trap '' TERM INT
-    [ -z "$sleeper" ] || { kill "$sleeper"; wait "$sleeper"; } 2>/dev/null
+    [ -z "$sleeper" ] || { kill -KILL "$sleeper"; wait "$sleeper"; } 2>/dev/null
     rm -f "$ready"
     remove
     exit $?
