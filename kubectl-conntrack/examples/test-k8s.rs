@@ -19,7 +19,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ContainerStatus, Namespace, Pod, Service};
 use kube::api::{DeleteParams, LogParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
-use kubectl_conntrack::app::{self, Job, Session};
+use kubectl_conntrack::app::{self, Folder, Job, Session};
 use kubectl_conntrack::cli::{Cli, ClusterArgs, Command, ConfirmArgs};
 use kubectl_conntrack::each_node::EachNode;
 use kubectl_conntrack::manifests::{self, Set};
@@ -81,7 +81,8 @@ async fn test(args: &Args) -> anyhow::Result<usize> {
     app::confirmed(Some(&args.confirm), &cluster.context)?;
     let (nodes, _) = app::usable(&client, None).await?;
     let (config, say) = (Config::new(), &quiet);
-    let job = Job { client: &client, cluster: cluster.clone(), config: &config, signals, say };
+    let (of, folder) = (cluster.clone(), Folder::default());
+    let job = Job { client: &client, cluster: of, config: &config, signals, folder, say };
     let mut session = Session::begin(job, &args.cluster, app::needs).await?;
     let ground = session.ground().await?;
     let mut test =
@@ -127,7 +128,8 @@ impl Test<'_> {
         let namespace = format!("conntrack-{word}");
         let cluster = Cluster { namespace, ..self.cluster.clone() };
         let (signals, client) = (stream::pending().boxed_local(), &self.ground.client);
-        let job = Job { client, cluster, config: self.config, signals, say: &quiet };
+        let (config, folder) = (self.config, Folder::default());
+        let job = Job { client, cluster, config, signals, folder, say: &quiet };
         Ok((cli.command, job))
     }
 

@@ -22,9 +22,10 @@ pub use crate::experiment::{experiment, needs};
 pub use crate::load::load;
 use crate::output::{self, Shown as _};
 use crate::report::Cluster;
+pub use crate::run::Folder;
 pub use crate::tune::tune;
 pub use crate::witness::watch;
-use crate::{manifests, plan, preflight, run};
+use crate::{manifests, plan, preflight};
 pub use session::{Job, Session, signals};
 
 /// Runs the command line.
@@ -47,9 +48,9 @@ macro_rules! done {
         confirmed($confirm, &place.1.context)?;
         let file = of.save.as_deref().map(|dir| (dir, concat!($word, ".json")));
         let work = async |job: Job<'_>| Box::pin($work(job, &$args)).await;
-        let result = kept(place, $config, file, work).await?;
+        let (result, whole) = kept(place, $config, file, work).await?;
         print(&output::text(&result, $args.output, std::io::stdout().is_terminal())?)?;
-        Ok(result.exit())
+        Ok(ended(result.exit(), whole))
     }};
 }
 
@@ -164,26 +165,34 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Does `work` with progress and signals, and keeps its result as a file of a folder, where one is named.
+/// A result that was not kept as asked is no success; what is worse says more.
+fn ended(found: Exit, whole: bool) -> Exit {
+    if found == Exit::Ok && !whole { Exit::Failed } else { found }
+}
+
+/// Does `work` with progress and signals, and keeps its result as a file of a folder, where one is
+/// named. False beside it where not everything was kept, which is said.
 pub(crate) async fn kept<T: Serialize>(
     (client, cluster): (Client, Cluster),
     config: &Config,
     file: Option<(&Path, &str)>,
     work: impl AsyncFnOnce(Job<'_>) -> anyhow::Result<T>,
-) -> anyhow::Result<T> {
+) -> anyhow::Result<(T, bool)> {
     let signals = signals()?;
     if let Some((dir, _)) = file {
         std::fs::create_dir_all(dir).with_context(|| format!("--save {}", dir.display()))?;
     }
     let progress = Progress::new();
+    let folder = Folder::new(file.map(|(dir, _)| dir));
     let say = |s: &str| progress.say(s);
-    let done = work(Job { client: &client, cluster, config, signals, say: &say }).await;
+    let job = Job { client: &client, cluster, config, signals, folder: folder.clone(), say: &say };
+    let done = work(job).await;
     progress.end();
-    let result = done?;
-    if let Some((dir, name)) = file {
-        run::save(dir, name, &result)?;
+    if let (Ok(result), Some((_, name))) = (&done, file) {
+        folder.save("", name, result);
     }
-    Ok(result)
+    let whole = folder.whole();
+    Ok((done?, whole))
 }
 
 /// The Linux nodes, of which one at least is ready.
@@ -208,4 +217,31 @@ pub async fn usable(
     let (usable, other): (Vec<_>, Vec<_>) = nodes.partition(|n| n.unusable.is_none());
     let why = |n: plan::Node| Some(format!("{}: {}", n.name, n.unusable?));
     Ok((usable, other.into_iter().filter_map(why).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A result that cannot be kept is given all the same, and that is no success; a worse exit code stays.
+    #[tokio::test]
+    async fn a_result_that_cannot_be_kept_is_given() {
+        let all = tempfile::tempdir().unwrap();
+        let dir = all.path().join("results");
+        let config = kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"));
+        let client = Client::try_from(config).unwrap();
+        let (context, version) = ("test".to_owned(), String::new());
+        let cluster = Cluster { context, version, namespace: String::new() };
+        let work = async |_: Job<'_>| {
+            // While it works, its folder goes and something else comes in its place.
+            std::fs::remove_dir(&dir)?;
+            std::fs::write(&dir, "")?;
+            Ok(7)
+        };
+        let file = Some((dir.as_path(), "load.json"));
+        let done = kept((client, cluster), &Config::new(), file, work).await.unwrap();
+        assert_eq!(done, (7, false));
+        let codes = [Exit::Ok, Exit::Vulnerable, Exit::Inconclusive].map(|e| ended(e, false));
+        assert_eq!(codes, [Exit::Failed, Exit::Vulnerable, Exit::Inconclusive]);
+    }
 }

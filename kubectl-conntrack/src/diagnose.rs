@@ -19,7 +19,7 @@ use crate::objects::cluster_ips;
 use crate::plan::{self, From, Front, Member, Node, Path};
 use crate::preflight::{self, Right, rights};
 use crate::report::DiagnoseResult;
-use crate::run::Ground;
+use crate::run::{Folder, Ground};
 use crate::verdict::NodeRow;
 use wave::{FRONTS, Wave};
 
@@ -52,8 +52,8 @@ pub async fn diagnosis(job: Job<'_>, args: &DiagnoseArgs) -> anyhow::Result<Diag
     let configured = preflight::proxy_mode(client).await;
     let ground = session.ground().await?;
     let mut rows = Vec::new();
-    let configured = configured.as_deref();
-    let work = run(&ground, args, configured, nodes.clone(), &mut rows, say);
+    let (configured, folder) = (configured.as_deref(), session.job.folder.clone());
+    let work = run(&ground, args, &folder, configured, nodes.clone(), &mut rows, say);
     let done = session.until(Box::pin(work)).await;
     let mut reasons = Vec::new();
     let nothing = |e: &Stop| rows.is_empty() && !matches!(e, Stop::Api(_));
@@ -72,6 +72,7 @@ pub async fn diagnosis(job: Job<'_>, args: &DiagnoseArgs) -> anyhow::Result<Diag
 async fn run(
     ground: &Ground,
     args: &DiagnoseArgs,
+    folder: &Folder,
     configured: Option<&str>,
     nodes: Vec<Node>,
     rows: &mut Vec<NodeRow>,
@@ -99,7 +100,7 @@ async fn run(
             say(&format!("wave {} of {total}, {} nodes: {what}", n + 1, members.len()));
         };
         let families = families.as_slice();
-        let wave = Wave { ground, args, allowed: &allowed, configured, families, members };
+        let wave = Wave { ground, args, folder, allowed: &allowed, configured, families, members };
         rows.extend(wave.go(&mut watch, &said).await?);
         if let Some((times, error)) = watch.broken.take() {
             say(&format!("the watch of pods broke {times} times and was begun anew: {error}"));

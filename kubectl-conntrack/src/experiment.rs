@@ -68,7 +68,7 @@ pub(crate) async fn experimented(args: ExperimentArgs) -> anyhow::Result<Exit> {
         format!("results/cluster-{now}").into()
     });
     let work = async |job: Job<'_>| Box::pin(experiment(job, &args, &dir)).await;
-    let result = kept(place, &Config::new(), None, work).await?;
+    let (result, _) = kept(place, &Config::new(), None, work).await?;
     print(&shown(&result, &dir, args.output)?)?;
     Ok(conntrack_lab::app::exit(&result))
 }
@@ -113,21 +113,22 @@ pub async fn experiment(
     let ground = session.ground().await?;
     let mut experiment = Experiment::new(&ground, &nodes, args, &mut journal, &mut session);
     let done = Box::pin(experiment.go(say)).await;
+    // A full disk must not leave the nodes changed: first the end, then the journal.
+    let left = session.end(&ground).await;
     // Nothing was measured, and the mend is the user's.
     let refused = matches!(done, Err(Stop::Refused(_)));
+    let mut doubts = Vec::new();
     let ended_by = match &done {
         Ok(()) => session.by.unwrap_or(EndedBy::Completed),
         Err(e) => {
-            journal.doubt(&format!("the run ended before its end: {e}"))?;
+            doubts.push(format!("the run ended before its end: {e}"));
             EndedBy::Error
         }
     };
-    if let Some(by) = session.by {
-        journal.doubt(&format!("the run was ended by {by}"))?;
-    }
-    for left in session.end(&ground).await {
-        journal.doubt(&left)?;
-    }
+    doubts.extend(session.by.map(|by| format!("the run was ended by {by}")));
+    doubts.extend(left);
+    // Each is said, also where the first cannot be written.
+    doubts.iter().map(|why| journal.doubt(why)).fold(Ok(()), Result::and)?;
     journal.record(Fact::Ended, &jiff::Timestamp::now())?;
     journal.wrote(&Event::End(ended_by))?;
     if refused {

@@ -68,14 +68,12 @@ pub async fn load(job: Job<'_>, args: &LoadArgs) -> anyhow::Result<LoadResult> {
         Err(Stop::Refused(_)) => Collected::default(),
         _ => load.collect(early).await,
     };
-    if let Some(dir) = &args.cluster.save {
-        for (pod, result) in &collected.results {
-            run::save(dir, &format!("{pod}.json"), result)?;
-        }
-    }
     let mut reasons = Vec::new();
     let nothing = |_: &Stop| collected.results.is_empty();
     let record = session.close(&ground, "load", done, nothing, &mut reasons).await?;
+    for (pod, result) in &collected.results {
+        session.job.folder.save("", &format!("{pod}.json"), result);
+    }
     let why = reasons.join("; ");
     judged(collected, args, reasons, record)?
         .with_context(|| format!("no client left a result: {why}"))
@@ -149,7 +147,8 @@ impl<'a> Load<'a> {
             if early {
                 let _ = self.ground.dismiss::<Pod>(std::iter::once(name.clone())).await;
             }
-            (name.clone(), self.ground.last_words(name, CLIENT, wait, result).await)
+            let read = |log: &str| run::document(log, LoadResult::read);
+            (name.clone(), self.ground.last_words(name, CLIENT, wait, read).await)
         });
         let mut collected = Collected::default();
         for (name, found) in stream::iter(each).buffered(PARALLEL).collect::<Vec<_>>().await {
@@ -177,12 +176,6 @@ impl<'a> Load<'a> {
 fn called(mut pod: Value, name: &str) -> Pod {
     pod["metadata"]["name"] = name.into();
     objects::typed(pod)
-}
-
-/// A client's result: the last line of its log.
-fn result(log: &str) -> Result<LoadResult, String> {
-    let result: LoadResult = run::document(log)?;
-    if result.adds_up() { Ok(result) } else { Err("its counts do not add up".to_owned()) }
 }
 
 /// One result of all, judged. None where there is none.

@@ -73,7 +73,7 @@ impl Set {
 
     fn namespace(self) -> String {
         match self {
-            Self::Base | Self::Observe | Self::Witness => "conntrack-canary".to_owned(),
+            Self::Base | Self::Observe => "conntrack-canary".to_owned(),
             _ => format!("conntrack-{}", self.name()),
         }
     }

@@ -1,13 +1,15 @@
 //! What every subcommand does with the cluster: makes what is its own, reads what it says, and
 //! removes that and nothing else.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use canary_record::names::EndedBy;
-use canary_record::result::{self, ReadError};
+use canary_record::result::ReadError;
 use canary_runtime::output::ResultFile;
 use futures_util::stream::LocalBoxStream;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -49,12 +51,16 @@ impl<K> Kind for K where
 /// Why pods could not be made, by the name of each.
 pub type Refused = BTreeMap<String, String>;
 
-/// A result document: the last line of a log.
-pub fn document<T: DeserializeOwned>(log: &str) -> Result<T, String> {
+/// A result document, as `read` reads its kind: the last line of a log.
+pub fn document<T>(
+    log: &str,
+    read: impl FnOnce(&[u8]) -> Result<T, ReadError>,
+) -> Result<T, String> {
     let line = log.lines().rfind(|l| !l.trim().is_empty()).unwrap_or_default();
-    result::read(line.as_bytes()).map_err(|e| match e {
+    read(line.as_bytes()).map_err(|e| match e {
         ReadError::Json(_) => format!("no result: {}", line.chars().take(200).collect::<String>()),
-        other => format!("a result of another release's image: {other}"),
+        ReadError::Version(_) => format!("a result of another release's image: {e}"),
+        ReadError::Sum(_) => format!("a damaged result: {e}"),
     })
 }
 
@@ -66,6 +72,38 @@ pub fn save<T: Serialize>(dir: &Path, name: &str, document: &T) -> Result<(), St
         Ok(ResultFile::prepare(&path)?.write(document)?)
     };
     write().map_err(Stop::unsaved(&path))
+}
+
+/// The folder of `--save`, where one is named. A document that it does not take ends no run: that is
+/// told at the end.
+#[derive(Clone, Debug, Default)]
+pub struct Folder {
+    dir: Option<PathBuf>,
+    /// Why it did not take the first such document.
+    failed: Rc<RefCell<Option<Stop>>>,
+}
+
+impl Folder {
+    /// This one, or none.
+    #[must_use]
+    pub fn new(dir: Option<&Path>) -> Self {
+        Self { dir: dir.map(Path::to_owned), ..Self::default() }
+    }
+
+    /// Keeps a document in a folder `within` it.
+    pub(crate) fn save<T: Serialize>(&self, within: &str, name: &str, document: &T) {
+        let saved = self.dir.as_ref().map(|dir| save(&dir.join(within), name, document));
+        if let Some(Err(e)) = saved {
+            self.failed.borrow_mut().get_or_insert(e);
+        }
+    }
+
+    /// Says what it did not take; true where that is nothing.
+    pub(crate) fn whole(&self) -> bool {
+        let failed = self.failed.borrow();
+        failed.iter().for_each(|e| eprintln!("kubectl-conntrack: {e}"));
+        failed.is_none()
+    }
 }
 
 /// A namespace with a run's objects: one that the run made, which goes whole, or somebody else's,
@@ -450,13 +488,15 @@ fn unconfirmed(node: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use canary_record::result;
+
     use super::*;
 
     /// Another release may mean something else by a field of the same name: its document is none.
     #[test]
     fn another_releases_document_is_refused() {
         let log = |version: u32| format!("an event\n{{\"schema_version\":{version}}}\n\n");
-        let read = |version| document::<serde_json::Value>(&log(version));
+        let read = |version| document::<serde_json::Value>(&log(version), result::read);
         assert!(read(result::SCHEMA_VERSION).is_ok());
         let e = read(9).unwrap_err();
         assert!(e.starts_with("a result of another release's image: schema_version 9"), "{e}");

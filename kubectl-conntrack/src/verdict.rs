@@ -154,6 +154,11 @@ pub fn path_row(
         row.reasons.extend(server.reasons.iter().cloned());
     }
     match client {
+        // What the application saw would be contrary evidence, and nobody knows it.
+        Err(why) if row.verdict == Verdict::Protected => {
+            row.verdict = Verdict::Inconclusive;
+            row.reasons.insert(0, format!("client: {why}"));
+        }
         Err(why) => row.reasons.push(format!("client: {why}")),
         // Without a handshake the client's end says more than the server's silence.
         Ok(c) if row.judged == 0 => row.reasons.splice(0..0, never_connected(c)).for_each(drop),
@@ -254,7 +259,7 @@ impl PathRow {
             let why = to_server.reasons.first().map_or("no reason given", String::as_str);
             self.reasons.insert(0, format!("to the server: {why}"));
         }
-        self.verdict = worst([self.verdict, to_server.verdict]);
+        self.verdict = Verdict::worst([self.verdict, to_server.verdict]);
         self.to_server = Some(to_server);
         self
     }
@@ -335,24 +340,10 @@ impl NodeRow {
     }
 }
 
-const fn rank(v: Verdict) -> u8 {
-    match v {
-        Verdict::Protected => 0,
-        Verdict::Inconclusive => 1,
-        Verdict::Vulnerable => 2,
-    }
-}
-
-/// The worst of `verdicts`; inconclusive when there is none.
-#[must_use]
-pub fn worst(verdicts: impl IntoIterator<Item = Verdict>) -> Verdict {
-    verdicts.into_iter().max_by_key(|v| rank(*v)).unwrap_or(Verdict::Inconclusive)
-}
-
 /// The worst of the verdicts on parts of a result, which is proved only where no `reasons` weaken it.
 pub(crate) fn whole(parts: impl IntoIterator<Item = Verdict>, reasons: &[String]) -> Verdict {
-    let parts = worst(parts);
-    if reasons.is_empty() { parts } else { worst([parts, Verdict::Inconclusive]) }
+    let parts = Verdict::worst(parts);
+    if reasons.is_empty() { parts } else { Verdict::worst([parts, Verdict::Inconclusive]) }
 }
 
 /// Nodes with the same outcome.
@@ -392,6 +383,6 @@ pub fn groups(nodes: &[NodeRow]) -> Vec<Group<'_>> {
             None => groups.push(Group { like: n, names: vec![&n.name] }),
         }
     }
-    groups.sort_by_key(|g| std::cmp::Reverse((rank(g.like.verdict), g.names.len())));
+    groups.sort_by_key(|g| (g.like.verdict.rank(), std::cmp::Reverse(g.names.len())));
     groups
 }

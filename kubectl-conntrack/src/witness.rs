@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use canary_record::names::{EndedBy, Verdict};
-use canary_record::result::Run as Record;
 use canary_record::result::witness::{
     Cause, CauseCount, Direction, EXAMPLES, Ended, Hit, MOST_HIT, WitnessResult,
 };
+use canary_record::result::{self, Run as Record};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::api::ListParams;
 use kube::{Api, Client};
@@ -152,11 +152,8 @@ pub async fn watch(job: Job<'_>, args: &WitnessArgs) -> anyhow::Result<ClusterWi
         reasons.push(format!("results could not be read: {e}"));
         Vec::new()
     });
-    if let Some(dir) = &args.cluster.save {
-        let known = found.iter().filter_map(|(node, r)| Some((node, r.as_ref().ok()?)));
-        for (node, result) in known {
-            run::save(dir, &format!("{node}.witness.json"), result)?;
-        }
+    for (node, result) in found.iter().filter_map(|(node, r)| Some((node, r.as_ref().ok()?))) {
+        session.job.folder.save("", &format!("{node}.witness.json"), result);
     }
     Ok(ClusterWitness::new(record, session.job.cluster, &found, &names, reasons))
 }
@@ -189,7 +186,7 @@ async fn collected(pods: &EachNode<'_>, early: bool) -> Result<Found, Stop> {
         pods.dismiss().await?;
     }
     let wait = if early { LINGER / 2 } else { Duration::from_secs(5) };
-    let found = pods.words(wait, run::document).await;
+    let found = pods.words(wait, |log| run::document(log, result::read)).await;
     Ok(pods.nodes.iter().map(|n| n.name.clone()).zip(found).collect())
 }
 

@@ -11,7 +11,7 @@ use canary_wire::segment::Family;
 use clap::Parser;
 use common::documents::{boom, client, forging, observed};
 use common::{Fake, Life, job, never};
-use kubectl_conntrack::app::{Job, diagnosis};
+use kubectl_conntrack::app::{Folder, Job, diagnosis};
 use kubectl_conntrack::cli::{Cli, Command, DiagnoseArgs};
 use kubectl_conntrack::output::Shown as _;
 use kubectl_conntrack::plan::Path;
@@ -68,7 +68,9 @@ fn dropped(_: &str, path: &str) -> Diagnosis {
 async fn run(fake: &Fake, line: &str) -> Result<DiagnoseResult, String> {
     let (args, client, config) = (args(line), fake.client(), Config::new());
     let ns = args.cluster.namespace.as_deref().unwrap_or(NS);
-    let done = diagnosis(job(&client, &config, ns, never), &args).await;
+    let folder = Folder::new(args.cluster.save.as_deref());
+    let job = Job { folder, ..job(&client, &config, ns, never) };
+    let done = diagnosis(job, &args).await;
     done.map_err(|e| format!("{e:#}"))
 }
 
@@ -148,6 +150,23 @@ async fn an_untried_direction_is_said() {
         row.reasons
     );
     assert_eq!(row.diagnosis, Some(Diagnosis::Dropped));
+}
+
+/// A client's result whose counts do not add up is none.
+#[tokio::test(start_paused = true)]
+async fn a_damaged_result_is_none() {
+    let inner = log(dropped);
+    let fake = Fake::new(2, ends, move |pod, container| {
+        let text = inner(pod, container);
+        if container == "same-node-ipv4" {
+            return text.replace("\"attempts\":200", "\"attempts\":201");
+        }
+        text
+    });
+    let result = run(&fake, "").await.unwrap();
+    assert_eq!(result.verdict, Verdict::Inconclusive);
+    let why = &result.nodes[0].families[0].reasons[0];
+    assert!(why.starts_with("same-node: client: ") && why.contains("do not add up"), "{why}");
 }
 
 /// Both families of a dual-stack cluster are tried.
@@ -488,6 +507,16 @@ async fn documents_are_kept() {
     let kept = std::fs::read_dir(dir.path().join("n0000")).unwrap().count();
     // Both ends of each path, and the client that forged.
     assert_eq!(kept, 3 * 11);
+}
+
+/// Where documents cannot be kept every node has its row all the same, and nothing is left.
+#[tokio::test(start_paused = true)]
+async fn documents_that_cannot_be_kept_end_nothing() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let fake = Fake::new(2, ends, log(dropped));
+    let result = run(&fake, &format!("--save {}", file.path().display())).await.unwrap();
+    assert_eq!(result.verdict, Verdict::Protected, "{:?}", result.reasons);
+    assert!(fake.namespaces().is_empty());
 }
 
 /// Calls and time of a run over `nodes` nodes.

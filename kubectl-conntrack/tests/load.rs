@@ -10,7 +10,7 @@ use canary_record::result::load::LoadResult;
 use clap::Parser;
 use common::documents::client;
 use common::{Fake, Life, job, never};
-use kubectl_conntrack::app::load;
+use kubectl_conntrack::app::{Folder, Job, load};
 use kubectl_conntrack::cli::{Cli, Command, LoadArgs};
 use serde_json::{Value, json};
 
@@ -29,7 +29,9 @@ async fn run(
 ) -> Result<LoadResult, String> {
     let ns = "conntrack-load";
     let (client, args, config) = (fake.client(), args(line), Config::new());
-    let done = Box::pin(load(job(&client, &config, ns, signalled), &args)).await;
+    let folder = Folder::new(args.cluster.save.as_deref());
+    let job = Job { folder, ..job(&client, &config, ns, signalled) };
+    let done = Box::pin(load(job, &args)).await;
     done.map_err(|e| format!("{e:#}"))
 }
 
@@ -149,4 +151,21 @@ async fn an_image_that_cannot_be_had_ends_it() {
     let e = run(&fake, "", never).await.unwrap_err();
     assert!(e.contains("image r/load-client:1 cannot be had"), "{e}");
     assert!(fake.namespaces().is_empty());
+}
+
+/// Clients' results are kept with --save. Where they cannot be, the whole is given all the same, and
+/// nothing is left.
+#[tokio::test(start_paused = true)]
+async fn results_that_cannot_be_kept_end_nothing() {
+    let (dir, file) = (tempfile::tempdir().unwrap(), tempfile::NamedTempFile::new().unwrap());
+    for (at, kept) in [(dir.path(), 5), (file.path(), 0)] {
+        let fake = Fake::new(2, life, log);
+        target(&fake);
+        fake.accepted(5 * 99);
+        let line = format!("--clients 5 --save {}", at.display());
+        let result = run(&fake, &line, never).await.unwrap();
+        assert_eq!(result.verdict, LoadVerdict::WithinThresholds, "{:?}", result.reasons);
+        assert_eq!(std::fs::read_dir(at).map_or(0, Iterator::count), kept);
+        assert!(fake.namespaces().is_empty());
+    }
 }

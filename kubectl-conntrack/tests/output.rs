@@ -2,7 +2,7 @@
 
 mod common;
 
-use canary_record::names::{Diagnosis, LoadVerdict, ProbeEnd};
+use canary_record::names::{Diagnosis, LoadVerdict, ProbeEnd, Verdict};
 use canary_record::result::load::ThresholdRecord;
 use canary_wire::segment::Family;
 use clap::CommandFactory;
@@ -13,7 +13,7 @@ use kubectl_conntrack::output::{Format, Shown, text};
 use kubectl_conntrack::plan::{Node, Path};
 use kubectl_conntrack::report::{Cluster, DiagnoseResult};
 use kubectl_conntrack::tune::{Change, TuneResult, TunedNode};
-use kubectl_conntrack::verdict::{NodeRow, ToServer, family_row, path_row, worst};
+use kubectl_conntrack::verdict::{NodeRow, ToServer, family_row, path_row};
 use kubectl_conntrack::witness::ClusterWitness;
 
 fn golden(name: &str, text: &str) {
@@ -53,7 +53,7 @@ fn node(name: &str, mode: Option<&str>, of: impl Fn(Path, Family) -> Diagnosis) 
     };
     NodeRow {
         shown: common::documents::shown(mode),
-        verdict: worst(families.iter().map(|f| f.verdict)),
+        verdict: Verdict::worst(families.iter().map(|f| f.verdict)),
         families: families.into(),
         reasons: Vec::new(),
         ..kubectl_conntrack::diagnose::unproved(&plain, String::new())

@@ -7,7 +7,7 @@ use canary_record::result::observe::NodeShown;
 use canary_wire::segment::Family;
 use common::documents::{boom, client};
 use kubectl_conntrack::plan::Path;
-use kubectl_conntrack::verdict::{NodeRow, PathRow, family_row, groups, path_row, worst};
+use kubectl_conntrack::verdict::{NodeRow, PathRow, family_row, groups, path_row};
 
 const V4: Family = Family::Ipv4;
 
@@ -69,6 +69,22 @@ fn a_missing_server_is_said() {
         (r.verdict, r.reasons[0].as_str()),
         (Verdict::Inconclusive, "server: the pod was deleted")
     );
+}
+
+/// Without its client's document nobody knows what the application saw: no path is protected then, and
+/// the reason is the first that its family gives. A leak is one without it.
+#[test]
+fn a_missing_client_proves_nothing() {
+    let of = |diagnosis| {
+        let client = Err("OOMKilled".to_owned());
+        path_row(Path::SameNode, V4, vec![], &Ok(boom(V4, diagnosis)), &client)
+    };
+    let mut rows = all(Diagnosis::Dropped);
+    rows[0] = of(Diagnosis::Dropped);
+    let f = family_row(V4, rows, &[]);
+    assert_eq!((f.verdict, f.paths[0].verdict), (Verdict::Inconclusive, Verdict::Inconclusive));
+    assert_eq!(f.reasons, ["same-node: client: OOMKilled"]);
+    assert_eq!(of(Diagnosis::Unprotected).verdict, Verdict::Vulnerable);
 }
 
 /// Where no connection came, the client's own end is the first reason.
@@ -145,7 +161,7 @@ fn node(name: &str, diagnosis: Diagnosis) -> NodeRow {
         os_image: "Debian 12".to_owned(),
         kubelet: "v1.36.2".to_owned(),
         shown: NodeShown::default(),
-        verdict: worst([family.verdict]),
+        verdict: Verdict::worst([family.verdict]),
         reasons: Vec::new(),
         families: vec![family],
     }

@@ -9,7 +9,7 @@ use canary_record::result::Config;
 use clap::Parser;
 use common::documents::witness as result;
 use common::{Fake, Life, job, never};
-use kubectl_conntrack::app::watch;
+use kubectl_conntrack::app::{Folder, Job, watch};
 use kubectl_conntrack::cli::{Cli, Command};
 use kubectl_conntrack::output::Shown as _;
 use kubectl_conntrack::witness::ClusterWitness;
@@ -26,7 +26,9 @@ async fn run(
     };
     let ns = "conntrack-witness";
     let (client, config) = (fake.client(), Config::new());
-    let done = Box::pin(watch(job(&client, &config, ns, signalled), &args)).await;
+    let folder = Folder::new(args.cluster.save.as_deref());
+    let job = Job { folder, ..job(&client, &config, ns, signalled) };
+    let done = Box::pin(watch(job, &args)).await;
     done.map_err(|e| format!("{e:#}"))
 }
 
@@ -140,4 +142,16 @@ async fn names_need_a_right() {
     let e = run(&fake, "--for 60s", never).await.unwrap_err();
     assert!(e.contains("resources: [services], verbs: [list]"), "{e}");
     assert_eq!(fake.objects().len(), 3);
+}
+
+/// Nodes' results are kept with --save. Where they cannot be, the whole is given all the same.
+#[tokio::test(start_paused = true)]
+async fn results_that_cannot_be_kept_end_nothing() {
+    let (dir, file) = (tempfile::tempdir().unwrap(), tempfile::NamedTempFile::new().unwrap());
+    for (at, kept) in [(dir.path(), 3), (file.path(), 0)] {
+        let line = format!("--for 60s --save {}", at.display());
+        let result = run(&fake(3, log), &line, never).await.unwrap();
+        assert_eq!(result.verdict, Verdict::Vulnerable, "{:?}", result.reasons);
+        assert_eq!(std::fs::read_dir(at).map_or(0, Iterator::count), kept);
+    }
 }

@@ -50,22 +50,9 @@ pub fn paths(rows: &[OutcomeCount], context: &Context) -> Vec<PathDiagnosis> {
 /// inconclusive path, or one of the `doubts`, keeps it from being protected.
 #[must_use]
 pub fn overall(paths: &[PathDiagnosis], doubts: &[String]) -> Verdict {
-    match worst(paths.iter().map(|p| p.verdict)) {
+    match Verdict::worst(paths.iter().map(|p| p.verdict)) {
         Verdict::Protected if !doubts.is_empty() => Verdict::Inconclusive,
         verdict => verdict,
-    }
-}
-
-/// The worst of several verdicts; inconclusive when there are none.
-#[must_use]
-pub fn worst(verdicts: impl IntoIterator<Item = Verdict>) -> Verdict {
-    let all: Vec<Verdict> = verdicts.into_iter().collect();
-    if all.contains(&Verdict::Vulnerable) {
-        Verdict::Vulnerable
-    } else if !all.is_empty() && all.iter().all(|v| *v == Verdict::Protected) {
-        Verdict::Protected
-    } else {
-        Verdict::Inconclusive
     }
 }
 

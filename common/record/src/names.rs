@@ -188,6 +188,24 @@ names! {
     }
 }
 
+impl Verdict {
+    /// The worst is 0: a leak that was seen outweighs what was not proved.
+    #[must_use]
+    pub const fn rank(self) -> u8 {
+        match self {
+            Self::Vulnerable => 0,
+            Self::Inconclusive => 1,
+            Self::Protected => 2,
+        }
+    }
+
+    /// The worst of several; inconclusive where there are none.
+    #[must_use]
+    pub fn worst(verdicts: impl IntoIterator<Item = Self>) -> Self {
+        verdicts.into_iter().min_by_key(|v| v.rank()).unwrap_or(Self::Inconclusive)
+    }
+}
+
 names! {
     /// What a load makes of its thresholds, which is its exit code. It says nothing of a path:
     /// see [`Verdict`].
@@ -409,6 +427,16 @@ mod tests {
         assert_eq!(Errno::of(&io::Error::other("x")), Errno::Unknown);
         assert_eq!(Errno::of(&io::Error::from_raw_os_error(libc::ENOTTY)), Errno::Other);
         assert_eq!(Errno::of(&io::Error::from_raw_os_error(104)), Errno::Econnreset);
+    }
+
+    /// A leak outweighs what was not proved, and that what is protected. Nothing proves nothing.
+    #[test]
+    fn the_worst_verdict_wins() {
+        use Verdict::{Inconclusive, Protected, Vulnerable};
+        assert_eq!(Verdict::worst([Protected, Vulnerable, Inconclusive]), Vulnerable);
+        assert_eq!(Verdict::worst([Protected, Inconclusive, Protected]), Inconclusive);
+        assert_eq!(Verdict::worst([Protected, Protected]), Protected);
+        assert_eq!(Verdict::worst([]), Inconclusive);
     }
 
     /// No safe forgery is lethal.

@@ -94,7 +94,7 @@ restore() {
 sleeper=
 stop() {
     trap '' TERM INT
-    [ -z "$sleeper" ] || { kill "$sleeper"; wait "$sleeper"; } 2>/dev/null
+    [ -z "$sleeper" ] || { kill -KILL "$sleeper"; wait "$sleeper"; } 2>/dev/null
     rm -f "$dir/ready"
     status=0
     (restore) || status=$?

@@ -17,7 +17,7 @@ on_top() { nsenter -t 1 -m -n -- iptables -w -S FORWARD 1 | grep -q conntrack-ca
 sleeper=
 stop() {
     trap '' TERM INT
-    [ -z "$sleeper" ] || { kill "$sleeper"; wait "$sleeper"; } 2>/dev/null
+    [ -z "$sleeper" ] || { kill -KILL "$sleeper"; wait "$sleeper"; } 2>/dev/null
     rm -f /tmp/ready
     rule -D FORWARD && echo "restored: kube-proxy's drop is in force again"
     exit 0

@@ -12,7 +12,7 @@ use crate::cli::ClusterArgs;
 use crate::objects::Run;
 use crate::preflight::{self, Right};
 use crate::report::Cluster;
-use crate::run::Ground;
+use crate::run::{Folder, Ground};
 
 /// What a subcommand is given beside its options.
 pub struct Job<'a> {
@@ -24,6 +24,8 @@ pub struct Job<'a> {
     pub config: &'a Config,
     /// Signals to end, one after the other, without an end.
     pub signals: LocalBoxStream<'a, EndedBy>,
+    /// Where its documents are kept.
+    pub folder: Folder,
     /// Is told how far it is.
     pub say: &'a dyn Fn(&str),
 }

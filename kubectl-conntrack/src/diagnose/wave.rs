@@ -4,15 +4,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use canary_record::names::Verdict;
-use canary_record::result::boom::BoomResult;
 use canary_record::result::load::LoadResult;
 use canary_record::result::observe::{NodeShown, ObserveResult, ProxySource};
+use canary_record::result::{self, ReadError};
 use canary_wire::segment::Family;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::ResourceExt;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::{Allowed, unproved};
@@ -21,8 +20,8 @@ use crate::cli::DiagnoseArgs;
 use crate::objects::{self, Target, client_name, server_name, service_name};
 use crate::plan::{self, From, Front, Member, Path};
 use crate::pods::{Container, Seen};
-use crate::run::{self, Ground, Refused};
-use crate::verdict::{FamilyRow, Found, NodeRow, ToServer, family_row, path_row, worst};
+use crate::run::{self, Folder, Ground, Refused};
+use crate::verdict::{FamilyRow, Found, NodeRow, ToServer, family_row, path_row};
 
 /// One path that will be tried, or why not.
 #[derive(Debug)]
@@ -40,6 +39,7 @@ struct Try {
 pub(super) struct Wave<'a> {
     pub(super) ground: &'a Ground,
     pub(super) args: &'a DiagnoseArgs,
+    pub(super) folder: &'a Folder,
     pub(super) allowed: &'a Allowed,
     /// kube-proxy's mode by its configuration.
     pub(super) configured: Option<&'a str>,
@@ -78,7 +78,7 @@ impl Wave<'_> {
             watch.each(&names, deadline, say, over).await?;
         }
         say("results");
-        self.collect(&tries, &refused, &watch.pods).await
+        Ok(self.collect(&tries, &refused, &watch.pods).await)
     }
 
     /// Makes pods; gives the names of those that were not refused. A refusal is the pod's own, an API
@@ -204,7 +204,7 @@ impl Wave<'_> {
         tries: &[Try],
         refused: &Refused,
         pods: &BTreeMap<String, Seen>,
-    ) -> Result<Vec<NodeRow>, Stop> {
+    ) -> Vec<NodeRow> {
         let found = stream::iter(tries.iter().filter(|t| t.target.is_ok()).map(|t| async move {
             let (server, client) = (&self.members[t.server], &self.members[t.client]);
             let (from, path, family) = (t.path.from(), t.path, t.family);
@@ -212,30 +212,31 @@ impl Wave<'_> {
             let up_name = objects::client(true, path, family);
             let (pod, container) =
                 (server_name(path.front(), server.index), objects::server(path, family));
-            let boom = self.document::<BoomResult>(&pod, &container, refused, pods).await;
-            self.save(t, &format!("{name}.boom-server.json"), &boom)?;
+            let boom = self.document(&pod, &container, refused, pods, result::read).await;
+            self.save(t, &format!("{name}.boom-server.json"), &boom);
             let pod = client_name(false, from, client.index);
-            let plain = self.document::<LoadResult>(&pod, &name, refused, pods).await;
-            self.save(t, &format!("{name}.load-client.json"), &plain)?;
+            let plain = self.document(&pod, &name, refused, pods, LoadResult::read).await;
+            self.save(t, &format!("{name}.load-client.json"), &plain);
             let pod = client_name(true, from, client.index);
             let up = match &self.allowed.no_forge {
                 Some(why) => Err(format!("untried: {why}")),
-                None => self.document::<LoadResult>(&pod, &up_name, refused, pods).await,
+                None => self.document(&pod, &up_name, refused, pods, LoadResult::read).await,
             };
-            self.save(t, &format!("{up_name}.load-client.json"), &up)?;
+            self.save(t, &format!("{up_name}.load-client.json"), &up);
             let mut passed = vec![client.node.name.clone()];
             if t.client != t.server {
                 passed.push(server.node.name.clone());
             }
             let row = path_row(t.path, t.family, passed, &boom, &plain);
-            Ok::<_, Stop>((t.row, row.with(ToServer::of(t.path, t.family, &up))))
+            (t.row, row.with(ToServer::of(t.path, t.family, &up)))
         }))
         .buffered(PARALLEL)
-        .try_collect::<Vec<_>>()
-        .await?;
+        .collect::<Vec<_>>()
+        .await;
         let shown: Vec<NodeShown> = stream::iter(self.members.iter().map(|m| async move {
             let pod = client_name(false, From::Host, m.index);
-            let facts = self.document::<ObserveResult>(&pod, objects::FACTS, refused, pods).await;
+            let read = result::read::<ObserveResult>;
+            let facts = self.document(&pod, objects::FACTS, refused, pods, read).await;
             let mut shown = facts.map(|f| f.node).unwrap_or_default();
             if let Some(mode) = self.configured {
                 shown.sign(ProxySource::ConfigMap, mode.to_owned());
@@ -258,27 +259,28 @@ impl Wave<'_> {
             };
             let mut node = unproved(&m.node, String::new());
             node.families = self.families.iter().map(of).collect();
-            node.verdict = worst(node.families.iter().map(|f| f.verdict));
+            node.verdict = Verdict::worst(node.families.iter().map(|f| f.verdict));
             node.shown = shown;
             node.reasons.clear();
             let own = pods.get(&server_name(Front::Pod, m.index)).into_iter();
             let has = plan::families(own.flat_map(|p| p.addresses.iter().copied()));
             for family in has.iter().filter(|f| !self.families.contains(f)) {
                 node.reasons.push(format!("pods have {family} addresses; {family} was not tried"));
-                node.verdict = worst([node.verdict, Verdict::Inconclusive]);
+                node.verdict = Verdict::worst([node.verdict, Verdict::Inconclusive]);
             }
             rows.push(node);
         }
-        Ok(rows)
+        rows
     }
 
     /// A container's result: the last line of its log.
-    async fn document<T: DeserializeOwned>(
+    async fn document<T>(
         &self,
         pod: &str,
         container: &str,
         refused: &Refused,
         pods: &BTreeMap<String, Seen>,
+        read: fn(&[u8]) -> Result<T, ReadError>,
     ) -> Found<T> {
         if let Some(why) = refused.get(pod) {
             return Err(why.clone());
@@ -301,13 +303,14 @@ impl Wave<'_> {
             return Err(why);
         }
         let log = self.ground.tail(pod, container).await.map_err(|e| e.to_string())?;
-        run::document(&log).map_err(|why| format!("it ended with status {code} and {why}"))
+        run::document(&log, read).map_err(|why| format!("it ended with status {code} and {why}"))
     }
 
     /// Keeps a document of a try, where it is to be kept and there.
-    fn save<T: Serialize>(&self, t: &Try, file: &str, document: &Found<T>) -> Result<(), Stop> {
-        let (Some(dir), Ok(document)) = (&self.args.cluster.save, document) else { return Ok(()) };
-        run::save(&dir.join(&self.members[t.row].node.name), file, document)
+    fn save<T: Serialize>(&self, t: &Try, file: &str, document: &Found<T>) {
+        if let Ok(document) = document {
+            self.folder.save(&self.members[t.row].node.name, file, document);
+        }
     }
 
     /// Deletes the wave's pods and Services, so that node ports and the watch stay bounded.

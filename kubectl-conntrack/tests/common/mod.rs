@@ -14,7 +14,7 @@ use canary_record::names::EndedBy;
 use canary_record::result::Config;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, LocalBoxStream};
-use kubectl_conntrack::app::Job;
+use kubectl_conntrack::app::{Folder, Job};
 use kubectl_conntrack::report::Cluster;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
@@ -39,7 +39,8 @@ pub fn job<'a>(
 ) -> Job<'a> {
     let namespace = namespace.to_owned();
     let cluster = Cluster { context: "test".to_owned(), version: "v1.36.2".to_owned(), namespace };
-    Job { client, cluster, config, signals: signals(signalled), say: &|_| {} }
+    let (signals, folder) = (signals(signalled), Folder::default());
+    Job { client, cluster, config, signals, folder, say: &|_| {} }
 }
 
 /// What a pod's containers do.
