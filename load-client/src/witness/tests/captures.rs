@@ -26,12 +26,22 @@ use rand::{Rng, RngExt, SeedableRng};
 const V4: [&str; 3] = ["198.18.65.10:40000", "198.19.0.10:80", "198.18.66.20:9000"];
 const V6: [&str; 3] = ["[fd00:65::10]:40000", "[fd00:19::10]:80", "[fd00:66::20]:9000"];
 
-fn segment(from: &str, to: &str, (seq, ack): (u32, u32), flags: Flags, payload: &[u8]) -> Vec<u8> {
+fn segment(from: &str, to: &str, numbers: (u32, u32), flags: Flags, payload: &[u8]) -> Vec<u8> {
+    with_options(from, to, numbers, flags, (&[], payload))
+}
+
+fn with_options(
+    from: &str,
+    to: &str,
+    (seq, ack): (u32, u32),
+    flags: Flags,
+    (options, payload): (&[u8], &[u8]),
+) -> Vec<u8> {
     let (src, dst): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
     let mut buf = Vec::new();
     let (seq, ack) = (Seq(seq), Seq(ack));
     assert!(
-        Emit { src, dst, class: 0, seq, ack, flags, window: 502, options: &[], payload }
+        Emit { src, dst, class: 0, seq, ack, flags, window: 502, options, payload }
             .packet(&mut buf)
     );
     buf
@@ -217,6 +227,29 @@ fn what_a_side_cannot_know_is_not_named() {
     let frames: Vec<_> = other.iter().map(|p| frame(DataLink::ETHERNET, p, 0)).collect();
     let (_, ended) = read(&[&pcap(DataLink::ETHERNET, &frames, 65_535)]);
     assert_eq!(ended, []);
+}
+
+/// Where the SYN ACK is not in the capture the client's window may be scaled: data that lies within it,
+/// and then the user's abort, are no INVALID segment and its answer.
+#[test]
+fn a_missing_syn_ack_accuses_nobody() {
+    let [client, server, _] = V4;
+    let data = Flags::PSH.with(Flags::ACK);
+    let mut packets = vec![
+        with_options(client, server, (1000, 0), Flags::SYN, (&[3, 3, 7, 1], b"")),
+        segment(client, server, (1001, 5001), Flags::ACK, b""),
+        segment(server, client, (5001 + 4000, 1001), data, b"answer"),
+        segment(client, server, (1001, 0), Flags::RST, b""),
+    ];
+    let ended = |packets: &[Vec<u8>]| {
+        let frames: Vec<_> = packets.iter().map(|p| frame(DataLink::ETHERNET, p, 0)).collect();
+        read(&[&pcap(DataLink::ETHERNET, &frames, 65_535)]).1
+    };
+    assert_eq!(ended(&packets), []);
+    // A SYN ACK without the option: then the window is as small as it looks.
+    let syn_ack = Flags::SYN.with(Flags::ACK);
+    packets.insert(1, segment(server, client, (5000, 1001), syn_ack, b""));
+    assert_eq!(ended(&packets)[0].cause, Cause::AnsweredByClient);
 }
 
 /// The sides of one network together, in any order of the files.
