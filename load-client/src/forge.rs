@@ -216,6 +216,7 @@ fn judged(mut record: ForgeRecord) -> ForgeRecord {
         direction: record.direction,
         called_here: 0,
         called_elsewhere: 0,
+        handshakes: 0,
     };
     record.paths = diagnose::paths(&record.outcomes, &context);
     record.verdict = diagnose::overall(&record.paths, &record.doubts);
