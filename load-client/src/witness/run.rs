@@ -14,7 +14,7 @@ use canary_conntrack::netlink::NetlinkError;
 use canary_conntrack::rules::{self, Rules};
 use canary_conntrack::table::{Table, Tuple};
 use canary_record::names::EndedBy;
-use canary_record::result::witness::{Changed, Ended, RuleAction, RuleCount};
+use canary_record::result::witness::{Changed, Ended, RuleCount};
 use canary_runtime::limit::Limit;
 use canary_runtime::listen::own_addresses;
 use canary_runtime::shutdown::Shutdown;
@@ -116,11 +116,8 @@ impl Watch {
         let (shown, view) = watch::channel(View::default());
         let node = Node { table, addresses: own_addresses(), read: None, failed: 0 };
         let rules = rules::of_invalid().map_err(|e| e.to_string());
-        let resets = |rules: &Rules| {
-            rules.unread_resets || rules.acting.iter().any(|r| r.action == RuleAction::Reset)
-        };
         let mut witness = Witness::default();
-        witness.rejects = rules.as_ref().is_ok_and(resets);
+        witness.rejects = rules.as_ref().is_ok_and(|r| r.resets);
         let listener = Listener {
             nflog,
             node,
