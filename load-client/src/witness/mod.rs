@@ -20,19 +20,23 @@ mod sysctl;
 use std::fs::File;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use canary_record::names::EndedBy;
+use canary_record::result::Run;
 use canary_record::result::witness::{Source, WitnessResult};
 use canary_runtime::admin::Admin;
 use canary_runtime::shutdown::Shutdown;
+use tokio::sync::watch;
 
 use crate::cli::WitnessArgs;
 use crate::live::Live;
-use crate::observe::Reader;
+use crate::observe::{Look, Reader};
 use crate::report::Report;
 
 use self::found::Found;
+use self::report::Conntrack;
+use self::show::View;
 
 /// Watches this network namespace until the end of `--duration` or a signal.
 pub(crate) async fn watch(
@@ -51,32 +55,58 @@ pub(crate) async fn watch(
             return self::report::of(&nothing, run, Source::Kernel, weak, 0.0);
         }
     };
-    let mut reader = Reader::default();
-    let before = reader.look(0.0);
+    let Run { kernel, host, .. } = report.run(EndedBy::Running);
+    let so_far = Arc::new(SoFar::begin(watch.view.clone(), kernel));
     if let Some(admin) = admin {
-        let (view, host) = (watch.view.clone(), report.run(EndedBy::Running).host);
-        admin.set_page(move || page::render(&view.borrow(), &host));
+        let so_far = Arc::clone(&so_far);
+        admin.set_page(move || page::render(&so_far.view(), &host));
         admin.set_ready(true);
     }
     tracing::info!("ready");
-    let view = watch.view.clone();
-    let shown = watch.view.clone();
+    let shown = Arc::clone(&so_far);
     let live = Live::begin(args.interval, admin, move || {
-        show::publish(&shown.borrow());
-        show::table(&shown.borrow())
+        let view = shown.view();
+        show::publish(&view);
+        show::table(&view)
     });
     let watched = watch.until(args.duration, shutdown).await;
     drop(live);
-    show::publish(&view.borrow());
-    let conntrack = before.zip(reader.look(0.0)).map(|(before, after)| {
-        let (before, after) = (before.sample, after.sample);
-        self::report::Conntrack {
-            grown: after.counters.since(before.counters),
-            entries: (before.entries, after.entries),
-        }
-    });
+    show::publish(&so_far.view());
     let run = report.run(watched.ended_by);
-    self::report::of_watch(watched, run, conntrack)
+    self::report::of_watch(watched, run, so_far.conntrack())
+}
+
+/// A watch that goes on, and conntrack beside it.
+struct SoFar {
+    view: watch::Receiver<View>,
+    kernel: String,
+    reader: Mutex<Reader>,
+    before: Option<Look>,
+}
+
+impl SoFar {
+    fn begin(view: watch::Receiver<View>, kernel: String) -> Self {
+        let mut reader = Reader::default();
+        let before = reader.look(0.0);
+        Self { view, kernel, reader: Mutex::new(reader), before }
+    }
+
+    fn conntrack(&self) -> Option<Conntrack> {
+        // A look that panicked leaves nothing half done that the next one needs.
+        let now = self.reader.lock().unwrap_or_else(PoisonError::into_inner).look(0.0)?.sample;
+        let before = self.before.as_ref()?.sample;
+        Some(Conntrack {
+            grown: now.counters.since(before.counters),
+            entries: (before.entries, now.entries),
+        })
+    }
+
+    /// What was found until now, and what weakens it.
+    fn view(&self) -> View {
+        let mut view = self.view.borrow().clone();
+        view.weak = self::report::weak(&view, &self.kernel, self.conntrack());
+        view
+    }
 }
 
 /// Captures that are open and have a header.
