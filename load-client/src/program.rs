@@ -359,14 +359,22 @@ async fn run_observe(args: ObserveArgs, common: &CommonArgs, config: Config) -> 
 
 async fn run_witness(args: WitnessArgs, common: &CommonArgs, config: Config) -> Result<Exit> {
     let mut shutdown = catch()?;
-    let files: Vec<_> = args.pcap.iter().map(|f| f.display().to_string()).collect();
-    let captures = witness::open(&args.pcap).map_err(Usage)?;
-    let report = begin("load-client witness", config, common)?;
-    let mut result = if let Some(captures) = captures {
-        witness::read(captures, &files, &report)
-    } else {
+    let (report, mut result) = if args.pcap.is_empty() {
+        let report = begin("load-client witness", config, common)?;
         let admin = live::admin(common.admin)?;
-        witness::watch(&args, &report, &mut shutdown, admin.as_ref()).await
+        let result = witness::watch(&args, &report, &mut shutdown, admin.as_ref()).await;
+        (report, result)
+    } else {
+        let captures = tokio::select! {
+            captures = witness::open(args.pcap.clone()) => captures.map_err(Usage)?,
+            by = shutdown.signalled() => {
+                bail!("{by} came before every --pcap was open: nothing was read")
+            }
+        };
+        let report = begin("load-client witness", config, common)?;
+        let signalled = shutdown.signalled();
+        let result = witness::read(captures, &args.pcap, &report, signalled).await;
+        (report, result)
     };
     result.reasons.extend(lost_lines());
     let summary = witness::report::summary(&result);

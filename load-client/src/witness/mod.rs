@@ -18,7 +18,7 @@ mod show;
 mod sysctl;
 
 use std::fs::File;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Read};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -110,33 +110,58 @@ impl SoFar {
 }
 
 /// Captures that are open and have a header.
-pub(crate) type Captures = pcap::Merged<File>;
+pub(crate) type Captures<R = File> = pcap::Merged<R>;
 
-/// Opens captures, where there are any; an error names the file.
-pub(crate) fn open(files: &[PathBuf]) -> Result<Option<Captures>, String> {
+/// Opens captures; an error names the file. A FIFO opens when somebody writes to it.
+pub(crate) async fn open(files: Vec<PathBuf>) -> Result<Captures, String> {
     let open = |path: &PathBuf| {
         let file = File::open(path).map_err(|e| format!("--pcap {}: {e}", path.display()))?;
         pcap::Reader::new(file).map_err(|e| format!("--pcap {}: {e}", path.display()))
     };
-    let readers = files.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    Ok((!readers.is_empty()).then(|| pcap::Merged::new(readers)))
+    let all = move || files.iter().map(open).collect::<Result<Vec<_>, _>>().map(pcap::Merged::new);
+    blocking(all).await
 }
 
-/// Reads captures to their end.
-pub(crate) fn read(mut captures: Captures, files: &[String], report: &Report) -> WitnessResult {
-    let mut offline = offline::Offline::default();
-    for packet in captures.by_ref() {
-        offline.packet(&packet);
-    }
-    let mut weak: Vec<_> =
-        captures.damaged().map(|(n, why)| format!("{} ends early: {why}", files[n])).collect();
+/// Reads captures to their end, or to a signal.
+pub(crate) async fn read<R: Read + Send + 'static>(
+    mut captures: Captures<R>,
+    files: &[PathBuf],
+    report: &Report,
+    signalled: impl Future<Output = EndedBy>,
+) -> WitnessResult {
+    // A pipe may have nothing to read for long: a signal takes what there is, and leaves nothing to
+    // add to.
+    let so_far = Arc::new(Mutex::new(Some(offline::Offline::default())));
+    let theirs = Arc::clone(&so_far);
+    let whole = blocking(move || {
+        for packet in captures.by_ref() {
+            let mut offline = theirs.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(offline) = offline.as_mut() else { break };
+            offline.packet(&packet);
+        }
+        captures
+    });
+    let (ended_by, mut weak) = tokio::select! {
+        captures = whole => {
+            let early = |(n, why): (usize, _)| format!("{} ends early: {why}", files[n].display());
+            (EndedBy::Completed, captures.damaged().map(early).collect::<Vec<_>>())
+        }
+        by = signalled => (by, vec![format!("{by} came before the captures were read to their end")]),
+    };
+    let offline = so_far.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
     if offline.unknown_links > 0 {
         weak.push(format!(
             "{} packets have a link layer that is not known here (Ethernet, SLL, SLL2, raw IP and loopback are)",
             offline.unknown_links
         ));
     }
-    self::report::of_captures(offline, report.run(EndedBy::Completed), weak)
+    self::report::of_captures(offline, report.run(ended_by), weak)
+}
+
+/// Does what may wait for somebody else, in a thread that ends with the program.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
 }
 
 #[cfg(test)]
