@@ -36,6 +36,7 @@ pub(crate) fn result(
         direction: Direction::ServerToClient,
         called_here: accepted.connections.called_here,
         called_elsewhere: accepted.connections.called_elsewhere,
+        handshakes: state.tally.handshakes.finished,
     };
     let paths = diagnose::paths(&outcomes, &context);
     let handshakes = Handshakes { repeated_syn_acks: accepted.repeated, ..state.tally.handshakes };

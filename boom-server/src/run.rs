@@ -343,11 +343,7 @@ impl Program {
             eprintln!("cannot write the result to stdout: {e}");
             lost = true;
         }
-        match Exit::from(result.verdict) {
-            // What was asked for could not be delivered.
-            Exit::Ok if lost => Exit::Failed,
-            exit => exit,
-        }
+        Exit::from(result.verdict).unless(lost)
     }
 }
 

@@ -19,6 +19,7 @@ use canary_forge::raw::{Sender, Sniffer};
 use canary_forge::tally::Tally;
 use canary_record::names::{ClientClass, Direction, FailureClass, Phase, Verdict};
 use canary_record::outcome::Counts;
+use canary_record::result::Run;
 use canary_record::result::boom::{OutcomeCount, Resets, Sniffer as SnifferRecord};
 use canary_record::result::load::{ForgeRecord, LoadResult};
 use canary_wire::filter::Side;
@@ -216,6 +217,7 @@ fn judged(mut record: ForgeRecord) -> ForgeRecord {
         direction: record.direction,
         called_here: 0,
         called_elsewhere: 0,
+        handshakes: 0,
     };
     record.paths = diagnose::paths(&record.outcomes, &context);
     record.verdict = diagnose::overall(&record.paths, &record.doubts);
@@ -232,20 +234,43 @@ fn judged(mut record: ForgeRecord) -> ForgeRecord {
     record
 }
 
-/// The whole of several records of one direction; `parts` are their hosts and records.
+/// The whole of several records of one direction; `parts` are their runs and records. The client's node
+/// decides in it: what one node's segments show says nothing of another node.
 pub(crate) fn join<'a>(
-    parts: impl IntoIterator<Item = (&'a str, &'a ForgeRecord)>,
+    parts: impl IntoIterator<Item = (&'a Run, &'a ForgeRecord)>,
 ) -> Option<ForgeRecord> {
-    let mut whole: Option<ForgeRecord> = None;
+    let parts: Vec<_> = parts.into_iter().collect();
+    let min_forged = parts.iter().map(|(_, part)| part.min_forged).max()?;
+    let mut nodes: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+    for &(run, part) in &parts {
+        nodes.entry(run.node.as_ref().unwrap_or(&run.host)).or_default().push((run, part));
+    }
+    let mut whole = sum(&parts, min_forged);
+    if nodes.len() > 1 {
+        for (node, parts) in nodes {
+            let one = judged(sum(&parts, min_forged));
+            if one.outcomes.is_empty() && one.untried.is_none() {
+                whole.doubts.push(format!("{node}: nothing was forged"));
+            }
+            for path in one.paths.iter().filter(|p| p.verdict == Verdict::Inconclusive) {
+                let lacks = path.reasons.iter().map(|r| format!("{node}: {}: {r}", path.family));
+                whole.doubts.extend(lacks);
+            }
+        }
+    }
+    Some(judged(whole))
+}
+
+/// The sums of several records.
+fn sum(parts: &[(&Run, &ForgeRecord)], min_forged: u64) -> ForgeRecord {
+    let mut whole = empty(min_forged);
     let mut outcomes = BTreeMap::new();
     let mut untried = Vec::new();
-    for (host, part) in parts {
-        let sum = whole.get_or_insert_with(|| empty(part.min_forged));
-        sum.min_forged = sum.min_forged.max(part.min_forged);
-        sum.unjudged += part.unjudged;
-        sum.doubts.extend(part.doubts.iter().map(|d| format!("{host}: {d}")));
-        sum.resets += &part.resets;
-        sum.sniffer += &part.sniffer;
+    for (Run { host, .. }, part) in parts {
+        whole.unjudged += part.unjudged;
+        whole.doubts.extend(part.doubts.iter().map(|d| format!("{host}: {d}")));
+        whole.resets += &part.resets;
+        whole.sniffer += &part.sniffer;
         untried.extend(part.untried.iter().map(|why| format!("{host}: {why}")));
         for o in &part.outcomes {
             let key = (o.forgery, o.family, o.class);
@@ -258,14 +283,13 @@ pub(crate) fn join<'a>(
             row.counts += &o.counts;
         }
     }
-    let mut whole = whole?;
     whole.outcomes = outcomes.into_values().collect();
     if whole.outcomes.is_empty() {
         whole.untried = untried.into_iter().next();
     } else {
         whole.doubts.extend(untried.iter().map(|why| format!("untried on {why}")));
     }
-    Some(judged(whole))
+    whole
 }
 
 /// Drives the state machine until it is told to stop or its socket fails.
@@ -306,9 +330,16 @@ fn note(seen: &mut Seen, done: &mut Vec<Done>, progress: &Progress) {
 
 #[cfg(test)]
 mod tests {
-    use canary_record::names::Forgery;
+    use canary_record::names::{EndedBy, Forgery};
+    use canary_record::result::{Clock, Config};
 
     use super::*;
+
+    /// The run of a pod on a node.
+    fn on(node: &str, pod: &str) -> Run {
+        let run = Clock::start().run("load-client probe", "0", EndedBy::Completed, Config::new());
+        Run { node: Some(node.to_owned()), host: pod.to_owned(), ..run }
+    }
 
     fn part(delivered: u64, dropped: u64, doubts: &[&str]) -> ForgeRecord {
         let row = |forgery, counts: Counts| OutcomeCount {
@@ -333,14 +364,35 @@ mod tests {
         judged(ForgeRecord { untried: Some("no right".to_owned()), ..empty(20) })
     }
 
-    /// Parts that prove nothing alone, for want of segments, prove it together.
+    /// Parts of one node that prove nothing alone, for want of segments, prove it together.
     #[test]
     fn parts_prove_together() {
         let (a, b) = (part(10, 10, &[]), part(10, 10, &[]));
         assert_eq!((a.verdict, b.verdict), (Verdict::Inconclusive, Verdict::Inconclusive));
-        let whole = join([("a", &a), ("b", &b)]).unwrap();
+        let whole = join([(&on("n", "a"), &a), (&on("n", "b"), &b)]).unwrap();
         assert_eq!(whole.verdict, Verdict::Protected, "{whole:?}");
         assert_eq!(join([]), None);
+    }
+
+    /// A node whose own segments prove nothing is not cleared by another's.
+    #[test]
+    fn one_node_says_nothing_of_another() {
+        let (good, few, none) = (part(20, 20, &[]), part(5, 5, &[]), judged(empty(20)));
+        let uncontrolled = part(0, 20, &[]);
+        for (other, says) in [
+            (&few, "b: ipv4: 5 above-window segments judged, 20 needed"),
+            (&none, "b: nothing was forged"),
+            (
+                &uncontrolled,
+                "b: ipv4: no forged segment was delivered: the positive control is missing",
+            ),
+        ] {
+            let whole = join([(&on("a", "p"), &good), (&on("b", "q"), other)]).unwrap();
+            assert_eq!(whole.verdict, Verdict::Inconclusive);
+            assert!(whole.reasons.iter().any(|r| r == says), "{:?}", whole.reasons);
+        }
+        let whole = join([(&on("a", "p"), &good), (&on("b", "q"), &good)]).unwrap();
+        assert_eq!(whole.verdict, Verdict::Protected, "{whole:?}");
     }
 
     /// What one part doubts, or could not try, the whole does: with the host's name.
@@ -352,11 +404,11 @@ mod tests {
             (part(20, 20, &["segments lost"]), "b: segments lost"),
             (untried(), "untried on b: no right"),
         ] {
-            let whole = join([("a", &good), ("b", &other)]).unwrap();
+            let whole = join([(&on("n", "a"), &good), (&on("n", "b"), &other)]).unwrap();
             assert_eq!(whole.verdict, Verdict::Inconclusive);
             assert!(whole.reasons.iter().any(|r| r == says), "{:?}", whole.reasons);
         }
-        let none = join([("a", &untried())]).unwrap();
+        let none = join([(&on("n", "a"), &untried())]).unwrap();
         assert_eq!(none.reasons, ["untried: a: no right"]);
     }
 }

@@ -75,7 +75,7 @@ pub fn join(
     let ended = times().map(|r| r.ended.clone()).max().unwrap_or_default();
     let seconds = seconds_between(&started, &ended).unwrap_or_default();
     let run = Run { seconds, started, ended, ..run(first.run.ended_by) };
-    let forged = parts.iter().filter_map(|(_, r)| Some((r.run.host.as_str(), r.forge.as_ref()?)));
+    let forged = parts.iter().filter_map(|(_, r)| Some((&r.run, r.forge.as_ref()?)));
     Ok(LoadResult {
         reasons,
         hold,

@@ -118,16 +118,15 @@ fn ready(admin: Option<&Arc<Admin>>) {
 }
 
 /// Judges, reports, and says how to exit.
-fn finish(report: &Report, mut result: LoadResult, thresholds: &[Threshold]) -> Result<Exit> {
+fn finish(report: &Report, mut result: LoadResult, thresholds: &[Threshold]) -> Exit {
     verdict::judge(&mut result, thresholds);
     told(report, result)
 }
 
 /// Reports what is judged, and says how to exit.
-fn told(report: &Report, mut result: LoadResult) -> Result<Exit> {
+fn told(report: &Report, mut result: LoadResult) -> Exit {
     result.reasons.extend(lost_lines());
-    report.finish(&result, &report::summary(&result))?;
-    Ok(report::exit(&result))
+    report.finish(&result, &report::summary(&result), report::exit(&result))
 }
 
 async fn run_churn(args: ChurnArgs, common: &CommonArgs, mut config: Config) -> Result<Exit> {
@@ -158,7 +157,7 @@ async fn run_churn(args: ChurnArgs, common: &CommonArgs, mut config: Config) -> 
     let mut result = report.load_result(&tally, ended_by, args.duration);
     result.reasons.extend(follower.map(|f| f.reason()));
     result.preflight = Some(preflight);
-    let exit = finish(&report, result, &args.fail_on)?;
+    let exit = finish(&report, result, &args.fail_on);
     linger(&mut shutdown, ended_by, args.linger).await;
     Ok(exit)
 }
@@ -190,7 +189,7 @@ async fn run_hold(args: HoldArgs, common: &CommonArgs, mut config: Config) -> Re
     let (tally, hold, ended_by) = hold::run(&args, target, &mut shutdown, admin.as_ref()).await;
     let mut result = report.load_result(&tally, ended_by, args.duration);
     (result.preflight, result.hold) = (Some(preflight), Some(hold));
-    finish(&report, result, &args.fail_on)
+    Ok(finish(&report, result, &args.fail_on))
 }
 
 /// Refuses targets other than plain TCP.
@@ -247,7 +246,7 @@ async fn run_probe(args: ProbeArgs, common: &CommonArgs, mut config: Config) -> 
     result.probe = tally.counts.ends();
     result.reasons = probe::reasons(&result.probe);
     result.forge = forging.map(|f| f.finish(&result));
-    finish(&report, result, &args.fail_on)
+    Ok(finish(&report, result, &args.fail_on))
 }
 
 fn run_merge(args: &MergeArgs, common: &CommonArgs, config: Config) -> Result<Exit> {
@@ -262,7 +261,7 @@ fn run_merge(args: &MergeArgs, common: &CommonArgs, config: Config) -> Result<Ex
     if result.verdict != LoadVerdict::ThresholdCrossed {
         result.verdict = merge::worst(&parts);
     }
-    told(&report, result)
+    Ok(told(&report, result))
 }
 
 async fn run_serve(args: ServeArgs, common: &CommonArgs, mut config: Config) -> Result<Exit> {
@@ -328,11 +327,12 @@ async fn run_serve(args: ServeArgs, common: &CommonArgs, mut config: Config) -> 
         answers: count(&served.answers),
         accept_errors: count(&served.accept_errors),
     };
-    report.finish(&result, &format!("served {} connections", result.accepted))?;
+    let summary = format!("served {} connections", result.accepted);
+    let exit = report.finish(&result, &summary, Exit::Ok);
     if let Some(e) = error {
         return Err(Error::from(e).context("a worker failed"));
     }
-    Ok(Exit::Ok)
+    Ok(exit)
 }
 
 async fn run_observe(args: ObserveArgs, common: &CommonArgs, config: Config) -> Result<Exit> {
@@ -354,23 +354,31 @@ async fn run_observe(args: ObserveArgs, common: &CommonArgs, config: Config) -> 
         grew.early_drop,
         grew.insert_failed,
     );
-    report.finish(r, &summary)?;
-    Ok(Exit::Ok)
+    Ok(report.finish(r, &summary, Exit::Ok))
 }
 
 async fn run_witness(args: WitnessArgs, common: &CommonArgs, config: Config) -> Result<Exit> {
     let mut shutdown = catch()?;
-    let files: Vec<_> = args.pcap.iter().map(|f| f.display().to_string()).collect();
-    let captures = witness::open(&args.pcap).map_err(Usage)?;
-    let report = begin("load-client witness", config, common)?;
-    let mut result = if let Some(captures) = captures {
-        witness::read(captures, &files, &report)
-    } else {
+    let (report, mut result) = if args.pcap.is_empty() {
+        let report = begin("load-client witness", config, common)?;
         let admin = live::admin(common.admin)?;
-        witness::watch(&args, &report, &mut shutdown, admin.as_ref()).await
+        let result = witness::watch(&args, &report, &mut shutdown, admin.as_ref()).await;
+        (report, result)
+    } else {
+        let captures = tokio::select! {
+            captures = witness::open(args.pcap.clone()) => captures.map_err(Usage)?,
+            by = shutdown.signalled() => {
+                bail!("{by} came before every --pcap was open: nothing was read")
+            }
+        };
+        let report = begin("load-client witness", config, common)?;
+        let signalled = shutdown.signalled();
+        let result = witness::read(captures, &args.pcap, &report, signalled).await;
+        (report, result)
     };
     result.reasons.extend(lost_lines());
-    report.finish(&result, &witness::report::summary(&result))?;
+    let summary = witness::report::summary(&result);
+    let exit = report.finish(&result, &summary, result.verdict.into());
     linger(&mut shutdown, result.run.ended_by, args.linger).await;
-    Ok(result.verdict.into())
+    Ok(exit)
 }

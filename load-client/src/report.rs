@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
 use canary_record::names::{EndedBy, LoadVerdict};
 use canary_record::result::load::LoadResult;
 use canary_record::result::{Clock, Config, Run, SCHEMA_VERSION};
@@ -52,15 +51,18 @@ impl Report {
 
     /// Writes the document to the file and as the last line of stdout; on a
     /// terminal `summary` stands there instead. What cannot be written keeps nothing
-    /// else from being written.
-    pub(crate) fn finish(&self, result: &impl Serialize, summary: &str) -> anyhow::Result<()> {
-        let filed = self.file.as_ref().map_or(Ok(()), |file| file.write(result));
+    /// else from being written, is told on stderr, and leaves of `exit` what was found.
+    pub(crate) fn finish(&self, result: &impl Serialize, summary: &str, exit: Exit) -> Exit {
+        let filed = self.file.as_ref().and_then(|file| file.write(result).err());
         // In a pod, what `kubectl describe` shows.
         if let Err(e) = termination_message(None, &one_line(summary)) {
             tracing::warn!(error = %e, "no termination message");
         }
-        print_result(result, || summary.to_owned()).context("cannot write the result to stdout")?;
-        Ok(filed?)
+        let printed = print_result(result, || summary.to_owned()).err();
+        let printed = printed.map(|e| format!("cannot write the result to stdout: {e}"));
+        let failures = [filed.map(|e| e.to_string()), printed];
+        failures.iter().flatten().for_each(|e| eprintln!("error: {e}"));
+        exit.unless(failures.iter().any(Option::is_some))
     }
 }
 
@@ -163,6 +165,20 @@ mod tests {
     use canary_record::result::load::Cause;
 
     use super::*;
+
+    /// A result that cannot be written makes a success a failure, and hides nothing that was found.
+    #[test]
+    fn a_lost_result_leaves_what_was_found() {
+        let full = Some(Path::new("/dev/full"));
+        let report = Report::begin("load-client merge", Config::new(), full).unwrap();
+        for (found, ends) in [
+            (Exit::Ok, Exit::Failed),
+            (Exit::Vulnerable, Exit::Vulnerable),
+            (Exit::Inconclusive, Exit::Inconclusive),
+        ] {
+            assert_eq!(report.finish(&0, "", found), ends);
+        }
+    }
 
     /// The termination message alone has every count, for a result whose log is lost.
     #[test]

@@ -54,7 +54,7 @@ pub fn options() -> String {
          `30s`, `2m`; sizes `64KiB`. `PROGRAM --help` tells more of each.\n",
     );
     out.push_str(
-        "\n## Exit codes\n\nThe same of every program.\n\n| code | meaning |\n|---|---|\n",
+        "\n## Exit codes\n\nThe same of every program. Where a result that was asked for cannot be written 0 becomes 1; 10 and 11 stay.\n\n| code | meaning |\n|---|---|\n",
     );
     for (code, meaning) in [
         (Exit::Ok, "protected; every threshold kept; every expectation of the lab held"),

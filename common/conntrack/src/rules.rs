@@ -23,6 +23,10 @@ const NFTA_CT_KEY: u16 = 2;
 const NFT_CT_STATE: u32 = 0;
 const NFTA_REJECT_TYPE: u16 = 1;
 const NFT_REJECT_TCP_RST: u32 = 1;
+const NFTA_TARGET_INFO: u16 = 3;
+// `enum ipt_reject_with`, `enum ip6t_reject_with`.
+const IPT_TCP_RESET: u32 = 7;
+const IP6T_TCP_RESET: u32 = 6;
 const NF_DROP: u32 = 0;
 /// `NF_CT_STATE_INVALID_BIT`, in the host's byte order as a register has it.
 const INVALID: u32 = 1;
@@ -37,8 +41,8 @@ pub struct Rules {
     pub acting: Vec<RuleCount>,
     /// Rules and tables that may act on INVALID too, but could not be read, in words.
     pub unread: Vec<String>,
-    /// One of those that could not be read answers with resets.
-    pub unread_resets: bool,
+    /// A rule answers with resets: INVALID segments, or perhaps, for it asks for another state or none.
+    pub resets: bool,
 }
 
 /// Every such rule of this thread's network namespace. Needs CAP_NET_ADMIN there.
@@ -117,7 +121,7 @@ fn legacy(family: &str, file: &str, names: io::Result<String>) -> Option<String>
 impl Rules {
     fn add(&mut self, family: &'static str, attributes: &[RuleAttribute]) {
         let (mut table, mut chain, mut handle) = (String::new(), String::new(), 0);
-        let mut seen = Seen::default();
+        let mut seen = Seen { family, ..Seen::default() };
         for attribute in attributes {
             match attribute {
                 RuleAttribute::Table(name) => table.clone_from(name),
@@ -130,6 +134,8 @@ impl Rules {
             }
         }
         let Seen { takes, elsewhere, action, packets, .. } = seen;
+        // What was accepted before is not known, so that any may be a firewall's last rule.
+        self.resets |= action == Some(RuleAction::Reset);
         let how = match (takes, action) {
             (Takes::Invalid, Some(action)) => {
                 let family = family.to_owned();
@@ -143,7 +149,6 @@ impl Rules {
             _ => return,
         };
         self.unread.push(format!("{family} {table} {chain} handle {handle} ({how})"));
-        self.unread_resets |= action == Some(RuleAction::Reset);
     }
 }
 
@@ -162,6 +167,7 @@ enum Takes {
 /// What a rule's expressions showed so far.
 #[derive(Debug, Default)]
 struct Seen {
+    family: &'static str,
     /// The expression before this loaded conntrack's state.
     state: bool,
     takes: Takes,
@@ -205,7 +211,14 @@ impl Seen {
             "ct" => self.state = number(NFTA_CT_KEY) == Some(NFT_CT_STATE.into()),
             "counter" => self.packets = number(NFTA_COUNTER_PACKETS),
             "match" if xt_conntrack(attributes) => self.takes = Takes::Invalid,
-            "target" if name(attributes) == b"REJECT" => self.action = Some(RuleAction::Reset),
+            "target" if name(attributes) == b"REJECT" => {
+                let reset = if self.family == "ip6" { IP6T_TCP_RESET } else { IPT_TCP_RESET };
+                // `struct ipt_reject_info` and `struct ip6t_reject_info`: one enum.
+                let with = bytes(attributes, NFTA_TARGET_INFO);
+                if with.first_chunk().is_some_and(|with| u32::from_ne_bytes(*with) == reset) {
+                    self.action = Some(RuleAction::Reset);
+                }
+            }
             "reject" if number(NFTA_REJECT_TYPE) == Some(NFT_REJECT_TCP_RST.into()) => {
                 self.action = Some(RuleAction::Reset);
             }
@@ -277,6 +290,35 @@ fn xt_conntrack(attributes: &[DefaultNla]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A rule with one expression, as the kernel tells of it.
+    fn rule(family: &'static str, expression: &str, attributes: &[(u16, &[u8])]) -> Rules {
+        let attributes = attributes.iter().map(|(kind, v)| DefaultNla::new(*kind, v.to_vec()));
+        let expression_type = expression.to_owned();
+        let one = Expressions::Other { expression_type, attributes: attributes.collect() };
+        let mut rules = Rules::default();
+        rules.add(family, &[RuleAttribute::Expressions(vec![one.into()])]);
+        rules
+    }
+
+    /// A firewall's last rule that resets whatever comes to it resets INVALID segments too, unless it
+    /// rejects by ICMP, as iptables' REJECT does by default.
+    #[test]
+    fn a_general_reset_is_a_doubt() {
+        let reject = |with: u32| rule("inet", "reject", &[(NFTA_REJECT_TYPE, &with.to_be_bytes())]);
+        assert_eq!(reject(NFT_REJECT_TCP_RST), Rules { resets: true, ..Rules::default() });
+        assert_eq!(reject(2), Rules::default());
+        for (family, with, resets) in [
+            ("ip", IPT_TCP_RESET, true),
+            ("ip", 3, false),
+            ("ip6", IP6T_TCP_RESET, true),
+            ("ip6", IPT_TCP_RESET, false),
+        ] {
+            let info = with.to_ne_bytes();
+            let found = rule(family, "target", &[(1, b"REJECT\0"), (NFTA_TARGET_INFO, &info)]);
+            assert_eq!(found, Rules { resets, ..Rules::default() }, "{family} {with}");
+        }
+    }
 
     /// Legacy tables are named; where there are none, or no such thing, nothing is unread.
     #[test]

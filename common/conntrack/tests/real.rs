@@ -161,8 +161,8 @@ fn rules_that_are_not_read_are_named() {
          ct state { new, invalid } counter drop; ct state != established reject with tcp reset; \
          ct state invalid jump d; ct state invalid log; }; }'",
     );
-    let Rules { acting, unread, unread_resets } = rules(&bed);
-    assert_eq!((acting, unread_resets), (Vec::new(), true));
+    let Rules { acting, unread, resets } = rules(&bed);
+    assert_eq!((acting, resets), (Vec::new(), true));
     let how: Vec<_> = unread.iter().map(|u| u.split_once(" (").unwrap()).collect();
     assert!(how.iter().all(|(rule, _)| rule.starts_with("ip6 t c handle ")), "{how:?}");
     let asks = "asks a set, a map or a comparison)";

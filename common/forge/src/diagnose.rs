@@ -22,12 +22,14 @@ pub struct Context {
     pub called_here: u64,
     /// Connections of which it called another.
     pub called_elsewhere: u64,
+    /// All of them: one that a forged segment killed never said what it had called.
+    pub handshakes: u64,
 }
 
 impl Context {
     /// True when it was shown that nothing translates the server's address.
     const fn untranslated(&self) -> bool {
-        self.called_here > 0 && self.called_elsewhere == 0
+        self.called_here > 0 && self.called_here >= self.handshakes && self.called_elsewhere == 0
     }
 
     /// True when it was shown that something in between has an address of its own.

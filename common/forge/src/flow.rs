@@ -73,7 +73,8 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Flows {
     settings: Settings,
     table: Table,
-    turn: usize,
+    /// How many were forged in IPv4, and in IPv6: each family gets every forgery.
+    turns: [usize; 2],
     evicted: u64,
 }
 
@@ -82,7 +83,7 @@ impl Flows {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         let table = Table::new(settings.capacity);
-        Self { settings, table, turn: 0, evicted: 0 }
+        Self { settings, table, turns: [0; 2], evicted: 0 }
     }
 
     /// How many connections are remembered.
@@ -314,8 +315,9 @@ impl Flows {
             self.table.set_deadline(key, now + CLOSED_LIFE);
             return;
         }
-        let forgery = self.settings.forgeries[self.turn % self.settings.forgeries.len()];
-        self.turn = self.turn.wrapping_add(1);
+        let turn = &mut self.turns[flow.tuple.family() as usize];
+        let forgery = self.settings.forgeries[*turn % self.settings.forgeries.len()];
+        *turn = turn.wrapping_add(1);
         let spec = forgery::spec(forgery, flow.numbers());
         flow.state = State::Forged;
         flow.trial = Some(Trial {

@@ -21,6 +21,17 @@ pub enum Exit {
     Inconclusive = 11,
 }
 
+impl Exit {
+    /// The same where a result that was asked for is `lost`: no success, but what was found stands.
+    #[must_use]
+    pub const fn unless(self, lost: bool) -> Self {
+        match self {
+            Self::Ok if lost => Self::Failed,
+            exit => exit,
+        }
+    }
+}
+
 /// The command line, or what it names, is wrong: [`Exit::Usage`], where any other error is
 /// [`Exit::Failed`].
 #[derive(Debug, thiserror::Error)]

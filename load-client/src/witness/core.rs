@@ -30,7 +30,7 @@ pub(crate) struct Witness {
     to_look: std::collections::VecDeque<(Tuple, Seq)>,
     /// Looks made since the last tick.
     looked: usize,
-    /// A rule here answers INVALID segments with a reset of its own, as the client's host would.
+    /// A rule here may answer INVALID segments with a reset of its own, as the client's host would.
     pub(crate) rejects: bool,
     pub(crate) texts: Texts,
     /// What was found since somebody took it from here.
@@ -138,7 +138,7 @@ impl Witness {
                     cause = Cause::Unexplained;
                     facts.push(
                         "ended by a reset of the client's host or of this one: a rule here answers \
-                         INVALID segments with resets",
+                         with resets, perhaps INVALID segments too",
                     );
                 }
                 if one_before {

@@ -189,7 +189,7 @@ impl Offline {
             me.recent.push(sent);
         }
         if reason.is_none() {
-            me.note(s, begins, ttl, peer.scale.is_some());
+            me.note(s, begins, ttl, peer.begun() && peer.scale.is_none());
         }
     }
 
@@ -360,7 +360,7 @@ impl Offline {
 }
 
 impl Side {
-    fn note(&mut self, s: &Segment<'_>, begins: bool, ttl: u8, peer_scales: bool) {
+    fn note(&mut self, s: &Segment<'_>, begins: bool, ttl: u8, peer_scales_not: bool) {
         self.segments += 1;
         if begins {
             self.syn = !s.flags.has(Flags::ACK);
@@ -377,19 +377,24 @@ impl Side {
             if self.acked.is_none_or(|a| s.ack.after(a)) {
                 self.acked = Some(s.ack);
             }
-            // The window of a SYN is never scaled (RFC 7323, section 2.2). A capture that begins
-            // later does not know the scale: the largest there is accuses nobody.
-            let scale = match (begins, self.syn || self.syn_ack, self.scale) {
-                (true, ..) => 0,
-                (_, true, Some(scale)) if peer_scales => scale,
-                (_, true, _) => 0,
-                (_, false, _) => MAX_SCALE,
+            // The window of a SYN is never scaled, and none is where one side did not offer it (RFC
+            // 7323, section 2.2). What the capture does not show is taken as the largest there can
+            // be: that accuses nobody.
+            let scale = match self.scale {
+                _ if begins || peer_scales_not => 0,
+                None if self.begun() => 0,
+                scale => scale.unwrap_or(MAX_SCALE),
             };
             let edge = s.ack.add(u32::from(s.window) << scale);
             if self.edge.is_none_or(|e| edge.after(e)) {
                 self.edge = Some(edge);
             }
         }
+    }
+
+    /// True when its first segment was seen.
+    const fn begun(&self) -> bool {
+        self.syn || self.syn_ack
     }
 
     /// True when it had sent FIN, in a segment that it could send.

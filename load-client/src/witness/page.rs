@@ -13,20 +13,21 @@ use super::show::View;
 pub(crate) fn render(view: &View, host: &str) -> String {
     let found = &view.found;
     let (m, [services, ..]) = (&found.messages, found.most_hit());
-    let verdict = found.verdict(m.lost + m.overruns + m.forgotten > 0);
+    let verdict = found.verdict(!view.weak.is_empty());
     let meaning = match verdict {
         Verdict::Vulnerable => {
             "An INVALID segment provoked a reset that ended a real connection of this network namespace."
         }
         Verdict::Protected => "No connection was ended by an INVALID segment so far.",
         Verdict::Inconclusive => {
-            "Messages of the kernel were lost, or a reset is unexplained: no connection is known to have been \
-             ended, and none is cleared."
+            "A reset is unexplained, or not everything can be heard and attributed: no connection is known to \
+             have been ended, and none is cleared."
         }
     };
     let main = html! {
         h1 { "So far: " strong.(page::class(verdict)) { (verdict) } }
         p { (meaning) }
+        @if !view.weak.is_empty() { ul { @for why in &view.weak { li { (why) } } } }
         h2 { "Connections by what ended them" }
         (causes(&found.causes()))
         h2 { "The last of them" }
@@ -165,7 +166,8 @@ mod tests {
         for _ in 0..3 {
             found.add(&ended);
         }
-        View { elapsed: Duration::from_secs(75), found, latest: [ended].into() }
+        let latest = [ended].into();
+        View { elapsed: Duration::from_secs(75), found, latest, ..View::default() }
     }
 
     /// The page has the verdict, each cause, and the last connection with the kernel's own words.
@@ -193,8 +195,9 @@ mod tests {
         assert!(page.contains("<strong class=\"doubt\">inconclusive</strong>"), "{page}");
         assert!(!page.contains("Ended.") && page.contains("Unexplained."), "{page}");
         assert!(render(&View::default(), "").contains("<strong class=\"good\">protected</strong>"));
-        let mut lossy = View::default();
-        lossy.found.messages.lost = 1;
-        assert!(render(&lossy, "").contains("<strong class=\"doubt\">inconclusive</strong>"));
+        let weak = View { weak: vec!["3 messages were lost".to_owned()], ..View::default() };
+        let page = render(&weak, "");
+        assert!(page.contains("<strong class=\"doubt\">inconclusive</strong>"), "{page}");
+        assert!(page.contains("<li>3 messages were lost</li>"), "{page}");
     }
 }

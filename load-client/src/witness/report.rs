@@ -12,6 +12,7 @@ use canary_record::result::{Run, SCHEMA_VERSION};
 use super::found::Found;
 use super::offline::Offline;
 use super::run::Watched;
+use super::show::View;
 
 /// Conntrack's own counters over the watch, and whether it tracked anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,13 +22,10 @@ pub(crate) struct Conntrack {
     pub(crate) entries: (u64, u64),
 }
 
-/// The document of a watch.
-pub(crate) fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>) -> WitnessResult {
-    let error = watched.error.iter().map(|e| format!("it could not go on: {e}"));
-    let unheard: Vec<_> = error.chain(watched.meddled).collect();
-    let mut weak = unheard.clone();
-    let w = &watched.witness;
-    let (found, m) = (&w.matcher.found, w.matcher.found.messages);
+/// What keeps a watch from saying that nothing happened, so far or at its end.
+pub(crate) fn weak(view: &View, kernel: &str, conntrack: Option<Conntrack>) -> Vec<String> {
+    let mut weak: Vec<_> = view.unheard.iter().cloned().collect();
+    let (found, m) = (&view.found, &view.found.messages);
     if m.lost > 0 || m.overruns > 0 {
         weak.push(format!(
             "{} messages were lost ({} overruns of the socket): what they told of is not known",
@@ -40,29 +38,22 @@ pub(crate) fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>)
             m.forgotten
         ));
     }
-    if w.matcher.hurried > 0 {
-        weak.push(format!("{} resets came too many at once to be looked into", w.matcher.hurried));
+    if view.hurried > 0 {
+        weak.push(format!("{} resets came too many at once to be looked into", view.hurried));
     }
-    if watched.look_failures > 0 {
-        weak.push(format!("{} look-ups of entries failed", watched.look_failures));
+    if view.look_failures > 0 {
+        weak.push(format!("{} look-ups of entries failed", view.look_failures));
     }
-    let resets_logged =
-        found.segments.contains_key(&Reason::InvalidNew) || logs_resets(&run.kernel);
-    // What lies below the window is translated since 6.1, and INVALID before.
-    let waiting = found.unanswered.iter().filter(|(reason, _)| **reason != Reason::Ignored);
-    let unanswered: u64 = waiting.map(|(_, n)| n).sum();
-    if !resets_logged && unanswered > 0 {
+    let unanswered = unanswered(found);
+    if !resets_logged(found, kernel) && unanswered > 0 {
         weak.push(format!(
-            "Linux {} may not log the resets that answer INVALID segments (5.10 and 6.1 do not): what \
-             became of {unanswered} of them is not known; a capture on this node tells it (--pcap)",
-            run.kernel
+            "Linux {kernel} may not log the resets that answer INVALID segments (5.10 and 6.1 do not): what \
+             became of {unanswered} of them is not known; a capture on this node tells it (--pcap)"
         ));
     }
-    let table = conntrack.map(|c| InTable::of(&c.grown)).unwrap_or_default();
     let half_open = found.half_open_resets;
-    if let Some(evicted) = table.get(&InTable::EarlyDrop)
-        && half_open > 0
-    {
+    let evicted = conntrack.map_or(0, |c| c.grown.early_drop);
+    if evicted > 0 && half_open > 0 {
         weak.push(format!(
             "{half_open} resets answered SYN ACKs without an entry, and conntrack evicted {evicted} entries to \
              make room: connections that were opening may have ended by that"
@@ -71,18 +62,38 @@ pub(crate) fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>)
     if conntrack.is_some_and(|c| c.entries == (0, 0)) && m.received == 0 {
         weak.push("conntrack tracked nothing in this network namespace".to_owned());
     }
+    weak
+}
+
+/// Those of which no reset came. What lies below the window is translated since 6.1, and INVALID before.
+fn unanswered(found: &Found) -> u64 {
+    let waiting = found.unanswered.iter().filter(|(reason, _)| **reason != Reason::Ignored);
+    waiting.map(|(_, n)| n).sum()
+}
+
+fn resets_logged(found: &Found, kernel: &str) -> bool {
+    found.segments.contains_key(&Reason::InvalidNew) || logs_resets(kernel)
+}
+
+/// The document of a watch.
+pub(crate) fn of_watch(watched: Watched, run: Run, conntrack: Option<Conntrack>) -> WitnessResult {
+    let view = watched.view;
+    let weak = weak(&view, &run.kernel, conntrack);
+    let found = &view.found;
+    let resets_logged = resets_logged(found, &run.kernel);
+    let table = conntrack.map(|c| InTable::of(&c.grown)).unwrap_or_default();
     let mut notes: Vec<_> =
         watched.left_behind.iter().map(|v| format!("put back for a killed witness: {v}")).collect();
     for c in watched.changed.iter().filter(|c| !c.restored) {
         notes.push(format!("{} could not be put back to {}", c.key, c.from));
     }
     notes.extend(table.iter().map(|(what, n)| what.words(*n)));
-    let (rules, unread_rules) = of_rules(watched.rules, unanswered, &mut notes);
+    let (rules, unread_rules) = of_rules(watched.rules, unanswered(found), &mut notes);
     let mut result = of(found, run, Source::Kernel, weak, watched.time.as_secs_f64());
     result.reasons.extend(notes);
     WitnessResult {
-        texts: w.texts.counts().map(|(t, n)| (t.to_owned(), n)).collect(),
-        unheard,
+        texts: watched.texts.counts().map(|(t, n)| (t.to_owned(), n)).collect(),
+        unheard: view.unheard.into_iter().collect(),
         resets_logged,
         conntrack: conntrack.map(|c| c.grown),
         table,
@@ -232,7 +243,6 @@ pub(crate) fn summary(r: &WitnessResult) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
     use std::net::{IpAddr, SocketAddr};
     use std::time::Duration;
 
@@ -242,6 +252,7 @@ mod tests {
 
     use super::super::attribute::Look;
     use super::super::core::{Surroundings, Witness};
+    use super::super::page;
     use super::*;
 
     /// The generation is read from the release, whatever a distribution adds to it.
@@ -304,10 +315,9 @@ mod tests {
         witness.tick(Duration::from_secs(9), true, &mut Nobody);
         let watched = Watched {
             rules: Ok((Vec::new(), Vec::new())),
-            witness,
+            view: View { found: witness.matcher.found, ..View::default() },
+            texts: witness.texts,
             changed: Vec::new(),
-            meddled: BTreeSet::new(),
-            look_failures: 0,
             time: Duration::from_secs(9),
             ended_by: EndedBy::Completed,
             error: None,
@@ -335,6 +345,36 @@ mod tests {
         );
         let new = watched("6.12.1", over, false, 0);
         assert_eq!((new.verdict, new.resets_logged), (Verdict::Protected, true));
+    }
+
+    /// Whatever weakens the verdict at the end weakens the page's before: each by itself.
+    #[test]
+    fn the_page_says_no_more_than_the_result() {
+        const KERNEL: &str = "6.1.0-56-amd64";
+        let full = Some(Conntrack { entries: (1, 1), ..Conntrack::default() });
+        let early_drop = ConntrackCounters { early_drop: 1, ..ConntrackCounters::default() };
+        let evicting = Some(Conntrack { grown: early_drop, entries: (1, 1) });
+        let of = |change: fn(&mut View)| {
+            let mut view = View::default();
+            change(&mut view);
+            view
+        };
+        for (mut view, conntrack) in [
+            (of(|v| v.found.messages.lost = 1), full),
+            (of(|v| v.found.messages.overruns = 1), full),
+            (of(|v| v.found.messages.forgotten = 1), full),
+            (of(|v| v.hurried = 1), full),
+            (of(|v| v.look_failures = 1), full),
+            (of(|v| v.unheard.extend(["net.netfilter.nf_log.2 was NONE".to_owned()])), full),
+            (of(|v| v.found.unanswered.extend([(Reason::SeqOver, 1)])), full),
+            (of(|v| v.found.half_open_resets = 1), evicting),
+            (of(|_| ()), Some(Conntrack::default())),
+        ] {
+            view.weak = weak(&view, KERNEL, conntrack);
+            assert_eq!(view.weak.len(), 1, "{view:?}");
+            assert!(page::render(&view, "").contains("inconclusive</strong>"), "{view:?}");
+        }
+        assert_eq!(weak(&View::default(), KERNEL, full), [""; 0]);
     }
 
     /// A SYN ACK without an entry that a reset answers is of a late SYN, unless entries were evicted

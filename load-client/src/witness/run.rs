@@ -14,7 +14,7 @@ use canary_conntrack::netlink::NetlinkError;
 use canary_conntrack::rules::{self, Rules};
 use canary_conntrack::table::{Table, Tuple};
 use canary_record::names::EndedBy;
-use canary_record::result::witness::{Changed, Ended, RuleAction, RuleCount};
+use canary_record::result::witness::{Changed, Ended, RuleCount};
 use canary_runtime::limit::Limit;
 use canary_runtime::listen::own_addresses;
 use canary_runtime::shutdown::Shutdown;
@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use super::attribute::{Look, SETTLE};
 use super::core::{Surroundings, Witness};
 use super::nflog::{Nflog, Read};
+use super::reason::Texts;
 use super::show::View;
 use super::sysctl::Watching;
 use crate::Stop;
@@ -73,12 +74,11 @@ pub(crate) struct Watched {
     /// Rules that act on INVALID segments, and what they counted, and those that were not read; or why
     /// none can be read.
     pub(crate) rules: Result<(Vec<RuleCount>, Vec<String>), String>,
-    pub(crate) witness: Witness,
+    /// What was found, and what was not heard.
+    pub(crate) view: View,
+    pub(crate) texts: Texts,
     /// Kernel values, and whether they are as before.
     pub(crate) changed: Vec<Changed>,
-    /// Those by which somebody else made it deaf, for a while at least.
-    pub(crate) meddled: BTreeSet<String>,
-    pub(crate) look_failures: u64,
     pub(crate) time: Duration,
     pub(crate) ended_by: EndedBy,
     /// Why it could not go on.
@@ -116,11 +116,8 @@ impl Watch {
         let (shown, view) = watch::channel(View::default());
         let node = Node { table, addresses: own_addresses(), read: None, failed: 0 };
         let rules = rules::of_invalid().map_err(|e| e.to_string());
-        let resets = |rules: &Rules| {
-            rules.unread_resets || rules.acting.iter().any(|r| r.action == RuleAction::Reset)
-        };
         let mut witness = Witness::default();
-        witness.rejects = rules.as_ref().is_ok_and(resets);
+        witness.rejects = rules.as_ref().is_ok_and(|r| r.resets);
         let listener = Listener {
             nflog,
             node,
@@ -130,6 +127,7 @@ impl Watch {
             view: shown,
             limit: (!quiet).then(|| Limit::new(EVENTS_PER_SECOND)),
             latest: VecDeque::new(),
+            unheard: BTreeSet::new(),
             start: Instant::now(),
         };
         let thread = std::thread::Builder::new()
@@ -176,12 +174,14 @@ struct Listener {
     view: watch::Sender<View>,
     limit: Option<Limit>,
     latest: VecDeque<Ended>,
+    /// The values by which somebody else made it deaf, for a while at least.
+    unheard: BTreeSet<String>,
     start: Instant,
 }
 
 impl Listener {
     fn run(mut self, watching: Watching, left_behind: Vec<String>) -> Watched {
-        let (mut error, mut meddled) = (None, BTreeSet::new());
+        let mut error = None;
         let mut next = Duration::ZERO;
         while self.stop.load(Ordering::Relaxed) == 0 {
             if let Err(e) = self.listen() {
@@ -190,12 +190,12 @@ impl Listener {
             }
             let then = self.tick(next);
             if then != next {
-                meddled.extend(watching.meddled());
+                self.unheard.extend(watching.meddled());
             }
             next = then;
         }
         let watched = self.start.elapsed();
-        meddled.extend(watching.meddled());
+        self.unheard.extend(watching.meddled());
         // First of all: what comes after this nobody has asked for.
         let changed = watching.end();
         let settled = watched + SETTLE;
@@ -215,6 +215,7 @@ impl Listener {
         if let Some(n) = self.limit.as_mut().and_then(Limit::finish) {
             tracing::warn!(events = n, "held back: more connections were ended than are told here");
         }
+        self.unheard.extend(error.iter().map(|e| format!("it could not go on: {e}")));
         self.publish();
         let rules = self.rules.and_then(|before| {
             let after = rules::of_invalid().map_err(|e| e.to_string())?;
@@ -222,11 +223,10 @@ impl Listener {
             Ok((acting.collect(), after.unread))
         });
         Watched {
-            witness: self.witness,
+            view: self.view.borrow().clone(),
+            texts: self.witness.texts,
             rules,
             changed,
-            meddled,
-            look_failures: self.node.failed,
             time: watched,
             ended_by: EndedBy::Error,
             error,
@@ -284,8 +284,15 @@ impl Listener {
     }
 
     fn publish(&self) {
-        let (found, latest) = (self.witness.matcher.found.clone(), self.latest.clone());
-        let view = View { elapsed: self.start.elapsed(), found, latest };
+        let view = View {
+            elapsed: self.start.elapsed(),
+            found: self.witness.matcher.found.clone(),
+            latest: self.latest.clone(),
+            hurried: self.witness.matcher.hurried,
+            look_failures: self.node.failed,
+            unheard: self.unheard.clone(),
+            weak: Vec::new(),
+        };
         self.view.send_replace(view);
     }
 }

@@ -1,6 +1,6 @@
 //! What is seen while the watch goes on: metrics, a table on a terminal; [`super::page`] shows it too.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use canary_record::result::witness::{Cause, Direction, Ended, Reason};
@@ -14,6 +14,13 @@ pub(crate) struct View {
     pub(crate) found: Found,
     /// The last connections, the latest first.
     pub(crate) latest: VecDeque<Ended>,
+    /// Resets that came too many at once to be looked into.
+    pub(crate) hurried: u64,
+    pub(crate) look_failures: u64,
+    /// What made it deaf, for a while at least.
+    pub(crate) unheard: BTreeSet<String>,
+    /// What keeps it from saying that nothing happened, by [`super::report::weak`].
+    pub(crate) weak: Vec<String>,
 }
 
 impl View {
@@ -53,6 +60,8 @@ pub(crate) fn publish(view: &View) {
         metrics::counter!(name).absolute(n);
     }
     metrics::gauge!("load_witness_watched_seconds").set(view.elapsed.as_secs_f64());
+    let can = f64::from(u8::from(view.weak.is_empty()));
+    metrics::gauge!("load_witness_can_attribute").set(can);
 }
 
 /// The table on a terminal.

@@ -197,7 +197,7 @@ fn rules_that_are_not_read_are_said() {
 }
 
 /// A rule that answers INVALID with a reset looks as the client's host does: the client is not named,
-/// and the rule is, with its counter.
+/// and the rule is, with its counter. So does one that resets whatever was not accepted before.
 fn a_node_that_rejects_is_not_taken_for_the_client() {
     let bed = Bed::path(Path::ClusterIp);
     bed.sh(
@@ -212,6 +212,18 @@ fn a_node_that_rejects_is_not_taken_for_the_client() {
     assert_eq!(only(&w, Cause::Unexplained, Direction::ServerToClient), 10);
     let counted: Vec<_> = w.rules.iter().map(|r| (&*r.table, r.action, r.packets)).collect();
     assert!(matches!(counted[..], [("own", RuleAction::Reset, Some(n))] if n >= 10), "{counted:?}");
+    bed.sh(
+        "node1",
+        "nft 'flush chain inet own forward; \
+         add rule inet own forward ct state new,established,related accept; \
+         add rule inet own forward meta l4proto tcp reject with tcp reset'",
+    );
+    let witness = watch(&bed, "node1");
+    forged(&bed, &both(&bed)[..1], 10, "--forge=above-window");
+    let w = end(witness).result;
+    complete(&w);
+    assert_eq!(only(&w, Cause::Unexplained, Direction::ServerToClient), 10);
+    assert_eq!(w.rules, []);
 }
 
 /// On a masqueraded path the node itself answers, and a drop in FORWARD does not help.

@@ -7,6 +7,7 @@ const CONTEXT: Context = Context {
     direction: Direction::ServerToClient,
     called_here: 0,
     called_elsewhere: 0,
+    handshakes: 50,
 };
 
 /// (forgery, leaked, delivered, dropped)
@@ -84,10 +85,10 @@ fn bad_flags_dropped() {
 fn what_arrives_is_named_by_the_address_called() {
     let all = rows(&[(AboveWindow, 0, 50, 0), (SynFin, 0, 50, 0)]);
     for (called_here, called_elsewhere, named) in [
-        (9, 0, Diagnosis::NotTranslated),
-        (0, 9, Diagnosis::TranslatedUnchecked),
+        (50, 0, Diagnosis::NotTranslated),
+        (0, 50, Diagnosis::TranslatedUnchecked),
         (0, 0, Diagnosis::Delivered),
-        (9, 9, Diagnosis::Delivered),
+        (25, 25, Diagnosis::Delivered),
     ] {
         let d = &paths(&all, &Context { called_here, called_elsewhere, ..CONTEXT })[0];
         assert_eq!((d.diagnosis, d.verdict), (named, Verdict::Protected));
@@ -129,6 +130,19 @@ fn contradictions_forbid_a_verdict() {
     let d = &paths(&leaked, &here)[0];
     assert_eq!(d.verdict, Verdict::Vulnerable);
     assert!(d.reasons[0].contains("addressed to a node") && d.reasons[1].contains("INPUT"));
+}
+
+/// One client that called the pod's own address says nothing of the others, which were killed before
+/// they could say what they had called.
+#[test]
+fn a_caller_of_the_pod_does_not_clear_the_service() {
+    let leaked = rows(&[(Control, 0, 50, 0), (AboveWindow, 50, 0, 0)]);
+    let d = &paths(&leaked, &Context { called_here: 1, ..CONTEXT })[0];
+    assert_eq!(d.verdict, Verdict::Vulnerable, "{:?}", d.reasons);
+    // Nor does it name what it met.
+    let arrived = rows(&[(AboveWindow, 0, 50, 0), (SynFin, 0, 50, 0)]);
+    let d = &paths(&arrived, &Context { called_here: 1, ..CONTEXT })[0];
+    assert_eq!(d.diagnosis, Diagnosis::Delivered);
 }
 
 /// What a node rejects never reached the client, and ends connections all the same.

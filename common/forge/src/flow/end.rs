@@ -26,7 +26,7 @@ pub enum End {
 /// What the state machine needs to know.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// What to forge, by turns over the connections; nothing where it is empty.
+    /// What to forge, by turns over the connections of each family; nothing where it is empty.
     pub forgeries: Vec<Forgery>,
     /// How long an answer may take; stretched on slow paths.
     pub outcome_timeout: Duration,

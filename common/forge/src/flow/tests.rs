@@ -484,3 +484,37 @@ fn a_close_before_the_answer_is_unknown() {
     assert_eq!(p.outcome(), Some(Fate::Unknown(Why::ClosedEarly)));
     assert_eq!(p.probe(), None);
 }
+
+/// A client that alternates families, as `probe --each-family` does, meets every forgery in each of
+/// them, whatever their number.
+#[test]
+fn each_family_has_its_own_turns() {
+    let forgeries = [Forgery::AboveWindow, Forgery::BelowWindow];
+    let listen = vec![SocketAddr::from(([0; 8], 9000))];
+    let mut p = Exchange::with(Settings { end: listening(listen), ..settings(&forgeries) });
+    for n in 0..4 {
+        p.port += 1;
+        let mut ends = [plain(p.port).src, plain(p.port).dst];
+        if n % 2 == 1 {
+            ends = [
+                SocketAddr::from(([0xfd00, 0, 0, 0, 0, 0, 0, 2], p.port)),
+                SocketAddr::from(([0xfd00, 0, 0, 0, 0, 0, 0, 1], 9000)),
+            ];
+        }
+        let [src, dst] = ends;
+        let ack = Segment { src, dst, ..p.base() };
+        p.gets(&Segment { seq: ISN, ack: Seq(0), flags: Flags::SYN, options: SYN_OPTIONS, ..ack });
+        p.now += ms(1);
+        p.gets(&ack);
+    }
+    let forged: Vec<_> = p
+        .out
+        .iter()
+        .filter_map(|a| match a {
+            Action::Forge { tuple, forgery, .. } => Some((tuple.local.is_ipv6(), *forgery)),
+            _ => None,
+        })
+        .collect();
+    let [above, below] = forgeries;
+    assert_eq!(forged, [(false, above), (true, above), (false, below), (true, below)]);
+}

@@ -101,7 +101,8 @@ fn group(
     let client = matches!(end, End::Client { .. });
     let direction = if client { Direction::ClientToServer } else { Direction::ServerToClient };
     let (called_here, called_elsewhere) = if path.called_here { (n, 0) } else { (0, n) };
-    let context = Context { min_forged: 20, direction, called_here, called_elsewhere };
+    let handshakes = tally.handshakes.finished;
+    let context = Context { min_forged: 20, direction, called_here, called_elsewhere, handshakes };
     let harms = path.harms(set);
     for said in diagnose::paths(&tally.outcomes(), &context) {
         let verdict = match said.verdict {

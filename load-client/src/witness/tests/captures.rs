@@ -4,12 +4,16 @@
 //! `WITNESS_CASES` sets how many pieces of garbage; ten million by hand, with `--release`.
 
 use std::borrow::Cow;
-use std::io::Cursor;
+use std::io::{self, Cursor, Read};
 use std::net::SocketAddr;
+use std::sync::mpsc;
 use std::time::Duration;
 
+use crate::report::Report;
 use crate::witness::offline::Offline;
 use crate::witness::pcap::{Merged, Reader};
+use canary_record::names::{EndedBy, Verdict};
+use canary_record::result::Config;
 use canary_record::result::witness::{Cause, Direction, Ended};
 use canary_wire::segment::{Emit, Flags};
 use canary_wire::seq::Seq;
@@ -22,16 +26,27 @@ use pcap_file::pcapng::blocks::interface_description::{
 };
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
+use tokio::sync::oneshot;
 
 const V4: [&str; 3] = ["198.18.65.10:40000", "198.19.0.10:80", "198.18.66.20:9000"];
 const V6: [&str; 3] = ["[fd00:65::10]:40000", "[fd00:19::10]:80", "[fd00:66::20]:9000"];
 
-fn segment(from: &str, to: &str, (seq, ack): (u32, u32), flags: Flags, payload: &[u8]) -> Vec<u8> {
+fn segment(from: &str, to: &str, numbers: (u32, u32), flags: Flags, payload: &[u8]) -> Vec<u8> {
+    with_options(from, to, numbers, flags, (&[], payload))
+}
+
+fn with_options(
+    from: &str,
+    to: &str,
+    (seq, ack): (u32, u32),
+    flags: Flags,
+    (options, payload): (&[u8], &[u8]),
+) -> Vec<u8> {
     let (src, dst): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
     let mut buf = Vec::new();
     let (seq, ack) = (Seq(seq), Seq(ack));
     assert!(
-        Emit { src, dst, class: 0, seq, ack, flags, window: 502, options: &[], payload }
+        Emit { src, dst, class: 0, seq, ack, flags, window: 502, options, payload }
             .packet(&mut buf)
     );
     buf
@@ -219,6 +234,29 @@ fn what_a_side_cannot_know_is_not_named() {
     assert_eq!(ended, []);
 }
 
+/// Where the SYN ACK is not in the capture the client's window may be scaled: data that lies within it,
+/// and then the user's abort, are no INVALID segment and its answer.
+#[test]
+fn a_missing_syn_ack_accuses_nobody() {
+    let [client, server, _] = V4;
+    let data = Flags::PSH.with(Flags::ACK);
+    let mut packets = vec![
+        with_options(client, server, (1000, 0), Flags::SYN, (&[3, 3, 7, 1], b"")),
+        segment(client, server, (1001, 5001), Flags::ACK, b""),
+        segment(server, client, (5001 + 4000, 1001), data, b"answer"),
+        segment(client, server, (1001, 0), Flags::RST, b""),
+    ];
+    let ended = |packets: &[Vec<u8>]| {
+        let frames: Vec<_> = packets.iter().map(|p| frame(DataLink::ETHERNET, p, 0)).collect();
+        read(&[&pcap(DataLink::ETHERNET, &frames, 65_535)]).1
+    };
+    assert_eq!(ended(&packets), []);
+    // A SYN ACK without the option: then the window is as small as it looks.
+    let syn_ack = Flags::SYN.with(Flags::ACK);
+    packets.insert(1, segment(server, client, (5000, 1001), syn_ack, b""));
+    assert_eq!(ended(&packets)[0].cause, Cause::AnsweredByClient);
+}
+
 /// The sides of one network together, in any order of the files.
 #[test]
 fn several_captures_are_read_by_time() {
@@ -246,6 +284,53 @@ fn what_is_no_capture_is_said() {
     let mut reader = Reader::new(Cursor::new(&whole[..whole.len() - 3])).unwrap();
     assert_eq!(reader.by_ref().count(), frames.len() - 1);
     assert!(reader.damaged.is_some());
+}
+
+/// A pipe that gives its octets and then nothing for long.
+struct Pipe {
+    bytes: Cursor<Vec<u8>>,
+    drained: Option<oneshot::Sender<()>>,
+    closed: mpsc::Receiver<()>,
+}
+
+impl Read for Pipe {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.bytes.read(buf)?;
+        if n == 0 {
+            self.drained.take().map(|d| d.send(()));
+            let _ = self.closed.recv();
+        }
+        Ok(n)
+    }
+}
+
+/// A signal ends the reading of a pipe that has nothing to read: what was read before is judged, and
+/// clears nobody.
+#[test]
+fn a_signal_ends_the_reading() {
+    let leak = leak(V4);
+    // The last packet waits for the next one, which may be of an earlier time in another file.
+    let with_leak = [&leak[..], &leak[6..]].concat();
+    for (packets, verdict) in
+        [(&with_leak[..], Verdict::Vulnerable), (&leak[..5], Verdict::Inconclusive)]
+    {
+        let frames: Vec<_> = packets.iter().map(|p| frame(DataLink::ETHERNET, p, 0)).collect();
+        let bytes = Cursor::new(pcap(DataLink::ETHERNET, &frames, 65_535));
+        let ((drained, empty), (close, closed)) = (oneshot::channel(), mpsc::channel());
+        let pipe = Pipe { bytes, drained: Some(drained), closed };
+        let captures = Merged::new(vec![Reader::new(pipe).unwrap()]);
+        let report = Report::begin("load-client witness", Config::new(), None).unwrap();
+        let signalled = async {
+            empty.await.unwrap();
+            EndedBy::Sigterm
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let r = runtime.block_on(crate::witness::read(captures, &[], &report, signalled));
+        drop(close);
+        assert_eq!((r.run.ended_by, r.verdict), (EndedBy::Sigterm, verdict), "{:?}", r.reasons);
+        assert_eq!(r.messages.received, packets.len() as u64 - 1);
+        assert!(r.reasons.iter().any(|r| r.starts_with("sigterm came before")), "{:?}", r.reasons);
+    }
 }
 
 /// Garbage of every kind makes neither a panic nor an endless run.
