@@ -211,11 +211,7 @@ fn compare(case: &Case, seen: &Shown) -> Compared {
         }
         killed
     };
-    let disturbed = |forgery| {
-        let own = seen.own_unknown.get(&forgery).copied().unwrap_or_default();
-        let unknown: u64 = seen.forged(forgery).1.unknown.values().sum();
-        if clients_too { unknown.saturating_sub(own).min(n) } else { 0 }
-    };
+    let disturbed = |f| if clients_too { seen.others_unknown(f).min(n) } else { 0 };
     let killed = forged("boom-server", &disturbed, &expect.forged, &|f| seen.forged(f));
     let mut ended_by_own = 0;
     for (step, after) in case.steps.iter().zip(&seen.steps) {

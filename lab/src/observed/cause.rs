@@ -69,6 +69,12 @@ impl Seen {
         self.sum(|b| b.resets.poisoned + b.resets.unattributed + b.resets.unknown_connection)
     }
 
+    /// Of how many connections that are not the case's own nobody knows what became of the forged segment.
+    pub(crate) fn others_unknown(&self, forgery: Forgery) -> u64 {
+        let unknown: u64 = self.forged(forgery).1.unknown.values().sum();
+        unknown.saturating_sub(self.own_unknown.get(&forgery).copied().unwrap_or_default())
+    }
+
     /// How many of a forgery were forged, and what became of them.
     pub(crate) fn forged(&self, forgery: Forgery) -> (u64, Counts) {
         forged(self.boom.iter().flat_map(|b| &b.outcomes), forgery)

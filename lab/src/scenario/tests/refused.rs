@@ -233,11 +233,8 @@ fn rows_that_look_alike_are_refused() {
     let with = |forgeries: &str, row: &str| {
         let text = text("cluster-ip");
         let (head, _) = text.split_once("[[cell]]").unwrap();
-        let head: String = head
-            .lines()
-            .filter(|l| !l.starts_with("forgeries"))
-            .map(|l| format!("{l}\n"))
-            .collect();
+        let kept: Vec<_> = head.lines().filter(|l| !l.starts_with("forgeries")).collect();
+        let head = kept.join("\n") + "\n";
         parse("x", &format!("{head}forgeries = [{forgeries}]\n[[cell]]\nexpect = \"{row}\"\n"))
     };
     for (forgeries, row, other) in [
