@@ -50,7 +50,8 @@ macro_rules! done {
         let work = async |job: Job<'_>| Box::pin($work(job, &$args)).await;
         let (result, whole) = kept(place, $config, file, work).await?;
         print(&output::text(&result, $args.output, std::io::stdout().is_terminal())?)?;
-        Ok(ended(result.exit(), whole))
+        // A result that was not kept as asked is no success; what is worse says more.
+        Ok(result.exit().unless(!whole))
     }};
 }
 
@@ -165,11 +166,6 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// A result that was not kept as asked is no success; what is worse says more.
-fn ended(found: Exit, whole: bool) -> Exit {
-    if found == Exit::Ok && !whole { Exit::Failed } else { found }
-}
-
 /// Does `work` with progress and signals, and keeps its result as a file of a folder, where one is
 /// named. False beside it where not everything was kept, which is said.
 pub(crate) async fn kept<T: Serialize>(
@@ -241,7 +237,7 @@ mod tests {
         let file = Some((dir.as_path(), "load.json"));
         let done = kept((client, cluster), &Config::new(), file, work).await.unwrap();
         assert_eq!(done, (7, false));
-        let codes = [Exit::Ok, Exit::Vulnerable, Exit::Inconclusive].map(|e| ended(e, false));
+        let codes = [Exit::Ok, Exit::Vulnerable, Exit::Inconclusive].map(|e| e.unless(!done.1));
         assert_eq!(codes, [Exit::Failed, Exit::Vulnerable, Exit::Inconclusive]);
     }
 }

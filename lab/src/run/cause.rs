@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::document::lab::{CommandList, Path as Way, Seen as Became};
+use crate::document::lab::{CommandList, Seen as Became};
 use canary_record::names::Forgery;
 use canary_record::result::boom::OutcomeCount;
 use canary_record::result::load::LoadResult;
@@ -131,8 +131,7 @@ impl Run<'_> {
         let beside = Some(SocketAddr::new(self.second(), POD_PORT));
         let beside = beside.filter(|_| TWO_ENDPOINTS.contains(&case.path));
         for target in [Some(place.topology.target(case.family)), beside].into_iter().flatten() {
-            // Nothing comes back on a path that cannot connect.
-            let dead = case.path == Way::SameNodeBridgeNoNf && case.expect.unconnected();
+            let dead = case.nothing_comes_back();
             let patience = if dead { Duration::ZERO } else { place.scaled(READY) };
             let warm = place.warm_up(target, patience)?;
             // What a dead path does would pass for what the cause does. A bad network tells itself

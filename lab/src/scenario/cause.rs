@@ -320,6 +320,11 @@ impl Case {
         format!("{path}, {family}, {proxy_mode}, {protections}")
     }
 
+    /// Whether its path translates no answer, as it expects.
+    pub(crate) fn nothing_comes_back(&self) -> bool {
+        self.path == Path::SameNodeBridgeNoNf && self.expect.unconnected()
+    }
+
     /// Whether there is a host of that name to give something to.
     fn has(&self, host: &Host) -> Result<(), String> {
         let (name, path) = (&host.name, self.path);

@@ -248,11 +248,12 @@ impl Checked for Matrix {
                     "cell: protections: '{one}' is there twice on a node: name each once"
                 ));
             }
-            if let Some(other) = cell.expect.profile().and_then(|p| alike(p, &self.forgeries)) {
+            if let Some(row) = cell.expect.profile()
+                && let Some(other) = alike(row, &self.forgeries)
+            {
                 return Err(format!(
-                    "forgeries: '{}' and '{other}' are the same of these on some kernel: add above-window, \
-                     or name in expect what each comes to",
-                    cell.expect.profile().map_or("", Profile::as_str)
+                    "forgeries: '{row}' and '{other}' are the same of these on some kernel: add above-window, \
+                     or name in expect what each comes to"
                 ));
             }
             if let Expectation::Each(map) = &cell.expect {

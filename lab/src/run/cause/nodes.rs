@@ -377,10 +377,12 @@ impl Run<'_> {
         let (place, at) = (self.place, &*host.name);
         for (name, value) in &host.sysctls {
             // A situation's waits are scaled too: the times keep their relation.
-            let scaled = |seconds| place.scaled(Duration::from_secs(seconds)).as_secs_f64().ceil();
-            let timeout = Some(&value.text).filter(|_| name.starts_with(TIMEOUT));
-            let timeout = timeout.and_then(|text| text.parse().ok()).map(scaled);
-            let text = timeout.map_or_else(|| value.text.clone(), |seconds| seconds.to_string());
+            let text = match value.text.parse().map(Duration::from_secs) {
+                Ok(time) if name.starts_with(TIMEOUT) => {
+                    place.scaled(time).as_secs_f64().ceil().to_string()
+                }
+                _ => value.text.clone(),
+            };
             let change = place.set(at, &name.replace('.', "/"), &text);
             let change = change.map_err(|e| match e {
                 TestbedError::Evidence { source, .. } => {
