@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::document::lab::{Mend, Path, Profile, ProxyMode};
 use crate::document::timeline::Finding;
-use crate::scenario::cause::{Step, Wait};
+use crate::scenario::cause::{Need, Step, Wait};
 
 mod refused;
 
@@ -77,6 +77,15 @@ fn longer_timeouts_are_tried_in_full() {
     assert!(
         under(&file(&format!("host = [{{ name = \"node1\", nft = \"{policy}\" }}]"))).is_none()
     );
+}
+
+/// A case on a bridge needs br_netfilter, as a cell does.
+#[test]
+fn a_bridge_is_needed_by_cases_too() {
+    let text =
+        text("close-unread").replacen("[[case]]", "[[case]]\npath = \"same-node-bridge\"", 1);
+    let Body::Cause(cause) = parse("x", &text).unwrap().body else { panic!("its kind") };
+    assert!(cause.needed().eq([Need::Bridge]));
 }
 
 /// What `new` writes is legal, whatever its legal name, and says every field that there is.

@@ -202,3 +202,22 @@ pub fn judged(result: &LabResult, name: &str) -> (Judgement, Vec<String>) {
     let s = result.scenarios.iter().find(|s| s.name == name).unwrap();
     (s.judgement, s.reasons.clone())
 }
+
+/// A file `own.toml` of these cases, each a title, its steps and its fields.
+pub fn file(dir: &tempfile::TempDir, cases: &[(&str, &str, &str)]) -> std::path::PathBuf {
+    let about = "kind = \"cause\"\nname = \"own\"\ntitle = \"t\"\nwhy = \"w\"\nsource = \"s\"\nconnections = 6\n";
+    let case = |(title, steps, more): &(&str, &str, &str)| {
+        format!("[[case]]\ntitle = \"{title}\"\nsteps = [{steps}]\n{more}\n")
+    };
+    let path = dir.path().join("own.toml");
+    fs::write(&path, about.to_owned() + &cases.iter().map(case).collect::<String>()).unwrap();
+    path
+}
+
+/// Such a file judged, with the output.
+pub fn cases(dir: &tempfile::TempDir, cases: &[(&str, &str, &str)]) -> (Output, LabResult) {
+    let (file, results) = (file(dir, cases), dir.path().join("own"));
+    let out = output(lab(dir).arg("run").arg(&file).arg("--output").arg(&results));
+    let result = result(&results);
+    (out, result)
+}
