@@ -1,7 +1,7 @@
 # `make lab` runs the experiment, `make test` the tests. Both install what they need.
 .PHONY: help lab test kernels bench bench-fill soak bench-boom bench-witness load-bench matrix network fuzz fuzz-scenarios \
 	fuzz-captures properties simulation test-images images load-images \
-	test-kernels test-k8s programs fmt-check lint licences shell-check docs oldest-rust unit manifests reference picture dist \
+	test-kernels test-k8s programs fmt-check lint licences shell-check docs oldest-rust built alone beside unit manifests reference picture dist \
 	publish clean
 
 CARGO ?= cargo
@@ -49,11 +49,13 @@ lab:
 
 programs:
 	@echo '== building (release)'
-	@$(CARGO) build --release --quiet --workspace --bins
+	@$(CARGO) build --release --quiet -p conntrack-lab -p boom-server -p load-client
 
 test:
 	@tools/setup test
-	@$(MAKE) --no-print-directory fmt-check lint licences shell-check docs oldest-rust unit manifests
+	@$(MAKE) --no-print-directory fmt-check lint oldest-rust built
+	@status=0; $(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target alone beside || status=$$?; \
+	$(MAKE) --no-print-directory unit || status=$$?; exit $$status
 
 fmt-check:
 	@echo '== format'
@@ -87,12 +89,23 @@ oldest-rust:
 	rustup run $(OLDEST_RUST) cargo check --quiet --workspace --target-dir target/oldest-rust; \
 	else echo '== SKIPPED: Rust $(OLDEST_RUST), the oldest that is promised, is not here (rustup toolchain install $(OLDEST_RUST))'; fi
 
-# cargo builds everything before it runs the first test: the programs that the namespace tests run,
-# too. A `cargo build` before it would build most dependencies twice (tests need more of their features).
+# The tests, and with them the programs that they run. A `cargo build` would build most dependencies
+# again (tests need more of their features).
+built:
+	@echo '== building the tests'
+	@$(CARGO) test --quiet --workspace --no-run
+
+# They change nf_conntrack_max of the machine, and mostly wait: beside them runs what sends no packets.
+alone: built
+	@echo '== saturation: beside no other tests of packets'
+	@$(CARGO) test --workspace --test saturation
+
+beside:
+	@$(MAKE) --no-print-directory licences docs shell-check properties manifests
+
 unit:
-	@echo '== unit, property and real-packet tests'
-	@$(CARGO) test --workspace --no-fail-fast
-	@$(MAKE) --no-print-directory properties
+	@echo '== unit and real-packet tests'
+	@$(CARGO) test --workspace --no-fail-fast -- --skip alone::
 
 # A million cases need optimised code; what they do not touch stays as it was built.
 OPTIMISED := $(foreach p,canary-forge canary-wire canary-record proptest,--config profile.dev.package.$(p).opt-level=2)
@@ -117,7 +130,9 @@ kernels:
 	@lab/kernels/all $(ARGS)
 
 test-kernels:
-	@$(MAKE) --no-print-directory kernels ARGS='--short --within 360 5.10 newest'
+	@tools/setup kernels
+	@$(MAKE) --no-print-directory built
+	@LAB_KERNELS_PROGRAMS=target/debug lab/kernels/all --short --within 360 5.10 newest
 
 load-bench:
 	@tools/setup bench

@@ -1,5 +1,6 @@
 //! The commands that documents show, in blocks and in prose.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use canary_testbed::exec::Call;
@@ -70,26 +71,31 @@ fn all() -> Vec<Line> {
     documents().iter().filter(|d| told(d)).flat_map(|d| lines(d)).collect()
 }
 
-/// Every command of every document that needs nothing but this machine runs.
+/// Every command of every document that needs nothing but this machine runs. Those of one document
+/// follow each other in one directory.
 #[test]
 fn the_commands_run() {
-    let (programs, mut ran) = (programs(), 0);
-    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
-    let mut at: Option<(String, tempfile::TempDir)> = None;
-    for line in all().iter().filter(|l| l.needs == Needs::Nothing) {
-        // The commands of one document follow each other in one directory.
-        if at.as_ref().is_none_or(|(document, _)| *document != line.document) {
-            let dir = tempfile::tempdir().unwrap();
-            at = Some((line.document.clone(), dir));
-        }
-        let (_, dir) = at.as_ref().unwrap();
-        let there = format!("cd '{}'\n{}", dir.path().display(), line.text);
-        let out = Call::sh(&there).env("PATH", &path).output().unwrap();
-        let (status, said) = (out.status, out.stderr);
-        assert!(status.success(), "{}: {}: {status}\n{said}", line.document, line.text);
-        ran += 1;
+    let path = format!("{}:{}", programs().display(), std::env::var("PATH").unwrap());
+    let mut documents: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for line in all().into_iter().filter(|l| l.needs == Needs::Nothing) {
+        documents.entry(line.document).or_default().push(line.text);
     }
-    assert!(ran >= 8, "{ran}");
+    assert!(documents.values().flatten().count() >= 8, "{documents:?}");
+    let run = |document: &str, lines: &[String]| {
+        let dir = tempfile::tempdir().unwrap();
+        for line in lines {
+            let there = format!("cd '{}'\n{line}", dir.path().display());
+            let out = Call::sh(&there).env("PATH", &path).output().unwrap();
+            let (status, said) = (out.status, out.stderr);
+            assert!(status.success(), "{document}: {line}: {status}\n{said}");
+        }
+    };
+    let run = &run;
+    std::thread::scope(|threads| {
+        for (document, lines) in &documents {
+            threads.spawn(move || run(document, lines));
+        }
+    });
 }
 
 /// Every command, in a block or in prose, is one: the program takes its options and values, the target,

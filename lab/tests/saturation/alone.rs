@@ -1,10 +1,8 @@
 //! Saturation and the host's own conntrack limit, on real packets.
 //!
-//! These tests change nf_conntrack_max of the host for a moment, so they run
-//! one at a time, only as root of the initial network namespace, and only where
-//! no namespace has many entries; otherwise they say SKIPPED and why.
-
-mod common;
+//! These tests change nf_conntrack_max of the host for a moment, so they run one at a time, beside no
+//! other tests of packets (`make alone`), only as root of the initial network namespace, and only where no
+//! namespace has many entries; otherwise they say SKIPPED and why.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -12,26 +10,17 @@ use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::common::{Left, lab, output, result, scratch, wait_for};
 use canary_record::names::ProbeEnd;
 use canary_testbed::test::{needs_root, skip};
-use common::{Left, lab, output, result, scratch, wait_for};
 use conntrack_lab::document::lab::Judgement;
 use conntrack_lab::document::timeline::{FailureClass, Finding};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-canary_testbed::tests![
-    outside: a_full_table_is_what_is_expected,
-    a_table_that_does_not_fill_proves_nothing,
-    another_programs_limit_ends_it,
-    the_host_limit_is_restored_however_it_ends,
-    a_busy_host_is_left_alone,
-    not_in_a_namespace,
-];
-
 const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 const BUCKETS: &str = "/proc/sys/net/netfilter/nf_conntrack_buckets";
-const SHIPPED: &str = include_str!("../scenarios/saturation.toml");
+const SHIPPED: &str = include_str!("../../scenarios/saturation.toml");
 
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -74,7 +63,7 @@ fn short(load: &str) -> String {
 /// A table fills: new connections time out, established ones live, be_liberal
 /// does not help, a bigger table and shorter timeouts do. Afterwards the host's
 /// values are what they were.
-fn a_full_table_is_what_is_expected() {
+pub(super) fn a_full_table_is_what_is_expected() {
     let (_alone, size) = alone(20_000);
     let dir = scratch();
     let (before, max, buckets) = (Left::now(dir.path()), read(MAX), read(BUCKETS));
@@ -142,7 +131,7 @@ fn a_full_table_is_what_is_expected() {
 
 /// The cause removed, a load that the table has room for: nothing is shown of a
 /// full table, and the run does not pass.
-fn a_table_that_does_not_fill_proves_nothing() {
+pub(super) fn a_table_that_does_not_fill_proves_nothing() {
     let (_alone, _) = alone(20_000);
     let dir = scratch();
     let file = dir.path().join("saturation.toml");
@@ -165,7 +154,7 @@ fn a_table_that_does_not_fill_proves_nothing() {
 
 /// Where another program writes the host's limit in mid-run nothing is said of a table's size. The
 /// steps before that are kept.
-fn another_programs_limit_ends_it() {
+pub(super) fn another_programs_limit_ends_it() {
     let (_alone, _) = alone(20_000);
     let dir = scratch();
     let max: u64 = read(MAX).parse().unwrap();
@@ -191,7 +180,7 @@ fn another_programs_limit_ends_it() {
 }
 
 /// SIGKILL, SIGTERM and SIGINT to the lab at any moment: both values are back.
-fn the_host_limit_is_restored_however_it_ends() {
+pub(super) fn the_host_limit_is_restored_however_it_ends() {
     let (_alone, size) = alone(60_000);
     let (max, buckets) = (read(MAX), read(BUCKETS));
     for (n, signal) in
@@ -204,7 +193,7 @@ fn the_host_limit_is_restored_however_it_ends() {
         let mut command = lab(&dir);
         command.args(["run", "positive-control.toml", "--output", "r"]);
         command.arg(format!("--host-table-size={size}"));
-        let control = include_str!("../scenarios/positive-control.toml");
+        let control = include_str!("../../scenarios/positive-control.toml");
         fs::write(dir.path().join("positive-control.toml"), control).unwrap();
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut said = BufReader::new(child.stderr.take().unwrap());
@@ -226,7 +215,7 @@ fn the_host_limit_is_restored_however_it_ends() {
 }
 
 /// A table too small for what the host has, and a second run at the same time, are refused.
-fn a_busy_host_is_left_alone() {
+pub(super) fn a_busy_host_is_left_alone() {
     let (_alone, size) = alone(60_000);
     let (max, buckets) = (read(MAX), read(BUCKETS));
     let dir = scratch();
@@ -250,7 +239,7 @@ fn a_busy_host_is_left_alone() {
 }
 
 /// Inside a network namespace the limit belongs to somebody else: one line, exit 2.
-fn not_in_a_namespace() {
+pub(super) fn not_in_a_namespace() {
     needs_root("no network namespace can be made without another");
     let dir = scratch();
     let command = lab(&dir);
