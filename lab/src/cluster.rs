@@ -146,12 +146,9 @@ fn judge(
             source: "kubectl conntrack experiment".to_owned(),
             judgement,
             reasons,
-            cells: Vec::new(),
-            commands: Vec::new(),
-            mended: Vec::new(),
             repetition: 1,
-            of_cases: BTreeMap::new(),
             timeline: Some(timeline),
+            ..ScenarioResult::default()
         }],
     }
 }

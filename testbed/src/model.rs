@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 
 names! {
     /// Who writes the Service rules, and in which language.
+    #[derive(Default)]
     pub enum ProxyMode {
         /// Loaded by nft, in the shape of kube-proxy's nftables mode.
+        #[default]
         Nftables = "nftables",
         /// Loaded by iptables-restore, in the shape of kube-proxy's iptables mode.
         Iptables = "iptables",
@@ -22,8 +24,10 @@ names! {
 
 names! {
     /// The way from the client to the server pod.
+    #[derive(Default)]
     pub enum Path {
         /// Client pod to a ClusterIP, backend on another node.
+        #[default]
         ClusterIp = "cluster-ip",
         /// Client pod to a ClusterIP, backend on the same node, routed.
         SameNode = "same-node",
@@ -66,8 +70,10 @@ names! {
 
 names! {
     /// Which node carries a protection. A single-node path has the client's node alone.
+    #[derive(Default)]
     pub enum At {
         /// Every node.
+        #[default]
         Both = "both",
         /// The node that translates for the client.
         Client = "client",

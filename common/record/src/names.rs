@@ -141,8 +141,10 @@ names! {
 
 names! {
     /// Which way the forged segments went, and so what a verdict covers.
+    #[derive(Default)]
     pub enum Direction {
         /// From the server to the client: answers, downloads.
+        #[default]
         ServerToClient = "server-to-client",
         /// From the client to the server: requests, uploads.
         ClientToServer = "client-to-server",
@@ -166,12 +168,14 @@ impl Direction {
 names! {
     /// What the client's kernel does with a segment below the window: the
     /// generation by behaviour, not by version number.
+    #[derive(Default)]
     pub enum OldSegments {
         /// INVALID: before Linux 6.1 (commit 6e250dcbff1d) and its backports.
         Invalid = "invalid",
         /// Ignored, and so still translated: since 6.1.
         Ignored = "ignored",
         /// Not shown: not tried, or hidden by be_liberal or a drop.
+        #[default]
         NotShown = "not-shown",
     }
 }

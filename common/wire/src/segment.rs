@@ -72,8 +72,10 @@ impl fmt::Display for Flags {
 
 names! {
     /// IP family.
+    #[derive(Default)]
     pub enum Family {
         /// IPv4
+        #[default]
         Ipv4 = "ipv4",
         /// IPv6
         Ipv6 = "ipv6",

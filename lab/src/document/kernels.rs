@@ -13,10 +13,12 @@ use canary_wire::segment::Family;
 
 names! {
     /// How far a kernel came.
+    #[derive(Default)]
     pub enum GuestState {
         /// The lab ran to its end.
         Ran = "ran",
         /// The kernel could not be fetched or started.
+        #[default]
         NotBooted = "not-booted",
         /// The guest, or the lab in it, ended without a result.
         NoResult = "no-result",
@@ -89,7 +91,7 @@ pub struct KernelCaseCell {
 }
 
 /// One kernel.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct KernelRun {
     /// What it is called here.
     pub name: String,
@@ -151,7 +153,7 @@ names! {
 }
 
 /// One cell of the table.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct KernelCell {
     /// What became of the segments; absent where nothing was proved.
     pub seen: Option<Seen>,

@@ -186,12 +186,14 @@ pub struct MendResult {
 
 names! {
     /// How an observation compares with its expectation.
+    #[derive(Default)]
     pub enum Judgement {
         /// As the scenario expects, all evidence agreeing.
         AsExpected = "as-expected",
         /// Proved, and not as expected.
         Differs = "differs",
         /// Nothing was proved; the reasons say why.
+        #[default]
         Inconclusive = "inconclusive",
         /// Not run here; the reasons say why and what would mend it.
         Skipped = "skipped",
@@ -273,7 +275,7 @@ pub struct PositiveControl {
 }
 
 /// One scenario, run once or several times.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScenarioResult {
     /// Its name, as `conntrack-lab list` shows it.
     pub name: String,
@@ -331,7 +333,7 @@ pub struct CommandList {
 }
 
 /// One path under one set of protections: one run of boom-server and load-client.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CellResult {
     /// The cell's files are under `cells/ID/`.
     pub id: String,
@@ -340,7 +342,7 @@ pub struct CellResult {
     /// The way from client to server.
     pub path: Path,
     /// Which way segments were forged.
-    #[serde(default = "downloads")]
+    #[serde(default)]
     pub direction: Direction,
     /// IP family.
     pub family: Family,
@@ -378,10 +380,6 @@ pub struct CellResult {
     pub captures: Vec<Capture>,
     /// How long the cell took.
     pub seconds: f64,
-}
-
-pub(crate) const fn downloads() -> Direction {
-    Direction::ServerToClient
 }
 
 /// What one node's witness made of the kernel's words.

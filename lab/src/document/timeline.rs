@@ -146,7 +146,7 @@ pub struct Change {
 }
 
 /// How fast the kernel was with a table of one size: the best of several rounds.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TableSpeed {
     /// Which row it belongs to.
     pub series: TableSeries,
@@ -173,8 +173,10 @@ impl TableSpeed {
 
 names! {
     /// What is the same in a row of tables.
+    #[derive(Default)]
     pub enum TableSeries {
         /// The entries, few; the buckets are those of the smallest and of the biggest table, by turns.
+        #[default]
         FewEntries = "few-entries",
         /// As many entries as buckets.
         Full = "full",

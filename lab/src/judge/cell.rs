@@ -119,20 +119,7 @@ pub(crate) fn result(
         family: key.family,
         proxy_mode: key.proxy_mode,
         protections: plan.protections.clone(),
-        judgement: Judgement::Inconclusive,
-        reasons: Vec::new(),
-        profile: None,
-        meaning: String::new(),
-        advice: String::new(),
-        forgeries: Vec::new(),
-        boom_diagnosis: None,
-        client: BTreeMap::new(),
-        sniffer_dropped: 0,
-        nodes: Vec::new(),
-        captured_resets: None,
-        witnesses: Vec::new(),
-        captures: Vec::new(),
-        seconds: 0.0,
+        ..CellResult::default()
     };
     let shown = match shown {
         Ok(shown) => shown,

@@ -1,8 +1,6 @@
 //! A run's account from its first cell to its end. Every part is judged once, when it ends; a
 //! cell whose expectation depends on the kernel's generation waits until a cell has shown that.
 
-use std::collections::BTreeMap;
-
 use crate::document::lab::{
     CellResult, CommandList, Environment, Judgement, LabResult, ScenarioResult,
 };
@@ -180,12 +178,9 @@ fn not_run(entry: &Entry, repeat: u32, repetition: u32) -> ScenarioResult {
         source: about.source.clone(),
         judgement,
         reasons: vec![why],
-        cells: Vec::new(),
         commands: vec![entry.commands.clone()],
-        timeline: None,
-        mended: Vec::new(),
-        of_cases: BTreeMap::new(),
         repetition: repetition.max(1),
+        ..ScenarioResult::default()
     }
 }
 

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use crate::document::kernels::{GuestRecord, GuestState, KernelRun};
 use crate::document::lab::{Judgement, LabResult};
-use canary_record::names::OldSegments;
 use canary_record::result::SCHEMA_VERSION;
 use serde::de::DeserializeOwned;
 
@@ -100,15 +99,8 @@ fn checked(mut kernel: KernelRun, lab: Option<LabResult>) -> Input {
 fn kernel(name: String, results: &Path) -> KernelRun {
     KernelRun {
         name,
-        source: String::new(),
-        version: None,
-        accel: String::new(),
-        state: GuestState::NotBooted,
-        old_segments: OldSegments::NotShown,
         judgement: Judgement::AsExpected,
-        reasons: Vec::new(),
-        started: None,
-        seconds: None,
         results: results.display().to_string(),
+        ..KernelRun::default()
     }
 }

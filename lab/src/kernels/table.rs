@@ -119,13 +119,7 @@ fn row(key: Key, inputs: &[Input]) -> KernelRow {
 
 /// One kernel's cell of one row: all repetitions together.
 fn cell(key: &Key, input: &Input) -> KernelCell {
-    let nothing = |why: &str| KernelCell {
-        seen: None,
-        judgement: Judgement::Inconclusive,
-        forged: 0,
-        counted: 0,
-        reasons: vec![why.to_owned()],
-    };
+    let nothing = |why: &str| KernelCell { reasons: vec![why.to_owned()], ..KernelCell::default() };
     let Some(lab) = &input.lab else {
         return nothing("this kernel left no results");
     };
@@ -162,7 +156,7 @@ fn judge_forgery(cell: &CellResult, forgery: &ForgeryResult) -> Judgement {
 /// The kernel's generation by its own behaviour, as its run showed it.
 fn old_segments(input: &Input) -> OldSegments {
     let environment = input.lab.as_ref().map(|lab| &lab.environment);
-    environment.and_then(|e| e.old_segments).unwrap_or(OldSegments::NotShown)
+    environment.and_then(|e| e.old_segments).unwrap_or_default()
 }
 
 /// Whether what the kernels saw is alike, differs as their generations do, or

@@ -104,8 +104,10 @@ impl Captured {
 
 names! {
     /// A place of the eviction experiment, by its name in those of files and hosts.
+    #[derive(Default)]
     pub enum Case {
         /// A table full of established connections.
+        #[default]
         Full = "full",
         /// The same with be_liberal=1 and INVALID dropped.
         Protected = "protected",
@@ -117,7 +119,7 @@ names! {
 }
 
 /// What became of half-closed transfers in one case.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Evicted {
     pub(crate) case: Case,
     pub(crate) limit: u64,

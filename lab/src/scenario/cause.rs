@@ -37,7 +37,7 @@ pub struct Cause {
     /// What not every kernel has: without it the scenario is skipped.
     pub needs: Option<Need>,
     /// On which nodes a mend is tried: those of whom the situation is.
-    #[serde(default = "both")]
+    #[serde(default)]
     pub mends_at: At,
     /// What hosts have of their own in every case.
     #[serde(default, rename = "host")]
@@ -49,10 +49,6 @@ pub struct Cause {
 
 const fn twenty() -> u32 {
     20
-}
-
-const fn both() -> At {
-    At::Both
 }
 
 /// Whose address the server sees.
@@ -78,13 +74,13 @@ pub struct Case {
     #[schemars(range(min = 1, max = 200))]
     pub connections: Option<u32>,
     /// The way from client to server.
-    #[serde(default = "cluster_ip")]
+    #[serde(default)]
     pub path: Path,
     /// IP family.
-    #[serde(default = "ipv4")]
+    #[serde(default)]
     pub family: Family,
     /// What translates for the Service.
-    #[serde(default = "nftables")]
+    #[serde(default)]
     pub proxy_mode: ProxyMode,
     /// Endpoints of the Service, 1 or 2; each new entry takes one at random.
     #[serde(default = "one")]
@@ -133,18 +129,6 @@ pub(crate) const TWO_ENDPOINTS: [Path; 6] = [
     Path::NodePortClusterRemote,
     Path::NodePortLocal,
 ];
-
-const fn cluster_ip() -> Path {
-    Path::ClusterIp
-}
-
-const fn ipv4() -> Family {
-    Family::Ipv4
-}
-
-const fn nftables() -> ProxyMode {
-    ProxyMode::Nftables
-}
 
 const fn one() -> u8 {
     1

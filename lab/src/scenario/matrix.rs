@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::document::lab::{Path, Profile, Protections, ProxyMode, Seen, downloads};
+use crate::document::lab::{Path, Profile, Protections, ProxyMode, Seen};
 use canary_record::names::{Direction, Forgery, OldSegments};
 use canary_wire::segment::Family;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -21,7 +21,7 @@ pub struct Matrix {
     /// The way from client to server.
     pub path: Path,
     /// Which way segments are forged.
-    #[serde(default = "downloads")]
+    #[serde(default)]
     pub direction: Direction,
     /// IP families, each a cell of its own.
     pub families: Vec<Family>,

@@ -10,7 +10,6 @@
 //! taken the room it is dropped, and the transfer hangs. So the room is left
 //! alone in all places but one, where new connections wait for it.
 
-use std::collections::BTreeMap;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -26,7 +25,7 @@ use super::super::setting::Running;
 use super::Experiment;
 use super::stage::{Captures, Load, Stage, Witness};
 use super::streams::{SILENCE, Streams, Talk};
-use crate::observed::saturation::{Captured, Case, Evicted, Filled};
+use crate::observed::saturation::{Case, Evicted, Filled};
 use crate::observed::{number, series};
 use crate::scenario::saturation::MOST_CLIENTS;
 
@@ -117,17 +116,7 @@ impl<'a> Run<'a> {
         let waiting = contested.then(|| stage.churn(load, &stage.dir)).transpose()?;
         let now = stage.entries()?;
         Ok(Self {
-            found: Evicted {
-                case,
-                limit: x.limit,
-                most: now,
-                least: now,
-                refused: 0,
-                half_closed: BTreeMap::new(),
-                established: BTreeMap::new(),
-                captured: Captured::default(),
-                after_s: None,
-            },
+            found: Evicted { case, limit: x.limit, most: now, least: now, ..Evicted::default() },
             stage,
             streams,
             hold,

@@ -83,7 +83,9 @@ pub(super) fn run(
     let mut bench =
         Bench { stage, resized, begun: Memory::read().map_err(failed("read"))?, flows: 0 };
     let mut turns = Vec::new();
-    let mut best = vec![TableSpeed::none(least, least), TableSpeed::none(least, most)];
+    let mut best: Vec<_> = [least, most]
+        .map(|buckets| TableSpeed { entries: least, buckets, ..TableSpeed::default() })
+        .into();
     for turn in 0..TURNS {
         let mut both = [best[0], best[1]];
         let order = if turn % 2 == 0 { [0, 1] } else { [1, 0] };
@@ -130,7 +132,7 @@ impl Bench<'_> {
         buckets: u64,
     ) -> Result<TableSpeed, TestbedError> {
         self.table(entries, buckets)?;
-        let mut speed = TableSpeed { series, ..TableSpeed::none(entries, buckets) };
+        let mut speed = TableSpeed { series, buckets, entries, ..TableSpeed::default() };
         if entries >= SHOWS {
             let memory = Memory::read().map_err(io_error("read the memory of", &self.stage.dir))?;
             speed.memory = Some(memory.kernel.saturating_sub(self.begun.kernel));
@@ -216,17 +218,6 @@ impl TableSpeed {
     const fn keep(&mut self, other: &Self) {
         self.packets_per_second = self.packets_per_second.max(other.packets_per_second);
         self.connections_per_second = self.connections_per_second.max(other.connections_per_second);
-    }
-
-    const fn none(entries: u64, buckets: u64) -> Self {
-        Self {
-            series: TableSeries::FewEntries,
-            buckets,
-            entries,
-            packets_per_second: 0.0,
-            connections_per_second: 0.0,
-            memory: None,
-        }
     }
 }
 
