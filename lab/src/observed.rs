@@ -25,6 +25,18 @@ pub(crate) fn counted<K: Ord>(of: impl Iterator<Item = K>) -> BTreeMap<K, u64> {
     })
 }
 
+/// Those with the same key beside each other, in the order of their first appearance.
+pub(crate) fn together<K: PartialEq, V>(all: impl IntoIterator<Item = (K, V)>) -> Vec<(K, Vec<V>)> {
+    let mut groups: Vec<(K, Vec<V>)> = Vec::new();
+    for (key, one) in all {
+        match groups.iter_mut().find(|(other, _)| *other == key) {
+            Some((_, same)) => same.push(one),
+            None => groups.push((key, vec![one])),
+        }
+    }
+    groups
+}
+
 pub(crate) fn number<K: Ord + Copy>(counts: &BTreeMap<K, u64>, of: K) -> u64 {
     counts.get(&of).copied().unwrap_or(0)
 }

@@ -13,7 +13,7 @@ use canary_record::result::witness::WitnessResult;
 use super::cell::seen_of;
 use super::witness;
 use crate::observed::cause::{Seen as Shown, forged as outcome};
-use crate::observed::{listed, number, outcomes, unheard};
+use crate::observed::{listed, number, outcomes, together, unheard};
 use crate::scenario::cause::{Case, Cause, Ends, Step as Done};
 
 /// Judges what every case showed, or why it could not be run, into `result`.
@@ -71,15 +71,10 @@ fn step(case: &Case, seen: &Shown, judgement: Judgement, why: &[String]) -> Step
         notes.push(format!("Errors: {}.", listed(&seen.errors)));
     }
     notes.extend(seen.rules.iter().cloned());
-    let mut said: Vec<(String, Vec<&str>)> = Vec::new();
-    for (node, w) in &seen.witnesses {
+    let said = together(seen.witnesses.iter().map(|(node, w)| {
         let ends = w.connections.iter().map(|c| format!("{} {} {}", c.count, c.cause, c.direction));
-        let ends = or_nothing(&ends.collect::<Vec<_>>());
-        match said.iter_mut().find(|(other, _)| *other == ends) {
-            Some((_, on)) => on.push(node),
-            None => said.push((ends, vec![node])),
-        }
-    }
+        (or_nothing(&ends.collect::<Vec<_>>()), node.as_str())
+    }));
     let said = said
         .iter()
         .map(|(ends, on)| format!("The kernel's words on {}: {ends}.", on.join(" and ")));

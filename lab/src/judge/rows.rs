@@ -1,13 +1,15 @@
 //! Cells into rows: repetitions are added up, IP families and proxy modes that
 //! saw the same share a row. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::document::lab::{
     At, CellResult, ForgeryResult, Judgement, LabResult, Path, Protections, ProxyMode, Seen,
 };
 use canary_record::names::{Direction, Forgery, ProbeEnd};
 use canary_wire::segment::Family;
+
+use crate::observed::together;
 
 /// Rules and IP family.
 pub type Variant = (ProxyMode, Family);
@@ -154,9 +156,9 @@ impl Row<'_> {
 }
 
 /// Every path by every set of protections, over all scenarios: the worst of each.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Overview {
-    /// Sets of protections, in the order in which they first appear.
+    /// Sets of protections, the smallest first.
     pub protections: Vec<Protections>,
     /// A way, and for each set of protections what was found, if it was tried.
     pub paths: Vec<(Route, Vec<Option<Found>>)>,
@@ -181,37 +183,24 @@ pub fn overview(result: &LabResult, everywhere: bool) -> Overview {
         c.forgeries.is_empty() || c.forgeries.iter().any(|f| f.forgery != Forgery::Overshoot)
     };
     let scenarios = result.scenarios.iter().filter(|s| s.timeline.is_none());
-    let mut found: Vec<(Route, Protections, Found)> = Vec::new();
+    let mut found = Vec::new();
     for scenario in scenarios {
         for row in rows(&scenario.cells) {
             let same = row.protections.iter().all(|p| p.at == At::Both);
             if same == everywhere && row.cells.iter().any(forges) {
                 let (exposure, scenario) = (row.exposure(), scenario.name.clone());
                 let at = Found { exposure, scenario, row: row.id };
-                found.push((row.route, row.protections, at));
+                found.push((row.route, (row.protections, at)));
             }
         }
     }
-    let mut overview = Overview::default();
-    for (route, protections, _) in &found {
-        if !overview.protections.contains(protections) {
-            overview.protections.push(protections.clone());
-        }
-        if !overview.paths.iter().any(|(r, _)| r == route) {
-            overview.paths.push((*route, Vec::new()));
-        }
-    }
     // By the number of protections, so that the table reads from bare to covered.
-    overview.protections.sort_by_key(|set| (set.len(), set.clone()));
-    for (route, columns) in &mut overview.paths {
-        *columns = overview
-            .protections
-            .iter()
-            .map(|set| {
-                let of = |f: &&(Route, Protections, Found)| f.0 == *route && f.1 == *set;
-                found.iter().filter(of).map(|f| f.2.clone()).max()
-            })
-            .collect();
-    }
-    overview
+    let sets: BTreeSet<_> = found.iter().map(|(_, (set, _))| (set.len(), set.clone())).collect();
+    let protections: Vec<_> = sets.into_iter().map(|(_, set)| set).collect();
+    let paths = together(found).into_iter().map(|(route, all)| {
+        let of = |set| all.iter().filter(move |(own, _)| own == set);
+        let worst = |set| of(set).map(|(_, found)| found.clone()).max();
+        (route, protections.iter().map(worst).collect())
+    });
+    Overview { paths: paths.collect(), protections }
 }

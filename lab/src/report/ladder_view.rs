@@ -11,6 +11,7 @@ use super::html::{Captures, cells};
 use super::ladder::{self, Ladder};
 use super::paths::spaceless;
 use super::words;
+use crate::observed::together;
 
 /// A ladder and where it comes from.
 struct Drawn {
@@ -25,7 +26,8 @@ struct Drawn {
 
 /// All ladders: a way to die that none before has shown is drawn, what shows the same is named.
 pub(super) fn section(result: &LabResult, captures: &Captures) -> Markup {
-    let ways = ways(ladders(result, captures));
+    let ladders = ladders(result, captures).into_iter();
+    let ways = together(ladders.map(|drawn| (way(&drawn.ladder), drawn)));
     html! {
         @if ways.is_empty() { (nothing(result)) } @else {
             p {
@@ -34,7 +36,7 @@ pub(super) fn section(result: &LabResult, captures: &Captures) -> Markup {
                 "Numbers count from each side’s first."
             }
         }
-        @for (n, way) in ways.iter().enumerate() {
+        @for (n, (_, way)) in ways.iter().enumerate() {
             @if let Some(first) = way.first() {
                 details.way open=[(n == 0).then_some("")] {
                     summary { (title(first)) }
@@ -55,19 +57,6 @@ fn nothing(result: &LabResult) -> Markup {
             "No capture of a reset connection was kept, so nothing is drawn."
         }
     } }
-}
-
-/// Ladders in groups of the same way to die, in the order of each group's first.
-fn ways(ladders: Vec<Drawn>) -> Vec<Vec<Drawn>> {
-    let mut ways: Vec<Vec<Drawn>> = Vec::new();
-    for drawn in ladders {
-        let way = way(&drawn.ladder);
-        match ways.iter_mut().find(|w| w.first().is_some_and(|f| self::way(&f.ladder) == way)) {
-            Some(same) => same.push(drawn),
-            None => ways.push(vec![drawn]),
-        }
-    }
-    ways
 }
 
 /// What makes a way to die: whether the RST kills, who sent it, and whether the client's addresses

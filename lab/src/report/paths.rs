@@ -10,6 +10,7 @@ use canary_record::names::Forgery;
 
 use super::words::{self, count, counts, grouped};
 use crate::judge::rows::{self as fold, Row};
+use crate::observed::together;
 
 /// The id of an element: of a row, a cell, a scenario.
 pub(super) fn anchor(scenario: &str, row: &str) -> String {
@@ -167,29 +168,17 @@ fn outcome(forgery: Forgery, sum: &ForgeryResult, seen: Seen, row: &Row<'_>, mos
 /// What a row means, what to do, and why it is not as expected: each sentence once.
 fn meaning(row: &Row<'_>) -> Markup {
     const MOST: usize = 12;
-    let mut said: Vec<(&str, &str)> = Vec::new();
-    let mut doubts: Vec<(&str, u64)> = Vec::new();
-    for c in &row.cells {
-        let sentence = (c.meaning.as_str(), c.advice.as_str());
-        if !said.contains(&sentence) {
-            said.push(sentence);
-        }
-        for reason in &c.reasons {
-            match doubts.iter_mut().find(|(r, _)| r == reason) {
-                Some((_, n)) => *n += 1,
-                None => doubts.push((reason, 1)),
-            }
-        }
-    }
+    let said = together(row.cells.iter().map(|c| ((&c.meaning, &c.advice), c)));
+    let doubts = together(row.cells.iter().flat_map(|c| c.reasons.iter().map(move |why| (why, c))));
     html! {
-        @for (meaning, advice) in said {
+        @for ((meaning, advice), _) in said {
             (meaning) " "
             @if !advice.is_empty() { strong { (advice) } " " }
         }
         @if !doubts.is_empty() {
             ul.doubt {
-                @for (reason, n) in doubts.iter().take(MOST) {
-                    li { (reason) @if *n > 1 { " (" (n) " cells)" } }
+                @for (reason, cells) in doubts.iter().take(MOST) {
+                    li { (reason) @if cells.len() > 1 { " (" (cells.len()) " cells)" } }
                 }
                 @if doubts.len() > MOST { li { "and " (doubts.len() - MOST) " more, in results.json" } }
             }
@@ -202,14 +191,8 @@ fn evidence(row: &Row<'_>) -> Markup {
     let facts: Vec<Vec<Fact<'_>>> = row.cells.iter().map(|c| facts(c)).collect();
     let common = |fact: &&Fact<'_>| facts.iter().all(|f| f.contains(fact));
     let shared = told(facts.iter().take(1).flatten().filter(common));
-    let mut alike: Vec<(String, Vec<&CellResult>)> = Vec::new();
-    for (c, facts) in row.cells.iter().zip(&facts) {
-        let own = told(facts.iter().filter(|f| !common(f)));
-        match alike.iter_mut().find(|(said, _)| *said == own) {
-            Some((_, cells)) => cells.push(c),
-            None => alike.push((own, vec![c])),
-        }
-    }
+    let own = |facts: &Vec<Fact<'_>>| told(facts.iter().filter(|f| !common(f)));
+    let alike = together(facts.iter().map(own).zip(&row.cells));
     html! {
         details.evidence {
             summary { "Evidence of " (count(row.cells.len() as u64, "cell", "cells")) }

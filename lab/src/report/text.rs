@@ -12,6 +12,7 @@ use canary_record::names::{Forgery, OldSegments};
 
 use super::words::{self, counts};
 use crate::judge::rows::{self as fold, Row};
+use crate::observed::together;
 use crate::scenario::POSITIVE_CONTROL;
 
 /// Between two columns.
@@ -213,17 +214,11 @@ fn label(row: &Row<'_>, several: bool) -> String {
 
 /// A sentence or two for every row, said once for all rows that share it.
 fn meanings(out: &mut String, rows: &[(String, &Row<'_>)], width: usize) {
-    let mut said: Vec<(String, Vec<&str>)> = Vec::new();
-    for (label, row) in rows {
+    let said = together(rows.iter().map(|(label, row)| {
         let cell = row.cells[0];
-        let sentence = format!("{} {}", cell.meaning, cell.advice).trim().to_owned();
-        match said.iter_mut().find(|(s, _)| *s == sentence) {
-            _ if sentence.is_empty() => {}
-            Some((_, labels)) => labels.push(label),
-            None => said.push((sentence, vec![label])),
-        }
-    }
-    for (sentence, labels) in said {
+        (format!("{} {}", cell.meaning, cell.advice).trim().to_owned(), label.as_str())
+    }));
+    for (sentence, labels) in said.iter().filter(|(sentence, _)| !sentence.is_empty()) {
         paragraph(out, "  * ", &format!("{}: {sentence}", labels.join("; ")), width);
     }
 }
