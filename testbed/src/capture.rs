@@ -110,16 +110,6 @@ pub fn forged(own: Seq, peer: Seq, s: &Segment<'_>) -> Option<Forgery> {
     }
 }
 
-/// Counts by forgery.
-#[must_use]
-pub fn by_forgery(resets: &[Reset]) -> BTreeMap<Forgery, u64> {
-    let mut counts = BTreeMap::new();
-    for r in resets {
-        *counts.entry(r.forgery).or_default() += 1;
-    }
-    counts
-}
-
 /// The packets of the connection whose client began with `isn`: everything of
 /// its client port, so that a leaked segment from another address is in it.
 /// Gives the new capture and its number of packets.

@@ -12,12 +12,11 @@ use canary_record::names::{Direction, Forgery, OldSegments, ProbeEnd};
 use canary_record::outcome::Counts;
 use canary_record::result::boom::{BoomResult, OutcomeCount, Resets, Sniffer};
 use canary_record::result::load::LoadResult;
-use canary_testbed::capture;
 use canary_testbed::topology::Topology;
 
 use super::witness;
 use crate::observed::cell::{Done, Key, Shown};
-use crate::observed::{listed, number, unheard};
+use crate::observed::{counted, listed, number, unheard};
 use crate::scenario::matrix::{CellPlan, Expectation, Matrix, row};
 
 #[derive(Clone, Debug)]
@@ -128,7 +127,7 @@ pub(crate) fn result(
             return cell;
         }
     };
-    let captured_resets = shown.resets.as_ref().map(|r| capture::by_forgery(r));
+    let captured_resets = shown.resets.as_ref().map(|all| counted(all.iter().map(|r| r.forgery)));
     let witnesses: Vec<_> = shown.witnesses.iter().map(|(n, w)| witness::said(n, w)).collect();
     let evidence = Evidence {
         captured: captured_resets.as_ref(),
