@@ -185,11 +185,9 @@ pub struct MendResult {
 }
 
 names! {
-    /// How an observation compares with its expectation.
+    /// How an observation compares with its expectation; the worst first.
     #[derive(Default)]
     pub enum Judgement {
-        /// As the scenario expects, all evidence agreeing.
-        AsExpected = "as-expected",
         /// Proved, and not as expected.
         Differs = "differs",
         /// Nothing was proved; the reasons say why.
@@ -197,25 +195,16 @@ names! {
         Inconclusive = "inconclusive",
         /// Not run here; the reasons say why and what would mend it.
         Skipped = "skipped",
+        /// As the scenario expects, all evidence agreeing.
+        AsExpected = "as-expected",
     }
 }
 
 impl Judgement {
-    /// The worse of two: differs, inconclusive, skipped, as expected.
+    /// The worse of two.
     #[must_use]
     pub fn worse(self, other: Self) -> Self {
-        if self.rank() <= other.rank() { self } else { other }
-    }
-
-    /// The worst is 0.
-    #[must_use]
-    pub const fn rank(self) -> u8 {
-        match self {
-            Self::Differs => 0,
-            Self::Inconclusive => 1,
-            Self::Skipped => 2,
-            Self::AsExpected => 3,
-        }
+        self.min(other)
     }
 }
 

@@ -242,7 +242,7 @@ fn judge(kernels: &[KernelRun], rows: &[KernelRow]) -> (Judgement, Vec<String>) 
         found.push((Judgement::Inconclusive, "one kernel alone: nothing to compare".to_owned()));
     }
     let worst = found.iter().map(|(j, _)| *j).fold(Judgement::AsExpected, Judgement::worse);
-    found.sort_by_key(|(j, _)| j.rank());
+    found.sort_by_key(|(j, _)| *j);
     (worst, found.into_iter().map(|(_, text)| text).collect())
 }
 
