@@ -326,8 +326,7 @@ fn inner(args: &RunArgs, mut config: Config, pipe: i32) -> Ending {
     report?;
     if args.keep {
         let prefixes = run::last_cells(&plan);
-        hands_on::keep(&outside, in_user_namespace(), &prefixes, &plan.setting.interrupt)
-            .map_err(failed)?;
+        hands_on::keep(&outside, in_user_namespace(), &prefixes, &plan.setting.interrupt);
     }
     Ok(exit(result))
 }

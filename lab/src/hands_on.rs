@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use canary_testbed::exec::{ExecError, Interrupt};
+use canary_testbed::exec::Interrupt;
 use canary_testbed::netns;
 use canary_testbed::os::wrong;
 use canary_testbed::testbed::{Testbed, TestbedError};
@@ -74,20 +74,9 @@ pub(crate) fn shell(args: &ShellArgs) -> Result<ExitStatus, TestbedError> {
 
 /// Stays up until a signal, having said how to enter each host. `pid` is this
 /// process's number outside, `prefixes` what a host's prefix stands for.
-pub(crate) fn keep(
-    pid: &str,
-    user: bool,
-    prefixes: &[(String, String)],
-    interrupt: &Interrupt,
-) -> Result<(), ExecError> {
+pub(crate) fn keep(pid: &str, user: bool, prefixes: &[(String, String)], interrupt: &Interrupt) {
     say(&entrance(pid, user, prefixes, &netns::names()));
-    loop {
-        match interrupt.sleep(Duration::from_secs(3600)) {
-            Ok(()) => {}
-            Err(ExecError::Interrupted(_)) => return Ok(()),
-            Err(e) => return Err(e),
-        }
-    }
+    while interrupt.sleep(Duration::from_secs(3600)).is_ok() {}
 }
 
 /// How to enter the hosts, and what runs in which.
