@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use canary_testbed::exec::Interrupt;
+use canary_testbed::exec::{self, Interrupt};
 use canary_testbed::netns;
 use canary_testbed::os::wrong;
 use canary_testbed::testbed::{Testbed, TestbedError};
@@ -69,7 +69,7 @@ pub(crate) fn shell(args: &ShellArgs) -> Result<ExitStatus, TestbedError> {
         env.push(("PATH".to_owned(), format!("{}:{path}:/usr/sbin:/sbin", dir.display())));
     }
     let program = std::env::var_os("SHELL").map_or_else(|| PathBuf::from("/bin/sh"), PathBuf::from);
-    testbed.foreground(&args.host, program, env)
+    Ok(testbed.host(&args.host)?.run(|| exec::foreground(&program, &env))??)
 }
 
 /// Stays up until a signal, having said how to enter each host. `pid` is this

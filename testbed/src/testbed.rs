@@ -3,15 +3,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::model::{At, NodeEvidence, Protection, ProtectionKind, ProxyMode};
 use canary_wire::segment::Family;
 
 use crate::evidence;
-use crate::exec::{self, Call, ExecError, Interrupt, Output, Process, Ready};
+use crate::exec::{Call, ExecError, Interrupt, Output, Process, Ready};
 use crate::netns::{Host, NetnsError};
 use crate::os::{OsError, os, wrong};
 use crate::ruleset::Ruleset;
@@ -165,16 +164,6 @@ impl Testbed {
     /// Runs a line for the shell in a host, which must succeed; gives what it prints.
     pub fn sh(&self, host: &str, line: &str) -> Result<String, TestbedError> {
         Ok(self.host(host)?.run(|| Call::sh(line).run())??)
-    }
-
-    /// Runs a program in a host, on the terminal of this process, to its end.
-    pub fn foreground(
-        &self,
-        host: &str,
-        program: PathBuf,
-        env: Vec<(String, String)>,
-    ) -> Result<ExitStatus, TestbedError> {
-        Ok(self.host(host)?.run(move || exec::foreground(&program, &env))??)
     }
 
     /// Sets the protections and loads the Service rules on both nodes, reads
