@@ -50,20 +50,11 @@ pub enum NetnsError {
     NotIsolated(String),
 }
 
-/// How the lab is kept apart from the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isolation {
-    /// In a user namespace of its own.
-    UserNamespace,
-    /// As root of the host, in mount, PID and network namespaces of its own.
-    Root,
-}
-
 /// Runs this program again inside new namespaces, with the same arguments, and
 /// waits for it; `env` is added to its environment. Must be called before any
 /// thread is started.
 pub fn isolate(env: Option<(&str, String)>) -> Result<ExitStatus, NetnsError> {
-    let isolation = enter()?;
+    let in_user_namespace = enter()?;
     let (reader, writer) = io::pipe().map_err(os("make a pipe"))?;
     // The writer stays close-on-exec: this process alone holds it.
     fcntl(&reader, FcntlArg::F_SETFD(FdFlag::empty())).map_err(os("keep a pipe open"))?;
@@ -72,7 +63,7 @@ pub fn isolate(env: Option<(&str, String)>) -> Result<ExitStatus, NetnsError> {
         .arg(INSIDE)
         .arg(reader.as_raw_fd().to_string())
         .args(std::env::args_os().skip(1))
-        .env("LAB_USER_NAMESPACE", (isolation == Isolation::UserNamespace).to_string())
+        .env("LAB_USER_NAMESPACE", in_user_namespace.to_string())
         .envs(env);
     let status = exec::supervise(&mut command).map_err(os("start the inner process"))?;
     drop(writer);
@@ -101,16 +92,16 @@ pub fn contain(body: impl FnOnce(Vec<String>) -> ExitCode) -> Result<ExitCode, N
 }
 
 /// Puts this process into mount and network namespaces of its own, and its children into a PID
-/// namespace. Must be called before any thread is started.
-pub fn enter() -> Result<Isolation, NetnsError> {
+/// namespace; who is not root into a user namespace too, and that is what it tells. Must be called
+/// before any thread is started.
+fn enter() -> Result<bool, NetnsError> {
     let before = inode("/proc/self/ns/net")?;
     let own = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNET;
     let (uid, gid) = (geteuid(), getegid());
-    let isolation = if uid.is_root() {
+    if uid.is_root() {
         // No user namespace here: root owns the other three without one, it would keep nothing
         // apart that they do not, and root must be able to run where user namespaces are refused.
         unshare(own).map_err(os("unshare mount, PID and network namespaces"))?;
-        Isolation::Root
     } else {
         unshare(CloneFlags::CLONE_NEWUSER | own)
             .map_err(|reason| NetnsError::Refused { reason, mend: mend() })?;
@@ -128,12 +119,11 @@ pub fn enter() -> Result<Isolation, NetnsError> {
             }
         }
         hand_on_capabilities().map_err(os("keep capabilities for what is started"))?;
-        Isolation::UserNamespace
-    };
+    }
     if inode("/proc/self/ns/net")? == before {
         return Err(NetnsError::NotIsolated("the network namespace".into()));
     }
-    Ok(isolation)
+    Ok(!uid.is_root())
 }
 
 /// Puts every capability that the new user namespace gives into the ambient
