@@ -157,12 +157,17 @@ impl Port {
     }
 }
 
-/// Frames that an interface has received (proc_pid_net(5), `dev`): the second number.
-fn received(name: &str) -> io::Result<u64> {
-    let text = std::fs::read_to_string("/proc/thread-self/net/dev")?;
-    let line = text.lines().find_map(|l| l.trim().strip_prefix(name)?.strip_prefix(':'));
-    line.and_then(|l| l.split_whitespace().nth(1)?.parse().ok())
-        .ok_or_else(|| io::ErrorKind::NotFound.into())
+/// Frames that an interface of this thread's host has received.
+pub fn received(name: &str) -> io::Result<u64> {
+    let path = "/proc/thread-self/net/dev";
+    let text = std::fs::read_to_string(path)?;
+    packets(&text, name).ok_or_else(|| io::Error::other(format!("no packets of {name} in {path}")))
+}
+
+/// The second number of an interface (proc_pid_net(5), `dev`): octets, packets, errors.
+fn packets(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|l| l.trim().strip_prefix(name)?.strip_prefix(':'))?;
+    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn carry(mut ports: [Port; 2], conditions: Conditions, stop: &AtomicBool) -> io::Result<Report> {
@@ -201,4 +206,17 @@ fn carry(mut ports: [Port; 2], conditions: Conditions, stop: &AtomicBool) -> io:
     }
     let [left, right] = ports.each_ref().map(|p| p.line.tally().clone());
     Ok(Report { conditions, left, right, missed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An interface's packets are read; without it there are none.
+    #[test]
+    fn packets_are_read() {
+        let dev = "Inter-| Receive\n face |bytes packets\n    lo: 1 2 3\n  eth0: 123456 789 0 0\n";
+        assert_eq!(packets(dev, "eth0"), Some(789));
+        assert_eq!(packets(dev, "eth1"), None);
+    }
 }

@@ -8,8 +8,8 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
 
 use canary_testbed::evidence;
-use canary_testbed::exec::ExecError;
-use canary_testbed::os::{os, wrong};
+use canary_testbed::network::wire::received;
+use canary_testbed::os::os;
 use canary_testbed::testbed::TestbedError;
 
 use super::super::host_table::{Control, Resized, Size};
@@ -183,7 +183,10 @@ impl Bench<'_> {
     /// A datagram of each flow; tells how many were forwarded in a second. A processor that sends
     /// forwards too, but for what a queue keeps for later, or has no room for.
     fn send(&self, flows: impl Iterator<Item = u64> + Send) -> Result<f64, TestbedError> {
-        let arrived = || self.stage.place.within("server", received);
+        let arrived = || {
+            let read = || Ok(received("eth0").map_err(os("count packets"))?);
+            self.stage.place.within("server", read)
+        };
         let (before, begun) = (arrived()?, Instant::now());
         let sent = self.stage.place.within("client", move || {
             let sending = || -> io::Result<u64> {
@@ -228,24 +231,6 @@ pub(crate) fn destination(flow: u64) -> SocketAddrV4 {
     SocketAddrV4::new(address.into(), 10_000 + u16::try_from(port).unwrap_or(u16::MAX))
 }
 
-/// Packets that the server's link has received.
-fn received() -> Result<u64, ExecError> {
-    let path = "/proc/thread-self/net/dev";
-    let what = || format!("read {path}");
-    let text = fs::read_to_string(path).map_err(os(what()))?;
-    Ok(packets(&text, "eth0").ok_or("no packets of eth0 in it").map_err(wrong(what()))?)
-}
-
-/// The second number of a link: octets, packets, errors.
-fn packets(text: &str, link: &str) -> Option<u64> {
-    named(text, link)?.split_whitespace().nth(1)?.parse().ok()
-}
-
-/// What stands after `NAME:`.
-fn named<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'))
-}
-
 /// What /proc/meminfo says, in octets.
 #[derive(Clone, Copy)]
 struct Memory {
@@ -272,8 +257,8 @@ impl Memory {
 }
 
 fn field(text: &str, name: &str) -> Option<u64> {
-    let value = named(text, name)?.trim();
-    value.strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    value.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 #[cfg(test)]
@@ -297,9 +282,6 @@ mod tests {
     /// The kernel's texts are read, and what is not in them is none.
     #[test]
     fn texts_are_read() {
-        let dev = "Inter-| Receive\n face |bytes packets\n    lo: 1 2 3\n  eth0: 123456 789 0 0\n";
-        assert_eq!(packets(dev, "eth0"), Some(789));
-        assert_eq!(packets(dev, "eth1"), None);
         let meminfo = "MemTotal: 10 kB\nSUnreclaim:   484048 kB\nVmallocUsed: x kB\n";
         assert_eq!(field(meminfo, "SUnreclaim"), Some(484_048 * 1024));
         assert_eq!(field(meminfo, "VmallocUsed"), None);
