@@ -1,7 +1,6 @@
 //! For people who want to look for themselves: a shell in a host, and a
 //! topology that stays up.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -16,11 +15,7 @@ use crate::cli::ShellArgs;
 use crate::document::lab::Protections;
 use crate::scenario::matrix::Matrix;
 use crate::scenario::{self, About, Body};
-
-fn say(text: &str) {
-    // stderr may be closed; the shell is what matters.
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
-}
+use crate::wrong::say;
 
 fn chosen(args: &ShellArgs) -> Result<(About, Matrix), String> {
     let one = scenario::named(&args.scenario)?;
@@ -52,7 +47,7 @@ pub(crate) fn shell(args: &ShellArgs) -> Result<ExitStatus, TestbedError> {
     let testbed = Testbed::build(Topology::new(matrix.path, ""))?;
     testbed.protect(proxy_mode, family, &args.protection)?;
     let protections: Protections = args.protection.iter().copied().collect();
-    say(&format!(
+    say(format!(
         "{}: {proxy_mode} {family} rules, protections: {protections}\n\
          hosts: {} (ip netns exec HOST ...)\n\
          boom-server belongs in {}, load-client in {}: load-client probe --target tcp://{} ...",
@@ -75,7 +70,7 @@ pub(crate) fn shell(args: &ShellArgs) -> Result<ExitStatus, TestbedError> {
 /// Stays up until a signal, having said how to enter each host. `pid` is this
 /// process's number outside, `prefixes` what a host's prefix stands for.
 pub(crate) fn keep(pid: &str, user: bool, prefixes: &[(String, String)], interrupt: &Interrupt) {
-    say(&entrance(pid, user, prefixes, &netns::names()));
+    say(entrance(pid, user, prefixes, &netns::names()));
     while interrupt.sleep(Duration::from_secs(3600)).is_ok() {}
 }
 

@@ -10,7 +10,6 @@ pub(crate) mod saturation;
 pub(crate) mod setting;
 
 use std::collections::VecDeque;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -29,6 +28,7 @@ use crate::observed::saturation::Filled;
 use crate::scenario::cause::{Case, Cause, Need};
 use crate::scenario::matrix::{CellPlan, Matrix};
 use crate::scenario::{Body, Scenario};
+use crate::wrong::say;
 
 /// A run as it was asked for.
 pub(crate) struct Plan {
@@ -297,6 +297,5 @@ fn saturations(plan: &Plan, repetition: u32, control: Option<&Control>, tell: &S
 }
 
 fn begin(s: &Scenario) {
-    // A closed stderr must not stop the run.
-    let _ = writeln!(std::io::stderr(), "{}: {}", s.about.name, s.about.title);
+    say(format!("{}: {}", s.about.name, s.about.title));
 }

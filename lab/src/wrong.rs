@@ -1,7 +1,7 @@
-//! Why the lab cannot do what it was asked for.
+//! Why the lab cannot do what it was asked for, and what it says meanwhile.
 
 use std::fmt::Display;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use canary_runtime::exit::Exit;
@@ -25,6 +25,11 @@ pub(crate) fn usage(e: impl Display) -> Wrong {
 /// What `path`, to be written, met.
 pub(crate) fn unwritten(path: &Path) -> impl FnOnce(io::Error) -> Wrong {
     move |e| failed(format!("cannot write {}: {e}", path.display()))
+}
+
+/// A line on stderr. It may be closed, which must end neither a run nor what puts the host right.
+pub(crate) fn say(line: impl Display) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
 impl From<OutputError> for Wrong {

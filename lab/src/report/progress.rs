@@ -1,13 +1,13 @@
 //! What stderr says while the lab works: one live line on a terminal, with what
 //! is not as expected kept above it; elsewhere a line for each cell.
 
-use std::fmt::Display;
 use std::io::IsTerminal as _;
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::document::lab::{CellResult, Judgement};
+use crate::wrong::say;
 
 pub(crate) struct Progress {
     begun: Instant,
@@ -35,7 +35,7 @@ impl Progress {
             text += &super::words::count(cases as u64, "case", "cases");
         }
         text += " to run";
-        if self.terminal { self.bar.set_message(text) } else { line(text) }
+        if self.terminal { self.bar.set_message(text) } else { say(text) }
     }
 
     pub(crate) fn cell(&mut self, cell: &CellResult) {
@@ -51,9 +51,9 @@ impl Progress {
             )
         };
         if !self.terminal {
-            line(whole());
+            say(whole());
         } else if cell.judgement != Judgement::AsExpected {
-            self.bar.suspend(|| line(whole()));
+            self.bar.suspend(|| say(whole()));
         }
         self.bar.set_message(text);
     }
@@ -61,10 +61,4 @@ impl Progress {
     pub(crate) fn end(&mut self) {
         self.bar.abandon();
     }
-}
-
-/// A closed stderr must not stop the run.
-fn line(text: impl Display) {
-    use std::io::Write as _;
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }

@@ -23,7 +23,7 @@ use clap::Args;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::SigSet;
 
-use crate::wrong::{Wrong, failed, usage};
+use crate::wrong::{Wrong, failed, say, usage};
 use canary_testbed::evidence;
 use canary_testbed::os::{OsError, os};
 
@@ -218,7 +218,7 @@ impl Resized<'_> {
 impl Drop for Resized<'_> {
     fn drop(&mut self) {
         if let Err(e) = self.control.set(self.before) {
-            say(&format!("error: {MAX} and {BUCKETS}, which were {}: {e}", self.before));
+            say(format!("error: {MAX} and {BUCKETS}, which were {}: {e}", self.before));
         }
     }
 }
@@ -243,16 +243,6 @@ pub(crate) fn guard(args: &TableArgs) -> Result<Exit, Wrong> {
     nix::unistd::setsid().map_err(refused("leave the session"))?;
     SigSet::all().thread_block().map_err(refused("block signals"))?;
     Ok(hold(args.size)?.until_the_end())
-}
-
-/// One line. Whoever should read it may be gone, which must not keep the values
-/// from being restored (`println!` would panic).
-fn tell(to: &mut impl Write, line: &str) {
-    let _ = writeln!(to, "{line}").and_then(|()| to.flush());
-}
-
-fn say(line: &str) {
-    tell(&mut io::stderr(), line);
 }
 
 struct Held {
@@ -311,22 +301,22 @@ impl Held {
     }
 
     fn until_the_end(mut self) -> Exit {
-        let text = format!(
+        say(format!(
             "{MAX}: {} -> {}, {BUCKETS}: {} -> {}; process {} puts them back",
             self.before.limit,
             self.ours.limit,
             self.before.buckets,
             self.ours.buckets,
             std::process::id()
-        );
-        tell(&mut io::stderr(), &text);
-        tell(&mut io::stdout(), "set");
+        ));
+        // The lab may be gone, and what was set must be restored all the same.
+        let _ = writeln!(io::stdout(), "set").and_then(|()| io::stdout().flush());
         for line in io::stdin().lock().lines() {
             let Ok(line) = line else { break };
             if let Some(size) = Size::parse(&line)
                 && let Err(e) = self.apply(size)
             {
-                say(&format!("error: {MAX} and {BUCKETS} to {size}: {e}"));
+                say(format!("error: {MAX} and {BUCKETS} to {size}: {e}"));
             }
         }
         if self.restore() { Exit::Ok } else { Exit::Failed }
@@ -341,7 +331,7 @@ impl Held {
         {
             let now = match number(key) {
                 Ok(now) if now != old && now != ours => {
-                    say(&format!("{key} is {now}, which somebody else set: left as it is"));
+                    say(format!("{key} is {now}, which somebody else set: left as it is"));
                     continue;
                 }
                 Ok(now) if now != old => set(key, old).and_then(|()| number(key)),
@@ -349,13 +339,13 @@ impl Held {
             };
             let wrong = match now {
                 Ok(now) if now == old => {
-                    say(&format!("{key} is {old} again"));
+                    say(format!("{key} is {old} again"));
                     continue;
                 }
                 Ok(now) => format!("{key} is {now} and was {old}: write it to /proc/sys/{key}"),
                 Err(e) => format!("{key}: {e}; it was {old}: write that to /proc/sys/{key}"),
             };
-            say(&format!("error: {wrong}"));
+            say(format!("error: {wrong}"));
             all = false;
         }
         all

@@ -10,7 +10,6 @@ pub(crate) mod steps;
 pub(crate) mod streams;
 pub(crate) mod tables;
 
-use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::Instant;
 
@@ -21,6 +20,7 @@ use super::host_table::{self, Control};
 use super::setting::{Setting, guarded};
 use crate::observed::saturation::Filled;
 use crate::scenario::saturation::Saturation;
+use crate::wrong::say;
 
 /// What all places of one experiment have in common.
 #[derive(Clone, Copy)]
@@ -44,8 +44,7 @@ impl Experiment<'_> {
 
     /// Progress: a step takes seconds, and one of them a minute.
     fn say(&self, title: &str) {
-        // A closed stderr must not stop the run.
-        let _ = writeln!(io::stderr().lock(), "{:>7.1}s  {}: {title}", self.seconds(), self.name);
+        say(format!("{:>7.1}s  {}: {title}", self.seconds(), self.name));
     }
 }
 
