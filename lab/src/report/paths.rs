@@ -220,21 +220,12 @@ type Fact<'a> = (&'a str, String);
 
 /// Facts in words: those of one thing together.
 fn told<'a>(facts: impl Iterator<Item = &'a Fact<'a>>) -> String {
-    let mut text = String::new();
-    let mut last = None;
-    for (of, what) in facts {
-        if last.replace(of) == Some(of) {
-            text += ", ";
-        } else {
-            if !text.is_empty() {
-                text += "; ";
-            }
-            text += of;
-            text += ": ";
-        }
-        text += what;
-    }
-    text
+    let facts: Vec<_> = facts.collect();
+    let each = facts.chunk_by(|a, b| a.0 == b.0).map(|same| {
+        let what: Vec<_> = same.iter().map(|(_, what)| what.as_str()).collect();
+        format!("{}: {}", same[0].0, what.join(", "))
+    });
+    each.collect::<Vec<_>>().join("; ")
 }
 
 /// Each fact, and what it is of: a node, or the whole cell.
