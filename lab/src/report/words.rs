@@ -204,15 +204,7 @@ pub(crate) const fn generation(old: Option<OldSegments>) -> &'static str {
 
 /// A number with its thousands set apart, as people read it.
 pub(crate) fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
+    indicatif::HumanCount(n).to_string()
 }
 
 /// `1 cell`, `2 cells`.
