@@ -49,20 +49,16 @@ fn scenario(result: &LabResult, s: &ScenarioResult) -> TestSuite {
         })
         .collect();
     let step = |title: &str| s.timeline.iter().flat_map(|t| &t.steps).find(|s| s.title == title);
-    let of_cases: Vec<_> = s
-        .of_cases
-        .iter()
-        .map(|(title, reasons)| {
-            let of = step(title).and_then(|s| s.case.as_ref());
-            (title, of.map_or(Judgement::Inconclusive, |c| c.judgement), reasons)
-        })
-        .collect();
-    cases.extend(of_cases.iter().map(|(title, judgement, reasons)| {
-        case(&s.name, &again(title, s.repetition), 0.0, *judgement, reasons)
+    let judged = |title: &String| {
+        let of = step(title).and_then(|s| s.case.as_ref());
+        of.map_or(Judgement::Inconclusive, |c| c.judgement)
+    };
+    cases.extend(s.of_cases.iter().map(|(title, reasons)| {
+        case(&s.name, &again(title, s.repetition), 0.0, judged(title), reasons)
     }));
     // What is wrong with the scenario and with none of these is a case too, and so are cells that
     // were not run beside others that differ.
-    let each = s.cells.iter().map(|c| c.judgement).chain(of_cases.iter().map(|(_, j, _)| *j));
+    let each = s.cells.iter().map(|c| c.judgement).chain(s.of_cases.keys().map(judged));
     let is_of = |reason: &str, title: &str| {
         reason.strip_prefix(title).is_some_and(|rest| rest.starts_with(": "))
     };
