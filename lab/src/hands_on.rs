@@ -53,8 +53,8 @@ pub(crate) fn shell(args: &ShellArgs) -> Result<ExitStatus, TestbedError> {
          boom-server belongs in {}, load-client in {}: load-client probe --target tcp://{} ...",
         about.title,
         testbed.topology.hosts.join(", "),
-        testbed.topology.server(),
-        testbed.topology.client(),
+        testbed.topology.server,
+        testbed.topology.client,
         testbed.topology.target(family),
     ));
     let mut env = vec![("LAB_HOST".to_owned(), args.host.clone())];

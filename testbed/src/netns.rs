@@ -207,7 +207,8 @@ fn inode(path: impl AsRef<Path>) -> Result<u64, OsError> {
 /// A host of the topology: a network namespace, held open.
 #[derive(Debug)]
 pub struct Host {
-    name: String,
+    /// The namespace's name.
+    pub name: String,
     namespace: File,
 }
 
@@ -220,12 +221,6 @@ impl Host {
             return Err(NetnsError::NotIsolated(path.display().to_string()));
         }
         Ok(Self { name: name.to_owned(), namespace })
-    }
-
-    /// The namespace's name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
     }
 
     /// Runs `job` in a thread that lives in this host, and gives its result: whatever it starts,

@@ -179,7 +179,8 @@ pub struct Line {
     queue: VecDeque<Waiting>,
     /// Those that are to be overtaken.
     held: Vec<Waiting>,
-    tally: Tally,
+    /// What was done so far.
+    pub tally: Tally,
 }
 
 impl Line {
@@ -261,12 +262,6 @@ impl Line {
         self.tally.sent += 1;
         out.push(one.frame);
     }
-
-    /// What was done so far.
-    #[must_use]
-    pub fn tally(&self) -> &Tally {
-        &self.tally
-    }
 }
 
 #[cfg(test)]
@@ -298,7 +293,7 @@ mod tests {
             now = now.max(due);
             collect(&mut line, now);
         }
-        (out, line.tally().clone())
+        (out, line.tally)
     }
 
     fn conditions() -> impl Strategy<Value = Conditions> {
@@ -403,6 +398,6 @@ mod tests {
         }
         let out = line.due(now);
         assert!(out.len() == 100 && out.iter().all(|f| f.len() < 1000));
-        assert_eq!(line.tally().truncated, 100);
+        assert_eq!(line.tally.truncated, 100);
     }
 }

@@ -113,7 +113,7 @@ impl<R: DeserializeOwned> Program<R> {
         log: &Path,
     ) -> Result<Running<R>, TestbedError> {
         let start = || self.call.start_into(stdout, log, Ready::Event);
-        let process = testbed.host(host)?.run(start)??.under(testbed.interrupt());
+        let process = testbed.host(host)?.run(start)??.under(&testbed.interrupt);
         Ok(Running { name: self.name, process, log: log.to_owned(), document: PhantomData })
     }
 }

@@ -239,14 +239,14 @@ impl Bed {
     /// boom-server on the path's server, ready.
     #[track_caller]
     pub fn boom(&self, options: &[impl AsRef<str>]) -> Running<BoomResult> {
-        self.start(self.testbed.topology.server(), ok(boom_server(options)))
+        self.start(self.testbed.topology.server, ok(boom_server(options)))
     }
 
     /// `load-client serve` on the path's server, ready.
     #[track_caller]
     pub fn serve(&self, listen: &str) -> Running<ServeResult> {
         let program = ok(load_client(&["serve", "--listen", listen, "--log", "json"]));
-        self.start(self.testbed.topology.server(), program.ending_with())
+        self.start(self.testbed.topology.server, program.ending_with())
     }
 
     /// Starts load-client on the path's client with these words.
@@ -254,7 +254,7 @@ impl Bed {
     pub fn load(&self, words: &str) -> Running<LoadResult> {
         let words: Vec<_> = words.split_whitespace().collect();
         let program = ok(load_client(&words));
-        ok(program.start(&self.testbed, self.testbed.topology.client(), &self.log()))
+        ok(program.start(&self.testbed, self.testbed.topology.client, &self.log()))
     }
 
     /// Runs load-client to its end, which has nothing to complain about.
@@ -313,7 +313,7 @@ impl Bed {
     #[track_caller]
     pub fn connect(&self, to: impl ToSocketAddrs, n: usize) -> Vec<TcpStream> {
         let to: Vec<_> = ok(to.to_socket_addrs()).collect();
-        self.within(self.testbed.topology.client(), || (0..n).map(|_| connection(to[0])).collect())
+        self.within(self.testbed.topology.client, || (0..n).map(|_| connection(to[0])).collect())
     }
 }
 

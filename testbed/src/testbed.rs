@@ -54,7 +54,8 @@ pub struct Testbed {
     /// What was built.
     pub topology: Topology,
     hosts: BTreeMap<&'static str, Host>,
-    interrupt: Interrupt,
+    /// What ends each wait.
+    pub(crate) interrupt: Interrupt,
     keep: bool,
 }
 
@@ -120,13 +121,8 @@ impl Testbed {
         self
     }
 
-    /// What ends each wait.
-    pub(crate) const fn interrupt(&self) -> &Interrupt {
-        &self.interrupt
-    }
-
     fn full_host(&self, full: &str) -> Result<&Host, TestbedError> {
-        self.hosts.values().find(|h| h.name() == full).ok_or_else(|| no_host(full))
+        self.hosts.values().find(|h| h.name == full).ok_or_else(|| no_host(full))
     }
 
     /// A host by its short name.
@@ -209,7 +205,7 @@ impl Testbed {
         let end = Instant::now() + within;
         loop {
             self.interrupt.check()?;
-            let refused = self.within(self.topology.client(), move || {
+            let refused = self.within(self.topology.client, move || {
                 let attempt = TcpStream::connect_timeout(&target, Duration::from_millis(250));
                 Ok(attempt.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused))
             })?;

@@ -103,11 +103,15 @@ impl Step {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
     prefix: String,
-    client: &'static str,
-    server: &'static str,
-    home: &'static str,
+    /// Where load-client runs.
+    pub client: &'static str,
+    /// Where boom-server runs.
+    pub server: &'static str,
+    /// The node where the server pod is.
+    pub home: &'static str,
     target: (Addr, u16),
-    translated: bool,
+    /// True when conntrack translates on this path.
+    pub translated: bool,
     /// Every node, the client's first.
     nodes: &'static [&'static str],
     /// The two hosts whose link, `eth0` of each, a bad network can take the place of.
@@ -291,40 +295,16 @@ impl Topology {
         format!("{}{host}", self.prefix)
     }
 
-    /// Where load-client runs.
-    #[must_use]
-    pub fn client(&self) -> &'static str {
-        self.client
-    }
-
-    /// The node where the server pod is.
-    #[must_use]
-    pub const fn home(&self) -> &'static str {
-        self.home
-    }
-
     /// Whether the client is beyond the nodes, and calls a node port.
     #[must_use]
     pub fn from_outside(&self) -> bool {
         self.client == OUTSIDE_HOST
     }
 
-    /// Where boom-server runs.
-    #[must_use]
-    pub fn server(&self) -> &'static str {
-        self.server
-    }
-
     /// What load-client connects to.
     #[must_use]
     pub fn target(&self, family: Family) -> SocketAddr {
         SocketAddr::new(self.target.0.of(family), self.target.1)
-    }
-
-    /// True when conntrack translates on this path.
-    #[must_use]
-    pub fn translated(&self) -> bool {
-        self.translated
     }
 
     /// What `protections` set on a node.

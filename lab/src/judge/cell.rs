@@ -78,7 +78,7 @@ impl<'a> Evidence<'a> {
 
     /// True where conntrack translates on this path.
     fn translated(&self) -> bool {
-        self.topology().translated()
+        self.topology().translated
     }
 
     /// True where what is not translated has a host that answers: a client's own segment to a

@@ -127,7 +127,7 @@ impl Run<'_> {
         }
         if case.steps.contains(&Step::Reconnect) {
             // The client's own ports are free as soon as both ends have closed.
-            place.set(place.topology.client(), "net/ipv4/tcp_max_tw_buckets", "0")?;
+            place.set(place.topology.client, "net/ipv4/tcp_max_tw_buckets", "0")?;
         }
         // The pod beside too, whose link may take longer than a connection has patience.
         let beside = Some(SocketAddr::new(self.second(), POD_PORT));
@@ -250,7 +250,7 @@ impl Run<'_> {
             Step::Connect | Step::Reconnect => {
                 self.heard(&mut Judging::default())?;
                 let (all, n) = (&mut self.connections, self.n);
-                place.within(place.topology.client(), || {
+                place.within(place.topology.client, || {
                     all.connect(n);
                     Ok(())
                 })?;
@@ -296,11 +296,11 @@ impl Run<'_> {
             }
             Step::ReplaceEndpoint => {
                 let pod = host_route(self.pod());
-                self.route(place.topology.home(), &[&pod, "dev", "to-server2"])?;
+                self.route(place.topology.home, &[&pod, "dev", "to-server2"])?;
             }
             Step::RemoveEndpoint => {
                 let pod = host_route(self.pod());
-                self.route(place.topology.home(), &["unreachable", &pod])?;
+                self.route(place.topology.home, &["unreachable", &pod])?;
             }
             Step::BlackHole => self.black_hole()?,
             Step::Forge(each) => return Ok((self.forge(each)?, 0)),
@@ -327,7 +327,7 @@ impl Run<'_> {
             format!("--forge={}", names.join(",")),
             "--min-forged=1".into(),
         ];
-        let (client, at) = (place.topology.client(), (self.dir, "forge"));
+        let (client, at) = (place.topology.client, (self.dir, "forge"));
         let load = place.load_client(client, at, options, Ready::Event)?;
         let patience = place.scaled(JUDGED * 2) + READY;
         let result: LoadResult = load.result(patience)?;

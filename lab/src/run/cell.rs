@@ -93,7 +93,7 @@ impl Cell<'_> {
             write(&dir.join(format!("rules-{node}.txt")), &rules.text)?;
             place.within(node, evidence::forget_all)?;
         }
-        let (client, server) = (place.topology.client(), place.topology.server());
+        let (client, server) = (place.topology.client, place.topology.server);
         place.set(client, "net/ipv4/ip_local_port_range", PORTS)?;
         // What a program that has ended left unacknowledged is not sent again in the next cell: it would be
         // picked up from the wrong end, and a SYN on its ports be INVALID.
@@ -156,7 +156,7 @@ impl Cell<'_> {
             // A server that ends first resets what a slow machine's client has still open.
             format!("--hold={}ms", self.load_patience().as_millis()),
         ];
-        let at = (self.place.topology.server(), POD_PORT);
+        let at = (self.place.topology.server, POD_PORT);
         self.place.boom_server(at, &self.dir(), &forge, &options)
     }
 
@@ -184,12 +184,12 @@ impl Cell<'_> {
             ]
         });
         let at = (&*self.dir(), "load");
-        place.load_client(topology.client(), at, options, Ready::Event)
+        place.load_client(topology.client, at, options, Ready::Event)
     }
 
     /// Where captures are taken: the server first.
     fn hosts(&self) -> Vec<&'static str> {
-        let mut hosts = vec![self.place.topology.server(), self.place.topology.client()];
+        let mut hosts = vec![self.place.topology.server, self.place.topology.client];
         hosts.dedup();
         hosts
     }

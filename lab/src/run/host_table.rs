@@ -194,14 +194,10 @@ impl fmt::Display for Size {
 /// A size that is put back however the part ends that needed it.
 pub(crate) struct Resized<'a> {
     control: &'a Control,
-    before: Size,
+    pub(crate) before: Size,
 }
 
 impl Resized<'_> {
-    pub(crate) const fn before(&self) -> Size {
-        self.before
-    }
-
     /// Another size, until the same end.
     pub(crate) fn again(&self, size: Size) -> Result<(), OsError> {
         self.control.set(size)
@@ -407,7 +403,7 @@ mod tests {
         };
         let part = || -> Result<(), OsError> {
             let bigger = control.resize(Size::of(16_000))?;
-            assert_eq!((bigger.before().limit, LIMIT.load(Ordering::SeqCst)), (4000, 16_000));
+            assert_eq!((bigger.before.limit, LIMIT.load(Ordering::SeqCst)), (4000, 16_000));
             bigger.again(Size::of(32_000))?;
             assert_eq!(LIMIT.load(Ordering::SeqCst), 32_000);
             Err(using()(io::Error::other("no room")))

@@ -213,7 +213,7 @@ pub(crate) struct Running {
 impl Running {
     /// Waits for its end, and reads its result.
     pub(crate) fn result<T: DeserializeOwned>(self, within: Duration) -> Result<T, TestbedError> {
-        let (program, path, line) = (self.program, self.file, self.process.line().to_owned());
+        let (program, path, line) = (self.program, self.file, self.process.line.clone());
         let status = self.process.wait(within)?.to_string();
         let wrong = |why: String| TestbedError::Result {
             program,

@@ -312,7 +312,7 @@ impl Case {
     /// Whether there is a host of that name to give something to.
     fn has(&self, host: &Host) -> Result<(), String> {
         let (name, path) = (&host.name, self.path);
-        let client = Topology::new(path, "").client();
+        let client = Topology::new(path, "").client;
         if ["client", "outside"].contains(&name.as_str()) && name != client {
             return Err(format!(
                 "name: '{name}' takes no part in path {path}, whose client is '{client}': name that"
@@ -498,7 +498,7 @@ const ACROSS: &str = "a path over both nodes, as cluster-ip";
 
 /// Whether the server pod is on the other node than the client, or than the node that a client outside calls.
 fn over_both_nodes(path: Path) -> bool {
-    Topology::new(path, "").home() == "node2"
+    Topology::new(path, "").home == "node2"
 }
 
 /// What all segments of each kind can come to in one run; [`Seen::Mixed`] proves nothing.

@@ -322,7 +322,8 @@ impl Drop for Guard {
 
 /// A running program.
 pub struct Process {
-    line: String,
+    /// The command line.
+    pub line: String,
     guard: Guard,
     interrupt: Interrupt,
     ready: Receiver<()>,
@@ -450,12 +451,6 @@ impl Process {
     #[must_use]
     pub fn said(&self) -> String {
         std::fs::read_to_string(&self.err_path).map(|s| tail(&s)).unwrap_or_default()
-    }
-
-    /// The command line.
-    #[must_use]
-    pub fn line(&self) -> &str {
-        &self.line
     }
 
     fn join(&mut self) {

@@ -202,9 +202,9 @@ fn carry(mut ports: [Port; 2], conditions: Conditions, stop: &AtomicBool) -> io:
         let came = received(port.name)? - port.before;
         // What came by then and is still waiting was not missed.
         port.read(&mut buffer)?;
-        missed += came.saturating_sub(port.line.tally().packets);
+        missed += came.saturating_sub(port.line.tally.packets);
     }
-    let [left, right] = ports.each_ref().map(|p| p.line.tally().clone());
+    let [left, right] = ports.each_ref().map(|p| p.line.tally.clone());
     Ok(Report { conditions, left, right, missed })
 }
 

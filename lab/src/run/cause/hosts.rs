@@ -29,8 +29,8 @@ pub(super) fn hosts(case: &Case, prefix: &str) -> Topology {
     use canary_testbed::topology::Step::{Add, Ip};
     let mut topology = Topology::new(case.path, prefix);
     if let Some(network) = case.network {
-        let node = topology.home();
-        let client = topology.client();
+        let node = topology.home;
+        let client = topology.client;
         topology = match network.at {
             Link::Nodes => topology.through_a_network(),
             Link::Client => topology.with_network_in(("node1", &format!("to-{client}")), client),
@@ -38,7 +38,7 @@ pub(super) fn hosts(case: &Case, prefix: &str) -> Topology {
         };
     }
     let [own, gateway] = beside(&topology);
-    let (node, pod) = (topology.full(topology.home()), topology.full("server2"));
+    let (node, pod) = (topology.full(topology.home), topology.full("server2"));
     let address = topology.service.pod;
     topology.hosts.push("server2");
     topology.steps.push(Add(pod.clone()));

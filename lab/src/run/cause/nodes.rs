@@ -133,7 +133,7 @@ impl Run<'_> {
 
     /// The client's connections end, and no segment says so.
     pub(super) fn vanish(&mut self) -> Result<(), TestbedError> {
-        let (client, table) = (self.place.topology.client(), "table inet lab-vanish");
+        let (client, table) = (self.place.topology.client, "table inet lab-vanish");
         let rules = format!(
             "{table} {{ chain output {{ type filter hook output priority 0; meta l4proto tcp drop; }}; }}"
         );
@@ -168,7 +168,7 @@ impl Run<'_> {
         done: impl Fn(&[evidence::Socket]) -> bool,
     ) -> Result<bool, TestbedError> {
         let end = Instant::now() + self.place.scaled(within);
-        while !done(&self.place.within(self.place.topology.client(), evidence::sockets)?) {
+        while !done(&self.place.within(self.place.topology.client, evidence::sockets)?) {
             if Instant::now() >= end {
                 return Ok(false);
             }
@@ -466,7 +466,7 @@ impl Run<'_> {
         if self.place.setting.capture != CaptureMode::All {
             return Ok(Vec::new());
         }
-        let client = self.place.topology.client();
+        let client = self.place.topology.client;
         let servers = self.case.servers().iter().copied().filter(|host| *host != client);
         let start = |host: &'static str| {
             let file = self.dir.join(format!("{host}.pcap"));

@@ -106,7 +106,7 @@ impl<'a> Sequence<'a> {
             self.limit = limit * 4;
             let plan = Plan {
                 load: Some(self.filling_load()),
-                changes: vec![limited(bigger.before().limit, limit * 4)],
+                changes: vec![limited(bigger.before.limit, limit * 4)],
                 ..Plan::new(Kind::Bigger, "a bigger table, the load that filled the smaller one")
             };
             let ended = self.within("bigger", |this, stage| this.step(stage, plan));
@@ -158,7 +158,7 @@ impl<'a> Sequence<'a> {
         let title = format!("{} clients, a table of {size} entries", self.most());
         let plan = Plan {
             load: Some(self.load(self.most())),
-            changes: vec![limited(smaller.before().limit, size)],
+            changes: vec![limited(smaller.before.limit, size)],
             streams: Some(&streams),
             ..Plan::new(Kind::Smaller, title)
         };
