@@ -83,8 +83,11 @@ names! {
 }
 
 /// A protection and where it sits: `forward-drop`, `liberal@client`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("pattern" = "^(forward-drop|input-drop|prerouting-drop|liberal)(@(both|client|server))?$"))]
 pub struct Protection {
     /// What.
     pub kind: ProtectionKind,
@@ -119,18 +122,6 @@ impl TryFrom<String> for Protection {
 impl From<Protection> for String {
     fn from(p: Protection) -> Self {
         p.to_string()
-    }
-}
-
-impl JsonSchema for Protection {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Protection".into()
-    }
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({
-            "type": "string",
-            "pattern": "^(forward-drop|input-drop|prerouting-drop|liberal)(@(both|client|server))?$",
-        })
     }
 }
 

@@ -6,7 +6,7 @@ use std::fmt;
 use crate::document::lab::{Path, Profile, Protections, ProxyMode, Seen};
 use canary_record::names::{Direction, Forgery, OldSegments};
 use canary_wire::segment::Family;
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -53,7 +53,8 @@ pub struct CellPlan {
 }
 
 /// What should be seen of each forgery.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, JsonSchema)]
+#[schemars(untagged)]
 pub enum Expectation {
     /// A whole row by its name.
     Profile(Profile),
@@ -78,17 +79,6 @@ impl<'de> Deserialize<'de> for Expectation {
             }
         }
         from.deserialize_any(Either)
-    }
-}
-
-impl JsonSchema for Expectation {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Expectation".into()
-    }
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let row = generator.subschema_for::<Profile>();
-        let each = generator.subschema_for::<BTreeMap<Forgery, Seen>>();
-        json_schema!({ "description": "A row by its name, or forgery by forgery.", "anyOf": [row, each] })
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::document::lab::Seen;
 use canary_record::names::Forgery;
 use canary_runtime::cli::{duration, spell};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de};
 
 use super::Ends;
@@ -120,8 +120,9 @@ impl fmt::Display for Step {
     }
 }
 
-/// A time, written `500ms` or `2s`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A time, written `500ms`, `2s` or `1m`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(with = "String", extend("pattern" = "^([0-9]+(ms|s|m))+$"))]
 pub struct Wait(pub Duration);
 
 /// The longest wait in one step.
@@ -141,14 +142,5 @@ impl<'de> Deserialize<'de> for Wait {
 impl fmt::Display for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&spell(self.0))
-    }
-}
-
-impl JsonSchema for Wait {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Wait".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "description": "500ms, 2s, 1m", "pattern": "^([0-9]+(ms|s|m))+$" })
     }
 }
