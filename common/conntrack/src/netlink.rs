@@ -4,8 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use netlink_packet_core::{
-    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage,
-    NetlinkPayload, Nla as _,
+    DefaultNla, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NetlinkPayload, Nla as _,
 };
 use netlink_packet_netfilter::NetfilterMessage;
 use nix::sys::socket::{
@@ -124,18 +123,14 @@ impl Socket {
         Ok(())
     }
 
-    /// Sends one request and hands on what is answered, until the answer is complete.
+    /// Sends one request with `flags` and hands on what is answered, until the answer is complete:
+    /// with `NLM_F_ACK` by an acknowledgment, with `NLM_F_DUMP` by `NLMSG_DONE`.
     pub fn ask(
         &mut self,
         message: NetfilterMessage,
-        kind: Ask,
+        flags: u16,
         mut each: impl FnMut(NetfilterMessage),
     ) -> Result<(), NetlinkError> {
-        let flags = match kind {
-            Ask::One => NLM_F_ACK,
-            Ask::Create => NLM_F_ACK | NLM_F_CREATE,
-            Ask::Dump => NLM_F_DUMP,
-        };
         self.send(message, flags)?;
         loop {
             let n = recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty())
@@ -166,15 +161,4 @@ impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
-}
-
-/// How an answer ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ask {
-    /// With an acknowledgment.
-    One,
-    /// The same, for what is not there yet.
-    Create,
-    /// With `NLMSG_DONE`.
-    Dump,
 }

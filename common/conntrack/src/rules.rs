@@ -5,7 +5,7 @@
 use std::io;
 
 use canary_record::result::witness::{RuleAction, RuleCount};
-use netlink_packet_core::{DefaultNla, NLA_TYPE_MASK, Nla as _};
+use netlink_packet_core::{DefaultNla, NLA_TYPE_MASK, NLM_F_DUMP, Nla as _};
 use netlink_packet_netfilter::nftables::{
     Bitwise, ChainAttribute, ChainMessage, DataAttribute, ExpressionAttribute, Expressions,
     Immediate, ListAttribute, Lookup, NfTablesMessage, Register, RuleAttribute, RuleMessage,
@@ -15,7 +15,7 @@ use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
 };
 
-use crate::netlink::{Ask, NetlinkError, Socket, number};
+use crate::netlink::{NetlinkError, Socket, number};
 
 // include/uapi/linux/netfilter/nf_tables.h.
 const NFTA_COUNTER_PACKETS: u16 = 2;
@@ -84,7 +84,7 @@ fn dump(
     mut each: impl FnMut(&'static str, NfTablesMessage),
 ) -> Result<(), NetlinkError> {
     let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
-    Socket::open()?.ask(NetfilterMessage::new(header, all), Ask::Dump, |m| {
+    Socket::open()?.ask(NetfilterMessage::new(header, all), NLM_F_DUMP, |m| {
         if let NetfilterMessageInner::NfTables(told) = m.inner {
             each(family(m.header.family), told);
         }

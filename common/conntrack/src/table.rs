@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use canary_record::names;
 use canary_record::result::observe::{ConntrackCounters, CpuCounters};
-use netlink_packet_core::{DefaultNla, NLA_TYPE_MASK, Nla as _};
+use netlink_packet_core::{
+    DefaultNla, NLA_TYPE_MASK, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, Nla as _,
+};
 pub use netlink_packet_netfilter::conntrack::Status;
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, ConntrackMessage, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Protocol,
@@ -16,7 +18,7 @@ use netlink_packet_netfilter::{
 };
 use nix::errno::Errno;
 
-use crate::netlink::{Ask, NetlinkError, Socket, number};
+use crate::netlink::{NetlinkError, Socket, number};
 
 // include/uapi/linux/netfilter/nfnetlink_conntrack.h.
 const IPCTNL_MSG_CT_GET_STATS_CPU: u8 = 4;
@@ -176,7 +178,7 @@ impl Table {
         // ctnetlink_get_conntrack() finds an entry by either of its tuples, whichever it is given.
         let get = ConntrackMessage::Get(vec![ConntrackAttribute::CtaTupleOrig(tuple.parts())]);
         let mut found = None;
-        match self.0.ask(message(family(tuple), get), Ask::One, |m| found = found.or(entry(&m))) {
+        match self.0.ask(message(family(tuple), get), NLM_F_ACK, |m| found = found.or(entry(&m))) {
             Ok(()) => Ok(found),
             Err(NetlinkError::Refused(e)) if e.raw_os_error() == Some(Errno::ENOENT as i32) => {
                 Ok(None)
@@ -189,7 +191,7 @@ impl Table {
     pub fn dump(&mut self) -> Result<Vec<Entry>, NetlinkError> {
         let mut entries = Vec::new();
         let get = ConntrackMessage::Get(Vec::new());
-        self.0.ask(message(NetfilterProtoFamily::Unspec, get), Ask::Dump, |m| {
+        self.0.ask(message(NetfilterProtoFamily::Unspec, get), NLM_F_DUMP, |m| {
             entries.extend(entry(&m));
         })?;
         Ok(entries)
@@ -211,7 +213,7 @@ impl Table {
             )])]),
         ];
         let new = message(family(original), ConntrackMessage::New(attributes));
-        match self.0.ask(new, Ask::Create, |_| {}) {
+        match self.0.ask(new, NLM_F_ACK | NLM_F_CREATE, |_| {}) {
             Ok(()) => Ok(true),
             // __nf_conntrack_alloc() of a full table.
             Err(NetlinkError::Refused(e)) if e.raw_os_error() == Some(Errno::ENOMEM as i32) => {
@@ -225,13 +227,13 @@ impl Table {
     /// (`ctnetlink_del_conntrack()`).
     pub fn flush(&mut self) -> Result<(), NetlinkError> {
         let all = ConntrackMessage::Delete(Vec::new());
-        self.0.ask(message(NetfilterProtoFamily::Unspec, all), Ask::One, |_| {})
+        self.0.ask(message(NetfilterProtoFamily::Unspec, all), NLM_F_ACK, |_| {})
     }
 
     /// Entries here, and the limit (said since Linux 4.18).
     pub fn usage(&mut self) -> Result<(u64, Option<u64>), NetlinkError> {
         let (mut entries, mut limit) = (None, None);
-        self.0.ask(stats(IPCTNL_MSG_CT_GET_STATS), Ask::One, |m| {
+        self.0.ask(stats(IPCTNL_MSG_CT_GET_STATS), NLM_F_ACK, |m| {
             for (name, value) in numbers(&m) {
                 match name {
                     CTA_STATS_GLOBAL_ENTRIES => entries = Some(value),
@@ -247,7 +249,7 @@ impl Table {
     /// The counters of every CPU.
     pub fn counters(&mut self) -> Result<Vec<CpuCounters>, NetlinkError> {
         let mut cpus = Vec::new();
-        self.0.ask(stats(IPCTNL_MSG_CT_GET_STATS_CPU), Ask::Dump, |m| {
+        self.0.ask(stats(IPCTNL_MSG_CT_GET_STATS_CPU), NLM_F_DUMP, |m| {
             // ctnetlink_ct_stat_cpu_fill_info(): res_id is the CPU.
             cpus.push(CpuCounters { cpu: m.header.res_id.into(), counters: counters(&m) });
         })?;

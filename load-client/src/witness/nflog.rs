@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use anyhow::anyhow;
-use canary_conntrack::netlink::{Ask, NetlinkError, Socket};
-use netlink_packet_core::{NetlinkBuffer, NlasIterator};
+use canary_conntrack::netlink::{NetlinkError, Socket};
+use netlink_packet_core::{NLM_F_ACK, NetlinkBuffer, NlasIterator};
 use netlink_packet_netfilter::nflog::{
     ConfigCmd, ConfigFlags, ConfigMode, ConfigNla, Timeout, ULogMessage,
 };
@@ -78,7 +78,7 @@ impl Nflog {
             ConfigNla::NlBufSiz(BATCH_BYTES),
             ConfigNla::Timeout(Timeout::from(BATCH_TIME)),
         ];
-        socket.ask(message_of(config), Ask::One, |_| {}).map_err(refused)?;
+        socket.ask(message_of(config), NLM_F_ACK, |_| {}).map_err(refused)?;
         let set = |e: Errno| NetlinkError::Io { operation: "setting up", source: e.into() };
         // Beyond net.core.rmem_max only with CAP_NET_ADMIN in the initial user namespace.
         if setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
