@@ -33,40 +33,22 @@ const PATIENCE: u32 = 10;
 const DIRECTION: Direction = Direction::ClientToServer;
 
 /// A family's raw sockets, or why there are none.
-type Pair = Result<(Sniffer, Sender), String>;
+pub(crate) type Pair = Result<(Sniffer, Sender), String>;
 
-/// Raw sockets for IPv4 and IPv6.
-#[derive(Debug)]
-pub(crate) struct Sockets {
-    v4: Pair,
-    v6: Pair,
-}
-
-impl Sockets {
-    /// Opens raw sockets for what comes from `port`, and gives up every capability: before any
-    /// thread exists, which would inherit them. What cannot be opened leaves the direction
-    /// untried; a capability that stays is an error.
-    pub(crate) fn open(port: u16, buffer: usize) -> anyhow::Result<Self> {
-        if let Err(e) = privilege::check() {
-            return Ok(Self { v4: Err(e.to_string()), v6: Err(e.to_string()) });
-        }
-        let open = |family| -> anyhow::Result<_> {
-            let sniffer = Sniffer::open(family, Side::Source, &[port], buffer)?;
-            Ok((sniffer, Sender::open(&[family])?))
-        };
-        let pair = |family| open(family).map_err(|e| e.to_string());
-        let sockets = Self { v4: pair(Family::Ipv4), v6: pair(Family::Ipv6) };
-        privilege::drop_all().context("--forge")?;
-        Ok(sockets)
+/// Opens raw sockets of each family for what comes from `port`, and gives up every capability:
+/// before any thread exists, which would inherit them. What cannot be opened leaves the direction
+/// untried; a capability that stays is an error.
+pub(crate) fn sockets(port: u16, buffer: usize) -> anyhow::Result<[Pair; 2]> {
+    if let Err(e) = privilege::check() {
+        return Ok([Err(e.to_string()), Err(e.to_string())]);
     }
-
-    /// The sockets for `target`'s family, or why there are none.
-    fn of(self, target: SocketAddr) -> Pair {
-        match Family::of(target.ip().to_canonical()) {
-            Family::Ipv4 => self.v4,
-            Family::Ipv6 => self.v6,
-        }
-    }
+    let open = |family| -> anyhow::Result<_> {
+        let sniffer = Sniffer::open(family, Side::Source, &[port], buffer)?;
+        Ok((sniffer, Sender::open(&[family])?))
+    };
+    let pairs = [Family::Ipv4, Family::Ipv6].map(|f| open(f).map_err(|e| e.to_string()));
+    privilege::drop_all().context("--forge")?;
+    Ok(pairs)
 }
 
 /// How far the thread is; read by whoever waits for it.
@@ -108,12 +90,13 @@ impl Forging {
     pub(crate) fn start(
         args: &ForgeArgs,
         forgeries: &Forgeries,
-        sockets: Sockets,
+        [v4, v6]: [Pair; 2],
         target: SocketAddr,
         connections: u32,
     ) -> anyhow::Result<Self> {
         let progress = Arc::<Progress>::default();
-        let thread = match sockets.of(target) {
+        let pair = if target.ip().to_canonical().is_ipv4() { v4 } else { v6 };
+        let thread = match pair {
             Ok((mut sniffer, sender)) => {
                 // What was connected before the run is not of it.
                 while sniffer.receive(|_| {}).context("cannot read a raw socket")? > 0 {}

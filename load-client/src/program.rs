@@ -23,7 +23,7 @@ use crate::cli::{
     WitnessArgs,
 };
 use crate::fill::{Allowance, Follower};
-use crate::forge::{Forging, Sockets};
+use crate::forge::{self, Forging};
 use crate::preflight::Load;
 use crate::report::Report;
 use crate::target::{Protocol, Target};
@@ -215,7 +215,7 @@ async fn run_probe(args: ProbeArgs, common: &CommonArgs, mut config: Config) -> 
         }
         // Before the resolver has threads, which would keep the capabilities.
         Some(list) => {
-            Some((list.clone(), Sockets::open(args.target.port, args.forge.receive_buffer)?))
+            Some((list.clone(), forge::sockets(args.target.port, args.forge.receive_buffer)?))
         }
         None => None,
     };
