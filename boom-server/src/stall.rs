@@ -39,12 +39,11 @@ impl Stalled {
         self.hung.len() as u64
     }
 
-    /// Takes note of those that wait now.
-    pub(crate) fn note(&mut self, waiting: Vec<(String, Waits)>) {
+    /// Takes note of those that wait now, each with whether it hangs by itself: see [`look`].
+    pub(crate) fn note(&mut self, waiting: Vec<(String, bool)>) {
         let mut slow = HashSet::new();
-        for (id, waits) in waiting {
-            let hung = waits == Waits::InVain || self.before.contains(&id);
-            if hung && self.hung.len() < MOST {
+        for (id, in_vain) in waiting {
+            if (in_vain || self.before.contains(&id)) && self.hung.len() < MOST {
                 self.hung.insert(id.clone());
             }
             slow.insert(id);
@@ -53,25 +52,16 @@ impl Stalled {
     }
 }
 
-/// The connections of this network namespace on `ports` that wait. What the kernel does not
-/// tell is left out.
-pub(crate) fn look(ports: &[u16]) -> Vec<(String, Waits)> {
+/// The connections of this network namespace on `ports` that wait: true for an acknowledgment of
+/// what was sent again and again, false longer and longer. What the kernel does not tell is left out.
+pub(crate) fn look(ports: &[u16]) -> Vec<(String, bool)> {
     let files = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
     let text = files.map(|f| std::fs::read_to_string(f).unwrap_or_default());
     text.iter().flat_map(|t| t.lines().skip(1).filter_map(|l| waiting(l, ports))).collect()
 }
 
-/// How a connection waits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Waits {
-    /// For an acknowledgment of what was sent again and again.
-    InVain,
-    /// Longer and longer.
-    Long,
-}
-
-/// Both addresses of a connection whose data goes unacknowledged (get_tcp4_sock()).
-fn waiting(line: &str, ports: &[u16]) -> Option<(String, Waits)> {
+/// Both addresses of a connection whose data goes unacknowledged (get_tcp4_sock()), and whether in vain.
+fn waiting(line: &str, ports: &[u16]) -> Option<(String, bool)> {
     let mut words = line.split_ascii_whitespace().skip(1);
     let (local, remote, state) = (words.next()?, words.next()?, words.next()?);
     let unacknowledged = words.next()?.split(':').next()?;
@@ -85,12 +75,8 @@ fn waiting(line: &str, ports: &[u16]) -> Option<(String, Waits)> {
     if !open || unacknowledged.bytes().all(|b| b == b'0') || !ports.contains(&port) {
         return None;
     }
-    let waits = match (again, timeout) {
-        (IN_VAIN.., _) => Waits::InVain,
-        (_, GROWN..) => Waits::Long,
-        _ => return None,
-    };
-    Some((format!("{local} {remote}"), waits))
+    let in_vain = again >= IN_VAIN;
+    (in_vain || timeout >= GROWN).then(|| (format!("{local} {remote}"), in_vain))
 }
 
 #[cfg(test)]
@@ -105,7 +91,7 @@ mod tests {
         assert!(!stalled.worth_a_look(Some(7)));
         assert!(stalled.worth_a_look(Some(8)));
         assert!(!stalled.worth_a_look(Some(8)));
-        stalled.note(vec![("a".to_owned(), Waits::Long)]);
+        stalled.note(vec![("a".to_owned(), false)]);
         assert!(stalled.worth_a_look(Some(8)));
         stalled.note(Vec::new());
         assert!(!stalled.worth_a_look(Some(8)));
@@ -116,8 +102,8 @@ mod tests {
     #[test]
     fn only_what_waits_in_vain_hangs() {
         for (line, hangs) in [
-            ("01 00000010:00000000 01:00000032 00000003", Some(Waits::InVain)),
-            ("08 00000010:00000000 01:00000032 00000004", Some(Waits::InVain)),
+            ("01 00000010:00000000 01:00000032 00000003", Some(true)),
+            ("08 00000010:00000000 01:00000032 00000004", Some(true)),
             ("01 00000010:00000000 01:00000032 00000002", None),
             ("01 00000000:00000000 01:00000032 00000003", None),
             ("01 00000010:00000000 02:00000032 00000003", None),
@@ -131,7 +117,7 @@ mod tests {
             assert_eq!(waiting(&of("2329", 20), &[9000]), None);
         }
         let long = "0: 1400C612:2328 0A00C612:9C40 01 00000010:00000000 01:00000032 00000001 0 0 4321 2 0 75 4";
-        assert_eq!(waiting(long, &[9000]).map(|w| w.1), Some(Waits::Long));
+        assert_eq!(waiting(long, &[9000]).map(|w| w.1), Some(false));
         assert_eq!(waiting("0: 1400C612:2328 0A00C612", &[9000]), None);
     }
 }
