@@ -134,16 +134,6 @@ impl Default for Driver {
     }
 }
 
-/// Where an exchange stands.
-#[derive(Debug)]
-pub(crate) enum Step {
-    /// The socket must become ready first.
-    Waiting,
-    /// The whole answer is here: this many octets of body.
-    Done(u64),
-    Failed(Failure),
-}
-
 /// A request and its answer, on one connection.
 pub(crate) struct Exchange {
     connection: Option<Connection<Io, Empty<Bytes>>>,
@@ -192,8 +182,8 @@ impl Exchange {
         }
     }
 
-    /// Goes as far as the socket allows.
-    pub(crate) fn advance(&mut self, driver: &Driver) -> Step {
+    /// Goes as far as the socket allows. Ready with the octets of body when the whole answer is here.
+    pub(crate) fn advance(&mut self, driver: &Driver) -> Poll<Result<u64, Failure>> {
         let mut cx = Context::from_waker(&driver.waker);
         // Each turn moves the request, the head or a piece of the body; a turn
         // that moves nothing and wakes nobody ends the loop.
@@ -205,7 +195,7 @@ impl Exchange {
                     Poll::Ready(Ok(response)) => {
                         // Errors of the server are no success of the connection's purpose.
                         if !response.status().is_success() {
-                            return Step::Failed((Phase::Receive, Cause::BadAnswer));
+                            return Poll::Ready(Err((Phase::Receive, Cause::BadAnswer)));
                         }
                         let body = response.into_body();
                         self.length = body.size_hint().exact();
@@ -213,7 +203,7 @@ impl Exchange {
                         self.respond = None;
                         moved = true;
                     }
-                    Poll::Ready(Err(e)) => return Step::Failed(self.failure(&e)),
+                    Poll::Ready(Err(e)) => return Poll::Ready(Err(self.failure(&e))),
                     Poll::Pending => {}
                 }
             }
@@ -223,9 +213,9 @@ impl Exchange {
                         self.bytes += frame.data_ref().map_or(0, |d| d.len() as u64);
                         moved = true;
                     }
-                    Poll::Ready(Some(Err(e))) => return Step::Failed(self.failure(&e)),
+                    Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(self.failure(&e))),
                     // hyper can let a body end quietly when its connection broke.
-                    Poll::Ready(None) => return self.end(),
+                    Poll::Ready(None) => return Poll::Ready(self.end()),
                     Poll::Pending => {}
                 }
             }
@@ -238,7 +228,7 @@ impl Exchange {
                         self.connection = None;
                         self.broken = Some(failure);
                         if self.respond.is_none() && self.body.is_none() {
-                            return Step::Failed(failure);
+                            return Poll::Ready(Err(failure));
                         }
                         moved = true;
                     }
@@ -246,17 +236,17 @@ impl Exchange {
                 }
             }
             if !moved && !driver.woken.0.load(Ordering::Relaxed) {
-                return Step::Waiting;
+                return Poll::Pending;
             }
         }
     }
 
     /// The body has ended: whole, or not.
-    fn end(&self) -> Step {
+    fn end(&self) -> Result<u64, Failure> {
         match (self.broken, self.length) {
-            (Some(failure), _) => Step::Failed(failure),
-            (None, Some(n)) if n != self.bytes => Step::Failed((Phase::Receive, Cause::EarlyEof)),
-            (None, _) => Step::Done(self.bytes),
+            (Some(failure), _) => Err(failure),
+            (None, Some(n)) if n != self.bytes => Err((Phase::Receive, Cause::EarlyEof)),
+            (None, _) => Ok(self.bytes),
         }
     }
 

@@ -4,6 +4,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use canary_record::names::{Errno, Phase};
@@ -16,7 +17,7 @@ use slab::Slab;
 
 use crate::Stop;
 use crate::cli::Close;
-use crate::http::{Driver, Exchange, Step};
+use crate::http::{Driver, Exchange};
 use crate::pacer::{Pacer, Turn};
 use crate::plan::Plan;
 use crate::socket;
@@ -342,8 +343,8 @@ impl<'a> Worker<'a> {
         let slot = &mut self.slots[index];
         let Some(State::Exchanging(exchange)) = &mut slot.state else { return };
         match exchange.advance(&self.driver) {
-            Step::Waiting => slot.deadline = now + self.plan.timeout,
-            Step::Done(bytes) => {
+            Poll::Pending => slot.deadline = now + self.plan.timeout,
+            Poll::Ready(Ok(bytes)) => {
                 let intended = slot.intended;
                 self.accounts.tally.counts.bytes += bytes;
                 self.release(index);
@@ -351,7 +352,7 @@ impl<'a> Worker<'a> {
                 self.accounts.tally.ok(now, now - intended);
                 self.failed_in_a_row = 0;
             }
-            Step::Failed(failure) => {
+            Poll::Ready(Err(failure)) => {
                 if matches!(failure.1, Cause::Errno(_)) {
                     // The connection has ended: close() resets nothing.
                     slot.state = None;
