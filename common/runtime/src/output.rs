@@ -60,9 +60,9 @@ enum To {
     /// A regular file, or none yet: replaced whole. Where the path's links lead to.
     Replaced(PathBuf),
     /// A device, a FIFO, or what /proc alone knows: written to.
-    Opened(PathBuf),
+    Opened,
     /// A socket: connected to.
-    Connected(PathBuf),
+    Connected,
     /// This program's own stdout or stderr under a name of its own. A second opening would have
     /// its own place in a file, and each would overwrite what the other wrote.
     Own(File),
@@ -75,7 +75,7 @@ impl To {
             other => Some(other?),
         };
         let Some(there) = there else {
-            return Ok(target(path)?.map_or_else(|| Self::Opened(path.to_owned()), Self::Replaced));
+            return Ok(target(path)?.map_or(Self::Opened, Self::Replaced));
         };
         if there.is_dir() {
             return Err(io::ErrorKind::IsADirectory.into());
@@ -90,11 +90,7 @@ impl To {
         }
         // Opening it here would be an end of file to whoever reads a FIFO.
         faccessat(AT_FDCWD, path, AccessFlags::W_OK, AtFlags::AT_EACCESS)?;
-        Ok(if there.file_type().is_socket() {
-            Self::Connected(path.to_owned())
-        } else {
-            Self::Opened(path.to_owned())
-        })
+        Ok(if there.file_type().is_socket() { Self::Connected } else { Self::Opened })
     }
 }
 
@@ -192,17 +188,11 @@ impl ResultFile {
 
     /// The same with bytes.
     pub fn write_bytes(&self, bytes: impl Into<Vec<u8>>) -> Result<(), OutputError> {
-        let bytes = bytes.into();
+        let (bytes, path) = (bytes.into(), self.path.clone());
         let written = match &self.to {
             To::Replaced(target) => return replace(target, |f| f.write_all(&bytes)),
-            To::Opened(path) => {
-                let path = path.clone();
-                patiently(move || open(&path)?.write_all(&bytes))
-            }
-            To::Connected(path) => {
-                let path = path.clone();
-                patiently(move || UnixStream::connect(path)?.write_all(&bytes))
-            }
+            To::Opened => patiently(move || open(&path)?.write_all(&bytes)),
+            To::Connected => patiently(move || UnixStream::connect(path)?.write_all(&bytes)),
             To::Own(file) => {
                 file.try_clone().and_then(|mut file| patiently(move || file.write_all(&bytes)))
             }
