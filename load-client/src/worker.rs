@@ -112,12 +112,18 @@ impl<'a> Worker<'a> {
             }
             let now = Instant::now();
             if now >= scan_at {
-                self.expire(now);
+                // What made no progress in time.
+                for phase in self.end(|slot| slot.deadline <= now) {
+                    self.failed((phase, Cause::Stall));
+                }
                 self.accounts.show(self.in_progress().into());
                 scan_at = now + SCAN;
             }
         }
-        self.interrupt();
+        // What is still in progress.
+        for phase in self.end(|_| true) {
+            self.accounts.tally.fail(Instant::now(), (phase, Cause::Interrupted));
+        }
         self.accounts.show(0);
         Ok(self.accounts.end())
     }
@@ -381,20 +387,6 @@ impl<'a> Worker<'a> {
             self.release(index);
         }
         phases
-    }
-
-    /// Ends what made no progress in time.
-    fn expire(&mut self, now: Instant) {
-        for phase in self.end(|slot| slot.deadline <= now) {
-            self.failed((phase, Cause::Stall));
-        }
-    }
-
-    /// Ends what is still in progress at the end of the run.
-    fn interrupt(&mut self) {
-        for phase in self.end(|_| true) {
-            self.accounts.tally.fail(Instant::now(), (phase, Cause::Interrupted));
-        }
     }
 }
 
