@@ -6,8 +6,6 @@ mod wave;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use canary_record::names::Verdict;
-use canary_record::result::observe::NodeShown;
 use canary_runtime::cli::derive;
 use canary_wire::segment::Family;
 use k8s_openapi::api::core::v1::Service;
@@ -149,9 +147,7 @@ pub fn unproved(node: &Node, why: String) -> NodeRow {
         kernel: node.kernel.clone(),
         os_image: node.os_image.clone(),
         kubelet: node.kubelet.clone(),
-        shown: NodeShown::default(),
-        verdict: Verdict::Inconclusive,
         reasons: vec![why],
-        families: Vec::new(),
+        ..NodeRow::default()
     }
 }

@@ -263,12 +263,11 @@ impl Shown for LoadResult {
             title: "connections".to_owned(),
             verdict,
             facts: format!("{} of {} succeeded", self.ok, self.attempts),
-            names: Vec::new(),
-            reasons: Vec::new(),
             tables: vec![
                 table(&["Threshold", "Measured"], self.thresholds.iter().map(threshold).collect()),
                 table(&["Failure", "Connections"], self.failures.iter().map(failure).collect()),
             ],
+            ..Part::default()
         };
         Sheet {
             command: "kubectl conntrack load",

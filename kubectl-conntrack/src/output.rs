@@ -55,7 +55,7 @@ pub struct Sheet {
 }
 
 /// A node, nodes that are alike, or another part of a result.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Part {
     /// Its title.
     pub title: String,

@@ -302,14 +302,13 @@ impl Shown for TuneResult {
         let part = |n: &TunedNode| Part {
             title: n.name.clone(),
             verdict: verdict(self.whole(n)),
-            facts: String::new(),
-            names: Vec::new(),
             reasons: n.reasons.clone(),
             tables: vec![Table {
                 columns: &["Sysctl", "From, to, and back"],
                 rows: n.changes.iter().map(row).collect(),
                 ..Table::default()
             }],
+            ..Part::default()
         };
         let whole = self.nodes.iter().filter(|n| self.whole(n)).count();
         let word = if self.done { "DONE" } else { "NOT DONE" };

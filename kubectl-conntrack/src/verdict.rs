@@ -49,7 +49,7 @@ pub struct PathRow {
 }
 
 /// What is known of a client's own INVALID segments on a path.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ToServer {
     /// The verdict on this direction.
     pub verdict: Verdict,
@@ -94,7 +94,7 @@ pub struct FamilyRow {
 }
 
 /// A node.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NodeRow {
     /// Its name.
     pub name: String,
@@ -213,14 +213,7 @@ impl ToServer {
     /// From the document of a client that forged on `path`.
     #[must_use]
     pub fn of(path: Path, family: Family, client: &Found<LoadResult>) -> Self {
-        let nothing = |why: String| Self {
-            verdict: Verdict::Inconclusive,
-            diagnosis: None,
-            judged: 0,
-            leaked: 0,
-            leaks: Vec::new(),
-            reasons: vec![why],
-        };
+        let nothing = |why: String| Self { reasons: vec![why], ..Self::default() };
         let result = match client {
             Ok(result) => result,
             Err(why) => return nothing(why.clone()),

@@ -344,7 +344,6 @@ impl Shown for ClusterWitness {
                 n.seconds_watched,
                 n.ended()
             ),
-            names: Vec::new(),
             reasons: n.reasons.clone(),
             tables: vec![Table {
                 columns: &["Cause", "Direction", "How many"],
@@ -356,6 +355,7 @@ impl Shown for ClusterWitness {
                 },
                 ..Table::default()
             }],
+            ..Part::default()
         };
         let hit = |h: &NamedHit| Row {
             verdict: Verdict::Vulnerable,
@@ -373,9 +373,7 @@ impl Shown for ClusterWitness {
                 rows: hits.iter().map(hit).collect(),
                 ..Table::default()
             }],
-            facts: String::new(),
-            names: Vec::new(),
-            reasons: Vec::new(),
+            ..Part::default()
         };
         // Whom a node's own connections were counts of is no test of its own.
         let who = self.hits().into_iter().filter(|(_, h)| !h.is_empty() && !each).map(hits);

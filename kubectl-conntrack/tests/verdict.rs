@@ -3,7 +3,6 @@
 mod common;
 
 use canary_record::names::{ClientClass, Diagnosis, Forgery, ProbeEnd, Verdict};
-use canary_record::result::observe::NodeShown;
 use canary_wire::segment::Family;
 use common::documents::{boom, client};
 use kubectl_conntrack::plan::Path;
@@ -160,10 +159,9 @@ fn node(name: &str, diagnosis: Diagnosis) -> NodeRow {
         kernel: "6.1".to_owned(),
         os_image: "Debian 12".to_owned(),
         kubelet: "v1.36.2".to_owned(),
-        shown: NodeShown::default(),
         verdict: Verdict::worst([family.verdict]),
-        reasons: Vec::new(),
         families: vec![family],
+        ..NodeRow::default()
     }
 }
 

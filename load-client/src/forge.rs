@@ -20,7 +20,7 @@ use canary_forge::tally::Tally;
 use canary_record::names::{ClientClass, Direction, FailureClass, Phase, Verdict};
 use canary_record::outcome::Counts;
 use canary_record::result::Run;
-use canary_record::result::boom::{OutcomeCount, Resets, Sniffer as SnifferRecord};
+use canary_record::result::boom::{OutcomeCount, Sniffer as SnifferRecord};
 use canary_record::result::load::{ForgeRecord, LoadResult};
 use canary_wire::filter::Side;
 use canary_wire::segment::Family;
@@ -178,19 +178,7 @@ fn contrary(tally: &Tally, load: &LoadResult) -> Vec<String> {
 
 /// Nothing forged yet.
 fn empty(min_forged: u64) -> ForgeRecord {
-    ForgeRecord {
-        direction: DIRECTION,
-        untried: None,
-        verdict: Verdict::Inconclusive,
-        reasons: Vec::new(),
-        doubts: Vec::new(),
-        min_forged,
-        paths: Vec::new(),
-        outcomes: Vec::new(),
-        resets: Resets::default(),
-        sniffer: SnifferRecord::default(),
-        unjudged: 0,
-    }
+    ForgeRecord { direction: DIRECTION, min_forged, ..ForgeRecord::default() }
 }
 
 /// The record with its verdict, from its outcomes and doubts.

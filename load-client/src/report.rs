@@ -1,10 +1,9 @@
 //! From counts to the result document, and out.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use canary_record::names::{EndedBy, LoadVerdict};
+use canary_record::names::EndedBy;
 use canary_record::result::load::LoadResult;
 use canary_record::result::{Clock, Config, Run, SCHEMA_VERSION};
 use canary_runtime::exit::{Exit, Usage};
@@ -72,24 +71,18 @@ pub(crate) fn document(run: Run, begun_s: f64, tally: &Tally) -> LoadResult {
     LoadResult {
         schema_version: SCHEMA_VERSION,
         run,
-        verdict: LoadVerdict::Inconclusive,
-        reasons: Vec::new(),
         attempts: counts.attempts,
         begun_s,
         never_begun: counts.never_begun,
         ok: counts.ok,
         failures: counts.failures(),
-        probe: BTreeMap::new(),
         connect_latency: tally.connect.summary(),
         total_latency: tally.total.summary(),
         bytes_received: counts.bytes,
         own_resets: counts.own_resets,
-        thresholds: Vec::new(),
         series: tally.series.record(),
-        preflight: None,
-        hold: None,
-        forge: None,
         merged: 1,
+        ..LoadResult::default()
     }
 }
 

@@ -182,12 +182,14 @@ names! {
 
 names! {
     /// A run's verdict, which is its exit code.
+    #[derive(Default)]
     pub enum Verdict {
         /// Protected.
         Protected = "protected",
         /// Vulnerable.
         Vulnerable = "vulnerable",
         /// The run proved nothing.
+        #[default]
         Inconclusive = "inconclusive",
     }
 }
@@ -213,12 +215,14 @@ impl Verdict {
 names! {
     /// What a load makes of its thresholds, which is its exit code. It says nothing of a path:
     /// see [`Verdict`].
+    #[derive(Default)]
     pub enum LoadVerdict {
         /// No `--fail-on` is true.
         WithinThresholds = "within-thresholds",
         /// A `--fail-on` is true.
         ThresholdCrossed = "threshold-crossed",
         /// The load proved nothing.
+        #[default]
         Inconclusive = "inconclusive",
     }
 }
@@ -378,8 +382,10 @@ impl From<FailureClass> for ProbeEnd {
 
 names! {
     /// Why a program ended.
+    #[derive(Default)]
     pub enum EndedBy {
         /// It goes on.
+        #[default]
         Running = "running",
         /// `--duration` ran out.
         Duration = "duration",

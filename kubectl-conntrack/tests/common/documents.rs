@@ -11,12 +11,12 @@ use canary_record::outcome::Counts;
 use canary_record::result::boom::{
     BoomResult, Connections, OutcomeCount, PathDiagnosis, Resets, Sniffer,
 };
-use canary_record::result::load::{Cause, FailureCount, ForgeRecord, LoadResult, Series};
+use canary_record::result::load::{Cause, FailureCount, ForgeRecord, LoadResult};
 use canary_record::result::observe::{
     ConntrackCounters, ConntrackSample, NodeShown, ObserveResult, ProxySource,
 };
 use canary_record::result::witness::{
-    Cause as EndCause, CauseCount, Direction, Ended, Hit, Messages, Reason, Source, WitnessResult,
+    Cause as EndCause, CauseCount, Direction, Ended, Hit, Reason, Source, WitnessResult,
 };
 use canary_record::result::{Clock, Run, SCHEMA_VERSION};
 use canary_wire::segment::Family;
@@ -28,10 +28,6 @@ pub fn run(program: &str) -> Run {
     (run.started, run.ended, run.seconds) = (at.to_owned(), at.to_owned(), 0.0);
     (run.kernel, run.host) = ("Linux".to_owned(), "host".to_owned());
     run
-}
-
-fn latency() -> LatencySummary {
-    LatencySummary::default()
 }
 
 /// boom-server's result for a path in `family` that is `diagnosis`.
@@ -81,7 +77,7 @@ pub fn boom(family: Family, diagnosis: Diagnosis) -> BoomResult {
         outcomes,
         resets: Resets::default(),
         sniffer: Sniffer::default(),
-        handshake_to_forge: latency(),
+        handshake_to_forge: LatencySummary::default(),
     }
 }
 
@@ -102,23 +98,13 @@ pub fn client(ends: &[(ProbeEnd, u64)]) -> LoadResult {
         schema_version: SCHEMA_VERSION,
         run: run("load-client probe"),
         verdict: LoadVerdict::WithinThresholds,
-        reasons: Vec::new(),
         attempts,
         begun_s: 1.0,
-        never_begun: 0,
         ok: survived,
         failures,
         probe: ends.iter().copied().collect(),
-        connect_latency: latency(),
-        total_latency: latency(),
-        bytes_received: 0,
-        own_resets: 0,
-        thresholds: Vec::new(),
-        series: Series::default(),
-        preflight: None,
-        hold: None,
-        forge: None,
         merged: 1,
+        ..LoadResult::default()
     }
 }
 
@@ -127,16 +113,14 @@ pub fn forging(family: Family, diagnosis: Diagnosis) -> LoadResult {
     let other = boom(family, diagnosis);
     let forge = ForgeRecord {
         direction: canary_record::names::Direction::ClientToServer,
-        untried: None,
         verdict: other.verdict,
         reasons: other.reasons,
-        doubts: Vec::new(),
         min_forged: 20,
         paths: other.paths,
         outcomes: other.outcomes,
         resets: other.resets,
         sniffer: other.sniffer,
-        unjudged: 0,
+        ..ForgeRecord::default()
     };
     LoadResult { forge: Some(forge), ..client(&[(ProbeEnd::Survived, 150)]) }
 }
@@ -201,32 +185,18 @@ pub fn witness(ended: u64) -> WitnessResult {
         schema_version: SCHEMA_VERSION,
         run: run("load-client witness"),
         verdict: if ended > 0 { Verdict::Vulnerable } else { Verdict::Protected },
-        reasons: Vec::new(),
         source: Source::Kernel,
         seconds_watched: 60.0,
-        messages: Messages::default(),
-        unheard: Vec::new(),
-        segments: BTreeMap::new(),
-        unanswered: BTreeMap::new(),
-        texts: BTreeMap::new(),
         resets_logged: true,
-        stray_resets: 0,
-        half_open_resets: 0,
         connections: (ended > 0)
             .then_some(CauseCount { cause, direction, count: ended })
             .into_iter()
             .collect(),
-        harmless: 0,
-        already_closing: 0,
         services: hit("198.19.0.5:80"),
         clients: hit("198.18.65.3"),
         servers: hit("198.18.66.4"),
         examples: (ended > 0).then_some(example).into_iter().collect(),
-        conntrack: None,
-        table: BTreeMap::new(),
-        rules: Vec::new(),
-        unread_rules: Vec::new(),
-        changed: Vec::new(),
+        ..WitnessResult::default()
     }
 }
 

@@ -1,7 +1,5 @@
 //! From what was found to the result document and its verdict.
 
-use std::collections::BTreeMap;
-
 use canary_record::names::{EndedBy, Verdict};
 use canary_record::result::observe::ConntrackCounters;
 use canary_record::result::witness::{
@@ -155,8 +153,6 @@ pub(crate) fn of(
         messages: found.messages,
         segments: found.segments.clone(),
         unanswered: found.unanswered.clone(),
-        texts: BTreeMap::new(),
-        unheard: Vec::new(),
         resets_logged: true,
         stray_resets: found.stray_resets,
         half_open_resets: found.half_open_resets,
@@ -167,11 +163,7 @@ pub(crate) fn of(
         clients,
         servers,
         examples: found.examples.clone(),
-        conntrack: None,
-        table: BTreeMap::new(),
-        rules: Vec::new(),
-        unread_rules: Vec::new(),
-        changed: Vec::new(),
+        ..WitnessResult::default()
     }
 }
 

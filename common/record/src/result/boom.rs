@@ -21,7 +21,7 @@ pub struct BoomResult {
     /// The worst of all paths: vulnerable before inconclusive before protected.
     pub verdict: Verdict,
     /// Which way the forged segments went: what the verdict covers.
-    #[serde(default = "server_to_client")]
+    #[serde(default)]
     pub direction: Direction,
     /// Why, most important first; also what weakens the verdict.
     pub reasons: Vec<String>,
@@ -40,10 +40,6 @@ pub struct BoomResult {
     pub sniffer: Sniffer,
     /// From the kernel's receipt of the handshake's last segment to the forged one's departure.
     pub handshake_to_forge: LatencySummary,
-}
-
-const fn server_to_client() -> Direction {
-    Direction::ServerToClient
 }
 
 /// The diagnosis of one kind of path.

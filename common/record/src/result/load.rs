@@ -13,7 +13,7 @@ use crate::hist::LatencySummary;
 use crate::names::{Direction, Errno, FailureClass, LoadVerdict, Phase, ProbeEnd, Verdict};
 
 /// The document that `load-client churn`, `hold` and `probe` end with.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LoadResult {
     /// [`super::SCHEMA_VERSION`]
     pub schema_version: u32,
@@ -72,7 +72,7 @@ pub struct LoadResult {
 }
 
 /// What became of the segments that a client forged on its own connections.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ForgeRecord {
     /// Which way they went: what the verdict covers.
     pub direction: Direction,

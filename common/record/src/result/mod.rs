@@ -79,7 +79,7 @@ pub enum Origin {
 }
 
 /// Who ran, where, when, with what, and why it ended.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Run {
     /// The program: `boom-server`, `load-client churn`, `conntrack-lab`, ...
     pub program: String,

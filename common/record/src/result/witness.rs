@@ -114,7 +114,7 @@ names! {
 }
 
 /// The document that `load-client witness` ends with.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WitnessResult {
     /// [`super::SCHEMA_VERSION`]
     pub schema_version: u32,
@@ -261,10 +261,11 @@ pub const MOST_HIT: usize = 20;
 pub const EXAMPLES: usize = 100;
 
 /// Where a witness looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
     /// The kernel's messages of one network namespace.
+    #[default]
     Kernel,
     /// Captures of packets.
     Captures,
