@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use canary_record::names::{Diagnosis, EndedBy, Forgery, LoadVerdict, Verdict};
 use canary_record::prometheus::{self, Sample};
 use canary_record::result::Config;
+use canary_runtime::exit::{self, Exit, Usage};
 use clap::Parser;
 use futures_util::{StreamExt as _, stream};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -65,14 +66,8 @@ const SOON: Duration = Duration::from_secs(90);
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    match test(&args).await {
-        Ok(0) => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
-        Err(e) => {
-            eprintln!("test-k8s: {e:#}");
-            ExitCode::from(if e.is::<app::Unconfirmed>() { 2 } else { 1 })
-        }
-    }
+    let ran = test(&args).await.map(|failed| if failed == 0 { Exit::Ok } else { Exit::Failed });
+    exit::code(ran, anyhow::Error::is::<Usage>)
 }
 
 async fn test(args: &Args) -> anyhow::Result<usize> {

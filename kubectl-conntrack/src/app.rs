@@ -7,9 +7,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use canary_record::result::Config;
-use canary_runtime::exit::Exit;
+use canary_runtime::exit::{self, Exit, Usage};
 use indicatif::{ProgressBar, ProgressStyle};
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -30,13 +30,7 @@ pub use session::{Job, Session, signals};
 
 /// Runs the command line.
 pub async fn main(cli: Cli, config: Config) -> ExitCode {
-    match Box::pin(command(cli.command, &config)).await {
-        Ok(exit) => exit.into(),
-        Err(e) => {
-            eprintln!("kubectl-conntrack: {e:#}");
-            if e.is::<Unconfirmed>() { Exit::Usage.into() } else { Exit::Failed.into() }
-        }
-    }
+    exit::code(Box::pin(command(cli.command, &config)).await, anyhow::Error::is::<Usage>)
 }
 
 /// Does `$work` in the cluster that `$args` name, where the user means it if it changes nodes; keeps the
@@ -95,17 +89,6 @@ pub async fn connect(args: &ClusterArgs, namespace: &str) -> anyhow::Result<(Cli
     Ok((client, Cluster { context, version: version.git_version, namespace }))
 }
 
-/// Nobody said that this cluster is meant.
-#[derive(Debug, thiserror::Error)]
-pub enum Unconfirmed {
-    /// There is no terminal to ask at.
-    #[error("this changes nodes of the cluster: --confirm {0}")]
-    Unasked(String),
-    /// Another name was given.
-    #[error("'{0}' is not the context's name, '{1}': nothing done")]
-    Other(String, String),
-}
-
 /// Where there are options for it, ends unless the user gives the context's name, by option or typed.
 pub fn confirmed(args: Option<&ConfirmArgs>, context: &str) -> anyhow::Result<()> {
     let Some(args) = args else { return Ok(()) };
@@ -117,9 +100,12 @@ pub fn confirmed(args: Option<&ConfirmArgs>, context: &str) -> anyhow::Result<()
             std::io::stdin().read_line(&mut line).context("cannot read the answer")?;
             line.trim().to_owned()
         }
-        None => return Err(Unconfirmed::Unasked(context.to_owned()).into()),
+        None => bail!(Usage(format!("this changes nodes of the cluster: --confirm {context}"))),
     };
-    if name == context { Ok(()) } else { Err(Unconfirmed::Other(name, context.to_owned()).into()) }
+    if name != context {
+        bail!(Usage(format!("'{name}' is not the context's name, '{context}': nothing done")));
+    }
+    Ok(())
 }
 
 /// How far a run is: one live line on a terminal, a line each elsewhere.
@@ -199,7 +185,7 @@ pub(crate) async fn nodes(
     let nodes = preflight::nodes(client, selector).await?;
     if nodes.iter().all(|n| n.unusable.is_some()) {
         let what = selector.map_or(String::new(), |s| format!(" with --nodes {s}"));
-        anyhow::bail!("no Linux node{what} is ready");
+        bail!("no Linux node{what} is ready");
     }
     Ok(nodes)
 }

@@ -7,12 +7,8 @@ fn main() -> ExitCode {
         Ok(effective) => effective,
         Err(exit) => return exit,
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(e) => {
-            eprintln!("kubectl-conntrack: cannot start: {e}");
-            return canary_runtime::exit::Exit::Failed.into();
-        }
-    };
-    runtime.block_on(kubectl_conntrack::app::main(cli, config))
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(kubectl_conntrack::app::main(cli, config)),
+        Err(e) => canary_runtime::exit::code(Err(format!("cannot start: {e}")), |_| false),
+    }
 }

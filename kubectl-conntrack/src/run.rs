@@ -101,7 +101,7 @@ impl Folder {
     /// Says what it did not take; true where that is nothing.
     pub(crate) fn whole(&self) -> bool {
         let failed = self.failed.borrow();
-        failed.iter().for_each(|e| eprintln!("kubectl-conntrack: {e}"));
+        failed.iter().for_each(|e| eprintln!("error: {e}"));
         failed.is_none()
     }
 }
