@@ -44,24 +44,13 @@ pub fn completions(dir: &Path) -> std::io::Result<()> {
 /// What `make reference` writes, by its name under `docs`; `root` is the clone.
 pub fn reference(root: &Path) -> std::io::Result<Vec<(&'static str, String)>> {
     let paper = std::fs::read_to_string(root.join("docs/full-tables.md"))?;
-    Ok(vec![
+    let mut texts = vec![
         ("reference/options.md", reference::options()),
         ("reference/documents.md", reference::documents(&root.join("schema"))?),
-        (
-            "full-tables-half-closed.svg",
-            drawing::plot(&paper, "Half-closed connections", drawing::RSTS, 60),
-        ),
-        (
-            "full-tables-half-open.svg",
-            drawing::plot(&paper, "Half-open connections", drawing::RSTS, 400),
-        ),
-        (
-            "full-tables-sizes.svg",
-            drawing::plot(&paper, "Packets a second by table size", drawing::PACKETS, 250_000),
-        ),
-        (
-            "full-tables-buckets.svg",
-            drawing::plot(&paper, "Packets a second by entries", drawing::PACKETS, 250_000),
-        ),
-    ])
+    ];
+    texts.extend(
+        drawing::PLOTS
+            .map(|(file, heading, what, all)| (file, drawing::plot(&paper, heading, what, all))),
+    );
+    Ok(texts)
 }
