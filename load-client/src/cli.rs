@@ -76,14 +76,28 @@ pub(crate) enum Close {
     Rst,
 }
 
+/// How `churn`, `hold` and `probe` reach their target.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ReachArgs {
+    /// Asks again this long while the name has no address, as a Service's just after its creation
+    #[arg(long, value_name = "D", env = "LOAD_RESOLVE_TIMEOUT", default_value = "0s", value_parser = duration)]
+    pub(crate) resolve_timeout: Duration,
+    /// Longest time without progress in each phase: connect, send, receive
+    #[arg(long, value_name = "D", env = "LOAD_TIMEOUT", default_value = "10s", value_parser = positive_duration)]
+    pub(crate) timeout: Duration,
+    /// Local address to connect from; several are used by turns
+    #[arg(long, value_name = "IP", env = "LOAD_SOURCE_IP", value_delimiter = ',')]
+    pub(crate) source_ip: Vec<IpAddr>,
+}
+
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ChurnArgs {
     /// tcp://HOST:PORT (connect and close) or http://HOST:PORT/PATH (one request each)
     #[arg(long, value_name = "URL", env = "LOAD_TARGET")]
     pub(crate) target: Target,
-    /// Asks again this long while the name has no address, as a Service's just after its creation
-    #[arg(long, value_name = "D", env = "LOAD_RESOLVE_TIMEOUT", default_value = "0s", value_parser = duration)]
-    pub(crate) resolve_timeout: Duration,
+    /// How the target is reached.
+    #[command(flatten)]
+    pub(crate) reach: ReachArgs,
     /// Open loop: new connections a second, by a schedule computed from the start
     #[arg(long, value_name = "N", env = "LOAD_RATE", value_parser = rate)]
     pub(crate) rate: Option<f64>,
@@ -96,15 +110,9 @@ pub(crate) struct ChurnArgs {
     /// Ends after this many connections
     #[arg(long, value_name = "N", env = "LOAD_CONNECTIONS", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) connections: Option<u64>,
-    /// Longest time without progress in each phase: connect, send, receive
-    #[arg(long, value_name = "D", env = "LOAD_TIMEOUT", default_value = "10s", value_parser = positive_duration)]
-    pub(crate) timeout: Duration,
     /// How this side closes
     #[arg(long, env = "LOAD_CLOSE", default_value = "fin")]
     pub(crate) close: Close,
-    /// Local address to connect from; several are used by turns
-    #[arg(long, value_name = "IP", env = "LOAD_SOURCE_IP", value_delimiter = ',')]
-    pub(crate) source_ip: Vec<IpAddr>,
     /// Reaches the full rate or concurrency after this time, linearly
     #[arg(long, value_name = "D", env = "LOAD_RAMP", default_value = "0s", value_parser = duration)]
     pub(crate) ramp: Duration,
@@ -136,9 +144,9 @@ pub(crate) struct HoldArgs {
     /// load-client serve or boom-server: tcp://HOST:PORT
     #[arg(long, value_name = "URL", env = "LOAD_TARGET")]
     pub(crate) target: Target,
-    /// Asks again this long while the name has no address, as a Service's just after its creation
-    #[arg(long, value_name = "D", env = "LOAD_RESOLVE_TIMEOUT", default_value = "0s", value_parser = duration)]
-    pub(crate) resolve_timeout: Duration,
+    /// How the target is reached.
+    #[command(flatten)]
+    pub(crate) reach: ReachArgs,
     /// Connections to keep open
     #[arg(long, value_name = "N", env = "LOAD_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub(crate) connections: u32,
@@ -148,18 +156,12 @@ pub(crate) struct HoldArgs {
     /// Between two lines sent on each connection
     #[arg(long, value_name = "D", env = "LOAD_INTERVAL", default_value = "10s", value_parser = positive_duration)]
     pub(crate) interval: Duration,
-    /// Longest time without progress in each phase: connect, send, receive
-    #[arg(long, value_name = "D", env = "LOAD_TIMEOUT", default_value = "10s", value_parser = positive_duration)]
-    pub(crate) timeout: Duration,
     /// Opens them over this time, evenly
     #[arg(long, value_name = "D", env = "LOAD_RAMP", default_value = "0s", value_parser = duration)]
     pub(crate) ramp: Duration,
     /// How this side closes at the end
     #[arg(long, env = "LOAD_CLOSE", default_value = "fin")]
     pub(crate) close: Close,
-    /// Local address to connect from; several are used by turns
-    #[arg(long, value_name = "IP", env = "LOAD_SOURCE_IP", value_delimiter = ',')]
-    pub(crate) source_ip: Vec<IpAddr>,
     /// Exit code 10 when this is true, e.g. reset>0
     #[arg(
         long,
@@ -219,9 +221,9 @@ pub(crate) struct ProbeArgs {
     /// boom-server: tcp://HOST:PORT
     #[arg(long, value_name = "URL", env = "LOAD_TARGET")]
     pub(crate) target: Target,
-    /// Asks again this long while the name has no address, as a Service's just after its creation
-    #[arg(long, value_name = "D", env = "LOAD_RESOLVE_TIMEOUT", default_value = "0s", value_parser = duration)]
-    pub(crate) resolve_timeout: Duration,
+    /// How the target is reached.
+    #[command(flatten)]
+    pub(crate) reach: ReachArgs,
     /// Connects by turns to an address of each IP family that the name has (default: to the first address)
     #[arg(long, env = "LOAD_EACH_FAMILY", conflicts_with = "forge")]
     pub(crate) each_family: bool,
@@ -248,18 +250,12 @@ pub(crate) struct ProbeArgs {
     /// With --forge it lasts until all is judged, ten times --outcome-timeout at most
     #[arg(long, value_name = "D", env = "LOAD_DELAY", default_value = "2s", value_parser = duration)]
     pub(crate) delay: Duration,
-    /// Longest time without progress in each phase: connect, send, receive
-    #[arg(long, value_name = "D", env = "LOAD_TIMEOUT", default_value = "10s", value_parser = positive_duration)]
-    pub(crate) timeout: Duration,
     /// How long boom-server is told to wait (slow-answer)
     #[arg(long, value_name = "D", env = "LOAD_ANSWER_DELAY", default_value = "3s", value_parser = duration)]
     pub(crate) answer_delay: Duration,
     /// Length of the body (download, upload)
     #[arg(long, value_name = "SIZE", env = "LOAD_BODY_SIZE", default_value = "1MiB", value_parser = size)]
     pub(crate) body_size: usize,
-    /// Local address to connect from; several are used by turns
-    #[arg(long, value_name = "IP", env = "LOAD_SOURCE_IP", value_delimiter = ',')]
-    pub(crate) source_ip: Vec<IpAddr>,
     /// Exit code 10 when this is true
     #[arg(
         long,

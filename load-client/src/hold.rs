@@ -177,10 +177,10 @@ async fn open(
         }
         let began = Instant::now();
         shared.accounts.borrow_mut().tally.begin(began);
-        let source = crate::pick(&shared.args.source_ip, *turn);
+        let source = crate::pick(&shared.args.reach.source_ip, *turn);
         *turn += u64::from(shared.args.connections);
         let connecting =
-            within(shared.args.timeout, Phase::Connect, connect(shared.target, source));
+            within(shared.args.reach.timeout, Phase::Connect, connect(shared.target, source));
         let opened = tokio::select! {
             opened = connecting => opened,
             () = stopped(stop) => Err((Phase::Connect, Cause::Interrupted)),
@@ -237,7 +237,7 @@ async fn keep(
         if due {
             let intended = next;
             next += shared.args.interval;
-            exchange(stream, shared.args.timeout).await?;
+            exchange(stream, shared.args.reach.timeout).await?;
             shared.accounts.borrow_mut().tally.exchange(Instant::now(), intended.elapsed());
             shared.record.borrow_mut().exchanges += 1;
         }

@@ -58,7 +58,7 @@ pub(crate) fn workers(args: &ChurnArgs) -> u32 {
 /// What the limits of this host are held against.
 pub(crate) fn load(args: &ChurnArgs, target: SocketAddr) -> Load {
     Load {
-        sources: args.source_ip.len().max(1) as u64,
+        sources: args.reach.source_ip.len().max(1) as u64,
         at_once: u64::from(concurrency(args)),
         rate: args.rate,
         // An HTTP server that is asked to close does so first.
@@ -87,7 +87,7 @@ pub(crate) fn plan(
         }
     };
     // Each worker begins its turns through the addresses at another one.
-    let mut sources = args.source_ip.clone();
+    let mut sources = args.reach.source_ip.clone();
     if !sources.is_empty() {
         let shift = w as usize % sources.len();
         sources.rotate_left(shift);
@@ -108,7 +108,7 @@ pub(crate) fn plan(
         request,
         close: args.close,
         sources,
-        timeout: args.timeout,
+        timeout: args.reach.timeout,
         concurrency,
         pacer,
         connections: args.connections.map(share),

@@ -20,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, LocalSet};
 
-use crate::cli::{Pattern, ProbeArgs};
+use crate::cli::{Pattern, ProbeArgs, ReachArgs};
 use crate::forge::Forging;
 use crate::live::Live;
 use crate::socket;
@@ -71,8 +71,8 @@ pub(crate) async fn answered(
     targets: &[SocketAddr],
     shutdown: &mut Shutdown,
 ) -> Result<u32, EndedBy> {
-    let timeout = args.timeout.min(TRY);
-    let args = ProbeArgs { timeout, pattern: Pattern::Idle, ..args.clone() };
+    let reach = ReachArgs { timeout: args.reach.timeout.min(TRY), ..args.reach.clone() };
+    let args = ProbeArgs { reach, pattern: Pattern::Idle, ..args.clone() };
     let mut unanswered = 0;
     let all = async {
         for target in targets {
@@ -272,8 +272,8 @@ async fn exchange(
 
 /// The `n`th connection.
 async fn open(args: &ProbeArgs, target: SocketAddr, n: u64) -> Result<TcpStream, Failure> {
-    let connecting = connect(target, crate::pick(&args.source_ip, n));
-    within(args.timeout, Phase::Connect, connecting).await
+    let connecting = connect(target, crate::pick(&args.reach.source_ip, n));
+    within(args.reach.timeout, Phase::Connect, connecting).await
 }
 
 /// What a connection's pattern says, and its end.
@@ -300,16 +300,16 @@ async fn answer(
 ) -> Result<u64, Failure> {
     let request = Request::Answer { delay, length, seed };
     let request = Line { request, called: stream.peer_addr().ok() }.to_string();
-    within(args.timeout, Phase::Send, stream.write_all(request.as_bytes())).await?;
+    within(args.reach.timeout, Phase::Send, stream.write_all(request.as_bytes())).await?;
     let mut expected = Body::new(seed);
     let mut left = length;
     let (mut got, mut want) = (vec![0; 16 << 10], vec![0; 16 << 10]);
     // The server's own delay is no stall.
-    let mut limit = args.timeout + delay;
+    let mut limit = args.reach.timeout + delay;
     while left > 0 {
         let room = got.len().min(left as usize);
         let n = within(limit, Phase::Receive, stream.read(&mut got[..room])).await?;
-        limit = args.timeout;
+        limit = args.reach.timeout;
         if n == 0 {
             return Err((Phase::Receive, Cause::EarlyEof));
         }
@@ -331,7 +331,7 @@ async fn upload(
 ) -> Result<u64, Failure> {
     let request = Request::Take { length, seed };
     let request = Line { request, called: stream.peer_addr().ok() }.to_string();
-    within(args.timeout, Phase::Send, stream.write_all(request.as_bytes())).await?;
+    within(args.reach.timeout, Phase::Send, stream.write_all(request.as_bytes())).await?;
     let (mut body, mut hash) = (Body::new(seed), BodyHash::default());
     let mut chunk = vec![0; 16 << 10];
     let mut left = length;
@@ -342,7 +342,8 @@ async fn upload(
         let mut sent = 0;
         while sent < n {
             // Each write is progress of its own: a slow path is not a stalled one.
-            let wrote = within(args.timeout, Phase::Send, stream.write(&chunk[sent..n])).await?;
+            let wrote =
+                within(args.reach.timeout, Phase::Send, stream.write(&chunk[sent..n])).await?;
             if wrote == 0 {
                 return Err((Phase::Send, Cause::Errno(Errno::Unknown)));
             }
@@ -356,7 +357,7 @@ async fn upload(
         if line.len() > expected.len() + 1 {
             return Err((Phase::Receive, Cause::BadAnswer));
         }
-        let byte = within(args.timeout, Phase::Receive, stream.read_u8()).await?;
+        let byte = within(args.reach.timeout, Phase::Receive, stream.read_u8()).await?;
         line.push(byte);
     }
     if line.trim_ascii_end() == expected.as_bytes() {

@@ -19,8 +19,8 @@ use canary_runtime::logs::{end_logs, init_logs, lost_lines};
 use canary_runtime::shutdown::Shutdown;
 
 use crate::cli::{
-    ChurnArgs, Cli, Command, CommonArgs, HoldArgs, MergeArgs, ObserveArgs, ProbeArgs, ServeArgs,
-    WitnessArgs,
+    ChurnArgs, Cli, Command, CommonArgs, HoldArgs, MergeArgs, ObserveArgs, ProbeArgs, ReachArgs,
+    ServeArgs, WitnessArgs,
 };
 use crate::fill::{Allowance, Follower};
 use crate::forge::{self, Forging};
@@ -82,11 +82,10 @@ fn catch() -> Result<Shutdown> {
 /// The address of each family that the name has; one at least.
 async fn resolve(
     target: &Target,
-    sources: &[std::net::IpAddr],
-    within: Duration,
+    reach: &ReachArgs,
     shutdown: &mut Shutdown,
 ) -> Result<Vec<SocketAddr>> {
-    let deadline = Instant::now() + within;
+    let deadline = Instant::now() + reach.resolve_timeout;
     let failed = |why: String| Usage(format!("--target {target}: {why}")).into();
     let mut why = "no answer from the resolver yet".to_owned();
     let addresses = loop {
@@ -105,7 +104,7 @@ async fn resolve(
             () = tokio::time::sleep(ASK_AGAIN) => {}
         }
     };
-    for ip in sources {
+    for ip in &reach.source_ip {
         socket::check_source(*ip, addresses[0]).map_err(Usage)?;
     }
     Ok(addresses)
@@ -131,8 +130,7 @@ fn told(report: &Report, mut result: LoadResult) -> Exit {
 
 async fn run_churn(args: ChurnArgs, common: &CommonArgs, mut config: Config) -> Result<Exit> {
     let mut shutdown = catch()?;
-    let target =
-        resolve(&args.target, &args.source_ip, args.resolve_timeout, &mut shutdown).await?[0];
+    let target = resolve(&args.target, &args.reach, &mut shutdown).await?[0];
     let allowance = Arc::<Allowance>::default();
     let mut follower = match &args.fill {
         Some(observe) => tokio::select! {
@@ -172,13 +170,12 @@ async fn linger(shutdown: &mut Shutdown, ended_by: EndedBy, time: Duration) {
 async fn run_hold(args: HoldArgs, common: &CommonArgs, mut config: Config) -> Result<Exit> {
     plain(&args.target, "hold speaks lines")?;
     let mut shutdown = catch()?;
-    let target =
-        resolve(&args.target, &args.source_ip, args.resolve_timeout, &mut shutdown).await?[0];
+    let target = resolve(&args.target, &args.reach, &mut shutdown).await?[0];
     derive(&mut config, "address", &target);
     let report = begin("load-client hold", config, common)?;
     let admin = live::admin(common.admin)?;
     let load = Load {
-        sources: args.source_ip.len().max(1) as u64,
+        sources: args.reach.source_ip.len().max(1) as u64,
         at_once: u64::from(args.connections),
         rate: None,
         leaves_time_wait: false,
@@ -220,8 +217,7 @@ async fn run_probe(args: ProbeArgs, common: &CommonArgs, mut config: Config) -> 
         None => None,
     };
     let mut shutdown = catch()?;
-    let mut targets =
-        resolve(&args.target, &args.source_ip, args.resolve_timeout, &mut shutdown).await?;
+    let mut targets = resolve(&args.target, &args.reach, &mut shutdown).await?;
     if !args.each_family {
         targets.truncate(1);
     }
