@@ -25,10 +25,12 @@ async fn a_full_disk_leaves_no_node_changed() {
         }
         let limit = getrlimit(Resource::Fsize);
         setrlimit(Resource::Fsize, Rlimit { current: Some(0), ..limit }).unwrap();
+        limit
     });
     let line = "experiment --clients 3 --step 10s";
     let e = run(&fake, line, dir.path(), never, &|_| {}).await.unwrap_err();
-    full.await.unwrap();
+    // What the test says may go to a file.
+    setrlimit(Resource::Fsize, full.await.unwrap()).unwrap();
     assert!(e.starts_with("cannot write ") && e.contains("raw/journal"), "{e}");
     assert!(fake.namespaces().is_empty());
 }
