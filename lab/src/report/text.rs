@@ -332,12 +332,14 @@ fn summary(out: &mut String, result: &LabResult, width: usize) {
     } else {
         format!(
             "Positive control: {} of {} above-window segments reset an unprotected connection",
-            control.killed, control.forged
+            words::grouped(control.killed),
+            words::grouped(control.forged)
         )
     };
     paragraph(out, "", &text, width);
     let cells = || result.scenarios.iter().flat_map(|s| &s.cells);
     let expected = cells().filter(|c| c.judgement == Judgement::AsExpected).count();
+    let expected = words::grouped(expected as u64);
     let beside = words::beside_cells(result, |s| s.judgement == Judgement::AsExpected);
     let mut parts = Vec::new();
     if cells().count() > 0 || beside.is_empty() {
@@ -346,7 +348,9 @@ fn summary(out: &mut String, result: &LabResult, width: usize) {
         let what = if alone { " (the control)" } else { "" };
         parts.push(format!("{expected} of {}{what} as expected", count(cells().count())));
     }
-    parts.extend(beside.iter().map(|(n, all)| format!("{n} of {all} as expected")));
+    parts.extend(
+        beside.iter().map(|(n, all)| format!("{} of {all} as expected", words::grouped(*n))),
+    );
     let skipped = result.scenarios.iter().filter(|s| s.judgement == Judgement::Skipped).count();
     if skipped > 0 {
         parts.push(format!("{skipped} SKIPPED"));
