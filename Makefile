@@ -101,7 +101,7 @@ alone: built
 	@$(CARGO) test --workspace --test saturation
 
 beside:
-	@$(MAKE) --no-print-directory licences docs shell-check properties manifests
+	@nice -n 5 $(MAKE) --no-print-directory licences docs shell-check properties manifests
 
 unit:
 	@echo '== unit and real-packet tests'

@@ -17,6 +17,9 @@ pub struct Tap {
     ended: Option<bool>,
 }
 
+/// How many times in a row its numbers must be the same.
+const STEADY: usize = 20;
+
 impl Tap {
     /// Starts capturing what `filter` says in a host, at `link` (`any` for all), into `file`.
     /// It is ready once [`Tap::wait_ready`] returns.
@@ -51,9 +54,7 @@ impl Tap {
             if self.process.ends_within(Duration::from_millis(5))? {
                 break;
             }
-            let said = read(self.process.log());
-            let last = said.lines().rev().find_map(interim);
-            caught_up = last.is_some_and(|[captured, received]| captured == received);
+            caught_up = has_read_all(&read(self.process.log()));
         }
         self.process.signal(Signal::SIGINT);
         self.ended = Some(caught_up);
@@ -76,6 +77,17 @@ impl Tap {
 
 fn read(log: &Path) -> String {
     std::fs::read_to_string(log).unwrap_or_default()
+}
+
+/// Whether it has captured what it received, or nothing more comes: it looks for packets between any two of
+/// its answers. What came before its filter was in place, it received and never captures (libpcap's
+/// `pcap_setfilter_linux()`).
+fn has_read_all(said: &str) -> bool {
+    let mut answers = said.lines().rev().filter_map(interim);
+    answers.next().is_some_and(|last @ [captured, received]| {
+        let same = answers.take(STEADY - 1).filter(|before| *before == last);
+        captured == received || same.count() == STEADY - 1
+    })
 }
 
 /// What tcpdump has captured and received, of a line that it prints at SIGUSR1.
@@ -121,6 +133,23 @@ mod tests {
             let unread = whole.replace("12 packets captured", "11 packets captured");
             assert_eq!(lost(&unread, caught_up).is_none(), caught_up);
         }
+    }
+
+    /// It has read all where its numbers are equal, or do not change from answer to answer.
+    #[test]
+    fn what_is_left_unread_is_told_from_what_is_not_of_the_capture() {
+        let answer = |n: u32| {
+            format!(
+                "tcpdump: {n} packets captured, 65 packets received by filter, 0 packets dropped by kernel\n"
+            )
+        };
+        let listening = "tcpdump: listening on eth0\n";
+        assert!(!has_read_all(listening));
+        assert!(has_read_all(&(answer(61) + &answer(65))));
+        let steady = answer(61).repeat(STEADY);
+        assert!(has_read_all(&(listening.to_owned() + &answer(3) + &steady)));
+        assert!(!has_read_all(&answer(61).repeat(STEADY - 1)));
+        assert!(!has_read_all(&(steady + &answer(62))));
     }
 
     /// It has caught up where it has read what it received, in its own words.

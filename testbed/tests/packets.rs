@@ -1,12 +1,14 @@
 //! The testbed itself, with real packets.
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use canary_testbed::model::Path;
 use canary_testbed::network::wire::Network;
 use canary_testbed::network::{Conditions, Fate, KINDS, Share};
+use canary_testbed::tap::Tap;
 use canary_testbed::test::{Bed, SOON};
 use canary_testbed::topology::Topology;
 use canary_wire::segment::Family;
@@ -15,6 +17,7 @@ canary_testbed::tests![
     a_service_is_translated,
     hosts_are_apart,
     hosts_go_with_their_testbed,
+    what_came_before_a_filter_is_no_loss,
     a_clean_network_carries_all,
     a_bad_network_does_what_it_says,
 ];
@@ -49,6 +52,37 @@ fn hosts_go_with_their_testbed() {
     assert!(named());
     drop(bed);
     assert!(!named());
+}
+
+/// A capture that begins amid other traffic is whole: what tcpdump received before its filter was in place
+/// is not of it. That there was such traffic, its own numbers show.
+fn what_came_before_a_filter_is_no_loss() {
+    let bed = Bed::new(Topology::pair);
+    let (dir, on) = (tempfile::tempdir().unwrap(), AtomicBool::new(true));
+    let other = bed.within("client", || {
+        let socket = UdpSocket::bind("198.18.65.10:0").unwrap();
+        socket.connect("198.18.65.20:9").unwrap();
+        socket
+    });
+    std::thread::scope(|threads| {
+        // Bounded: ends with the captures, or by itself.
+        threads.spawn(|| {
+            (0..50_000_000).take_while(|_| on.load(Ordering::Relaxed)).for_each(|_| {
+                let _ = other.send(b"other");
+            });
+        });
+        let unfiltered = (0..20).any(|n| {
+            let file = dir.path().join(format!("{n}.pcap"));
+            let mut tap = Tap::start(bed.testbed(), "server", "eth0", "tcp", &file).unwrap();
+            tap.wait_ready(SOON).unwrap();
+            let (_, lost) = tap.stop(SOON).unwrap();
+            assert_eq!(lost, None);
+            let said = std::fs::read_to_string(dir.path().join("tcpdump-server.log")).unwrap();
+            !said.contains("\n0 packets received by filter")
+        });
+        on.store(false, Ordering::Relaxed);
+        assert!(unfiltered, "no packet came before a filter");
+    });
 }
 
 /// Sends `n` octets each way, over IPv4 and IPv6; they arrive as they were.
